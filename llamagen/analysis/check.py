@@ -1,0 +1,95 @@
+"""Every finding about a set of specs: resolved, built and checked, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.analysis.lint import lint
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.ir.build import build
+from llamagen.ir.graph import Graph
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+
+_UNSOURCED = "LG510"
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What ``check`` found; ``specs`` counts the files that were looked at."""
+
+    specs: int
+    findings: tuple[Diagnostic, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Notes are not findings."""
+        return all(found.severity == "note" for found in self.findings)
+
+
+def check_specs(
+    registry: Registry, targets: Sequence[str] = (), *, notes: bool = False
+) -> CheckReport:
+    """Check ids, files and folders; without targets every spec of the registry.
+
+    Notes (hints that are no findings) are left out unless asked for. Raises LlamagenError LG201 for a target that
+    does not exist; faults of specs are in the report.
+    """
+    paths = _paths(registry, targets)
+    found: dict[Diagnostic, None] = {}
+    seen: set[str] = set()
+    for path in paths:
+        try:
+            resolved = registry.load(path)
+            found.update(dict.fromkeys(resolved.warnings))
+            # rules about the wiring see the same places in every variant of an architecture
+            graph = None if resolved.digest in seen else _graph(resolved)
+            seen.add(resolved.digest)
+            found.update(dict.fromkeys(_lint(resolved, graph)))
+        except LlamagenError as error:
+            found.update(dict.fromkeys(error.diagnostics))
+    kept = (one for one in found if notes or one.severity != "note")
+    return CheckReport(len(paths), tuple(kept))
+
+
+def _graph(resolved: ResolvedSpec) -> Graph | None:
+    """The graph; None for what cannot be built by itself."""
+    if resolved.spec.abstract or resolved.spec.root is None:
+        return None
+    return build(resolved)
+
+
+def _lint(resolved: ResolvedSpec, graph: Graph | None) -> Iterator[Diagnostic]:
+    for found in lint(resolved, graph):
+        # who states no source at all does not keep sources; the shipped specs all do
+        if found.code != _UNSOURCED or resolved.spec.provenance:
+            yield found
+
+
+def _paths(registry: Registry, targets: Sequence[str]) -> tuple[Path, ...]:
+    names: Iterable[str] = targets or registry.ids()
+    missing: list[Diagnostic] = []
+    paths: dict[Path, None] = {}
+    for name in names:
+        try:
+            paths.update(dict.fromkeys(_expand(registry, name)))
+        except LlamagenError as error:
+            missing.extend(error.diagnostics)
+    if missing:
+        raise LlamagenError(missing)
+    return tuple(paths)
+
+
+def _expand(registry: Registry, target: str) -> Iterator[Path]:
+    folder = Path(target)
+    if target.endswith(_SUFFIXES) or not folder.is_dir():
+        yield registry.locate(target)
+        return
+    below = sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    if not below:
+        help = "a checkpoint folder is checked with `--as ID`"
+        raise LlamagenError.of("LG201", f"the folder `{target}` has no specs (*.yaml)", help=help)
+    yield from below

@@ -1,0 +1,78 @@
+"""The table of diff rules: what a kind of change means for each surface."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from llamagen.analysis.features import Kind
+from llamagen.analysis.tables import load_table
+from llamagen.spec.naming import Closed
+
+
+class Surface(StrEnum):
+    WEIGHTS = "weights"
+    """Whether a checkpoint of A loads into B."""
+    TOKENS = "tokens"
+    """Whether the same text gives the same ids."""
+    NUMERICS = "numerics"
+    """Whether the same weights and ids give the same logits."""
+    INTERFACE = "interface"
+    """Inputs, outputs and cache layout of the exported model."""
+    OPERATORS = "operators"
+    """What a runtime must implement."""
+    MEMORY = "memory"
+    COMPUTE = "compute"
+    RECORD = "record"
+    """Dates, licence, lineage."""
+
+
+class Verdict(StrEnum):
+    SAME = "same"
+    COMPATIBLE = "compatible"
+    CONVERTIBLE = "convertible"
+    BREAKING = "breaking"
+
+    @property
+    def rank(self) -> int:
+        return list(Verdict).index(self)
+
+
+class EffectRule(Closed):
+    """``text`` is a template over the names of the change; ``transform: candidate`` takes the one that fits."""
+
+    verdict: Verdict
+    text: str
+    transform: str | None = None
+
+
+class RuleCase(Closed):
+    """Two overlays on the test model: the rule fires from ``before`` to ``after``, ``mirror`` the other way."""
+
+    before: str
+    after: str
+
+
+class DiffRule(Closed):
+    title: str
+    subject: Kind
+    change: tuple[Literal["changed", "added", "removed"], ...]
+    when: str = "true"
+    effects: dict[Surface, EffectRule] = {}
+    mirror: str = Field(description="Id of the rule that fires for the opposite change.")
+    case: RuleCase
+
+
+DiffRuleId = Annotated[str, StringConstraints(pattern=r"^D[1-9][0-9]{2}$")]
+
+
+class DiffRules(Closed):
+    version: Literal[1]
+    rules: dict[DiffRuleId, DiffRule]
+
+
+def diff_rules() -> dict[str, DiffRule]:
+    """Every rule by id; the first that fits a change judges it."""
+    return dict(load_table("rules/diff.yaml", DiffRules).rules)

@@ -1,0 +1,161 @@
+"""A block's nodes as equations people can read and compare: temporaries inlined, names as the author chose them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from llamagen.diagnostics import Span
+from llamagen.ir.graph import Attrs, Block, Graph, Node
+
+_INFIX: Final = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_SCALAR: Final = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}
+_ADDITIVE: Final = frozenset({"+", "-"})
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """One line of a block, with the place it comes from. The last one begins with ``return``."""
+
+    text: str
+    span: Span | None
+
+
+def equations(graph: Graph, block: Block) -> tuple[Equation, ...]:
+    """The block's equations in order; options are resolved, so no condition is left in them."""
+    return tuple(_Writer(graph, block, keep_names=True).lines())
+
+
+def canonical(graph: Graph, block: Block) -> tuple[str, ...]:
+    """As ``equations`` without the author's names: equal for blocks that differ in names of values only."""
+    return tuple(e.text for e in _Writer(graph, block, keep_names=False).lines())
+
+
+def option_values(block: Block) -> str:
+    """``kind=chunked`` of a specialised block; empty for one without options."""
+    return ", ".join(f"{name}={_plain(value)}" for name, value in block.options.items())
+
+
+class _Writer:
+    def __init__(self, graph: Graph, block: Block, *, keep_names: bool) -> None:
+        self.block = block
+        self.keep_names = keep_names
+        self.numbers: dict[str, int] = {}
+        self.prelude = {r: node for node in graph.prelude for r in node.results}
+        self.uses = Counter(o for node in block.nodes for o in node.operands)
+        self.uses.update(block.outputs)
+        self.text: dict[str, str] = {}
+        self.loose: set[str] = set()
+        """Values whose text is a sum, which needs brackets inside a product."""
+
+    def lines(self) -> list[Equation]:
+        lines: list[Equation] = []
+        for node in self.block.nodes:
+            text, loose = self.expression(node)
+            single = len(node.results) == 1
+            value = self.block.values.get(node.results[0])
+            named = self.keep_names and value is not None and value.named
+            if single and not named and self.uses[node.results[0]] == 1:
+                self.text[node.results[0]] = text
+                if loose:
+                    self.loose.add(node.results[0])
+                continue
+            targets = ", ".join(self.target(r) for r in node.results)
+            lines.append(Equation(f"{targets} = {text}", node.span))
+        results = ", ".join(self.operand(o) for o in self.block.outputs)
+        last = self.block.nodes[-1].span if self.block.nodes else self.block.span
+        return [*lines, Equation(f"return {results}", last)]
+
+    def target(self, value: str) -> str:
+        return self.operand(value) if self.uses[value] else "_"
+
+    def operand(self, value: str) -> str:
+        if value in self.text:
+            return self.text[value]
+        if value.startswith("@"):
+            source = self.prelude.get(value[1:])
+            return source.op if source is not None else value[1:]
+        if not self.keep_names:
+            return f"v{self.numbers.setdefault(value, len(self.numbers))}"
+        # The builder numbers a name that is assigned twice: `k`, `k.1`.
+        name = value.split(".", 1)[0]
+        return name.replace("%", "v")
+
+    def tight(self, value: str) -> str:
+        text = self.operand(value)
+        return f"({text})" if value in self.loose else text
+
+    def expression(self, node: Node) -> tuple[str, bool]:
+        if node.op in _INFIX:
+            sign = _INFIX[node.op]
+            left, right = node.operands
+            if sign in _ADDITIVE:
+                after = self.tight(right) if sign == "-" else self.operand(right)
+                return f"{self.operand(left)} {sign} {after}", True
+            return f"{self.tight(left)} {sign} {self.tight(right)}", False
+        if node.op in _SCALAR:
+            sign = _SCALAR[node.op]
+            operand = node.operands[0]
+            loose = sign in _ADDITIVE
+            left = self.operand(operand) if loose else self.tight(operand)
+            return f"{left} {sign} {_plain(node.attrs['value'])}", loose
+        if node.op == "neg":
+            return f"-{self.tight(node.operands[0])}", False
+        if node.op == "parameter" and node.part is not None:
+            return node.part, False
+        name = node.part if node.part is not None else node.op
+        operands = [self.operand(o) for o in node.operands]
+        if node.op == "rotate":
+            name, operands = "rope", operands[:1]
+        if node.op == "call" or node.op == "stack":
+            operands = [o for o, raw in zip(operands, node.operands, strict=True) if raw[0] != "@"]
+        return f"{name}({', '.join(operands)})", False
+
+
+def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:
+    """What an op computes with besides its operands: constants and switches, without any size.
+
+    The rope table's and the mask's settings are shown at the ops that use them.
+    """
+    prelude = {f"@{r}": made for made in graph.prelude for r in made.results}
+    shown = {name: _plain(v) for name, v in attrs.items() if name not in _SIZES}
+    for operand in node.operands:
+        if operand in prelude:
+            made = prelude[operand]
+            kept = {n: v for n, v in made.attrs.items() if n not in _SIZES}
+            if made.op == "rope_table":
+                kept = {n: v for n, v in kept.items() if n in _rope_names(str(kept["scaling"]))}
+            shown.update({name: _plain(value) for name, value in kept.items()})
+    return shown
+
+
+_SIZES: Final = frozenset(
+    {
+        "features", "rows", "in_features", "out_features", "num_experts", "intermediate", "heads",
+        "dim", "shape", "sizes", "axes", "start", "stop", "bias", "tied_to", "kind",
+    }
+)  # fmt: skip
+
+
+def _rope_names(scaling: str) -> frozenset[str]:
+    names = {"theta", "scaling"}
+    if scaling != "default":
+        names.add("factor")
+    if scaling == "llama3":
+        names |= {"low_freq_factor", "high_freq_factor", "original_max_positions"}
+    if scaling == "yarn":
+        names |= {"beta_fast", "beta_slow", "original_max_positions", "attention_factor"}
+    return frozenset(names)
+
+
+def _plain(value: object) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return f"[{', '.join(map(_plain, value))}]"
+        case _:
+            return str(value)

@@ -1,0 +1,225 @@
+"""Findings about a valid spec: rules are data (spec/rules/lint.yaml), this file only says what they can see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from llamagen.analysis.cost import tensor_parallel_degrees
+from llamagen.analysis.params import count_parameters
+from llamagen.analysis.rules import fill, holds
+from llamagen.analysis.sources import known_sources, matches, source_of
+from llamagen.analysis.tables import load_table
+from llamagen.analysis.walk import behind, operand_types, places
+from llamagen.diagnostics import Diagnostic, Severity, Span
+from llamagen.ir.graph import Block, Graph, Node, OpPart
+from llamagen.spec.evaluate import Static
+from llamagen.spec.naming import Closed
+from llamagen.spec.resolve import ResolvedSpec
+
+Subject = Literal["model", "value", "provenance", "attention", "linear"]
+
+
+class Case(Closed):
+    """YAML laid over the test model (tests/unit/analysis): what fires the rule, and what does not."""
+
+    fires: str
+    silent: str
+
+
+class LintRule(Closed):
+    """One rule. ``over`` is what it looks at one by one; ``when`` is true where it finds something."""
+
+    title: str
+    severity: Literal["warning", "note"]
+    over: Subject
+    when: str
+    message: str
+    help: str
+    explanation: str
+    place: str | None = Field(
+        default=None, description="Dotted path the finding points at; default: the subject."
+    )
+    case: Case
+
+
+RuleId = Annotated[str, StringConstraints(pattern=r"^LG5[0-9]{2}$")]
+
+
+class LintRules(Closed):
+    version: Literal[1]
+    rules: dict[RuleId, LintRule]
+
+
+def lint_rules() -> dict[str, LintRule]:
+    """Every rule by id, in the order of the file."""
+    return dict(load_table("rules/lint.yaml", LintRules).rules)
+
+
+def lint(resolved: ResolvedSpec, graph: Graph | None = None) -> tuple[Diagnostic, ...]:
+    """Findings of all rules, by place and id. Without a graph (abstract specs) rules about the wiring rest."""
+    found: list[Diagnostic] = []
+    subjects = _Subjects(resolved, graph)
+    for rule_id, rule in lint_rules().items():
+        seen: set[tuple[str, Span | None]] = set()
+        for scope, span in subjects.of(rule.over):
+            if not holds(rule.when, scope):
+                continue
+            place = resolved.place(*rule.place.split(".")) if rule.place is not None else span
+            message = fill(rule.message, scope)
+            if (message, place) in seen:
+                continue
+            seen.add((message, place))
+            severity: Severity = rule.severity
+            help = fill(rule.help, scope)
+            found.append(Diagnostic(rule_id, severity, message, place, (), help))
+    return tuple(sorted(found, key=_order))
+
+
+def _order(found: Diagnostic) -> tuple[str, int, int, str, str]:
+    span = found.span
+    where = (span.file, span.line, span.col) if span is not None else ("", 0, 0)
+    return (*where, found.code, found.message)
+
+
+Scoped = Iterator[tuple[dict[str, Static], Span | None]]
+
+_SOURCED = ("hyperparameters", "constants", "patterns")
+
+
+class _Subjects:
+    """Scopes of the rules. Names are documented in spec/rules/lint.yaml."""
+
+    def __init__(self, resolved: ResolvedSpec, graph: Graph | None) -> None:
+        self.resolved = resolved
+        self.graph = graph
+        self.base = hyperparameter_scope(resolved)
+        self.known: dict[Subject, list[tuple[dict[str, Static], Span | None]]] = {}
+
+    def of(self, subject: Subject) -> Scoped:
+        """The subjects of one kind, computed once for all rules."""
+        if subject not in self.known:
+            self.known[subject] = list(self.compute(subject))
+        return iter(self.known[subject])
+
+    def compute(self, subject: Subject) -> Scoped:
+        match subject:
+            case "model":
+                yield from self.model()
+            case "value":
+                yield from self.values()
+            case "provenance":
+                yield from self.provenance()
+            case "attention":
+                yield from self.attentions()
+            case "linear":
+                yield from self.linears()
+
+    def model(self) -> Scoped:
+        if self.graph is None:
+            return
+        report = count_parameters(self.graph)
+        attentions = [scope for scope, _ in self.of("attention")]
+        yield (
+            {
+                **self.base,
+                "params": report.total,
+                "active_params": report.active,
+                "tp_degrees": tensor_parallel_degrees(self.graph),
+                "attention_layers": len(attentions),
+                "rope_layers": sum(1 for a in attentions if a["rotated"]),
+                "local_layers": sum(1 for a in attentions if a["reach"] is not None),
+            },
+            self.resolved.place("hyperparameters"),
+        )
+
+    def values(self) -> Scoped:
+        if self.resolved.spec.abstract:
+            return
+        for path, leaf in self.resolved.leaves():
+            section = path.split(".", 1)[0]
+            if section in _SOURCED:
+                source = source_of(self.resolved, path)
+                scope: dict[str, Static] = {
+                    "path": path,
+                    "section": section,
+                    "text": leaf.origins[-1].text,
+                    "source": source,
+                    "written_in": leaf.origins[-1].spec_id,
+                }
+                yield scope, leaf.node.span
+
+    def provenance(self) -> Scoped:
+        paths = [path for path, _ in self.resolved.leaves()]
+        known = known_sources()
+        for glob, source in self.resolved.spec.provenance.items():
+            key = source.split("#", 1)[0].split(" ", 1)[0].rstrip(":,;")
+            scope: dict[str, Static] = {
+                "glob": glob,
+                "source": source,
+                "key": key,
+                "known": not known or key in known,
+                "covers": sum(1 for path in paths if matches(glob, path)),
+                "abstract": self.resolved.spec.abstract,
+            }
+            yield scope, self.resolved.place("provenance", glob)
+
+    def attentions(self) -> Scoped:
+        if self.graph is None:
+            return
+        for here in places(self.graph, frozenset({"attention"})):
+            yield self.attention(self.graph, here.path, here.block, here.node), here.node.span
+
+    def attention(self, graph: Graph, path: str, block: Block, node: Node) -> dict[str, Static]:
+        q, k, v = operand_types(graph, block, node)[:3]
+        back = {name: behind(block, node.operands[i]) for i, name in enumerate("qkv")}
+        producers = {r: n for n in block.nodes for r in n.results}
+        ops = {name: {producers[v].op for v in back[name] if v in producers} for name in "qkv"}
+        mask = node.operands[3].removeprefix("@") if len(node.operands) > 3 else None
+        attrs = next((n.attrs for n in graph.prelude if mask in n.results), {})
+        bounds = [b for name in ("window", "chunk") if isinstance(b := attrs.get(name), int)]
+        return {
+            **self.base,
+            "path": path,
+            "heads": q.shape[1].value,
+            "kv_heads": k.shape[1].value,
+            "key_dim": k.shape[3].value,
+            "value_dim": v.shape[3].value,
+            "masked": mask is not None,
+            "cached": "cache" in ops["k"],
+            "rotated": "rotate" in ops["q"] and "rotate" in ops["k"],
+            "rotated_query_only": "rotate" in ops["q"] and "rotate" not in ops["k"],
+            "reach": min(bounds) if bounds else None,
+        }
+
+    def linears(self) -> Scoped:
+        if self.graph is None:
+            return
+        for block in self.graph.blocks.values():
+            for part in block.parts.values():
+                if isinstance(part, OpPart) and part.op == "linear":
+                    scope: dict[str, Static] = {
+                        "part": part.name,
+                        "block": block.definition,
+                        "in_features": _int(part.attrs["in_features"]),
+                        "out_features": _int(part.attrs["out_features"]),
+                        "bias": part.attrs["bias"] is True,
+                    }
+                    yield scope, part.span
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def hyperparameter_scope(resolved: ResolvedSpec) -> dict[str, Static]:
+    """Every name of the vocabulary (none where unset), and the spec's constants."""
+    scope: dict[str, Static] = dict(resolved.spec.constants)
+    values = resolved.spec.hyperparameters
+    for name in type(values).model_fields:
+        value = getattr(values, name)
+        scope[name] = value.model_dump() if isinstance(value, BaseModel) else value
+    return scope

@@ -1,0 +1,67 @@
+"""What lint and diff rules share: conditions and message templates in the one expression language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.spec.evaluate import FUNCTIONS, Scope, Static, evaluate
+from llamagen.spec.expr import Expr, ExpressionError, parse
+
+
+@lru_cache(maxsize=2048)
+def parsed(text: str) -> Expr:
+    return parse(text)
+
+
+def holds(text: str, scope: Scope) -> bool:
+    """Whether the condition is true. Raises LG301 for one that cannot be evaluated."""
+    return value_of(text, scope) is True
+
+
+def value_of(text: str, scope: Scope) -> Static:
+    """Value of an expression over ``scope``. Raises LG301 with the expression and the reason."""
+    try:
+        return evaluate(parsed(text), scope, FUNCTIONS)
+    except ExpressionError as error:
+        start, end = error.extent
+        message = f"`{text}`: {error.message}, at `{text[start:end]}`"
+        raise LlamagenError.of("LG301", message, help=error.help) from None
+
+
+def fill(template: str, scope: Scope) -> str:
+    """``template`` with every ``{expression}`` replaced by its value; ``{{`` and ``}}`` are braces."""
+    pieces: list[str] = []
+    rest = template
+    while rest:
+        before, brace, after = rest.partition("{")
+        pieces.append(before.replace("}}", "}"))
+        if not brace:
+            break
+        if after.startswith("{"):
+            pieces.append("{")
+            rest = after[1:]
+            continue
+        inner, end, rest = after.partition("}")
+        if not end:
+            raise LlamagenError.of("LG301", f"the template `{template}` has an open brace")
+        pieces.append(static_text(value_of(inner, scope)))
+    return "".join(pieces)
+
+
+def static_text(value: Static) -> str:
+    """A value as people read it: thousands separated, lists bracketed, a nested record in one line."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"{value:,}" if abs(value) >= 100_000 else str(value)
+        case tuple():
+            return f"[{', '.join(map(static_text, value))}]"
+        case Mapping():
+            return "{" + ", ".join(f"{k}: {static_text(v)}" for k, v in value.items()) + "}"
+        case _:
+            return str(value)

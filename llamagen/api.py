@@ -1,0 +1,328 @@
+"""llamagen from a program: ``load`` a model, read it, write its backends.
+
+Importing this module is cheap: PyTorch, ONNX and ONNX Runtime are imported by the functions that need them.
+Every function raises ``LlamagenError`` for input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamagen.emit.targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from llamagen.analysis.catalog import Modality, Row, Section
+    from llamagen.analysis.check import CheckReport
+    from llamagen.emit.export import Progress, Written
+    from llamagen.emit.generate import Generated
+    from llamagen.ir.graph import Graph, Parameter
+    from llamagen.runtime.session import Generation
+    from llamagen.spec.fmt_files import FormatReport
+    from llamagen.spec.registry import Registry
+    from llamagen.spec.resolve import ResolvedSpec
+    from llamagen.spec.resolved_text import OriginRow
+    from llamagen.spec.schema import Spec
+    from llamagen.verify.report import VerifyReport
+
+VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+
+
+def _silent(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+CODE = re.compile(r"[Ll][Gg][0-9]{3}")
+
+LIST_COLUMNS = (
+    "id",
+    "released",
+    "status",
+    "parameters",
+    "active",
+    "layers",
+    "hidden",
+    "attention",
+    "context",
+    "input",
+    "licence",
+    "uncertain",
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One resolved spec and what is derived from it, each part computed when first asked for."""
+
+    resolved: ResolvedSpec
+    registry: Registry = field(repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        return self.resolved.spec.id
+
+    @property
+    def spec(self) -> Spec:
+        """The typed spec."""
+        return self.resolved.spec
+
+    @cached_property
+    def origins(self) -> tuple[OriginRow, ...]:
+        """Every leaf with the places that wrote it."""
+        from llamagen.spec.resolved_text import origin_rows
+
+        return origin_rows(self.resolved)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The verified graph. Raises LG401 for a record whose wiring is not published."""
+        from llamagen.ir.build import build
+
+        return build(self.resolved)
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Role path (the checkpoint's name) -> parameter; a tied head has none of its own."""
+        from llamagen.ir.graph import parameters
+
+        return parameters(self.graph)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.count for p in self.parameters.values())
+
+    def resolved_text(self) -> str:
+        """The spec as one YAML file without ``extends``."""
+        from llamagen.spec.resolved_text import resolved_text
+
+        return resolved_text(self.resolved)
+
+    def graph_text(self) -> str:
+        """The canonical text of the graph; it parses back to an equal graph."""
+        from llamagen.ir.text import render
+
+        return render(self.graph)
+
+    def mermaid(self) -> str:
+        """The graph as a Mermaid flowchart."""
+        from llamagen.analysis.mermaid import mermaid
+
+        return mermaid(self.graph)
+
+    def files(self, *targets: Target) -> dict[str, str]:
+        """What ``generate`` writes, file name -> text; every target by default."""
+        from llamagen.emit.files import Subject, files_of
+
+        return files_of(Subject(self.resolved, self.graph), targets or TARGETS)
+
+    def torch_source(self) -> str:
+        """A standalone PyTorch module, source text."""
+        return self.files(Target.TORCH)["modeling.py"]
+
+    def onnx_text(self) -> str:
+        """The ONNX graph of the portable profile without weights, as text."""
+        return self.files(Target.ONNX)["model.onnx.txt"]
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        checkpoint: str | Path | None = None,
+        random_weights: int | None = None,
+        profile: str = "portable",
+        dtype: str = "float32",
+        overwrite: bool = False,
+        progress: Progress = _silent,
+    ) -> Written:
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
+        from llamagen.emit import export
+
+        if (checkpoint is None) == (random_weights is None):
+            raise ValueError("give either checkpoint or random_weights")
+        if checkpoint is not None:
+            return export.export_checkpoint(
+                self.resolved,
+                self.graph,
+                Path(checkpoint),
+                Path(out),
+                profile=profile,
+                dtype=dtype,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        assert random_weights is not None
+        return export.export_random(
+            self.resolved,
+            self.graph,
+            random_weights,
+            Path(out),
+            profile=profile,
+            dtype=dtype,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+
+def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
+    """The model of an id (``llama/3.2/1b``) or of a YAML file. ``roots`` are searched before the shipped specs."""
+    from llamagen.spec.registry import Registry
+
+    registry = Registry(roots)
+    return Model(registry.load(target), registry)
+
+
+def check(
+    targets: Sequence[str] = (), roots: Sequence[Path] = (), *, notes: bool = False
+) -> CheckReport:
+    """Every finding about ids, YAML files and folders; about all shipped specs without targets."""
+    from llamagen.analysis.check import check_specs
+    from llamagen.spec.registry import Registry
+
+    return check_specs(Registry(roots), targets, notes=notes)
+
+
+def list_models(
+    *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
+) -> list[Row]:
+    """The shipped models by release date, with exact parameter counts."""
+    from llamagen.analysis.catalog import Catalog
+    from llamagen.spec.registry import Registry
+
+    return Catalog(Registry()).rows(generation, status, modality)
+
+
+def show(target: str | Path) -> list[Section]:
+    """One model as a page of sections."""
+    from llamagen.analysis.catalog import sections
+
+    return list(sections(load(target).resolved))
+
+
+def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
+    """Compare a checkpoint's headers with a spec; no weights are read."""
+    from llamagen.emit.check_checkpoint import check_checkpoint
+
+    model = load(target)
+    return check_checkpoint(model.resolved, model.graph, Path(folder))
+
+
+def explain(subject: str, path: str | None = None) -> str:
+    """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
+    from llamagen.analysis import explain as words
+
+    if path is not None:
+        model = load(subject)
+        return words.explain_value(model.registry, model.resolved, path)
+    if CODE.fullmatch(subject):
+        return words.explain_code(subject)
+    if subject == "ops":
+        return words.explain_ops()
+    return words.explain_named(subject)
+
+
+def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
+    """Bring YAML files, and those below folders, into canonical form; without ``write`` only compare."""
+    from llamagen.runtime.session import Generation
+    from llamagen.spec.fmt_files import format_files
+    from llamagen.spec.schema import Spec
+
+    return format_files(files, tuple(Spec.model_fields), write=write)
+
+
+def schema_text() -> str:
+    """The JSON schema of spec files."""
+    from llamagen.spec.json_schema import schema_text
+
+    return schema_text()
+
+
+def schema_is_fresh() -> bool:
+    """Whether the shipped spec/schema.json is what ``schema_text`` gives."""
+    from llamagen.resources import data_folder
+
+    shipped = data_folder("spec") / "schema.json"
+    return shipped.is_file() and shipped.read_text(encoding="utf-8") == schema_text()
+
+
+def write_schema(path: Path) -> bool:
+    """Write the schema unless the file has it already; whether it was written."""
+    from llamagen.emit.files import write_changed
+
+    written, _ = write_changed(path.parent, {path.name: schema_text()})
+    return bool(written)
+
+
+def generate(
+    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+) -> Iterator[Generated]:
+    """Write what differs from the files below ``to``, model by model; every model without ``ids``."""
+    from llamagen.emit.generate import generate
+    from llamagen.spec.registry import Registry
+
+    yield from generate(Registry(), ids, targets or TARGETS, to)
+
+
+def generate_check(
+    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+) -> list[str]:
+    """A unified diff for each file below ``to`` that ``generate`` would write or that nothing generates."""
+    from llamagen.emit.generate import stale
+    from llamagen.spec.registry import Registry
+
+    return list(stale(Registry(), ids, targets or TARGETS, to))
+
+
+def random_checkpoint(
+    target: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Write a Hub checkpoint of a model's exact shape with unit-scale random weights."""
+    from llamagen.emit.random_checkpoint import random_checkpoint
+
+    model = load(target)
+    return random_checkpoint(
+        model.resolved,
+        model.graph,
+        Path(out),
+        seed=seed,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+    )
+
+
+def verify(
+    folder: str | Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
+) -> VerifyReport:
+    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, a padded batch."""
+    from llamagen.verify.folder import verify_folder
+
+    return verify_folder(Path(folder), against, steps)
+
+
+def run(
+    folder: str | Path,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    threads: int = 0,
+) -> Generation:
+    """Generate from an exported folder: iterate the result for tokens and text as they come."""
+    from llamagen.runtime.sampling import Sampling
+    from llamagen.runtime.session import generate
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    return generate(Path(folder), prompt, sampling, max_new_tokens, threads)

@@ -1,0 +1,149 @@
+"""Text to the two streams. Colours and boxes only on a terminal; elsewhere plain, stable bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias, assert_never
+
+from llamagen.diagnostics import Diagnostic
+
+DiagnosticFormat = Literal["text", "json", "github"]
+TableFormat = Literal["table", "json", "csv", "markdown"]
+
+
+def out(text: str) -> None:
+    """A result, as it is."""
+    sys.stdout.write(text)
+
+
+def line(text: str = "") -> None:
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A line for people: progress and remarks."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def diagnostics(found: Iterable[Diagnostic], format: DiagnosticFormat = "text") -> None:
+    """Findings: text to stderr, machine formats to stdout."""
+    from llamagen.diagnostics.render import render
+
+    sys.stdout.flush()
+    match format:
+        case "text":
+            sys.stderr.write(render(found, "text", colour=sys.stderr.isatty()))
+        case "json" | "github":
+            sys.stdout.write(render(found, format))
+        case _:
+            assert_never(format)
+
+
+Cell: TypeAlias = str | int | None
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Cell]], format: TableFormat = "table"
+) -> None:
+    """A table to stdout. Numbers have thousands separators for people and none for programs."""
+    match format:
+        case "table":
+            if sys.stdout.isatty():
+                _boxed(columns, rows)
+            else:
+                out(_aligned(columns, rows))
+        case "csv":
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+            out(text.getvalue())
+        case "markdown":
+            out(_markdown(columns, rows))
+        case "json":
+            import json
+
+            records = [dict(zip(columns, row, strict=True)) for row in rows]
+            out(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+        case _:
+            assert_never(format)
+
+
+def _shown(cell: Cell) -> str:
+    match cell:
+        case None:
+            return "-"
+        case int():
+            return f"{cell:,}"
+        case str():
+            return cell
+        case _:
+            assert_never(cell)
+
+
+def _numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:
+    return any(isinstance(row[column], int) for row in rows)
+
+
+def _aligned(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    lines = [list(columns), *([_shown(cell) for cell in row] for row in rows)]
+    widths = [max(len(cells[i]) for cells in lines) for i in range(len(columns))]
+    right = [_numeric(rows, i) for i in range(len(columns))]
+    text = []
+    for cells in lines:
+        padded = [
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(cells, widths, right, strict=True)
+        ]
+        text.append("  ".join(padded).rstrip() + "\n")
+    return "".join(text)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    def line_of(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+    rule = line_of("---:" if _numeric(rows, i) else "---" for i in range(len(columns)))
+    return line_of(columns) + rule + "".join(line_of(map(_shown, row)) for row in rows)
+
+
+def _boxed(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if _numeric(rows, i) else "left")
+    for row in rows:
+        shown.add_row(*map(_shown, row))
+    Console(highlight=False, markup=False).print(shown)
+
+
+def section(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A heading and aligned ``name  value`` lines."""
+    width = max((len(name) for name, _ in rows), default=0)
+    line(title)
+    for name, value in rows:
+        line(f"  {name.ljust(width)}  {value}".rstrip())
+
+
+def piece(text: str) -> None:
+    """Part of a line, shown at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def files(folder: Path, written: Sequence[tuple[str, int]], seconds: float) -> None:
+    """What a command wrote: names and sizes to stdout, the time to stderr."""
+    from llamagen.units import bytes_short, bytes_text
+
+    total = sum(size for _, size in written)
+    line(f"wrote {folder}: {bytes_text(total)}")
+    table(("file", "bytes", "size"), [(name, size, bytes_short(size)) for name, size in written])
+    note(f"in {seconds:.1f} s")

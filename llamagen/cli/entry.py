@@ -1,0 +1,79 @@
+"""One command from arguments to exit code: the only place that turns exceptions into text."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from llamagen.cli import console
+from llamagen.diagnostics import LlamagenError
+
+CLEAN: Final = 0
+FINDINGS: Final = 1
+USAGE: Final = 2
+INVALID: Final = 3
+INTERNAL: Final = 4
+_INTERRUPTED = 130
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse and run. Every exception ends here."""
+    _fix_streams()
+    gc.set_threshold(100_000)  # a tenth of a short command is spent collecting what imports made
+    from llamagen.cli.app import app
+    from llamagen.cli.options import OPTIONS
+
+    try:
+        app(list(argv), prog_name="llamagen")
+    except SystemExit as end:
+        return _flushed(end.code if isinstance(end.code, int) else CLEAN)
+    except LlamagenError as error:
+        console.diagnostics(error.diagnostics)
+        usage = all(found.code.startswith("LG9") for found in error.diagnostics)
+        return _flushed(USAGE if usage else INVALID)
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _pipe_closed()
+    except Exception as error:
+        return _internal(error, OPTIONS.traceback)
+    return _flushed(CLEAN)
+
+
+def _internal(error: Exception, traceback: bool) -> int:
+    if traceback:
+        import traceback as tracebacks
+
+        console.note("".join(tracebacks.format_exception(error)).rstrip("\n"))
+    first = str(error).split("\n", 1)[0]
+    reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    console.note(f"error[LG999]: internal error: {reason}")
+    console.note("   = help: this is a bug in llamagen, not in your input; please report it to its issue tracker with")
+    console.note("           the command and the spec, and the output of `llamagen --traceback COMMAND ...`")
+    return INTERNAL
+
+
+def _fix_streams() -> None:
+    """The same bytes in every locale: UTF-8 and plain line feeds."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _pipe_closed()
+    return code
+
+
+def _pipe_closed() -> int:
+    """The reader of our output left (``llamagen list | head``): end quietly, as other tools do."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLEAN

@@ -1,0 +1,87 @@
+"""Commands that write text: canonical YAML, the schema, generated code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamagen.cli import console
+from llamagen.emit.targets import Target
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files or folders of them.")]
+
+
+def fmt(
+    files: Files,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not canonical.")
+    ] = False,
+) -> None:
+    """Write specs in canonical form, comments kept."""
+    from llamagen import api
+
+    report = api.fmt(files, write=not check)
+    for path in report.changed:
+        console.line(f"{'would change' if check else 'changed'} {path}")
+    console.diagnostics(report.findings)
+    if report.failed:
+        raise typer.Exit(3)
+    if check and report.changed:
+        raise typer.Exit(1)
+
+
+def schema(
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write to this file instead of stdout.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 if the shipped spec/schema.json is out of date.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of spec files, for completion and hovers in editors."""
+    from llamagen import api
+
+    if check:
+        if not api.schema_is_fresh():
+            console.note("spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`")
+            raise typer.Exit(1)
+    elif to is None:
+        console.out(api.schema_text())
+    else:
+        console.line(f"{'wrote' if api.write_schema(to) else 'unchanged'} {to}")
+
+
+def generate(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids or YAML files; every model by default.")
+    ] = None,
+    target: Annotated[
+        list[Target] | None, typer.Option("--target", help="What to write; everything by default.")
+    ] = None,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Root of the folders, one a model.")
+    ] = Path("generated"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 with a diff if something is not fresh.")
+    ] = False,
+) -> None:
+    """Write generated/<id>/: PyTorch code, ONNX graph, configs and canonical texts; only what changed."""
+    from llamagen import api
+
+    if check:
+        stale = api.generate_check(ids or (), target or (), to)
+        for text in stale:
+            console.out(text)
+        if stale:
+            console.note(f"{len(stale)} generated files are not fresh: run `llamagen generate`")
+            raise typer.Exit(1)
+        console.line(f"{to}: fresh")
+        return
+    for outcome in api.generate(ids or (), target or (), to):
+        if outcome.shares is not None:
+            console.line(f"{outcome.id}: identical to {outcome.shares}")
+            continue
+        words = f"{len(outcome.written)} written, {len(outcome.unchanged)} unchanged"
+        console.line(f"{outcome.id}: {words} in {outcome.folder}")

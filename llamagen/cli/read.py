@@ -1,0 +1,125 @@
+"""Commands that read: none of them imports torch, onnx, onnxruntime or numpy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from llamagen.cli import console
+from llamagen.cli.console import DiagnosticFormat, TableFormat
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TARGET]...", help="Ids, YAML files or folders; every shipped spec by default."),
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")]
+
+
+def check(
+    targets: Targets = None,
+    format: Annotated[DiagnosticFormat, typer.Option(help="How findings are printed.")] = "text",
+    as_id: Annotated[
+        str | None,
+        typer.Option("--as", metavar="ID", help="Compare a checkpoint's headers with this spec."),
+    ] = None,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="Print hints too; they are no findings.")
+    ] = False,
+) -> None:
+    """Check specs, or a checkpoint folder against a spec (--as); exit 1 if there are findings."""
+    from llamagen import api
+
+    if as_id is None:
+        report = api.check(targets or (), notes=notes)
+        what = "1 spec" if report.specs == 1 else f"{report.specs} specs"
+    else:
+        if not targets or len(targets) != 1:
+            raise typer.BadParameter("give one checkpoint folder with --as")
+        report = api.check_checkpoint(targets[0], as_id)
+        what = f"{targets[0]} as {as_id}"
+    console.diagnostics(report.findings, format)
+    if format == "text" and report.clean:
+        console.line(f"{what}: no findings")
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def list_models(
+    generation: Annotated[
+        str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only this status, e.g. released.")
+    ] = None,
+    modality: Annotated[
+        Literal["text", "vision"] | None, typer.Option(help="Only models with or without image input.")
+    ] = None,
+    format: Annotated[TableFormat, typer.Option(help="How the list is printed.")] = "table",
+) -> None:
+    """List the models with dates, exact parameters, attention, context and licence."""
+    from llamagen import api
+
+    rows = api.list_models(generation=generation, status=status, modality=modality)
+    if format in ("json", "csv"):
+        console.table(api.LIST_COLUMNS, [row.cells() for row in rows], format)
+    else:
+        console.table(api.LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
+
+
+def show(spec: Id) -> None:
+    """Show one model: sizes, parameters, memory, history."""
+    from llamagen import api
+
+    for section in api.show(spec):
+        console.section(section.title, section.rows)
+
+
+def resolve(
+    spec: Id,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Say where every value comes from: file:line:col and base.")
+    ] = False,
+) -> None:
+    """Print a spec with everything it inherits, as one canonical YAML file."""
+    from llamagen import api
+
+    model = api.load(spec)
+    if not origins:
+        console.out(model.resolved_text())
+        return
+    for row in model.origins:
+        first = row.text.split("\n", 1)[0]
+        text = first if first == row.text else f"{first} ..."
+        via = "" if row.spec_id == model.id else f" via {row.spec_id}"
+        over = "".join(f", over {old.text!r} of {old.spec_id}" for old in reversed(row.origins[:-1]))
+        console.line(f"{row.path} = {text}\n    {row.span}{via}{over}")
+
+
+def explain(
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="An id, a diagnostic code, an op's name, or `ops`.")
+    ],
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATH]", help="With an id: hyperparameters.rope.theta, or a weight's name."),
+    ] = None,
+) -> None:
+    """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or list the `ops`."""
+    from llamagen import api
+
+    console.out(api.explain(subject, path))
+
+
+def graph(
+    spec: Id,
+    form: Annotated[
+        Literal["text", "mermaid"], typer.Option("--as", help="Canonical text, or a Mermaid flowchart.")
+    ] = "text",
+) -> None:
+    """Print the typed graph of a model."""
+    from llamagen import api
+
+    model = api.load(spec)
+    console.out(model.graph_text() if form == "text" else model.mermaid())
+

@@ -1,0 +1,143 @@
+"""Commands that move weights or run models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamagen.cli import console
+from llamagen.cli.read import Id
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
+
+
+def export(
+    spec: Id,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="DIR", help="Hub folder, Meta folder or a .safetensors file."),
+    ] = None,
+    random_weights: Annotated[
+        int | None,
+        typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16.")
+    ] = "float32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
+    ] = False,
+) -> None:
+    """Write an ONNX folder with weights: streamed from the checkpoint, whole or not at all."""
+    if (checkpoint is None) == (random_weights is None):
+        raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
+    from llamagen import api
+    from llamagen.cli.progress import byte_progress
+
+    model = api.load(spec)
+    with byte_progress("writing weights") as progress:
+        written = model.export(
+            out,
+            checkpoint=checkpoint,
+            random_weights=random_weights,
+            profile=profile,
+            dtype=dtype,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    console.files(written.folder, written.files, written.seconds)
+
+
+def random_checkpoint(
+    spec: Id,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    shards: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Write a checkpoint of a model's exact shape with random weights, to try things without the real one."""
+    from llamagen import api
+
+    limit = None if shards is None else _size(shards)
+    written = api.random_checkpoint(
+        spec, out, seed=seed, dtype=dtype, shard_bytes=limit, overwrite=overwrite
+    )
+    console.files(written.folder, written.files, written.seconds)
+
+
+def verify(
+    folder: Folder,
+    against: Annotated[
+        str, typer.Option(metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers.")
+    ] = "torch,reference",
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
+) -> None:
+    """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
+    from llamagen import api
+
+    report = api.verify(folder, tuple(w.strip() for w in against.split(",") if w.strip()), steps)
+    console.table(api.VERIFY_COLUMNS, [row.cells() for row in report.rows])
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def run(
+    folder: Folder,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Text; the folder must hold tokenizer.json.")
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Token ids instead, comma-separated.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 for all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest with this mass.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="0 lets ONNX Runtime choose.")] = 0,
+) -> None:
+    """Generate with ONNX Runtime from an exported folder; tokens go to stdout as they come."""
+    if (prompt is None) == (ids is None):
+        raise typer.BadParameter("give either --prompt TEXT or --ids 1,2,3")
+    from llamagen import api
+
+    given = prompt if ids is None else _ids(ids)
+    stream = api.run(
+        folder,
+        given if given is not None else "",
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        threads=threads,
+    )
+    for piece in stream:
+        console.piece(piece.text)
+    console.line()
+    console.note(stream.summary())
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of token ids such as 1,2,3") from None
+
+
+def _size(text: str) -> int:
+    from llamagen.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

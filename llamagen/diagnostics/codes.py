@@ -1,0 +1,76 @@
+"""What every code means: spec/rules/diagnostics.yaml, read when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+
+from llamagen.diagnostics import LlamagenError, Severity, did_you_mean
+from llamagen.resources import data_folder
+
+_FIELDS = frozenset({"title", "severity", "explanation", "bad", "good"})
+_SEVERITIES: Mapping[str, Severity] = {"error": "error", "warning": "warning", "note": "note"}
+
+
+@dataclass(frozen=True, slots=True)
+class CodeDoc:
+    """One row of the table. `bad` is input that gets the code, `good` the same input put right."""
+
+    code: str
+    title: str
+    severity: Severity
+    explanation: str
+    bad: str
+    good: str
+
+
+def explain(code: str) -> CodeDoc:
+    """The row of `code`, in any case. Raises LG901 with the nearest code for an unknown one."""
+    table = load_codes()
+    doc = table.get(code.upper())
+    if doc is None:
+        near = did_you_mean(code.upper(), table)
+        raise LlamagenError.of(
+            "LG901",
+            f"there is no diagnostic code {code!r}",
+            help=f"did you mean {near}?" if near else "codes look like LG021",
+        )
+    return doc
+
+
+@cache
+def load_codes() -> Mapping[str, CodeDoc]:
+    """All rows by code, in the order of the table."""
+    table = data_folder("spec") / "rules" / "diagnostics.yaml"
+    return parse_codes(table.read_text(encoding="utf-8"))
+
+
+def parse_codes(text: str) -> Mapping[str, CodeDoc]:
+    """The rows of a table's text. Raises ValueError for a row that is not complete.
+
+    This floor may not import the strict loader (`llamagen.spec.source`); a test reads the file
+    with it and compares.
+    """
+    import yaml
+
+    document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return MappingProxyType(
+        {code: _row(code, fields) for code, fields in document["codes"].items()}
+    )
+
+
+def _row(code: str, fields: Mapping[str, str]) -> CodeDoc:
+    if set(fields) != _FIELDS or not all(isinstance(text, str) for text in fields.values()):
+        raise ValueError(f"{code}: a row has exactly the texts {', '.join(sorted(_FIELDS))}")
+    if fields["severity"] not in _SEVERITIES:
+        raise ValueError(f"{code}: severity is one of {', '.join(_SEVERITIES)}")
+    return CodeDoc(
+        code=code,
+        title=fields["title"],
+        severity=_SEVERITIES[fields["severity"]],
+        explanation=" ".join(fields["explanation"].split()),
+        bad=fields["bad"],
+        good=fields["good"],
+    )

@@ -1,0 +1,28 @@
+"""``check CHECKPOINT --as ID``: a checkpoint's headers against a spec, without reading weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from llamagen.analysis.check import CheckReport
+from llamagen.diagnostics import Diagnostic
+from llamagen.emit.export import bind
+from llamagen.ir.graph import Graph
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.checkpoint import Checkpoint
+
+
+def check_checkpoint(resolved: ResolvedSpec, graph: Graph, folder: Path) -> CheckReport:
+    """Missing, extra and misshapen tensors, strange dtypes, a dialect that is not known.
+
+    A clean report has one note that says what was found. Raises LG601 to LG606 for files that cannot be read.
+    """
+    stored = Checkpoint.open(folder)
+    found = bind(resolved, graph, stored, compare_values=False)
+    if any(one.severity != "note" for one in found.diagnostics):
+        return CheckReport(1, found.diagnostics)
+    dtypes = Counter(tensor.dtype for tensor in stored.tensors.values())
+    counted = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
+    message = f"{len(stored.tensors)} tensors ({counted}) in {found.layout} names fit `{resolved.spec.id}`"
+    return CheckReport(1, (*found.diagnostics, Diagnostic("LG619", "note", message)))

@@ -1,0 +1,207 @@
+"""The main job: a spec and a checkpoint (or a seed) become a folder that ONNX Runtime runs, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.weight_types import STORED
+from llamagen.ir.graph import Graph, OpPart, Parameter, instances, join, parameters
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved_text import resolved_text
+
+if TYPE_CHECKING:
+    from llamagen.emit.onnx.emit import Initializer, OnnxModel
+    from llamagen.weights.checkpoint import Checkpoint
+    from llamagen.weights.names import Resolution
+
+MANIFEST = "llamagen.json"
+SPEC_FILE = "spec.yaml"
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+)
+"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+Copy: TypeAlias = "Callable[[Initializer, _Counted], None]"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a command wrote: files with their bytes, and how long it took."""
+
+    folder: Path
+    files: tuple[tuple[str, int], ...]
+    seconds: float
+
+
+class _Counted:
+    """A file that reports how many bytes of all were written."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = 0
+        self.file: BinaryIO | None = None
+
+    def write(self, data: memoryview, /) -> int:
+        assert self.file is not None
+        count = self.file.write(data)
+        self.done += count
+        self.progress(self.done, self.total)
+        return count
+
+
+def export_checkpoint(
+    resolved: ResolvedSpec,
+    graph: Graph,
+    checkpoint: Path,
+    out: Path,
+    *,
+    profile: str,
+    dtype: str,
+    overwrite: bool,
+    progress: Progress,
+) -> Written:
+    """Stream a checkpoint into an ONNX folder.
+
+    Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written), LG620 to LG622
+    for its values, LG63x for the output, LG701 and LG702 for profile and dtype.
+    """
+    from llamagen.weights.checkpoint import Checkpoint
+    from llamagen.weights.stream import copy_tensor
+
+    started = time.monotonic()
+    emitted = _emitted(graph, profile, dtype)
+    stored = Checkpoint.open(checkpoint)
+    found = bind(resolved, graph, stored)
+    bindings = {binding.name: binding for binding in found.require()}
+    folder = stored.path if stored.path.is_dir() else stored.path.parent
+    target = STORED[emitted.dtype]
+
+    def copy(entry: Initializer, sink: _Counted) -> None:
+        copy_tensor(bindings[entry.name], sink, target)
+
+    companions = [folder / name for name in COMPANIONS if (folder / name).is_file()]
+    return _write(resolved, emitted, copy, out, companions, overwrite, progress, started)
+
+
+def export_random(
+    resolved: ResolvedSpec,
+    graph: Graph,
+    seed: int,
+    out: Path,
+    *,
+    profile: str,
+    dtype: str,
+    overwrite: bool,
+    progress: Progress,
+) -> Written:
+    """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes."""
+    import numpy as np
+
+    from llamagen.weights.convert import NUMPY_TYPES
+    from llamagen.weights.random import RandomTensor, random_blocks
+
+    started = time.monotonic()
+    emitted = _emitted(graph, profile, dtype)
+    wanted = parameters(graph)
+    kind = NUMPY_TYPES[STORED[emitted.dtype]]
+
+    def copy(entry: Initializer, sink: _Counted) -> None:
+        tensor = RandomTensor(entry.name, entry.shape, wanted[entry.name].kind)
+        for block in random_blocks(seed, tensor):
+            sink.write(block.astype(kind, copy=False).view(np.uint8).data)
+
+    return _write(resolved, emitted, copy, out, (), overwrite, progress, started)
+
+
+def bind(
+    resolved: ResolvedSpec, graph: Graph, stored: Checkpoint, *, compare_values: bool = True
+) -> Resolution:
+    """Which stored tensors make each parameter of ``graph``, and everything that is wrong with them."""
+    from llamagen.spec.evaluate import evaluate
+    from llamagen.spec.expr import parse
+    from llamagen.spec.validate import scope_of
+    from llamagen.weights.layouts import layouts_for
+    from llamagen.weights.names import resolve_names
+    from llamagen.weights.spec_layouts import spec_layouts
+
+    scope = scope_of(resolved.spec)
+
+    def count(text: str) -> int:
+        value = evaluate(parse(text), scope)
+        if not isinstance(value, int) or isinstance(value, bool):
+            message = f"`{text}` in `checkpoint.layouts` is {value!r}, not a number of heads"
+            raise LlamagenError.of("LG304", message, span=resolved.place("checkpoint", "layouts"))
+        return value
+
+    numbers = {n: v for n, v in scope.items() if isinstance(v, int) and not isinstance(v, bool)}
+    wanted = {path: p.shape for path, p in parameters(graph).items()}
+    layouts = (*spec_layouts(resolved.spec.checkpoint, count), *layouts_for(numbers))
+    return resolve_names(wanted, stored, layouts, tied_roles(graph), compare_values)
+
+
+def tied_roles(graph: Graph) -> dict[str, str]:
+    """Role path of a tied weight -> role path of the parameter that serves as it."""
+    return {
+        join(join(here.path, part.name), "weight"): part.tied_to
+        for here in instances(graph)
+        for part in here.block.parts.values()
+        if isinstance(part, OpPart) and part.tied_to is not None
+    }
+
+
+def _emitted(graph: Graph, profile: str, dtype: str) -> OnnxModel:
+    from llamagen.emit.onnx.emit import emit_onnx
+    from llamagen.emit.onnx.profile import dtype_named, profile_named
+
+    return emit_onnx(graph, profile_named(profile), dtype_named(dtype))
+
+
+def _write(
+    resolved: ResolvedSpec,
+    emitted: OnnxModel,
+    copy: Copy,
+    out: Path,
+    companions: Sequence[Path],
+    overwrite: bool,
+    progress: Progress,
+    started: float,
+) -> Written:
+    from llamagen.emit.onnx.data import ITEM_BYTES
+    from llamagen.emit.onnx.write import write_model
+    from llamagen.weights.publish import staged_folder
+
+    items = (Parameter(i.name, i.shape, "matrix").count for i in emitted.initializers)
+    sink = _Counted(progress, sum(items) * ITEM_BYTES[emitted.dtype])
+
+    def into(entry: Initializer, file: BinaryIO) -> None:
+        sink.file = file
+        copy(entry, sink)
+
+    with staged_folder(out, overwrite=overwrite, manifest=MANIFEST) as staging:
+        write_model(emitted, staging, into)
+        (staging / SPEC_FILE).write_text(resolved_text(resolved), encoding="utf-8", newline="\n")
+        for file in companions:
+            shutil.copyfile(file, staging / file.name)
+    return Written(out, sizes_of(out), time.monotonic() - started)
+
+
+def sizes_of(folder: Path) -> tuple[tuple[str, int], ...]:
+    """Files of a folder and their bytes, by name."""
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return tuple(sorted((p.relative_to(folder).as_posix(), p.stat().st_size) for p in files))

@@ -1,0 +1,96 @@
+"""What ``generate`` writes for a model, and writing only what changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.emit.targets import TARGETS, Target
+from llamagen.ir.graph import Graph
+from llamagen.spec.resolve import ResolvedSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What emitters read: a resolved spec and its verified graph."""
+
+    resolved: ResolvedSpec
+    graph: Graph
+
+
+def files_of(subject: Subject, targets: Sequence[Target]) -> dict[str, str]:
+    """File name -> text, in the order of ``TARGETS``. Deterministic; reads no weights."""
+    made: dict[str, str] = {}
+    for target in TARGETS:
+        if target in targets:
+            made.update(_EMITTERS[target](subject))
+    return made
+
+
+def identity_of(graph: Graph) -> str:
+    """The canonical text without the model's name: equal for models that can share generated files."""
+    from llamagen.ir.text import render
+
+    lines = render(graph).split("\n")
+    return "\n".join(line for line in lines if not line.startswith(("graph ", "digest ")))
+
+
+def write_changed(folder: Path, files: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write the texts that differ from what is there, each by rename. Returns (written, unchanged) names."""
+    written: list[str] = []
+    unchanged: list[str] = []
+    for name, text in files.items():
+        path = folder / name
+        if current(path) == text:
+            unchanged.append(name)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+        written.append(name)
+    return tuple(written), tuple(unchanged)
+
+
+def current(path: Path) -> str | None:
+    """The text of a file, None if there is none or it is not text."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _text(subject: Subject) -> dict[str, str]:
+    from llamagen.ir.text import render
+    from llamagen.spec.resolved_text import resolved_text
+
+    return {"resolved.txt": resolved_text(subject.resolved), "graph.txt": render(subject.graph)}
+
+
+def _torch(subject: Subject) -> dict[str, str]:
+    from llamagen.emit.torch.emit import emit_torch
+
+    return {"modeling.py": emit_torch(subject.graph)}
+
+
+def _onnx(subject: Subject) -> dict[str, str]:
+    from llamagen.emit.onnx.emit import emit_onnx
+    from llamagen.emit.onnx.text import render
+
+    return {"model.onnx.txt": render(emit_onnx(subject.graph))}
+
+
+def _config(subject: Subject) -> dict[str, str]:
+    from llamagen.emit.config import config_files
+
+    return config_files(subject.resolved)
+
+
+_EMITTERS: Mapping[Target, Callable[[Subject], dict[str, str]]] = {
+    Target.TEXT: _text,
+    Target.TORCH: _torch,
+    Target.ONNX: _onnx,
+    Target.CONFIG: _config,
+}

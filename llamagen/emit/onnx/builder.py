@@ -1,0 +1,320 @@
+"""Builds an ONNX graph node by node: unique names, known dtypes, shared constants and casts.
+
+One builder per (sub)graph; a subgraph's builder shares names, constants and shape vectors with the root's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
+from llamagen.ir.dims import Dim
+from llamagen.ir.graph import DType
+
+Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
+"""None leaves the attribute out."""
+
+ELEMENTS: Mapping[OnnxDType, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
+
+NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
+    ir.DataType.FLOAT: np.float32,
+    ir.DataType.FLOAT16: np.float16,
+    ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
+}
+
+DIM_NAMES: Mapping[str, str] = {
+    "B": "batch",
+    "S": "sequence",
+    "P": "past_sequence",
+    "P + S": "total_sequence",
+}
+
+
+def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
+    """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
+    return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
+
+
+class Names:
+    """Makes names unique in the whole model, in the order they are asked for."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        count = self._used.get(name, 0)
+        self._used[name] = count + 1
+        return name if count == 0 else self.unique(f"{name}_{count}")
+
+
+class Builder:
+    """The nodes of one graph. ``scope`` is the path that prefixes the names of what is added."""
+
+    def __init__(self, profile: Profile, dtype: OnnxDType, parent: Builder | None = None) -> None:
+        self.profile = profile
+        self.dtype: OnnxDType = dtype
+        self.scope: str = parent.scope if parent else ""
+        self.nodes: list[ir.Node] = []
+        self._parent = parent
+        self._root: Builder = parent._root if parent else self
+        self.shared: dict[str, ir.Value] = {}
+        """Values that several lowerings make alike, by a key of theirs."""
+        self._names: Names = parent._names if parent else Names()
+        self._constants: dict[tuple[str, bytes], ir.Value] = {}
+        self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+        self._flat: dict[int, ir.Value] = {}
+        self._sizes: dict[str, ir.Value] = {}
+        self._shapes: dict[tuple[Dim, ...], ir.Value] = {}
+        self._widened = ELEMENTS[dtype] if dtype in profile.widened else None
+
+    @property
+    def constants(self) -> tuple[ir.Value, ...]:
+        """Initializers made here (shapes, scalars, frequencies), with their small data."""
+        return tuple(self._root._constants.values())
+
+    @property
+    def model(self) -> ir.DataType:
+        """Element type of the model's dtype."""
+        return ELEMENTS[self.dtype]
+
+    @property
+    def io(self) -> ir.DataType:
+        """Element type of logits and caches outside the graph."""
+        return ELEMENTS[self.profile.io_dtypes[self.dtype]]
+
+    def element(self, dtype: DType) -> ir.DataType:
+        match dtype:
+            case DType.MODEL:
+                return self.model
+            case DType.FLOAT32:
+                return ir.DataType.FLOAT
+            case DType.INT64:
+                return ir.DataType.INT64
+            case DType.BOOL:
+                return ir.DataType.BOOL
+
+    def name(self, wanted: str) -> str:
+        return self._names.unique(wanted)
+
+    def child(self) -> Builder:
+        """A builder for a subgraph; it may read every value made so far."""
+        return Builder(self.profile, self.dtype, self)
+
+    def value(self, name: str, dtype: ir.DataType, shape: ir.Shape | None = None) -> ir.Value:
+        """A value without a producer: a graph input or a parameter."""
+        return ir.Value(name=self.name(name), type=ir.TensorType(dtype), shape=shape)
+
+    @contextmanager
+    def within(self, scope: str) -> Iterator[None]:
+        """Names of what is added inside begin with ``scope``: for what the whole model shares."""
+        before, self.scope = self.scope, scope
+        yield
+        self.scope = before
+
+    # nodes
+
+    def op(
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        dtype: ir.DataType | None = None,
+        **attributes: Attribute,
+    ) -> ir.Value:
+        """One node with one result, of ``dtype`` or else of the first input's."""
+        return self._apply(kind, inputs, [dtype or _element(inputs[0])], attributes)[0]
+
+    def ops(
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        dtypes: Sequence[ir.DataType],
+        **attributes: Attribute,
+    ) -> tuple[ir.Value, ...]:
+        """One node with a result of each of ``dtypes``."""
+        return self._apply(kind, inputs, dtypes, attributes)
+
+    def _apply(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        dtypes: Sequence[ir.DataType],
+        attributes: Mapping[str, Attribute],
+    ) -> tuple[ir.Value, ...]:
+        if self._widened is None or kind in MOVES:
+            return self._node(kind, inputs, dtypes, attributes)
+        wide = [self._widen(x) for x in inputs]
+        made = [ir.DataType.FLOAT if d is self._widened else d for d in dtypes]
+        results = self._node(kind, wide, made, attributes)
+        return tuple(self.to(r, d) for r, d in zip(results, dtypes, strict=True))
+
+    def to(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """``x`` cast to ``dtype``; made once a value, and nothing at all when it has that dtype."""
+        if _element(x) is dtype:
+            return x
+        key = (id(x), dtype)
+        here: Builder | None = self
+        while here is not None:
+            if key in here._casts:
+                return here._casts[key]
+            here = here._parent
+        # Named for the value, not for its first user: layers share the casts of tables and masks.
+        with self.within(str(x.name).removesuffix(":0")):
+            self._casts[key] = self._node("Cast", [x], [dtype], {"to": int(dtype)})[0]
+        return self._casts[key]
+
+    def inside(self, x: ir.Value, dtype: DType) -> ir.Value:
+        """``x``, a value in its dtype outside the graph, in the dtype that it has in the IR.
+
+        A bfloat16 value is float32 outside with the same values, so that no operator needs the cast back.
+        """
+        cast = self.to(x, self.element(dtype))
+        if cast is not x:
+            self._casts[(id(cast), _element(x))] = x
+        return cast
+
+    def _widen(self, x: ir.Value | None) -> ir.Value | None:
+        return (
+            self.to(x, ir.DataType.FLOAT) if x is not None and _element(x) is self._widened else x
+        )
+
+    def _node(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        dtypes: Sequence[ir.DataType],
+        attributes: Mapping[str, Attribute],
+    ) -> tuple[ir.Value, ...]:
+        name = self.name(f"{self.scope}/{kind}")
+        outputs = [
+            ir.Value(name=f"{name}:{i}", type=ir.TensorType(dtype))
+            for i, dtype in enumerate(dtypes)
+        ]
+        given = {k: v for k, v in attributes.items() if v is not None}
+        self.nodes.append(ir.node(kind, inputs, given, outputs=outputs, name=name))
+        return tuple(outputs)
+
+    # constants
+
+    def ints(self, values: Sequence[int]) -> ir.Value:
+        """An int64 vector."""
+        text = ",".join(map(str, values))
+        return self.constant(f"/constants/int64[{text}]", np.array(values, dtype=np.int64))
+
+    def whole(self, value: int) -> ir.Value:
+        """An int64 scalar."""
+        return self.constant(f"/constants/int64({value})", np.array(value, dtype=np.int64))
+
+    def number(self, value: float, dtype: ir.DataType) -> ir.Value:
+        """A floating-point scalar, rounded to ``dtype``."""
+        name = f"/constants/{dtype.name.lower()}({value!r})"
+        return self.constant(name, np.array(value, dtype=numpy_type(dtype)))
+
+    def ones(self, size: int, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        name = f"/constants/{dtype.name.lower()}_ones[{size}]"
+        return self.constant(name, np.ones(size, dtype=numpy_type(dtype)))
+
+    def constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        """A small initializer with its data in the model file; equal ones of a name are one."""
+        key = (name, array.tobytes())
+        constants = self._root._constants
+        if key not in constants:
+            unique = self.name(name)
+            tensor = ir.Tensor(array, name=unique)
+            constants[key] = ir.Value(
+                name=unique,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(array.shape),
+                const_value=tensor,
+            )
+        return constants[key]
+
+    # shapes
+
+    def give_sizes(self, sizes: Mapping[str, ir.Value]) -> None:
+        """Set the int64[1] values of ``B``, ``S`` and ``P + S``, for shapes that are known at run time only."""
+        self._root._sizes.update(sizes)
+
+    def size(self, dim: Dim) -> ir.Value:
+        """``dim`` as an int64[1] value."""
+        if dim.is_static:
+            return self.ints([dim.value])
+        known = self._root._sizes
+        text = str(dim)
+        if text not in known:
+            if text == "P":
+                known[text] = self._root.op("Sub", known["P + S"], known["S"])
+            else:
+                known[text] = self._root._polynomial(dim)
+        return known[text]
+
+    def _polynomial(self, dim: Dim) -> ir.Value:
+        total: ir.Value | None = None
+        for names, coefficient in dim.terms:
+            term: ir.Value | None = (
+                self.ints([coefficient]) if coefficient != 1 or not names else None
+            )
+            for name in names:
+                factor = self.size(Dim.of(name))
+                term = factor if term is None else self.op("Mul", term, factor)
+            assert term is not None
+            total = term if total is None else self.op("Add", total, term)
+        assert total is not None
+        return total
+
+    def shape(self, dims: Sequence[Dim]) -> ir.Value:
+        """``dims`` as an int64 vector; one node a distinct shape, none when all sizes are fixed."""
+        key = tuple(dims)
+        if all(d.is_static for d in key):
+            return self.ints([d.value for d in key])
+        root = self._root
+        if key not in root._shapes:
+            with root.within("/shapes"):
+                parts = [self.size(d) for d in key]
+                one = len(parts) == 1
+                root._shapes[key] = parts[0] if one else root.op("Concat", *parts, axis=0)
+        return root._shapes[key]
+
+    def reshape(self, x: ir.Value, have: Sequence[Dim], want: Sequence[Dim]) -> ir.Value:
+        """Row-major reshape. Sizes are constant where possible: 0 copies the operand's size, -1 is what remains."""
+        if tuple(have) == tuple(want):
+            return x
+        sizes: list[int] = []
+        open_sizes = 0
+        for i, dim in enumerate(want):
+            if dim.is_static:
+                sizes.append(dim.value)
+            elif i < len(have) and have[i] == dim:
+                sizes.append(0)
+            else:
+                open_sizes += 1
+                sizes.append(-1)
+        return self.op("Reshape", x, self.ints(sizes) if open_sizes <= 1 else self.shape(want))
+
+    def flat(self, x: ir.Value, dims: Sequence[Dim]) -> ir.Value:
+        """``[..., D]`` as ``[n, D]``; made once a value."""
+        if len(dims) == 2:
+            return x
+        if id(x) not in self._flat:
+            self._flat[id(x)] = self.op("Reshape", x, self.ints([-1, dims[-1].value]))
+        return self._flat[id(x)]
+
+
+def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:
+    """The numpy type of a model's element type."""
+    return NUMPY_TYPES[dtype]
+
+
+def _element(x: ir.Value | None) -> ir.DataType:
+    assert x is not None and x.dtype is not None, x
+    return x.dtype

@@ -1,0 +1,90 @@
+"""Where an ONNX model finds the data of its weights: a file beside it, or arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from llamagen.emit.onnx.emit import Initializer, OnnxModel
+from llamagen.emit.onnx.profile import OnnxDType
+
+ALIGNMENT = 4096
+"""Every tensor starts on a page, so that a runtime can map it."""
+
+MAX_DATA_FILE_BYTES = 32 * 1024**3
+"""A data file is closed when the next tensor would take it past this; a larger tensor has a file of its own."""
+
+ITEM_BYTES: Mapping[OnnxDType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the bytes of one initializer lie: file name, offset and length in bytes."""
+
+    initializer: Initializer
+    location: str
+    offset: int
+    length: int
+
+
+def plan(
+    initializers: Sequence[Initializer],
+    stem: str = "model.onnx.data",
+    limit: int = MAX_DATA_FILE_BYTES,
+) -> tuple[Placement, ...]:
+    """Offsets in the order of the table. One file is called ``stem``; of several, file n is ``stem-0000n``."""
+    spots: list[tuple[Initializer, int, int, int]] = []
+    number, end = 0, 0
+    for entry in initializers:
+        length = prod(entry.shape) * ITEM_BYTES[entry.dtype]
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        if offset and offset + length > limit:
+            number, offset = number + 1, 0
+        spots.append((entry, number, offset, length))
+        end = offset + length
+    names = [stem if number == 0 else f"{stem}-{i + 1:05d}" for i in range(number + 1)]
+    return tuple(Placement(entry, names[n], offset, length) for entry, n, offset, length in spots)
+
+
+def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None:
+    """Point the initializers of ``emitted`` at their places in data files."""
+    values = emitted.values
+    for spot in placements:
+        entry = spot.initializer
+        value = values[entry.name]
+        assert value.dtype is not None
+        value.const_value = ir.ExternalTensor(
+            spot.location,
+            spot.offset,
+            spot.length,
+            value.dtype,
+            shape=ir.Shape(entry.shape),
+            name=entry.name,
+        )
+
+
+def attach_arrays(emitted: OnnxModel, weight: Callable[[str], npt.NDArray[np.floating]]) -> None:
+    """Put the data of small models inside, rounded to the model's dtype. ``weight`` gives the array of a role path."""
+    numpy_types: Mapping[OnnxDType, npt.DTypeLike] = {
+        "float32": np.float32,
+        "float16": np.float16,
+        "bfloat16": ml_dtypes.bfloat16,
+    }
+    values = emitted.values
+    for entry in emitted.initializers:
+        array = weight(entry.name).astype(numpy_types[entry.dtype])
+        if array.shape != entry.shape:
+            raise ValueError(f"{entry.name} has shape {array.shape}, the model wants {entry.shape}")
+        values[entry.name].const_value = ir.Tensor(np.ascontiguousarray(array), name=entry.name)
+
+
+def serialize(emitted: OnnxModel) -> bytes:
+    """The bytes of ``model.onnx``, the same for the same model. The data must be attached."""
+    proto = ir.to_proto(emitted.model)
+    return bytes(proto.SerializeToString(deterministic=True))

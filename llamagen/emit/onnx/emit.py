@@ -1,0 +1,233 @@
+"""From a verified graph to an ONNX model without weight data: no tracing, one lowering an op."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import onnx_ir as ir
+
+from llamagen.emit.onnx.builder import Builder, onnx_shape
+from llamagen.emit.onnx.lower_attention import append_to_cache
+from llamagen.emit.onnx.lowering import LOWERINGS
+from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.site import Site
+from llamagen.ir.dims import Dim, P
+from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
+from llamagen.ir.graph import Graph, TensorType, parameters
+
+INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
+"""Graph inputs whose name differs outside."""
+
+INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Initializer:
+    """A weight of the model: its role path, its checkpoint shape and its element type in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: OnnxDType
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """``model`` lacks the data of ``initializers``; write.py or data.py attach it."""
+
+    model: ir.Model
+    initializers: tuple[Initializer, ...]
+    profile: Profile
+    dtype: OnnxDType
+
+    @property
+    def values(self) -> Mapping[str, ir.Value]:
+        """The initializers' values by role path."""
+        found = self.model.graph.initializers
+        return {i.name: found[i.name] for i in self.initializers}
+
+
+def emit_onnx(graph: Graph, profile: Profile = PORTABLE, dtype: OnnxDType = "float32") -> OnnxModel:
+    """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second."""
+    return _Emitter(graph, profile, dtype).run()
+
+
+def llamagen_version() -> str:
+    """Version of the installed package; ``0`` in a checkout that is not installed."""
+    try:
+        return version("llamagen")
+    except PackageNotFoundError:
+        return "0"
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, profile: Profile, dtype: OnnxDType) -> None:
+        self.graph = graph
+        self.flat: FlatGraph = flatten(graph)
+        self.b = Builder(profile, dtype)
+        self.values: dict[str, ir.Value] = {}
+        self.parameters: dict[str, ir.Value] = {}
+        self.named: set[int] = set()
+        self.presents: list[ir.Value] = []
+        self.slots: list[CacheSlot] = list(self.flat.slots)
+
+    def run(self) -> OnnxModel:
+        b, dtype = self.b, self.b.dtype
+        inputs = self.inputs()
+        table = tuple(Initializer(n, p.shape, dtype) for n, p in parameters(self.graph).items())
+        for entry in table:
+            shape = ir.Shape(entry.shape)
+            self.parameters[entry.name] = b.value(entry.name, b.model, shape)
+        fixed = {id(v) for v in (*inputs, *self.parameters.values())}
+        self.named |= fixed
+        for node in self.flat.nodes:
+            self.lower(node)
+        outputs = self.outputs()
+        nodes = _used(b.nodes, outputs)
+        constants = [c for c in b.constants if c.uses()]
+        graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=nodes,
+            initializers=(*self.parameters.values(), *constants),
+            opset_imports={"": b.profile.opset},
+            name=self.graph.spec_id,
+        )
+        model = ir.Model(
+            graph,
+            ir_version=b.profile.ir_version,
+            producer_name="llamagen",
+            producer_version=llamagen_version(),
+            doc_string=f"{self.graph.spec_id}, {b.profile.name} profile, {dtype}",
+            metadata_props={
+                "llamagen.spec_id": self.graph.spec_id,
+                "llamagen.spec_digest": self.graph.digest,
+                "llamagen.version": llamagen_version(),
+                "llamagen.profile": b.profile.name,
+                "llamagen.dtype": dtype,
+                "llamagen.io_dtype": b.profile.io_dtypes[dtype],
+            },
+        )
+        return OnnxModel(model, table, b.profile, dtype)
+
+    def inputs(self) -> list[ir.Value]:
+        made: dict[str, ir.Value] = {}
+        dims: list[tuple[ir.Value, Sequence[Dim]]] = []
+        for value in self.graph.inputs:
+            name = INPUT_NAMES.get(value.id, value.id)
+            made[name] = self.input(name, value.type)
+            self.values[value.id] = self.b.inside(made[name], value.type.dtype)
+            dims.append((made[name], value.type.shape))
+        order = [n for n in INPUT_ORDER if n in made]
+        order += [n for n in made if n not in INPUT_ORDER]
+        found = [made[n] for n in order]
+        for slot in self.slots:
+            for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
+                shape = (*new.shape[:2], P, new.shape[3])
+                self.values[name] = self.input(name, TensorType(new.dtype, shape))
+                found.append(self.values[name])
+                dims.append((self.values[name], shape))
+        self.sizes(dims)
+        return found
+
+    def input(self, name: str, of: TensorType) -> ir.Value:
+        element = self.b.element(of.dtype)
+        outside = self.b.io if element is self.b.model else element
+        return self.b.value(name, outside, onnx_shape(of.shape))
+
+    def sizes(self, dims: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> None:
+        """B, S, T (and P where no input has T) read off the inputs' shapes."""
+        b, known = self.b, dict[str, ir.Value]()
+        b.scope = "/shapes"
+        for value, shape in dims:
+            for axis, dim in enumerate(shape):
+                text = str(dim)
+                if text not in known and text in ("B", "S", "P", "P + S"):
+                    known[text] = b.op(
+                        "Shape", value, dtype=ir.DataType.INT64, start=axis, end=axis + 1
+                    )
+        b.give_sizes(known)
+
+    def lower(self, node: FlatNode) -> None:
+        b = self.b
+        # The prelude has no path; what it computes is named for its first result.
+        b.scope = _scope(node.path or node.results[0])
+        operands = tuple(self.values[o] for o in node.operands)
+        if node.op == "cache":
+            results = self.cache(node, operands)
+        else:
+            types = self.flat.types
+            site = Site(
+                node.attrs,
+                tuple(types[o] for o in node.operands),
+                tuple(types[r] for r in node.results),
+                {local: self.parameters[path] for local, path in node.parameters.items()},
+            )
+            results = LOWERINGS[node.op](b, site, operands)
+        for name, value in zip(node.results, results, strict=True):
+            self.values[name] = value
+            self.describe(node, name, value)
+
+    def describe(self, node: FlatNode, name: str, value: ir.Value) -> None:
+        """Give a result its shape and a name, once: the one from the equations, else the part's or the op's."""
+        if id(value) in self.named:
+            return
+        self.named.add(id(value))
+        path, _, local = name.rpartition("/")
+        place = f"{_scope(path)}/{local}"
+        if not local.isidentifier():
+            place = _scope(node.path) if node.parameters else f"{_scope(node.path)}/{node.op}"
+        value.name = self.b.name(place)
+        value.shape = onnx_shape(self.flat.types[name].shape)
+
+    def cache(self, node: FlatNode, operands: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
+        slot = self.slots[len(self.presents) // 2]
+        results: list[ir.Value] = []
+        for new, of, past, present in (
+            (operands[0], slot.key, slot.past_key, slot.present_key),
+            (operands[1], slot.value, slot.past_value, slot.present_value),
+        ):
+            outside, inside = append_to_cache(self.b, new, self.values[past])
+            outside.name = self.b.name(present)
+            outside.shape = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
+            self.named.add(id(outside))
+            self.presents.append(outside)
+            results.append(inside)
+        return tuple(results)
+
+    def outputs(self) -> list[ir.Value]:
+        b = self.b
+        b.scope = ""
+        taken = {id(v) for v in self.presents}
+        results: list[ir.Value] = []
+        for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True):
+            value, of = self.values[inner], self.flat.types[inner]
+            if value.dtype is b.model:
+                value = b.to(value, b.io)
+            if value.producer() is None or id(value) in taken:
+                value = b.op("Identity", value)
+            taken.add(id(value))
+            value.name = b.name(name)
+            value.shape = onnx_shape(of.shape)
+            results.append(value)
+        return [*results, *self.presents]
+
+
+def _scope(path: str) -> str:
+    """``model.layers.3.self_attn`` -> ``/model/layers.3/self_attn``."""
+    return "/" + re.sub(r"\.(?!\d+(?:\.|$))", "/", path) if path else ""
+
+
+def _used(nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Node]:
+    """The nodes that an output depends on, in order; the others release their operands."""
+    wanted = {id(v) for v in outputs}
+    kept: list[ir.Node] = []
+    for node in reversed(nodes):
+        if any(id(v) in wanted or v.uses() for v in node.outputs):
+            kept.append(node)
+            continue
+        for i in range(len(node.inputs)):
+            node.replace_input_with(i, None)
+    return kept[::-1]

@@ -1,0 +1,59 @@
+"""Opening an ONNX model in ONNX Runtime, with its refusals turned into findings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamagen.diagnostics import LlamagenError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+CPU = "CPUExecutionProvider"
+
+
+def open_session(
+    model: Path | bytes, threads: int = 0, provider: str = CPU
+) -> ort.InferenceSession:
+    """A session of ``model`` (a file, or bytes without external data); ``threads`` 0 lets ONNX Runtime choose.
+
+    Raises LG711 when ``provider`` is not in this installation, LG712 when it lacks an operator of the model, LG713
+    when the model cannot be loaded.
+    """
+    import onnxruntime as ort
+
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise LlamagenError.of(
+            "LG711",
+            f"this ONNX Runtime has no {provider}; it has {', '.join(available)}",
+            help="install a build of onnxruntime that has it, or use the CPU",
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # its findings are raised below; a library prints nothing
+    source = str(model) if isinstance(model, Path) else model
+    what = str(model) if isinstance(model, Path) else "the model"
+    try:
+        return ort.InferenceSession(source, options, providers=[provider])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise _refusal(what, provider, str(error)) from error
+
+
+def _refusal(what: str, provider: str, message: str) -> LlamagenError:
+    reason = " ".join(message.split())
+    missing = re.search(r"implementation for (\w+)\(\d+\) node|kernel for (\w+)\(", reason)
+    if "NOT_IMPLEMENTED" in reason and missing:
+        return LlamagenError.of(
+            "LG712",
+            f"{provider} has no {missing[1] or missing[2]} for the types that {what} uses",
+            help="export with the portable profile, which every provider runs",
+        )
+    short = re.sub(r"/onnxruntime_src/\S+ ", "", re.sub(r"^\[ONNXRuntimeError\] : ", "", reason))
+    return LlamagenError.of(
+        "LG713",
+        f"ONNX Runtime cannot load {what}: {short[:400]}",
+        help="are all data files beside model.onnx, whole and unchanged?",
+    )

@@ -1,0 +1,36 @@
+"""Where a lowering happens: the op's attributes, types and parameters. The operands come beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from llamagen.emit.onnx.builder import Builder
+from llamagen.ir.dims import Dim
+from llamagen.ir.graph import Attrs, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One op application. ``parameters`` maps the local name (``weight``) to its initializer."""
+
+    attrs: Attrs
+    operands: tuple[TensorType, ...]
+    results: tuple[TensorType, ...]
+    parameters: Mapping[str, ir.Value]
+
+    def dims(self, operand: int = 0) -> tuple[Dim, ...]:
+        return self.operands[operand].shape
+
+    def axis(self) -> int:
+        """The attribute ``axis``, counted from the front."""
+        axis = self.attrs["axis"]
+        assert isinstance(axis, int)
+        return axis % len(self.operands[0].shape)
+
+
+Values: TypeAlias = tuple[ir.Value, ...]
+Lowering: TypeAlias = Callable[[Builder, Site, Values], Values]

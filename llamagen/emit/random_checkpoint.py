@@ -1,0 +1,35 @@
+"""A checkpoint of a model's exact shape with random weights, so that the main job can be tried without the real one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from llamagen.emit.export import Written, sizes_of
+from llamagen.ir.graph import Graph, parameters
+from llamagen.spec.resolve import ResolvedSpec
+
+
+def random_checkpoint(
+    resolved: ResolvedSpec,
+    graph: Graph,
+    out: Path,
+    *,
+    seed: int,
+    dtype: str,
+    shard_bytes: int | None,
+    overwrite: bool,
+) -> Written:
+    """Write ``out`` in the Hub's format under the model's own names; equal seeds give equal bytes.
+
+    Raises LG630 to LG634 for the output, LG702 for an unknown dtype.
+    """
+    from llamagen.emit.onnx.profile import dtype_named
+    from llamagen.emit.weight_types import STORED
+    from llamagen.weights.random import RandomTensor, write_random_checkpoint
+
+    started = time.monotonic()
+    tensors = [RandomTensor(path, p.shape, p.kind) for path, p in parameters(graph).items()]
+    stored = STORED[dtype_named(dtype)]
+    write_random_checkpoint(out, tensors, seed, stored, shard_bytes, None, overwrite)
+    return Written(out, sizes_of(out), time.monotonic() - started)

@@ -1,0 +1,86 @@
+"""What generated Python may contain. A second pair of eyes: text of a spec must never become code."""
+
+from __future__ import annotations
+
+import ast
+
+from llamagen.diagnostics import LlamagenError
+
+IMPORTS = frozenset(
+    {
+        "json",
+        "math",
+        "collections.abc",
+        "pathlib",
+        "typing",
+        "torch",
+        "torch.nn.functional",
+        "safetensors",
+    }
+)
+
+_NODES: tuple[type[ast.AST], ...] = (
+    ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.ClassDef, ast.FunctionDef, ast.arguments, ast.arg,
+    ast.Return, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.With, ast.withitem, ast.Break,
+    ast.Raise, ast.Expr, ast.Call, ast.keyword, ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Starred,
+    ast.Constant, ast.JoinedStr, ast.FormattedValue, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.ListComp,
+    ast.SetComp, ast.DictComp, ast.comprehension, ast.IfExp, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare,
+    ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context,
+)  # fmt: skip
+_NAMES = frozenset(
+    {
+        "ValueError", "bool", "cls", "dict", "float", "int", "len", "list", "next", "property", "classmethod",
+        "range", "self", "set", "sorted", "str", "super", "tuple",
+    }
+)  # fmt: skip
+_ATTRIBUTES = frozenset({"__init__"})
+
+
+def check_source(text: str) -> None:
+    """Raises LlamagenError (LG742) when ``text`` has syntax, an import, a builtin or a dunder outside the list."""
+    if not text.isascii():
+        raise LlamagenError.of("LG742", "generated code must be ASCII")
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        message = f"generated code does not parse, line {error.lineno}: {error.msg}"
+        raise LlamagenError.of("LG742", message) from None
+    bound = _bound(tree) | _NAMES
+    for node in ast.walk(tree):
+        problem = _problem(node, bound)
+        if problem is not None:
+            line = getattr(node, "lineno", 0)
+            raise LlamagenError.of(
+                "LG742", f"generated code, line {line}: {problem} is not allowed"
+            )
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.arg(arg=name):
+                names.add(name)
+            case ast.alias(name=name, asname=asname):
+                names.add(asname or name.partition(".")[0])
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case _:
+                pass
+    return names
+
+
+def _problem(node: ast.AST, bound: set[str]) -> str | None:
+    match node:
+        case ast.Import(names=aliases) if {a.name for a in aliases} - IMPORTS:
+            return f"importing {', '.join(a.name for a in aliases)}"
+        case ast.ImportFrom(module=module, level=level) if level or module not in IMPORTS:
+            return f"importing from {module}"
+        case ast.Name(id=name, ctx=ast.Load()) if name not in bound:
+            return f"the name `{name}`"
+        case ast.Attribute(attr=name) if name.startswith("_") and name not in _ATTRIBUTES:
+            return f"the attribute `{name}`"
+        case _ if not isinstance(node, _NODES):
+            return f"{type(node).__name__}"
+        case _:
+            return None

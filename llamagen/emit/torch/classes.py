@@ -1,0 +1,263 @@
+"""View-models of the generated classes: constructor and forward as finished lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.torch.body import Body
+from llamagen.emit.torch.code import (
+    Call,
+    Code,
+    Keyword,
+    Text,
+    Tuple,
+    call,
+    flat,
+    literal,
+    signature,
+    statement,
+)
+from llamagen.emit.torch.names import part_name
+from llamagen.emit.torch.plan import Plan
+from llamagen.emit.torch.stages import Cut
+from llamagen.ir.graph import Block, BlockPart, Node, OpPart, StackPart
+from llamagen.ir.optypes import a_bool
+
+STAGE_PARAMETERS = ("layers: Sequence[int]", "embed: bool", "head: bool")
+MAX_PERIOD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ClassView:
+    """One ``nn.Module``; the lines are indented."""
+
+    name: str
+    has_init: bool
+    init_signature: tuple[str, ...]
+    attend: bool
+    init: tuple[str, ...]
+    forward_signature: tuple[str, ...]
+    forward: tuple[str, ...]
+
+
+def class_view(plan: Plan, block: Block) -> ClassView:
+    """The class of ``block``; blocks on the way to the stack of layers can be built in part (stages)."""
+    cut = plan.cuts.get(block.name)
+    attend = block.name in plan.attending
+    parameters = ["attend: Attend"] if attend else []
+    if cut is not None:
+        parameters += STAGE_PARAMETERS
+    init = init_lines(plan, block, "attend")
+    body = Body(block, plan.around)
+    lines = _staged(body, cut) if cut is not None else _whole(body)
+    inputs = [f"{name}: Tensor" for name in body_inputs(plan, block)]
+    context = [f"{name}: {plan.types[name]}" for name in plan.arguments[block.name]]
+    results = "Tensor" if len(block.outputs) == 1 else _tuple_type(len(block.outputs))
+    return ClassView(
+        name=plan.names[block.name],
+        has_init=bool(init) or attend,
+        init_signature=tuple(signature("__init__", ["self", *parameters], "None", 1)),
+        attend=block.name in plan.attending_directly,
+        init=tuple(init),
+        forward_signature=tuple(signature("forward", ["self", *inputs, *context], results, 1)),
+        forward=tuple(lines),
+    )
+
+
+def _tuple_type(count: int) -> str:
+    return f"tuple[{', '.join(['Tensor'] * count)}]"
+
+
+def body_inputs(plan: Plan, block: Block) -> tuple[str, ...]:
+    return Body(block, plan.around).input_names
+
+
+def _whole(body: Body) -> list[str]:
+    body.run(body.block.nodes)
+    return [*body.lines, *body.put("return ", body.results())]
+
+
+def _staged(body: Body, cut: Cut) -> list[str]:
+    carried = enter(body, cut)
+    lines, code = leave(body, cut)
+    if not cut.after:
+        return [*body.lines, f"        return {carried}"]
+    there = f"self.{guard(cut.after)}"
+    short = f"        return {flat(code)} if {there} else {carried}"
+    if not lines and len(short) <= 100:
+        return [*body.lines, short]
+    early = [f"        if {there} is None:", f"            return {carried}"]
+    return [*body.lines, *early, *lines, *body.put("return ", code)]
+
+
+def enter(body: Body, cut: Cut) -> str:
+    """Print everything up to and with the layers; the variable that carries their result."""
+    operand = cut.call.operands[0]
+    given = body.input_names[0]
+    if cut.before:
+        body.inline.add(operand)
+        body.run(cut.before)
+        code = body.codes[operand]
+        there = f"self.{guard(cut.before)}"
+        if body.lines:
+            nested = ["    " + line for line in body.lines]
+            name = _carrier(body, operand)
+            first = body.put(f"{name} = ", code, 3)
+            body.lines = [
+                f"        if {there}:",
+                *nested,
+                *first,
+                "        else:",
+                f"            {name} = {given}",
+            ]
+        else:
+            name = _carrier(body, operand)
+            line = f"        {name} = {flat(code)} if {there} else {given}"
+            wrapped = [
+                f"        {name} = (",
+                f"            {flat(code)} if {there} else {given}",
+                "        )",
+            ]
+            body.lines = [line] if len(line) <= 100 else wrapped
+        body.codes[operand] = Text(name)
+    if cut.call.op == "stack":
+        body.stack(cut.call)
+    else:
+        code = body.call(cut.call)
+        name = body.name(body.block.values[cut.call.results[0]])
+        body.lines += body.put(f"{name} = ", code)
+        body.codes[cut.call.results[0]] = Text(name)
+    return flat(body.codes[cut.call.results[0]])
+
+
+def _carrier(body: Body, operand: str) -> str:
+    value = body.block.values[operand]
+    name = body.name(value if value.named else None)
+    body.variables[operand] = name
+    return name
+
+
+def leave(body: Body, cut: Cut) -> tuple[list[str], Code]:
+    """Statements after the layers, and the expression of the result."""
+    before, body.lines = body.lines, []
+    body.inline.update(body.block.outputs)
+    body.run(cut.after)
+    lines, body.lines = body.lines, before
+    return lines, body.results()
+
+
+def guard(nodes: tuple[Node, ...]) -> str:
+    """The part whose presence says that a stage has these nodes."""
+    return next(n.part for n in nodes if n.part is not None)
+
+
+def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
+    """``self.q_proj = nn.Linear(...)`` for every part, in the spec's order."""
+    cut = plan.cuts.get(block.name)
+    flags = {}
+    if cut is not None:
+        flags = {n.part: "embed" for n in cut.before if n.part} | {
+            n.part: "head" for n in cut.after if n.part
+        }
+    lines: list[str] = []
+    for part in block.parts.values():
+        name = part_name(part.name, part.span)
+        if isinstance(part, StackPart):
+            lines += _stack_lines(plan, part, attend, "layers" if cut is not None else None)
+            continue
+        made = _made(plan, part, attend, cut is not None and part.name == cut.call.part)
+        prefix = f"self.{name} = "
+        if name not in flags:
+            lines += statement(prefix, made, 2)
+            continue
+        line = f"        {prefix}{flat(made)} if {flags[name]} else None"
+        if len(line) <= 100:
+            lines.append(line)
+        else:
+            lines += [
+                f"        {prefix}(",
+                f"            {flat(made)} if {flags[name]} else None",
+                "        )",
+            ]
+    return lines
+
+
+def _made(plan: Plan, part: OpPart | BlockPart, attend: str, staged: bool) -> Code:
+    if isinstance(part, OpPart):
+        return _op_part(plan, part)
+    arguments = [Text(attend)] if part.block in plan.attending else []
+    if staged:
+        arguments += [Text("layers"), Text("embed"), Text("head")]
+    return call(plan.names[part.block], *arguments)
+
+
+def _stack_lines(plan: Plan, part: StackPart, attend: str, layers: str | None) -> list[str]:
+    if layers is None:
+        layers = f"range({flat(plan.constants.code(len(part.blocks), part.count_source))})"
+    arguments = [Text(attend)] if part.blocks[0] in plan.attending else []
+    kinds = [plan.names[b] for b in part.blocks]
+    period = next(
+        p for p in range(1, len(kinds) + 1) if all(k == kinds[i % p] for i, k in enumerate(kinds))
+    )
+    lines: list[str] = []
+    if period == 1:
+        made = call(kinds[0], *arguments)
+    else:
+        index = f"[i % {period}]" if period <= MAX_PERIOD else "[i]"
+        several = Tuple(tuple(Text(k) for k in (kinds[:period] if period <= MAX_PERIOD else kinds)))
+        lines += _tuple_lines("kinds = ", several)
+        made = call(f"kinds{index}", *arguments)
+    modules = f"{{str(i): {flat(made)} for i in {layers}}}"
+    line = f"        self.{part.name} = nn.ModuleDict({modules})"
+    if len(line) <= 100:
+        return [*lines, line]
+    return [
+        *lines,
+        f"        self.{part.name} = nn.ModuleDict(",
+        f"            {modules}",
+        "        )",
+    ]
+
+
+def _tuple_lines(prefix: str, items: Tuple) -> list[str]:
+    line = f"        {prefix}({', '.join(flat(i) for i in items.items)})"
+    if len(line) <= 100:
+        return [line]
+    return [f"        {prefix}(", *(f"            {flat(i)}," for i in items.items), "        )"]
+
+
+def _op_part(plan: Plan, part: OpPart) -> Call:
+    def number(name: str) -> Code:
+        return plan.constants.code(part.attrs[name], part.sources.get(name))
+
+    match part.op:
+        case "linear":
+            bias = Keyword("bias", literal(a_bool(part.attrs, "bias")))
+            return call("nn.Linear", number("in_features"), number("out_features"), bias)
+        case "embedding":
+            return call("nn.Embedding", number("rows"), number("features"))
+        case "rms_norm":
+            return call(plan.norm_class(part.attrs), number("features"), eps=number("eps"))
+        case "layer_norm":
+            return _layer_norm(part, number("features"), number("eps"))
+        case "parameter":
+            sizes = plan.constants.codes(part.attrs["shape"], part.sources.get("shape"))
+            return call("nn.Parameter", call("torch.zeros", Tuple(sizes)))
+        case "experts":
+            widths = [number(n) for n in ("num_experts", "features", "intermediate")]
+            return call(plan.experts_class(part.attrs), *widths)
+        case _:
+            message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
+            raise LlamagenError.of("LG741", message, part.span)
+
+
+def _layer_norm(part: OpPart, features: Code, eps: Code) -> Call:
+    weight, bias = a_bool(part.attrs, "weight"), a_bool(part.attrs, "bias")
+    if weight:
+        extra = {} if bias else {"bias": literal(False)}
+        return call("nn.LayerNorm", features, eps=eps, **extra)
+    if bias:
+        message = f"part `{part.name}`: torch has no layer norm with a bias and no weight"
+        raise LlamagenError.of("LG741", message, part.span)
+    return call("nn.LayerNorm", features, eps=eps, elementwise_affine=literal(False))

@@ -1,0 +1,185 @@
+"""Graph -> the text of one standalone PyTorch file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from llamagen.emit.torch.check import check_source
+from llamagen.emit.torch.classes import ClassView, class_view
+from llamagen.emit.torch.code import Text, call, signature, statement
+from llamagen.emit.torch.names import quoted_comment
+from llamagen.emit.torch.plan import ExpertsView, Extra, NormView, Plan, make_plan
+from llamagen.emit.torch.prelude import Prelude
+from llamagen.emit.torch.root import RootView, root_view
+from llamagen.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_ACTIVATIONS = {
+    "silu": "F.silu(gate)",
+    "gelu": "F.gelu(gate)",
+    "gelu_tanh": 'F.gelu(gate, approximate="tanh")',
+    "relu": "F.relu(gate)",
+    "relu2": "F.relu(gate).square()",
+    "sigmoid": "torch.sigmoid(gate)",
+    "tanh": "torch.tanh(gate)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionView:
+    """Which attention functions the file has, and what they take."""
+
+    sdpa: bool
+    eager: bool
+    full: bool
+    grouped: bool
+    extras: tuple[Extra, ...]
+    plain: bool
+    unmasked: bool
+
+    def has(self, name: str) -> bool:
+        return any(e.name == name for e in self.extras)
+
+    def always(self, name: str) -> bool:
+        return any(e.name == name and e.always for e in self.extras)
+
+    def signature(self, name: str) -> str:
+        parameters = ["q_BNSH: Tensor", "k_BKTH: Tensor", "v_BKTH: Tensor"]
+        if name != "full_attention":
+            parameters.append(f"mask: {self.mask}")
+        parameters += [e.parameter for e in self.extras]
+        return "\n".join(signature(name, parameters, "Tensor", 0))
+
+    @property
+    def mask(self) -> str:
+        return "Tensor | None" if self.may_be_none else "Tensor"
+
+    @property
+    def may_be_none(self) -> bool:
+        """Two implementations: no mask means that a kernel knows it; one: that nothing is hidden."""
+        return self.plain if self.sdpa else self.unmasked
+
+    @property
+    def type(self) -> str:
+        """The parameter types of ``Attend``."""
+        return "..." if self.extras else f"[Tensor, Tensor, Tensor, {self.mask}]"
+
+    @property
+    def fused(self) -> list[str]:
+        """The call of torch's kernel with a mask."""
+        given = [
+            "mask",
+            *(["is_causal=S > 1 and mask is None"] if self.plain else []),
+            *self.options,
+        ]
+        return self._kernel(given)
+
+    @property
+    def full_kernel(self) -> list[str]:
+        return self._kernel(self.options)
+
+    @property
+    def options(self) -> list[str]:
+        scale = ["scale=scale"] if self.has("scale") else []
+        return [*scale, *(["enable_gqa=True"] if self.grouped else [])]
+
+    @property
+    def scale_keyword(self) -> str:
+        return ", scale=scale" if self.has("scale") else ""
+
+    def _kernel(self, given: list[str]) -> list[str]:
+        arguments = [Text(a) for a in ("q_BNSH", "k_BKTH", "v_BKTH", *given)]
+        return statement("return ", call("F.scaled_dot_product_attention", *arguments), 1)
+
+    @property
+    def scale(self) -> str:
+        return "scale" if self.has("scale") else "q_BNSH.shape[-1] ** -0.5"
+
+
+@dataclass(frozen=True, slots=True)
+class FileView:
+    """Everything the template prints."""
+
+    spec_id: str
+    digest: str
+    constants: tuple[tuple[str, str], ...]
+    prelude: Prelude
+    attention: AttentionView
+    helpers: frozenset[str]
+    norms: tuple[NormView, ...]
+    experts: tuple[ExpertsView, ...]
+    activations: dict[str, str]
+    classes: tuple[ClassView, ...]
+    root: RootView
+
+    @property
+    def uses_math(self) -> bool:
+        return any(r.scaling == "llama3" for r in self.prelude.ropes)
+
+    @property
+    def collections(self) -> str:
+        names = ["Callable"] if self.attention.sdpa else []
+        names += ["Collection"] if self.root.caches else []
+        return ", ".join([*names, "Sequence"])
+
+
+def file_view(graph: Graph) -> FileView:
+    """Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
+    plan = make_plan(graph)
+    classes = tuple(class_view(plan, b) for b in graph.blocks.values() if b.name != graph.root)
+    root = root_view(plan)
+    return FileView(
+        spec_id=quoted_comment(graph.spec_id),
+        digest=quoted_comment(graph.digest),
+        constants=plan.constants.lines(),
+        prelude=plan.prelude,
+        attention=_attention(plan),
+        helpers=frozenset(plan.helpers),
+        norms=tuple(plan.norms.values()),
+        experts=tuple(plan.experts.values()),
+        activations=_ACTIVATIONS,
+        classes=classes,
+        root=root,
+    )
+
+
+def _attention(plan: Plan) -> AttentionView:
+    return AttentionView(
+        sdpa=plan.choice,
+        eager=plan.masked or plan.special,
+        full="full_attention" in plan.helpers,
+        grouped=plan.grouped,
+        extras=plan.extras,
+        plain=any(m.plain for m in plan.prelude.masks),
+        unmasked=plan.unmasked,
+    )
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from llamagen.resources import data_folder
+
+    return Environment(
+        loader=FileSystemLoader(data_folder("templates") / "torch"),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def emit_torch(graph: Graph) -> str:
+    """A Python file that defines the model, standalone but for torch: same graph, same bytes.
+
+    The text is parsed again and checked against an allow-list of syntax (check.py). Raises LlamagenError.
+    """
+    text = _environment().get_template("modeling.py.j2").render(view=file_view(graph))
+    check_source(text)
+    return text

@@ -1,0 +1,159 @@
+"""View-model of the model class: the root block plus what every model has (loading, caching, generating)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.torch.body import Body
+from llamagen.emit.torch.classes import enter, guard, init_lines, leave
+from llamagen.emit.torch.code import Code, Indexed, Text, flat
+from llamagen.emit.torch.names import part_name
+from llamagen.emit.torch.plan import Plan
+from llamagen.emit.torch.stages import Cut
+from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
+
+_LAST = ":, -logits_to_keep:"
+_MIXES_TOKENS = frozenset(
+    {"attention", "cache", "call", "concat", "permute", "reshape", "rotate", "stack"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TieView:
+    """``self.lm_head.weight = self.model.embed_tokens.weight``, where a stage has both."""
+
+    path: str
+    source: str
+
+    @property
+    def owner(self) -> str:
+        return f"self.{self.path.rpartition('.')[0]}"
+
+    @property
+    def source_owner(self) -> str:
+        return f"self.{self.source.rpartition('.')[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class RootView:
+    name: str
+    staged: bool
+    num_layers: str
+    init: tuple[str, ...]
+    forward: tuple[str, ...]
+    result: str
+    ties: tuple[TieView, ...]
+    choice: bool
+    caches: bool
+    places: bool
+    """Whether the prologue needs positions at all."""
+    reads_mask: bool
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Of the constructor, with defaults."""
+        attention = ('attention: str = "sdpa"',) if self.choice else ()
+        if not self.staged:
+            return attention
+        layers = f"layers: Sequence[int] = range({self.num_layers})"
+        return (*attention, layers, "embed: bool = True", "head: bool = True")
+
+    @property
+    def inline_parameters(self) -> str:
+        return "".join(f", {p}" for p in self.parameters)
+
+    @property
+    def arguments(self) -> str:
+        return ", ".join(p.partition(":")[0] for p in self.parameters)
+
+    @property
+    def tied(self) -> str:
+        items = ", ".join(f'"{t.path}": "{t.source}"' for t in self.ties)
+        return f"{{{items}}}"
+
+    @property
+    def returns(self) -> str:
+        return f"return {self.result}, cache.present" if self.caches else f"return {self.result}"
+
+
+def root_view(plan: Plan) -> RootView:
+    """Raises LlamagenError (LG741) for a model that does not read ids, or ties what a path cannot name."""
+    graph, block = plan.graph, plan.graph.root_block
+    if not block.inputs or block.inputs[0].id != "input_ids" or len(block.outputs) != 1:
+        message = "a PyTorch model takes `input_ids` first and returns one tensor"
+        raise LlamagenError.of("LG741", message, block.span)
+    body = Body(block, plan.around)
+    body.bind_graph_inputs()
+    cut = plan.cuts.get(block.name)
+    lines, result = _staged(body, cut) if cut is not None else _whole(body)
+    return RootView(
+        name=plan.names[block.name],
+        staged=cut is not None,
+        num_layers=_num_layers(plan),
+        init=tuple(init_lines(plan, block, "self.attend")),
+        forward=tuple(lines),
+        result=result,
+        ties=_ties(graph),
+        choice=plan.choice,
+        caches=plan.caches,
+        places=bool(plan.prelude.order[1:-1]) or "position_ids" in plan.arguments[block.name],
+        reads_mask="attention_mask" in plan.arguments[block.name],
+    )
+
+
+def _whole(body: Body) -> tuple[list[str], str]:
+    body.run(body.block.nodes)
+    lines = [*body.lines, *body.put("logits = ", body.results())]
+    return [*lines, f"        logits = logits[{_LAST}]"], "logits"
+
+
+def _staged(body: Body, cut: Cut) -> tuple[list[str], str]:
+    carried = enter(body, cut)
+    if not cut.after:
+        return [*body.lines, f"        {carried} = {carried}[{_LAST}]"], carried
+    there = f"self.{guard(cut.after)}"
+    value = cut.call.results[0]
+    early = _last_tokens_first(cut)
+    if early and body.left[value] == 1:
+        body.codes[value] = Indexed(Text(carried), _LAST)
+    lines, code = leave(body, cut)
+    short = f"        logits = {flat(code)} if {there} else {carried}"
+    if early and not lines and len(short) <= 100 and f"[{_LAST}]" in short:
+        return [*body.lines, short], "logits"
+    nested = ["    " + line for line in lines]
+    lines = [*body.lines, f"        logits = {carried}", f"        if {there}:", *nested]
+    shortened: Code = (
+        code if f"[{_LAST}]" in "".join([*nested, flat(code)]) else Indexed(code, _LAST)
+    )
+    return [*lines, *body.put("logits = ", shortened, 3)], "logits"
+
+
+def _last_tokens_first(cut: Cut) -> bool:
+    """Whether the head works token by token, so that dropped tokens need not be computed."""
+    return not any(
+        n.op in _MIXES_TOKENS or any(o.startswith("@") for o in n.operands) for n in cut.after
+    )
+
+
+def _num_layers(plan: Plan) -> str:
+    for name in plan.cuts:
+        for part in plan.graph.blocks[name].parts.values():
+            if isinstance(part, StackPart):
+                return flat(plan.constants.code(len(part.blocks), part.count_source))
+    return ""
+
+
+def _ties(graph: Graph) -> tuple[TieView, ...]:
+    found: list[TieView] = []
+    for here in instances(graph):
+        for part in here.block.parts.values():
+            if isinstance(part, OpPart) and part.tied_to is not None:
+                tie = TieView(join(join(here.path, part.name), "weight"), part.tied_to)
+                for component in (*tie.path.split("."), *tie.source.split(".")):
+                    if component.isdecimal():
+                        message = f"`{tie.path}` is tied to `{tie.source}`: layers of a stack cannot be tied"
+                        raise LlamagenError.of("LG741", message, part.span)
+                    part_name(component, part.span)
+                found.append(tie)
+    return tuple(found)

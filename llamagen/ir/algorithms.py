@@ -1,0 +1,84 @@
+"""Graph algorithms, all of them from networkx, imported when one is used (it is slow to import)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llamagen.ir.flatten import FlatGraph
+from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+def definitions(graph: Graph) -> nx.DiGraph[str]:
+    """Block definitions; an edge from a block to each block that it contains."""
+    import networkx as nx
+
+    result: nx.DiGraph[str] = nx.DiGraph()
+    result.add_nodes_from(graph.blocks)
+    for block in graph.blocks.values():
+        for part in block.parts.values():
+            match part:
+                case BlockPart(block=below):
+                    result.add_edge(block.name, below)
+                case StackPart(blocks=several):
+                    result.add_edges_from((block.name, below) for below in several)
+                case OpPart():
+                    pass
+    return result
+
+
+def definition_cycle(graph: Graph) -> list[str]:
+    """Blocks that contain each other, in order; empty when there are none."""
+    import networkx as nx
+
+    try:
+        return [a for a, _ in nx.find_cycle(definitions(graph))]
+    except nx.NetworkXNoCycle:
+        return []
+
+
+def dataflow(flat: FlatGraph) -> nx.DiGraph[str]:
+    """Values of the unrolled graph; an edge from each operand to each result of its op."""
+    import networkx as nx
+
+    result: nx.DiGraph[str] = nx.DiGraph()
+    result.add_nodes_from(flat.types)
+    for node in flat.nodes:
+        result.add_edges_from((o, r) for o in node.operands for r in node.results)
+    return result
+
+
+def unreachable_from_inputs(flat: FlatGraph) -> set[str]:
+    """Values that no graph input reaches: constants of the model, such as gates."""
+    import networkx as nx
+
+    graph = dataflow(flat)
+    reached = set(flat.inputs)
+    for name in flat.inputs:
+        reached |= nx.descendants(graph, name)
+    return set(graph) - reached
+
+
+def unused(flat: FlatGraph) -> set[str]:
+    """Values that no output depends on."""
+    import networkx as nx
+
+    graph = dataflow(flat)
+    kept = set(flat.outputs)
+    for name in flat.outputs:
+        kept |= nx.ancestors(graph, name)
+    for slot_node in flat.nodes:
+        if slot_node.op == "cache":
+            kept.update(slot_node.results)
+            for operand in slot_node.operands:
+                kept |= {operand} | nx.ancestors(graph, operand)
+    return set(graph) - kept
+
+
+def longest_path(flat: FlatGraph) -> int:
+    """Ops on the longest chain from an input to an output: the depth no scheduler can beat."""
+    import networkx as nx
+
+    return len(nx.dag_longest_path(dataflow(flat))) - 1

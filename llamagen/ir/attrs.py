@@ -1,0 +1,108 @@
+"""Checking the static arguments of an op against its row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import assert_never
+
+from llamagen.diagnostics import did_you_mean
+from llamagen.ir.dims import Dim
+from llamagen.ir.graph import AttrValue
+from llamagen.ir.optypes import AttrSpec, Op
+from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Expr, ExpressionError, Extent
+from llamagen.spec.validate import unparse_static
+
+Given = tuple[Static, Expr]
+"""A static argument and the expression it came from."""
+
+
+def bind(
+    op: Op, positional: Sequence[Given], named: Mapping[str, Given], extent: Extent
+) -> tuple[dict[str, AttrValue], dict[str, Expr]]:
+    """Attributes of ``op`` by name, defaults filled in, and their expressions. Raises ExpressionError."""
+    if len(positional) > len(op.attrs):
+        first = positional[len(op.attrs)][1].extent
+        takes = ", ".join(a.name for a in op.attrs) or "no static arguments"
+        raise ExpressionError(f"too many arguments: `{op.name}` takes {takes}", first)
+    given: dict[str, Given] = {a.name: g for a, g in zip(op.attrs, positional, strict=False)}
+    for name, (value, expr) in named.items():
+        if op.attr(name) is None:
+            known = [a.name for a in op.attrs]
+            hint = did_you_mean(name, known)
+            help = (
+                f"did you mean `{hint}`?" if hint else f"it takes: {', '.join(known) or 'nothing'}"
+            )
+            raise ExpressionError(f"`{op.name}` has no argument `{name}`", expr.extent, help)
+        if name in given:
+            raise ExpressionError(f"`{name}` is given twice", expr.extent)
+        given[name] = (value, expr)
+    attrs: dict[str, AttrValue] = {}
+    for spec in op.attrs:
+        if spec.name in given:
+            attrs[spec.name] = convert(op, spec, *given[spec.name])
+        elif spec.required:
+            raise ExpressionError(f"`{op.name}` needs `{spec.name}` ({spec.doc})", extent)
+        else:
+            attrs[spec.name] = spec.default
+    return attrs, {name: expr for name, (_, expr) in given.items()}
+
+
+def convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
+    """``value`` as the attribute's type. Raises ExpressionError when it is of another one."""
+
+    def refuse(wish: str) -> ExpressionError:
+        found = unparse_static(value)
+        return ExpressionError(
+            f"`{spec.name}` of `{op.name}` must be {wish}, it is {found}", expr.extent
+        )
+
+    if value is None:
+        if spec.optional:
+            return None
+        raise refuse("given")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    match spec.type:
+        case "int":
+            if isinstance(value, int) and number:
+                return value
+            raise refuse("a whole number")
+        case "float":
+            if isinstance(value, int | float) and number:
+                return float(value)
+            raise refuse("a number")
+        case "bool":
+            if isinstance(value, bool):
+                return value
+            raise refuse("true or false")
+        case "str":
+            if isinstance(value, str) and (not spec.choices or value in spec.choices):
+                return value
+            raise refuse(f"one of {', '.join(spec.choices)}" if spec.choices else "a text")
+        case "ints":
+            items = value if isinstance(value, tuple) else (value,)
+            if all(isinstance(i, int) and not isinstance(i, bool) for i in items):
+                return tuple(int(i) for i in items if isinstance(i, int))
+            raise refuse("a list of whole numbers")
+        case "floats":
+            if isinstance(value, tuple) and all(isinstance(i, int | float) for i in value):
+                return tuple(float(i) for i in value if isinstance(i, int | float))
+            raise refuse("a list of numbers")
+        case "dims":
+            return _dims(value, refuse("a list of sizes such as [B, S, 128]"))
+        case _:
+            assert_never(spec.type)
+
+
+def _dims(value: Static, refusal: ExpressionError) -> str:
+    if not isinstance(value, tuple) or not value:
+        raise refusal
+    sizes: list[str] = []
+    for item in value:
+        if not isinstance(item, int | str) or isinstance(item, bool):
+            raise refusal
+        try:
+            sizes.append(str(Dim.of(item)))
+        except ValueError:
+            raise refusal from None
+    return ", ".join(sizes)

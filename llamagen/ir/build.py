@@ -1,0 +1,300 @@
+"""From a resolved spec to the typed graph: block definitions specialised for their options and operand types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
+from llamagen.ir.build_equations import Equations
+from llamagen.ir.build_parts import PartDeclaration, declare
+from llamagen.ir.dims import B, S, T
+from llamagen.ir.graph import (
+    Attrs,
+    AttrValue,
+    Block,
+    BlockPart,
+    DType,
+    Graph,
+    Node,
+    OpPart,
+    StackPart,
+    TensorType,
+    Value,
+)
+from llamagen.ir.naming import variant_names
+from llamagen.ir.ops import OPS
+from llamagen.ir.verify import verify
+from llamagen.spec.evaluate import Static
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.validate import scope_of
+
+MAX_BLOCK_DEPTH = 16
+MAX_SPECIALISATIONS = 256
+
+GRAPH_INPUTS: Mapping[str, TensorType] = {
+    "input_ids": TensorType(DType.INT64, (B, S)),
+    "positions": TensorType(DType.INT64, (B, S)),
+    "attention_mask": TensorType(DType.INT64, (B, T)),
+}
+"""Tensors that every block may read. ``positions`` are true positions: padding is not counted."""
+
+_Key = tuple[str, tuple[tuple[str, AttrValue], ...], tuple[TensorType, ...]]
+
+
+class RecordingScope(dict[str, Static]):
+    """A static scope that remembers which names were read, so that unused constants are found."""
+
+    def __init__(self, values: Mapping[str, Static]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Static:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Specialised:
+    """A block built for one set of options and operand types; ``key`` names it until names are given."""
+
+    key: str
+    outputs: tuple[TensorType, ...]
+    context: frozenset[str]
+
+
+class Builder:
+    """State of one build. Findings are collected, so that one run reports every broken block."""
+
+    def __init__(self, resolved: ResolvedSpec) -> None:
+        self.resolved = resolved
+        self.spec = resolved.spec
+        self.scope = RecordingScope(scope_of(resolved.spec))
+        self.findings: dict[Diagnostic, None] = {}
+        self.done: dict[_Key, Specialised | None] = {}
+        self.blocks: dict[str, Block] = {}
+        self.prelude: dict[tuple[object, ...], Node] = {}
+        self.prelude_values: dict[str, Value] = {}
+        self.open: list[str] = []
+
+    def run(self) -> Graph:
+        spec = self.spec
+        if spec.root is None:
+            message = f"`{spec.id}` has no `root` block: its wiring is not known here"
+            help = "a record without an architecture can be listed and shown, not built"
+            raise LlamagenError.of("LG401", message, span=self.resolved.place("id"), help=help)
+        if spec.root not in spec.blocks:
+            raise LlamagenError(self.unknown_block(spec.root))
+        definition = spec.blocks[spec.root]
+        unknown = [name for name in definition.inputs if name not in GRAPH_INPUTS]
+        if unknown:
+            message = f"the root block cannot have the input `{unknown[0]}`"
+            help = f"a model's inputs are: {', '.join(GRAPH_INPUTS)}"
+            place = self.resolved.place("blocks", spec.root, "inputs")
+            raise LlamagenError.of("LG402", message, span=place, help=help)
+        root = self.specialise(spec.root, {}, [GRAPH_INPUTS[n] for n in definition.inputs])
+        self.find_unused()
+        if self.findings:
+            raise LlamagenError(*self.findings)
+        assert root is not None, "a block that fails leaves a finding"
+        graph = self.graph(root)
+        verify(graph, self.resolved)
+        return graph
+
+    def unknown_block(self, name: str) -> Diagnostic:
+        hint = did_you_mean(name, list(self.spec.blocks))
+        help = f"did you mean `{hint}`?" if hint else None
+        place = self.resolved.place("root")
+        return Diagnostic("LG403", "error", f"there is no block `{name}`", place, (), help)
+
+    def specialise(
+        self, name: str, options: Mapping[str, AttrValue], operands: Sequence[TensorType]
+    ) -> Specialised | None:
+        """Build block ``name`` once for these options and operand types; None when it has findings."""
+        key: _Key = (name, tuple(sorted(options.items())), tuple(operands))
+        if key in self.done:
+            return self.done[key]
+        if name in self.open or len(self.open) >= MAX_BLOCK_DEPTH:
+            path = " -> ".join([*self.open, name])
+            reason = "contains itself" if name in self.open else "is nested too deep"
+            place = self.resolved.place("blocks", name)
+            self.report(Diagnostic("LG404", "error", f"block `{name}` {reason}: {path}", place))
+            return None
+        if len(self.done) >= MAX_SPECIALISATIONS:
+            message = f"more than {MAX_SPECIALISATIONS} different blocks"
+            raise LlamagenError.of("LG405", message, span=self.resolved.place("blocks", name))
+        self.open.append(name)
+        self.done[key] = None
+        before = len(self.findings)
+        block, context = self.block(name, options, operands, f"#{len(self.done)}")
+        self.open.pop()
+        if len(self.findings) > before or block is None:
+            return None
+        self.blocks[block.name] = block
+        outputs = tuple(block.values[o].type for o in block.outputs)
+        self.done[key] = Specialised(block.name, outputs, context)
+        return self.done[key]
+
+    def block(
+        self, name: str, options: Attrs, operands: Sequence[TensorType], key: str
+    ) -> tuple[Block | None, frozenset[str]]:
+        definition = self.spec.blocks[name]
+        scope = RecordingScope({**self.scope, **options})
+        declarations = dict(self.declarations(name, scope))
+        self.scope.read |= scope.read
+        equations = Equations(self, name, scope, declarations)
+        equations.run(definition.inputs, operands, definition.forward)
+        self.scope.read |= scope.read
+        if not equations.outputs:
+            return None, frozenset()
+        block = Block(
+            name=key,
+            definition=name,
+            options=dict(options),
+            inputs=tuple(equations.values[i] for i in definition.inputs),
+            parts=equations.parts,
+            values=equations.values,
+            nodes=tuple(equations.nodes),
+            outputs=tuple(equations.outputs),
+            context=(),
+            span=self.resolved.place("blocks", name),
+        )
+        return block, frozenset(equations.context)
+
+    def declarations(
+        self, name: str, scope: RecordingScope
+    ) -> Iterator[tuple[str, PartDeclaration]]:
+        for part, text in self.spec.blocks[name].parts.items():
+            node = self.resolved.scalar("blocks", name, "parts", part)
+            found = declare(part, text, node, scope, self.spec.blocks)
+            if isinstance(found, Diagnostic):
+                self.report(found)
+                yield part, PartDeclaration(part, broken=True)
+            elif found is not None:
+                yield part, found
+
+    def ambient(
+        self,
+        op_name: str,
+        operands: tuple[str, ...],
+        attrs: Attrs,
+        names: tuple[str, ...],
+        span: object,
+    ) -> tuple[str, ...]:
+        """Results of an op on graph-level values, computed once for the whole model; without ``@``."""
+        from llamagen.diagnostics import Span
+
+        key = (op_name, operands, tuple(sorted(attrs.items())))
+        if key not in self.prelude:
+            types = [self.level_type(o.removeprefix("@")) for o in operands]
+            results = OPS[op_name].shape(types, attrs)
+            taken = {*GRAPH_INPUTS, *self.prelude_values}
+            suffix, n = "", 1
+            while any(name + suffix in taken for name in names):
+                n += 1
+                suffix = f"_{n}"
+            fresh = tuple(name + suffix for name in names)
+            place = span if isinstance(span, Span) else None
+            self.prelude[key] = Node(op_name, operands, fresh, dict(attrs), None, place)
+            for name, type_ in zip(fresh, results, strict=True):
+                self.prelude_values[name] = Value(name, type_, named=True)
+        return self.prelude[key].results
+
+    def level_type(self, name: str) -> TensorType:
+        return GRAPH_INPUTS[name] if name in GRAPH_INPUTS else self.prelude_values[name].type
+
+    def report(self, finding: Diagnostic) -> None:
+        self.findings[finding] = None
+
+    def find_unused(self) -> None:
+        """Constants and patterns that nothing reads are typing mistakes."""
+        from llamagen.spec.expr import ExpressionError, names, parse
+
+        read = set(self.scope.read)
+        for text in self.spec.invariants.values():
+            try:
+                read |= {n.id for n in names(parse(text))}
+            except ExpressionError:
+                continue
+        if self.findings:
+            return
+        for section in ("constants", "patterns"):
+            declared: Mapping[str, object] = getattr(self.spec, section)
+            for name in declared:
+                if name not in read:
+                    hint = did_you_mean(name, sorted(read))
+                    help = (
+                        f"did you mean `{hint}`?" if hint else "remove it, or use it in an equation"
+                    )
+                    message = f"{section[:-1]} `{name}` is used by no block and no invariant"
+                    place = self.resolved.place(section, name)
+                    self.report(Diagnostic("LG406", "error", message, place, (), help))
+
+    def graph(self, root: Specialised) -> Graph:
+        names = variant_names(self.blocks)
+        order = [*GRAPH_INPUTS, *self.prelude_values]
+        contexts = {s.key: s.context for s in self.done.values() if s is not None}
+        blocks: dict[str, Block] = {}
+        for key in _callees_first(self.blocks, root.key):
+            block = self.blocks[key]
+            parts = {n: _renamed(p, names) for n, p in block.parts.items()}
+            context = tuple(n for n in order if n in contexts[key])
+            blocks[names[key]] = replace(block, name=names[key], parts=parts, context=context)
+        used = {o.removeprefix("@") for node in self.prelude.values() for o in node.operands}
+        used |= contexts[root.key] | set(self.spec.blocks[self.spec.root or ""].inputs)
+        inputs = [Value(n, t, named=True) for n, t in GRAPH_INPUTS.items() if n in used]
+        constants = {
+            name: value
+            for name, value in scope_of(self.spec).items()
+            if isinstance(value, int | float | bool | str)
+        }
+        return Graph(
+            spec_id=self.spec.id,
+            digest=self.resolved.digest,
+            inputs=tuple(inputs),
+            prelude=tuple(self.prelude.values()),
+            prelude_values=dict(self.prelude_values),
+            blocks=blocks,
+            root=names[root.key],
+            output_names=("logits",),
+            constants=constants,
+        )
+
+
+def _renamed(
+    part: OpPart | BlockPart | StackPart, names: Mapping[str, str]
+) -> OpPart | BlockPart | StackPart:
+    match part:
+        case BlockPart(block=key):
+            return replace(part, block=names[key])
+        case StackPart(blocks=keys):
+            return replace(part, blocks=tuple(names[k] for k in keys))
+        case OpPart():
+            return part
+
+
+def _callees_first(blocks: Mapping[str, Block], root: str) -> list[str]:
+    """Keys reachable from ``root``, each after the blocks it calls (depth is bounded by the build)."""
+    order: dict[str, None] = {}
+
+    def visit(key: str) -> None:
+        if key in order:
+            return
+        for part in blocks[key].parts.values():
+            match part:
+                case BlockPart(block=below):
+                    visit(below)
+                case StackPart(blocks=several):
+                    for below in dict.fromkeys(several):
+                        visit(below)
+                case OpPart():
+                    pass
+        order[key] = None
+
+    visit(root)
+    return list(order)
+
+
+def build(resolved: ResolvedSpec) -> Graph:
+    """The verified graph of a spec. Raises LlamagenError with every finding, each at its YAML line."""
+    return Builder(resolved).run()

@@ -1,0 +1,140 @@
+"""Spellings that stand for other ops: ``rope``, ``attention`` with its mask, ``activation``, operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from llamagen.ir.attrs import Given, bind
+from llamagen.ir.build_terms import AMBIENT, Constant, Several, Tensor, Term, number
+from llamagen.ir.graph import DType
+from llamagen.ir.ops import OPS
+from llamagen.spec.expr import Binary, Call, ExpressionError, Name
+
+if TYPE_CHECKING:
+    from llamagen.ir.build_equations import Equations
+
+_PAIRS = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
+_SCALARS = {"+": "add_scalar", "-": "add_scalar", "*": "mul_scalar", "/": "div_scalar"}
+
+
+def rope(block: Equations, expr: Call) -> Term:
+    """``rope(x, positions, config)``: a table in the prelude, a rotation here."""
+    if len(expr.arguments) != 3 or expr.keywords:
+        raise ExpressionError("write `rope(x, positions, rope)`", expr.extent)
+    x, positions = block.tensor(expr.arguments[0]), block.tensor(expr.arguments[1])
+    config = block.static(expr.arguments[2])
+    if not isinstance(config, Mapping) or "theta" not in config:
+        message = "the third argument is a rope hyperparameter"
+        raise ExpressionError(message, expr.arguments[2].extent)
+    if len(x.type.shape) != 4 or x.type.dtype is not DType.MODEL:
+        message = f"rope needs [B, heads, S, head_dim], it is {x.type}; split heads first"
+        raise ExpressionError(message, expr.arguments[0].extent)
+    given = {k: v for k, v in config.items() if k not in ("kind", "layout", "partial")}
+    size, partial = x.type.shape[-1].value, config["partial"]
+    assert isinstance(partial, float | int)
+    named: dict[str, Given] = {k: (v, expr.arguments[2]) for k, v in given.items()}
+    named["scaling"] = (config["kind"], expr.arguments[2])
+    named["dim"] = (int(size * partial), expr.arguments[2])
+    attrs, _ = bind(OPS["rope_table"], [], named, expr.extent)
+    label = expr.arguments[2]
+    suffix = label.id.removeprefix("rope") if isinstance(label, Name) else ""
+    names = (f"cos{suffix}", f"sin{suffix}")
+    if not positions.id.startswith("@"):
+        raise ExpressionError("the second argument is `positions`", expr.arguments[1].extent)
+    tables = block.hoist(OPS["rope_table"], [positions], attrs, names, expr.extent)
+    assert isinstance(tables, Several)
+    layout = config["layout"]
+    assert isinstance(layout, str)
+    operands = [x, *tables.items]
+    return block.apply(OPS["rotate"], operands, {"layout": layout}, expr.extent)
+
+
+def attention(block: Equations, expr: Call) -> Term:
+    """``attention(q, k, v, mask='causal', window=, chunk=, scale=, softcap=, alibi=, sinks=t)``.
+
+    The mask is in the prelude; ``sinks`` is a tensor.
+    """
+    operands = [block.tensor(a) for a in expr.arguments]
+    keywords = dict(expr.keywords)
+    mask = keywords.pop("mask", None)
+    limits: dict[str, Given] = {
+        k: (block.static(keywords.pop(k)), expr) for k in ("window", "chunk") if k in keywords
+    }
+    kind = block.static(mask) if mask is not None else None
+    if kind not in (None, "causal", "none"):
+        assert mask is not None
+        raise ExpressionError("mask is 'causal' or 'none'", mask.extent)
+    if len(operands) != 3:
+        raise ExpressionError("write `attention(q, k, v, mask='causal')`", expr.extent)
+    sinks = keywords.pop("sinks", None)
+    if sinks is not None and kind != "causal":
+        raise ExpressionError("sinks need mask='causal'", sinks.extent)
+    named = {k: block.given(block.term(a), a) for k, a in keywords.items()}
+    attrs, sources = bind(OPS["attention"], [], named, expr.extent)
+    if kind == "causal":
+        limit, _ = bind(OPS["causal_mask"], [], limits, expr.extent)
+        level = [Tensor(f"@{n}", block.builder.level_type(n)) for n in AMBIENT]
+        name = "mask" + "".join(f"_{k}" for k in ("window", "chunk") if limit[k] is not None)
+        made = block.hoist(OPS["causal_mask"], level, limit, (name,), expr.extent)
+        assert isinstance(made, Tensor)
+        operands.append(made)
+        if sinks is not None:
+            operands.append(block.tensor(sinks))
+    elif limits:
+        raise ExpressionError("window and chunk need mask='causal'", expr.extent)
+    return block.apply(OPS["attention"], operands, attrs, expr.extent, sources)
+
+
+def activation(block: Equations, expr: Call) -> Term:
+    """``activation(x, hidden_act)``: the op whose name is a hyperparameter."""
+    if len(expr.arguments) != 2 or expr.keywords:
+        raise ExpressionError("write `activation(x, hidden_act)`", expr.extent)
+    x, name = block.tensor(expr.arguments[0]), block.static(expr.arguments[1])
+    match name:
+        case "silu" | "relu" | "relu2" | "sigmoid" | "tanh":
+            return block.apply(OPS[name], [x], {}, expr.extent)
+        case "gelu" | "gelu_tanh":
+            how = "none" if name == "gelu" else "tanh"
+            return block.apply(OPS["gelu"], [x], {"approximate": how}, expr.extent)
+        case _:
+            message = (
+                f"`{name}` is no activation: silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh"
+            )
+            raise ExpressionError(message, expr.arguments[1].extent)
+
+
+def arithmetic(block: Equations, op: str, left: Term, right: Term, expr: Binary) -> Term:
+    match left, right:
+        case Constant(), Constant():
+            return Constant(block.static(expr))
+        case Tensor(), Tensor():
+            row = OPS[_PAIRS[op]]
+            return block.apply(row, [left, right], {}, expr.extent)
+        case Tensor(), Constant(value=value):
+            factor = number(value, expr.right)
+            name = _SCALARS[op]
+            if op == "/" and factor == 0:
+                raise ExpressionError("division by zero", expr.right.extent)
+            attrs = {"value": -factor if op == "-" else factor}
+            sources = {} if op == "-" else {"value": expr.right}
+            return block.apply(OPS[name], [left], attrs, expr.extent, sources)
+        case Constant(value=value), Tensor():
+            factor = number(value, expr.left)
+            if op == "/":
+                raise ExpressionError("a number divided by a tensor is not an op", expr.extent)
+            if op == "-":
+                right = block.apply(OPS["neg"], [right], {}, expr.extent)
+                assert isinstance(right, Tensor)
+            name = "mul_scalar" if op == "*" else "add_scalar"
+            sources = {"value": expr.left}
+            return block.apply(OPS[name], [right], {"value": factor}, expr.extent, sources)
+        case _:
+            raise ExpressionError("an op with several results: name them first", expr.extent)
+
+
+SUGAR: Mapping[str, Callable[[Equations, Call], Term]] = {
+    "rope": rope,
+    "attention": attention,
+    "activation": activation,
+}

@@ -1,0 +1,106 @@
+"""Symbolic dimensions: polynomials with integer coefficients over named sizes.
+
+``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``. Every other size of a released model is an int.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import mul
+from typing import TypeAlias
+
+Monomial: TypeAlias = tuple[str, ...]
+DimLike: TypeAlias = "Dim | int | str"
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A size. ``terms`` maps a sorted product of names to its coefficient; zero coefficients do not occur."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    @staticmethod
+    def of(value: DimLike) -> Dim:
+        """From an int, a text such as ``"P + S"`` or ``"4*N*S"``, or a Dim."""
+        if isinstance(value, Dim):
+            return value
+        if isinstance(value, int):
+            return Dim((((), value),) if value else ())
+        return _parse(value)
+
+    @property
+    def is_static(self) -> bool:
+        return all(not names for names, _ in self.terms)
+
+    @property
+    def value(self) -> int:
+        """The int of a static dim. Raises ValueError when it depends on a name."""
+        if not self.is_static:
+            raise ValueError(f"{self} is not a fixed size")
+        return sum(c for _, c in self.terms)
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        return frozenset(n for names, _ in self.terms for n in names)
+
+    def evaluate(self, sizes: Mapping[str, int]) -> int:
+        """The int at given sizes, e.g. ``{"B": 2, "S": 5, "P": 0}``. Raises KeyError for a missing name."""
+        return sum(c * reduce(mul, (sizes[n] for n in names), 1) for names, c in self.terms)
+
+    def __add__(self, other: DimLike) -> Dim:
+        return _collect([*self.terms, *Dim.of(other).terms])
+
+    def __sub__(self, other: DimLike) -> Dim:
+        return self + Dim.of(other) * -1
+
+    def __mul__(self, other: DimLike) -> Dim:
+        right = Dim.of(other).terms
+        return _collect([(tuple(sorted(a + b)), c * d) for a, c in self.terms for b, d in right])
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def divided_by(self, divisor: int) -> Dim | None:
+        """The exact quotient, or None when a coefficient is not divisible."""
+        if divisor <= 0 or any(c % divisor for _, c in self.terms):
+            return None
+        return Dim(tuple((names, c // divisor) for names, c in self.terms))
+
+    def __str__(self) -> str:
+        return " + ".join(_term(names, c) for names, c in self.terms) or "0"
+
+    __repr__ = __str__
+
+
+def _term(names: Monomial, coefficient: int) -> str:
+    if not names:
+        return str(coefficient)
+    return "*".join(names if coefficient == 1 else (str(coefficient), *names))
+
+
+def _collect(terms: list[tuple[Monomial, int]]) -> Dim:
+    total: dict[Monomial, int] = {}
+    for names, c in terms:
+        total[names] = total.get(names, 0) + c
+    # Names before constants, so that `P + S` and `S + 1` read naturally.
+    order = sorted(total, key=lambda names: (not names, -len(names), names))
+    return Dim(tuple((names, total[names]) for names in order if total[names]))
+
+
+def _parse(text: str) -> Dim:
+    terms: list[tuple[Monomial, int]] = []
+    for term in text.split("+"):
+        factors = [f.strip() for f in term.split("*")]
+        if not all(f.isidentifier() or f.removeprefix("-").isdigit() for f in factors):
+            raise ValueError(f"{text!r} is not a size")
+        names = tuple(sorted(f for f in factors if f.isidentifier()))
+        terms.append((names, reduce(mul, (int(f) for f in factors if not f.isidentifier()), 1)))
+    return _collect(terms)
+
+
+B = Dim.of("B")
+S = Dim.of("S")
+P = Dim.of("P")
+T = P + S

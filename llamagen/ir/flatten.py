@@ -1,0 +1,157 @@
+"""The graph unrolled: one list of op applications with absolute names, in execution order.
+
+ONNX emission, the reference interpreter and the counters work on this form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from llamagen.diagnostics import Span
+from llamagen.ir.graph import (
+    Attrs,
+    Block,
+    BlockPart,
+    Graph,
+    Node,
+    OpPart,
+    StackPart,
+    TensorType,
+    join,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatNode:
+    """One op at its place. Value ids are ``path/value`` in blocks and plain names for graph inputs and the prelude."""
+
+    op: str
+    path: str
+    """Role path of the block instance, with the part's name for ops that own parameters."""
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    attrs: Attrs
+    parameters: Mapping[str, str]
+    """Local parameter name (``weight``) -> role path of the tensor (another part's, when tied)."""
+    span: Span | None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSlot:
+    """One use of ``cache``: the types of the new keys and values [B, K, S, H] and where it happens."""
+
+    path: str
+    key: TensorType
+    value: TensorType
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlatGraph:
+    nodes: tuple[FlatNode, ...]
+    types: Mapping[str, TensorType]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    slots: tuple[CacheSlot, ...]
+    """Cache slots in execution order; slot i is ``past_key_values.i`` outside."""
+
+
+class _Flattener:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[FlatNode] = []
+        self.types: dict[str, TensorType] = {}
+        self.slots: list[CacheSlot] = []
+
+    def run(self) -> FlatGraph:
+        graph = self.graph
+        self.types.update({v.id: v.type for v in graph.inputs})
+        self.types.update({name: v.type for name, v in graph.prelude_values.items()})
+        for node in graph.prelude:
+            operands = tuple(o.removeprefix("@") for o in node.operands)
+            flat = FlatNode(node.op, "", operands, node.results, node.attrs, {}, node.span)
+            self.nodes.append(flat)
+        inputs = tuple(v.id for v in graph.inputs)
+        root = graph.root_block
+        outputs = self.block(root, "", tuple(v.id for v in root.inputs))
+        return FlatGraph(tuple(self.nodes), self.types, inputs, outputs, tuple(self.slots))
+
+    def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
+        ids = dict(zip((v.id for v in block.inputs), operands, strict=True))
+        for node in block.nodes:
+            given = tuple(o[1:] if o.startswith("@") else ids[o] for o in node.operands)
+            for local, absolute in zip(
+                node.results, self.node(block, path, node, given), strict=True
+            ):
+                ids[local] = absolute
+        return tuple(ids[o] for o in block.outputs)
+
+    def node(
+        self, block: Block, path: str, node: Node, operands: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        part = block.parts[node.part] if node.part is not None else None
+        match part:
+            case BlockPart(name=name, block=below):
+                return self.block(self.graph.blocks[below], join(path, name), operands)
+            case StackPart(name=name, blocks=names):
+                carried = operands[:1]
+                for i, below in enumerate(names):
+                    here = join(join(path, name), str(i))
+                    carried = self.block(self.graph.blocks[below], here, (*carried, *operands[1:]))
+                return carried
+            case OpPart(name=name):
+                here = join(path, name)
+                return self.leaf(block, path, here, node, operands, _role_paths(here, part))
+            case None:
+                return self.leaf(block, path, path, node, operands, {})
+            case _:
+                assert_never(part)
+
+    def fresh(self, name: str) -> str:
+        """``name``, or ``name~2`` and so on when a part that is called again has results of that name."""
+        if name not in self.types:
+            return name
+        count = 2
+        while f"{name}~{count}" in self.types:
+            count += 1
+        return f"{name}~{count}"
+
+    def leaf(
+        self,
+        block: Block,
+        path: str,
+        place: str,
+        node: Node,
+        operands: tuple[str, ...],
+        parameters: Mapping[str, str],
+    ) -> tuple[str, ...]:
+        results = tuple(self.fresh(f"{path}/{r}") for r in node.results)
+        for local, absolute in zip(node.results, results, strict=True):
+            self.types[absolute] = block.values[local].type
+        self.nodes.append(
+            FlatNode(node.op, place, operands, results, node.attrs, parameters, node.span)
+        )
+        if node.op == "cache":
+            i = len(self.slots)
+            key, value = (self.types[o] for o in operands)
+            past = f"past_key_values.{i}"
+            names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
+            self.slots.append(CacheSlot(path, key, value, *names))
+        return results
+
+
+def _role_paths(here: str, part: OpPart) -> dict[str, str]:
+    paths = {p.name: join(here, p.name) if p.name else here for p in part.parameters}
+    if part.tied_to is not None:
+        paths["weight"] = part.tied_to
+    return paths
+
+
+def flatten(graph: Graph) -> FlatGraph:
+    """Unroll ``graph``. Costs time and memory proportional to layers times nodes a layer."""
+    return _Flattener(graph).run()

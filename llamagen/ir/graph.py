@@ -1,0 +1,221 @@
+"""The typed graph: block definitions over one closed op table, instantiated by role path.
+
+A ``Graph`` is hierarchical: ``blocks`` are definitions (a class each in PyTorch), ``parts`` name their instances, and
+a role path such as ``model.layers.3.self_attn.q_proj.weight`` is the path of part names down to a parameter.
+``flatten`` (ir/flatten.py) unrolls it to a list of op applications for ONNX and the reference interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from llamagen.diagnostics import Span
+from llamagen.ir.dims import Dim
+from llamagen.spec.expr import Expr
+
+
+class DType(StrEnum):
+    """``MODEL`` is the dtype the model is run in (float32, float16 or bfloat16); the others are fixed."""
+
+    MODEL = "model"
+    FLOAT32 = "float32"
+    INT64 = "int64"
+    BOOL = "bool"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    dtype: DType
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+AttrValue: TypeAlias = "int | float | bool | str | tuple[int, ...] | tuple[float, ...] | None"
+Attrs: TypeAlias = Mapping[str, AttrValue]
+
+InitKind: TypeAlias = Literal["matrix", "embedding", "norm", "bias", "gate"]
+INIT_KINDS: Mapping[str, InitKind] = {
+    "matrix": "matrix",
+    "embedding": "embedding",
+    "norm": "norm",
+    "bias": "bias",
+    "gate": "gate",
+}
+"""What a parameter is for; decides the unit-scale random values of tests, nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A weight of a part. ``name`` is the last component of the role path; shape is all ints."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: InitKind
+
+    @property
+    def count(self) -> int:
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor inside a block. ``id`` is unique in its block; ``named`` when the spec's author chose it."""
+
+    id: str
+    type: TensorType
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One application: ``results = op(operands)``.
+
+    ``op`` is a row of the op table, or ``call`` (run block part ``part``) or ``stack`` (run the blocks of stack part
+    ``part`` one after the other: the first operand and the first result are carried, other operands are passed to
+    each layer unchanged). ``part`` is set for those two and for every op with parameters. An operand that begins
+    with ``@`` is a graph-level value: an input or a result of the prelude, the same for every layer.
+    """
+
+    op: str
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    attrs: Attrs = field(default_factory=dict)
+    part: str | None = None
+    span: Span | None = field(default=None, compare=False)
+    sources: Mapping[str, Expr] = field(default_factory=dict, compare=False)
+    """The attribute's expression in the spec, for emitters that print names instead of numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpPart:
+    """A part that is an op with parameters: ``q_proj: linear(hidden_size, num_heads * head_dim)``."""
+
+    name: str
+    op: str
+    attrs: Attrs
+    parameters: tuple[Parameter, ...]
+    tied_to: str | None = None
+    """Role path of the parameter that serves as this part's ``weight``; then ``parameters`` lacks it."""
+    span: Span | None = field(default=None, compare=False)
+    sources: Mapping[str, Expr] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPart:
+    """A part that is one instance of a block definition."""
+
+    name: str
+    block: str
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StackPart:
+    """A part that is a list of block instances ``name.0``, ``name.1``, ...; ``blocks`` has one entry a layer."""
+
+    name: str
+    blocks: tuple[str, ...]
+    span: Span | None = field(default=None, compare=False)
+    count_source: Expr | None = field(default=None, compare=False)
+
+
+Part: TypeAlias = OpPart | BlockPart | StackPart
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block definition, specialised for its options: no condition is left in it.
+
+    ``nodes`` are in the order of the equations. ``context`` are the graph-level values (without ``@``) that this
+    block or one below it reads, in the graph's order.
+    """
+
+    name: str
+    definition: str
+    """Name of the block in the spec; several specialisations can share one."""
+    options: Attrs
+    inputs: tuple[Value, ...]
+    parts: Mapping[str, Part]
+    values: Mapping[str, Value]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    context: tuple[str, ...]
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One model. ``inputs`` and prelude results are the graph-level values that operands reach as ``@name``.
+
+    ``prelude`` holds what depends on graph inputs alone and is computed once: rope tables, masks, temperatures.
+    ``blocks`` lists definitions before their users; the last one is ``root``.
+    """
+
+    spec_id: str
+    digest: str
+    inputs: tuple[Value, ...]
+    prelude: tuple[Node, ...]
+    prelude_values: Mapping[str, Value]
+    blocks: Mapping[str, Block]
+    root: str
+    output_names: tuple[str, ...]
+    constants: Mapping[str, int | float | bool | str] = field(default_factory=dict, compare=False)
+    """Scalar hyperparameters and constants by spec name, for emitters that print names instead of numbers."""
+
+    @property
+    def root_block(self) -> Block:
+        return self.blocks[self.root]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A block definition at a role path; the root's path is the empty text."""
+
+    path: str
+    block: Block
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def instances(graph: Graph) -> Iterator[Instance]:
+    """Every block instance, in the order of the parts, parents first."""
+    stack = [Instance("", graph.root_block)]
+    while stack:
+        here = stack.pop()
+        yield here
+        below: list[Instance] = []
+        for part in here.block.parts.values():
+            path = join(here.path, part.name)
+            match part:
+                case BlockPart(block=name):
+                    below.append(Instance(path, graph.blocks[name]))
+                case StackPart(blocks=names):
+                    below.extend(
+                        Instance(join(path, str(i)), graph.blocks[n]) for i, n in enumerate(names)
+                    )
+                case OpPart():
+                    pass
+        stack.extend(reversed(below))
+
+
+def parameters(graph: Graph) -> dict[str, Parameter]:
+    """Role path -> parameter, each weight once (a tied head has none of its own)."""
+    found: dict[str, Parameter] = {}
+    for here in instances(graph):
+        for part in here.block.parts.values():
+            if isinstance(part, OpPart):
+                for parameter in part.parameters:
+                    name = parameter.name
+                    path = join(here.path, part.name)
+                    found[join(path, name) if name else path] = parameter
+    return found

@@ -1,0 +1,179 @@
+"""The third witness: a flat graph evaluated in numpy float64, independent of both backends.
+
+It is slow and exact to about 1e-15 of each value; use it on small models. Weights are asked for
+one tensor at a time, when an op needs them, and are not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llamagen.ir.flatten import FlatGraph, FlatNode
+from llamagen.ir.graph import DType
+from llamagen.ir.ops import OPS
+from llamagen.ir.reference_attention import ATTENTION_FORMULAS
+from llamagen.ir.reference_ops import OP_FORMULAS, Array, Formula, Ints, Operands, Real
+
+WeightSource: TypeAlias = Callable[[str], NDArray[np.generic]] | Mapping[str, NDArray[np.generic]]
+"""Role path -> tensor of any real dtype that numpy converts to float64."""
+
+Cache: TypeAlias = Sequence[tuple[Real, Real]]
+"""Keys and values [B, K, P, H] of each cache slot, in the order of ``FlatGraph.slots``."""
+
+Rounding: TypeAlias = Literal["float32", "float16", "bfloat16"] | None
+
+FORMULAS: Mapping[str, Formula] = {**OP_FORMULAS, **ATTENTION_FORMULAS}
+"""Every row of the op table but ``cache``, which the interpreter does itself."""
+
+assert {*FORMULAS, "cache"} == {*OPS}, "the op table and the reference differ"
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceResult:
+    """``outputs`` in the graph's order, the cache after this step, all values if asked for."""
+
+    outputs: tuple[Array, ...]
+    present: tuple[tuple[Real, Real], ...]
+    values: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Real:
+        """The first output, [B, S, V]."""
+        return np.asarray(self.outputs[0], dtype=np.float64)
+
+
+def evaluate(
+    flat: FlatGraph,
+    weights: WeightSource,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    positions: ArrayLike | None = None,
+    past: Cache | None = None,
+    *,
+    inputs: Mapping[str, ArrayLike] | None = None,
+    keep_values: bool = False,
+    rounding: Rounding = None,
+) -> ReferenceResult:
+    """Run ``flat`` on ``input_ids`` [B, S] after ``past`` (none: an empty cache).
+
+    ``attention_mask`` [B, T] is 1 for tokens and 0 for padding; none means no padding.
+    ``positions`` [B, S] default to the number of tokens before each one. ``inputs`` are further
+    graph inputs by name. ``rounding`` rounds the result of every op to the model's dtype: not what
+    a backend computes, but a measure of how much that dtype can matter for this model. Raises
+    KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
+    """
+    ids: Ints = np.asarray(input_ids, dtype=np.int64)
+    before = past[0][0].shape[2] if past else 0
+    batch, new = ids.shape
+    sizes = {"B": batch, "S": new, "P": before}
+    shape = (batch, before + new)
+    mask: Ints = np.ones(shape, np.int64) if attention_mask is None else _ints(attention_mask)
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask is {mask.shape}, tokens and cache make it {shape}")
+    if positions is None:
+        positions = np.maximum(np.cumsum(mask > 0, axis=1) - 1, 0)[:, before:]
+    given: dict[str, ArrayLike] = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "positions": positions,
+        **(inputs or {}),
+    }
+    run = _Run(flat, weights, sizes, past, rounding)
+    for name in flat.inputs:
+        run.put(name, _as_array(given[name]))
+    last_use = {} if keep_values else _last_uses(flat)
+    for i, node in enumerate(flat.nodes):
+        run.apply(node)
+        for name in last_use.get(i, ()):
+            run.values.pop(name, None)
+    outputs = tuple(run.values[o] for o in flat.outputs)
+    return ReferenceResult(outputs, tuple(run.present), run.values if keep_values else {})
+
+
+class _Run:
+    def __init__(
+        self,
+        flat: FlatGraph,
+        weights: WeightSource,
+        sizes: Mapping[str, int],
+        past: Cache | None,
+        rounding: Rounding,
+    ) -> None:
+        self.flat = flat
+        self.weights = weights
+        self.sizes = sizes
+        self.past = past
+        self.rounding = rounding
+        self.values: dict[str, Array] = {}
+        self.present: list[tuple[Real, Real]] = []
+
+    def apply(self, node: FlatNode) -> None:
+        def weight(name: str) -> Real:
+            path = node.parameters[name]
+            tensor = self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
+            return np.asarray(tensor, dtype=np.float64)
+
+        tensors = [self.values[o] for o in node.operands]
+        operands = Operands(tensors, node.attrs, self.sizes, weight)
+        results = self.cache(operands) if node.op == "cache" else FORMULAS[node.op](operands)
+        for name, result in zip(node.results, results, strict=True):
+            self.put(name, result)
+
+    def cache(self, o: Operands) -> tuple[Real, Real]:
+        slot = len(self.present)
+        k, v = o.real(0), o.real(1)
+        if self.past is not None:
+            old_k, old_v = self.past[slot]
+            k, v = np.concatenate([old_k, k], axis=2), np.concatenate([old_v, v], axis=2)
+        self.present.append((k, v))
+        return k, v
+
+    def put(self, name: str, value: Array) -> None:
+        """Keep a value; its shape must be what the shape rules of the op table predicted."""
+        want = tuple(d.evaluate(self.sizes) for d in self.flat.types[name].shape)
+        if value.shape != want:
+            raise ValueError(f"{name} is {value.shape}, the graph says {self.flat.types[name]}")
+        if self.rounding is not None and value.dtype == np.float64:
+            wide = self.flat.types[name].dtype is DType.FLOAT32
+            value = value.astype(_rounding("float32" if wide else self.rounding))
+            value = value.astype(np.float64)
+        self.values[name] = value
+
+
+def _rounding(dtype: Literal["float32", "float16", "bfloat16"]) -> np.dtype[np.generic]:
+    if dtype != "bfloat16":
+        return np.dtype(dtype)
+    import ml_dtypes
+
+    found: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+def _ints(values: ArrayLike) -> Ints:
+    return np.asarray(values, dtype=np.int64)
+
+
+def _as_array(values: ArrayLike) -> Array:
+    array = np.asarray(values)
+    if array.dtype == np.bool_:
+        return array.astype(np.bool_, copy=False)
+    if np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.int64, copy=False)
+    return array.astype(np.float64, copy=False)
+
+
+def _last_uses(flat: FlatGraph) -> dict[int, list[str]]:
+    """Node index -> values that nothing reads after it."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(flat.nodes):
+        last.update(dict.fromkeys((*node.operands, *node.results), i))
+    found: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if name not in flat.outputs:
+            found.setdefault(i, []).append(name)
+    return found

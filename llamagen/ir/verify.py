@@ -1,0 +1,207 @@
+"""What must hold of every graph, as a table of invariants. The builder runs it; tests run it on edited graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from llamagen.diagnostics import Diagnostic, LlamagenError, Span
+from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart, instances, join, parameters
+from llamagen.ir.ops import OPS
+from llamagen.ir.optypes import ShapeError
+
+if TYPE_CHECKING:
+    from llamagen.spec.resolve import ResolvedSpec
+
+MAX_PARAMETERS = 2**53
+MAX_INSTANCES = 200_000
+
+Finding = tuple[str, Span | None]
+Invariant = Callable[[Graph], Iterator[Finding]]
+
+
+def _operands_defined(graph: Graph) -> Iterator[Finding]:
+    level = {v.id for v in graph.inputs} | graph.prelude_values.keys()
+    for block in graph.blocks.values():
+        known = {v.id for v in block.inputs}
+        for node in block.nodes:
+            for operand in node.operands:
+                name = operand.removeprefix("@")
+                if name not in (level if operand.startswith("@") else known):
+                    yield f"{block.name}: {node.op} reads `{operand}` before it exists", node.span
+                if operand.startswith("@") and name not in block.context:
+                    yield f"{block.name}: `{name}` is read but not in its context", node.span
+            for result in node.results:
+                if result in known:
+                    yield f"{block.name}: `{result}` is defined twice", node.span
+                known.add(result)
+        for output in block.outputs:
+            if output not in known:
+                yield f"{block.name}: returns `{output}`, which does not exist", block.span
+
+
+def _types_follow_the_table(graph: Graph) -> Iterator[Finding]:
+    for block in graph.blocks.values():
+        for node in block.nodes:
+            if node.op in ("call", "stack"):
+                continue
+            if node.op not in OPS:
+                yield f"{block.name}: `{node.op}` is not in the op table", node.span
+                continue
+            types = [
+                graph.prelude_values[o[1:]].type
+                if o.startswith("@") and o[1:] in graph.prelude_values
+                else next(v.type for v in graph.inputs if v.id == o[1:])
+                if o.startswith("@")
+                else block.values[o].type
+                for o in node.operands
+            ]
+            try:
+                expected = OPS[node.op].shape(types, node.attrs)
+            except ShapeError as error:
+                yield f"{block.name}: {error}", node.span
+                continue
+            if expected != tuple(block.values[r].type for r in node.results):
+                yield (
+                    f"{block.name}: results of {node.op} have other types than the table says",
+                    node.span,
+                )
+
+
+def _calls_fit(graph: Graph) -> Iterator[Finding]:
+    for block in graph.blocks.values():
+        for node in block.nodes:
+            if node.op not in ("call", "stack"):
+                continue
+            part = block.parts.get(node.part or "")
+            names: tuple[str, ...]
+            match part:
+                case BlockPart(block=name):
+                    names = (name,)
+                case StackPart(blocks=names):
+                    pass
+                case _:
+                    yield f"{block.name}: calls `{node.part}`, which is not a block part", node.span
+                    continue
+            for name in names:
+                if name not in graph.blocks:
+                    yield (
+                        f"{block.name}: part `{node.part}` is an unknown block `{name}`",
+                        node.span,
+                    )
+                elif len(graph.blocks[name].inputs) != len(node.operands):
+                    yield (
+                        f"{block.name}: `{node.part}` gets {len(node.operands)} operands",
+                        node.span,
+                    )
+
+
+def _tied_weights_exist(graph: Graph) -> Iterator[Finding]:
+    owned = parameters(graph)
+    for here in instances(graph):
+        for part in here.block.parts.values():
+            if not isinstance(part, OpPart) or part.tied_to is None:
+                continue
+            path = join(here.path, part.name)
+            want = next(p for p in OPS[part.op].parameters(part.attrs) if p.name == "weight").shape
+            if part.tied_to not in owned:
+                yield f"`{path}` is tied to `{part.tied_to}`, which is not a parameter", part.span
+            elif owned[part.tied_to].shape != want:
+                found = list(owned[part.tied_to].shape)
+                message = f"`{path}` needs {list(want)}, `{part.tied_to}` is {found}"
+                yield message, part.span
+
+
+def _names_are_unique(graph: Graph) -> Iterator[Finding]:
+    for here in instances(graph):
+        folded: dict[str, str] = {}
+        for name in here.block.parts:
+            other = folded.setdefault(name.casefold(), name)
+            if other != name:
+                yield (
+                    f"parts `{other}` and `{name}` of {here.block.name} differ in case only",
+                    here.block.span,
+                )
+
+
+def _size_is_bounded(graph: Graph) -> Iterator[Finding]:
+    total = sum(p.count for p in parameters(graph).values())
+    if total > MAX_PARAMETERS:
+        yield (
+            f"the model has {total:,} parameters, more than {MAX_PARAMETERS:,}",
+            graph.root_block.span,
+        )
+
+
+def _instances_are_bounded(graph: Graph) -> Iterator[Finding]:
+    """Counted from the definitions: stacks inside stacks multiply, and must not be walked to be counted."""
+    count: dict[str, int] = {}
+    for name, block in graph.blocks.items():
+        total = 1
+        for part in block.parts.values():
+            match part:
+                case BlockPart(block=below):
+                    total += count.get(below, 1)
+                case StackPart(blocks=several):
+                    total += sum(count.get(below, 1) for below in several)
+                case OpPart():
+                    pass
+        count[name] = total
+    if count[graph.root] > MAX_INSTANCES:
+        yield f"the model has {count[graph.root]:,} blocks, more than {MAX_INSTANCES:,}", graph.root_block.span
+
+
+def _one_output(graph: Graph) -> Iterator[Finding]:
+    outputs = graph.root_block.outputs
+    if len(outputs) != len(graph.output_names):
+        want = ", ".join(graph.output_names)
+        yield (
+            f"the root block returns {len(outputs)} values, it must return: {want}",
+            graph.root_block.span,
+        )
+
+
+def _acyclic(graph: Graph) -> Iterator[Finding]:
+    from llamagen.ir.algorithms import definition_cycle
+
+    cycle = definition_cycle(graph)
+    if cycle:
+        yield f"blocks contain each other: {' -> '.join(cycle)}", graph.blocks[cycle[0]].span
+
+
+STRUCTURE: tuple[tuple[str, Invariant], ...] = (
+    ("every operand exists before it is read", _operands_defined),
+    ("calls reach blocks with as many inputs", _calls_fit),
+    ("the number of blocks is bounded", _instances_are_bounded),
+)
+"""Checked first: the others rely on them."""
+
+MEANING: tuple[tuple[str, Invariant], ...] = (
+    ("types follow the op table", _types_follow_the_table),
+    ("tied weights exist and fit", _tied_weights_exist),
+    ("part names are unique without case", _names_are_unique),
+    ("the number of parameters is bounded", _size_is_bounded),
+    ("the root returns the model's outputs", _one_output),
+)
+
+INVARIANTS = (*STRUCTURE, ("blocks do not contain each other", _acyclic), *MEANING)
+
+
+def findings(graph: Graph) -> list[Diagnostic]:
+    """Violations of the invariants; the structural ones alone when there are any."""
+    for group in (STRUCTURE, MEANING):
+        found = [
+            Diagnostic("LG420", "error", message, span)
+            for _, invariant in group
+            for message, span in invariant(graph)
+        ]
+        if found:
+            return list(dict.fromkeys(found))
+    return []
+
+
+def verify(graph: Graph, resolved: ResolvedSpec) -> None:
+    """Raises LlamagenError with every violated invariant."""
+    found = findings(graph)
+    if found:
+        raise LlamagenError(*found)

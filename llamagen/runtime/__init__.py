@@ -1,0 +1,1 @@
+"""Running an exported folder with ONNX Runtime: sessions, sampling, text."""

@@ -1,0 +1,54 @@
+"""Text in and out of an exported folder, through its tokenizer.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamagen.diagnostics import LlamagenError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+_INCOMPLETE = "\ufffd"
+
+
+class Text:
+    """Encodes a prompt, and decodes tokens as they come."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Text | None:
+        """The tokenizer of a folder; None if it has none. Raises LG762."""
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            return None
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            message = f"{path} needs the package `tokenizers`, which is not installed"
+            raise LlamagenError.of("LG762", message, help="install it, or give --ids") from error
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises bare Exception
+            message = f"{path} cannot be read: {error}"
+            raise LlamagenError.of("LG762", message, help="copy the file again") from error
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Ids of a prompt, with the special tokens that the tokenizer adds."""
+        return tuple(self.tokenizer.encode(prompt).ids)
+
+    def push(self, token: int) -> str:
+        """What a further token adds to the text; empty while a character is incomplete."""
+        self.ids.append(token)
+        text: str = self.tokenizer.decode(self.ids)
+        if text.endswith(_INCOMPLETE) or not text.startswith(self.shown):
+            return ""
+        added = text[len(self.shown) :]
+        self.shown = text
+        return added

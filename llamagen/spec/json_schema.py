@@ -1,0 +1,48 @@
+"""spec/schema.json: what editors use to complete, hover and underline in spec files."""
+
+from __future__ import annotations
+
+import json
+from typing import TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+_ROOT_REQUIRED: list[Json] = ["spec", "id"]
+
+
+def schema_text() -> str:
+    """The JSON schema of one spec file, generated from the pydantic models.
+
+    A file may state any part and inherit the rest, so nothing but ``spec`` and ``id`` is required, and a
+    value of several kinds need not repeat its ``kind``; `llamagen check` judges the resolved whole.
+    """
+    from llamagen.spec.schema import Spec
+
+    schema: Json = Spec.model_json_schema()
+    loosened = _loosened(schema)
+    assert isinstance(loosened, dict)
+    head: dict[str, Json] = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "llamagen spec",
+        "required": _ROOT_REQUIRED,
+    }
+    return json.dumps({**head, **{k: v for k, v in loosened.items() if k != "title"}}, indent=2) + "\n"
+
+
+def _loosened(schema: Json) -> Json:
+    match schema:
+        case list():
+            return [_loosened(item) for item in schema]
+        case dict():
+            made: dict[str, Json] = {}
+            for key, value in schema.items():
+                if key == "required" and isinstance(value, list):
+                    continue
+                if key == "discriminator" and isinstance(value, dict) and "mapping" in value:
+                    continue
+                if key == "title" and isinstance(value, str):
+                    continue
+                made["anyOf" if key == "oneOf" else key] = _loosened(value)
+            return made
+        case _:
+            return schema

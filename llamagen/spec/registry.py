@@ -1,0 +1,153 @@
+"""Finding specs: by id in spec roots, by path, and along ``extends``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean
+from llamagen.resources import data_folder
+from llamagen.spec.resolve import ResolvedSpec, resolve
+from llamagen.spec.source import load_source
+from llamagen.spec.source_nodes import Scalar, SourceMap
+
+MAX_CHAIN = 32
+_NOT_MODELS = frozenset({"rules", "dialects"})
+
+
+@dataclass
+class Registry:
+    """Specs of one or more roots; files are read once. The shipped ``spec/`` folder is always the last root."""
+
+    roots: Sequence[Path] = ()
+    _sources: dict[Path, SourceMap] = field(default_factory=dict, repr=False)
+    _resolved: dict[Path, ResolvedSpec] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.roots = (*(Path(r) for r in self.roots), data_folder("spec"))
+
+    def ids(self, *, abstract: bool = True) -> list[str]:
+        """Every id, sorted. Names that begin with ``_`` are abstract by convention."""
+        found = {i for root in self.roots for i in _ids_below(root)}
+        return sorted(i for i in found if abstract or not i.rsplit("/", 1)[-1].startswith("_"))
+
+    def path_of(self, spec_id: str) -> Path | None:
+        for root in self.roots:
+            path = root / f"{spec_id}.yaml"
+            if path.is_file() and _inside(path, root):
+                return path
+        return None
+
+    def load(self, target: str | Path) -> ResolvedSpec:
+        """Resolve a spec by id or by path of a YAML file. Raises LlamagenError."""
+        path = self.locate(target)
+        if path not in self._resolved:
+            self._resolved[path] = resolve(self.chain(path))
+        return self._resolved[path]
+
+    def load_text(self, text: str, name: str = "<text>") -> ResolvedSpec:
+        """Resolve a spec that is given as YAML text; ``name`` stands for the file in findings."""
+        source = load_source(text.encode(), name)
+        return resolve(self._chain_of(source, Path(name)))
+
+    def locate(self, target: str | Path) -> Path:
+        """The file of an id or path. Raises LlamagenError LG201 with the nearest known id."""
+        text = str(target)
+        if isinstance(target, Path) or text.endswith((".yaml", ".yml")):
+            path = Path(target)
+            if not path.is_file():
+                raise LlamagenError.of("LG201", f"there is no spec file `{text}`")
+            return path
+        if (known := self.path_of(text)) is not None:
+            return known
+        hint = did_you_mean(text, self.ids())
+        help = f"did you mean `{hint}`?" if hint else "`llamagen list` shows the ids that are known"
+        raise LlamagenError.of("LG201", f"there is no spec with the id `{text}`", help=help)
+
+    def source(self, path: Path) -> SourceMap:
+        if path not in self._sources:
+            self._sources[path] = load_source(path, _display(path))
+        return self._sources[path]
+
+    def chain(self, path: Path) -> list[SourceMap]:
+        """Files from the first base to ``path``. Raises LlamagenError for cycles and unknown bases."""
+        source = self.source(path)
+        findings = list(self._wrong_id(source, path))
+        if findings:
+            raise LlamagenError(*findings)
+        return self._chain_of(source, path)
+
+    def _chain_of(self, source: SourceMap, path: Path) -> list[SourceMap]:
+        chain: list[tuple[Path, SourceMap]] = [(path, source)]
+        while (base := _extends(chain[-1][1])) is not None:
+            here = self._base(base, chain[-1][0])
+            seen = [p.resolve() for p, _ in chain]
+            if here.resolve() in seen or len(chain) >= MAX_CHAIN:
+                raise LlamagenError(_cycle(chain, base))
+            chain.append((here, self.source(here)))
+        return [source for _, source in reversed(chain)]
+
+    def _base(self, base: Scalar, child: Path) -> Path:
+        if base.text.endswith((".yaml", ".yml")):
+            path = child.parent / base.text
+            if path.is_file():
+                return path
+            message = f"`extends` names the file `{base.text}`, which is not there"
+            raise LlamagenError.of("LG202", message, span=base.span)
+        known = self.path_of(base.text)
+        if known is not None:
+            return known
+        hint = did_you_mean(base.text, self.ids())
+        message = f"`extends` names `{base.text}`, which is not known"
+        help = f"did you mean `{hint}`?" if hint else None
+        raise LlamagenError.of("LG202", message, span=base.span, help=help)
+
+    def _wrong_id(self, source: SourceMap, path: Path) -> Iterator[Diagnostic]:
+        for root in self.roots:
+            if not _inside(path, root):
+                continue
+            expected = path.resolve().relative_to(root.resolve()).with_suffix("").as_posix()
+            node = source.root.get("id")
+            if isinstance(node, Scalar) and node.text != expected:
+                message = f"the id `{node.text}` does not match the file, which is `{expected}`"
+                yield Diagnostic(
+                    "LG205", "error", message, node.span, (), f"write `id: {expected}`"
+                )
+            return
+
+
+def _extends(source: SourceMap) -> Scalar | None:
+    node = source.root.get("extends")
+    return node if isinstance(node, Scalar) and isinstance(node.value, str) else None
+
+
+def _cycle(chain: Sequence[tuple[Path, SourceMap]], base: Scalar) -> Diagnostic:
+    steps = tuple(
+        Related(f"`{source.file}` extends `{node.text}`", node.span)
+        for _, source in chain[:-1]
+        if (node := _extends(source)) is not None
+    )
+    message = f"`extends: {base.text}` closes a cycle of {len(chain)} specs"
+    return Diagnostic(
+        "LG203", "error", message, base.span, steps, "a base must not extend its heirs"
+    )
+
+
+def _ids_below(root: Path) -> Iterator[str]:
+    for path in root.rglob("*.yaml"):
+        relative = path.relative_to(root)
+        if len(relative.parts) > 1 and relative.parts[0] not in _NOT_MODELS:
+            yield relative.with_suffix("").as_posix()
+
+
+def _inside(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def _display(path: Path) -> str:
+    """The path as findings show it: relative to the working folder when it lies below it."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)

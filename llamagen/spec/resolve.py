@@ -1,0 +1,245 @@
+"""From the files of an ``extends`` chain to one typed Spec, with an origin for every leaf."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span
+from llamagen.spec.source_nodes import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
+
+if TYPE_CHECKING:
+    from llamagen.spec.schema import Spec
+
+NOT_INHERITED = frozenset({"spec", "id", "extends", "abstract", "title", "doc"})
+APPENDED = frozenset({"conflicts", "uncertain"})
+ARCHITECTURE = ("root", "hyperparameters", "constants", "patterns", "blocks")
+NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a leaf's value was written: the spec that wrote it and the place."""
+
+    spec_id: str
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A value of the merged tree; ``origins`` from the first base that wrote it to the one that counts."""
+
+    node: Scalar | Seq
+    origins: tuple[Origin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A mapping of the merged tree. ``keys`` are the keys as last written."""
+
+    entries: Mapping[str, Tree]
+    keys: Mapping[str, Key]
+    span: Span
+
+
+Tree: TypeAlias = "Leaf | Branch"
+
+
+@dataclass(frozen=True)
+class ResolvedSpec:
+    """A validated spec and where everything in it comes from."""
+
+    spec: Spec
+    tree: Branch
+    chain: tuple[str, ...]
+    """Ids from the first base to the spec itself."""
+    warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the architecture (wiring and numbers, not the record), hex."""
+        plain = tree_to_plain(self.tree)
+        assert isinstance(plain, dict)
+        kept = {key: plain[key] for key in ARCHITECTURE if key in plain}
+        text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def leaves(self) -> Iterator[tuple[str, Leaf]]:
+        """Every leaf with its dotted path, in file order."""
+        yield from _leaves(self.tree, ())
+
+    def leaf(self, *path: str) -> Leaf | None:
+        found = self.find(*path)
+        return found if isinstance(found, Leaf) else None
+
+    def find(self, *path: str) -> Tree | None:
+        tree: Tree | None = self.tree
+        for name in path:
+            tree = tree.entries.get(name) if isinstance(tree, Branch) else None
+        return tree
+
+    def scalar(self, *path: str) -> Scalar | None:
+        found = self.leaf(*path)
+        return found.node if found and isinstance(found.node, Scalar) else None
+
+    def place(self, *path: str) -> Span | None:
+        """The place of the value at ``path`` (of its key, for a mapping), or of the closest thing above it."""
+        tree: Tree = self.tree
+        span = self.tree.span
+        for name in path:
+            below = tree.entries.get(name) if isinstance(tree, Branch) else None
+            if not isinstance(tree, Branch) or below is None:
+                break
+            span = tree.keys[name].span if isinstance(below, Branch) else below.node.span
+            tree = below
+        return span
+
+
+def _leaves(tree: Tree, path: tuple[str, ...]) -> Iterator[tuple[str, Leaf]]:
+    if isinstance(tree, Leaf):
+        yield ".".join(path), tree
+        return
+    for name, below in tree.entries.items():
+        yield from _leaves(below, (*path, name))
+
+
+def merge(chain: Sequence[SourceMap]) -> tuple[Branch, tuple[Diagnostic, ...]]:
+    """Merge files from the first base to the spec itself; findings are redundant overrides and type clashes."""
+    merger = _Merger()
+    tree: Branch | None = None
+    for source in chain:
+        id_node = source.root.get("id")
+        spec_id = id_node.text if isinstance(id_node, Scalar) else source.file
+        inherited = Branch({}, {}, source.root.span)
+        if tree is not None:
+            kept = {k: v for k, v in tree.entries.items() if k not in NOT_INHERITED}
+            inherited = Branch(kept, tree.keys, source.root.span)
+        tree = merger.branch(inherited, source.root, spec_id, ())
+    assert tree is not None, "a chain has at least one file"
+    # A base's own lints are shown when the base is checked, not with every heir.
+    own = chain[-1].file
+    shown = (f for f in merger.findings if f.severity == "error" or (f.span and f.span.file == own))
+    return tree, tuple(shown)
+
+
+class _Merger:
+    def __init__(self) -> None:
+        self.findings: list[Diagnostic] = []
+
+    def tree(self, node: Node, spec_id: str, path: tuple[str, ...]) -> Tree:
+        if isinstance(node, Map):
+            return self.branch(Branch({}, {}, node.span), node, spec_id, path)
+        return Leaf(node, (Origin(spec_id, node.span, _text(node)),))
+
+    def branch(self, base: Branch, node: Map, spec_id: str, path: tuple[str, ...]) -> Branch:
+        if path and "kind" in node and "kind" in base.entries:
+            base = Branch({}, {}, node.span)
+        entries = dict(base.entries)
+        keys = dict(base.keys)
+        for key, value in node.entries:
+            keys[key.text] = key
+            here = (*path, key.text)
+            inherited = entries.get(key.text)
+            if inherited is None:
+                entries[key.text] = self.tree(value, spec_id, here)
+            else:
+                entries[key.text] = self.override(inherited, key, value, spec_id, here)
+        return Branch(entries, keys, node.span)
+
+    def override(
+        self, base: Tree, key: Key, node: Node, spec_id: str, path: tuple[str, ...]
+    ) -> Tree:
+        match base, node:
+            case Branch(), Map():
+                return self.branch(base, node, spec_id, path)
+            case Branch(), Scalar(value=None):
+                return Leaf(node, (Origin(spec_id, node.span, _text(node)),))
+            case Leaf(), Map():
+                return self.tree(node, spec_id, path)
+            case Leaf(node=Seq() as items, origins=origins), Seq() if path[0] in APPENDED:
+                joined = Seq((*items.items, *node.items), node.span, node.flow)
+                return Leaf(joined, (*origins, Origin(spec_id, node.span, _text(node))))
+            case Leaf(node=was, origins=origins), Scalar() | Seq():
+                same = to_plain(was) == to_plain(node) and type(to_plain(was)) is type(
+                    to_plain(node)
+                )
+                if same and len(path) > 1:
+                    self.redundant(key, origins[-1], path)
+                return Leaf(node, (*origins, Origin(spec_id, node.span, _text(node))))
+            case Branch(span=span), _:
+                message = f"`{'.'.join(path)}` is a mapping in the base and a single value here"
+                related = (Related("it is a mapping here", span),)
+                help = "override the keys that differ, or write `null` to unset it"
+                self.findings.append(
+                    Diagnostic("LG204", "error", message, node.span, related, help)
+                )
+                return base
+            case _:
+                raise AssertionError((base, node))
+
+    def redundant(self, key: Key, origin: Origin, path: tuple[str, ...]) -> None:
+        message = f"`{'.'.join(path)}` repeats the value that is inherited"
+        related = (Related(f"inherited from {origin.spec_id}", origin.span),)
+        help = "remove it: a spec states only what it changes"
+        self.findings.append(Diagnostic("LG501", "warning", message, key.span, related, help))
+
+
+def _text(node: Scalar | Seq) -> str:
+    if isinstance(node, Scalar):
+        return node.text
+    return json.dumps(to_plain(node), ensure_ascii=False)
+
+
+def tree_to_plain(tree: Tree, path: tuple[str, ...] = ()) -> Plain:
+    """The merged tree as plain data, without what was unset by ``null`` and the parts removed by ``none``."""
+    if isinstance(tree, Leaf):
+        plain = to_plain(tree.node)
+        # `none` is the expression language's word for null; options take either.
+        return None if _is_option(path) and plain == NONE else plain
+    kept: dict[str, Plain] = {}
+    for name, below in tree.entries.items():
+        here = (*path, name)
+        plain = tree_to_plain(below, here)
+        if plain is None and not _is_option(here) and not _is_pattern_value(here):
+            continue
+        if plain == NONE and _is_part(here):
+            continue
+        kept[name] = plain
+    return kept
+
+
+def _is_option(path: tuple[str, ...]) -> bool:
+    return len(path) == 4 and path[0] == "blocks" and path[2] == "options"
+
+
+def _is_part(path: tuple[str, ...]) -> bool:
+    return len(path) == 4 and path[0] == "blocks" and path[2] == "parts"
+
+
+def _is_pattern_value(path: tuple[str, ...]) -> bool:
+    return len(path) > 2 and path[0] == "patterns"
+
+
+def resolve(chain: Sequence[SourceMap]) -> ResolvedSpec:
+    """Merge, validate and check one chain of files. Raises LlamagenError with everything found wrong."""
+    from llamagen.spec.validate import check_invariants, validate
+
+    tree, findings = merge(chain)
+    errors = [f for f in findings if f.severity == "error"]
+    if errors:
+        raise LlamagenError(*errors)
+    plain = tree_to_plain(tree)
+    assert isinstance(plain, dict)
+    spec = validate(plain, tree)
+    ids = tuple(
+        node.text if isinstance(node := source.root.get("id"), Scalar) else source.file
+        for source in chain
+    )
+    resolved = ResolvedSpec(spec, tree, ids, tuple(findings))
+    check_invariants(resolved)
+    return resolved

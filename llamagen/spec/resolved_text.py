@@ -1,0 +1,94 @@
+"""A resolved spec as text: one file without ``extends`` that means the same, and a table of where each leaf is from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from llamagen.diagnostics import Span
+from llamagen.spec.fmt import format_source
+from llamagen.spec.resolve import Branch, Origin, ResolvedSpec, tree_to_plain
+from llamagen.spec.source import Map, Node, Plain, Scalar, Seq, load_source
+
+_INDENT = 2
+_DROPPED = frozenset({"extends"})
+
+
+@dataclass(frozen=True, slots=True)
+class OriginRow:
+    """A leaf of a resolved spec: its value as written, and everyone who wrote it, first base first."""
+
+    path: str
+    text: str
+    origins: tuple[Origin, ...]
+
+    @property
+    def span(self) -> Span:
+        return self.origins[-1].span
+
+    @property
+    def spec_id(self) -> str:
+        """The spec whose value counts."""
+        return self.origins[-1].spec_id
+
+
+def resolved_text(resolved: ResolvedSpec) -> str:
+    """The spec as one YAML file in canonical form; loading it gives the same architecture digest."""
+    from llamagen.spec.schema import Spec
+
+    plain = tree_to_plain(resolved.tree)
+    assert isinstance(plain, dict), plain
+    lines = [line for line in _branch(resolved.tree, plain, 0) if line]
+    source = load_source("\n".join(lines) + "\n", f"<resolved {resolved.spec.id}>")
+    return format_source(source, tuple(Spec.model_fields))
+
+
+def origin_rows(resolved: ResolvedSpec) -> tuple[OriginRow, ...]:
+    """Every leaf that is set, in the order of the merged tree."""
+    return tuple(
+        OriginRow(path, leaf.origins[-1].text, leaf.origins)
+        for path, leaf in resolved.leaves()
+        if path not in _DROPPED
+    )
+
+
+def _branch(tree: Branch, plain: Mapping[str, Plain], depth: int) -> Iterator[str]:
+    """``plain`` is the same tree without what was unset or removed; the nodes know how numbers were written."""
+    pad = " " * (_INDENT * depth)
+    for name, value in plain.items():
+        if depth == 0 and name in _DROPPED:
+            continue
+        below = tree.entries[name]
+        key = name if name.isidentifier() else json.dumps(name)
+        if value is None:
+            yield f"{pad}{key}: null"
+        elif isinstance(below, Branch):
+            assert isinstance(value, dict), (name, value)
+            lines = list(_branch(below, value, depth + 1))
+            yield f"{pad}{key}:" if lines else f"{pad}{key}: {{}}"
+            yield from lines
+        elif isinstance(value, str) and "\n" in value:
+            yield from _literal(f"{pad}{key}:", value, depth + 1)
+        else:
+            yield f"{pad}{key}: {_flow(below.node)}"
+
+
+def _literal(head: str, text: str, depth: int) -> Iterator[str]:
+    pad = " " * (_INDENT * depth)
+    keep = "" if text.endswith("\n") else "-"
+    yield f"{head} |{keep}"
+    for line in text.rstrip("\n").split("\n"):
+        yield pad + line if line else pad
+
+
+def _flow(node: Node) -> str:
+    match node:
+        case Scalar(value=str(text)):
+            return json.dumps(text, ensure_ascii=False)
+        case Scalar(text=text, value=value):
+            return text if value is not None else "null"
+        case Seq(items=items):
+            return f"[{', '.join(map(_flow, items))}]"
+        case Map(entries=entries):
+            return f"{{{', '.join(f'{json.dumps(k.text)}: {_flow(v)}' for k, v in entries)}}}"

@@ -1,0 +1,237 @@
+"""What a spec file may hold: typed, closed, documented. spec/schema.json is generated from these models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, StringConstraints
+
+from llamagen.spec.naming import CheckpointNaming, Closed
+from llamagen.spec.record import Conflict, Lineage, Release, Tokenizer, Training, Uncertain
+
+SPEC_VERSION = 1
+MAX_LAYERS = 4096
+
+ModelId: TypeAlias = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9_][a-z0-9._-]*)*$")
+]
+Identifier: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+BlockName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z0-9]{0,62}$")]
+PartName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z_][A-Za-z0-9_]{0,62}$")]
+Size: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+Literal_: TypeAlias = "bool | int | Finite | str | None"
+
+
+class RopeBase(Closed):
+    theta: Positive = Field(description="Base of the rotary frequencies (`rope_theta`).")
+    layout: Literal["half", "interleaved"] = Field(
+        default="half",
+        description="Pairs (i, i + d/2) as in Hugging Face Llama, or (2i, 2i + 1) as in Meta's code and Llama 4.",
+    )
+    partial: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Share of head_dim that is rotated (`partial_rotary_factor`)."
+    )
+
+
+class DefaultRope(RopeBase):
+    """Plain rotary embedding, arXiv 2104.09864."""
+
+    kind: Literal["default"]
+
+
+class LinearRope(RopeBase):
+    """Positions divided by `factor`."""
+
+    kind: Literal["linear"]
+    factor: Positive
+
+
+class Llama3Rope(RopeBase):
+    """Llama 3.1's frequency scaling: long wavelengths divided by `factor`, short ones kept, smooth between."""
+
+    kind: Literal["llama3"]
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_positions: Size
+
+
+class YarnRope(RopeBase):
+    """YaRN, arXiv 2309.00071. `attention_factor` is 0.1 ln(factor) + 1 unless a model says otherwise."""
+
+    kind: Literal["yarn"]
+    factor: Positive
+    original_max_positions: Size
+    attention_factor: Positive
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+
+
+Rope: TypeAlias = Annotated[
+    DefaultRope | LinearRope | Llama3Rope | YarnRope, Field(discriminator="kind")
+]
+
+
+class Hyperparameters(Closed):
+    """The vocabulary of sizes and switches. A name that is absent is not a property of the architecture."""
+
+    vocab_size: Size | None = Field(default=None, description="Rows of the input embedding (V).")
+    hidden_size: Size | None = Field(default=None, description="Width of the residual stream (D).")
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = Field(
+        default=None, description="Decoder layers."
+    )
+    num_heads: Size | None = Field(default=None, description="Query heads a layer (N).")
+    num_kv_heads: Size | None = Field(default=None, description="Key/value heads a layer (K).")
+    head_dim: Size | None = Field(default=None, description="Width of one head (H).")
+    intermediate_size: Size | None = Field(
+        default=None, description="Width of the feed-forward (F)."
+    )
+    max_positions: Size | None = Field(
+        default=None, description="Context the configuration declares (`max_position_embeddings`)."
+    )
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Added inside the root of norms."
+    )
+    rope: Rope | None = Field(default=None, description="Rotary position embedding.")
+    rope_local: Rope | None = Field(
+        default=None, description="Rotary embedding of local layers, if it differs."
+    )
+    tie_embeddings: bool | None = Field(
+        default=None, description="Whether the head shares the embedding's weight."
+    )
+    hidden_act: str | None = Field(default=None, description="Activation of the feed-forward.")
+    attention_bias: bool | None = Field(
+        default=None, description="Biases on the attention projections."
+    )
+    mlp_bias: bool | None = Field(
+        default=None, description="Biases on the feed-forward projections."
+    )
+    qk_norm: bool | None = Field(
+        default=None, description="Whether queries and keys are normalised."
+    )
+    sliding_window: Size | None = Field(default=None, description="Keys a local layer sees.")
+    attention_chunk_size: Size | None = Field(
+        default=None, description="Block of positions a chunked layer attends within."
+    )
+    attention_scale: Positive | None = Field(default=None, description="Factor on q k^T.")
+    attention_softcap: Positive | None = Field(
+        default=None, description="Bound of attention scores."
+    )
+    attention_temperature_scale: Positive | None = Field(
+        default=None, description="`attn_scale` of Llama 4's attention temperature."
+    )
+    attention_temperature_floor: Size | None = Field(
+        default=None, description="`floor_scale` of Llama 4's attention temperature, positions."
+    )
+    logit_softcap: Positive | None = Field(default=None, description="Bound of the logits.")
+    embedding_multiplier: Positive | None = Field(default=None, description="Factor on embeddings.")
+    residual_multiplier: Positive | None = Field(
+        default=None, description="Factor on block outputs."
+    )
+    logits_scaling: Positive | None = Field(default=None, description="Divisor of the logits.")
+    num_experts: Size | None = Field(default=None, description="Routed experts a MoE layer (E).")
+    num_experts_per_token: Size | None = Field(
+        default=None, description="Routed experts a token uses."
+    )
+    expert_intermediate_size: Size | None = Field(
+        default=None, description="Width of a routed expert."
+    )
+    shared_expert_intermediate_size: Size | None = Field(
+        default=None, description="Width of the expert every token uses."
+    )
+    dense_intermediate_size: Size | None = Field(
+        default=None, description="Feed-forward width of layers without experts, where they differ."
+    )
+
+
+class CyclePattern(Closed):
+    """`cycle` repeated over the layers."""
+
+    cycle: tuple[Literal_, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+
+
+class ListPattern(Closed):
+    """One value a layer, written out."""
+
+    list: tuple[Literal_, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+
+
+class EveryPattern(Closed):
+    """`value` for every n-th layer (layers n-1, 2n-1, ...), `otherwise` for the rest."""
+
+    every: Size
+    value: Literal_
+    otherwise: Literal_
+
+
+class AtPattern(Closed):
+    """`default`, but other values at listed layers (0-based)."""
+
+    default: Literal_
+    at: dict[str, tuple[Annotated[int, Field(ge=0, lt=MAX_LAYERS)], ...]]
+
+
+Pattern: TypeAlias = CyclePattern | ListPattern | EveryPattern | AtPattern
+
+
+class BlockDefinition(Closed):
+    """A block: parts with the checkpoint's own names, and dataflow equations over them."""
+
+    doc: str | None = Field(
+        default=None, description="One line for readers; goes into generated code."
+    )
+    inputs: tuple[Identifier, ...] = Field(
+        default=("x",), description="Tensors the block is called with."
+    )
+    options: dict[Identifier, Literal_] = Field(
+        default={}, description="Static arguments and their defaults."
+    )
+    parts: dict[PartName, str] = Field(
+        default={},
+        description="Part name -> `linear(...)`, a block's name, or `stack(n, Block(...))`; `none` removes it.",
+    )
+    forward: str = Field(description="Equations, one a line; the last is `return ...`.")
+
+
+class Spec(Closed):
+    """One model, or with `abstract: true` what several have in common."""
+
+    spec: Literal[1] = Field(description="Version of this format.")
+    id: ModelId = Field(description="Where it lives: `llama/3.2/1b` is spec/llama/3.2/1b.yaml.")
+    extends: str | None = Field(
+        default=None, description="Id, or path, of the spec this one changes."
+    )
+    abstract: bool = Field(default=False, description="Not a model by itself.")
+    title: str | None = Field(default=None, description="The model's name as people write it.")
+    doc: str | None = Field(default=None, description="What is new here, in a few sentences.")
+    release: Release | None = None
+    training: Training | None = None
+    tokenizer: Tokenizer | None = None
+    lineage: Lineage | None = None
+    hyperparameters: Hyperparameters = Hyperparameters()
+    constants: dict[Identifier, bool | int | Finite | str | tuple[int | Finite | str, ...]] = Field(
+        default={}, description="Literals only this architecture needs; each must be used."
+    )
+    patterns: dict[Identifier, Pattern] = Field(default={}, description="Per-layer values by name.")
+    root: BlockName | None = Field(
+        default=None,
+        description="The block that is the model; absent while the wiring is not published.",
+    )
+    blocks: dict[BlockName, BlockDefinition] = {}
+    checkpoint: CheckpointNaming = CheckpointNaming()
+    config: ConfigMapping | None = Field(
+        default=None, description="Hugging Face config.json, see llamagen/emit/config."
+    )
+    invariants: dict[Identifier, str] = Field(
+        default={}, description="Expressions that must be true."
+    )
+    provenance: dict[str, str] = Field(default={}, description="Path glob -> source key and place.")
+    conflicts: tuple[Conflict, ...] = ()
+    uncertain: tuple[Uncertain, ...] = ()
+
+
+from llamagen.spec.record import ConfigMapping  # noqa: E402
+
+Spec.model_rebuild()

@@ -1,0 +1,101 @@
+"""The weights inside an exported folder, read from its data files when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.ir.graph import Parameter
+from llamagen.verify.numerics import RunDType
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's bytes are, and what they are."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """``read`` maps a tensor's pages and copies nothing; ``metadata`` are the model's properties."""
+
+    places: Mapping[str, Place]
+    metadata: Mapping[str, str]
+
+    @property
+    def dtype(self) -> RunDType:
+        match self.metadata.get("llamagen.dtype"):
+            case "float32" | "float16" | "bfloat16" as dtype:
+                return dtype
+            case other:
+                raise LlamagenError.of("LG773", f"the model's dtype is {other!r}, not one of ours")
+
+    def read(self, path: str) -> NDArray[np.generic]:
+        """The tensor of a role path, as stored. Raises KeyError."""
+        place = self.places[path]
+        found: NDArray[np.generic] = np.memmap(
+            place.file, place.dtype, mode="r", offset=place.offset, shape=place.shape
+        )
+        return found
+
+    def require(self, wanted: Mapping[str, Parameter]) -> None:
+        """Raises LG773 unless there is each parameter in its shape, whole in its file."""
+        for path, parameter in wanted.items():
+            place = self.places.get(path)
+            if place is None:
+                raise LlamagenError.of("LG773", f"{MODEL_FILE} has no weight `{path}`")
+            if place.shape != parameter.shape:
+                message = f"`{path}` is {list(place.shape)} in {MODEL_FILE}"
+                raise LlamagenError.of("LG773", f"{message}, the spec says {list(parameter.shape)}")
+            end = place.offset + prod(place.shape) * place.dtype.itemsize
+            if end > place.file.stat().st_size:
+                raise LlamagenError.of("LG773", f"{place.file.name} ends inside `{path}`")
+
+
+def stored_weights(folder: Path) -> StoredWeights:
+    """What ``model.onnx`` of ``folder`` points at. Raises LG770, LG773."""
+    import onnx
+
+    model_file = folder / MODEL_FILE
+    if not model_file.is_file():
+        help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
+        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {MODEL_FILE}", help=help)
+    try:
+        model = onnx.load(str(model_file), load_external_data=False)
+    except Exception as error:  # protobuf's errors share no public base class
+        raise LlamagenError.of("LG770", f"{model_file} is not an ONNX model: {error}") from error
+    places = {
+        tensor.name: _place(folder, tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+    return StoredWeights(places, {p.key: p.value for p in model.metadata_props})
+
+
+def _place(folder: Path, tensor: onnx.TensorProto) -> Place:
+    from onnx import helper
+
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    name = fields.get("location", "")
+    file = folder / name
+    if name != Path(name).name or not file.is_file():
+        raise LlamagenError.of(
+            "LG773", f"the data of `{tensor.name}` is not in this folder: {name!r}"
+        )
+    dtype: np.dtype[np.generic] = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return Place(file, int(fields.get("offset", "0")), tuple(tensor.dims), dtype)

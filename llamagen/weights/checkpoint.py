@@ -1,0 +1,259 @@
+"""A checkpoint as a list of stored tensors, whatever its files are.
+
+Opening reads headers only, and imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Self
+
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.weights.dtypes import element_count
+from llamagen.weights.meta_pth import read_pth
+from llamagen.weights.problems import problem, quoted, shape_text
+from llamagen.weights.safetensors_file import TensorEntry, read_header
+from llamagen.weights.strict_json import parse_strict
+
+CheckpointKind = Literal["safetensors", "meta"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_INDEX_LIMIT = 256 << 20
+_BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A name in the checkpoint: one piece, or one per model-parallel rank of equal shape.
+
+    `shape` is that of a piece; how ranks join is a rule of the naming layout.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[TensorEntry, ...]
+
+    @property
+    def elements(self) -> int:
+        """Elements of all pieces together."""
+        return element_count(self.shape) * len(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Stored tensors by name, in the order of the files, and the config beside them."""
+
+    path: Path
+    kind: CheckpointKind
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...]
+    config_file: Path | None = field(default=None)
+    """`config.json` (Hub) or `params.json` (Meta) beside the weights, if there is one."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """A folder (Hub or Meta), a `.safetensors` file, an index, or one unsharded `.pth` file.
+
+        Raises LG601 to LG606; see `safetensors_file` and `meta_pth` for what is refused.
+        """
+        place = Path(path)
+        if place.is_dir():
+            return cls._open_folder(place)
+        if place.name.endswith(".safetensors.index.json"):
+            return cls._from_safetensors(place, _read_index(place))
+        if place.suffix == ".pth":
+            return cls._from_meta(place, (place,))
+        if place.suffix == ".safetensors" or place.is_file():
+            return cls._from_safetensors(place, {place: None})
+        raise problem(
+            "LG601",
+            f"{quoted(str(place))} does not exist",
+            help="a checkpoint is a folder with model.safetensors, its index, or "
+            "consolidated.*.pth, or a single .safetensors file",
+        )
+
+    @classmethod
+    def _open_folder(cls, folder: Path) -> Self:
+        single, index = folder / _SINGLE, folder / _INDEX
+        has_single, has_index = _present(single), _present(index)
+        if has_single and has_index:
+            raise problem(
+                "LG604",
+                f"{quoted(str(folder))} has both {_SINGLE} and {_INDEX}",
+                help=f"remove one, or point at {single} itself",
+            )
+        if has_single:
+            return cls._from_safetensors(folder, {single: None})
+        if has_index:
+            return cls._from_safetensors(folder, _read_index(index))
+        shards = _meta_shards(folder)
+        if shards:
+            return cls._from_meta(folder, shards)
+        loose = sorted(found.name for found in folder.iterdir() if found.suffix == ".safetensors")
+        listed = ", ".join(quoted(name) for name in loose[:4])
+        raise problem(
+            "LG601",
+            f"{quoted(str(folder))} has no {_SINGLE}, no {_INDEX} and no consolidated.*.pth",
+            help=f"it has {listed}; point at the file itself" if loose else None,
+        )
+
+    @classmethod
+    def _from_safetensors(cls, path: Path, files: Mapping[Path, frozenset[str] | None]) -> Self:
+        tensors: dict[str, StoredTensor] = {}
+        found: list[Diagnostic] = []
+        for file, announced in files.items():
+            try:
+                header = read_header(file)
+            except LlamagenError as error:
+                found.extend(error.diagnostics)
+                continue
+            names = {entry.name for entry in header.tensors}
+            if announced is not None and names != announced:
+                found.append(_index_mismatch(file, names, announced))
+                continue
+            for entry in header.tensors:
+                tensors[entry.name] = StoredTensor(entry.name, entry.dtype, entry.shape, (entry,))
+        if found:
+            raise LlamagenError(found)
+        folder = path if path.is_dir() else path.parent
+        config = folder / "config.json"
+        return cls(
+            path,
+            "safetensors",
+            MappingProxyType(tensors),
+            tuple(files),
+            config if config.is_file() else None,
+        )
+
+    @classmethod
+    def _from_meta(cls, path: Path, files: Sequence[Path]) -> Self:
+        ranks: list[dict[str, TensorEntry]] = []
+        found: list[Diagnostic] = []
+        for file in files:
+            try:
+                ranks.append({entry.name: entry for entry in read_pth(file)})
+            except LlamagenError as error:
+                found.extend(error.diagnostics)
+        if found:
+            raise LlamagenError(found)
+        tensors: dict[str, StoredTensor] = {}
+        for name in dict.fromkeys(name for rank in ranks for name in rank):
+            pieces = [rank[name] for rank in ranks if name in rank]
+            kinds = {(piece.dtype, piece.shape) for piece in pieces}
+            if len(pieces) == len(ranks) and len(kinds) == 1:
+                first = pieces[0]
+                tensors[name] = StoredTensor(name, first.dtype, first.shape, tuple(pieces))
+            else:
+                found.append(_rank_mismatch(name, files, ranks))
+        if found:
+            raise LlamagenError(found)
+        folder = path if path.is_dir() else path.parent
+        params = folder / "params.json"
+        return cls(
+            path,
+            "meta",
+            MappingProxyType(tensors),
+            tuple(files),
+            params if params.is_file() else None,
+        )
+
+
+def _present(path: Path) -> bool:
+    return path.exists() or path.is_symlink()  # a dangling link is a clear error later
+
+
+def _meta_shards(folder: Path) -> tuple[Path, ...]:
+    numbered: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()):
+        match = _META_SHARD.fullmatch(file.name)
+        if match is not None:
+            numbered[int(match[1] or 0)] = file
+    missing = [number for number in range(max(numbered, default=-1) + 1) if number not in numbered]
+    if missing:
+        raise problem(
+            "LG606",
+            f"{quoted(str(folder))} lacks consolidated.{missing[0]:02d}.pth: it has "
+            f"{len(numbered)} shards, the last is number {max(numbered):02d}",
+            help="shards are the ranks of one model; all of them are needed",
+        )
+    return tuple(numbered[number] for number in sorted(numbered))
+
+
+def _rank_mismatch(
+    name: str, files: Sequence[Path], ranks: Sequence[Mapping[str, TensorEntry]]
+) -> Diagnostic:
+    seen = [
+        f"{file.name}: {rank[name].dtype} {shape_text(rank[name].shape)}"
+        if name in rank
+        else f"{file.name}: absent"
+        for file, rank in zip(files, ranks, strict=True)
+    ]
+    return Diagnostic(
+        "LG606",
+        "error",
+        f"the shards disagree about {quoted(name)}: {'; '.join(seen)}",
+        help="are these files of one model?",
+    )
+
+
+def _index_mismatch(file: Path, names: set[str], announced: frozenset[str]) -> Diagnostic:
+    absent, extra = sorted(announced - names), sorted(names - announced)
+    parts = []
+    if absent:
+        parts.append(f"lacks {quoted(absent[0])}{_more(absent)}, which the index puts there")
+    if extra:
+        parts.append(f"has {quoted(extra[0])}{_more(extra)}, which the index does not put there")
+    return Diagnostic(
+        "LG604",
+        "error",
+        f"{quoted(str(file))} {' and '.join(parts)}",
+        help="the index and the shards must come from the same save",
+    )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _read_index(index: Path) -> dict[Path, frozenset[str]]:
+    where = quoted(str(index))
+    try:
+        if not index.is_file():
+            raise problem("LG601", f"{where} is not a regular file")
+        if index.stat().st_size > _INDEX_LIMIT:
+            raise problem("LG604", f"{where} is larger than {_INDEX_LIMIT:,} bytes")
+        table = parse_strict(index.read_bytes())
+    except OSError as error:
+        raise problem("LG601", f"cannot read {where}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise problem("LG604", f"{where} is not usable JSON: {error}") from error
+    weight_map = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise problem("LG604", f"{where} has no weight_map")
+    found: list[Diagnostic] = []
+    shards: dict[str, set[str]] = {}
+    refused: set[str] = set()
+    for name, shard in weight_map.items():
+        if isinstance(shard, str) and _BARE_NAME.fullmatch(shard):
+            shards.setdefault(shard, set()).add(name)
+        elif ascii(shard) not in refused:
+            refused.add(ascii(shard))
+            found.append(
+                Diagnostic(
+                    "LG604",
+                    "error",
+                    f"{where} puts tensor {quoted(name)} into {shard!a}",
+                    help="a shard must be a bare file name ending in .safetensors, in the folder "
+                    "of the index",
+                )
+            )
+    if found:
+        raise LlamagenError(found)
+    return {index.parent / shard: frozenset(names) for shard, names in sorted(shards.items())}

@@ -1,0 +1,136 @@
+"""Random checkpoints at unit scale: every bias, gate and norm gain is live.
+
+With the usual 0.02 initialiser a wrong rotary embedding hides, zero biases hide dropped biases,
+and zero gates switch cross-attention off (PROOF.md, "Size of typical mistakes").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod, sqrt
+from pathlib import Path
+from typing import Literal, NamedTuple, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagen.weights.convert import NUMPY_TYPES
+from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.publish import staged_folder
+from llamagen.weights.safetensors_write import (
+    NewTensor,
+    shard_names,
+    shards,
+    write_index,
+    write_json,
+    write_safetensors,
+)
+
+RandomKind = Literal["matrix", "embedding", "norm", "bias", "gate"]
+
+_BLOCK = 1 << 20
+"""Elements drawn from one generator. Part of the definition of the values."""
+
+
+class RandomTensor(NamedTuple):
+    """`fan_in` (of a matrix) defaults to what `default_fan_in` says."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: RandomKind
+    fan_in: int | None = None
+
+
+def default_fan_in(shape: tuple[int, ...]) -> int:
+    """Inputs per output: [out, in] -> in, [experts, in, out] -> in, [out, *kernel] -> kernel."""
+    match shape:
+        case () | (_,):
+            return 1
+        case (_, inputs):
+            return inputs
+        case (_, inputs, _):
+            return inputs
+        case _:
+            return prod(shape[1:])
+
+
+def random_blocks(seed: int, tensor: RandomTensor) -> Iterator[npt.NDArray[np.float32]]:
+    """The values in row-major order, a block at a time.
+
+    They depend on seed, name, shape and kind only: not on the order of tensors, nor on threads.
+    matrix N(0, 1/fan_in), embedding N(0, 1), norm 1 + 0.1 N, bias 0.5 N, gate 0.6 + 0.1 N.
+    """
+    total = prod(tensor.shape)
+    digest = hashlib.blake2b(tensor.name.encode(), digest_size=16).digest()
+    key = int.from_bytes(digest, "little")
+    offset, scale = _scale(tensor)
+    for block in range(-(-total // _BLOCK)):
+        generator = np.random.Generator(np.random.SFC64([seed, key, block]))
+        values = generator.standard_normal(min(_BLOCK, total - block * _BLOCK), dtype=np.float32)
+        values *= np.float32(scale)
+        if offset:
+            values += np.float32(offset)
+        yield values
+
+
+def _scale(tensor: RandomTensor) -> tuple[float, float]:
+    match tensor.kind:
+        case "matrix":
+            fan_in = tensor.fan_in if tensor.fan_in is not None else default_fan_in(tensor.shape)
+            return 0.0, 1.0 / sqrt(fan_in)
+        case "embedding":
+            return 0.0, 1.0
+        case "norm":
+            return 1.0, 0.1
+        case "bias":
+            return 0.0, 0.5
+        case "gate":
+            return 0.6, 0.1
+        case _:
+            assert_never(tensor.kind)
+
+
+def random_values(
+    seed: int, name: str, shape: tuple[int, ...], kind: RandomKind, fan_in: int | None = None
+) -> npt.NDArray[np.float32]:
+    """The whole tensor in float32; what a checkpoint of the same seed holds, before rounding."""
+    pieces = list(random_blocks(seed, RandomTensor(name, shape, kind, fan_in)))
+    flat = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
+    return flat.reshape(shape)
+
+
+def write_random_checkpoint(
+    folder: Path,
+    tensors: Sequence[RandomTensor],
+    seed: int,
+    dtype: TargetDType,
+    max_shard_bytes: int | None = None,
+    config: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """A folder in the Hub's format: model.safetensors, or shards and an index; config.json.
+
+    Memory does not depend on the sizes. Raises LG630 to LG634 as `staged_folder` does.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if len(by_name) != len(tensors):
+        raise ValueError("two tensors have the same name")
+    new = [NewTensor(tensor.name, dtype, tensor.shape) for tensor in tensors]
+    groups = list(shards(new, max_shard_bytes))
+    files = dict(zip(shard_names(len(groups)), groups, strict=True))
+    with staged_folder(folder, overwrite=overwrite) as staging:
+        for file, group in files.items():
+            write_safetensors(
+                staging / file,
+                ((tensor, _encoded(seed, by_name[tensor.name], dtype)) for tensor in group),
+            )
+        if len(files) > 1:
+            write_index(staging, files)
+        if config is not None:
+            write_json(staging / "config.json", dict(config))
+
+
+def _encoded(seed: int, tensor: RandomTensor, dtype: TargetDType) -> Iterator[memoryview]:
+    for values in random_blocks(seed, tensor):
+        yield values.astype(NUMPY_TYPES[dtype], copy=False).view(np.uint8).data

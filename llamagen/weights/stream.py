@@ -1,0 +1,167 @@
+"""Copying a tensor in blocks: memory does not depend on its size.
+
+Every value is looked at on the way: NaN and infinity are refused, and so is a finite value that
+the target type cannot hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llamagen.weights import convert
+from llamagen.weights.binding import Binding
+from llamagen.weights.dtypes import ITEM_SIZES, TargetDType, element_count
+from llamagen.weights.nodes import Leaf, Region, Shape, blocks
+from llamagen.weights.problems import problem, quoted, shape_text
+from llamagen.weights.reading import Bits, OpenFiles, read
+
+BLOCK_ELEMENTS = 4 << 20
+"""Elements per block: 8 MiB of BF16. Rearranged tensors take twice that, in up to three copies."""
+
+
+class ByteSink(Protocol):
+    """Any binary stream, buffered or not."""
+
+    def write(self, data: memoryview, /) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """What was copied: elements, bytes written, largest magnitude (in the stored type)."""
+
+    name: str
+    elements: int
+    nbytes: int
+    largest: float
+    nonfinite: int
+    """Elements that are NaN or infinite; 0 unless they were allowed."""
+
+
+def copy_tensor(
+    binding: Binding, out: ByteSink, dtype: TargetDType, allow_nonfinite: bool = False
+) -> TensorStats:
+    """Append the tensor to `out`: row-major, little-endian, rounded to nearest even.
+
+    Raises LG620 for a NaN or an infinity (unless allowed), LG621 for a finite value that becomes
+    infinite in `dtype`, LG622 if a file cannot be read. OSErrors of `out` pass through.
+    """
+    largest = nonfinite = 0
+    with OpenFiles() as files:
+        scale = 1 if isinstance(binding.source, Leaf) else 2
+        for region, bits in _stored_blocks(binding, files, scale * BLOCK_ELEMENTS):
+            magnitude = convert.largest_magnitude(bits, binding.dtype)
+            if convert.is_bad(magnitude, binding.dtype):
+                if not allow_nonfinite:
+                    raise _nonfinite(binding, region, bits)
+                nonfinite += convert.count_bad(bits, binding.dtype)
+            else:
+                _check_range(binding, region, bits, magnitude, dtype)
+            largest = max(largest, magnitude)
+            for piece in convert.convert(bits, binding.dtype, dtype):
+                # a view of plain bytes: ml_dtypes arrays do not export a buffer
+                _write_all(out, piece.view(np.uint8).data)
+    elements = element_count(binding.shape)
+    return TensorStats(
+        binding.name,
+        elements,
+        elements * ITEM_SIZES[dtype],
+        convert.value_of(largest, binding.dtype),
+        nonfinite,
+    )
+
+
+def _write_all(out: ByteSink, data: memoryview) -> None:
+    while data:
+        count = out.write(data)  # an unbuffered file may take less than all
+        data = data[count or 0 :]
+
+
+def read_tensor(binding: Binding, dtype: TargetDType) -> npt.NDArray[np.generic]:
+    """The whole tensor in memory, checked as by `copy_tensor`. BF16 comes as ml_dtypes.bfloat16."""
+    result = np.empty(element_count(binding.shape), dtype=convert.NUMPY_TYPES[dtype])
+    copy_tensor(binding, _ArraySink(result), dtype)
+    return result.reshape(binding.shape)
+
+
+class _ArraySink:
+    def __init__(self, result: npt.NDArray[np.generic]) -> None:
+        self._bytes = result.view(np.uint8)
+        self._position = 0
+
+    def write(self, piece: memoryview, /) -> int:
+        stop = self._position + len(piece)
+        self._bytes[self._position : stop] = np.frombuffer(piece, np.uint8)
+        self._position = stop
+        return len(piece)
+
+
+def first_difference(one: Binding, other: Binding) -> Shape | None:
+    """The index of the first element whose value differs, None if all are equal.
+
+    Both have the same shape. Equal bits are equal, NaN too; different types compare by value.
+    """
+    same = one.dtype == other.dtype
+    with OpenFiles() as files:
+        left = _stored_blocks(one, files, BLOCK_ELEMENTS)
+        right = _stored_blocks(other, files, BLOCK_ELEMENTS)
+        for (region, ours), (_, theirs) in zip(left, right, strict=True):
+            differs = ours != theirs if same else _as_f32(one, ours) != _as_f32(other, theirs)
+            if differs.any():
+                return _index_of(region, int(np.argmax(differs)))
+    return None
+
+
+def _as_f32(binding: Binding, bits: Bits) -> npt.NDArray[np.generic]:
+    return np.concatenate(list(convert.convert(bits, binding.dtype, "F32")))
+
+
+def _stored_blocks(
+    binding: Binding, files: OpenFiles, elements: int
+) -> Iterator[tuple[Region, Bits]]:
+    for region in blocks(binding.shape, elements):
+        bits = read(binding.source, region, files)
+        if bits.size:
+            yield region, np.ascontiguousarray(bits).reshape(-1)
+
+
+def _index_of(region: Region, flat: int) -> Shape:
+    inside = np.unravel_index(flat, tuple(stop - start for start, stop in region))
+    return tuple(start + int(offset) for (start, _), offset in zip(region, inside, strict=True))
+
+
+def _place(binding: Binding, region: Region, flat: int) -> str:
+    origin = "" if binding.sources == (binding.name,) else f" (from {quoted(binding.sources[0])})"
+    files = ", ".join(dict.fromkeys(quoted(entry.file.name) for entry in binding.entries))
+    return f"{quoted(binding.name)}{shape_text(_index_of(region, flat))}{origin} in {files}"
+
+
+def _nonfinite(binding: Binding, region: Region, bits: Bits) -> Exception:
+    flat = convert.first_at_least(bits, binding.dtype, convert.first_bad_magnitude(binding.dtype))
+    value = convert.value_of(int(bits[flat]), binding.dtype)
+    what = "NaN" if math.isnan(value) else "infinite"
+    return problem(
+        "LG620",
+        f"{_place(binding, region, flat)} is {what}",
+        help="the checkpoint is damaged; fetch it again",
+    )
+
+
+def _check_range(
+    binding: Binding, region: Region, bits: Bits, magnitude: int, dtype: TargetDType
+) -> None:
+    pattern = convert.overflow_magnitude(binding.dtype, dtype)
+    if pattern is None or magnitude < pattern:
+        return
+    flat = convert.first_at_least(bits, binding.dtype, pattern)
+    raise problem(
+        "LG621",
+        f"{_place(binding, region, flat)} is {convert.value_of(int(bits[flat]), binding.dtype):g}, "
+        f"which {dtype} cannot hold",
+        help="export with --dtype bfloat16 or float32",
+    )

@@ -1,0 +1,4 @@
+from pathlib import Path
+
+Path("out").mkdir()
+Path("out/mine.txt").write_text("keep me")

@@ -1,0 +1,81 @@
+"""A spec with random weights at unit scale, built once, and its witnesses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagen.ir.build import build
+from llamagen.ir.flatten import FlatGraph, flatten
+from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
+from llamagen.weights.random import random_values
+
+SPECS = Path(__file__).parents[1] / "specs"
+FOREIGN = tuple(
+    sorted(p.stem for p in (SPECS / "foreign").glob("*.yaml") if not p.stem.startswith("_"))
+)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    resolved: ResolvedSpec
+    seed: int = 7
+    _made: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def named(name: str) -> RandomModel:
+        return RandomModel(Registry(roots=(SPECS,)).load(name))
+
+    @staticmethod
+    def of_text(text: str) -> RandomModel:
+        return RandomModel(Registry(roots=(SPECS,)).load_text(text))
+
+    @cached_property
+    def graph(self) -> Graph:
+        return build(self.resolved)
+
+    @cached_property
+    def flat(self) -> FlatGraph:
+        return flatten(self.graph)
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        return parameters(self.graph)
+
+    @property
+    def vocab_size(self) -> int:
+        size = self.resolved.spec.hyperparameters.vocab_size
+        assert size is not None
+        return size
+
+    def weight(self, path: str) -> NDArray[np.float32]:
+        """Biases, gates and norm gains are live."""
+        if path not in self._made:
+            p = self.parameters[path]
+            self._made[path] = random_values(self.seed, path, p.shape, p.kind)
+        return self._made[path]
+
+    @cached_property
+    def reference(self) -> ReferenceWitness:
+        return ReferenceWitness(self.flat, self.weight)
+
+    @cached_property
+    def rounded(self) -> ReferenceWitness:
+        return ReferenceWitness(
+            self.flat, self.weight, rounding="float32", name="rounded reference"
+        )
+
+    @cached_property
+    def onnx(self) -> OnnxWitness:
+        return OnnxWitness.of_graph(self.graph, self.weight)
+
+    @cached_property
+    def torch(self) -> TorchWitness:
+        return TorchWitness.of_graph(self.graph, self.weight)

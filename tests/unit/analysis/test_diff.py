@@ -1,0 +1,122 @@
+"""The rules of diff.yaml by their cases, both ways; the comparison 2-7B to 3-8B by the numbers of facts.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llamagen.analysis import render_diff
+from llamagen.analysis.diff import Diff, Model, diff
+from llamagen.analysis.diff_rules import Surface, Verdict, diff_rules
+from llamagen.ir.build import build
+from llamagen.spec.resolve import ResolvedSpec
+from tests.unit.analysis import models
+
+RULES = list(diff_rules())
+
+
+def side(resolved: ResolvedSpec) -> Model:
+    return Model(resolved, build(resolved))
+
+
+def fired(before: str, after: str, folder: Path) -> set[str]:
+    a = side(models.overlaid(before, folder, name="one"))
+    b = side(models.overlaid(after, folder, name="two"))
+    return {c.rule for c in diff(a, b).changes}
+
+
+@pytest.mark.parametrize("rule_id", RULES)
+def test_rule_fires(rule_id: str, tmp_path: Path) -> None:
+    case = diff_rules()[rule_id].case
+    assert rule_id in fired(case.before, case.after, tmp_path)
+
+
+@pytest.mark.parametrize("rule_id", RULES)
+def test_mirror_fires_the_other_way(rule_id: str, tmp_path: Path) -> None:
+    rule = diff_rules()[rule_id]
+    assert rule.mirror in fired(rule.case.after, rule.case.before, tmp_path)
+
+
+@pytest.mark.parametrize("source", [models.LLAMA_3_8B, models.SCOUT])
+def test_a_model_does_not_differ_from_itself(source: str) -> None:
+    one = side(models.spec(source))
+    result = diff(one, one)
+    assert result.changes == ()
+    assert {result.verdict(s) for s in Surface} == {Verdict.SAME}
+
+
+@pytest.fixture(scope="module")
+def seven_to_eight() -> Diff:
+    return diff(side(models.spec(models.LLAMA_2_7B)), side(models.spec(models.LLAMA_3_8B)))
+
+
+def test_weights_of_2_7b_to_3_8b(seven_to_eight: Diff) -> None:
+    shapes = {
+        c.path: (c.times, c.before.text, c.after.text, c.verdict(Surface.WEIGHTS).value)
+        for c in seven_to_eight.on(Surface.WEIGHTS)
+        if c.kind == "parameter"
+    }
+    assert shapes == {
+        "lm_head.weight": (1, "32000×4096", "128256×4096", "convertible"),
+        "model.embed_tokens.weight": (1, "32000×4096", "128256×4096", "convertible"),
+        "model.layers.*.self_attn.k_proj.weight": (32, "4096×4096", "1024×4096", "breaking"),
+        "model.layers.*.self_attn.v_proj.weight": (32, "4096×4096", "1024×4096", "breaking"),
+        "model.layers.*.mlp.gate_proj.weight": (32, "11008×4096", "14336×4096", "breaking"),
+        "model.layers.*.mlp.up_proj.weight": (32, "11008×4096", "14336×4096", "breaking"),
+        "model.layers.*.mlp.down_proj.weight": (32, "4096×11008", "4096×14336", "breaking"),
+    }
+
+
+def test_numbers_of_2_7b_to_3_8b(seven_to_eight: Diff) -> None:
+    numbers = {c.path: (c.before.text, c.after.text) for c in seven_to_eight.of_kind("number")}  # type: ignore[arg-type]
+    assert numbers["parameters"] == ("6,738,415,616", "8,030,261,248")
+    assert numbers["kv_bytes_per_token"] == ("524,288", "131,072")
+    assert seven_to_eight.verdict(Surface.OPERATORS) is Verdict.SAME
+
+
+def test_causes_of_2_7b_to_3_8b(seven_to_eight: Diff) -> None:
+    causes = {c.path: [x.path for x in c.causes] for c in seven_to_eight.changes}
+    assert causes["model.layers.*.self_attn.k_proj.weight"] == ["hyperparameters.num_kv_heads"]
+    assert causes["model.layers.*.self_attn.rope:theta"] == ["hyperparameters.rope.theta"]
+    heads = next(c for c in seven_to_eight.changes if c.path == "hyperparameters.num_kv_heads")
+    assert {e.surface for e in heads.effects} == {Surface.WEIGHTS, Surface.INTERFACE}
+
+
+def test_text_says_what_facts_say(seven_to_eight: Diff) -> None:
+    shown = render_diff.text(seven_to_eight)
+    for piece in (
+        "k_proj.weight ×32 (layers 0-31)  4096×4096 → 1024×4096",
+        "kv_bytes_per_token  524,288 B (512 KiB) → 131,072 B (128 KiB)",
+        "parameters  6,738,415,616 (6.74 B) → 8,030,261,248 (8.03 B)",
+        "because num_kv_heads 32 → 8",
+        "operators  same",
+    ):
+        assert piece in shown
+
+
+def test_a_renamed_value_is_no_difference(tmp_path: Path) -> None:
+    renamed = """blocks: {SwiGLU: {forward: "hidden = silu(gate_proj(x)) * up_proj(x)\\nreturn down_proj(hidden)\\n"}}"""
+    assert fired("title: same", renamed, tmp_path) <= {"D902"}
+
+
+def test_layers_that_differ_in_part_are_shown_apart() -> None:
+    result = diff(side(models.spec(models.LLAMA_3_8B)), side(models.spec(models.SCOUT)))
+    layers = {(c.layers, c.times) for c in result.of_kind("setting") if c.path.endswith(":chunk")}  # type: ignore[arg-type]
+    assert layers == {("0-2,4-6,...,28-30", 24)}
+
+
+def test_machine_forms(seven_to_eight: Diff) -> None:
+    document = json.loads(render_diff.json_text(seven_to_eight))
+    assert document["version"] == 1
+    assert document["surfaces"]["weights"] == "breaking"
+    assert len(document["changes"]) == len(seven_to_eight.changes)
+    annotations = render_diff.github(seven_to_eight, [Surface.NUMERICS]).splitlines()
+    assert annotations
+    assert all(a.startswith("::error file=<text>,line=") for a in annotations)
+    assert "theta: 10000.0 → 500000.0" in "".join(annotations)
+    page = render_diff.html_page(seven_to_eight)
+    assert "<text>" not in page
+    assert page.count("<table>") == 6
+    assert "| weights | breaking | 10 |" in render_diff.markdown(seven_to_eight)

@@ -1,0 +1,42 @@
+"""Every lint rule has a case that fires and one that does not; the table itself is checked by running them."""
+
+from __future__ import annotations
+
+import pytest
+
+from llamagen.analysis.lint import lint, lint_rules
+from llamagen.ir.build import build
+from llamagen.spec.registry import Registry
+from tests.unit.analysis import models
+
+BASE = models.text(
+    "t/lint", vocab=512, hidden=256, layers=2, heads=8, kv=8, head_dim=32, ffn=512, positions=2048,
+    rope=models.ROPE_10K,
+)  # fmt: skip
+
+
+def codes(overlay: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("lint")
+    (folder / "base.yaml").write_text(BASE, encoding="utf-8")
+    path = folder / "case.yaml"
+    path.write_text(f"spec: 1\nid: t/case\nextends: base.yaml\n{overlay}\n", encoding="utf-8")
+    resolved = Registry().load(path)
+    return {found.code for found in lint(resolved, build(resolved))}
+
+
+@pytest.mark.parametrize("rule_id", list(lint_rules()))
+def test_rule_fires(rule_id: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert rule_id in codes(lint_rules()[rule_id].case.fires, tmp_path_factory)
+
+
+@pytest.mark.parametrize("rule_id", list(lint_rules()))
+def test_rule_is_silent(rule_id: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert rule_id not in codes(lint_rules()[rule_id].case.silent, tmp_path_factory)
+
+
+def test_findings_have_a_place_a_reason_and_a_next_step() -> None:
+    resolved = models.spec(models.LLAMA_2_7B)
+    found = lint(resolved, build(resolved))
+    assert {f.code for f in found} == {"LG510"}
+    assert all(f.span is not None and f.help for f in found)
+    assert "`hyperparameters.rope.theta` has no source" in {f.message for f in found}

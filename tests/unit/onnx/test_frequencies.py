@@ -1,0 +1,92 @@
+"""Frequencies in float32 steps against the formulas in float64, and bit for bit against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from llamagen.emit.onnx.frequencies import inverse_frequencies
+from llamagen.ir.graph import AttrValue
+from llamagen.ir.ops import OPS
+from llamagen.ir.reference_attention import frequencies
+from llamagen.ir.reference_ops import Operands
+
+LLAMA3 = {"scaling": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"scaling": "yarn", "theta": 10000.0, "original_max_positions": 4096}
+CASES: tuple[Mapping[str, AttrValue], ...] = (
+    {"dim": 64},
+    {"dim": 128, "theta": 10000.0},
+    {"dim": 128, "scaling": "linear", "factor": 8.0},
+    {"dim": 64, **LLAMA3, "factor": 32.0},
+    {"dim": 128, **LLAMA3, "factor": 8.0},
+    {"dim": 128, **LLAMA3, "factor": 16.0, "high_freq_factor": 1.0},
+    {"dim": 128, **YARN, "factor": 16.0},
+    {"dim": 96, **YARN, "factor": 4.0, "beta_fast": 24.0, "beta_slow": 2.0},
+)
+
+
+def attributes(case: Mapping[str, AttrValue]) -> dict[str, AttrValue]:
+    return {a.name: a.default for a in OPS["rope_table"].attrs} | {"theta": 500000.0} | dict(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_close_to_the_formulas(case: Mapping[str, AttrValue]) -> None:
+    attrs = attributes(case)
+    want = frequencies(Operands((), attrs, {}, lambda name: np.zeros(0)))
+    got = inverse_frequencies(attrs).astype(np.float64)
+    assert got.shape == want.shape
+    assert np.abs(got / want - 1).max() <= 5e-7
+
+
+def test_llama3_keeps_blends_and_divides() -> None:
+    """For head_dim 128 and theta 5e5: 29 frequencies unchanged, 6 blended, 29 divided (facts 4.3)."""
+    scaled = inverse_frequencies(attributes({"dim": 128, **LLAMA3, "factor": 8.0}))
+    plain = inverse_frequencies(attributes({"dim": 128}))
+    kept, divided = scaled == plain, scaled == plain / np.float32(8)
+    assert (kept.sum(), divided.sum(), (~kept & ~divided).sum()) == (29, 29, 6)
+
+
+CONTEXT = {"original_max_position_embeddings": 4096}
+TRANSFORMERS: tuple[tuple[Mapping[str, object], Mapping[str, AttrValue]], ...] = (
+    ({"rope_type": "linear", "factor": 8.0}, {"scaling": "linear", "factor": 8.0}),
+    (
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        | {"original_max_position_embeddings": 8192},
+        {**LLAMA3, "factor": 8.0},
+    ),
+    (
+        {"rope_type": "yarn", "factor": 16.0, **CONTEXT},
+        {"scaling": "yarn", "factor": 16.0, "original_max_positions": 4096},
+    ),
+)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), TRANSFORMERS, ids=lambda p: str(p))
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+def test_scaled_frequencies_are_those_of_transformers(
+    theirs: Mapping[str, object], ours: Mapping[str, AttrValue], theta: float
+) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=2,
+        head_dim=128,
+        max_position_embeddings=65536,
+        rope_parameters={"rope_theta": theta, **theirs},
+    )
+    want, _ = ROPE_INIT_FUNCTIONS[str(theirs["rope_type"])](config, "cpu")
+    got = inverse_frequencies(attributes({"dim": 128, "theta": theta, **ours}))
+    assert np.array_equal(got, want.numpy())
+
+
+@pytest.mark.parametrize("dim", [64, 80, 128])
+def test_plain_frequencies_are_those_of_torch(dim: int) -> None:
+    import torch
+
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    want = 1.0 / (500000.0**exponents)
+    assert np.array_equal(inverse_frequencies(attributes({"dim": dim})), want.numpy())

@@ -1,0 +1,160 @@
+"""Inheritance: path-wise overrides with origins, what is refused, what is only a lint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+
+BASE = """\
+spec: 1
+id: my/base
+abstract: true
+hyperparameters:
+  hidden_size: 64
+  norm_eps: 1.0e-5
+  sliding_window: 16
+  rope: {kind: llama3, theta: 10000.0, factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64}
+constants: {gain: 2.0}
+blocks:
+  Block:
+    parts: {norm: "rms_norm(hidden_size, eps=norm_eps)", extra: "rms_norm(hidden_size, eps=norm_eps)"}
+    forward: |
+      return extra(norm(x)) * gain
+"""
+CHILD = """\
+spec: 1
+id: my/child
+extends: my/base
+hyperparameters:
+  hidden_size: 128
+  sliding_window: null
+  rope: {kind: default, theta: 500000.0}
+blocks:
+  Block:
+    parts: {extra: none}
+    forward: |
+      return norm(x) * gain
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "base.yaml").write_text(BASE)
+    (tmp_path / "my" / "child.yaml").write_text(CHILD)
+    return tmp_path
+
+
+def load(root: Path, spec_id: str = "my/child") -> ResolvedSpec:
+    return Registry((root,)).load(spec_id)
+
+
+def refused(root: Path, spec_id: str = "my/child") -> tuple[Diagnostic, ...]:
+    with pytest.raises(LlamagenError) as caught:
+        load(root, spec_id)
+    return caught.value.diagnostics
+
+
+def test_values_override_path_by_path(root: Path) -> None:
+    spec = load(root).spec
+    assert spec.hyperparameters.hidden_size == 128
+    assert spec.hyperparameters.norm_eps == 1e-5
+    assert spec.hyperparameters.sliding_window is None
+    assert spec.constants == {"gain": 2.0}
+    assert spec.abstract is False
+
+
+def test_another_kind_replaces_the_whole_mapping(root: Path) -> None:
+    rope = load(root).spec.hyperparameters.rope
+    assert rope is not None
+    assert rope.model_dump() == {
+        "kind": "default",
+        "theta": 500000.0,
+        "layout": "half",
+        "partial": 1.0,
+    }
+
+
+def test_a_part_is_removed_by_none(root: Path) -> None:
+    assert set(load(root).spec.blocks["Block"].parts) == {"norm"}
+
+
+def test_every_leaf_knows_its_chain_of_origins(root: Path) -> None:
+    resolved = load(root)
+    leaves = dict(resolved.leaves())
+    width = leaves["hyperparameters.hidden_size"]
+    assert [(o.spec_id, o.text, o.span.line) for o in width.origins] == [
+        ("my/base", "64", 5),
+        ("my/child", "128", 5),
+    ]
+    inherited = leaves["hyperparameters.norm_eps"]
+    assert [(o.spec_id, o.span.line, o.span.col) for o in inherited.origins] == [("my/base", 6, 13)]
+    assert resolved.chain == ("my/base", "my/child")
+
+
+def test_an_override_that_changes_nothing_is_a_lint(root: Path) -> None:
+    assert load(root).warnings == ()
+    (root / "my/child.yaml").write_text(CHILD.replace("hidden_size: 128", "hidden_size: 64"))
+    (warning,) = load(root).warnings
+    assert (warning.code, warning.severity) == ("LG501", "warning")
+    assert warning.span is not None
+    assert warning.span.line == 5
+    assert warning.related[0].span.line == 5
+    assert "my/base" in warning.related[0].message
+
+
+def test_a_mapping_cannot_become_a_number(root: Path) -> None:
+    (root / "my/child.yaml").write_text(
+        CHILD.replace("rope: {kind: default, theta: 500000.0}", "rope: 3")
+    )
+    (finding,) = refused(root)
+    assert finding.code == "LG204"
+    assert finding.related, "the other end of the conflict is shown"
+
+
+def test_cycles_are_shown_step_by_step(root: Path) -> None:
+    (root / "my/base.yaml").write_text(BASE.replace("abstract: true", "extends: my/child"))
+    (finding,) = refused(root)
+    assert finding.code == "LG203"
+    assert "cycle" in finding.message
+    assert [r.message for r in finding.related]
+
+
+def test_unknown_ids_name_the_nearest(root: Path) -> None:
+    (finding,) = refused(root, "my/chlid")
+    assert (finding.code, finding.help) == ("LG201", "did you mean `my/child`?")
+    (root / "my/child.yaml").write_text(CHILD.replace("extends: my/base", "extends: my/bass"))
+    (finding,) = refused(root)
+    assert (finding.code, finding.help) == ("LG202", "did you mean `my/base`?")
+    assert finding.span is not None
+    assert finding.span.line == 3
+
+
+def test_an_id_must_match_its_file(root: Path) -> None:
+    (root / "my/child.yaml").write_text(CHILD.replace("id: my/child", "id: my/kid"))
+    assert [f.code for f in refused(root)] == ["LG205"]
+
+
+def test_all_schema_faults_at_once(root: Path) -> None:
+    text = CHILD.replace("hidden_size: 128", "hidden_size: wide\n  n_heads: 4").replace(
+        "spec: 1", "spec: 2"
+    )
+    (root / "my/child.yaml").write_text(text)
+    found = refused(root)
+    assert sorted(f.code for f in found) == ["LG101", "LG103", "LG103"]
+    assert all(f.span is not None and f.span.file.endswith("child.yaml") for f in found)
+    help = next(f.help for f in found if f.code == "LG101")
+    assert help == "did you mean `num_heads`?"
+
+
+def test_the_digest_is_of_the_architecture_alone(root: Path) -> None:
+    before = load(root).digest
+    (root / "my/child.yaml").write_text(CHILD + "title: another title\n")
+    assert load(root).digest == before
+    (root / "my/child.yaml").write_text(CHILD.replace("theta: 500000.0", "theta: 500001.0"))
+    assert load(root).digest != before

@@ -1,0 +1,245 @@
+"""The text of generated modules: formatted, deterministic, complete, and never a door for a spec's text."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.torch import emit_torch, load_module
+from llamagen.emit.torch.check import check_source
+from llamagen.emit.torch.code import Binary, Call, Code, Text, call, flat, literal, statement
+from llamagen.emit.torch.constants import Constants
+from llamagen.emit.torch.lower import LOWERED
+from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, local
+from llamagen.emit.torch.stages import cuts
+from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.ops import OPS
+from llamagen.spec.expr import parse
+from llamagen.spec.registry import Registry
+from tests.unit.torch.models import LLAMA3, SPECS, TIED, changed, graph, llama4, module
+
+FOREIGN = [i for i in Registry((SPECS,)).ids(abstract=False) if i.startswith("foreign/")]
+RUFF = [sys.executable, "-m", "ruff"]
+
+
+def every_graph() -> dict[str, Graph]:
+    found = {spec_id: graph(spec_id) for spec_id in FOREIGN}
+    found["llama3"] = changed(f"tie_embeddings: true, rope: {LLAMA3}", TIED)
+    found["llama4"] = llama4()
+    found["linear"] = changed("rope: {kind: linear, theta: 10000.0, factor: 4.0}")
+    return found
+
+
+def test_ruff_has_nothing_to_say(tmp_path: Path) -> None:
+    for name, made in every_graph().items():
+        (tmp_path / f"{name.replace('/', '_')}.py").write_text(emit_torch(made))
+    for command in (["format", "--diff"], ["check", "--select", "E,F,W,I,UP,B,C4,SIM,RUF,PIE,RET"]):
+        options = ["--isolated", "--config", "line-length=100", "--target-version", "py311"]
+        done = subprocess.run(
+            [*RUFF, *command, *options, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("spec_id", FOREIGN)
+def test_state_dict_has_the_role_paths(spec_id: str) -> None:
+    made = graph(spec_id)
+    with torch.device("meta"):
+        model = getattr(module(made), made.root)()
+    tied = getattr(module(made), "TIED", {})
+    found = {n: tuple(p.shape) for n, p in model.state_dict().items() if n not in tied}
+    assert found == {n: p.shape for n, p in parameters(made).items()}
+
+
+@pytest.mark.parametrize("spec_id", FOREIGN)
+def test_every_model_can_be_cut(spec_id: str) -> None:
+    assert cuts(graph(spec_id))
+
+
+def test_the_same_graph_gives_the_same_bytes() -> None:
+    assert emit_torch(graph("foreign/gemma3")) == emit_torch(graph("foreign/gemma3"))
+
+
+def test_only_what_a_model_uses_is_printed() -> None:
+    plain = emit_torch(changed())
+    assert "def sliding_causal_mask" in emit_torch(graph("foreign/mistral"))
+    for absent in (
+        "sliding",
+        "chunked",
+        "cap:",
+        "Experts",
+        "TIED",
+        "temperature_table",
+        "interleaved",
+    ):
+        assert absent not in plain.partition("def generate")[0], absent
+    assert "enable_gqa" not in emit_torch(changed("num_kv_heads: 4"))
+    assert "sdpa" not in emit_torch(graph("foreign/gemma2"))
+
+
+def test_blocks_read_like_their_equations() -> None:
+    text = emit_torch(changed())
+    for line in (
+        "        h = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)",
+        "        return h + self.mlp(self.post_attention_layernorm(h))",
+        "        q = rotate(split_heads(self.q_proj(x), HEAD_DIM), rope)",
+        "        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))",
+        "        x = self.embed_tokens(input_ids) if self.embed_tokens else input_ids",
+        "        self.q_proj = nn.Linear(HIDDEN_SIZE, NUM_HEADS * HEAD_DIM, bias=False)",
+    ):
+        assert f"{line}\n" in text
+
+
+def test_every_op_is_lowered() -> None:
+    assert OPS.keys() == LOWERED
+
+
+def test_torch_owns_no_name_that_is_let_through() -> None:
+    owned = {n for n in dir(torch.nn.Module()) if not n.startswith("_")}
+    assert owned <= MODULE_ATTRIBUTES
+
+
+@pytest.mark.parametrize("name", ["forward", "half", "lambda", "training", "generate"])
+def test_a_part_named_like_a_method_is_refused(name: str) -> None:
+    block = f"  FeedForward:\n    parts: {{{name}: 'linear(hidden_size, hidden_size)'}}\n"
+    block += f"    forward: 'return down_proj(silu(gate_proj(x)) * up_proj({name}(x)))'\n"
+    with pytest.raises(LlamagenError, match="LG740"):
+        emit_torch(changed(blocks=block))
+
+
+def test_values_named_like_helpers_and_keywords_give_way() -> None:
+    block = """
+  FeedForward:
+    forward: |
+      lambda = gate_proj(x)
+      torch = silu(lambda)
+      cache = up_proj(x)
+      return down_proj(torch * cache)
+"""
+    text = emit_torch(changed(blocks=block))
+    assert "lambda_ = self.gate_proj(x)" in text
+    assert "torch_ = F.silu(lambda_)" in text
+    assert "return self.down_proj(torch_ * cache_)" in text
+
+
+def test_a_block_named_like_a_helper_gives_way() -> None:
+    block = """
+  DecoderLayer:
+    parts: {mlp: RMSNorm}
+  RMSNorm:
+    parts: {gate_proj: 'linear(hidden_size, hidden_size)'}
+    forward: return gate_proj(x)
+"""
+    text = emit_torch(changed(blocks=block))
+    assert "class RMSNormBlock(nn.Module):" in text
+    assert "self.mlp = RMSNormBlock()" in text
+
+
+def test_a_value_that_is_still_needed_keeps_its_variable() -> None:
+    block = """
+  FeedForward:
+    forward: |
+      h = x
+      x = gate_proj(x)
+      return down_proj(silu(x) * up_proj(h)) + h
+"""
+    text = emit_torch(changed(blocks=block))
+    assert "x_ = self.gate_proj(x)" in text
+    assert "return self.down_proj(F.silu(x_) * self.up_proj(x)) + x" in text
+
+
+@pytest.mark.parametrize("bad", ['x"""\nimport os\n"""', "x\\", "x\r\nimport os", "x\u2028y"])
+def test_text_of_a_graph_cannot_become_code(bad: str) -> None:
+    text = emit_torch(replace(changed(), spec_id=bad, digest=bad))
+    imported = {
+        a.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import) for a in n.names
+    }
+    assert imported == {"json", "torch", "torch.nn.functional"}
+    root = replace(changed().root_block, name=bad)
+    with pytest.raises(LlamagenError, match="LG740"):
+        emit_torch(replace(changed(), root=bad, blocks={**changed().blocks, bad: root}))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os",
+        "from os import path",
+        "from .x import y",
+        "x = open('f')",
+        "x = ().__class__",
+        "x = eval('1')",
+        "x = lambda: 1",
+        "async def f(): pass",
+        "def f(): yield 1",
+        "try:\n    x = 1\nfinally:\n    x = 2",
+        "global x",
+        'x = "\u00e9"',
+        "x = (",
+        "del x",
+        "while True:\n    x = 1",
+    ],
+)
+def test_syntax_outside_the_list_is_refused(source: str) -> None:
+    with pytest.raises(LlamagenError, match="LG742"):
+        check_source(source)
+    with pytest.raises(LlamagenError, match="LG742"):
+        load_module(source)
+
+
+def test_a_file_is_loaded_from_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "modeling.py"
+    path.write_text(emit_torch(changed()))
+    assert load_module(path).CausalLM is load_module(path).CausalLM
+
+
+def test_constants_print_the_expression_only_if_it_means_the_value() -> None:
+    constants = Constants({"num_heads": 4, "head_dim": 6, "eps": 1e-6, "flag": True})
+    assert flat(constants.code(24, parse("num_heads * head_dim"))) == "NUM_HEADS * HEAD_DIM"
+    assert flat(constants.code(25, parse("num_heads * head_dim"))) == "25"
+    assert flat(constants.code(6, parse("width"))) == "6"
+    assert flat(constants.code(True, parse("flag"))) == "True"
+    assert flat(constants.code(1e-6, parse("eps"))) == "EPS"
+    assert flat(constants.define("HEAD_DIM", 8)) == "HEAD_DIM_2"
+    assert flat(constants.define("HEAD_DIM", 6)) == "HEAD_DIM"
+    assert constants.lines() == (
+        ("NUM_HEADS", "4"), ("HEAD_DIM", "6"), ("EPS", "1e-06"), ("HEAD_DIM_2", "8"),
+    )  # fmt: skip
+
+
+def test_locals_never_shadow() -> None:
+    assert local("x", {"x", "x_"}) == "x__"
+    for name in (*keyword.kwlist, *HELPER_NAMES):
+        assert local(name) not in {*keyword.kwlist, *HELPER_NAMES}
+
+
+LONG = Call("self.some_rather_long_part_name", (Text("x"), Text("another_argument"), Text("mask")))
+SHAPES: list[tuple[str, Code]] = [
+    ("return ", call("self.o_proj", call("merge_heads", LONG), LONG)),
+    ("return ", call("self.o_proj", LONG, LONG, LONG)),
+    (
+        "h = ",
+        Binary("+", Text("x"), call("self.post_attention_layernorm", call("f", LONG, Text("y")))),
+    ),
+    ("y = ", Binary("*", Binary("**", Text("HEAD_DIM"), literal(-0.5)), Text("x"))),
+    ("y = ", Binary("-", Text("a"), Binary("-", Text("b"), literal(-1.5)))),
+]
+
+
+@pytest.mark.parametrize(("prefix", "code"), SHAPES)
+def test_layout_is_that_of_ruff(prefix: str, code: Code) -> None:
+    lines = statement(prefix, code, 1)
+    text = "\n".join(["def f():", *lines, ""])
+    options = ["--isolated", "--config", "line-length=100", "-"]
+    done = subprocess.run(
+        [*RUFF, "format", *options], input=text, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == text

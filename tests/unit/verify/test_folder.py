@@ -1,0 +1,125 @@
+"""Verification of an exported folder: what passes, what is found, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.export import export_random
+from llamagen.verify.folder import verify_folder
+from tests.parity.models import RandomModel
+from tests.parity.peers import PEERS, common
+
+
+def exported(name: str, out: Path, dtype: str = "float32") -> Path:
+    model = RandomModel.named(f"foreign/{name}")
+    export_random(
+        model.resolved,
+        model.graph,
+        5,
+        out,
+        profile="portable",
+        dtype=dtype,
+        overwrite=False,
+        progress=lambda done, total: None,
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported("mistral", tmp_path_factory.mktemp("verify") / "mistral")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
+    report = verify_folder(exported("qwen3_moe", tmp_path / "out", dtype), steps=4)
+    assert [(r.witness, r.case, r.verdict) for r in report.rows] == [
+        (witness, case, "equal")
+        for witness in ("torch", "reference")
+        for case in ("prefill", "decode", "padded batch")
+    ]
+    assert report.passed
+
+
+def test_transformers_is_a_witness_of_a_hub_checkpoint(mistral: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(mistral, tmp_path / "hub")
+    spec = RandomModel.named("foreign/mistral").resolved.spec
+    config = {**common(spec), **PEERS["mistral"].extra(spec), "model_type": "mistral"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert verify_folder(folder, ["transformers"], steps=4).passed
+    config["sliding_window"] = 4
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not verify_folder(folder, ["transformers"], steps=4).passed
+
+
+def test_a_wrong_epsilon_is_found(mistral: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(mistral, tmp_path / "edited")
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    edited = 0
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                attribute.f, edited = 1e-5, edited + 1
+    assert edited
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    report = verify_folder(folder, steps=2)
+    assert {row.verdict for row in report.rows} == {"different"}
+    assert not report.passed
+
+
+def test_a_model_too_large_for_the_reference_is_not_called_equal(
+    mistral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
+    report = verify_folder(mistral, ["reference"], steps=1)
+    assert [row.verdict for row in report.rows] == ["skipped"]
+    assert not report.passed
+
+
+@pytest.mark.parametrize(
+    ("code", "file", "text"),
+    [
+        ("LG770", "model.onnx", None),
+        ("LG770", "spec.yaml", None),
+        ("LG772", "spec.yaml", ("sliding_window: 5", "sliding_window: 6")),
+    ],
+)
+def test_refusals(
+    code: str, file: str, text: tuple[str, str] | None, mistral: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(mistral, tmp_path / "broken")
+    if text is None:
+        (folder / file).unlink()
+    else:
+        before = (folder / file).read_text()
+        assert text[0] in before
+        (folder / file).write_text(before.replace(*text))
+    with pytest.raises(LlamagenError) as caught:
+        verify_folder(folder)
+    assert [d.code for d in caught.value.diagnostics] == [code]
+
+
+def test_short_data_is_refused(mistral: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(mistral, tmp_path / "short")
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.truncate(10_000)
+    with pytest.raises(LlamagenError, match="ends inside") as caught:
+        verify_folder(folder)
+    assert caught.value.diagnostics[0].code == "LG773"
+
+
+def test_unknown_witness(mistral: Path) -> None:
+    with pytest.raises(LlamagenError, match="no witness `pytorch`") as caught:
+        verify_folder(mistral, ["pytorch"])
+    assert caught.value.diagnostics[0].code == "LG771"
+
+
+def test_transformers_needs_a_configuration(mistral: Path) -> None:
+    with pytest.raises(LlamagenError, match=r"no config\.json"):
+        verify_folder(mistral, ["transformers"])

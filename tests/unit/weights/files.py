@@ -1,0 +1,68 @@
+"""Small checkpoint files, written without the code under test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.safetensors_file import TensorEntry
+
+Array = npt.NDArray[np.generic]
+NUMPY = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I32": np.dtype(np.int32),
+}
+NAMES = {numpy_type: name for name, numpy_type in NUMPY.items()}
+
+
+def raw(header: bytes, data: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def save(path: Path, tensors: Mapping[str, Array]) -> Path:
+    """A safetensors file, tensors in the given order."""
+    table: dict[str, object] = {}
+    data = b""
+    for name, value in tensors.items():
+        table[name] = {
+            "dtype": NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [len(data), len(data) + value.nbytes],
+        }
+        data += np.ascontiguousarray(value).tobytes()
+    path.write_bytes(raw(json.dumps(table).encode(), data))
+    return path
+
+
+def checkpoint(folder: Path, tensors: Mapping[str, Array]) -> Checkpoint:
+    """A folder with one model.safetensors, opened."""
+    folder.mkdir(exist_ok=True)
+    save(folder / "model.safetensors", tensors)
+    return Checkpoint.open(folder)
+
+
+def ranks(folder: Path, shards: list[Mapping[str, Array]]) -> Checkpoint:
+    """A Meta-like checkpoint: one safetensors file per rank, joined as `.pth` shards are."""
+    pieces: dict[str, list[TensorEntry]] = {}
+    for rank, shard in enumerate(shards):
+        path = save(folder / f"rank{rank}.safetensors", shard)
+        for tensor in Checkpoint.open(path).tensors.values():
+            pieces.setdefault(tensor.name, []).extend(tensor.pieces)
+    tensors = {
+        name: StoredTensor(name, found[0].dtype, found[0].shape, tuple(found))
+        for name, found in pieces.items()
+    }
+    return Checkpoint(folder, "meta", tensors, ())
+
+
+def noise(seed: int, *shape: int, dtype: str = "F32") -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(NUMPY[dtype])
