@@ -149,6 +149,7 @@ class Model:
                 self.graph,
                 Path(checkpoint),
                 Path(out),
+                registry=self.registry,
                 profile=profile,
                 dtype=dtype,
                 overwrite=overwrite,
@@ -207,7 +208,7 @@ def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     from llamagen.emit.check_checkpoint import check_checkpoint
 
     model = load(target)
-    return check_checkpoint(model.resolved, model.graph, Path(folder))
+    return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)
 
 
 def explain(subject: str, path: str | None = None) -> str:
@@ -226,7 +227,6 @@ def explain(subject: str, path: str | None = None) -> str:
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
     """Bring YAML files, and those below folders, into canonical form; without ``write`` only compare."""
-    from llamagen.runtime.session import Generation
     from llamagen.spec.fmt_files import format_files
     from llamagen.spec.schema import Spec
 

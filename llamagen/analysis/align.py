@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from llamagen.analysis.cost import Workload
 from llamagen.analysis.features import Equations, Feature, Kind, features
 from llamagen.ir.graph import Graph
+from llamagen.spec.evaluate import Static
 from llamagen.spec.resolve import ResolvedSpec
 
 
@@ -51,24 +52,28 @@ def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[
         )
     )
     # A place that one model lacks is one change; settings of its ops would only repeat it.
-    kept = [p for p in plain if p.kind is not Kind.SETTING or p.before and p.after]
+    kept = [p for p in plain if p.kind is not Kind.SETTING or (p.before and p.after)]
     order = list(Kind)
     found = [*(_grouped(kept)), *lines]
     yield from sorted(found, key=lambda p: order.index(p.kind))
+
+
+_Ends: TypeAlias = "tuple[Static, Static, str, str]"
+"""Both values and the names of their types: ``1`` and ``1.0`` are not the same change."""
 
 
 def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
     left = _by_place(a)
     right = _by_place(b)
     for key in dict.fromkeys([*left, *right]):
-        groups: dict[tuple[object, object, str, str], list[tuple[int, ...]]] = {}
-        ends: dict[tuple[object, object, str, str], tuple[Feature | None, Feature | None]] = {}
+        groups: dict[_Ends, list[tuple[int, ...]]] = {}
+        ends: dict[_Ends, tuple[Feature | None, Feature | None]] = {}
         here, there = left.get(key, {}), right.get(key, {})
         for index in dict.fromkeys([*here, *there]):
             x, y = here.get(index), there.get(index)
             if x is not None and y is not None and _same(x, y):
                 continue
-            same = (
+            same: _Ends = (
                 x.value if x else None,
                 y.value if y else None,
                 type(x.value).__name__ if x else "",
@@ -76,8 +81,8 @@ def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
             )
             groups.setdefault(same, []).append(index)
             ends.setdefault(same, (x, y))
-        for same, indices in groups.items():
-            x, y = ends[same]
+        for both, indices in groups.items():
+            x, y = ends[both]
             kind, path = key
             yield Pair(kind, path, len(indices), layer_text(indices), x, y)
 
@@ -181,9 +186,7 @@ class _Place:
     after: Equations | None
 
 
-def _inside(
-    place: tuple[str, tuple[int, ...]], gone: set[tuple[str, tuple[int, ...]]]
-) -> bool:
+def _inside(place: tuple[str, tuple[int, ...]], gone: set[tuple[str, tuple[int, ...]]]) -> bool:
     """Whether a block above ``place`` is already reported as absent."""
     words = place[0].split(".")
     for n in range(1, len(words)):

@@ -191,9 +191,7 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
     doubts = tuple((u.path, " ".join(u.why.split())) for u in spec.uncertain)
     if doubts:
         yield Section("uncertain", doubts)
-    disputed = tuple(
-        (c.path, f"{c.choice}: {' '.join(c.reason.split())}") for c in spec.conflicts
-    )
+    disputed = tuple((c.path, f"{c.choice}: {' '.join(c.reason.split())}") for c in spec.conflicts)
     if disputed:
         yield Section("conflicts", disputed)
 

@@ -217,7 +217,11 @@ class _Judge:
 
     def rule(self, pair: Pair, scope: Mapping[str, Static]) -> tuple[str, DiffRule]:
         for rule_id, rule in diff_rules().items():
-            if rule.subject is pair.kind and scope["change"] in rule.change and holds(rule.when, scope):
+            if (
+                rule.subject is pair.kind
+                and scope["change"] in rule.change
+                and holds(rule.when, scope)
+            ):
                 return rule_id, rule
         message = f"no rule of diff.yaml covers `{pair.path}` ({pair.kind}, {scope['change']})"
         raise LlamagenError.of("LG999", message)

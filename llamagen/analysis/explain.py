@@ -37,7 +37,13 @@ def explain_ops() -> str:
     width = max(len(op.name) for op in shown)
     parts = [f"  {op.name.ljust(width)}  {_first_line(op.doc)}" for op in shown if op.is_part]
     calls = [f"  {op.name.ljust(width)}  {_first_line(op.doc)}" for op in shown if not op.is_part]
-    lines = ["Parts (declared under `parts`, they own weights):", *parts, "", "Ops (called in `forward`):", *calls]
+    lines = [
+        "Parts (declared under `parts`, they own weights):",
+        *parts,
+        "",
+        "Ops (called in `forward`):",
+        *calls,
+    ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -49,7 +55,11 @@ def explain_named(name: str) -> str:
     if op is None:
         near = did_you_mean(name, OPS)
         message = f"`{name}` is neither an op nor a diagnostic code"
-        help = f"did you mean `{near}`?" if near else "for a value of a model write `llamagen explain ID PATH`"
+        help = (
+            f"did you mean `{near}`?"
+            if near
+            else "for a value of a model write `llamagen explain ID PATH`"
+        )
         raise LlamagenError.of("LG901", message, help=help)
     return explain_op(op)
 
@@ -79,7 +89,9 @@ def _attribute(attr: AttrSpec) -> str:
 
 
 def _word(value: object) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _first_line(text: str) -> str:
@@ -116,7 +128,11 @@ def _find(resolved: ResolvedSpec, path: str) -> tuple[tuple[str, ...], Tree]:
     short = {dotted.split(".", 1)[-1]: dotted for dotted in known}
     near = did_you_mean(path, [*known, *short])
     message = f"`{resolved.spec.id}` has no value at `{path}`"
-    help = f"did you mean `{short.get(near, near)}`?" if near else "`llamagen resolve ID` shows every path"
+    help = (
+        f"did you mean `{short.get(near, near)}`?"
+        if near
+        else "`llamagen resolve ID` shows every path"
+    )
     raise LlamagenError.of("LG901", message, help=help)
 
 

@@ -131,7 +131,15 @@ def parameter_features(graph: Graph) -> Iterator[Feature]:
                 path, index = collapse(full)
                 text = "×".join(map(str, parameter.shape))
                 yield Feature(
-                    Kind.PARAMETER, path, index, parameter.shape, text, part.span, reads, role, splits
+                    Kind.PARAMETER,
+                    path,
+                    index,
+                    parameter.shape,
+                    text,
+                    part.span,
+                    reads,
+                    role,
+                    splits,
                 )
 
 
@@ -222,7 +230,9 @@ def _settings(
         if local == "rope" and number:
             continue
         for name, text in settings(graph, node, attrs).items():
-            reads = frozenset(n.id for n in names(sources[name])) if name in sources else frozenset()
+            reads = (
+                frozenset(n.id for n in names(sources[name])) if name in sources else frozenset()
+            )
             yield label, name, text, node.span, reads
 
 

@@ -163,8 +163,13 @@ class _Subjects:
                 "known": not known or key in known,
                 "covers": sum(1 for path in paths if matches(glob, path)),
                 "abstract": self.resolved.spec.abstract,
+                "own": self.writes(glob),
             }
             yield scope, self.resolved.place("provenance", glob)
+
+    def writes(self, glob: str) -> bool:
+        entry = self.resolved.leaf("provenance", glob)
+        return entry is not None and entry.origins[-1].spec_id == self.resolved.spec.id
 
     def attentions(self) -> Scoped:
         if self.graph is None:

@@ -78,7 +78,10 @@ def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:
     kept_b = {k: v for k, v in b.items() if k not in NOT_INHERITED}
     head: dict[str, Plain] = {"spec": 1, "id": after.spec.id, "extends": before.spec.id}
     head.update({k: b[k] for k in ("abstract", "title", "doc") if k in b})
-    remarks = [f"# {path} of {before.spec.id} stays: inheritance only adds to it\n" for path in lasting(a, b)]
+    remarks = [
+        f"# {path} of {before.spec.id} stays: inheritance only adds to it\n"
+        for path in lasting(a, b)
+    ]
     return "".join([*remarks, *_yaml({**head, **_minimal(kept_a, kept_b, ())}, 0)])
 
 
@@ -190,5 +193,3 @@ def float_text(value: float) -> str:
         mantissa += ".0"
     sign = "" if exponent[0] in "+-" else "+"
     return f"{mantissa}e{sign}{exponent}"
-
-

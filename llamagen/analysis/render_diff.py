@@ -115,7 +115,11 @@ def _own(change: Change, surface: Surface) -> bool:
     """Whether a value acts on the surface itself; derived effects are shown where they happen."""
     if not change.effects:
         return False
-    return surface in (Surface.TOKENS, Surface.INTERFACE) and change.rule in ("D101", "D102", "D103")
+    return surface in (Surface.TOKENS, Surface.INTERFACE) and change.rule in (
+        "D101",
+        "D102",
+        "D103",
+    )
 
 
 def _count(n: int) -> str:
@@ -141,7 +145,10 @@ def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
         if not changes:
             continue
         lines += ["", f"## {surface.value}: {result.verdict(surface).value}", ""]
-        lines += ["| rule | verdict | where | before → after | why |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            "| rule | verdict | where | before → after | why |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for c in changes:
             why = "; ".join(map(cause_text, c.causes)) or proof(c).strip()
             cells = (c.rule, c.verdict(surface).value, f"`{where(c)}`", arrow(c), why)

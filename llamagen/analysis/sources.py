@@ -12,19 +12,32 @@ from llamagen.spec.source_nodes import Map, Scalar
 
 
 def source_of(resolved: ResolvedSpec, path: str) -> str | None:
-    """The source key of the value at the dotted ``path``: the longest glob that matches it, or none.
+    """The source key of the value at the dotted ``path``, or none.
 
-    ``hyperparameters.*`` covers nested values too, such as ``hyperparameters.rope.theta``.
+    Of the globs that match, one written in the file of the value, or in an heir of it, goes before inherited ones;
+    then the longest. ``hyperparameters.*`` covers nested values too, such as ``hyperparameters.rope.theta``.
     """
-    best: tuple[int, str] | None = None
+    leaf = resolved.leaf(*path.split("."))
+    written = _depth(resolved, leaf.origins[-1].spec_id) if leaf is not None else 0
+    best: tuple[tuple[bool, int], str] | None = None
     for glob, source in resolved.spec.provenance.items():
-        weight = len(glob.replace("*", ""))
-        if matches(glob, path) and (best is None or weight >= best[0]):
+        if not matches(glob, path):
+            continue
+        entry = resolved.leaf("provenance", glob)
+        depth = _depth(resolved, entry.origins[-1].spec_id) if entry is not None else 0
+        weight = (depth >= written, len(glob.replace("*", "")))
+        if best is None or weight >= best[0]:
             best = (weight, source)
     return best[1] if best is not None else None
 
 
+def _depth(resolved: ResolvedSpec, spec_id: str) -> int:
+    return resolved.chain.index(spec_id) if spec_id in resolved.chain else 0
+
+
 def matches(glob: str, path: str) -> bool:
+    if "*" not in glob and "?" not in glob and "[" not in glob:
+        return path == glob or path.startswith(f"{glob}.")
     return fnmatchcase(path, glob) or path.startswith(f"{glob}.")
 
 

@@ -16,9 +16,15 @@ from llamagen.spec.source_nodes import to_plain
 T = TypeVar("T", bound=BaseModel)
 
 
-@cache
 def load_table(name: str, model: type[T]) -> T:
     """``spec/<name>`` as ``model``. Raises LlamagenError LG103 for a file that does not fit it."""
+    found = _load(name, model)
+    assert isinstance(found, model)
+    return found
+
+
+@cache
+def _load(name: str, model: type[BaseModel]) -> BaseModel:
     source = load_source(data_folder("spec") / name, f"spec/{name}")
     return parse_table(json.dumps(to_plain(source.root)), f"spec/{name}", model)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llamagen.cli import make, read, work
+from llamagen.cli import commands_analysis, make, read, work
 from llamagen.cli.options import OPTIONS
 
 app = typer.Typer(
@@ -51,6 +51,13 @@ app.command(short_help="Check specs, or a checkpoint against a spec.")(read.chec
 app.command(short_help="Print a spec with everything it inherits.")(read.resolve)
 app.command(short_help="Explain a value, a diagnostic code or an op.")(read.explain)
 app.command(short_help="Print the typed graph of a model.")(read.graph)
+app.command(short_help="Compare two models, surface by surface.")(commands_analysis.diff)
+app.command(short_help="Say whether A's weights run in B, and where.")(commands_analysis.compat)
+app.command(short_help="Count parameters, memory and FLOPs of a workload.")(commands_analysis.cost)
+app.command(short_help="Draw the KV cache over the context as SVG.")(commands_analysis.plot)
+app.command(short_help="Filter and sort the models with expressions.")(commands_analysis.query)
+app.command(short_help="Show how a value moved through the releases.")(commands_analysis.timeline)
+app.command(short_help="Ask about the family in SQL.")(commands_analysis.sql)
 app.command(short_help="Write specs in canonical form.")(make.fmt)
 app.command(short_help="Print the JSON schema of spec files.")(make.schema)
 app.command(short_help="Write PyTorch code, ONNX graph, configs and texts.")(make.generate)

@@ -10,7 +10,7 @@ import typer
 from llamagen.cli import console
 from llamagen.emit.targets import Target
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files or folders of them.")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 
 
 def fmt(
@@ -55,7 +55,7 @@ def schema(
 
 def generate(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids or YAML files; every model by default.")
+        list[str] | None, typer.Argument(metavar="ID", help="Ids or YAML files; every model by default.")
     ] = None,
     target: Annotated[
         list[Target] | None, typer.Option("--target", help="What to write; everything by default.")

@@ -11,7 +11,7 @@ from llamagen.cli.console import DiagnosticFormat, TableFormat
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TARGET]...", help="Ids, YAML files or folders; every shipped spec by default."),
+    typer.Argument(metavar="TARGET", help="Ids, YAML files or folders; every shipped spec by default."),
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")]
 
@@ -102,7 +102,7 @@ def explain(
     ],
     path: Annotated[
         str | None,
-        typer.Argument(metavar="[PATH]", help="With an id: hyperparameters.rope.theta, or a weight's name."),
+        typer.Argument(metavar="PATH", help="With an id: hyperparameters.rope.theta, or a weight's name."),
     ] = None,
 ) -> None:
     """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or list the `ops`."""

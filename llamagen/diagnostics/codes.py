@@ -42,9 +42,33 @@ def explain(code: str) -> CodeDoc:
 
 @cache
 def load_codes() -> Mapping[str, CodeDoc]:
-    """All rows by code, in the order of the table."""
-    table = data_folder("spec") / "rules" / "diagnostics.yaml"
-    return parse_codes(table.read_text(encoding="utf-8"))
+    """All rows by code, in the order of the codes: those of the table, and the lint rules, which explain themselves."""
+    rules = data_folder("spec") / "rules"
+    rows = {
+        **parse_codes((rules / "diagnostics.yaml").read_text(encoding="utf-8")),
+        **parse_lint_rules((rules / "lint.yaml").read_text(encoding="utf-8")),
+    }
+    return MappingProxyType({code: rows[code] for code in sorted(rows)})
+
+
+def parse_lint_rules(text: str) -> Mapping[str, CodeDoc]:
+    """Rows of the lint rules (spec/rules/lint.yaml): the case that fires is the bad one."""
+    import yaml
+
+    document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    rules: Mapping[str, Mapping[str, str]] = document["rules"]
+    cases: Mapping[str, Mapping[str, str]] = {code: document["rules"][code]["case"] for code in rules}
+    return {
+        code: _row(
+            code,
+            {
+                **{field: rule[field] for field in ("title", "severity", "explanation")},
+                "bad": cases[code]["fires"],
+                "good": cases[code]["silent"],
+            },
+        )
+        for code, rule in rules.items()
+    }
 
 
 def parse_codes(text: str) -> Mapping[str, CodeDoc]:

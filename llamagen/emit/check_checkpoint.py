@@ -7,21 +7,24 @@ from pathlib import Path
 
 from llamagen.analysis.check import CheckReport
 from llamagen.diagnostics import Diagnostic
-from llamagen.emit.export import bind
 from llamagen.ir.graph import Graph
+from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.fit import bind, explained
 
 
-def check_checkpoint(resolved: ResolvedSpec, graph: Graph, folder: Path) -> CheckReport:
-    """Missing, extra and misshapen tensors, strange dtypes, a dialect that is not known.
+def check_checkpoint(
+    resolved: ResolvedSpec, graph: Graph, folder: Path, registry: Registry
+) -> CheckReport:
+    """Missing, extra and misshapen tensors, strange dtypes, a dialect that is not known, another model.
 
     A clean report has one note that says what was found. Raises LG601 to LG606 for files that cannot be read.
     """
     stored = Checkpoint.open(folder)
     found = bind(resolved, graph, stored, compare_values=False)
     if any(one.severity != "note" for one in found.diagnostics):
-        return CheckReport(1, found.diagnostics)
+        return CheckReport(1, explained(found.diagnostics, resolved, stored, registry))
     dtypes = Counter(tensor.dtype for tensor in stored.tensors.values())
     counted = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
     message = f"{len(stored.tensors)} tensors ({counted}) in {found.layout} names fit `{resolved.spec.id}`"

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.weight_types import STORED
-from llamagen.ir.graph import Graph, OpPart, Parameter, instances, join, parameters
+from llamagen.ir.graph import Graph, Parameter, parameters
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.emit import Initializer, OnnxModel
-    from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.names import Resolution
+    from llamagen.spec.registry import Registry
 
 MANIFEST = "llamagen.json"
 SPEC_FILE = "spec.yaml"
@@ -71,6 +70,7 @@ def export_checkpoint(
     checkpoint: Path,
     out: Path,
     *,
+    registry: Registry,
     profile: str,
     dtype: str,
     overwrite: bool,
@@ -78,17 +78,21 @@ def export_checkpoint(
 ) -> Written:
     """Stream a checkpoint into an ONNX folder.
 
-    Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written), LG620 to LG622
-    for its values, LG63x for the output, LG701 and LG702 for profile and dtype.
+    Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
+    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG701 and LG702
+    for profile and dtype.
     """
     from llamagen.weights.checkpoint import Checkpoint
+    from llamagen.weights.fit import bind, explained
     from llamagen.weights.stream import copy_tensor
 
     started = time.monotonic()
     emitted = _emitted(graph, profile, dtype)
     stored = Checkpoint.open(checkpoint)
     found = bind(resolved, graph, stored)
-    bindings = {binding.name: binding for binding in found.require()}
+    if any(one.severity == "error" for one in found.diagnostics):
+        raise LlamagenError(explained(found.diagnostics, resolved, stored, registry))
+    bindings = {binding.name: binding for binding in found.bindings}
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     target = STORED[emitted.dtype]
 
@@ -129,42 +133,6 @@ def export_random(
     return _write(resolved, emitted, copy, out, (), overwrite, progress, started)
 
 
-def bind(
-    resolved: ResolvedSpec, graph: Graph, stored: Checkpoint, *, compare_values: bool = True
-) -> Resolution:
-    """Which stored tensors make each parameter of ``graph``, and everything that is wrong with them."""
-    from llamagen.spec.evaluate import evaluate
-    from llamagen.spec.expr import parse
-    from llamagen.spec.validate import scope_of
-    from llamagen.weights.layouts import layouts_for
-    from llamagen.weights.names import resolve_names
-    from llamagen.weights.spec_layouts import spec_layouts
-
-    scope = scope_of(resolved.spec)
-
-    def count(text: str) -> int:
-        value = evaluate(parse(text), scope)
-        if not isinstance(value, int) or isinstance(value, bool):
-            message = f"`{text}` in `checkpoint.layouts` is {value!r}, not a number of heads"
-            raise LlamagenError.of("LG304", message, span=resolved.place("checkpoint", "layouts"))
-        return value
-
-    numbers = {n: v for n, v in scope.items() if isinstance(v, int) and not isinstance(v, bool)}
-    wanted = {path: p.shape for path, p in parameters(graph).items()}
-    layouts = (*spec_layouts(resolved.spec.checkpoint, count), *layouts_for(numbers))
-    return resolve_names(wanted, stored, layouts, tied_roles(graph), compare_values)
-
-
-def tied_roles(graph: Graph) -> dict[str, str]:
-    """Role path of a tied weight -> role path of the parameter that serves as it."""
-    return {
-        join(join(here.path, part.name), "weight"): part.tied_to
-        for here in instances(graph)
-        for part in here.block.parts.values()
-        if isinstance(part, OpPart) and part.tied_to is not None
-    }
-
-
 def _emitted(graph: Graph, profile: str, dtype: str) -> OnnxModel:
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.profile import dtype_named, profile_named
@@ -182,6 +150,7 @@ def _write(
     progress: Progress,
     started: float,
 ) -> Written:
+    from llamagen.emit.config import config_files
     from llamagen.emit.onnx.data import ITEM_BYTES
     from llamagen.emit.onnx.write import write_model
     from llamagen.weights.publish import staged_folder
@@ -196,7 +165,9 @@ def _write(
     with staged_folder(out, overwrite=overwrite, manifest=MANIFEST) as staging:
         write_model(emitted, staging, into)
         (staging / SPEC_FILE).write_text(resolved_text(resolved), encoding="utf-8", newline="\n")
-        for file in companions:
+        for name, text in config_files(resolved).items():
+            (staging / name).write_text(text, encoding="utf-8", newline="\n")
+        for file in companions:  # a checkpoint's own config wins
             shutil.copyfile(file, staging / file.name)
     return Written(out, sizes_of(out), time.monotonic() - started)
 

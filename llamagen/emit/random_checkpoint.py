@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 from llamagen.emit.export import Written, sizes_of
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.resolve import ResolvedSpec
+
+
+def _config(resolved: ResolvedSpec, dtype: str) -> dict[str, object] | None:
+    from llamagen.emit.config import CONFIG_FILE, config_files
+
+    text = config_files(resolved).get(CONFIG_FILE)
+    if text is None:
+        return None
+    config: dict[str, object] = json.loads(text)
+    return {**config, "torch_dtype": dtype}
 
 
 def random_checkpoint(
@@ -31,5 +42,6 @@ def random_checkpoint(
     started = time.monotonic()
     tensors = [RandomTensor(path, p.shape, p.kind) for path, p in parameters(graph).items()]
     stored = STORED[dtype_named(dtype)]
-    write_random_checkpoint(out, tensors, seed, stored, shard_bytes, None, overwrite)
+    config = _config(resolved, dtype)
+    write_random_checkpoint(out, tensors, seed, stored, shard_bytes, config, overwrite)
     return Written(out, sizes_of(out), time.monotonic() - started)

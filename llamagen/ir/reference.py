@@ -1,7 +1,7 @@
 """The third witness: a flat graph evaluated in numpy float64, independent of both backends.
 
 It is slow and exact to about 1e-15 of each value; use it on small models. Weights are asked for
-one tensor at a time, when an op needs them, and are not kept.
+one tensor at a time, when an op needs them, and are widened a block at a time.
 """
 
 from __future__ import annotations
@@ -113,13 +113,12 @@ class _Run:
         self.present: list[tuple[Real, Real]] = []
 
     def apply(self, node: FlatNode) -> None:
-        def weight(name: str) -> Real:
+        def stored(name: str) -> NDArray[np.generic]:
             path = node.parameters[name]
-            tensor = self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
-            return np.asarray(tensor, dtype=np.float64)
+            return self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
 
         tensors = [self.values[o] for o in node.operands]
-        operands = Operands(tensors, node.attrs, self.sizes, weight)
+        operands = Operands(tensors, node.attrs, self.sizes, stored)
         results = self.cache(operands) if node.op == "cache" else FORMULAS[node.op](operands)
         for name, result in zip(node.results, results, strict=True):
             self.put(name, result)

@@ -28,14 +28,14 @@ Array: TypeAlias = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_]
 class Operands:
     """What one application of an op is computed from.
 
-    ``sizes`` are the values of ``B``, ``S`` and ``P``. ``weight`` gives a parameter by its local
-    name, as float64.
+    ``sizes`` are the values of ``B``, ``S`` and ``P``. ``stored`` gives a parameter by its local
+    name, in the dtype it is kept in.
     """
 
     tensors: Sequence[Array]
     attrs: Attrs
     sizes: Mapping[str, int]
-    weight: Callable[[str], Real]
+    stored: Callable[[str], NDArray[np.generic]]
 
     def real(self, i: int = 0) -> Real:
         array = self.tensors[i]
@@ -46,6 +46,9 @@ class Operands:
         array = self.tensors[i]
         assert array.dtype == np.int64, array.dtype
         return array.astype(np.int64, copy=False)
+
+    def weight(self, name: str) -> Real:
+        return widened(self.stored(name))
 
     def number(self, name: str) -> float:
         return a_float(self.attrs, name)
@@ -58,6 +61,14 @@ class Operands:
 
     def number_or_none(self, name: str) -> float | None:
         return None if self.attrs[name] is None else a_float(self.attrs, name)
+
+
+MAX_WIDENED = 2**23
+"""Elements of a large weight that are float64 at one time."""
+
+
+def widened(stored: NDArray[np.generic]) -> Real:
+    return np.asarray(stored, dtype=np.float64)
 
 
 Formula: TypeAlias = Callable[[Operands], tuple[Array, ...]]
@@ -174,11 +185,14 @@ def _slice(o: Operands) -> tuple[Array, ...]:
 
 
 def _embedding(o: Operands) -> tuple[Array, ...]:
-    return (o.weight("weight")[o.ints()],)
+    return (widened(o.stored("weight")[o.ints()]),)
 
 
 def _linear(o: Operands) -> tuple[Array, ...]:
-    y = o.real() @ o.weight("weight").T
+    x, weight = o.real(), o.stored("weight")
+    rows = max(1, MAX_WIDENED // weight.shape[1])
+    blocks = (widened(weight[i : i + rows]) for i in range(0, len(weight), rows))
+    y = np.concatenate([x @ block.T for block in blocks], axis=-1)
     return (y + o.weight("bias") if a_bool(o.attrs, "bias") else y,)
 
 
@@ -196,18 +210,19 @@ def _layer_norm(o: Operands) -> tuple[Array, ...]:
 
 
 def _experts(o: Operands) -> tuple[Array, ...]:
-    """Token by token, sum over its experts: w_j down(act(gate(x)) up(x)), or with w_j on x."""
+    """Sum over a token's experts: w_j down(act(gate(x)) up(x)), or with w_j on x."""
     x, chosen, weights = o.real(0), o.ints(1), o.real(2)
     act, width = ACTIVATION[o.text("act")], o.whole("intermediate")
-    gate_up, down = o.weight("gate_up_proj"), o.weight("down_proj")
-    if o.text("layout") == "out_in":
-        gate_up, down = gate_up.swapaxes(1, 2), down.swapaxes(1, 2)
     y = np.zeros_like(x)
-    for token in np.ndindex(*x.shape[:-1]):
-        for e, w in zip(chosen[token], weights[token], strict=True):
+    for e in np.unique(chosen):
+        gate_up, down = (widened(o.stored(n)[e]) for n in ("gate_up_proj", "down_proj"))
+        if o.text("layout") == "out_in":
+            gate_up, down = gate_up.T, down.T
+        for *token, j in np.argwhere(chosen == e):
+            at, w = tuple(token), weights[*token, j]
             inside, outside = (w, 1.0) if o.text("scale") == "input" else (1.0, w)
-            both = (inside * x[token]) @ gate_up[e]
-            y[token] += outside * ((act(both[:width]) * both[width:]) @ down[e])
+            both = (inside * x[at]) @ gate_up
+            y[at] += outside * ((act(both[:width]) * both[width:]) @ down)
     return (y,)
 
 

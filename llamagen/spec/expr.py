@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 MAX_LENGTH = 4096
@@ -446,6 +447,7 @@ def _join(a: Extent, b: Extent) -> Extent:
     return (a[0], b[1])
 
 
+@lru_cache(maxsize=4096)
 def parse(text: str) -> Expr:
     """Parse one expression. Raises ExpressionError."""
     parser = _Parser(tokenize(text))
@@ -455,6 +457,7 @@ def parse(text: str) -> Expr:
     return value
 
 
+@lru_cache(maxsize=1024)
 def parse_statements(text: str) -> tuple[Statement, ...]:
     """Parse the equations of a block: assignments, then one ``return``. Raises ExpressionError."""
     parser = _Parser(tokenize(text, lines=True))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean
 from llamagen.resources import data_folder
-from llamagen.spec.resolve import ResolvedSpec, resolve
+from llamagen.spec.resolve import Merged, ResolvedSpec, resolve
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import Scalar, SourceMap
 
@@ -23,6 +24,7 @@ class Registry:
     roots: Sequence[Path] = ()
     _sources: dict[Path, SourceMap] = field(default_factory=dict, repr=False)
     _resolved: dict[Path, ResolvedSpec] = field(default_factory=dict, repr=False)
+    _merged: Merged = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.roots = (*(Path(r) for r in self.roots), data_folder("spec"))
@@ -43,7 +45,7 @@ class Registry:
         """Resolve a spec by id or by path of a YAML file. Raises LlamagenError."""
         path = self.locate(target)
         if path not in self._resolved:
-            self._resolved[path] = resolve(self.chain(path))
+            self._resolved[path] = resolve(self.chain(path), self._merged)
         return self._resolved[path]
 
     def load_text(self, text: str, name: str = "<text>") -> ResolvedSpec:
@@ -82,8 +84,8 @@ class Registry:
         chain: list[tuple[Path, SourceMap]] = [(path, source)]
         while (base := _extends(chain[-1][1])) is not None:
             here = self._base(base, chain[-1][0])
-            seen = [p.resolve() for p, _ in chain]
-            if here.resolve() in seen or len(chain) >= MAX_CHAIN:
+            seen = [_real(p) for p, _ in chain]
+            if _real(here) in seen or len(chain) >= MAX_CHAIN:
                 raise LlamagenError(_cycle(chain, base))
             chain.append((here, self.source(here)))
         return [source for _, source in reversed(chain)]
@@ -107,7 +109,7 @@ class Registry:
         for root in self.roots:
             if not _inside(path, root):
                 continue
-            expected = path.resolve().relative_to(root.resolve()).with_suffix("").as_posix()
+            expected = _real(path).relative_to(_real(root)).with_suffix("").as_posix()
             node = source.root.get("id")
             if isinstance(node, Scalar) and node.text != expected:
                 message = f"the id `{node.text}` does not match the file, which is `{expected}`"
@@ -142,12 +144,22 @@ def _ids_below(root: Path) -> Iterator[str]:
 
 
 def _inside(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
+    return _real(path).is_relative_to(_real(root))
+
+
+def _real(path: Path) -> Path:
+    return _without_links(path.absolute())
+
+
+@cache
+def _without_links(path: Path) -> Path:
+    """Asking the file system once for each path matters with many specs."""
+    return path.resolve()
 
 
 def _display(path: Path) -> str:
     """The path as findings show it: relative to the working folder when it lies below it."""
     try:
-        return path.resolve().relative_to(Path.cwd()).as_posix()
+        return _real(path).relative_to(Path.cwd()).as_posix()
     except ValueError:
         return str(path)

@@ -108,22 +108,36 @@ def _leaves(tree: Tree, path: tuple[str, ...]) -> Iterator[tuple[str, Leaf]]:
         yield from _leaves(below, (*path, name))
 
 
-def merge(chain: Sequence[SourceMap]) -> tuple[Branch, tuple[Diagnostic, ...]]:
-    """Merge files from the first base to the spec itself; findings are redundant overrides and type clashes."""
-    merger = _Merger()
+Merged: TypeAlias = "dict[str, tuple[Branch, tuple[Diagnostic, ...]]]"
+"""File -> what it and its bases merge to; a file has one chain, so the name is enough."""
+
+
+def merge(
+    chain: Sequence[SourceMap], known: Merged | None = None
+) -> tuple[Branch, tuple[Diagnostic, ...]]:
+    """Merge files from the first base to the spec itself; findings are redundant overrides and type clashes.
+
+    ``known`` keeps the trees of bases, for the next chain that has them.
+    """
+    known = {} if known is None else known
     tree: Branch | None = None
+    findings: tuple[Diagnostic, ...] = ()
     for source in chain:
-        id_node = source.root.get("id")
-        spec_id = id_node.text if isinstance(id_node, Scalar) else source.file
-        inherited = Branch({}, {}, source.root.span)
-        if tree is not None:
-            kept = {k: v for k, v in tree.entries.items() if k not in NOT_INHERITED}
-            inherited = Branch(kept, tree.keys, source.root.span)
-        tree = merger.branch(inherited, source.root, spec_id, ())
+        if source.file not in known:
+            merger = _Merger()
+            id_node = source.root.get("id")
+            spec_id = id_node.text if isinstance(id_node, Scalar) else source.file
+            inherited = Branch({}, {}, source.root.span)
+            if tree is not None:
+                kept = {k: v for k, v in tree.entries.items() if k not in NOT_INHERITED}
+                inherited = Branch(kept, tree.keys, source.root.span)
+            merged = merger.branch(inherited, source.root, spec_id, ())
+            known[source.file] = merged, (*findings, *merger.findings)
+        tree, findings = known[source.file]
     assert tree is not None, "a chain has at least one file"
     # A base's own lints are shown when the base is checked, not with every heir.
     own = chain[-1].file
-    shown = (f for f in merger.findings if f.severity == "error" or (f.span and f.span.file == own))
+    shown = (f for f in findings if f.severity == "error" or (f.span and f.span.file == own))
     return tree, tuple(shown)
 
 
@@ -225,11 +239,11 @@ def _is_pattern_value(path: tuple[str, ...]) -> bool:
     return len(path) > 2 and path[0] == "patterns"
 
 
-def resolve(chain: Sequence[SourceMap]) -> ResolvedSpec:
+def resolve(chain: Sequence[SourceMap], known: Merged | None = None) -> ResolvedSpec:
     """Merge, validate and check one chain of files. Raises LlamagenError with everything found wrong."""
     from llamagen.spec.validate import check_invariants, validate
 
-    tree, findings = merge(chain)
+    tree, findings = merge(chain, known)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise LlamagenError(*errors)

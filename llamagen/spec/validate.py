@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
+from llamagen.spec.bound_layout import bind_layout
 from llamagen.spec.evaluate import FUNCTIONS, Scope, Static, UnknownName, evaluate
 from llamagen.spec.expr import Expr, ExpressionError, names, parse, unparse
 from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
@@ -222,8 +224,20 @@ def check_invariants(resolved: ResolvedSpec) -> None:
                 findings.append(_violated(resolved, name, expr, node, scope))
         except ExpressionError as error:
             findings.append(expression_error("LG301", node, error, scope))
+    if not spec.abstract:
+        findings.extend(_check_layouts(resolved, scope))
     if findings:
         raise LlamagenError(*findings)
+
+
+def _check_layouts(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic]:
+    """Numbers of the stated layouts; evaluated here so that `check` finds a misspelt name, not the export."""
+    for name, layout in resolved.spec.checkpoint.layouts.items():
+        try:
+            bind_layout(name, layout, scope)
+        except ExpressionError as error:
+            found = expression_error("LG304", None, error, scope)
+            yield replace(found, span=resolved.place("checkpoint", "layouts", name))
 
 
 def _violated(

@@ -7,6 +7,19 @@ from dataclasses import dataclass
 from itertools import product
 from typing import assert_never
 
+from llamagen.spec.bound_layout import BoundLayout
+from llamagen.spec.naming import (
+    ConcatSources,
+    Identity,
+    NameRule,
+    ReshapeTo,
+    RopePermute,
+    SlicePart,
+    StackSources,
+    TileTableRows,
+    TransposeLast,
+    placeholders,
+)
 from llamagen.weights.checkpoint import StoredTensor
 from llamagen.weights.dtypes import WeightDType
 from llamagen.weights.nodes import (
@@ -24,21 +37,7 @@ from llamagen.weights.nodes import (
     leaves,
     shape_of,
 )
-from llamagen.weights.rules import (
-    ConcatSources,
-    Identity,
-    NameRule,
-    NamingLayout,
-    ReshapeTo,
-    RopePermute,
-    SlicePart,
-    StackSources,
-    TileTableRows,
-    TransposeLast,
-    fill_name,
-    match_name,
-    placeholders,
-)
+from llamagen.weights.rules import fill_name, match_name
 from llamagen.weights.safetensors_file import TensorEntry
 
 
@@ -70,7 +69,7 @@ class Binding:
 
 
 def source_names(
-    rule: NameRule, wanted: str, layout: NamingLayout, stored: Mapping[str, StoredTensor]
+    rule: NameRule, wanted: str, layout: BoundLayout, stored: Mapping[str, StoredTensor]
 ) -> tuple[tuple[str, ...], ...] | None:
     """Stored names that the rule wants, as rows (one per free number) of columns (`from`).
 
@@ -97,7 +96,7 @@ def source_names(
 def assemble(
     rule: NameRule,
     rows: Sequence[Sequence[StoredTensor]],
-    layout: NamingLayout,
+    layout: BoundLayout,
     shape: Shape,
 ) -> Lazy:
     """The tensor that the rule makes of its sources; joins ranks so that `shape` results.
@@ -126,7 +125,7 @@ def assemble(
     raise refused
 
 
-def _rank_dims(tensor: StoredTensor, layout: NamingLayout) -> tuple[int | None, ...]:
+def _rank_dims(tensor: StoredTensor, layout: BoundLayout) -> tuple[int | None, ...]:
     if len(tensor.pieces) == 1:
         return (None,)
     for rule in layout.shards:
@@ -149,7 +148,7 @@ def _applied(rule: NameRule, grid: list[list[Lazy]], shape: Shape) -> Lazy:
             case Identity():
                 pass
             case RopePermute(heads=heads):
-                assert isinstance(heads, int), "bound() comes first"
+                assert isinstance(heads, int), "bind_layout comes first"
                 grid = [[RopeRows(node, heads) for node in row] for row in grid]
             case TransposeLast():
                 grid = [[SwapLast(node) for node in row] for row in grid]
@@ -162,7 +161,7 @@ def _applied(rule: NameRule, grid: list[list[Lazy]], shape: Shape) -> Lazy:
                     [Reshape(node, shape if to is None else to) for node in row] for row in grid
                 ]
             case SlicePart(dim=dim, start=start, stop=stop):
-                assert isinstance(start, int) and isinstance(stop, int), "bound() comes first"
+                assert isinstance(start, int) and isinstance(stop, int), "bind_layout comes first"
                 grid = [[Slice(node, dim, start, stop) for node in row] for row in grid]
             case TileTableRows():
                 grid = [[TileTable(node) for node in row] for row in grid]

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
+from llamagen.spec.bound_layout import BoundLayout
+from llamagen.spec.naming import NameRule
 from llamagen.weights.binding import Binding, assemble, source_names
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor
 from llamagen.weights.dtypes import WEIGHT_DTYPES, as_weight_dtype
 from llamagen.weights.nodes import Leaf, Shape, ShapeProblem, shape_of
 from llamagen.weights.problems import quoted, shape_text
-from llamagen.weights.rules import NameRule, NamingLayout, match_name
+from llamagen.weights.rules import match_name
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])[0-9]+(?![A-Za-z0-9_])")
 _NO_TIES: Mapping[str, str] = MappingProxyType({})
@@ -43,7 +45,7 @@ class Resolution:
 class _Plan:
     """A layout applied to the names: complete sources per wanted name, and what is absent."""
 
-    layout: NamingLayout
+    layout: BoundLayout
     sources: Mapping[str, tuple[NameRule, tuple[tuple[str, ...], ...]]]
     absent: Mapping[str, tuple[str, ...]]
 
@@ -51,13 +53,13 @@ class _Plan:
 def resolve_names(
     wanted: Mapping[str, Shape],
     checkpoint: Checkpoint,
-    layouts: Sequence[NamingLayout],
+    layouts: Sequence[BoundLayout],
     tied: Mapping[str, str] = _NO_TIES,
     compare_values: bool = True,
 ) -> Resolution:
     """Bind every wanted role path (-> shape) to stored tensors; all problems at once.
 
-    `layouts` are bound (`NamingLayout.bound`). `tied` maps a role that is not wanted because it
+    `layouts` are bound (`bind_layout`). `tied` maps a role that is not wanted because it
     is tied (the head) to the wanted role that it repeats (the embedding).
     """
     plans = [_plan(wanted, checkpoint, layout) for layout in layouts if _fits(layout, checkpoint)]
@@ -83,14 +85,14 @@ def resolve_names(
     return Resolution(plan.layout.name, tuple(bindings), tuple(found))
 
 
-def _fits(layout: NamingLayout, checkpoint: Checkpoint) -> bool:
+def _fits(layout: BoundLayout, checkpoint: Checkpoint) -> bool:
     return all(
         any(match_name(pattern, name, layout) is not None for name in checkpoint.tensors)
         for pattern in layout.detect
     )
 
 
-def _plan(wanted: Iterable[str], checkpoint: Checkpoint, layout: NamingLayout) -> _Plan:
+def _plan(wanted: Iterable[str], checkpoint: Checkpoint, layout: BoundLayout) -> _Plan:
     sources: dict[str, tuple[NameRule, tuple[tuple[str, ...], ...]]] = {}
     absent: dict[str, tuple[str, ...]] = {}
     for name in wanted:
@@ -114,7 +116,7 @@ def _bind(
     shape: Shape,
     rule: NameRule,
     rows: Sequence[Sequence[StoredTensor]],
-    layout: NamingLayout,
+    layout: BoundLayout,
     misshapen: dict[str, str],
     mistyped: dict[str, str],
 ) -> Binding | None:
@@ -238,7 +240,7 @@ def _meant(name: str, absent: Sequence[str], wanted: Mapping[str, Shape]) -> str
     return f"the nearest tensor of the model is {quoted(role)}"
 
 
-def _no_layout(checkpoint: Checkpoint, layouts: Sequence[NamingLayout]) -> Diagnostic:
+def _no_layout(checkpoint: Checkpoint, layouts: Sequence[BoundLayout]) -> Diagnostic:
     names = list(checkpoint.tensors)
     sample = ", ".join(quoted(name) for name in names[:3]) or "nothing"
     tried = "; ".join(

@@ -90,6 +90,8 @@ class Peer:
     rename: Callable[[str], str] = lambda path: path
     transposed: tuple[str, ...] = ()
     """Last parts of the names whose matrices the peer stores as [in, out]."""
+    counts_padding: bool = False
+    """Takes left padding for tokens (facts 4.8): a padded batch cannot be compared with it."""
     zeroed: tuple[str, ...] = ()
     """Names of the peer with this in them are not in the spec and set to zero."""
 
@@ -147,6 +149,23 @@ def _gpt(spec: Spec) -> dict[str, object]:
         "layer_norm_epsilon": h.norm_eps,
         "activation_function": "gelu_new",
         "tie_word_embeddings": spec.id.endswith("gpt2"),
+    }
+
+
+def _llama4(spec: Spec) -> dict[str, object]:
+    h = spec.hyperparameters
+    return {
+        **_moe(spec),
+        "intermediate_size": h.expert_intermediate_size,
+        "intermediate_size_mlp": h.dense_intermediate_size,
+        "attention_chunk_size": h.attention_chunk_size,
+        "attn_scale": h.attention_temperature_scale,
+        "floor_scale": h.attention_temperature_floor,
+        "attn_temperature_tuning": True,
+        "use_qk_norm": True,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": [1, 1, 1, 0],
+        "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
     }
 
 
@@ -285,6 +304,7 @@ PEERS: Mapping[str, Peer] = {
         },
         zeroed=(".mlp.", "post_attention_layernorm"),
     ),
+    "llama4_text": Peer("llama4_text", _llama4, counts_padding=True),
     "deepseek_v3": Peer(
         "deepseek_v3", _deepseek, lambda p: p.replace("mlp.e_score", "mlp.gate.e_score")
     ),
@@ -292,10 +312,12 @@ PEERS: Mapping[str, Peer] = {
 
 
 def peer_model(
-    spec: Spec, weights: Callable[[str], np.ndarray], paths: list[str]
+    spec: Spec, weights: Callable[[str], np.ndarray], paths: list[str], name: str = ""
 ) -> torch.nn.Module:
-    """The peer with our weights, all names accounted for. Call it inside ``everything_float64``."""
-    peer = PEERS[spec.id.rsplit("/", 1)[-1]]
+    """The peer (of that name, or for the spec's id) with our weights, all names accounted for.
+
+    Call it inside ``everything_float64``."""
+    peer = Peer(name) if name else PEERS[spec.id.rsplit("/", 1)[-1]]
     values = {**common(spec), **peer.extra(spec)}
     config = AutoConfig.for_model(peer.model_type, **values)
     model = AutoModelForCausalLM.from_config(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import logging
 
 from llamagen.spec.resolved_text import resolved_text
-from llamagen.verify.numerics import FloatArray, RunDType, difference, measured_tolerance
+from llamagen.verify.numerics import FloatArray, RunDType, Tolerance, difference, measured_tolerance
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.models import FOREIGN, RandomModel
@@ -51,6 +51,8 @@ def test_every_decoder_has_a_peer() -> None:
 def test_reference_equals_transformers_in_float64(name: str) -> None:
     peer = peer_of(name)
     for scenario, reference in zip(cases(model_of(name)), reference_of(name), strict=True):
+        if PEERS[name].counts_padding and not scenario.mask.all():
+            continue
         assert difference(scenario.logits(peer), reference).max_over_std < 1e-12, scenario.name
 
 
@@ -78,7 +80,8 @@ def test_backends_round_where_the_op_table_says(name: str, dtype: RunDType) -> N
     scenario = cases(model)[2]
     reference = scenario.logits(ReferenceWitness(model.flat, weight))
     rounded = scenario.logits(ReferenceWitness(model.flat, weight, rounding=dtype))
-    tolerance = measured_tolerance(dtype, difference(rounded, reference).without_outliers())
+    rounding = difference(rounded, reference).without_outliers()
+    tolerance = Tolerance(None, 1.6 * rounding.rms_over_std)
     for make in (OnnxWitness, TorchWitness):
         witness = make.of_graph(model.graph, weight, dtype)
         found = difference(scenario.logits(witness), reference)

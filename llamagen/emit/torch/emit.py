@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.classes import ClassView, class_view
 from llamagen.emit.torch.code import Text, call, signature, statement
-from llamagen.emit.torch.names import quoted_comment
+from llamagen.emit.torch.names import docstring_text
 from llamagen.emit.torch.plan import ExpertsView, Extra, NormView, Plan, make_plan
 from llamagen.emit.torch.prelude import Prelude
 from llamagen.emit.torch.root import RootView, root_view
@@ -105,7 +105,6 @@ class FileView:
     """Everything the template prints."""
 
     spec_id: str
-    digest: str
     constants: tuple[tuple[str, str], ...]
     prelude: Prelude
     attention: AttentionView
@@ -133,8 +132,7 @@ def file_view(graph: Graph) -> FileView:
     classes = tuple(class_view(plan, b) for b in graph.blocks.values() if b.name != graph.root)
     root = root_view(plan)
     return FileView(
-        spec_id=quoted_comment(graph.spec_id),
-        digest=quoted_comment(graph.digest),
+        spec_id=docstring_text(graph.spec_id),
         constants=plan.constants.lines(),
         prelude=plan.prelude,
         attention=_attention(plan),

@@ -79,9 +79,7 @@ def constant_name(name: str) -> str:
     return f"{upper}_" if len(upper) < 3 or upper in HELPER_NAMES else upper
 
 
-def quoted_comment(text: str) -> str:
-    """One line that is safe inside a triple-quoted docstring: printable ASCII, no backslash, no double quote."""
-    words = " ".join(text.split())
-    return "".join(
-        c if " " <= c <= "~" and c not in '"\\' else "'" if c == '"' else "?" for c in words
-    )
+def docstring_text(text: str) -> str:
+    """One line that is safe inside a triple-quoted docstring: what is not plain printable ASCII becomes ``?``."""
+    line = " ".join(text.split())
+    return "".join(c if " " <= c <= "~" and c not in '"\\' else "?" for c in line)

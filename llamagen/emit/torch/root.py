@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.body import Body
 from llamagen.emit.torch.classes import enter, guard, init_lines, leave
-from llamagen.emit.torch.code import Code, Indexed, Text, flat
+from llamagen.emit.torch.code import Indexed, Text, flat
 from llamagen.emit.torch.names import part_name
 from llamagen.emit.torch.plan import Plan
 from llamagen.emit.torch.stages import Cut
@@ -112,21 +112,20 @@ def _staged(body: Body, cut: Cut) -> tuple[list[str], str]:
     carried = enter(body, cut)
     if not cut.after:
         return [*body.lines, f"        {carried} = {carried}[{_LAST}]"], carried
-    there = f"self.{guard(cut.after)}"
-    value = cut.call.results[0]
-    early = _last_tokens_first(cut)
-    if early and body.left[value] == 1:
+    there, value = f"self.{guard(cut.after)}", cut.call.results[0]
+    early, once = _last_tokens_first(cut), body.left[value] == 1
+    if early and once:
         body.codes[value] = Indexed(Text(carried), _LAST)
     lines, code = leave(body, cut)
     short = f"        logits = {flat(code)} if {there} else {carried}"
-    if early and not lines and len(short) <= 100 and f"[{_LAST}]" in short:
+    if early and once and not lines and len(short) <= 100:
         return [*body.lines, short], "logits"
-    nested = ["    " + line for line in lines]
-    lines = [*body.lines, f"        logits = {carried}", f"        if {there}:", *nested]
-    shortened: Code = (
-        code if f"[{_LAST}]" in "".join([*nested, flat(code)]) else Indexed(code, _LAST)
-    )
-    return [*lines, *body.put("logits = ", shortened, 3)], "logits"
+    nested = ["    " + line for line in [*lines, *body.put("logits = ", code)]]
+    pad, sliced = "            ", f"[{_LAST}]"
+    first = [f"{pad}{carried} = {carried}{sliced}"] if early and not once else []
+    last = [] if early else [f"{pad}logits = logits{sliced}"]
+    here = [f"        logits = {carried}", f"        if {there}:"]
+    return [*body.lines, *here, *first, *nested, *last], "logits"
 
 
 def _last_tokens_first(cut: Cut) -> bool:

@@ -207,6 +207,7 @@ def spec(source: str) -> ResolvedSpec:
 def graph(source: str) -> Graph:
     return build(spec(source))
 
+
 TINY = text(
     "t/base", vocab=512, hidden=256, layers=2, heads=8, kv=8, head_dim=32, ffn=512, positions=2048,
     rope=ROPE_10K,

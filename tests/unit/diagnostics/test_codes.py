@@ -31,7 +31,7 @@ def test_unknown_code() -> None:
 def test_strict_loader_reads_the_same_table() -> None:
     plain = to_plain(load_source(TABLE).root)
     assert isinstance(plain, dict) and isinstance(plain["codes"], dict)
-    assert list(plain["codes"]) == list(load_codes())
+    assert set(plain["codes"]) < set(load_codes()), "the lint rules are read from their own table"
     for code, row in plain["codes"].items():
         assert isinstance(row, dict)
         doc = load_codes()[code]

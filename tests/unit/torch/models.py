@@ -43,12 +43,6 @@ def changed(
     return build(Registry((SPECS,)).load_text(text))
 
 
-@cache
-def llama4() -> Graph:
-    """The wiring of Llama 4's text model, small."""
-    return build(Registry((SPECS,)).load(Path(__file__).parent / "llama4.yaml"))
-
-
 def module(graph: Graph) -> ModuleType:
     return load_module(emit_torch(graph))
 

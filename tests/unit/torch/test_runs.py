@@ -171,6 +171,37 @@ def test_only_chosen_experts_are_computed(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(rows) == 2 * chosen.numel()
 
 
+@torch.no_grad()
+def test_head_counts_come_from_the_weights() -> None:
+    """Half of the heads in each of two modules, as tensor parallelism cuts them, add up to the whole."""
+    whole = llama().model.layers["0"].self_attn
+    found = module(changed())
+    x, positions = torch.randn(2, 7, 24), torch.arange(7)[None]
+    rope = found.rope_table(positions, torch.float32)
+    total = torch.zeros_like(x)
+    for rank in range(2):
+        half = found.Attention(found.sdpa)
+        half.load_state_dict(whole.state_dict())
+        for projection in (half.q_proj, half.k_proj, half.v_proj):
+            projection.weight = torch.nn.Parameter(projection.weight.chunk(2, dim=0)[rank])
+        half.o_proj.weight = torch.nn.Parameter(half.o_proj.weight.chunk(2, dim=1)[rank])
+        total += half(x, rope, None, found.KVCache(None))
+    expected = whole(x, rope, None, found.KVCache(None))
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec_id", SEVERAL)
+def test_every_parameter_gets_a_gradient(spec_id: str) -> None:
+    model = model_of(spec_id).train()
+    logits, _ = model(ids(4, 16), attention_mask=padded(4, 16, 3))
+    targets = ids(4, 16, seed=2).flatten()
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
 def test_generate_is_greedy_and_stops_at_an_eos() -> None:
     model = llama()
     start = ids(2, 9)

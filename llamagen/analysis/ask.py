@@ -1,0 +1,94 @@
+"""Targets of questions: an id, a YAML file, or a file at a revision of git (``rev:path``), as typed models."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from llamagen.analysis.diff import Model
+from llamagen.diagnostics import LlamagenError
+from llamagen.ir.build import build
+from llamagen.ir.graph import Graph
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.source import load_source
+from llamagen.spec.source_nodes import SourceMap
+
+_GIT_SECONDS = 20
+
+
+def model_of(target: str, registry: Registry | None = None) -> Model:
+    """The model of an id, of a YAML file, or of ``rev:path``. Raises LlamagenError; LG401 never (graph is none)."""
+    known = registry if registry is not None else Registry()
+    resolved = _at_revision(target) if _is_revision(target) else known.load(target)
+    return Model(resolved, graph_of(resolved))
+
+
+def graph_of(resolved: ResolvedSpec) -> Graph | None:
+    """The graph, or none for a record whose wiring is not published."""
+    return build(resolved) if resolved.spec.root is not None else None
+
+
+def wired(target: str, registry: Registry | None = None) -> Graph:
+    """The graph of a target. Raises LG401 for a record without wiring."""
+    return build(model_of(target, registry).resolved)
+
+
+def _is_revision(target: str) -> bool:
+    return ":" in target and not Path(target).exists()
+
+
+@dataclass
+class _Extracted(Registry):
+    """A registry over files of a revision; their places are shown as ``rev:path``."""
+
+    base: Path = Path()
+    revision: str = ""
+
+    def source(self, path: Path) -> SourceMap:
+        if path.is_relative_to(self.base):
+            name = f"{self.revision}:{path.relative_to(self.base).as_posix()}"
+            return load_source(path, name)
+        return super().source(path)
+
+
+def _at_revision(target: str) -> ResolvedSpec:
+    """A spec as it was at a commit, with the bases it had then. Nothing is checked out."""
+    revision, _, name = target.partition(":")
+    if not revision or revision.startswith("-") or not name:
+        raise LlamagenError.of("LG901", f"`{target}` is not REVISION:PATH of a spec")
+    top = Path(_git(["rev-parse", "--show-toplevel"], target).decode().strip())
+    inside = PurePosixPath(Path(name).as_posix())
+    if inside.is_absolute() or ".." in inside.parts:
+        help = "write the path as git does, relative to the top of the repository"
+        raise LlamagenError.of("LG901", f"`{name}` is not a path of the repository", help=help)
+    archive = _git(
+        ["-C", str(top), "archive", "--format=tar", revision, "--", inside.parts[0]], target
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder).resolve()
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(base, filter="data")
+        path = base / inside
+        if not path.is_file():
+            raise LlamagenError.of("LG901", f"`{name}` is not a file at {revision}")
+        registry = _Extracted((base / "spec",), base=base, revision=revision)
+        return registry.load(path)
+
+
+def _git(arguments: list[str], target: str) -> bytes:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, check=False, timeout=_GIT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LlamagenError.of("LG901", f"`{target}` cannot be read from git: {error}") from None
+    if done.returncode != 0:
+        reason = done.stderr.decode(errors="replace").strip().split("\n", 1)[0]
+        help = "write REVISION:PATH, for example HEAD~1:spec/llama/3/8b.yaml"
+        raise LlamagenError.of("LG901", f"`{target}` cannot be read from git: {reason}", help=help)
+    return done.stdout

@@ -1,0 +1,71 @@
+"""JSON for Model Explorer: the unrolled graph with namespaces, and parameters, FLOPs and cache as node data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from llamagen.ir.flatten import FlatNode, flatten
+from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.ops import OPS
+from llamagen.ir.optypes import elements
+
+
+def explorer_json(graph: Graph, sizes: Mapping[str, int]) -> str:
+    """A graph collection. ``sizes`` gives ``B``, ``S``, ``P`` for the FLOPs of each node."""
+    flat = flatten(graph)
+    known = parameters(graph)
+    ids: dict[str, str] = {}
+    nodes: list[dict[str, object]] = []
+    for name in flat.inputs:
+        ids[name] = f"input/{name}"
+        type_ = str(flat.types[name])
+        nodes.append(_node(ids[name], name, "", {"type": type_}, []))
+    for i, node in enumerate(flat.nodes):
+        here = f"{i}:{node.path}:{node.op}"
+        operands = [flat.types[o] for o in node.operands]
+        results = [flat.types[r] for r in node.results]
+        flops = OPS[node.op].flops(operands, results, node.attrs).evaluate(sizes)
+        data = {"op": node.op, "result": ", ".join(map(str, results))}
+        if flops:
+            data["flops"] = str(flops)
+        data.update(_weights(node, known))
+        if node.op == "cache":
+            past = {"B": sizes["B"], "S": 0, "P": sizes["P"] + sizes["S"]}
+            values = sum(elements(t.shape).evaluate(past) for t in results)
+            data["cache_values"] = str(values)
+        edges = [
+            {"sourceNodeId": ids[o], "sourceNodeOutputId": "0", "targetNodeInputId": str(k)}
+            for k, o in enumerate(node.operands)
+        ]
+        ids.update(dict.fromkeys(node.results, here))
+        label = node.path.rsplit(".", 1)[-1] if node.parameters else node.op
+        space = node.path.rsplit(".", 1)[0] if node.parameters else node.path
+        nodes.append(_node(here, label, space.replace(".", "/"), data, edges))
+    for k, name in enumerate(flat.outputs):
+        edge = {"sourceNodeId": ids[name], "sourceNodeOutputId": "0", "targetNodeInputId": "0"}
+        nodes.append(_node(f"output/{k}", graph.output_names[k], "", {}, [edge]))
+    collection = {"label": graph.spec_id, "graphs": [{"id": graph.spec_id, "nodes": nodes}]}
+    return json.dumps(collection, indent=1, ensure_ascii=False) + "\n"
+
+
+def _weights(node: FlatNode, known: Mapping[str, Parameter]) -> dict[str, str]:
+    """Parameters of a node; a tied weight is named, and counted where it is owned."""
+    if not node.parameters:
+        return {}
+    owned = [p for p in node.parameters.values() if p.startswith(node.path)]
+    count = sum(known[p].count for p in owned)
+    return {"weights": ", ".join(node.parameters.values()), "parameters": str(count)}
+
+
+def _node(
+    id_: str, label: str, namespace: str, data: Mapping[str, str], edges: list[dict[str, str]]
+) -> dict[str, object]:
+    attrs = [{"key": key, "value": value} for key, value in data.items()]
+    return {
+        "id": id_,
+        "label": label,
+        "namespace": namespace,
+        "attrs": attrs,
+        "incomingEdges": edges,
+    }

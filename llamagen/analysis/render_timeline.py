@@ -1,0 +1,47 @@
+"""Timelines as text: one line a value and date, first appearances marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llamagen.analysis.rules import static_text
+from llamagen.analysis.timeline import Timeline
+
+
+def text(found: Timeline) -> str:
+    return "".join(f"{line}\n" for line in _lines(found))
+
+
+def _lines(found: Timeline) -> Iterator[str]:
+    if not found.steps:
+        yield f"{found.path}: no release matches"
+        return
+    if found.constant:
+        held = found.steps[0].held[0]
+        yield f"{found.path}: {static_text(held.value)} in all {found.releases} releases, never changed"
+        return
+    yield f"{found.path}: {len(found.steps)} of {found.releases} release dates changed it"
+    for step in found.steps:
+        for i, held in enumerate(step.held):
+            date = step.date if i == 0 else " " * len(step.date)
+            mark = "first  " if held.first else "       "
+            yield f"  {date}  {mark} {static_text(held.value)}  {_ids(held.ids)}"
+
+
+def _ids(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:4])
+    return shown if len(ids) <= 4 else f"{shown} and {len(ids) - 4} more"
+
+
+def history_text(found: Sequence[Timeline]) -> str:
+    """First appearances of every value, then what never changed."""
+    lines: list[str] = []
+    for one in found:
+        if not one.constant:
+            firsts = "; ".join(
+                f"{date} {static_text(held.value)} ({held.ids[0]})" for date, held in one.firsts()
+            )
+            lines.append(f"{one.path}: {firsts}")
+    still = [f"{t.path} = {static_text(t.steps[0].held[0].value)}" for t in found if t.constant]
+    lines.append(f"never changed: {', '.join(still) if still else 'nothing'}")
+    return "".join(f"{line}\n" for line in lines)

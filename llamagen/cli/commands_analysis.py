@@ -1,0 +1,284 @@
+"""Commands that ask: diff, compat, cost, plot, query, timeline, sql. None of them imports a runtime or numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Literal, assert_never
+
+import typer
+
+from llamagen.cli import console
+from llamagen.cli.console import Cell, TableFormat
+
+if TYPE_CHECKING:
+    from llamagen.analysis.diff import Diff, Model
+    from llamagen.analysis.diff_rules import Surface, Verdict
+    from llamagen.spec.evaluate import Static
+
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
+]
+Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
+Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]
+Dtype = Annotated[
+    str,
+    typer.Option(help="Storage of the weights: float32, bfloat16, float16, float8, int8, int4."),
+]
+Where = Annotated[str, typer.Option(metavar="EXPR", help="Only models for which this is true.")]
+
+
+class SurfaceName(StrEnum):
+    """What a difference can matter for."""
+
+    weights = "weights"
+    tokens = "tokens"
+    numerics = "numerics"
+    interface = "interface"
+    operators = "operators"
+    memory = "memory"
+    compute = "compute"
+    record = "record"
+
+
+def diff(
+    a: Side,
+    b: Side,
+    surface: Annotated[
+        list[SurfaceName] | None, typer.Option(help="Only this surface; may be repeated.")
+    ] = None,
+    fail_on: Annotated[
+        Literal["breaking", "convertible", "compatible"] | None,
+        typer.Option(help="Exit 1 if a chosen surface is this bad or worse."),
+    ] = None,
+    format: Annotated[
+        Literal["text", "markdown", "html", "json", "github", "svg"],
+        typer.Option(help="How the comparison is printed."),
+    ] = "text",
+    context: Context = 4096,
+    batch: Batch = 1,
+    dtype: Dtype = "bfloat16",
+    as_overlay: Annotated[
+        bool, typer.Option("--as-overlay", help="Print the smallest spec that extends A and is B.")
+    ] = False,
+) -> None:
+    """Compare two models: what changed, why, and what it means for weights, tokens, numbers and runtimes."""
+    from llamagen.analysis.ask import model_of
+    from llamagen.analysis.cost import workload
+    from llamagen.analysis.diff import diff as compare
+    from llamagen.analysis.diff_rules import Surface, Verdict
+    from llamagen.analysis.overlay import overlay
+
+    before, after = model_of(a), model_of(b)
+    if as_overlay:
+        console.out(overlay(before.resolved, after.resolved))
+        return
+    chosen = tuple(Surface(s.value) for s in surface) if surface else tuple(Surface)
+    result = compare(before, after, workload(context, batch, dtype))
+    console.out(_diff_text(result, before, after, chosen, format))
+    if fail_on is not None and any(_as_bad(result.verdict(s), Verdict(fail_on)) for s in chosen):
+        raise typer.Exit(1)
+
+
+def _as_bad(verdict: Verdict, limit: Verdict) -> bool:
+    return verdict.rank >= limit.rank
+
+
+def _diff_text(
+    result: Diff,
+    before: Model,
+    after: Model,
+    surfaces: tuple[Surface, ...],
+    format: Literal["text", "markdown", "html", "json", "github", "svg"],
+) -> str:
+    from llamagen.analysis import render_diff
+
+    match format:
+        case "text":
+            return render_diff.text(result, surfaces)
+        case "markdown":
+            return render_diff.markdown(result, surfaces)
+        case "html":
+            return render_diff.html_page(result, surfaces)
+        case "json":
+            return render_diff.json_text(result)
+        case "github":
+            return render_diff.github(result, surfaces)
+        case "svg":
+            from llamagen.analysis.ask import wired
+            from llamagen.analysis.svg import diff_svg
+            from llamagen.analysis.tower import changed_paths, tower
+
+            towers = [
+                tower(m.graph if m.graph is not None else wired(m.id)) for m in (before, after)
+            ]
+            return diff_svg(*towers, changed_paths(result))
+        case _:
+            assert_never(format)
+
+
+def compat(
+    a: Side,
+    b: Side,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this runtime of spec/runtimes.yaml; may be repeated."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype the runtime computes in.")] = "float32",
+    format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
+) -> None:
+    """Say whether A's weights run in B, what must be converted, and what runtimes do with B; exit 1 if they do not."""
+    from llamagen.analysis import render_compat
+    from llamagen.analysis.ask import model_of
+    from llamagen.analysis.compat import compat as compare
+    from llamagen.analysis.diff_rules import Verdict
+
+    report = compare(model_of(a), model_of(b), tuple(runtime or ()), dtype)
+    console.out(render_compat.text(report) if format == "text" else render_compat.json_text(report))
+    if report.verdict is Verdict.BREAKING:
+        raise typer.Exit(1)
+
+
+def cost(
+    spec: Id,
+    context: Context = 4096,
+    batch: Batch = 1,
+    dtype: Dtype = "bfloat16",
+    device: Annotated[
+        str | None, typer.Option(help="A device of spec/hardware.yaml: rooflines, and what fits.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
+) -> None:
+    """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
+    from llamagen.analysis import hardware, render_cost
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.cost import cost_of, workload
+
+    load = workload(context, batch, dtype, tp)
+    chosen = (device, hardware.device(device)) if device is not None else None
+    report = cost_of(wired(spec), load, chosen)
+    console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
+
+
+def plot(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Models; every model with a graph by default."),
+    ] = None,
+    longest: Annotated[
+        int, typer.Option("--context", min=2048, help="Longest context, tokens.")
+    ] = 131072,
+) -> None:
+    """Draw the KV cache over the context as SVG."""
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.plots import CONTEXTS, cache_plot
+    from llamagen.analysis.records import Family
+    from llamagen.spec.registry import Registry
+
+    registry = Registry()
+    if specs:
+        graphs = [(name, wired(name, registry)) for name in specs]
+    else:
+        records = Family(registry).records()
+        graphs = [(r.id, r.graph) for r in records if r.graph is not None]
+    contexts = [n for n in CONTEXTS if n < longest]
+    console.out(cache_plot(graphs, contexts=(*contexts, longest)))
+
+
+def query(
+    where: Annotated[
+        str, typer.Argument(metavar="[EXPR]", help="Only models for which this is true.")
+    ] = "true",
+    select: Annotated[
+        str,
+        typer.Option(help="Columns: expressions separated by semicolons or plain names by commas."),
+    ] = "id,released,params",
+    sort: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Order by this; a minus in front reverses.")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=1, help="Only so many rows.")] = None,
+    share: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="How many of the models have each value.")
+    ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="List the names that expressions may use.")
+    ] = False,
+    format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
+) -> None:
+    """Filter, sort and count the models with expressions over their sizes, numbers and history."""
+    from llamagen.analysis.query import query as ask
+    from llamagen.analysis.query import share as shares
+    from llamagen.analysis.records import COLUMNS, Family
+    from llamagen.spec.registry import Registry
+
+    if columns:
+        console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
+        return
+    family = Family(Registry())
+    if share is not None:
+        found = shares(family, share, where)
+        rows = [
+            (_cell(s.value), s.count, f"{float(s.fraction):.1%}", ", ".join(s.ids)) for s in found
+        ]
+        console.table([share, "models", "share", "ids"], rows, format)
+        return
+    names = [c.strip() for c in select.split(";" if ";" in select else ",")]
+    answer = ask(family, where, select=names, sort=sort, first=first)
+    console.table(answer.columns, [tuple(map(_cell, row)) for row in answer.rows], format)
+
+
+def _cell(value: Static) -> Cell:
+    from llamagen.analysis.rules import static_text
+
+    match value:
+        case bool() | float() | tuple() | Mapping():
+            return static_text(value)
+        case _:
+            return value
+
+
+def timeline(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXPR]", help="A name or expression; every hyperparameter by default."
+        ),
+    ] = None,
+    where: Where = "status == 'released' and generation not in ['code', 'guard']",
+) -> None:
+    """Show when a value changed over the releases, when it first appeared, or that it never changed."""
+    from llamagen.analysis import render_timeline
+    from llamagen.analysis.records import Family
+    from llamagen.analysis.timeline import history
+    from llamagen.analysis.timeline import timeline as follow
+    from llamagen.spec.registry import Registry
+
+    family = Family(Registry())
+    if path is None:
+        console.out(render_timeline.history_text(history(family, where)))
+    else:
+        console.out(render_timeline.text(follow(family, path, where)))
+
+
+def sql(
+    statement: Annotated[
+        str | None,
+        typer.Argument(metavar="[SELECT]", help="One SELECT; without it the tables are listed."),
+    ] = None,
+    format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
+) -> None:
+    """Ask in SQL: tables models, layers, parameters, changes, sources; read only."""
+    from llamagen.analysis.records import Family
+    from llamagen.analysis.sql import TABLES
+    from llamagen.analysis.sql import sql as run
+    from llamagen.spec.registry import Registry
+
+    if statement is None:
+        tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]
+        console.table(["table", "rows", "columns"], tables, format)
+        return
+    result = run(Family(Registry()), statement)
+    rows = [tuple(str(c) if isinstance(c, float) else c for c in row) for row in result.rows]
+    console.table(result.columns, rows, format)

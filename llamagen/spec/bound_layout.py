@@ -1,0 +1,85 @@
+"""A naming layout for one model: its expressions replaced by the model's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llamagen.spec.evaluate import Scope, Static, evaluate
+from llamagen.spec.expr import ExpressionError, parse
+from llamagen.spec.naming import (
+    Count,
+    NameRule,
+    NamingLayout,
+    RopePermute,
+    ShardRule,
+    SlicePart,
+    Transform,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundLayout:
+    """As `NamingLayout`; every `Count` is a number and every list is written out."""
+
+    name: str
+    detect: tuple[str, ...]
+    rules: tuple[NameRule, ...]
+    drop: tuple[str, ...] = ()
+    shards: tuple[ShardRule, ...] = ()
+    lists: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def bind_layout(name: str, layout: NamingLayout, scope: Scope) -> BoundLayout:
+    """The layout for the model whose names and values are ``scope``.
+
+    Raises ExpressionError: UnknownName for a name that the model does not have, else for a value that is
+    not a whole number (of a list: not a list of whole numbers).
+    """
+    return BoundLayout(
+        name,
+        layout.detect,
+        tuple(_rule(rule, scope) for rule in layout.rules),
+        layout.drop,
+        layout.shards,
+        {key: _numbers(value, scope) for key, value in layout.lists.items()},
+    )
+
+
+def _rule(rule: NameRule, scope: Scope) -> NameRule:
+    steps = tuple(_step(step, scope) for step in rule.transform)
+    return rule if steps == rule.transform else rule.model_copy(update={"transform": steps})
+
+
+def _step(step: Transform, scope: Scope) -> Transform:
+    match step:
+        case RopePermute(heads=heads):
+            return RopePermute(heads=_number(heads, scope))
+        case SlicePart(dim=dim, start=start, stop=stop):
+            return SlicePart(dim=dim, start=_number(start, scope), stop=_number(stop, scope))
+        case _:
+            return step
+
+
+def _number(count: Count, scope: Scope) -> int:
+    if isinstance(count, int):
+        return count
+    value = evaluate(parse(count), scope)
+    if not _is_int(value):
+        raise ExpressionError(f"`{count}` is {value!r}, not a whole number", (0, len(count)))
+    assert isinstance(value, int)
+    return value
+
+
+def _numbers(value: str | tuple[int, ...], scope: Scope) -> tuple[int, ...]:
+    if isinstance(value, tuple):
+        return value
+    found = evaluate(parse(value), scope)
+    if not isinstance(found, tuple) or not all(map(_is_int, found)):
+        message = f"`{value}` is {found!r}, not a list of whole numbers"
+        raise ExpressionError(message, (0, len(value)))
+    return tuple(item for item in found if isinstance(item, int))
+
+
+def _is_int(value: Static) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

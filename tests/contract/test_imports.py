@@ -1,0 +1,94 @@
+"""Commands that read import nothing heavy, and answer quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = str(REPOSITORY / "tests/cases/common/tiny.yaml")
+
+HEAVY = frozenset(
+    {
+        "jinja2",
+        "ml_dtypes",
+        "networkx",
+        "numpy",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "rich",
+        "safetensors",
+        "tokenizers",
+        "torch",
+        "transformers",
+    }
+)
+
+READERS = {
+    "help": ["--help"],
+    "check one": ["check", "llama/3.2/1b"],
+    "check all": ["check"],
+    "list": ["list"],
+    "show": ["show", "llama/3.2/1b"],
+    "resolve": ["resolve", "llama/3.2/1b"],
+    "resolve origins": ["resolve", "llama/3.2/1b", "--origins"],
+    "explain value": ["explain", "llama/3.2/1b", "rope.theta"],
+    "explain code": ["explain", "LG021"],
+    "explain op": ["explain", "attention"],
+    "graph": ["graph", "llama/3.2/1b"],
+    "mermaid": ["graph", "llama/3.2/1b", "--as", "mermaid"],
+    "fmt": ["fmt", "--check", TINY],
+    "schema": ["schema"],
+}
+
+_CODE = """
+import json, resource, sys
+from llamagen.cli import main
+code = main(json.loads(sys.argv[1]))
+usage = resource.getrusage(resource.RUSAGE_SELF)
+heavy = sorted(set(json.loads(sys.argv[2])) & set(sys.modules))
+print(json.dumps({"code": code, "heavy": heavy, "seconds": usage.ru_utime + usage.ru_stime}), file=sys.stderr)
+"""
+
+BUDGET_SECONDS = 0.4
+"""Of process time (user and system), for one model; the table of all models may take half as long again."""
+
+
+def _measure(arguments: list[str]) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE, json.dumps(arguments), json.dumps(sorted(HEAVY))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": os.defpath},
+    )
+    found: dict[str, object] = json.loads(done.stderr.strip().split("\n")[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_import_nothing_heavy(name: str) -> None:
+    found = _measure(READERS[name])
+    assert found["heavy"] == []
+    assert found["code"] in (0, 1)
+
+
+def test_the_probe_sees_heavy_modules() -> None:
+    arguments = ["generate", TINY, "--target", "onnx", "--to", os.devnull + "/x", "--check"]
+    assert "onnx_ir" in str(_measure(arguments)["heavy"])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_answer_quickly(name: str) -> None:
+    """The least of several runs: the machine may be busy, but a slow command is slow every time."""
+    limit = BUDGET_SECONDS * (1.5 if name in ("list", "check all", "explain value") else 1.0)
+    seconds = [float(str(_measure(READERS[name])["seconds"])) for _ in range(2)]
+    while min(seconds) > limit and len(seconds) < 6:
+        seconds.append(float(str(_measure(READERS[name])["seconds"])))
+    assert min(seconds) <= limit

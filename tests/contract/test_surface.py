@@ -1,0 +1,93 @@
+"""Names and commands that users rely on, as golden text: a change must be meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import llamagen
+from llamagen import api
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+GOLDEN = HERE / "cli_surface.txt"
+
+PUBLIC = [
+    "Diagnostic",
+    "LlamagenError",
+    "Model",
+    "check",
+    "check_checkpoint",
+    "explain",
+    "fmt",
+    "generate",
+    "generate_check",
+    "list_models",
+    "load",
+    "random_checkpoint",
+    "run",
+    "schema_text",
+    "show",
+    "verify",
+]
+
+COMMANDS = [
+    "list",
+    "show",
+    "check",
+    "resolve",
+    "explain",
+    "graph",
+    "fmt",
+    "schema",
+    "generate",
+    "export",
+    "verify",
+    "run",
+    "random-checkpoint",
+]
+
+
+def _help(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "llamagen", *words, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "COLUMNS": "40"},
+    )
+    assert not done.stderr
+    return done.stdout
+
+
+def surface() -> str:
+    """The help of the program and of every command."""
+    return _help() + "".join(f"\n{'-' * 40}\n{_help(command)}" for command in COMMANDS)
+
+
+def test_public_names() -> None:
+    assert llamagen.__all__ == PUBLIC
+    assert dir(llamagen) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(llamagen, name).__doc__, name
+
+
+def test_every_public_function_is_the_api() -> None:
+    for name in PUBLIC[2:]:
+        assert getattr(llamagen, name) is getattr(api, name)
+
+
+def test_cli_surface() -> None:
+    assert surface() == GOLDEN.read_text(encoding="utf-8"), (
+        "if this is meant: python -m tests.contract.test_surface"
+    )
+
+
+def test_every_command_is_listed() -> None:
+    listed = _help().split("Commands:\n", 1)[1]
+    assert [line.split()[0] for line in listed.strip().split("\n")] == COMMANDS
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(surface(), encoding="utf-8")
