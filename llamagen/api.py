@@ -190,10 +190,29 @@ def list_models(
     *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
 ) -> list[Row]:
     """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.catalog import Catalog
+    from llamagen.analysis.catalog import rows
     from llamagen.spec.registry import Registry
 
-    return Catalog(Registry()).rows(generation, status, modality)
+    return rows(Registry(), generation, status, modality)
+
+
+def save_counts() -> bool:
+    """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
+    from llamagen.analysis.counts import counts_path
+    from llamagen.emit.files import write_changed
+
+    path = counts_path()
+    written, _ = write_changed(path.parent, {path.name: counts_text()})
+    return bool(written)
+
+
+def counts_text() -> str:
+    """What spec/counts.json must hold."""
+    from llamagen.analysis.counts import counts_text
+    from llamagen.spec.registry import Registry
+
+    registry = Registry()
+    return counts_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
 
 
 def show(target: str | Path) -> list[Section]:
@@ -213,13 +232,15 @@ def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
 
 def explain(subject: str, path: str | None = None) -> str:
     """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
+    if path is None and CODE.fullmatch(subject):
+        from llamagen.diagnostics.codes import code_text
+
+        return code_text(subject)
     from llamagen.analysis import explain as words
 
     if path is not None:
         model = load(subject)
         return words.explain_value(model.registry, model.resolved, path)
-    if CODE.fullmatch(subject):
-        return words.explain_code(subject)
     if subject == "ops":
         return words.explain_ops()
     return words.explain_named(subject)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Protocol, TypeAlias
@@ -138,23 +138,33 @@ def _grouped(pairs: Sequence[Pair]) -> Iterator[Pair]:
 
 
 def _pieces(whole: Pair, candidates: Sequence[Pair]) -> list[Pair]:
-    """Consecutive candidates whose rows are the pieces into which the fused result is split."""
-    shape = _shape(whole)
     feature = whole.before or whole.after
-    splits = feature.parts if feature is not None else ()
-    for start in range(len(candidates)):
-        for end in range(start + 2, len(candidates) + 1):
-            some = candidates[start:end]
-            shapes = [_shape(p) for p in some]
+    found = {p.path: p for p in candidates}
+    ends = {path: end for path, p in found.items() if (end := p.before or p.after) is not None}
+    return [found[path] for path in fused_group(feature, ends)] if feature is not None else []
+
+
+def fused_group(whole: Feature, candidates: Mapping[str, Feature]) -> tuple[str, ...]:
+    """Paths of consecutive candidates whose rows are the pieces that the result of ``whole`` is split into."""
+    paths = list(candidates)
+    shape = _sizes(whole)
+    for start in range(len(paths)):
+        for end in range(start + 2, len(paths) + 1):
+            shapes = [_sizes(candidates[p]) for p in paths[start:end]]
             rows = tuple(s[0] for s in shapes)
-            if rows in splits and sum(rows) == shape[0] and all(s[1:] == shape[1:] for s in shapes):
-                return list(some)
-    return []
+            same = all(s[1:] == shape[1:] for s in shapes)
+            if rows in whole.parts and sum(rows) == shape[0] and same:
+                return tuple(paths[start:end])
+    return ()
 
 
 def _shape(pair: Pair) -> tuple[int, ...]:
     feature = pair.before or pair.after
-    value = feature.value if feature is not None else ()
+    return _sizes(feature) if feature is not None else ()
+
+
+def _sizes(feature: Feature) -> tuple[int, ...]:
+    value = feature.value
     return tuple(n for n in value if isinstance(n, int)) if isinstance(value, tuple) else ()
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.params import ParameterReport, count_parameters
+from llamagen.analysis.counts import counts_of
+from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import matches
-from llamagen.ir.build import build
-from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
 from llamagen.units import bytes_text, count_text
+
+if TYPE_CHECKING:
+    from llamagen.ir.graph import Graph
 
 Modality: TypeAlias = Literal["text", "vision"]
 Cell: TypeAlias = str | int | None
@@ -87,58 +88,44 @@ class Section:
     rows: tuple[tuple[str, str], ...]
 
 
-class Catalog:
-    """Specs of a registry. Variants of one architecture share a graph, which is built once."""
+def rows(
+    registry: Registry, generation: str | None, status: str | None, modality: Modality | None
+) -> list[Row]:
+    """The models that pass every filter, by release date and id."""
+    found: list[Row] = []
+    for spec_id in registry.ids(abstract=False):
+        if generation is not None and generation not in spec_id.split("/")[1:-1]:
+            continue
+        resolved = registry.load(spec_id)
+        if resolved.spec.abstract or (status is not None and _status(resolved) != status):
+            continue
+        if modality is not None and modality != _input(resolved):
+            continue
+        found.append(row(resolved))
+    return sorted(found, key=lambda one: (one.released or "9999", one.id))
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self._reports: dict[str, ParameterReport] = {}
 
-    def rows(
-        self, generation: str | None, status: str | None, modality: Modality | None
-    ) -> list[Row]:
-        """The models that pass every filter, by release date and id."""
-        found: list[Row] = []
-        for spec_id in self.registry.ids(abstract=False):
-            if generation is not None and generation not in spec_id.split("/")[1:-1]:
-                continue
-            resolved = self.registry.load(spec_id)
-            spec = resolved.spec
-            if spec.abstract or (status is not None and _status(resolved) != status):
-                continue
-            if modality is not None and modality != _input(resolved):
-                continue
-            found.append(self.row(resolved))
-        return sorted(found, key=lambda row: (row.released or "9999", row.id))
-
-    def row(self, resolved: ResolvedSpec) -> Row:
-        spec = resolved.spec
-        report = self.report(resolved)
-        values = spec.hyperparameters
-        release, training = spec.release, spec.training
-        advertised = training.advertised_context if training is not None else None
-        return Row(
-            id=spec.id,
-            released=str(release.date) if release is not None and release.date else None,
-            status=_status(resolved),
-            parameters=report.total if report is not None else None,
-            active=report.active if report is not None else None,
-            layers=values.num_layers,
-            hidden=values.hidden_size,
-            attention=attention(values),
-            context=advertised or values.max_positions,
-            input=_input(resolved),
-            licence=release.licence if release is not None else None,
-            uncertain=", ".join(u.path for u in spec.uncertain) or None,
-        )
-
-    def report(self, resolved: ResolvedSpec) -> ParameterReport | None:
-        """Parameters by component; None while the wiring is not published."""
-        if resolved.spec.root is None:
-            return None
-        if resolved.digest not in self._reports:
-            self._reports[resolved.digest] = count_parameters(build(resolved))
-        return self._reports[resolved.digest]
+def row(resolved: ResolvedSpec) -> Row:
+    """One model's row."""
+    spec = resolved.spec
+    counts = counts_of(resolved)
+    values = spec.hyperparameters
+    release, training = spec.release, spec.training
+    advertised = training.advertised_context if training is not None else None
+    return Row(
+        id=spec.id,
+        released=str(release.date) if release is not None and release.date else None,
+        status=_status(resolved),
+        parameters=counts.total if counts is not None else None,
+        active=counts.active if counts is not None else None,
+        layers=values.num_layers,
+        hidden=values.hidden_size,
+        attention=attention(values),
+        context=advertised or values.max_positions,
+        input=_input(resolved),
+        licence=release.licence if release is not None else None,
+        uncertain=", ".join(u.path for u in uncertain(resolved)) or None,
+    )
 
 
 def attention(values: Hyperparameters) -> str | None:
@@ -185,19 +172,23 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
         if rows:
             yield Section(name, rows)
     if spec.root is not None and not spec.abstract:
+        from llamagen.ir.build import build
+
         graph = build(resolved)
         yield Section("size", tuple(_size(graph)))
         yield Section("blocks", tuple(_blocks(graph)))
-    doubts = tuple((u.path, " ".join(u.why.split())) for u in spec.uncertain)
+    doubts = tuple((u.path, " ".join(u.why.split())) for u in uncertain(resolved))
     if doubts:
         yield Section("uncertain", doubts)
-    disputed = tuple((c.path, f"{c.choice}: {' '.join(c.reason.split())}") for c in spec.conflicts)
+    disputed = tuple(
+        (c.path, f"{c.choice}: {' '.join(c.reason.split())}") for c in conflicts(resolved)
+    )
     if disputed:
         yield Section("conflicts", disputed)
 
 
 def _leaves(resolved: ResolvedSpec, section: str) -> Iterator[tuple[str, str]]:
-    doubtful = [u.path for u in resolved.spec.uncertain]
+    doubtful = [u.path for u in uncertain(resolved)]
     for path, leaf in resolved.leaves():
         head, _, rest = path.partition(".")
         text = " ".join(leaf.origins[-1].text.split())
@@ -208,6 +199,9 @@ def _leaves(resolved: ResolvedSpec, section: str) -> Iterator[tuple[str, str]]:
 
 
 def _size(graph: Graph) -> Iterator[tuple[str, str]]:
+    from llamagen.analysis.memory import cache_of
+    from llamagen.analysis.params import count_parameters
+
     report = count_parameters(graph)
     yield "parameters", count_text(report.total)
     if report.active != report.total:

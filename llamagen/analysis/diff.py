@@ -235,6 +235,10 @@ class _Judge:
         if not found and pair.before is not None and pair.after is not None:
             ends = (pair.before.value, pair.after.value)
             found = [v for v in self.values if _ends(v) == ends]
+            if pair.path.endswith(":scaling"):
+                # Another kind of scaling brings its own constants, which have no counterpart.
+                parents = {v.path.rsplit(".", 1)[0] for v in found}
+                found = [v for v in self.values if v.path.rsplit(".", 1)[0] in parents]
         for value in found:
             before, after = value.before, value.after
             yield Cause(

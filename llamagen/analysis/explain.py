@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ir.optypes import AttrSpec, Op
@@ -16,17 +17,6 @@ from llamagen.spec.schema import Hyperparameters
 _SHORT = ("hyperparameters", "constants", "patterns", "release", "training")
 _SHOWN_IDS = 12
 _NO_DATE = "9999"
-
-
-def explain_code(code: str) -> str:
-    """The row of a diagnostic code, such as LG021, as text. Raises LG901."""
-    from llamagen.diagnostics.codes import explain
-
-    doc = explain(code)
-    lines = [f"{doc.code} ({doc.severity}): {doc.title}", "", doc.explanation]
-    for title, text in (("For example", doc.bad), ("Put right", doc.good)):
-        lines += ["", f"{title}:", *(f"    {line}".rstrip() for line in text.rstrip().split("\n"))]
-    return "".join(f"{line}\n" for line in lines)
 
 
 def explain_ops() -> str:
@@ -154,10 +144,10 @@ def _sources(resolved: ResolvedSpec, dotted: str) -> Iterator[str]:
     if key is not None:
         about = known_sources().get(key.split("#", 1)[0])
         yield f"source: {key}" + (f" ({about})" if about else "")
-    for doubt in resolved.spec.uncertain:
+    for doubt in uncertain(resolved):
         if matches(doubt.path, dotted):
             yield f"uncertain: {' '.join(doubt.why.split())}"
-    for conflict in resolved.spec.conflicts:
+    for conflict in conflicts(resolved):
         if matches(conflict.path, dotted):
             yield f"disputed: {conflict.choice} was chosen, {' '.join(conflict.reason.split())}"
             yield from (f"  {claim.value}, says {claim.source}" for claim in conflict.claims)

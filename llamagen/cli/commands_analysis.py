@@ -110,10 +110,10 @@ def _diff_text(
             from llamagen.analysis.svg import diff_svg
             from llamagen.analysis.tower import changed_paths, tower
 
-            towers = [
+            first, second = (
                 tower(m.graph if m.graph is not None else wired(m.id)) for m in (before, after)
-            ]
-            return diff_svg(*towers, changed_paths(result))
+            )
+            return diff_svg(first, second, changed_paths(result))
         case _:
             assert_never(format)
 

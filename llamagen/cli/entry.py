@@ -53,8 +53,12 @@ def _internal(error: Exception, traceback: bool) -> int:
     first = str(error).split("\n", 1)[0]
     reason = f"{type(error).__name__}: {first}" if first else type(error).__name__
     console.note(f"error[LG999]: internal error: {reason}")
-    console.note("   = help: this is a bug in llamagen, not in your input; please report it to its issue tracker with")
-    console.note("           the command and the spec, and the output of `llamagen --traceback COMMAND ...`")
+    console.note(
+        "   = help: this is a bug in llamagen, not in your input; please report it to its issue tracker with"
+    )
+    console.note(
+        "           the command and the spec, and the output of `llamagen --traceback COMMAND ...`"
+    )
     return INTERNAL
 
 

@@ -34,7 +34,8 @@ def fmt(
 
 def schema(
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="Write to this file instead of stdout.")
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Write to this file instead of stdout."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit 1 if the shipped spec/schema.json is out of date.")
@@ -45,7 +46,9 @@ def schema(
 
     if check:
         if not api.schema_is_fresh():
-            console.note("spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`")
+            console.note(
+                "spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`"
+            )
             raise typer.Exit(1)
     elif to is None:
         console.out(api.schema_text())
@@ -55,7 +58,8 @@ def schema(
 
 def generate(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Ids or YAML files; every model by default.")
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Ids or YAML files; every model by default."),
     ] = None,
     target: Annotated[
         list[Target] | None, typer.Option("--target", help="What to write; everything by default.")
@@ -64,7 +68,10 @@ def generate(
         Path, typer.Option("--to", metavar="DIR", help="Root of the folders, one a model.")
     ] = Path("generated"),
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit 1 with a diff if something is not fresh.")
+        bool,
+        typer.Option(
+            "--check", help="Write nothing; exit 1 with a diff if something is not fresh."
+        ),
     ] = False,
 ) -> None:
     """Write generated/<id>/: PyTorch code, ONNX graph, configs and canonical texts; only what changed."""

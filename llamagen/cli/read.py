@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import typer
 
@@ -11,9 +11,13 @@ from llamagen.cli.console import DiagnosticFormat, TableFormat
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(metavar="TARGET", help="Ids, YAML files or folders; every shipped spec by default."),
+    typer.Argument(
+        metavar="TARGET", help="Ids, YAML files or folders; every shipped spec by default."
+    ),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
+]
 
 
 def check(
@@ -49,17 +53,22 @@ def list_models(
     generation: Annotated[
         str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
     ] = None,
-    status: Annotated[
-        str | None, typer.Option(help="Only this status, e.g. released.")
-    ] = None,
+    status: Annotated[str | None, typer.Option(help="Only this status, e.g. released.")] = None,
     modality: Annotated[
-        Literal["text", "vision"] | None, typer.Option(help="Only models with or without image input.")
+        Literal["text", "vision"] | None,
+        typer.Option(help="Only models with or without image input."),
     ] = None,
     format: Annotated[TableFormat, typer.Option(help="How the list is printed.")] = "table",
+    save_counts: Annotated[
+        bool,
+        typer.Option("--save-counts", help="First count every model again and save spec/counts.json."),
+    ] = False,
 ) -> None:
     """List the models with dates, exact parameters, attention, context and licence."""
     from llamagen import api
 
+    if save_counts:
+        api.save_counts()
     rows = api.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
         console.table(api.LIST_COLUMNS, [row.cells() for row in rows], format)
@@ -78,7 +87,8 @@ def show(spec: Id) -> None:
 def resolve(
     spec: Id,
     origins: Annotated[
-        bool, typer.Option("--origins", help="Say where every value comes from: file:line:col and base.")
+        bool,
+        typer.Option("--origins", help="Say where every value comes from: file:line:col and base."),
     ] = False,
 ) -> None:
     """Print a spec with everything it inherits, as one canonical YAML file."""
@@ -92,17 +102,22 @@ def resolve(
         first = row.text.split("\n", 1)[0]
         text = first if first == row.text else f"{first} ..."
         via = "" if row.spec_id == model.id else f" via {row.spec_id}"
-        over = "".join(f", over {old.text!r} of {old.spec_id}" for old in reversed(row.origins[:-1]))
+        over = "".join(
+            f", over {old.text!r} of {old.spec_id}" for old in reversed(row.origins[:-1])
+        )
         console.line(f"{row.path} = {text}\n    {row.span}{via}{over}")
 
 
 def explain(
     subject: Annotated[
-        str, typer.Argument(metavar="SUBJECT", help="An id, a diagnostic code, an op's name, or `ops`.")
+        str,
+        typer.Argument(metavar="SUBJECT", help="An id, a diagnostic code, an op's name, or `ops`."),
     ],
     path: Annotated[
         str | None,
-        typer.Argument(metavar="PATH", help="With an id: hyperparameters.rope.theta, or a weight's name."),
+        typer.Argument(
+            metavar="PATH", help="With an id: hyperparameters.rope.theta, or a weight's name."
+        ),
     ] = None,
 ) -> None:
     """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or list the `ops`."""
@@ -114,12 +129,34 @@ def explain(
 def graph(
     spec: Id,
     form: Annotated[
-        Literal["text", "mermaid"], typer.Option("--as", help="Canonical text, or a Mermaid flowchart.")
+        Literal["text", "mermaid", "tower", "svg", "explorer"],
+        typer.Option(
+            "--as",
+            help="Canonical text, a Mermaid flowchart, a tower as text or SVG, JSON for Model Explorer.",
+        ),
     ] = "text",
 ) -> None:
     """Print the typed graph of a model."""
     from llamagen import api
 
     model = api.load(spec)
-    console.out(model.graph_text() if form == "text" else model.mermaid())
+    match form:
+        case "text":
+            console.out(model.graph_text())
+        case "mermaid":
+            console.out(model.mermaid())
+        case "tower":
+            from llamagen.analysis.tower import tower, tower_text
 
+            console.out(tower_text(tower(model.graph)))
+        case "svg":
+            from llamagen.analysis.svg import tower_svg
+            from llamagen.analysis.tower import tower
+
+            console.out(tower_svg(tower(model.graph)))
+        case "explorer":
+            from llamagen.analysis.explorer import explorer_json
+
+            console.out(explorer_json(model.graph, {"B": 1, "S": 1, "P": 0}))
+        case _:
+            assert_never(form)

@@ -18,16 +18,16 @@ def export(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="DIR", help="Hub folder, Meta folder or a .safetensors file."),
+        typer.Option(
+            "--checkpoint", metavar="DIR", help="Hub folder, Meta folder or a .safetensors file."
+        ),
     ] = None,
     random_weights: Annotated[
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
     ] = None,
     profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
-    dtype: Annotated[
-        str, typer.Option(help="float32, float16 or bfloat16.")
-    ] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -58,7 +58,8 @@ def random_checkpoint(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
     shards: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
@@ -75,7 +76,10 @@ def random_checkpoint(
 def verify(
     folder: Folder,
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers.")
+        str,
+        typer.Option(
+            metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers."
+        ),
     ] = "torch,reference",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
 ) -> None:

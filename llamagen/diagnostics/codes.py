@@ -40,6 +40,15 @@ def explain(code: str) -> CodeDoc:
     return doc
 
 
+def code_text(code: str) -> str:
+    """The row of `code` as a page. Raises LG901."""
+    doc = explain(code)
+    lines = [f"{doc.code} ({doc.severity}): {doc.title}", "", doc.explanation]
+    for title, text in (("For example", doc.bad), ("Put right", doc.good)):
+        lines += ["", f"{title}:", *(f"    {line}".rstrip() for line in text.rstrip().split("\n"))]
+    return "".join(f"{line}\n" for line in lines)
+
+
 @cache
 def load_codes() -> Mapping[str, CodeDoc]:
     """All rows by code, in the order of the codes: those of the table, and the lint rules, which explain themselves."""
@@ -57,7 +66,9 @@ def parse_lint_rules(text: str) -> Mapping[str, CodeDoc]:
 
     document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     rules: Mapping[str, Mapping[str, str]] = document["rules"]
-    cases: Mapping[str, Mapping[str, str]] = {code: document["rules"][code]["case"] for code in rules}
+    cases: Mapping[str, Mapping[str, str]] = {
+        code: document["rules"][code]["case"] for code in rules
+    }
     return {
         code: _row(
             code,

@@ -24,7 +24,7 @@ def check_checkpoint(
     stored = Checkpoint.open(folder)
     found = bind(resolved, graph, stored, compare_values=False)
     if any(one.severity != "note" for one in found.diagnostics):
-        return CheckReport(1, explained(found.diagnostics, resolved, stored, registry))
+        return CheckReport(1, explained(found, resolved, graph, stored, registry))
     dtypes = Counter(tensor.dtype for tensor in stored.tensors.values())
     counted = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
     message = f"{len(stored.tensors)} tensors ({counted}) in {found.layout} names fit `{resolved.spec.id}`"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.weight_types import STORED
 from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
 
@@ -91,7 +92,7 @@ def export_checkpoint(
     stored = Checkpoint.open(checkpoint)
     found = bind(resolved, graph, stored)
     if any(one.severity == "error" for one in found.diagnostics):
-        raise LlamagenError(explained(found.diagnostics, resolved, stored, registry))
+        raise LlamagenError(explained(found, resolved, graph, stored, registry))
     bindings = {binding.name: binding for binding in found.bindings}
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     target = STORED[emitted.dtype]

@@ -37,7 +37,9 @@ def identity_of(graph: Graph) -> str:
     return "\n".join(line for line in lines if not line.startswith(("graph ", "digest ")))
 
 
-def write_changed(folder: Path, files: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def write_changed(
+    folder: Path, files: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Write the texts that differ from what is there, each by rename. Returns (written, unchanged) names."""
     written: list[str] = []
     unchanged: list[str] = []

@@ -101,4 +101,6 @@ def _diff(name: str, found: str, wanted: str) -> str:
         f"{name} (on disk)",
         f"{name} (generated)",
     )
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ no newline at the end\n" for line in lines)
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ no newline at the end\n" for line in lines
+    )

@@ -158,6 +158,7 @@ class Builder:
             outputs=tuple(equations.outputs),
             context=(),
             span=self.resolved.place("blocks", name),
+            doc=definition.doc,
         )
         return block, frozenset(equations.context)
 

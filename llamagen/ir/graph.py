@@ -149,6 +149,8 @@ class Block:
     outputs: tuple[str, ...]
     context: tuple[str, ...]
     span: Span | None = field(default=None, compare=False)
+    doc: str | None = field(default=None, compare=False)
+    """The spec's line for readers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,9 @@ def _calls_fit(graph: Graph) -> Iterator[Finding]:
 
 
 def _tied_weights_exist(graph: Graph) -> Iterator[Finding]:
+    parts = (part for block in graph.blocks.values() for part in block.parts.values())
+    if not any(isinstance(part, OpPart) and part.tied_to is not None for part in parts):
+        return
     owned = parameters(graph)
     for here in instances(graph):
         for part in here.block.parts.values():
@@ -113,19 +116,32 @@ def _tied_weights_exist(graph: Graph) -> Iterator[Finding]:
 
 
 def _names_are_unique(graph: Graph) -> Iterator[Finding]:
-    for here in instances(graph):
+    for block in graph.blocks.values():
         folded: dict[str, str] = {}
-        for name in here.block.parts:
+        for name in block.parts:
             other = folded.setdefault(name.casefold(), name)
             if other != name:
                 yield (
-                    f"parts `{other}` and `{name}` of {here.block.name} differ in case only",
-                    here.block.span,
+                    f"parts `{other}` and `{name}` of {block.name} differ in case only",
+                    block.span,
                 )
 
 
 def _size_is_bounded(graph: Graph) -> Iterator[Finding]:
-    total = sum(p.count for p in parameters(graph).values())
+    """Counted from the definitions, which list those below first."""
+    counts: dict[str, int] = {}
+    for name, block in graph.blocks.items():
+        count = 0
+        for part in block.parts.values():
+            match part:
+                case OpPart(parameters=own):
+                    count += sum(p.count for p in own)
+                case BlockPart(block=below):
+                    count += counts.get(below, 0)
+                case StackPart(blocks=several):
+                    count += sum(counts.get(below, 0) for below in several)
+        counts[name] = count
+    total = counts[graph.root]
     if total > MAX_PARAMETERS:
         yield (
             f"the model has {total:,} parameters, more than {MAX_PARAMETERS:,}",

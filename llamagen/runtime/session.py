@@ -60,7 +60,9 @@ class Session:
         if wrong or not ids:
             reason = f"token {wrong[0]} is not" if wrong else "there are no tokens"
             help = f"ids are from 0 to {self.vocab_size - 1}"
-            raise LlamagenError.of("LG763", f"{reason} in the vocabulary" if wrong else reason, help=help)
+            raise LlamagenError.of(
+                "LG763", f"{reason} in the vocabulary" if wrong else reason, help=help
+            )
         end = self.length + len(ids)
         feeds = {
             "input_ids": np.array([ids], np.int64),

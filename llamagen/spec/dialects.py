@@ -20,7 +20,9 @@ from llamagen.spec.source import load_source, to_plain
 def known_dialects() -> Mapping[str, NamingLayout]:
     """Name (of the file) -> layout as written, in the order of names."""
     files = sorted((data_folder("spec") / "dialects").glob("*.yaml"), key=lambda file: file.stem)
-    layouts = {file.stem: parse_layout(file.read_text(encoding="utf-8"), file.name) for file in files}
+    layouts = {
+        file.stem: parse_layout(file.read_text(encoding="utf-8"), file.name) for file in files
+    }
     return MappingProxyType(layouts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TypeAlias
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 _ROOT_REQUIRED: list[Json] = ["spec", "id"]
 
@@ -26,7 +26,9 @@ def schema_text() -> str:
         "title": "llamagen spec",
         "required": _ROOT_REQUIRED,
     }
-    return json.dumps({**head, **{k: v for k, v in loosened.items() if k != "title"}}, indent=2) + "\n"
+    return (
+        json.dumps({**head, **{k: v for k, v in loosened.items() if k != "title"}}, indent=2) + "\n"
+    )
 
 
 def _loosened(schema: Json) -> Json:

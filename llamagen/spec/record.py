@@ -106,20 +106,3 @@ class Source(Closed):
     place: str
     kind: Literal["paper", "model card", "code", "config", "blog", "count", "derived"]
     note: str | None = None
-
-
-ConfigScalar: TypeAlias = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
-
-
-class ConfigMapping(Closed):
-    """How a spec becomes a Hugging Face config.json, and is recognised in one."""
-
-    model_type: str
-    architecture: str
-    fields: dict[str, str] = Field(description="config.json key -> expression over the spec.")
-    literals: dict[str, ConfigScalar | tuple[ConfigScalar, ...]] = Field(
-        default={}, description="Keys that say nothing about the architecture, with the released file's value."
-    )
-    ignored: dict[str, str] = Field(
-        default={}, description="Keys that import may leave out, and why that loses nothing."
-    )

@@ -6,8 +6,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
+from llamagen.spec.config_mapping import ConfigMapping
 from llamagen.spec.naming import CheckpointNaming, Closed
 from llamagen.spec.record import Conflict, Lineage, Release, Tokenizer, Training, Uncertain
+from llamagen.spec.schema_vision import Vision
 
 SPEC_VERSION = 1
 MAX_LAYERS = 4096
@@ -17,7 +19,7 @@ ModelId: TypeAlias = Annotated[
 ]
 Identifier: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 BlockName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z0-9]{0,62}$")]
-PartName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z_][A-Za-z0-9_]{0,62}$")]
+PartName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 Size: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
@@ -144,6 +146,7 @@ class Hyperparameters(Closed):
     dense_intermediate_size: Size | None = Field(
         default=None, description="Feed-forward width of layers without experts, where they differ."
     )
+    vision: Vision | None = Field(default=None, description="Sizes of the image encoder.")
 
 
 class CyclePattern(Closed):
@@ -231,7 +234,3 @@ class Spec(Closed):
     conflicts: tuple[Conflict, ...] = ()
     uncertain: tuple[Uncertain, ...] = ()
 
-
-from llamagen.spec.record import ConfigMapping  # noqa: E402
-
-Spec.model_rebuild()

@@ -249,7 +249,9 @@ def _violated(
     message = f"`{resolved.spec.id}`: invariant `{name}` does not hold: {unparse(expr)}"
     leaves = ((n, _value_leaf(resolved, n)) for n in used)
     related = tuple(
-        Related(f"{n} = {unparse_static(scope[n])}, from {leaf.origins[-1].spec_id}", leaf.node.span)
+        Related(
+            f"{n} = {unparse_static(scope[n])}, from {leaf.origins[-1].spec_id}", leaf.node.span
+        )
         for n, leaf in leaves
         if leaf is not None
     )

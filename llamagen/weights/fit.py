@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
@@ -42,20 +43,39 @@ def tied_roles(graph: Graph) -> dict[str, str]:
     }
 
 
-def best_fit(stored: Checkpoint, registry: Registry) -> tuple[str, ...]:
-    """Ids of every model whose names and shapes are exactly those of the checkpoint; none if there is none.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Models of one shape, and how many of their ``tensors`` the checkpoint lacks or has in another shape."""
 
-    Headers only. Several ids are of one shape: nothing in a header tells LLaMA 7B from Llama 2 7B.
+    ids: tuple[str, ...]
+    tensors: int
+    misfits: int
+    unwanted: bool
+    """Whether the checkpoint has more than they want."""
+
+    @property
+    def exact(self) -> bool:
+        return not self.misfits and not self.unwanted
+
+
+def best_fit(stored: Checkpoint, registry: Registry) -> Fit | None:
+    """The models that the checkpoint's names and shapes are nearest to; None if most of it fits none.
+
+    Headers only. Models of one shape stay together: nothing in a header tells LLaMA 7B from Llama 2 7B.
     """
-    fitting: list[str] = []
-    known: dict[tuple[str, str], bool] = {}
+    known: dict[tuple[str, str], tuple[int, int, bool] | None] = {}
+    found: dict[tuple[int, int, bool], list[str]] = {}
     for resolved in _models(registry):
         kind = resolved.digest, resolved.spec.checkpoint.model_dump_json()
         if kind not in known:
-            known[kind] = _fits(resolved, stored)
-        if known[kind]:
-            fitting.append(resolved.spec.id)
-    return tuple(fitting)
+            known[kind] = _compared(resolved, stored)
+        result = known[kind]
+        if result is not None:
+            found.setdefault(result, []).append(resolved.spec.id)
+    if not found:
+        return None
+    misfits, tensors, unwanted = best = min(found, key=lambda r: (r[0] + r[2], -r[1]))
+    return Fit(tuple(found[best]), tensors, misfits, unwanted)
 
 
 def _models(registry: Registry) -> Iterator[ResolvedSpec]:
@@ -68,21 +88,22 @@ def _models(registry: Registry) -> Iterator[ResolvedSpec]:
             yield resolved
 
 
-def _fits(resolved: ResolvedSpec, stored: Checkpoint) -> bool:
+def _compared(resolved: ResolvedSpec, stored: Checkpoint) -> tuple[int, int, bool] | None:
+    """Misfits, tensors, whether there are unwanted ones; None when most of the first layer does not fit."""
     try:
         graph = build(resolved)
         layouts = layouts_for(resolved)
     except LlamagenError:
-        return False
+        return None
     wanted: Mapping[str, Shape] = {path: p.shape for path, p in parameters(graph).items()}
     tied = tied_roles(graph)
-    # the first layer and what has no number decide for nearly every model
     few = {path: shape for path, shape in wanted.items() if _is_first(path)}
-    for part, codes in ((few, {"LG610", "LG611", "LG613"}), (wanted, _STRUCTURAL)):
-        found = resolve_names(part, stored, layouts, tied, compare_values=False)
-        if any(one.code in codes for one in found.diagnostics):
-            return False
-    return True
+    found = resolve_names(few, stored, layouts, tied, compare_values=False)
+    if 2 * len(found.bindings) <= len(few):
+        return None
+    found = resolve_names(wanted, stored, layouts, tied, compare_values=False)
+    unwanted = any(one.code == "LG612" for one in found.diagnostics)
+    return len(wanted) - len(found.bindings), len(wanted), unwanted
 
 
 def _is_first(path: str) -> bool:
@@ -90,26 +111,30 @@ def _is_first(path: str) -> bool:
 
 
 def explained(
-    found: Iterable[Diagnostic], resolved: ResolvedSpec, stored: Checkpoint, registry: Registry
+    found: Resolution, resolved: ResolvedSpec, graph: Graph, stored: Checkpoint, registry: Registry
 ) -> tuple[Diagnostic, ...]:
-    """The findings, or in their place one LG618 when the checkpoint is exactly another known model's."""
-    findings = tuple(found)
-    if all(one.code not in _STRUCTURAL for one in findings):
-        return findings
-    fitting = [spec_id for spec_id in best_fit(stored, registry) if spec_id != resolved.spec.id]
-    if not fitting:
-        return findings
-    first = next(one for one in findings if one.code in _STRUCTURAL)
+    """The findings, or in their place one LG618 when the checkpoint is rather that of another known model."""
+    structural = [one for one in found.diagnostics if one.code in _STRUCTURAL]
+    if not structural:
+        return found.diagnostics
+    fit = best_fit(stored, registry)
+    misfits = len(parameters(graph)) - len(found.bindings)
+    if fit is None or resolved.spec.id in fit.ids or not (fit.exact or 10 * fit.misfits < misfits):
+        return found.diagnostics
     message = (
-        f"{quoted(str(stored.path))} is not a checkpoint of `{resolved.spec.id}`: {first.message}"
+        f"{quoted(str(stored.path))} is not a checkpoint of `{resolved.spec.id}`: "
+        f"{structural[0].message}"
     )
-    help = f"its names and shapes are those of {_listed(fitting)}"
+    but = f"all but {fit.misfits} of " if fit.misfits else ""
+    more = ", besides others" if fit.unwanted else ""
+    help = f"{but}the {fit.tensors} tensors of {_listed(fit.ids)} are there{more}"
     return (Diagnostic("LG618", "error", message, help=help),)
 
 
-def _listed(ids: list[str]) -> str:
+def _listed(ids: Sequence[str]) -> str:
     """Base models before their variants, generation by generation, the rest counted."""
     chosen = [next(group) for _, group in groupby(ids, key=lambda i: i.rsplit("/", 1)[0])]
-    shown = (chosen + [i for i in ids if i not in chosen])[:_SHOWN]
-    more = f" and {len(ids) - len(shown)} more of equal shape" if len(ids) > len(shown) else ""
-    return ", ".join(f"`{i}`" for i in shown) + more
+    shown = [f"`{i}`" for i in (chosen + [i for i in ids if i not in chosen])[:_SHOWN]]
+    if len(ids) > len(shown):
+        shown.append(f"{len(ids) - len(shown)} more of equal shape")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"

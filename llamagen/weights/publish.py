@@ -225,6 +225,13 @@ def _as_problem(error: OSError, place: Path) -> LlamagenError | None:
                 help="free space or choose another disk; the whole output is staged beside the "
                 "target",
             )
+        case errno.EFBIG:
+            return problem(
+                "LG632",
+                f"a file of {quoted(str(place))} is too large for the file system or for "
+                "`ulimit -f`; nothing was written there",
+                help="choose another disk, or raise the limit",
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS if _about(error, place):
             return problem(
                 "LG633",

@@ -13,11 +13,23 @@ def test_schema_is_fresh() -> None:
     assert api.schema_is_fresh(), "run `llamagen schema --to spec/schema.json`"
 
 
+def test_saved_counts_are_those_of_the_graphs() -> None:
+    saved = (REPOSITORY / "spec/counts.json").read_text(encoding="utf-8")
+    assert saved == api.counts_text(), "run `llamagen list --save-counts`"
+
+
 def test_schema_knows_every_key_with_a_hover() -> None:
     import json
 
     schema = json.loads(api.schema_text())
-    assert set(schema["properties"]) >= {"spec", "id", "extends", "hyperparameters", "blocks", "root"}
+    assert set(schema["properties"]) >= {
+        "spec",
+        "id",
+        "extends",
+        "hyperparameters",
+        "blocks",
+        "root",
+    }
     hovers = schema["$defs"]["Hyperparameters"]["properties"]
     assert all(entry.get("description") for entry in hovers.values())
 

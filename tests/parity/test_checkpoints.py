@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import logging
 
-from llamagen.emit.export import export_checkpoint
+from llamagen.api import load
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
-from tests.parity.models import FOREIGN, RandomModel
+from tests.parity.models import FOREIGN, SPECS, RandomModel
 from tests.parity.peers import PEERS, peer_model
 
 logging.set_verbosity_error()
@@ -25,16 +25,8 @@ def exported(name: str, folder: Path) -> tuple[RandomModel, Path]:
     model = RandomModel.named(f"foreign/{name}")
     peer = peer_model(model.resolved.spec, model.weight, list(model.parameters))
     peer.to(torch.float32).save_pretrained(folder / "checkpoint")
-    export_checkpoint(
-        model.resolved,
-        model.graph,
-        folder / "checkpoint",
-        folder / "onnx",
-        profile="portable",
-        dtype="float32",
-        overwrite=False,
-        progress=lambda done, total: None,
-    )
+    spec = load(f"foreign/{name}", roots=(SPECS,))
+    spec.export(folder / "onnx", checkpoint=folder / "checkpoint")
     return model, folder / "onnx"
 
 

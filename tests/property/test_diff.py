@@ -18,10 +18,20 @@ ropes = st.sampled_from(
     [models.ROPE_10K, models.ROPE_500K, models.ROPE_31, "{kind: linear, theta: 10000.0, factor: 2.0}",
      "{kind: default, theta: 10000.0, layout: interleaved, partial: 0.5}"]
 )  # fmt: skip
-forwards = st.sampled_from(
-    ["", "constants: {beta: 0.5}\nblocks:\n  SwiGLU:\n    forward: |\n      return down_proj(silu(gate_proj(x)) * beta)\n",
-     "patterns: {kinds: {cycle: [a, b]}}\ninvariants: {kinds_fit: len(kinds) == num_layers}\n"]
-)  # fmt: skip
+PLAIN = ""
+SCALED_MLP = """constants: {beta: 0.5}
+blocks:
+  SwiGLU:
+    forward: |
+      return down_proj(silu(gate_proj(x)) * beta)
+"""
+PATTERN = "patterns: {kinds: {cycle: [a, b]}}\ninvariants: {kinds_fit: len(kinds) == num_layers}\n"
+forwards = st.sampled_from([PLAIN, SCALED_MLP, PATTERN])
+
+TWO_PARTS = """    parts:
+      gate_proj: linear(hidden_size, intermediate_size)
+      down_proj: linear(intermediate_size, hidden_size)
+"""
 
 
 @st.composite
@@ -44,9 +54,8 @@ def specs(draw: st.DrawFn) -> str:
     extra = draw(forwards)
     if extra.startswith("constants"):
         head, _, body = extra.partition("blocks:\n")
-        lines = "    parts: {gate_proj: 'linear(hidden_size, intermediate_size)', down_proj: 'linear(intermediate_size, hidden_size)'}"
         start = source.index("  SwiGLU:")
-        return source[:start] + body.replace("  SwiGLU:\n", f"  SwiGLU:\n{lines}\n") + head
+        return source[:start] + body.replace("  SwiGLU:\n", f"  SwiGLU:\n{TWO_PARTS}") + head
     return source + extra
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 
 from llamagen.diagnostics import LlamagenError
@@ -48,6 +49,7 @@ class Body:
         self.block = block
         self.around = around
         self.lines: list[str] = []
+        self.depth = 2
         self.left = Counter(o for n in block.nodes for o in n.operands) + Counter(block.outputs)
         self.variables: dict[str, str] = {}
         self.codes: dict[str, Code] = {}
@@ -55,6 +57,14 @@ class Body:
         self.taken = {*around.arguments.get(block.name, ()), *around.constants.order}
         for value in block.inputs:
             self.codes[value.id] = Text(self.name(value))
+
+    def fork(self) -> Body:
+        """A copy to try nodes on."""
+        other = copy(self)
+        other.lines, other.left = list(self.lines), Counter(self.left)
+        other.variables, other.codes = dict(self.variables), dict(self.codes)
+        other.inline = set(self.inline)
+        return other
 
     def bind_graph_inputs(self) -> None:
         """The root's inputs are the graph's; they are variables of their own names."""
@@ -124,10 +134,10 @@ class Body:
         args = [self.read(o) for o in node.operands]
         return call(f"self.{node.part}", *args, *(Text(a) for a in below))
 
-    def put(self, prefix: str, code: Code, depth: int = 2, spare: str = "") -> list[str]:
+    def put(self, prefix: str, code: Code, spare: str = "") -> list[str]:
         """A statement; a sum of calls or a chain of methods too long for a line is cut at its head, named ``spare``."""
-        if fits(prefix, code, depth):
-            return statement(prefix, code, depth)
+        if fits(prefix, code, self.depth):
+            return statement(prefix, code, self.depth)
         busy = {*self.taken, *self.variables.values(), prefix.partition(" ")[0]}
         name = spare or local("y", busy)
         match code:
@@ -136,8 +146,8 @@ class Body:
             case Call(receiver=Call() as head):
                 tail = replace(code, receiver=Text(name))
             case _:
-                return statement(prefix, code, depth)
-        return [*self.put(f"{name} = ", head, depth, name), *self.put(prefix, tail, depth, name)]
+                return statement(prefix, code, self.depth)
+        return [*self.put(f"{name} = ", head, name), *self.put(prefix, tail, name)]
 
     def stack(self, node: Node) -> None:
         """``for layer in self.layers.values(): x = layer(x, ...)``; the carried variable keeps its name."""

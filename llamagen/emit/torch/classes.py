@@ -18,10 +18,10 @@ from llamagen.emit.torch.code import (
     signature,
     statement,
 )
-from llamagen.emit.torch.names import part_name
+from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.plan import Plan
-from llamagen.emit.torch.stages import Cut
-from llamagen.ir.graph import Block, BlockPart, Node, OpPart, StackPart
+from llamagen.emit.torch.staged import staged_forward
+from llamagen.ir.graph import Block, BlockPart, OpPart, StackPart
 from llamagen.ir.optypes import a_bool
 
 STAGE_PARAMETERS = ("layers: Sequence[int]", "embed: bool", "head: bool")
@@ -33,6 +33,7 @@ class ClassView:
     """One ``nn.Module``; the lines are indented."""
 
     name: str
+    doc: str | None
     has_init: bool
     init_signature: tuple[str, ...]
     attend: bool
@@ -50,12 +51,13 @@ def class_view(plan: Plan, block: Block) -> ClassView:
         parameters += STAGE_PARAMETERS
     init = init_lines(plan, block, "attend")
     body = Body(block, plan.around)
-    lines = _staged(body, cut) if cut is not None else _whole(body)
+    lines = staged_forward(body, cut) if cut is not None else _whole(body)
     inputs = [f"{name}: Tensor" for name in body_inputs(plan, block)]
     context = [f"{name}: {plan.types[name]}" for name in plan.arguments[block.name]]
     results = "Tensor" if len(block.outputs) == 1 else _tuple_type(len(block.outputs))
     return ClassView(
         name=plan.names[block.name],
+        doc=docstring_text(block.doc) if block.doc else None,
         has_init=bool(init) or attend,
         init_signature=tuple(signature("__init__", ["self", *parameters], "None", 1)),
         attend=block.name in plan.attending_directly,
@@ -76,80 +78,6 @@ def body_inputs(plan: Plan, block: Block) -> tuple[str, ...]:
 def _whole(body: Body) -> list[str]:
     body.run(body.block.nodes)
     return [*body.lines, *body.put("return ", body.results())]
-
-
-def _staged(body: Body, cut: Cut) -> list[str]:
-    carried = enter(body, cut)
-    lines, code = leave(body, cut)
-    if not cut.after:
-        return [*body.lines, f"        return {carried}"]
-    there = f"self.{guard(cut.after)}"
-    short = f"        return {flat(code)} if {there} else {carried}"
-    if not lines and len(short) <= 100:
-        return [*body.lines, short]
-    early = [f"        if {there} is None:", f"            return {carried}"]
-    return [*body.lines, *early, *lines, *body.put("return ", code)]
-
-
-def enter(body: Body, cut: Cut) -> str:
-    """Print everything up to and with the layers; the variable that carries their result."""
-    operand = cut.call.operands[0]
-    given = body.input_names[0]
-    if cut.before:
-        body.inline.add(operand)
-        body.run(cut.before)
-        code = body.codes[operand]
-        there = f"self.{guard(cut.before)}"
-        if body.lines:
-            nested = ["    " + line for line in body.lines]
-            name = _carrier(body, operand)
-            first = body.put(f"{name} = ", code, 3)
-            body.lines = [
-                f"        if {there}:",
-                *nested,
-                *first,
-                "        else:",
-                f"            {name} = {given}",
-            ]
-        else:
-            name = _carrier(body, operand)
-            line = f"        {name} = {flat(code)} if {there} else {given}"
-            wrapped = [
-                f"        {name} = (",
-                f"            {flat(code)} if {there} else {given}",
-                "        )",
-            ]
-            body.lines = [line] if len(line) <= 100 else wrapped
-        body.codes[operand] = Text(name)
-    if cut.call.op == "stack":
-        body.stack(cut.call)
-    else:
-        code = body.call(cut.call)
-        name = body.name(body.block.values[cut.call.results[0]])
-        body.lines += body.put(f"{name} = ", code)
-        body.codes[cut.call.results[0]] = Text(name)
-    return flat(body.codes[cut.call.results[0]])
-
-
-def _carrier(body: Body, operand: str) -> str:
-    value = body.block.values[operand]
-    name = body.name(value if value.named else None)
-    body.variables[operand] = name
-    return name
-
-
-def leave(body: Body, cut: Cut) -> tuple[list[str], Code]:
-    """Statements after the layers, and the expression of the result."""
-    before, body.lines = body.lines, []
-    body.inline.update(body.block.outputs)
-    body.run(cut.after)
-    lines, body.lines = body.lines, before
-    return lines, body.results()
-
-
-def guard(nodes: tuple[Node, ...]) -> str:
-    """The part whose presence says that a stage has these nodes."""
-    return next(n.part for n in nodes if n.part is not None)
 
 
 def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:

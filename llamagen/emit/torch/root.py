@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.body import Body
-from llamagen.emit.torch.classes import enter, guard, init_lines, leave
-from llamagen.emit.torch.code import Indexed, Text, flat
+from llamagen.emit.torch.classes import init_lines
+from llamagen.emit.torch.code import WIDTH, Indexed, Text, flat
 from llamagen.emit.torch.names import part_name
 from llamagen.emit.torch.plan import Plan
+from llamagen.emit.torch.staged import enter, guard, leave
 from llamagen.emit.torch.stages import Cut
 from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
 
@@ -116,16 +117,17 @@ def _staged(body: Body, cut: Cut) -> tuple[list[str], str]:
     early, once = _last_tokens_first(cut), body.left[value] == 1
     if early and once:
         body.codes[value] = Indexed(Text(carried), _LAST)
-    lines, code = leave(body, cut)
+    lines, code = leave(body.fork(), cut)
     short = f"        logits = {flat(code)} if {there} else {carried}"
-    if early and once and not lines and len(short) <= 100:
+    if early and once and not lines and len(short) <= WIDTH:
         return [*body.lines, short], "logits"
-    nested = ["    " + line for line in [*lines, *body.put("logits = ", code)]]
+    body.depth = 3
+    lines, code = leave(body, cut)
     pad, sliced = "            ", f"[{_LAST}]"
     first = [f"{pad}{carried} = {carried}{sliced}"] if early and not once else []
     last = [] if early else [f"{pad}logits = logits{sliced}"]
     here = [f"        logits = {carried}", f"        if {there}:"]
-    return [*body.lines, *here, *first, *nested, *last], "logits"
+    return [*body.lines, *here, *first, *lines, *body.put("logits = ", code), *last], "logits"
 
 
 def _last_tokens_first(cut: Cut) -> bool:

@@ -97,7 +97,8 @@ def test_text_says_what_facts_say(seven_to_eight: Diff) -> None:
 
 
 def test_a_renamed_value_is_no_difference(tmp_path: Path) -> None:
-    renamed = """blocks: {SwiGLU: {forward: "hidden = silu(gate_proj(x)) * up_proj(x)\\nreturn down_proj(hidden)\\n"}}"""
+    forward = "hidden = silu(gate_proj(x)) * up_proj(x)\\nreturn down_proj(hidden)\\n"
+    renamed = f'blocks: {{SwiGLU: {{forward: "{forward}"}}}}'
     assert fired("title: same", renamed, tmp_path) <= {"D902"}
 
 

@@ -9,25 +9,15 @@ from pathlib import Path
 import onnx
 import pytest
 
+from llamagen.api import load
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export import export_random
 from llamagen.verify.folder import verify_folder
-from tests.parity.models import RandomModel
+from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
 
 
 def exported(name: str, out: Path, dtype: str = "float32") -> Path:
-    model = RandomModel.named(f"foreign/{name}")
-    export_random(
-        model.resolved,
-        model.graph,
-        5,
-        out,
-        profile="portable",
-        dtype=dtype,
-        overwrite=False,
-        progress=lambda done, total: None,
-    )
+    load(f"foreign/{name}", roots=(SPECS,)).export(out, random_weights=5, dtype=dtype)
     return out
 
 

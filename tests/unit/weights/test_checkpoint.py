@@ -125,10 +125,10 @@ def test_headers_and_names_need_neither_torch_nor_numpy(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", {"a": noise(1, 2)})
     program = (
         "import sys; from llamagen.weights.checkpoint import Checkpoint\n"
-        "from llamagen.weights.layouts import layouts_for\n"
+        "from llamagen.weights.layouts import dialects_for\n"
         "from llamagen.weights.names import resolve_names\n"
         f"c = Checkpoint.open({str(tmp_path)!r})\n"
-        "r = resolve_names({'a': (2,)}, c, layouts_for({'num_heads': 2, 'num_kv_heads': 1}))\n"
+        "r = resolve_names({'a': (2,)}, c, dialects_for({'num_heads': 2, 'num_kv_heads': 1}))\n"
         "assert len(r.require()) == 1\n"
         "bad = {'torch', 'numpy', 'onnx', 'safetensors'} & set(sys.modules)\n"
         "assert not bad, bad\n"

@@ -11,9 +11,12 @@ import torch
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.layouts import known_layouts, layouts_for, parse_layout
+from llamagen.spec.bound_layout import bind_layout
+from llamagen.spec.dialects import known_dialects, parse_layout
+from llamagen.spec.evaluate import Static, UnknownName
+from llamagen.spec.expr import ExpressionError
+from llamagen.weights.layouts import dialects_for
 from llamagen.weights.names import Resolution, resolve_names
-from llamagen.weights.rules import NamingLayout
 from llamagen.weights.stream import read_tensor
 from tests.unit.weights.files import Array, checkpoint, noise, ranks
 
@@ -106,7 +109,7 @@ def test_meta_pth_shards_become_hub_tensors(tmp_path: Path, count: int, embed_di
     for rank, shard in enumerate(meta_shards(hub, count, embed_dim)):
         state = {name: torch.from_numpy(value.copy()) for name, value in shard.items()}
         torch.save(state, tmp_path / f"consolidated.{rank:02d}.pth")
-    found = resolve_names(shapes(hub), Checkpoint.open(tmp_path), layouts_for(VALUES))
+    found = resolve_names(shapes(hub), Checkpoint.open(tmp_path), dialects_for(VALUES))
     assert found.layout == "meta" and found.diagnostics == ()
     assert_values(found, hub)
 
@@ -115,7 +118,7 @@ def test_hub_names_with_persisted_frequencies(tmp_path: Path) -> None:
     hub = hub_tensors()
     frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": noise(i, 2) for i in range(L)}
     stored = checkpoint(tmp_path, {**hub, **frequencies})
-    found = resolve_names(shapes(hub), stored, layouts_for(VALUES))
+    found = resolve_names(shapes(hub), stored, dialects_for(VALUES))
     assert found.layout == "hub" and found.diagnostics == ()
     assert_values(found, hub)
 
@@ -124,7 +127,7 @@ def test_wrong_heads_change_values_not_shapes(tmp_path: Path) -> None:
     """The permutation depends on the head count: the wrong one must not go unnoticed by tests."""
     hub = hub_tensors()
     stored = ranks(tmp_path, meta_shards(hub, 1, 0))
-    found = resolve_names(shapes(hub), stored, layouts_for({"num_heads": 2, "num_kv_heads": 1}))
+    found = resolve_names(shapes(hub), stored, dialects_for({"num_heads": 2, "num_kv_heads": 1}))
     bindings = {binding.name: binding for binding in found.require()}
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not np.array_equal(read_tensor(bindings[name], "F32"), hub[name])
@@ -139,7 +142,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         stored[f"model.layers.{i}.mlp.up_proj.weight"] = noise(1, F, D + 1)
     stored["model.norm.weight"] = np.ones(D, np.int32)
     stored["zzz"] = noise(1, 3)
-    found = resolve_names(shapes(hub), checkpoint(tmp_path, stored), layouts_for(VALUES))
+    found = resolve_names(shapes(hub), checkpoint(tmp_path, stored), dialects_for(VALUES))
     with pytest.raises(LlamagenError) as failure:
         found.require()
     by_code = {}
@@ -165,7 +168,7 @@ def test_shapes_of_shards_that_do_not_join(tmp_path: Path) -> None:
     for shard in shards:
         shard["layers.1.attention.wo.weight"] = noise(0, D, D)
     stored = ranks(tmp_path, shards)
-    found = resolve_names(shapes(hub_tensors()), stored, layouts_for(VALUES))
+    found = resolve_names(shapes(hub_tensors()), stored, dialects_for(VALUES))
     (wrong,) = found.diagnostics
     assert wrong.code == "LG613"
     assert "[16, 16] in each of 2 shards (from 'layers.1.attention.wo.weight')" in wrong.message
@@ -173,7 +176,7 @@ def test_shapes_of_shards_that_do_not_join(tmp_path: Path) -> None:
 
 def test_no_layout(tmp_path: Path) -> None:
     stored = checkpoint(tmp_path, {"transformer.h.0.attn.c_attn.weight": noise(0, 2)})
-    found = resolve_names(shapes(hub_tensors()), stored, layouts_for(VALUES))
+    found = resolve_names(shapes(hub_tensors()), stored, dialects_for(VALUES))
     assert codes(found) == ["LG610"] and found.layout is None
     assert "transformer.h.0" in found.diagnostics[0].message
     assert "layers.{i}.attention.wq.weight" in (found.diagnostics[0].help or "")
@@ -183,7 +186,7 @@ def tied_case(folder: Path, head: Array | None, compare: bool = True) -> Resolut
     hub = hub_tensors()
     del hub["lm_head.weight"]
     stored = checkpoint(folder, {**hub, **({} if head is None else {"lm_head.weight": head})})
-    return resolve_names(shapes(hub), stored, layouts_for(VALUES), TIED, compare)
+    return resolve_names(shapes(hub), stored, dialects_for(VALUES), TIED, compare)
 
 
 def test_tied_heads(tmp_path: Path) -> None:
@@ -205,20 +208,19 @@ def test_a_head_that_is_not_tied_is_wanted_or_extra(tmp_path: Path) -> None:
     hub = hub_tensors()
     stored = checkpoint(tmp_path, hub)
     del hub["lm_head.weight"]
-    assert codes(resolve_names(shapes(hub), stored, layouts_for(VALUES))) == ["LG612"]
+    assert codes(resolve_names(shapes(hub), stored, dialects_for(VALUES))) == ["LG612"]
 
 
 def test_ranks_that_should_repeat_a_tensor(tmp_path: Path) -> None:
     hub = hub_tensors()
     shards = meta_shards(hub, 2, 0)
     shards[1]["norm.weight"] = shards[1]["norm.weight"] + np.float32(1)
-    found = resolve_names(shapes(hub), ranks(tmp_path, shards), layouts_for(VALUES))
+    found = resolve_names(shapes(hub), ranks(tmp_path, shards), dialects_for(VALUES))
     assert codes(found) == ["LG617"] and "'norm.weight'" in found.diagnostics[0].message
     assert_values(found, hub)
 
 
 EXPERTS = """
-name: experts
 detect: ["layers.{i}.experts.{e}.w1"]
 rules:
   - from: ["layers.{i}.experts.{e}.w1", "layers.{i}.experts.{e}.w3"]
@@ -260,7 +262,7 @@ def expert_case(folder: Path, drop: str | None = None) -> tuple[Resolution, dict
     }
     if drop is not None:
         del stored[drop]
-    layout = parse_layout(EXPERTS).bound({"q_rows": 6, "side": (3, 8)})
+    layout = bind_layout("experts", parse_layout(EXPERTS), {"q_rows": 6, "side": (3, 8)})
     return resolve_names(shapes(expected), checkpoint(folder, stored), [layout]), expected
 
 
@@ -277,12 +279,15 @@ def test_a_missing_expert(tmp_path: Path, drop: str) -> None:
     assert len(missing) == 1 and drop in missing[0].message
 
 
-def test_known_layouts_need_what_they_say() -> None:
-    needs = {layout.name: layout.parameters() for layout in known_layouts()}
-    assert needs["hub"] == frozenset()
-    assert needs["meta"] == {"num_heads", "num_kv_heads"}
-    assert needs["meta-mllama"] == {"num_heads", "num_kv_heads", "self_layers", "cross_layers"}
-    assert [layout.name for layout in layouts_for({})] == ["hub", "meta-llama4"]
+def test_known_dialects_need_what_they_say() -> None:
+    def names(**scope: Static) -> list[str]:
+        return [layout.name for layout in dialects_for(scope)]
+
+    assert list(known_dialects()) == ["hub", "meta", "meta-llama4", "meta-mllama"]
+    assert names() == ["hub", "meta-llama4"]
+    assert names(num_heads=2, num_kv_heads=1) == ["hub", "meta", "meta-llama4"]
+    lists: dict[str, Static] = {"self_layers": (0, 2), "cross_layers": (1,)}
+    assert names(num_heads=2, num_kv_heads=1, **lists) == list(known_dialects())
 
 
 @pytest.mark.parametrize(
@@ -295,14 +300,20 @@ def test_known_layouts_need_what_they_say() -> None:
         "{from: a, to: c, transform: {kind: rotate}}",
         "{from: a, to: c, transform: {kind: rope_permute}}",
         "{from: a, to: c, more: 1}",
+        "{from: a, to: 'c.{side[i]}'}",
     ],
 )
 def test_rules_that_make_no_sense(rule: str) -> None:
     with pytest.raises(ValueError, match="validation error"):
-        parse_layout(f"{{name: x, detect: [], rules: [{rule}]}}")
+        parse_layout(f"{{detect: [], rules: [{rule}]}}")
 
 
-def test_unbound_layout_asks_for_its_value() -> None:
-    layout: NamingLayout = parse_layout(EXPERTS)
-    with pytest.raises(KeyError, match="q_rows"):
-        layout.bound({"side": (1,)})
+def test_a_layout_asks_for_its_values() -> None:
+    layout = parse_layout(EXPERTS)
+    with pytest.raises(UnknownName, match="q_rows"):
+        bind_layout("experts", layout, {"side": (1,)})
+    for value in (True, 2.0, "six", (1,)):
+        with pytest.raises(ExpressionError, match="not a whole number"):
+            bind_layout("experts", layout, {"side": (1,), "q_rows": value})
+    with pytest.raises(ExpressionError, match="not a list of whole numbers"):
+        bind_layout("experts", layout, {"side": (1, "a"), "q_rows": 6})

@@ -1,0 +1,47 @@
+"""Conflicts and uncertain values that still concern a spec: what an heir overrides is settled there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from llamagen.spec.record import Conflict, Uncertain
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.source_nodes import Seq
+
+T = TypeVar("T", Conflict, Uncertain)
+
+
+def conflicts(resolved: ResolvedSpec) -> tuple[Conflict, ...]:
+    """Disagreements about values that no later spec of the chain wrote anew."""
+    return _open(resolved, "conflicts", resolved.spec.conflicts)
+
+
+def uncertain(resolved: ResolvedSpec) -> tuple[Uncertain, ...]:
+    """Inferred values that no later spec of the chain wrote anew."""
+    return _open(resolved, "uncertain", resolved.spec.uncertain)
+
+
+def _open(resolved: ResolvedSpec, section: str, stated: Sequence[T]) -> tuple[T, ...]:
+    leaf = resolved.leaf(section)
+    if leaf is None or not isinstance(leaf.node, Seq):
+        return tuple(stated)
+    rank = {spec_id: place for place, spec_id in enumerate(resolved.chain)}
+    by_file = {origin.span.file: rank[origin.spec_id] for origin in leaf.origins}
+    kept: list[T] = []
+    for entry, node in zip(stated, leaf.node.items, strict=True):
+        written = _last_written(resolved.find(*entry.path.split(".")), rank)
+        if written <= by_file[node.span.file]:
+            kept.append(entry)
+    return tuple(kept)
+
+
+def _last_written(tree: Tree | None, rank: dict[str, int]) -> int:
+    """The latest place in the chain that wrote something at or below ``tree``; -1 for a path with a wildcard."""
+    match tree:
+        case None:
+            return -1
+        case Leaf(origins=origins):
+            return rank[origins[-1].spec_id]
+        case Branch(entries=entries):
+            return max((_last_written(below, rank) for below in entries.values()), default=-1)

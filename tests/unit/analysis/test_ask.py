@@ -1,0 +1,72 @@
+"""Targets at a revision of git, with the bases they had then; overlays between shipped models."""
+
+from __future__ import annotations
+
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from llamagen.analysis.ask import model_of
+from llamagen.analysis.diff import diff
+from llamagen.analysis.overlay import lasting, overlay, plain_of
+from llamagen.diagnostics import LlamagenError
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import tree_to_plain
+from tests.unit.analysis import models
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    spec = tmp_path / "spec" / "t"
+    spec.mkdir(parents=True)
+    (spec / "base.yaml").write_text(models.TINY, encoding="utf-8")
+    (spec / "small.yaml").write_text(
+        "spec: 1\nid: t/small\nextends: t/base\ntitle: Small\n", encoding="utf-8"
+    )
+    git("add", ".")
+    git("commit", "-qm", "one")
+    (spec / "base.yaml").write_text(
+        models.TINY.replace("theta: 10000.0", "theta: 500000.0"), encoding="utf-8"
+    )
+    git("commit", "-qam", "two")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_revision_has_the_bases_of_its_time(repository: Path) -> None:
+    old, new = model_of("HEAD~1:spec/t/small.yaml"), model_of("HEAD:spec/t/small.yaml")
+    (theta,) = [c for c in diff(old, new).changes if c.kind == "value"]
+    assert (theta.before.text, theta.after.text) == ("10000.0", "500000.0")
+    assert str(theta.before.span).startswith("HEAD~1:spec/t/base.yaml:")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["nosuchrev:spec/t/small.yaml", "HEAD:spec/t/none.yaml", "HEAD:../x.yaml", "--all:x.yaml"],
+)
+def test_revisions_that_are_not_there(repository: Path, target: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        model_of(target)
+    assert caught.value.diagnostics[0].code == "LG901"
+
+
+def test_overlays_between_neighbours_of_the_family() -> None:
+    registry = Registry()
+    ids = registry.ids(abstract=False)
+    for one, two in pairwise(ids):
+        a, b = registry.load(one), registry.load(two)
+        again = Registry().load_text(overlay(a, b))
+        plain_a, plain_b = tree_to_plain(a.tree), tree_to_plain(b.tree)
+        assert isinstance(plain_a, dict)
+        assert isinstance(plain_b, dict)
+        stays = {p.split(".", 1)[0] for p in lasting(plain_a, plain_b)}
+        found = {k: v for k, v in plain_of(again).items() if k not in stays}
+        assert found == {k: v for k, v in plain_of(b).items() if k not in stays}, (one, two)
+        assert again.digest == b.digest or "blocks" in stays

@@ -1,0 +1,137 @@
+"""Every named transform, run: A's weights converted for B give A's logits, in numpy float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llamagen.analysis.conversion import conversion
+from llamagen.analysis.transforms import ZERO_ROWS, Plan, Transform
+from llamagen.diagnostics import LlamagenError
+from llamagen.ir.build import build
+from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.reference import evaluate
+from llamagen.spec.resolve import ResolvedSpec
+from tests.unit.analysis import models
+
+Weights = dict[str, NDArray[np.float64]]
+
+FUSED_MLP = (
+    "blocks: {SwiGLU: {parts: {gate_proj: none, up_proj: none,"
+    " gate_up_proj: 'linear(hidden_size, 2 * intermediate_size)'},"
+    ' forward: "g, u = split(gate_up_proj(x), sizes=[intermediate_size, intermediate_size])\\n'
+    'return down_proj(silu(g) * u)\\n"}}'
+)
+SMALL = models.text(
+    "t/base", vocab=24, hidden=16, layers=2, heads=4, kv=2, head_dim=8, ffn=12, positions=64,
+    rope=models.ROPE_10K,
+)  # fmt: skip
+IDS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+def random_weights(graph: Graph) -> Weights:
+    """Unit scale: embeddings of std 1, gains about 1, matrices that keep the size of their operand."""
+    random = np.random.default_rng(7)
+    weights: Weights = {}
+    for path, p in parameters(graph).items():
+        values = random.standard_normal(p.shape)
+        if p.kind == "norm":
+            values = 1 + 0.3 * values
+        elif p.kind == "matrix":
+            values = values * 2 / np.sqrt(p.shape[-1])
+        weights[path] = values
+    return weights
+
+
+def convert(weights: Weights, plans: tuple[Plan, ...], after: Graph) -> Weights:
+    made = {path: weights[path] for path in parameters(after) if path in weights}
+    for plan in plans:
+        shape = parameters(after)[plan.target].shape
+        pieces = [
+            np.zeros((len(piece.rows), *shape[1:]))
+            if piece.source == ZERO_ROWS
+            else weights[piece.source][list(piece.rows)]
+            for piece in plan.pieces
+        ]
+        made[plan.target] = np.concatenate(pieces)
+    return made
+
+
+def logits(graph: Graph, weights: Weights) -> NDArray[np.float64]:
+    return evaluate(flatten(graph), weights, IDS).logits
+
+
+def both(before: str, after: str, folder: Path) -> tuple[tuple[ResolvedSpec, Graph], ...]:
+    sides = []
+    for name, overlay in (("one", before), ("two", after)):
+        resolved = models.overlaid(overlay, folder, base=SMALL, name=name)
+        sides.append((resolved, build(resolved)))
+    return tuple(sides)
+
+
+CASES = [
+    ("title: a", "hyperparameters: {rope: {layout: interleaved}}", {Transform.PERMUTE_QK}),
+    ("hyperparameters: {rope: {layout: interleaved}}", "title: b", {Transform.PERMUTE_QK}),
+    ("hyperparameters: {tie_embeddings: true}", "title: b", {Transform.UNTIE_HEAD}),
+    ("title: a", "hyperparameters: {num_kv_heads: 4}", {Transform.REPEAT_KV_HEADS}),
+    ("title: a", "hyperparameters: {vocab_size: 40}", {Transform.PAD_VOCAB}),
+    ("title: a", FUSED_MLP, {Transform.FUSE}),
+    (FUSED_MLP, "title: b", {Transform.SPLIT_FUSED}),
+    (
+        "title: a",
+        "hyperparameters: {num_kv_heads: 4, rope: {layout: interleaved}}",
+        {Transform.REPEAT_KV_HEADS, Transform.PERMUTE_QK},
+    ),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "transforms"), CASES)
+def test_converted_weights_give_the_same_logits(
+    before: str, after: str, transforms: set[Transform], tmp_path: Path
+) -> None:
+    a, b = both(before, after, tmp_path)
+    plans = conversion(a, b)
+    assert {p.transform for p in plans} == transforms
+    weights = random_weights(a[1])
+    wanted = logits(a[1], weights)
+    converted = convert(weights, plans, b[1])
+    assert set(converted) == set(parameters(b[1]))
+    found = logits(b[1], converted)
+    vocab = wanted.shape[-1]
+    np.testing.assert_allclose(found[..., :vocab], wanted, rtol=0, atol=1e-12 * wanted.std())
+    assert not found[..., vocab:].any()
+
+
+@pytest.mark.parametrize(("before", "after", "transforms"), CASES[:2])
+def test_without_the_conversion_logits_differ(
+    before: str, after: str, transforms: set[Transform], tmp_path: Path
+) -> None:
+    a, b = both(before, after, tmp_path)
+    weights = random_weights(a[1])
+    assert np.abs(logits(b[1], weights) - logits(a[1], weights)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("title: a", "hyperparameters: {num_kv_heads: 1}"),
+        ("title: a", "hyperparameters: {vocab_size: 16}"),
+        ("title: a", "hyperparameters: {intermediate_size: 16}"),
+        ("title: a", "hyperparameters: {num_layers: 1}"),
+        ("title: a", "hyperparameters: {tie_embeddings: true}"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(before: str, after: str, tmp_path: Path) -> None:
+    a, b = both(before, after, tmp_path)
+    with pytest.raises(LlamagenError) as caught:
+        conversion(a, b)
+    assert caught.value.diagnostics[0].code == "LG902"
+
+
+def test_equal_architectures_need_nothing(tmp_path: Path) -> None:
+    a, b = both("title: a", "hyperparameters: {rope: {theta: 500000.0}}", tmp_path)
+    assert conversion(a, b) == ()

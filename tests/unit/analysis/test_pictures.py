@@ -1,0 +1,119 @@
+"""Towers, SVG and Model Explorer: folding, escaping, totals."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from llamagen.analysis.diff import Model, diff
+from llamagen.analysis.diff_rules import Verdict
+from llamagen.analysis.equations import equations
+from llamagen.analysis.explorer import explorer_json
+from llamagen.analysis.plots import cache_curve, cache_plot
+from llamagen.analysis.svg import diff_svg, tower_svg
+from llamagen.analysis.tower import Box, changed_paths, runs, tower, tower_text
+from tests.unit.analysis import models
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg: str) -> list[str]:
+    return [e.text or "" for e in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("aaaa", [(0, ("a",), 4)]),
+        ("aaabaaab", [(0, tuple("aaab"), 2)]),
+        ("aab", [(0, ("a",), 2), (2, ("b",), 1)]),
+        ("a", [(0, ("a",), 1)]),
+    ],
+)
+def test_runs(names: str, found: list[tuple[int, tuple[str, ...], int]]) -> None:
+    assert list(runs(list(names))) == found
+
+
+def test_tower_folds_layers() -> None:
+    shown = tower_text(tower(models.graph(models.LLAMA_3_8B)))
+    assert "layers: DecoderLayer ×32  218.11 M" in shown
+    assert "q_proj  linear 4096×4096  16.78 M" in shown
+    assert shown.count("down_proj(") == 1
+
+
+def test_tower_folds_patterns() -> None:
+    shown = tower_text(tower(models.graph(models.SCOUT)))
+    assert "layers: 4 layers in turn ×12" in shown
+    assert "layers: DecoderLayer(kind=chunked) ×3" in shown
+
+
+@pytest.mark.parametrize("source", [models.LLAMA_2_7B, models.LLAMA_32_1B, models.SCOUT])
+def test_a_tower_holds_every_parameter(source: str) -> None:
+    from llamagen.analysis.params import count_parameters
+
+    graph = models.graph(source)
+    assert tower(graph).parameters == count_parameters(graph).total
+
+
+def test_equations_read_as_written() -> None:
+    graph = models.graph(models.LLAMA_3_8B)
+    lines = [e.text for e in equations(graph, graph.blocks["DecoderLayer"])]
+    assert lines == [
+        "h = x + self_attn(input_layernorm(x))",
+        "return h + mlp(post_attention_layernorm(h))",
+    ]
+
+
+def test_svg_escapes_text() -> None:
+    hostile = Box("a", '</text><script>x&"', ('<b attr="1">',), 0, 1, ())
+    svg = tower_svg(hostile)
+    assert "<script" not in svg
+    assert texts(svg) == ['</text><script>x&"', '<b attr="1">']
+
+
+def test_diff_svg_colours_what_changed() -> None:
+    a, b = (Model(models.spec(s), models.graph(s)) for s in (models.LLAMA_2_7B, models.LLAMA_3_8B))
+    marks = changed_paths(diff(a, b))
+    assert marks["model.layers.*.self_attn.k_proj"] is Verdict.BREAKING
+    assert marks["lm_head"] is Verdict.CONVERTIBLE
+    assert "model.layers.*.self_attn.q_proj" not in marks
+    page = ElementTree.fromstring(
+        diff_svg(
+            tower(models.graph(models.LLAMA_2_7B)), tower(models.graph(models.LLAMA_3_8B)), marks
+        )
+    )
+    fills = {g.get("data-path"): g[0].get("fill") for g in page.iter(f"{SVG}g")}
+    assert fills["model.layers.*.self_attn.k_proj"] == "#f6c9cd"
+    assert fills["model.layers.*.self_attn.q_proj"] not in ("#f6c9cd", "#f7e3b5")
+
+
+def test_plot_bends_where_layers_are_local() -> None:
+    curve = dict(cache_curve("scout", models.graph(models.SCOUT)).points)
+    assert curve[8192] == 2 * curve[4096]
+    assert curve[131072] < 16 * curve[8192] / 2
+    svg = cache_plot([("a", models.graph(models.LLAMA_3_8B)), ("b", models.graph(models.SCOUT))])
+    assert {"a", "b", "context (tokens)", "128K"} <= set(texts(svg))
+    assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}polyline"))) == 2
+
+
+def test_explorer_has_every_node_and_number() -> None:
+    graph = models.graph(models.TINY)
+    sizes = {"B": 1, "S": 1, "P": 3}
+    document = json.loads(explorer_json(graph, sizes))
+    nodes = document["graphs"][0]["nodes"]
+    ids = {n["id"] for n in nodes}
+    assert len(ids) == len(nodes)
+    assert all(e["sourceNodeId"] in ids for n in nodes for e in n["incomingEdges"])
+    data = [{a["key"]: a["value"] for a in n["attrs"]} for n in nodes]
+    from llamagen.analysis.compute import count_flops, flops_of
+    from llamagen.analysis.memory import cache_of
+    from llamagen.analysis.params import count_parameters
+
+    total = count_parameters(graph).total
+    assert sum(int(d.get("parameters", 0)) for d in data) == total
+    flops = count_flops(flops_of(graph), 1, 1, 3).total
+    assert sum(int(d.get("flops", 0)) for d in data) == flops
+    cached = cache_of(graph).per_token(1) * 4
+    assert sum(int(d.get("cache_values", 0)) for d in data) == cached

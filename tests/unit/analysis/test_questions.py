@@ -1,0 +1,145 @@
+"""Query, timeline, SQL and compat over the shipped family; answers are those of facts.md."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from llamagen.analysis import render_compat, render_timeline
+from llamagen.analysis.ask import model_of
+from llamagen.analysis.compat import Status, compat, on_runtime, runtimes
+from llamagen.analysis.diff_rules import Verdict
+from llamagen.analysis.query import query, share
+from llamagen.analysis.records import COLUMNS, Family
+from llamagen.analysis.sql import TABLES, sql
+from llamagen.analysis.timeline import timeline
+from llamagen.analysis.transforms import Transform
+from llamagen.diagnostics import LlamagenError
+from llamagen.spec.registry import Registry
+from tests.unit.analysis import models
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return Family(Registry())
+
+
+def test_query_filters_sorts_and_cuts(family: Family) -> None:
+    answer = query(family, "generation == '3.1'", select=["id", "params"], sort="-params", first=3)
+    assert answer.columns == ("id", "params")
+    assert answer.rows == (
+        ("llama/3.1/405b", 405_853_388_800),
+        ("llama/3.1/405b-instruct", 405_853_388_800),
+        ("llama/3.1/70b", 70_553_706_496),
+    )
+
+
+def test_models_without_the_value_do_not_match(family: Family) -> None:
+    ids = [row[0] for row in query(family, "num_experts > 16", select=["id"]).rows]
+    assert ids == ["llama/4/maverick", "llama/4/maverick-instruct"]
+    factors = query(family, "rope.factor == 32.0", select=["id", "rope.factor"]).rows
+    assert {row[0] for row in factors} == {
+        f"llama/3.2/{n}" for n in ("1b", "1b-instruct", "3b", "3b-instruct")
+    }
+
+
+def test_query_names_the_nearest_name(family: Family) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        query(family, "num_kv_head < 8")
+    found = caught.value.diagnostics[0]
+    assert found.code == "LG301"
+    assert found.help == "did you mean `num_kv_heads`?"
+
+
+@pytest.mark.parametrize(
+    "text", ["__class__", "id.__class__", "open('x')", "id.upper()", "lambda: 1"]
+)
+def test_queries_cannot_reach_python(family: Family, text: str) -> None:
+    with pytest.raises(LlamagenError):
+        query(family, text)
+
+
+def test_share(family: Family) -> None:
+    found = share(family, "tokenizer", "generation in ['1', '2', '3'] and status == 'released'")
+    assert [(s.value, s.count) for s in found] == [("sentencepiece", 10), ("tiktoken", 4)]
+    assert sum((s.fraction for s in found), Fraction(0)) == 1
+
+
+def test_timelines(family: Family) -> None:
+    theta = timeline(family, "rope_theta")
+    assert [(date, h.value) for date, h in theta.firsts()] == [
+        ("2023-02-24", 10000.0),
+        ("2024-04-18", 500000.0),
+    ]
+    gqa = timeline(family, "attention")
+    assert [d for d, h in gqa.firsts() if h.value == "GQA"] == ["2023-07-18"]
+    assert "never changed" in render_timeline.text(timeline(family, "biases"))
+    assert timeline(family, "hidden_size > 0").constant
+
+
+def test_sql_over_every_table(family: Family) -> None:
+    assert sql(family, "SELECT params FROM models WHERE id = 'llama/3/8b'").rows == (
+        (8_030_261_248,),
+    )
+    total = sql(family, "SELECT sum(total) FROM parameters WHERE model = 'llama/3/8b'").rows
+    assert total == ((8_030_261_248,),)
+    layers = "SELECT count(*), max(kv_heads), min(rope) FROM layers WHERE model = 'llama/2/70b'"
+    assert sql(family, layers).rows == ((80, 8, 1),)
+    changed = "SELECT after FROM changes WHERE model = 'llama/3/8b' AND path = 'hyperparameters.intermediate_size'"
+    assert sql(family, changed).rows == (("14336",),)
+    sourced = (
+        "SELECT count(*) FROM sources WHERE model = 'llama/3/8b'"
+        " AND path LIKE 'hyperparameters.%' AND source IS NULL"
+    )
+    assert sql(family, sourced).rows == ((0,),)
+    assert set(TABLES["models"].columns) == set(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE models",
+        "INSERT INTO models VALUES (1)",
+        "ATTACH DATABASE 'x.db' AS y",
+        "PRAGMA table_info(models)",
+        "SELECT 1; SELECT 2",
+        "SELECT load_extension('x')",
+        "SELECT nothing FROM models",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c",
+    ],
+)
+def test_sql_only_reads(family: Family, statement: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        sql(family, statement)
+    assert caught.value.diagnostics[0].code == "LG905"
+
+
+def test_compat_of_variants_and_generations() -> None:
+    same = compat(model_of("llama/3.1/8b"), model_of("llama/3.1/8b-instruct"))
+    assert same.verdict is Verdict.SAME
+    assert "runs as it is" in render_compat.text(same)
+    padded = compat(model_of("llama/code/7b-python"), model_of("llama/code/7b"))
+    assert padded.verdict is Verdict.CONVERTIBLE
+    assert padded.transforms == (Transform.PAD_VOCAB,)
+    broken = compat(model_of("llama/2/7b"), model_of("llama/3/8b"))
+    assert broken.verdict is Verdict.BREAKING
+    assert broken.blocking
+
+
+def test_runtime_facts_apply_where_they_hold() -> None:
+    def status(source: str, name: str, dtype: str) -> Status | None:
+        return on_runtime(models.spec(source), models.graph(source), name, dtype).status
+
+    assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "float32") is Status.RUNS
+    assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "bfloat16") is Status.SLOW
+    assert status(models.SCOUT, "transformers-exporter", "float32") is Status.REFUSES
+    assert status(models.SCOUT, "onnxruntime-genai-builder", "float32") is Status.REFUSES
+    assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.RUNS
+    assert status(models.LLAMA_31_405B, "onnxruntime-genai", "float32") is Status.SLOW
+    assert all(f.source for r in runtimes().values() for f in r.facts)
+
+
+def test_unknown_runtime() -> None:
+    with pytest.raises(LlamagenError, match="onnxruntime-cpux"):
+        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), ("onnxruntime-cpux",))
