@@ -85,8 +85,10 @@ def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         )
     if len(types) > 4:
         need_real(types[4], "sinks")
-        want = (q.shape[1],)
-        need(types[4].shape == want, f"sinks must be one number a head, [{heads}], not {types[4]}")
+        need(
+            types[4].shape == (q.shape[1],),
+            f"sinks must be one number a head, [{heads}], not {types[4]}",
+        )
     return (TensorType(q.dtype, (*q.shape[:3], v.shape[3])),)
 
 

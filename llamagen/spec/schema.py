@@ -233,4 +233,3 @@ class Spec(Closed):
     provenance: dict[str, str] = Field(default={}, description="Path glob -> source key and place.")
     conflicts: tuple[Conflict, ...] = ()
     uncertain: tuple[Uncertain, ...] = ()
-

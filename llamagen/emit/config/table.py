@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
-from llamagen.spec.config_mapping import ConfigMapping
+from llamagen.spec.config_mapping import ConfigMapping, Fixed
 from llamagen.spec.evaluate import Scope, Static, evaluate
 from llamagen.spec.expr import ExpressionError, parse
 from llamagen.spec.registry import Registry
@@ -31,6 +31,18 @@ def _flat(nested: Mapping[str, V | dict[str, V]]) -> Iterator[tuple[str, V]]:
             yield from ((f"{key}.{name}", below) for name, below in value.items())
         else:
             yield key, value
+
+
+def fixed_of(mapping: ConfigMapping) -> dict[str, Json]:
+    """Dotted key -> what the wiring implies."""
+    found: dict[str, Fixed] = flat(mapping.fixed)
+    return {key: plain(value) for key, value in found.items()}
+
+
+def literals_of(mapping: ConfigMapping) -> dict[str, Json]:
+    """Dotted key -> value of the released file."""
+    found: dict[str, Fixed] = flat(mapping.literals)
+    return {key: plain(value) for key, value in found.items()}
 
 
 def config_scope(spec: Spec) -> dict[str, Static]:
