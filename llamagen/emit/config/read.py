@@ -213,6 +213,8 @@ class _Writer:
             if one.key not in expressions:
                 continue
             try:
+                if one.here is None and not self.optional(one.key):
+                    raise CodecError("is no value")
                 change = change_for(expressions[one.key], one.here, self.base.spec)
             except CodecError as error:
                 message = f"`{self.wanted.named(one.key)}` = {_shown(one.here)} {error}"
@@ -235,6 +237,11 @@ class _Writer:
                 below[name] = value
             body["config"] = {"literals": literals}
         return body
+
+    def optional(self, key: str) -> bool:
+        """Whether null means something."""
+        mapping = self.base.mapping
+        return key in mapping.omits or flat(mapping.absent).get(key) == "none"
 
     def draft(self, body: Mapping[str, Json], invariants: Mapping[str, Json]) -> Draft:
         head: dict[str, Json] = {"spec": 1, "id": self.spec_id, "extends": self.base.spec.id}

@@ -1,4 +1,4 @@
-"""`llamagen import`: every known configuration is recognised, changed ones keep their changes, wrong ones are refused."""
+"""`llamagen import`: known configurations are recognised, changed ones keep their changes, wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_changed_number_is_the_only_thing_stated() -> None:
     assert [d.key for d in made.nearest.differences] == ["num_hidden_layers"]
     assert made.exact == made.alike == ()
     assert made.text == (
-        "spec: 1\nid: imported/model\nextends: llama/3.2/1b\nhyperparameters: {num_layers: 5}\n"
+        "spec: 1\nid: imported/model\nextends: llama/3.2/1b\nhyperparameters:\n  num_layers: 5\n"
     )
 
 
@@ -118,12 +118,12 @@ def test_keys_are_reported_as_handled_or_ignored_with_a_reason() -> None:
 
 WRONG: list[tuple[dict[str, object], str, str]] = [
     ({"hidden_size": 2**62}, "LG103", "hidden_size"),
-    ({"hidden_size": 2**70}, "LG020", "hidden_size"),
+    ({"hidden_size": 2**70}, "LG023", "hidden_size"),
     ({"vocab_size": -1}, "LG103", "vocab_size"),
     ({"vocab_size": 0}, "LG103", "vocab_size"),
     ({"vocab_size": "32000"}, "LG103", "vocab_size"),
     ({"vocab_size": True}, "LG103", "vocab_size"),
-    ({"vocab_size": None}, "LG", "vocab_size"),
+    ({"vocab_size": None}, "LG108", "vocab_size"),
     ({"rms_norm_eps": 0.0}, "LG103", "rms_norm_eps"),
     ({"rms_norm_eps": -1e-5}, "LG103", "rms_norm_eps"),
     ({"num_hidden_layers": 100_000}, "LG103", "num_hidden_layers"),
@@ -166,7 +166,7 @@ def test_wrong_values_are_refused_at_their_place(
         (b'{"a": 01}', 1, 8),
         (b'{"a": 1', 1, 8),
         (b'{"a": "x\n"}', 1, 7),
-        (b'{"a": ' + b"[" * 100, 1, 22),
+        (b'{"a": ' + b"[" * 100, 1, 23),
         (b"[1]", 1, 1),
         (b"{} 1", 1, 4),
         (b'{"a": 1e999}', 1, 7),
@@ -190,13 +190,20 @@ def test_files_that_are_no_text_are_refused(text: bytes) -> None:
         parse_json(text, "config.json")
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(), below, max_size=4),
-        max_leaves=12,
-    )
-)  # fmt: skip
+ATOMS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+
+
+def _containers(below: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    return st.lists(below, max_size=4) | st.dictionaries(st.text(), below, max_size=4)
+
+
+@given(st.recursive(ATOMS, _containers, max_leaves=12))
 def test_json_reads_as_the_standard_library_does(value: object) -> None:
     config = {"root": value}
     for indent in (None, 2):
@@ -305,6 +312,16 @@ def test_changed_configs_come_back(config: dict[str, Any]) -> None:
     assert again.warnings == (), "nothing is stated that is inherited"
 
 
+def imported_or_none(config: object) -> Imported | None:
+    """None where it is refused, with a place in every finding."""
+    try:
+        return imported(config)
+    except LlamagenError as error:
+        unplaced = [str(one) for one in error.diagnostics if one.span is None]
+    assert unplaced == []
+    return None
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(configs())),
@@ -321,10 +338,8 @@ def test_nonsense_is_imported_faithfully_or_refused(
     table = config if group is None else config[group]
     key = data.draw(st.sampled_from(sorted(table)))
     table[key] = nonsense
-    try:
-        made = imported(config)
-    except LlamagenError as error:
-        assert all(one.span is not None for one in error.diagnostics)
+    made = imported_or_none(config)
+    if made is None:
         return
     back = written(made)
     found = back if group is None else back[group]
