@@ -43,7 +43,7 @@ class Match:
 def nearest(
     values: Mapping[str, Json], marks: Mapping[str, Json], known: Iterable[Candidate]
 ) -> tuple[Match, ...]:
-    """Every known model, the nearest first: fewest differences, then fewest different marks, then the shorter id.
+    """Every known model, the nearest first: fewest differences, then fewest different marks, then the order given.
 
     A key that ``values`` or ``marks`` lack says nothing and differs from nothing.
     """
@@ -58,8 +58,8 @@ def nearest(
     return tuple(sorted(found, key=_order))
 
 
-def _order(match: Match) -> tuple[int, int, int, str]:
-    return len(match.differences), len(match.marks), len(match.id), match.id
+def _order(match: Match) -> tuple[int, int]:
+    return len(match.differences), len(match.marks)
 
 
 def _differences(here: Mapping[str, Json], known: Mapping[str, Json]) -> Iterable[Difference]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from llamagen.analysis.compute import count_flops, flops_of
 from llamagen.analysis.counts import counts_of
+from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.memory import cache_of
 from llamagen.analysis.walk import Place, places, sum_parts
 from llamagen.ir.graph import Block, Graph, OpPart
@@ -292,11 +293,11 @@ COLUMNS: Mapping[str, Column] = {
     "biases": Column("bias tensors", _numbers(_biases), from_graph=True),
     "ops": Column("names of the ops, sorted", _ops, from_graph=True),
     "uncertain": Column(
-        "paths that rest on inference", lambda r: tuple(u.path for u in r.resolved.spec.uncertain)
+        "paths that rest on inference", lambda r: tuple(u.path for u in uncertain(r.resolved))
     ),
     "conflicts": Column(
         "paths that authorities disagree on",
-        lambda r: tuple(c.path for c in r.resolved.spec.conflicts),
+        lambda r: tuple(c.path for c in conflicts(r.resolved)),
     ),
 }
 """Documented names of queries, timelines and the SQL table ``models``."""

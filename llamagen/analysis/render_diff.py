@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from llamagen.analysis.diff import Cause, Change, Diff, Side
 from llamagen.analysis.diff_rules import Surface, Verdict
@@ -42,8 +42,8 @@ def arrow(change: Change) -> str:
     return " → ".join(ends)
 
 
-def _number(side: Side, short: object, unit: str) -> str:
-    assert side.text is not None and callable(short)
+def _number(side: Side, short: Callable[[int], str], unit: str) -> str:
+    assert side.text is not None
     number = int(side.text.replace(",", ""))
     return f"{number:,}{unit} ({short(number)})"
 

@@ -15,7 +15,8 @@ def source_of(resolved: ResolvedSpec, path: str) -> str | None:
     """The source key of the value at the dotted ``path``, or none.
 
     Of the globs that match, one written in the file of the value, or in an heir of it, goes before inherited ones,
-    of these the nearest; then the longest. ``hyperparameters.*`` covers nested values too, such as ``hyperparameters.rope.theta``.
+    of these the nearest; then the longest. ``hyperparameters.*`` covers nested values too, such as
+    ``hyperparameters.rope.theta``.
     """
     leaf = resolved.leaf(*path.split("."))
     written = _depth(resolved, leaf.origins[-1].spec_id) if leaf is not None else 0

@@ -11,15 +11,13 @@ import typer
 
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
+from llamagen.cli.read import Id
 
 if TYPE_CHECKING:
     from llamagen.analysis.diff import Diff, Model
     from llamagen.analysis.diff_rules import Surface, Verdict
     from llamagen.spec.evaluate import Static
 
-Id = Annotated[
-    str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
-]
 Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]

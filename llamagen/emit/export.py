@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.weight_types import STORED
-from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.emit import Initializer, OnnxModel
-    from llamagen.spec.registry import Registry
 
 MANIFEST = "llamagen.json"
 SPEC_FILE = "spec.yaml"
@@ -152,12 +151,11 @@ def _write(
     started: float,
 ) -> Written:
     from llamagen.emit.config import config_files
-    from llamagen.emit.onnx.data import ITEM_BYTES
+    from llamagen.emit.onnx.data import byte_count
     from llamagen.emit.onnx.write import write_model
     from llamagen.weights.publish import staged_folder
 
-    items = (Parameter(i.name, i.shape, "matrix").count for i in emitted.initializers)
-    sink = _Counted(progress, sum(items) * ITEM_BYTES[emitted.dtype])
+    sink = _Counted(progress, sum(map(byte_count, emitted.initializers)))
 
     def into(entry: Initializer, file: BinaryIO) -> None:
         sink.file = file

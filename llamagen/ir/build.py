@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
+from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
 from llamagen.ir.build_equations import Equations
 from llamagen.ir.build_parts import PartDeclaration, declare
 from llamagen.ir.dims import B, S, T
@@ -180,11 +180,9 @@ class Builder:
         operands: tuple[str, ...],
         attrs: Attrs,
         names: tuple[str, ...],
-        span: object,
+        span: Span | None,
     ) -> tuple[str, ...]:
         """Results of an op on graph-level values, computed once for the whole model; without ``@``."""
-        from llamagen.diagnostics import Span
-
         key = (op_name, operands, tuple(sorted(attrs.items())))
         if key not in self.prelude:
             types = [self.level_type(o.removeprefix("@")) for o in operands]
@@ -195,8 +193,7 @@ class Builder:
                 n += 1
                 suffix = f"_{n}"
             fresh = tuple(name + suffix for name in names)
-            place = span if isinstance(span, Span) else None
-            self.prelude[key] = Node(op_name, operands, fresh, dict(attrs), None, place)
+            self.prelude[key] = Node(op_name, operands, fresh, dict(attrs), None, span)
             for name, type_ in zip(fresh, results, strict=True):
                 self.prelude_values[name] = Value(name, type_, named=True)
         return self.prelude[key].results

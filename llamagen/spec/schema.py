@@ -11,7 +11,6 @@ from llamagen.spec.naming import CheckpointNaming, Closed
 from llamagen.spec.record import Conflict, Lineage, Release, Tokenizer, Training, Uncertain
 from llamagen.spec.schema_vision import Vision
 
-SPEC_VERSION = 1
 MAX_LAYERS = 4096
 
 ModelId: TypeAlias = Annotated[

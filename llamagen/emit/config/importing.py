@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from llamagen.analysis.identify import Match
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.json_source import JsonSource, read_json
+from llamagen.emit.config.known import known_models
 from llamagen.emit.config.params import read_params
-from llamagen.emit.config.read import Imported, import_wanted, known_models
+from llamagen.emit.config.read import Imported, import_wanted
 from llamagen.emit.config.wanted import Wanted, read_config
 from llamagen.spec.registry import Registry
 
@@ -27,8 +29,7 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     if path.is_dir():
         found = next((path / name for name in _FILES if (path / name).is_file()), None)
         if found is None:
-            message = f"the folder `{path}` has neither config.json nor params.json"
-            raise LlamagenError.of("LG106", message, help="give the configuration file itself")
+            return _by_shapes(path, spec_id or _id_of(path / _FILES[0]))
         file = found
     registry = Registry()
     models = known_models(registry)
@@ -48,6 +49,28 @@ def _id_of(file: Path) -> str:
     folder = file.absolute().parent.name if file.name in _FILES else file.stem
     name = _NOT_IN_IDS.sub("-", folder.lower()).strip("-._")
     return f"imported/{name or 'model'}"
+
+
+def _by_shapes(folder: Path, spec_id: str) -> Imported:
+    """A folder of weights alone: the known models that have exactly these names and shapes."""
+    from llamagen.weights.checkpoint import Checkpoint
+    from llamagen.weights.fit import best_fit
+
+    missing = f"the folder `{folder}` has neither config.json nor params.json"
+    if not _has_weights(folder):
+        raise LlamagenError.of("LG106", missing, help="give the configuration file itself")
+    registry = Registry()
+    fit = best_fit(Checkpoint.open(folder), registry)
+    if fit is None or not fit.exact:
+        near = f"; the nearest is `{fit.ids[0]}`" if fit is not None else ""
+        message = f"{missing}, and its tensors are those of no known model{near}"
+        help = "put the config.json of the model beside them"
+        raise LlamagenError.of("LG106", message, help=help)
+    base = fit.ids[0]
+    text = f"spec: 1\nid: {spec_id}\nextends: {base}\n"
+    note = "recognised by names and shapes; rope, epsilon and token ids leave no trace in them"
+    match = Match(base, (), ())
+    return Imported(text, registry.load_text(text), match, (), fit.ids, (), {}, (), (note,))
 
 
 def _checked(made: Imported, folder: Path, registry: Registry) -> Imported:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from llamagen.analysis.identify import Candidate, Match, nearest, same
 from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
 from llamagen.emit.config.codecs import CodecError, Json
 from llamagen.emit.config.inverse import change_for, lay
+from llamagen.emit.config.known import Known
 from llamagen.emit.config.render import Draft, changed, draft
 from llamagen.emit.config.table import (
     absences,
     config_scope,
     fixed_of,
     flat,
-    literals_of,
-    mapping_of,
     plain,
     value_of,
     written_fields,
@@ -26,7 +24,6 @@ from llamagen.emit.config.table import (
 from llamagen.emit.config.wanted import Wanted
 from llamagen.emit.config.write import config_values
 from llamagen.ir.build import build
-from llamagen.spec.config_mapping import ConfigMapping
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.registry import Registry
@@ -55,36 +52,6 @@ class Imported:
     dropped: tuple[str, ...]
     """Invariants of the nearest model that do not hold here."""
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Known:
-    """A known model with a table."""
-
-    resolved: ResolvedSpec
-    mapping: ConfigMapping
-
-    @property
-    def spec(self) -> Spec:
-        return self.resolved.spec
-
-    @cached_property
-    def fields(self) -> dict[str, Json]:
-        return written_fields(self.spec, self.mapping)
-
-    @cached_property
-    def literals(self) -> dict[str, Json]:
-        return literals_of(self.mapping)
-
-
-def known_models(registry: Registry) -> list[Known]:
-    found: list[Known] = []
-    for spec_id in registry.ids(abstract=False):
-        resolved = registry.load(spec_id)
-        mapping = mapping_of(resolved) if resolved.spec.config is not None else None
-        if mapping is not None:
-            found.append(Known(resolved, mapping))
-    return found
 
 
 def import_wanted(
@@ -138,7 +105,7 @@ def _reason(base: Known, key: str) -> str | None:
     """Why the value of a key does not count; none for keys that do."""
     if key in base.fields or key in fixed_of(base.mapping):
         return None
-    return base.mapping.ignored.get(key.rpartition(".")[2])
+    return base.ignored.get(key.rpartition(".")[2])
 
 
 def _unknown(wanted: Wanted, base: Known, keys: set[str]) -> Iterator[Diagnostic]:
@@ -150,7 +117,7 @@ def _unknown(wanted: Wanted, base: Known, keys: set[str]) -> Iterator[Diagnostic
         message = (
             f"`{shown[:80]}` is not a key of the model type `{wanted.kind}` that is known here"
         )
-        near = did_you_mean(key, [*known, *base.mapping.ignored], aliases={})
+        near = did_you_mean(key, [*known, *base.ignored], aliases={})
         help = f"did you mean `{near}`?" if near else "remove it if it changes nothing of the graph"
         yield Diagnostic("LG107", "error", message, wanted.place(key), (), help)
 

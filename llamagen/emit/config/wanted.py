@@ -87,6 +87,8 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]
         yield f"{lead}rope_scaling", _scaling(rest)
+    elif name == "attn_temperature_tuning" and type(value) is int:
+        yield path, value != 0  # transformers 4.51 wrote the interval of such layers
     elif name == "rope_scaling":
         yield path, _scaling(value)
     else:

@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from llamagen import api
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.config import CONFIG_FILE, config_files
+from llamagen.emit.config import CONFIG_FILE
 from llamagen.emit.config.importing import import_path
 from llamagen.emit.config.json_source import parse_json
-from llamagen.emit.config.params import read_params
-from llamagen.emit.config.read import Imported, import_wanted, known_models
-from llamagen.emit.config.wanted import read_config
-from tests.unit.family.facts import REGISTRY, configs, records
-
-MODELS = known_models(REGISTRY)
-KINDS = ("llama", "llama4", "mllama")
-TEXT = sorted(name for name, config in configs().items() if config["model_type"] == "llama")
-
-
-def imported(config: object) -> Imported:
-    source = parse_json(json.dumps(config, indent=2).encode(), "config.json")
-    return import_wanted(read_config(source, KINDS), "imported/model", MODELS, REGISTRY)
-
-
-def imported_params(params: object) -> Imported:
-    source = parse_json(json.dumps(params, indent=2).encode(), "params.json")
-    return import_wanted(read_params(source), "imported/model", MODELS, REGISTRY)
+from llamagen.spec.schema import EveryPattern
+from tests.unit.family.facts import configs, manifests, records
+from tests.unit.family.importing import base, imported, imported_params, written
 
 
 def refused(config: object) -> tuple[Diagnostic, ...]:
     with pytest.raises(LlamagenError) as caught:
         imported(config)
     return caught.value.diagnostics
-
-
-def written(made: Imported) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(config_files(made.resolved)[CONFIG_FILE])
-    return config
-
-
-def base(name: str = "llama-3.2-1b", **changes: object) -> dict[str, Any]:
-    return {**configs()[name], **changes}
 
 
 @pytest.mark.parametrize("name", sorted(configs()))
@@ -103,6 +79,36 @@ def test_spellings_of_transformers_5_and_of_old_files() -> None:
     for key in ("num_key_value_heads", "rope_theta", "rope_scaling", "attention_bias", "mlp_bias"):
         del old[key]
     assert "llama/1/7b" in imported(old).alike
+
+
+def test_the_interval_of_old_llama_4_files_is_a_switch() -> None:
+    config = configs()["llama-4-scout-17b-16e"]
+    config["text_config"]["attn_temperature_tuning"] = 4
+    assert "llama/4/scout" in imported(config).alike
+
+
+def test_layers_with_experts_come_in_steps() -> None:
+    config = configs()["llama-4-scout-17b-16e"]
+    config["text_config"]["interleave_moe_layer_step"] = 3
+    assert imported(config).resolved.spec.patterns["feeds"] == EveryPattern(
+        every=3, value="moe", otherwise="dense"
+    )
+    config["text_config"]["moe_layers"] = list(range(2, 48, 3))
+    assert imported(config).resolved.spec.patterns["feeds"] == EveryPattern(
+        every=3, value="moe", otherwise="dense"
+    )
+    for wrong in ([1, 2], list(range(1, 48, 2)), [5, 11], 7):
+        config["text_config"]["moe_layers"] = wrong
+        found = refused(config)
+        assert {one.code for one in found} == {"LG108"}
+
+
+def test_generic_keys_of_sub_configs_are_passed_over() -> None:
+    config = configs()["llama-3.2-11b-vision"]
+    config["text_config"] |= {"top_k": 50, "is_decoder": False, "pad_token_id": 128004}
+    made = imported(config)
+    assert made.ignored["text_config.top_k"] == "of generation"
+    assert written(made) == configs()["llama-3.2-11b-vision"]
 
 
 def test_keys_are_reported_as_handled_or_ignored_with_a_reason() -> None:
@@ -190,31 +196,6 @@ def test_files_that_are_no_text_are_refused(text: bytes) -> None:
         parse_json(text, "config.json")
 
 
-ATOMS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text()
-)
-
-
-def _containers(below: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
-    return st.lists(below, max_size=4) | st.dictionaries(st.text(), below, max_size=4)
-
-
-@given(st.recursive(ATOMS, _containers, max_leaves=12))
-def test_json_reads_as_the_standard_library_does(value: object) -> None:
-    config = {"root": value}
-    for indent in (None, 2):
-        for ascii_only in (True, False):
-            try:
-                text = json.dumps(config, indent=indent, ensure_ascii=ascii_only).encode()
-            except UnicodeEncodeError:
-                continue  # a lone surrogate has no UTF-8
-            assert parse_json(text, "x").value == config
-
-
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -259,89 +240,57 @@ def test_folders(tmp_path: Path) -> None:
     assert "llama/3.2/1b" in made.exact
 
 
-SIZES = st.integers(1, 64)
+TINY = """
+spec: 1
+id: imported/tiny
+extends: llama/3.2/1b
+hyperparameters:
+  {vocab_size: 32, hidden_size: 16, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 4, intermediate_size: 24}
+invariants: {swiglu_width: null}
+"""
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> dict[str, Any]:
-    """A text model with some of its numbers changed to others that a Llama can have."""
-    config = configs()[draw(st.sampled_from(TEXT))]
-    groups, shared, width = draw(SIZES), draw(SIZES), 2 * draw(SIZES)
-    changes: dict[str, st.SearchStrategy[Any]] = {
-        "vocab_size": st.integers(1, 300_000),
-        "num_hidden_layers": st.integers(1, 200),
-        "intermediate_size": st.integers(1, 60_000),
-        "max_position_embeddings": st.integers(1, 10**7),
-        "rms_norm_eps": st.floats(1e-9, 1e-3),
-        "rope_theta": st.floats(1.0, 1e8),
-        "tie_word_embeddings": st.booleans(),
-        "eos_token_id": st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=2, max_size=3),
-        "bos_token_id": st.integers(0, 9),
-        "rope_scaling": st.none()
-        | st.fixed_dictionaries({"rope_type": st.just("linear"), "factor": st.floats(1.0, 64.0)})
-        | st.fixed_dictionaries(
-            {
-                "rope_type": st.just("llama3"),
-                "factor": st.floats(1.0, 64.0),
-                "low_freq_factor": st.floats(0.5, 2.0),
-                "high_freq_factor": st.floats(3.0, 8.0),
-                "original_max_position_embeddings": st.integers(64, 9000),
-            }
-        ),
-        "torch_dtype": st.sampled_from(["float32", "bfloat16"]),
+def test_a_checkpoint_folder_is_compared_with_its_config(tmp_path: Path) -> None:
+    spec = tmp_path / "tiny.yaml"
+    spec.write_text(TINY)
+    folder = tmp_path / "weights"
+    api.random_checkpoint(str(spec), folder)
+    made = import_path(folder)
+    assert made.resolved.digest == api.load(str(spec)).resolved.digest
+    assert "tensors" in made.notes[-1]
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(LlamagenError) as caught:
+        import_path(folder)
+    assert all(one.code.startswith("LG6") for one in caught.value.diagnostics)
+
+
+def test_weights_alone_are_recognised_or_refused(tmp_path: Path) -> None:
+    spec = tmp_path / "tiny.yaml"
+    spec.write_text(TINY)
+    folder = tmp_path / "weights"
+    api.random_checkpoint(str(spec), folder)
+    (folder / CONFIG_FILE).unlink()
+    with pytest.raises(LlamagenError, match="no known model"):
+        import_path(folder)
+    header = {
+        name: {"dtype": "BF16", "shape": list(shape), "data_offsets": [0, 0]}
+        for name, shape in manifests("hub")["llama-33b"].items()
     }
-    for key in draw(st.sets(st.sampled_from(sorted(changes)))):
-        config[key] = draw(changes[key])
-    if draw(st.booleans()):
-        config["num_attention_heads"] = groups * shared
-        config["num_key_value_heads"] = shared
-        config["head_dim"] = width
-        config["hidden_size"] = draw(st.sampled_from([groups * shared * width, 64 * width]))
-    return config
+    sparse_safetensors(folder / "model.safetensors", header)
+    made = import_path(folder)
+    assert made.alike == ("llama/1/33b",)
+    assert made.text == "spec: 1\nid: imported/weights\nextends: llama/1/33b\n"
 
 
-@settings(max_examples=60, deadline=None)
-@given(mutations())
-def test_changed_configs_come_back(config: dict[str, Any]) -> None:
-    made = imported(config)
-    back = written(made)
-    implied = config["hidden_size"] // config["num_attention_heads"]
-    assert {"head_dim": implied, **back} == {"head_dim": implied, **config}
-    again = REGISTRY.load_text(made.text)
-    assert again.spec == made.resolved.spec
-    assert again.warnings == (), "nothing is stated that is inherited"
-
-
-def imported_or_none(config: object) -> Imported | None:
-    """None where it is refused, with a place in every finding."""
-    try:
-        return imported(config)
-    except LlamagenError as error:
-        unplaced = [str(one) for one in error.diagnostics if one.span is None]
-    assert unplaced == []
-    return None
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(sorted(configs())),
-    st.data(),
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({}),
-)  # fmt: skip
-def test_nonsense_is_imported_faithfully_or_refused(
-    name: str, data: st.DataObject, nonsense: object
-) -> None:
-    config = configs()[name]
-    group = data.draw(
-        st.sampled_from([g for g in ("text_config", "vision_config") if g in config] or [None])
-    )
-    table = config if group is None else config[group]
-    key = data.draw(st.sampled_from(sorted(table)))
-    table[key] = nonsense
-    made = imported_or_none(config)
-    if made is None:
-        return
-    back = written(made)
-    found = back if group is None else back[group]
-    reasons = {ignored.rpartition(".")[2] for ignored in made.ignored}
-    assert key in reasons or found.get(key) == nonsense or key in ("pad_token_id", "rope_scaling")
+def sparse_safetensors(path: Path, header: dict[str, dict[str, Any]]) -> None:
+    """A file with the header of a large model and a hole instead of its data."""
+    at = 0
+    for entry in header.values():
+        end = at + 2 * math.prod(entry["shape"])
+        entry["data_offsets"] = [at, end]
+        at = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
