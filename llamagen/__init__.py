@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         run,
         schema_text,
         show,
-        verify,
+        verify_folder,
     )
     from llamagen.diagnostics import Diagnostic, LlamagenError
 
@@ -42,7 +42,7 @@ __all__ = [
     "run",
     "schema_text",
     "show",
-    "verify",
+    "verify_folder",
 ]
 
 _DIAGNOSTICS = frozenset({"Diagnostic", "LlamagenError"})

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
@@ -141,9 +142,7 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
         from llamagen.emit import export
 
-        if (checkpoint is None) == (random_weights is None):
-            raise ValueError("give either checkpoint or random_weights")
-        if checkpoint is not None:
+        if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(
                 self.resolved,
                 self.graph,
@@ -155,17 +154,18 @@ class Model:
                 overwrite=overwrite,
                 progress=progress,
             )
-        assert random_weights is not None
-        return export.export_random(
-            self.resolved,
-            self.graph,
-            random_weights,
-            Path(out),
-            profile=profile,
-            dtype=dtype,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        if random_weights is not None and checkpoint is None:
+            return export.export_random(
+                self.resolved,
+                self.graph,
+                random_weights,
+                Path(out),
+                profile=profile,
+                dtype=dtype,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
 
 
 def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
@@ -321,13 +321,13 @@ def random_checkpoint(
     )
 
 
-def verify(
+def verify_folder(
     folder: str | Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
 ) -> VerifyReport:
     """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, a padded batch."""
-    from llamagen.verify.folder import verify_folder
+    from llamagen.verify import folder as verification
 
-    return verify_folder(Path(folder), against, steps)
+    return verification.verify_folder(Path(folder), against, steps)
 
 
 def run(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from llamagen.analysis.diff import Change, Diff, Model, diff
-from llamagen.analysis.diff_rules import Surface, Verdict
 from llamagen.analysis.memory import cache_of
 from llamagen.analysis.params import is_tied
 from llamagen.analysis.rules import holds, hyperparameter_scope
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.analysis.tables import load_table
 from llamagen.analysis.transforms import Transform
 from llamagen.analysis.walk import operand_types, places

@@ -165,7 +165,7 @@ class _Model:
         self.cache = cache_of(graph)
         self.flops: FlopReport = flops_of(graph)
         self.activations: ActivationReport = activations_of(graph, load.cache_bytes)
-        self.expert_bytes, self.experts, self.chosen = _experts(graph, load.weights)
+        self.expert_bytes = expert_bytes(graph, load.weights)
         self.embedding = self.parameters.of(Component.EMBEDDING) * load.weights.other_bits // 8
 
     def phase(self, batch: int, new: int, past: int) -> Phase:
@@ -185,8 +185,10 @@ class _Model:
 
         Of an embedding that no head shares only the rows looked up; of routed experts at most those chosen.
         """
-        touched = min(self.experts, tokens * self.chosen)
-        idle = self.expert_bytes // self.experts * (self.experts - touched) if self.experts else 0
+        idle = sum(
+            size // experts * (experts - min(experts, tokens * chosen))
+            for (experts, chosen), size in self.expert_bytes.items()
+        )
         unread = 0
         if not self.parameters.tied:
             rows = tokens * _embedding_width(self.graph) * self.load.weights.other_bits // 8
@@ -239,25 +241,6 @@ def largest(fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _experts(graph: Graph, form: Storage) -> tuple[int, int, int]:
-    """(bytes of all routed experts, experts a layer, experts a token uses); zeros without experts."""
-    per_layer = {
-        a_int(part.attrs, "num_experts")
-        for block in graph.blocks.values()
-        for part in block.parts.values()
-        if isinstance(part, OpPart) and part.op == "experts"
-    }
-    if len(per_layer) != 1:
-        return (0, 0, 0)
-    chosen = max(
-        operand_types(graph, block, node)[1].shape[-1].value
-        for block in graph.blocks.values()
-        for node in block.nodes
-        if node.op == "experts"
-    )
-    return expert_bytes(graph, form), per_layer.pop(), chosen
 
 
 def _embedding_width(graph: Graph) -> int:

@@ -8,10 +8,11 @@ from enum import StrEnum
 
 from llamagen.analysis.align import Pair, pairs_of
 from llamagen.analysis.cost import Workload, workload
-from llamagen.analysis.diff_rules import DiffRule, Surface, Verdict, diff_rules
+from llamagen.analysis.diff_rules import DiffRule, diff_rules
 from llamagen.analysis.features import Kind
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import source_of
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.analysis.transforms import Setting, Transform, WeightChange, candidate
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Graph

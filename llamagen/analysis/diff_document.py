@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from llamagen.analysis.diff import Change, Diff, Side
-from llamagen.analysis.diff_rules import Surface, Verdict
 from llamagen.analysis.features import Kind
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.analysis.transforms import Transform
 from llamagen.diagnostics import Span
 from llamagen.spec.naming import Closed

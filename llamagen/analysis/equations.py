@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
@@ -34,7 +36,13 @@ def canonical(graph: Graph, block: Block) -> tuple[str, ...]:
 
 def option_values(block: Block) -> str:
     """``kind=chunked`` of a specialised block; empty for one without options."""
-    return ", ".join(f"{name}={_plain(value)}" for name, value in block.options.items())
+    return ", ".join(f"{name}={_quoted(value)}" for name, value in block.options.items())
+
+
+def _quoted(value: object) -> str:
+    """A text that is not a plain word is quoted: it must not look like the rest of the line, or end it."""
+    plain = not isinstance(value, str) or re.fullmatch(r"[\w.-]+", value, re.ASCII)
+    return _plain(value) if plain else json.dumps(value)
 
 
 class _Writer:

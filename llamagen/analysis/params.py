@@ -165,15 +165,7 @@ class Classifier:
     def active(self, block: Block, part: OpPart, count: int) -> int:
         if part.op != "experts":
             return count
-        chosen = max(
-            (
-                operand_types(self.graph, block, node)[1].shape[-1].value
-                for node in block.nodes
-                if node.part == part.name
-            ),
-            default=0,
-        )
-        experts = a_int(part.attrs, "num_experts")
+        experts, chosen = expert_choice(self.graph, block, part)
         return count // experts * min(chosen, experts)
 
     def component(self, block: Block, part: OpPart) -> Component:
@@ -262,26 +254,43 @@ def _unused(root: Block, part: OpPart | BlockPart | StackPart) -> bool:
 
 def weight_bytes(graph: Graph, form: Storage) -> int:
     """Bytes of all weights in ``form``, each weight once."""
-    return sum(_bytes_by_op(graph, form).values())
 
-
-def expert_bytes(graph: Graph, form: Storage) -> int:
-    """Bytes of all routed experts of all layers."""
-    return _bytes_by_op(graph, form).get("experts", 0)
-
-
-def _bytes_by_op(graph: Graph, form: Storage) -> dict[str, int]:
     def of_part(block: Block, part: OpPart) -> dict[str, int]:
-        total = 0
-        for parameter in part.parameters:
-            if parameter.kind != "matrix" or form.matrix_bits == form.other_bits:
-                total += -(-parameter.count * form.other_bits // 8)
-            else:
-                columns = input_width(part, parameter.shape)
-                total += form.matrix_bytes(parameter.count // columns, columns)
-        return {part.op: total}
+        return {part.op: part_bytes(part, form)}
+
+    return sum(sum_parts(graph, graph.root_block, of_part).values())
+
+
+def expert_bytes(graph: Graph, form: Storage) -> dict[tuple[int, int], int]:
+    """(experts a layer, experts a token uses) -> bytes of all routed experts of such layers."""
+
+    def of_part(block: Block, part: OpPart) -> dict[tuple[int, int], int]:
+        if part.op != "experts":
+            return {}
+        return {expert_choice(graph, block, part): part_bytes(part, form)}
 
     return sum_parts(graph, graph.root_block, of_part)
+
+
+def expert_choice(graph: Graph, block: Block, part: OpPart) -> tuple[int, int]:
+    """(experts, experts a token uses) of an ``experts`` part."""
+    chosen = (
+        operand_types(graph, block, node)[1].shape[-1].value
+        for node in block.nodes
+        if node.part == part.name
+    )
+    return a_int(part.attrs, "num_experts"), max(chosen, default=0)
+
+
+def part_bytes(part: OpPart, form: Storage) -> int:
+    total = 0
+    for parameter in part.parameters:
+        if parameter.kind != "matrix" or form.matrix_bits == form.other_bits:
+            total += -(-parameter.count * form.other_bits // 8)
+        else:
+            columns = input_width(part, parameter.shape)
+            total += form.matrix_bytes(parameter.count // columns, columns)
+    return total
 
 
 def input_width(part: OpPart, shape: tuple[int, ...]) -> int:

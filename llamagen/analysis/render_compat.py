@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 
 from llamagen.analysis.compat import CompatReport
-from llamagen.analysis.diff_rules import Verdict
 from llamagen.analysis.render_diff import arrow, where
+from llamagen.analysis.surfaces import Verdict
 from llamagen.analysis.transforms import doc
 
 _SENTENCE = {

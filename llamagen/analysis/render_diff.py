@@ -6,8 +6,8 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 
 from llamagen.analysis.diff import Cause, Change, Diff, Side
-from llamagen.analysis.diff_rules import Surface, Verdict
 from llamagen.analysis.features import Kind
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.analysis.transforms import doc
 from llamagen.units import bytes_short, count_short
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from llamagen.analysis.diff_rules import Verdict
+from llamagen.analysis.surfaces import Verdict
 from llamagen.analysis.tower import Box
 from llamagen.units import bytes_short, count_short
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llamagen.analysis.diff import Diff
-from llamagen.analysis.diff_rules import Surface, Verdict
 from llamagen.analysis.equations import equations, option_values
 from llamagen.analysis.features import collapse
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.ir.graph import Block, BlockPart, Graph, OpPart, StackPart, join
 from llamagen.units import count_short
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call ``llamagen.api``, render, exit code; nothing else.
+"""The command line: parse, call ``llamagen.api`` or an analysis, render, exit code; nothing else.
 
 Results go to stdout, diagnostics and progress to stderr. Exit codes: 0 clean, 1 findings, 2 usage, 3 invalid
 input, 4 internal error.

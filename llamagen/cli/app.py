@@ -1,4 +1,4 @@
-"""The commands. Each one calls a function of ``llamagen.api`` and renders what it returns."""
+"""The commands. Each one calls ``llamagen.api``, or an analysis of its own name, and renders what that returns."""
 
 from __future__ import annotations
 

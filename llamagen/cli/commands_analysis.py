@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
 
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
+from llamagen.cli.entry import FINDINGS
 from llamagen.cli.read import Id
 
 if TYPE_CHECKING:
     from llamagen.analysis.diff import Diff, Model
-    from llamagen.analysis.diff_rules import Surface, Verdict
     from llamagen.spec.evaluate import Static
 
 Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
@@ -28,24 +28,11 @@ Dtype = Annotated[
 Where = Annotated[str, typer.Option(metavar="EXPR", help="Only models for which this is true.")]
 
 
-class SurfaceName(StrEnum):
-    """What a difference can matter for."""
-
-    weights = "weights"
-    tokens = "tokens"
-    numerics = "numerics"
-    interface = "interface"
-    operators = "operators"
-    memory = "memory"
-    compute = "compute"
-    record = "record"
-
-
 def diff(
     a: Side,
     b: Side,
     surface: Annotated[
-        list[SurfaceName] | None, typer.Option(help="Only this surface; may be repeated.")
+        list[Surface] | None, typer.Option(help="Only this surface; may be repeated.")
     ] = None,
     fail_on: Annotated[
         Literal["breaking", "convertible", "compatible"] | None,
@@ -65,18 +52,17 @@ def diff(
     """Compare two models: what changed, why, and what it means for weights, tokens, numbers and runtimes."""
     from llamagen.analysis.cost import workload
     from llamagen.analysis.diff import diff as compare
-    from llamagen.analysis.diff_rules import Surface, Verdict
     from llamagen.analysis.overlay import overlay
 
     before, after = _model(a), _model(b)
     if as_overlay:
         console.out(overlay(before.resolved, after.resolved))
         return
-    chosen = tuple(Surface(s.value) for s in surface) if surface else tuple(Surface)
+    chosen = tuple(surface or Surface)
     result = compare(before, after, workload(context, batch, dtype))
     console.out(_diff_text(result, before, after, chosen, format))
     if fail_on is not None and any(_as_bad(result.verdict(s), Verdict(fail_on)) for s in chosen):
-        raise typer.Exit(1)
+        raise typer.Exit(FINDINGS)
 
 
 def _model(target: str) -> Model:
@@ -141,12 +127,11 @@ def compat(
     """Say whether A's weights run in B, what must be converted, and what runtimes do with B; exit 1 if they do not."""
     from llamagen.analysis import render_compat
     from llamagen.analysis.compat import compat as compare
-    from llamagen.analysis.diff_rules import Verdict
 
     report = compare(_model(a), _model(b), tuple(runtime or ()), dtype)
     console.out(render_compat.text(report) if format == "text" else render_compat.json_text(report))
     if report.verdict is Verdict.BREAKING:
-        raise typer.Exit(1)
+        raise typer.Exit(FINDINGS)
 
 
 def cost(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llamagen.cli import console
+from llamagen.cli.entry import FINDINGS, INVALID
 from llamagen.emit.targets import Target
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
@@ -27,9 +28,9 @@ def fmt(
         console.line(f"{'would change' if check else 'changed'} {path}")
     console.diagnostics(report.findings)
     if report.failed:
-        raise typer.Exit(3)
+        raise typer.Exit(INVALID)
     if check and report.changed:
-        raise typer.Exit(1)
+        raise typer.Exit(FINDINGS)
 
 
 def schema(
@@ -49,7 +50,7 @@ def schema(
             console.note(
                 "spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`"
             )
-            raise typer.Exit(1)
+            raise typer.Exit(FINDINGS)
     elif to is None:
         console.out(api.schema_text())
     else:
@@ -83,7 +84,7 @@ def generate(
             console.out(text)
         if stale:
             console.note(f"{len(stale)} generated files are not fresh: run `llamagen generate`")
-            raise typer.Exit(1)
+            raise typer.Exit(FINDINGS)
         console.line(f"{to}: fresh")
         return
     for outcome in api.generate(ids or (), target or (), to):

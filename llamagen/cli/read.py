@@ -8,6 +8,7 @@ import typer
 
 from llamagen.cli import console
 from llamagen.cli.console import DiagnosticFormat, TableFormat
+from llamagen.cli.entry import FINDINGS
 
 Targets = Annotated[
     list[str] | None,
@@ -46,7 +47,7 @@ def check(
     if format == "text" and report.clean:
         console.line(f"{what}: no findings")
     if not report.clean:
-        raise typer.Exit(1)
+        raise typer.Exit(FINDINGS)
 
 
 def list_models(

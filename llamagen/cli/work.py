@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llamagen.cli import console
+from llamagen.cli.entry import FINDINGS
 from llamagen.cli.read import Id
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
@@ -86,10 +87,12 @@ def verify(
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     from llamagen import api
 
-    report = api.verify(folder, tuple(w.strip() for w in against.split(",") if w.strip()), steps)
+    report = api.verify_folder(
+        folder, tuple(w.strip() for w in against.split(",") if w.strip()), steps
+    )
     console.table(api.VERIFY_COLUMNS, [row.cells() for row in report.rows])
     if not report.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(FINDINGS)
 
 
 def run(

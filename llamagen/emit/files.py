@@ -65,10 +65,15 @@ def current(path: Path) -> str | None:
 
 
 def _text(subject: Subject) -> dict[str, str]:
+    from llamagen.analysis.card import card_text
     from llamagen.ir.text import render
     from llamagen.spec.resolved_text import resolved_text
 
-    return {"resolved.txt": resolved_text(subject.resolved), "graph.txt": render(subject.graph)}
+    return {
+        "resolved.txt": resolved_text(subject.resolved),
+        "graph.txt": render(subject.graph),
+        "card.md": card_text(subject.resolved),
+    }
 
 
 def _torch(subject: Subject) -> dict[str, str]:

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from llamagen.ir.graph import AttrValue, Block
 
 
+MAX_WORD = 24
+"""Letters of an option's value that a name takes up; names that become equal are numbered."""
+
+
 def variant_names(blocks: Mapping[str, Block]) -> dict[str, str]:
     """Key -> a unique readable name. A definition with one variant keeps its name; options tell others apart."""
     by_definition: dict[str, list[str]] = {}
@@ -36,9 +40,10 @@ def _word(option: str, value: AttrValue) -> str:
         case bool():
             return _camel(option) if value else ""
         case str():
-            return _camel(value)
+            word = _camel(value)[:MAX_WORD]
+            return f"{_camel(option)}{word}" if word[:1].isdecimal() else word
         case int():
-            return f"{_camel(option)}{value}"
+            return f"{_camel(option)}{value}".replace("-", "Minus")
         case _:
             return _camel(option)
 

@@ -16,6 +16,9 @@ from llamagen.ir.optypes import (
     need_real,
 )
 
+MAX_TABLE = 2**16
+"""Widest rotation and most heads with slopes: backends keep a number for each in the model itself."""
+
 ROPE_SCALINGS = ("default", "linear", "llama3", "yarn")
 
 
@@ -23,6 +26,7 @@ def _rope_table_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (positions,) = types
     dim = a_int(attrs, "dim")
     need(dim > 0 and dim % 2 == 0, f"rope rotates pairs, so its width must be even, not {dim}")
+    need(dim <= MAX_TABLE, f"rope rotates at most {MAX_TABLE} features, not {dim}")
     table = TensorType(DType.FLOAT32, (*positions.shape, Dim.of(dim // 2)))
     return (table, table)
 
@@ -76,6 +80,10 @@ def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     need(
         heads % kv_heads == 0,
         f"{heads} query heads cannot share {kv_heads} key/value heads: not a multiple",
+    )
+    need(
+        attrs.get("alibi") is not True or heads <= MAX_TABLE,
+        f"alibi has slopes for at most {MAX_TABLE} heads, not {heads}",
     )
     if len(types) > 3:
         want = (q.shape[0], Dim.of(1), q.shape[2], k.shape[2])

@@ -40,7 +40,6 @@ from llamagen.ir.graph import (
     Value,
 )
 
-
 MAX_STACK = 4096
 """Layers of a stack: a text of a few bytes must not grow to gigabytes."""
 

@@ -13,15 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import as_past, empty_cache, open_session
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.text import TOKENIZER_FILE, Text
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
-
-_CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Session:
@@ -48,11 +46,8 @@ class Session:
         """Forget every token."""
         self.length = 0
         self.past = {}
-        for name, value in self.inputs.items():
-            if name.startswith("past_key_values."):
-                _, heads, _, size = value.shape
-                empty = np.zeros((1, heads, 0, size), _CACHE_TYPES[value.type])
-                self.past[name] = self.ort.OrtValue.ortvalue_from_numpy(empty)
+        for name, empty in empty_cache(self.session, batch=1).items():
+            self.past[name] = self.ort.OrtValue.ortvalue_from_numpy(empty)
 
     def step(self, ids: Sequence[int]) -> npt.NDArray[np.floating]:
         """Append tokens; the logits [V] after the last one. Raises LG763 for ids outside the vocabulary."""
@@ -76,11 +71,7 @@ class Session:
         }
         results = self.session.run_with_ort_values(self.outputs, {**values, **self.past})
         named = dict(zip(self.outputs, results, strict=True))
-        self.past = {
-            name.replace("present.", "past_key_values.", 1): value
-            for name, value in named.items()
-            if name.startswith("present.")
-        }
+        self.past = as_past(named)
         self.length = end
         logits: npt.NDArray[np.floating] = named["logits"].numpy()[0, -1]
         return logits

@@ -28,11 +28,8 @@ class Text:
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             return None
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            message = f"{path} needs the package `tokenizers`, which is not installed"
-            raise LlamagenError.of("LG762", message, help="install it, or give --ids") from error
+        from tokenizers import Tokenizer
+
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises bare Exception

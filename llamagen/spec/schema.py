@@ -14,7 +14,8 @@ from llamagen.spec.schema_vision import Vision
 MAX_LAYERS = 4096
 
 ModelId: TypeAlias = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9_][a-z0-9._-]*)*$")
+    str,
+    StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9_][a-z0-9._-]*)*$", max_length=128),
 ]
 Identifier: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 BlockName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z0-9]{0,62}$")]

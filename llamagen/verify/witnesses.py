@@ -75,29 +75,17 @@ class OnnxWitness:
         return _OnnxSession(self.session)
 
 
-_NUMPY_TYPES: Mapping[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-}
-
-
 class _OnnxSession:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.outputs = [o.name for o in session.get_outputs()]
         self.past: dict[str, NDArray[np.generic]] | None = None
 
-    def empty(self, batch: int) -> dict[str, NDArray[np.generic]]:
-        found: dict[str, NDArray[np.generic]] = {}
-        for value in self.session.get_inputs():
-            if value.name.startswith("past_key_values."):
-                _, heads, _, size = value.shape
-                found[value.name] = np.zeros((batch, heads, 0, size), _NUMPY_TYPES[value.type])
-        return found
-
     def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
+        from llamagen.emit.onnx.session import as_past, empty_cache
+
         if self.past is None:
-            self.past = self.empty(len(input_ids))
+            self.past = empty_cache(self.session, len(input_ids))
         feeds: dict[str, NDArray[np.generic]] = {
             "input_ids": np.ascontiguousarray(input_ids),
             "attention_mask": np.ascontiguousarray(mask),
@@ -107,11 +95,7 @@ class _OnnxSession:
         known = {i.name for i in self.session.get_inputs()}
         results = self.session.run(self.outputs, {k: v for k, v in feeds.items() if k in known})
         named = dict(zip(self.outputs, results, strict=True))
-        self.past = {
-            name.replace("present.", "past_key_values.", 1): value
-            for name, value in named.items()
-            if name.startswith("present.")
-        }
+        self.past = as_past(named)
         return np.asarray(named["logits"], dtype=np.float64)
 
 

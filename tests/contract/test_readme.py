@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+
+import pytest
+
+from llamagen.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,3 +26,18 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_questions_of_the_readme_have_answers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    section = (ROOT / "README.md").read_text().split("## Ask the family", 1)[1]
+    asked = re.findall(r"^\$ llamagen (.*)$", section.split("```console\n", 1)[1], re.M)
+    assert len(asked) > 5
+    for line in asked:
+        words = shlex.split(line.partition(">")[0] if " > " in line else line, comments=True)
+        code = main(words)
+        out, err = capsys.readouterr()
+        assert (code, err) == (1 if "--fail-on" in words else 0, ""), line
+        assert out, line

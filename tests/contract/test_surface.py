@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ PUBLIC = [
     "run",
     "schema_text",
     "show",
-    "verify",
+    "verify_folder",
 ]
 
 COMMANDS = [
@@ -79,6 +80,11 @@ def test_public_names() -> None:
     assert dir(llamagen) == PUBLIC
     for name in PUBLIC:
         assert getattr(llamagen, name).__doc__, name
+
+
+def test_no_public_name_is_a_subpackage() -> None:
+    """Importing one would put the module in the place of the function."""
+    assert not set(PUBLIC) & {module.name for module in pkgutil.iter_modules(llamagen.__path__)}
 
 
 def test_every_public_function_is_the_api() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import sys
 
 from tests.fuzz.engine import Finding, fuzz
@@ -24,8 +25,7 @@ def keep(target: Target, finding: Finding) -> str:
 
 def guided(target: Target, seconds: float) -> None:
     """Never returns: libFuzzer ends the process, with status 0 after ``seconds`` without a finding."""
-    import atheris
-
+    atheris = importlib.import_module("atheris")
     atheris.instrument_all()
     folder = CORPUS.parent / ".atheris" / target.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,27 @@
 """What is fuzzed: functions from bytes that end in a result or in the error of their contract."""
 
+# ruff: noqa: E501  lists of words
+
 from __future__ import annotations
 
 import json
 import random
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import build
 from llamagen.ir.text import GraphTextError, parse, render
-from llamagen.spec.evaluate import evaluate
+from llamagen.spec.evaluate import Static, evaluate
 from llamagen.spec.expr import ExpressionError, parse_statements, unparse
 from llamagen.spec.expr import parse as parse_expression
 from llamagen.spec.registry import Registry
@@ -64,7 +69,7 @@ def spec(data: bytes) -> bool:
     return True
 
 
-SCOPE = {
+SCOPE: dict[str, Static] = {
     "a": 7, "b": 2.5, "name": "moe", "flag": True, "items": (3, 5, 8), "nothing": None, "big": 2**62,
     "record": {"field": 4, "kind": "yarn"},
 }  # fmt: skip
@@ -73,10 +78,8 @@ SCOPE = {
 def expression(data: bytes) -> bool:
     """Whatever parses is printed and parsed again to the same meaning, and evaluates or says why not."""
     text = data.decode("utf-8", "surrogateescape")
-    try:
+    with suppress(ExpressionError):
         parse_statements(text)
-    except ExpressionError:
-        pass
     try:
         found = parse_expression(text)
     except ExpressionError:
@@ -141,7 +144,10 @@ def safetensors(data: bytes) -> bool:
 
 
 def _files() -> list[bytes]:
-    tensors = {"a": np.zeros((2, 3), np.float32), "b.c": np.ones(5, np.float16)}
+    tensors: dict[str, NDArray[Any]] = {
+        "a": np.zeros((2, 3), np.float32),
+        "b.c": np.ones(5, np.float16),
+    }
     plain = save(tensors, metadata={"format": "pt"})
     seeds = [plain, save({}), save({"x": np.zeros((0, 4), np.float32)})]
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -196,8 +202,10 @@ def kept(target: Target) -> list[bytes]:
     return [p.read_bytes() for p in sorted((CORPUS / target.name).glob("*"))]
 
 
-NUMBERS = (b"0", b"-1", b"1", b"2", b"3", b"0.0", b"1e308", b"65535", b"2147483647", b"2147483648", b"9223372036854775807",
-           b"18446744073709551616", b"null", b"true")  # fmt: skip
+NUMBERS = (  # values at the edges of types
+    b"0", b"-1", b"1", b"2", b"3", b"0.0", b"1e308", b"65535", b"2147483647", b"2147483648", b"9223372036854775807",
+    b"18446744073709551616", b"null", b"true",
+)  # fmt: skip
 
 
 def mutated(generator: random.Random, inputs: list[bytes], words: tuple[str, ...]) -> bytes:
@@ -250,7 +258,7 @@ def _replace_number(generator: random.Random, data: bytearray) -> None:
 
 def _replace_word(generator: random.Random, data: bytearray) -> None:
     """One identifier by another of the same input: what a confused author writes."""
-    if spans := _spans(data, lambda c: c == 95 or chr(c).isalpha() and c < 128):
+    if spans := _spans(data, lambda c: c == 95 or (chr(c).isalpha() and c < 128)):
         start, end = generator.choice(spans)
         from_, to = generator.choice(spans)
         data[start:end] = data[from_:to]

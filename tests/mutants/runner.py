@@ -135,7 +135,16 @@ def _child(copy: Path, arguments: Sequence[str], log: Path, answer: Path) -> Non
 
         assert str(llamagen.__file__).startswith(str(copy)), llamagen.__file__
         recorder, began = Recorder(), time.monotonic()
-        fixed = ["-x", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        fixed = [
+            "-x",
+            "-q",
+            "--no-header",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+        ]
         status = int(pytest.main([*fixed, *arguments], plugins=[recorder]))
         found = {
             "failed": recorder.failed,

@@ -147,12 +147,10 @@ def _number(source: JsonSource, path: str) -> int | float:
     here: Json = source.value
     for name in path.split("."):
         here = here.get(name) if isinstance(here, Mapping) else None
-    whole = not isinstance(here, bool) and isinstance(here, int | float)
-    if not whole or not 0 < here < _LARGEST:  # type: ignore[operator]
+    if isinstance(here, bool) or not isinstance(here, int | float) or not 0 < here < _LARGEST:
         message = f"`{path}` is not a number between 0 and 2^31"
         help = "sizes are whole numbers, as in Meta's files"
         raise LlamagenError.of("LG108", message, source.place(path), help)
-    assert isinstance(here, int | float)
     return here
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
 
@@ -12,6 +16,13 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 CPU = "CPUExecutionProvider"
+
+_CACHE_TYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
+
+V = TypeVar("V")
 
 
 def open_session(
@@ -40,6 +51,24 @@ def open_session(
         return ort.InferenceSession(source, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
+
+
+def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
+    """Input name -> keys or values of no token, [batch, K, 0, H]."""
+    return {
+        value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _CACHE_TYPES[value.type])
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }
+
+
+def as_past(outputs: Mapping[str, V]) -> dict[str, V]:
+    """The caches among the outputs of a step, under the names of the next step's inputs."""
+    return {
+        name.replace("present.", "past_key_values.", 1): value
+        for name, value in outputs.items()
+        if name.startswith("present.")
+    }
 
 
 def _refusal(what: str, provider: str, message: str) -> LlamagenError:

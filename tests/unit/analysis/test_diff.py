@@ -9,7 +9,8 @@ import pytest
 
 from llamagen.analysis import render_diff
 from llamagen.analysis.diff import Diff, Model, diff
-from llamagen.analysis.diff_rules import Surface, Verdict, diff_rules
+from llamagen.analysis.diff_rules import diff_rules
+from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.ir.build import build
 from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from llamagen.analysis.diff import Model, diff
-from llamagen.analysis.diff_rules import Verdict
 from llamagen.analysis.equations import equations
 from llamagen.analysis.explorer import explorer_json
 from llamagen.analysis.plots import cache_curve, cache_plot
+from llamagen.analysis.surfaces import Verdict
 from llamagen.analysis.svg import diff_svg, tower_svg
 from llamagen.analysis.tower import Box, changed_paths, runs, tower, tower_text
 from tests.unit.analysis import models

@@ -9,10 +9,10 @@ import pytest
 from llamagen.analysis import render_compat, render_timeline
 from llamagen.analysis.ask import model_of
 from llamagen.analysis.compat import Status, compat, on_runtime, runtimes
-from llamagen.analysis.diff_rules import Verdict
 from llamagen.analysis.query import query, share
 from llamagen.analysis.records import COLUMNS, Family
 from llamagen.analysis.sql import TABLES, sql
+from llamagen.analysis.surfaces import Verdict
 from llamagen.analysis.timeline import timeline
 from llamagen.analysis.transforms import Transform
 from llamagen.diagnostics import LlamagenError

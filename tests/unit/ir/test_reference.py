@@ -55,6 +55,25 @@ def test_activations(op: str, x: float, y: float) -> None:
     assert run(op, [x])[0] == pytest.approx(y, rel=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "y"),
+    [
+        ("sub", ([5.0], [3.0]), {}, [2.0]),
+        ("div", ([5.0], [4.0]), {}, [1.25]),
+        ("square", ([-3.0],), {}, [9.0]),
+        ("sqrt", ([9.0],), {}, [3.0]),
+        ("concat", ([1.0], [2.0], [3.0]), {"axis": -1}, [1.0, 2.0, 3.0]),
+        ("clamp", ([-2.0, 0.5, 2.0],), {"low": -1.0, "high": 1.0}, [-1.0, 0.5, 1.0]),
+        ("softcap", ([1e9],), {"cap": 2.0}, [2.0]),
+        ("slice", ([1.0, 2.0, 3.0],), {"start": 1, "stop": 3}, [2.0, 3.0]),
+    ],
+)
+def test_arithmetic(
+    op: str, operands: tuple[list[float], ...], attrs: Mapping[str, AttrValue], y: list[float]
+) -> None:
+    assert run(op, *operands, **attrs).tolist() == y
+
+
 def test_gelu_approximation_is_another_function() -> None:
     exact, near = run("gelu", [1.5]), run("gelu", [1.5], approximate="tanh")
     assert 1e-5 < abs(float(exact[0] - near[0])) < 1e-3
@@ -82,6 +101,25 @@ def test_llama3_scaling_has_the_published_regimes() -> None:
     ratio = plain / scaled
     kept, divided = int((ratio == 1).sum()), int(np.isclose(ratio, 8, rtol=1e-12).sum())
     assert (kept, 64 - kept - divided, divided) == (29, 6, 29)
+
+
+def test_llama3_scaling_at_the_edges_of_its_bands() -> None:
+    """f is kept above high / L rotations, divided below low / L, in between the mix is linear in f (facts 4.3)."""
+    length, low, high, factor = 2048, 2.0, 4.0, 8.0
+    scaled = {
+        "scaling": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+    }
+    shape = {"theta": 1e4, "dim": 512}
+    plain = frequencies(operands("rope_table", **shape))
+    found = frequencies(operands("rope_table", **shape, **scaled, original_max_positions=length))
+    rotations = length * plain / (2 * math.pi)
+    near = [(low * 0.9, low), (low, low * 1.1), (high * 0.9, high), (high, high * 1.1)]
+    assert all(((rotations > a) & (rotations < b)).any() for a, b in near)
+    share = np.interp(rotations, [low, high], [0.0, 1.0])
+    assert np.allclose(found, (1 - share) * plain / factor + share * plain, rtol=1e-12)
 
 
 def test_equal_llama3_bounds_are_a_hard_cut() -> None:
@@ -199,6 +237,17 @@ def test_the_cache_and_its_shapes() -> None:
     assert [v.shape for _, v in second.present] == [(1, 2, 4, 10)] * 2
     with pytest.raises(ValueError, match="attention_mask"):
         evaluate(model.flat, model.weight, [[4]], attention_mask=[[1]], past=first.present)
+
+
+def test_positions_count_tokens_by_themselves() -> None:
+    """Without padding and after the cache; a shift of all would not show in a model that only rotates."""
+    model = RandomModel.named("foreign/llama4_text")
+    ids, mask = np.array([[9, 1, 2, 3, 4, 5]]), np.array([[0, 1, 1, 1, 1, 1]])
+    given = evaluate(model.flat, model.weight, ids, mask, positions=[[0, 0, 1, 2, 3, 4]])
+    assert np.array_equal(evaluate(model.flat, model.weight, ids, mask).logits, given.logits)
+    first = evaluate(model.flat, model.weight, ids[:, :4], mask[:, :4])
+    rest = evaluate(model.flat, model.weight, ids[:, 4:], mask, past=first.present)
+    assert np.allclose(rest.logits, given.logits[:, 4:], rtol=0, atol=1e-12)
 
 
 def test_rounding_moves_a_result_by_its_dtype() -> None:

@@ -346,3 +346,23 @@ def test_topk_takes_the_first_of_equal_values() -> None:
     found = compare("topk", (operand,), [ties], k=4)
     assert found.onnx[1][0, 0].tolist() == [1, 2, 4, 0]
     assert found.errors() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("op", ["mul_scalar", "div_scalar", "add_scalar"])
+def test_a_constant_is_not_rounded_before_it_is_used(op: str, dtype: OnnxDType) -> None:
+    """0.1 fits neither dtype: the result is that of float32, rounded once."""
+    wide = model("B", "S", 512)
+    found = compare(op, (wide,), [normal(wide)], dtype, value=0.1)
+    wanted = rounded(found.reference[0], dtype)
+    assert (rounded(found.onnx[0], dtype) == wanted).mean() > 0.995
+
+
+def test_interleaved_rotation_is_rounded_once() -> None:
+    """float16: pairs are turned in float32, so nearly every value is the exact one rounded."""
+    x, table = model("B", 4, "S", 512), float32("B", "S", 256)
+    case = Case("rotate", (x, table, table), {"layout": "interleaved"})
+    arrays = operands_of(case)
+    found = compare("rotate", case.operands, arrays, "float16", layout="interleaved")
+    wanted = rounded(found.reference[0], "float16")
+    assert (found.onnx[0].astype(np.float64) == wanted).mean() > 0.995

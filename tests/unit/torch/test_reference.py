@@ -9,7 +9,7 @@ import torch
 from llamagen.emit.torch.stages import cuts
 from llamagen.ir.flatten import flatten
 from llamagen.ir.reference import evaluate
-from tests.unit.torch.models import ids, module, padded, scatter
+from tests.unit.torch.models import changed, ids, module, padded, scatter
 from tests.unit.torch.wirings import WIRINGS, wiring
 
 
@@ -39,6 +39,29 @@ def test_wiring(name: str) -> None:
     close(logits[mask.bool()], expected.logits[seen])
     kept, _ = model(ids(2, 9), logits_to_keep=3)
     torch.testing.assert_close(kept, model(ids(2, 9))[0][:, -3:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("cast", ["before_weight", "after_weight"])
+@torch.no_grad()
+def test_a_norm_rounds_where_its_row_says(cast: str, offset: float) -> None:
+    """bfloat16, value by value: the gain meets the rounded result, or the result is rounded after the gain."""
+    norm = f"rms_norm(hidden_size, eps=norm_eps, offset={offset}, cast='{cast}')"
+    block = f'  Decoder:\n    parts: {{norm: "{norm}"}}\n'
+    for part in ("input_layernorm", "post_attention_layernorm"):
+        block += "  DecoderLayer:\n    parts:\n" if part == "input_layernorm" else ""
+        block += f"      {part}: {norm}\n"
+    rms = scatter(module(changed(blocks=block)).RMSNorm(512, 1e-6)).bfloat16()
+    x = torch.randn(40, 512, generator=torch.Generator().manual_seed(3)).bfloat16()
+    y = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    gain = rms.weight.double() + offset
+    orders = {
+        "before_weight": (gain.bfloat16() * y.bfloat16()).double(),
+        "after_weight": (gain * y).bfloat16().double(),
+    }
+    same = {name: (rms(x).double() == want).double().mean() for name, want in orders.items()}
+    assert same.pop(cast) > 0.995
+    assert all(share < 0.9 for share in same.values())
 
 
 def test_what_can_be_cut_into_stages() -> None:
