@@ -1,6 +1,7 @@
 """llamagen: one YAML spec of a LLaMA architecture becomes PyTorch, ONNX, configs, numbers and words.
 
-The public names are those of ``llamagen.api``; they are imported when first used, so that ``import llamagen`` is cheap.
+The public names are those of ``llamagen.api`` and ``llamagen.api_analysis``.
+They are imported when first used, so that ``import llamagen`` is cheap.
 """
 
 from __future__ import annotations
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
         show,
         verify_folder,
     )
+    from llamagen.api_analysis import (
+        compat,
+        cost,
+        diff,
+        graph_explorer,
+        graph_svg,
+        graph_tower,
+        history,
+        import_config,
+        overlay,
+        plot,
+        query,
+        share,
+        sql,
+        timeline,
+    )
     from llamagen.diagnostics import Diagnostic, LlamagenError
 
 __all__ = [
@@ -32,20 +49,52 @@ __all__ = [
     "Model",
     "check",
     "check_checkpoint",
+    "compat",
+    "cost",
+    "diff",
     "explain",
     "fmt",
     "generate",
     "generate_check",
+    "graph_explorer",
+    "graph_svg",
+    "graph_tower",
+    "history",
+    "import_config",
     "list_models",
     "load",
+    "overlay",
+    "plot",
+    "query",
     "random_checkpoint",
     "run",
     "schema_text",
+    "share",
     "show",
+    "sql",
+    "timeline",
     "verify_folder",
 ]
 
 _DIAGNOSTICS = frozenset({"Diagnostic", "LlamagenError"})
+_QUESTIONS = frozenset(
+    {
+        "compat",
+        "cost",
+        "diff",
+        "graph_explorer",
+        "graph_svg",
+        "graph_tower",
+        "history",
+        "import_config",
+        "overlay",
+        "plot",
+        "query",
+        "share",
+        "sql",
+        "timeline",
+    }
+)
 
 
 def __getattr__(name: str) -> object:
@@ -53,7 +102,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'llamagen' has no attribute {name!r}")
     from importlib import import_module
 
-    home = "llamagen.diagnostics" if name in _DIAGNOSTICS else "llamagen.api"
+    home = "llamagen.api_analysis" if name in _QUESTIONS else "llamagen.api"
+    home = "llamagen.diagnostics" if name in _DIAGNOSTICS else home
     found: object = getattr(import_module(home), name)
     globals()[name] = found
     return found

@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from llamagen.verify.report import VerifyReport
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+CODE = re.compile(r"[Ll][Gg][0-9]{3}")
 
 
 def _silent(done: int, total: int) -> None:
     """Reports nothing."""
 
-
-CODE = re.compile(r"[Ll][Gg][0-9]{3}")
 
 LIST_COLUMNS = (
     "id",
@@ -305,8 +304,9 @@ def random_checkpoint(
     dtype: str = "bfloat16",
     shard_bytes: int | None = None,
     overwrite: bool = False,
+    progress: Progress = _silent,
 ) -> Written:
-    """Write a Hub checkpoint of a model's exact shape with unit-scale random weights."""
+    """Write a Hub checkpoint of a model's shape, unit-scale random weights; ``progress`` gets (bytes done, in all)."""
     from llamagen.emit.random_checkpoint import random_checkpoint
 
     model = load(target)
@@ -318,6 +318,7 @@ def random_checkpoint(
         dtype=dtype,
         shard_bytes=shard_bytes,
         overwrite=overwrite,
+        progress=progress,
     )
 
 

@@ -76,7 +76,8 @@ def _at_revision(target: str) -> ResolvedSpec:
         path = base / inside
         if not path.is_file():
             raise LlamagenError.of("LG901", f"`{name}` is not a file at {revision}")
-        registry = _Extracted((base / "spec",), base=base, revision=revision)
+        # today's specs are no root: a base that the revision lacks is unknown there
+        registry = _Extracted((base / "spec",), shipped=False, base=base, revision=revision)
         return registry.load(path)
 
 

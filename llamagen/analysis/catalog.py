@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from llamagen.analysis.counts import counts_of
 from llamagen.analysis.doubts import conflicts, uncertain
+from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.sources import matches
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 Modality: TypeAlias = Literal["text", "vision"]
 Cell: TypeAlias = str | int | None
-
-_BF16 = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +132,8 @@ def attention(values: Hyperparameters) -> str | None:
     heads, kv_heads = values.num_heads, values.num_kv_heads
     if heads is None:
         return None
-    if kv_heads is None or kv_heads == heads:
-        text = f"MHA {heads}"
-    else:
-        text = f"MQA {heads}" if kv_heads == 1 else f"GQA {heads}:{kv_heads}"
+    kind = attention_kind(heads, kv_heads)
+    text = f"{kind} {heads}:{kv_heads}" if kind == "GQA" else f"{kind} {heads}"
     if values.sliding_window is not None:
         text += f", window {values.sliding_window}"
     if values.attention_chunk_size is not None:
@@ -208,9 +205,9 @@ def _size(graph: Graph) -> Iterator[tuple[str, str]]:
         yield "active a token", count_text(report.active)
     for count in report.components:
         yield f"  {count.component}", count_text(count.count)
-    yield "weights in bfloat16", bytes_text(report.total * _BF16)
+    yield "weights in bfloat16", bytes_text(report.total * BYTES_16)
     cache = cache_of(graph)
-    yield "cache a token in bfloat16", bytes_text(cache.per_token(_BF16))
+    yield "cache a token in bfloat16", bytes_text(cache.per_token(BYTES_16))
 
 
 def _blocks(graph: Graph) -> Sequence[tuple[str, str]]:

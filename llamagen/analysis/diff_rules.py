@@ -33,6 +33,10 @@ class DiffRule(Closed):
     change: tuple[Literal["changed", "added", "removed"], ...]
     when: str = "true"
     effects: dict[Surface, EffectRule] = {}
+    listed: bool = Field(
+        default=False,
+        description="The text form lists the change under each surface of its own effects too.",
+    )
     mirror: str = Field(description="Id of the rule that fires for the opposite change.")
     case: RuleCase
 

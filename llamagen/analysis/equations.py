@@ -10,6 +10,9 @@ from typing import Final
 
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Attrs, Block, Graph, Node
+from llamagen.ir.ops import OPS
+from llamagen.spec.expr import Binary, ListExpr, Name, names, unparse
+from llamagen.spec.schema import Hyperparameters
 
 _INFIX: Final = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _SCALAR: Final = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}
@@ -83,7 +86,10 @@ class _Writer:
             return self.text[value]
         if value.startswith("@"):
             source = self.prelude.get(value[1:])
-            return source.op if source is not None else value[1:]
+            if source is None:
+                return value[1:]
+            given = self.arguments(source)
+            return f"{source.op}({', '.join(given)})" if given else source.op
         if not self.keep_names:
             return f"v{self.numbers.setdefault(value, len(self.numbers))}"
         # The builder numbers a name that is assigned twice: `k`, `k.1`.
@@ -115,10 +121,50 @@ class _Writer:
         name = node.part if node.part is not None else node.op
         operands = [self.operand(o) for o in node.operands]
         if node.op == "rotate":
-            name, operands = "rope", operands[:1]
+            name, operands = "rope", [operands[0], *self.rope(node)]
         if node.op == "call" or node.op == "stack":
             operands = [o for o, raw in zip(operands, node.operands, strict=True) if raw[0] != "@"]
-        return f"{name}({', '.join(operands)})", False
+        given = (
+            self.arguments(node)
+            if node.part is None and node.op in OPS and node.op != "rotate"
+            else []
+        )
+        return f"{name}({', '.join([*operands, *given])})", False
+
+    def rope(self, node: Node) -> list[str]:
+        """The table's constants and the layout, as far as they are not those of plain RoPE."""
+        table = self.prelude.get(node.operands[1].removeprefix("@"))
+        if table is None or not self.keep_names:
+            return []
+        scaling = str(table.attrs["scaling"])
+        shown = {n: v for n, v in table.attrs.items() if n in _rope_names(scaling)}
+        if scaling == "default":
+            del shown["scaling"]
+        return [*(f"{n}={_quoted(v)}" for n, v in shown.items()), *self.arguments(node)]
+
+    def arguments(self, node: Node) -> list[str]:
+        """Static arguments that are not the op's defaults. They are compared as settings, so ``canonical`` has none."""
+        if not self.keep_names:
+            return []
+        return [
+            text if spec.name in _POSITIONAL else f"{spec.name}={text}"
+            for spec in OPS[node.op].attrs
+            if spec.required or node.attrs.get(spec.name) != spec.default
+            for text in [_argument(node, spec.name)]
+        ]
+
+
+_POSITIONAL: Final = frozenset({"heads", "sizes", "shape", "axes"})
+
+
+def _argument(node: Node, name: str) -> str:
+    """The number; a size as its author wrote it, if that says the same for every block: in hyperparameters."""
+    source = node.sources.get(name)
+    if source is not None and name in _SIZES and isinstance(source, Name | Binary | ListExpr):
+        used = {n.id for n in names(source)}
+        if used and used <= Hyperparameters.model_fields.keys():
+            return unparse(source)
+    return _quoted(node.attrs.get(name))
 
 
 def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:

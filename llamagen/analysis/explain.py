@@ -1,4 +1,4 @@
-"""Words about one thing: a value of a model, a weight, an op, a diagnostic code."""
+"""Words about one thing: a value of a model, an op, a diagnostic code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _NO_DATE = "9999"
 
 
 def explain_ops() -> str:
-    """The op table, one line an op."""
+    """The op table and the spellings beside it, one line each."""
+    from llamagen.ir.build_sugar import SPELLINGS
     from llamagen.ir.ops import OPS
 
     shown = [op for op in OPS.values() if not op.internal]
@@ -33,17 +34,24 @@ def explain_ops() -> str:
         "",
         "Ops (called in `forward`):",
         *calls,
+        "",
+        "Spellings (they stand for several ops):",
+        *(f"  {spelling.signature}" for spelling in SPELLINGS.values()),
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
 def explain_named(name: str) -> str:
-    """An op by name. Raises LG901 for anything else."""
+    """An op or a spelling by name. Raises LG901 for anything else."""
+    from llamagen.ir.build_sugar import SPELLINGS
     from llamagen.ir.ops import OPS
 
-    op = OPS.get(name)
+    op, spelling = OPS.get(name), SPELLINGS.get(name)
+    if spelling is not None:
+        written = f"{spelling.signature}\n\n{spelling.doc}\n"
+        return written if op is None else f"{written}\n{explain_op(op)}"
     if op is None:
-        near = did_you_mean(name, OPS)
+        near = did_you_mean(name, [*OPS, *SPELLINGS])
         message = f"`{name}` is neither an op nor a diagnostic code"
         help = (
             f"did you mean `{near}`?"

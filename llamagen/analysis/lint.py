@@ -160,7 +160,7 @@ class _Subjects:
                 "glob": glob,
                 "source": source,
                 "key": key,
-                "known": not known or key in known,
+                "known": key in known,
                 "covers": sum(1 for path in paths if matches(glob, path)),
                 "abstract": self.resolved.spec.abstract,
                 "own": self.writes(glob),

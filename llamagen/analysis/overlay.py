@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
-from llamagen.spec.resolve import APPENDED, NONE, NOT_INHERITED, ResolvedSpec, tree_to_plain
-from llamagen.spec.source_nodes import Plain
+from llamagen.diagnostics import LlamagenError
+from llamagen.spec.fmt import format_source
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import (
+    APPENDED,
+    NONE,
+    NOT_INHERITED,
+    ResolvedSpec,
+    inherit,
+    replaced_whole,
+    tree_to_plain,
+)
+from llamagen.spec.schema import Spec
+from llamagen.spec.source import load_source
+from llamagen.spec.source_nodes import Plain, SourceMap
 
 Path = tuple[str, ...]
 
@@ -67,33 +82,71 @@ def apply(a: Mapping[str, Plain], changes: tuple[LeafChange, ...]) -> dict[str, 
 
 
 def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:
-    """YAML text of a spec with B's id that extends A and resolves to B.
+    """Canonical YAML text of a spec with B's id that extends A and resolves to B, which is checked.
 
-    Values that A has and B lacks are unset with ``null``, parts of blocks with ``none``. What inheritance cannot
-    take back (entries of ``conflicts`` and ``uncertain``, options of blocks) stays, and a comment says so.
+    Values that A has and B lacks are unset with ``null``, parts of blocks with ``none``; options are stated whole.
+    A is named by its path from the working folder unless its id is known. ``conflicts`` and ``uncertain`` of a base
+    can only be added to: where B does not begin with A's, both stay, and a comment says so. Raises LG902 when the
+    text would give anything else than B.
     """
     a, b = tree_to_plain(before.tree), tree_to_plain(after.tree)
     assert isinstance(a, dict) and isinstance(b, dict)
     kept_a = {k: v for k, v in a.items() if k not in NOT_INHERITED}
     kept_b = {k: v for k, v in b.items() if k not in NOT_INHERITED}
-    head: dict[str, Plain] = {"spec": 1, "id": after.spec.id, "extends": before.spec.id}
+    base, remarks = _base(before)
+    head: dict[str, Plain] = {"spec": 1, "id": after.spec.id, "extends": base}
     head.update({k: b[k] for k in ("abstract", "title", "doc") if k in b})
-    remarks = [
-        f"# {path} of {before.spec.id} stays: inheritance only adds to it\n"
-        for path in lasting(a, b)
+    stays = lasting(a, b)
+    remarks += [
+        f"# {path} of {before.spec.id} stays: inheritance only adds to it\n" for path in stays
     ]
-    return "".join([*remarks, *_yaml({**head, **_minimal(kept_a, kept_b, ())}, 0)])
+    lines = [*remarks, *_yaml({**head, **_minimal(kept_a, kept_b, ())}, 0)]
+    source = load_source("".join(lines), f"<overlay of {before.spec.id}>")
+    text = format_source(source, tuple(Spec.model_fields))
+    expected = {k: v for k, v in b.items() if k not in ("spec", "extends", *stays)}
+    check(before, load_source(text, source.file), expected, stays)
+    return text
+
+
+def check(
+    base: ResolvedSpec,
+    source: SourceMap,
+    expected: Mapping[str, Plain],
+    ignored: tuple[str, ...] = (),
+) -> None:
+    """Raise LG902 unless ``source`` laid over ``base`` is ``expected``, apart from the sections ``ignored``."""
+    tree, findings = inherit(base.tree, source)
+    found = tree_to_plain(tree)
+    assert isinstance(found, dict)
+    found = {k: v for k, v in found.items() if k not in ("spec", "extends", *ignored)}
+    changes = leaf_changes(found, expected)
+    if not changes and not any(f.severity == "error" for f in findings):
+        return
+    paths = [".".join(c.path) for c in changes] or [f.message for f in findings]
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    message = (
+        f"no spec that extends `{base.spec.id}` can be `{expected['id']}`: inheritance cannot change"
+        f" {', '.join(f'`{p}`' for p in paths[:3])}{more}"
+    )
+    help = "write the model as a spec of its own: `llamagen show --resolved` prints it whole"
+    raise LlamagenError.of("LG902", message, help=help)
+
+
+def _base(before: ResolvedSpec) -> tuple[str, list[str]]:
+    """What ``extends`` says of A, and remarks."""
+    file, spec_id = FilePath(before.tree.span.file), before.spec.id
+    known = Registry().path_of(spec_id)
+    if file.is_file():
+        if known is not None and known.resolve() == file.resolve():
+            return spec_id, []
+        return FilePath(os.path.relpath(file)).as_posix(), []
+    remark = f"# {spec_id} was read from {' '.join(str(file).split())}: keep it as a spec that `extends` can name\n"
+    return spec_id, [remark]
 
 
 def lasting(a: Mapping[str, Plain], b: Mapping[str, Plain]) -> tuple[str, ...]:
-    """Paths of A that no overlay can take back."""
-    found = [name for name in sorted(APPENDED) if not _begins(b.get(name), a.get(name))]
-    blocks_a, blocks_b = a.get("blocks"), b.get("blocks")
-    if isinstance(blocks_a, dict) and isinstance(blocks_b, dict):
-        for name in blocks_a.keys() & blocks_b.keys():
-            here, there = _options(blocks_a[name]), _options(blocks_b[name])
-            found += [f"blocks.{name}.options.{o}" for o in here if o not in there]
-    return tuple(sorted(found))
+    """Sections of A that no overlay can take back."""
+    return tuple(n for n in sorted(APPENDED) if n in b and not _begins(b[n], a.get(n)))
 
 
 def _begins(items: Plain, start: Plain) -> bool:
@@ -102,31 +155,23 @@ def _begins(items: Plain, start: Plain) -> bool:
     return every[: len(first)] == first
 
 
-def _options(block: Plain) -> Mapping[str, Plain]:
-    options = block.get("options") if isinstance(block, dict) else None
-    return options if isinstance(options, dict) else {}
-
-
 def _minimal(a: Mapping[str, Plain], b: Mapping[str, Plain], path: Path) -> dict[str, Plain]:
-    if path and "kind" in b and "kind" in a and a["kind"] != b["kind"]:
-        # A mapping whose kind is overridden is replaced whole (spec/resolve.py).
-        return dict(b)
     result: dict[str, Plain] = {}
     for name in dict.fromkeys([*a, *b]):
         here = (*path, name)
         if name not in b:
-            if here[0] in APPENDED:
-                continue
-            removed_part = len(here) == 4 and here[0] == "blocks" and here[2] == "parts"
-            if not (len(here) == 4 and here[0] == "blocks" and here[2] == "options"):
-                result[name] = NONE if removed_part else None
+            is_part = len(here) == 4 and here[0] == "blocks" and here[2] == "parts"
+            result[name] = NONE if is_part else None
         elif name not in a:
             result[name] = b[name]
         else:
             x, y = a[name], b[name]
             if isinstance(x, dict) and isinstance(y, dict):
                 below = _minimal(x, y, here)
-                if below:
+                if below and replaced_whole(here, x, below):
+                    # Where B lacks the `kind` of A, unsetting it is what makes the mapping replace A's.
+                    result[name] = y if replaced_whole(here, x, y) else {"kind": None, **y}
+                elif below:
                     result[name] = below
             elif x != y or type(x) is not type(y):
                 result[name] = _appended(x, y) if here[0] in APPENDED else y
@@ -135,7 +180,7 @@ def _minimal(a: Mapping[str, Plain], b: Mapping[str, Plain], path: Path) -> dict
 
 def _appended(a: Plain, b: Plain) -> Plain:
     if isinstance(a, list) and isinstance(b, list):
-        return [item for item in b if item not in a]
+        return b[len(a) :] if _begins(b, a) else [item for item in b if item not in a]
     return b
 
 
@@ -147,7 +192,7 @@ def _yaml(tree: Mapping[str, Plain], depth: int) -> Iterator[str]:
             case dict() if value:
                 yield f"{pad}{key}:\n"
                 yield from _yaml(value, depth + 1)
-            case str() if "\n" in value.rstrip("\n") or value.endswith("\n"):
+            case str() if "\n" in value and value[0] not in " \n" and not value.endswith("\n\n"):
                 yield f"{pad}{key}: |{'' if value.endswith(chr(10)) else '-'}\n"
                 for line in value.rstrip("\n").split("\n"):
                     yield f"{pad}  {line}\n" if line else "\n"

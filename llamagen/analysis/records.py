@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from llamagen.analysis.compute import count_flops, flops_of
 from llamagen.analysis.counts import counts_of
 from llamagen.analysis.doubts import conflicts, uncertain
+from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.memory import cache_of
 from llamagen.analysis.walk import Place, places, sum_parts
 from llamagen.ir.graph import Block, Graph, OpPart
@@ -19,8 +20,6 @@ from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
 from llamagen.spec.validate import expand
-
-BYTES_16 = 2
 
 
 class Record(Mapping[str, Static]):
@@ -163,9 +162,9 @@ def _decode_flops(graph: Graph) -> int:
 
 def _attention(record: Record) -> Static:
     heads, kv = record["num_heads"], record["num_kv_heads"]
-    if not isinstance(heads, int) or not isinstance(kv, int):
+    if not isinstance(heads, int) or not (kv is None or isinstance(kv, int)):
         return None
-    return "MHA" if heads == kv else "MQA" if kv == 1 else "GQA"
+    return attention_kind(heads, kv)
 
 
 def _layers(kind: Callable[[Record], int]) -> Callable[[Record], Static]:

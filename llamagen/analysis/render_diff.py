@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 
 from llamagen.analysis.diff import Cause, Change, Diff, Side
+from llamagen.analysis.diff_rules import diff_rules
 from llamagen.analysis.features import Kind
 from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.analysis.transforms import doc
@@ -109,13 +110,8 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
 
 def _own(change: Change, surface: Surface) -> bool:
     """Whether a value acts on the surface itself; derived effects are shown where they happen."""
-    if not change.effects:
-        return False
-    return surface in (Surface.TOKENS, Surface.INTERFACE) and change.rule in (
-        "D101",
-        "D102",
-        "D103",
-    )
+    rule = diff_rules()[change.rule]
+    return rule.listed and surface in rule.effects
 
 
 def _count(n: int) -> str:

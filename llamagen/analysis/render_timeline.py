@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from llamagen.analysis.rules import static_text
@@ -9,7 +10,22 @@ from llamagen.analysis.timeline import Timeline
 
 
 def text(found: Timeline) -> str:
-    return "".join(f"{line}\n" for line in _lines(found))
+    return "".join(f"{line}\n" for line in [*_lines(found), *_left_out(found)])
+
+
+def _left_out(found: Timeline) -> Iterator[str]:
+    """A filter that nobody typed must not hide models without a word."""
+    if found.left_out:
+        count = len(found.left_out)
+        models = f"{count} dated model{'s' if count > 1 else ''}"
+        yield f'left out by --where "{found.where}": {models} ({_groups(found.left_out)})'
+        yield '  --where "true" shows them too'
+
+
+def _groups(ids: Sequence[str]) -> str:
+    """``llama/code 10, llama/guard 6``: how many in each folder."""
+    folders = Counter(i.rsplit("/", 1)[0] for i in ids)
+    return ", ".join(f"{name} {n}" for name, n in sorted(folders.items()))
 
 
 def _lines(found: Timeline) -> Iterator[str]:
@@ -44,4 +60,6 @@ def history_text(found: Sequence[Timeline]) -> str:
             lines.append(f"{one.path}: {firsts}")
     still = [f"{t.path} = {static_text(t.steps[0].held[0].value)}" for t in found if t.constant]
     lines.append(f"never changed: {', '.join(still) if still else 'nothing'}")
+    for one in found[:1]:
+        lines.extend(_left_out(one))
     return "".join(f"{line}\n" for line in lines)

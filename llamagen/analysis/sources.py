@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import Literal
 
-from llamagen.resources import data_folder
+from llamagen.analysis.tables import load_table
+from llamagen.spec.naming import Closed
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import Map, Scalar
 
 
 def source_of(resolved: ResolvedSpec, path: str) -> str | None:
@@ -42,22 +42,19 @@ def matches(glob: str, path: str) -> bool:
     return fnmatchcase(path, glob) or path.startswith(f"{glob}.")
 
 
+class _Authority(Closed):
+    title: str
+    place: str
+    kind: str
+
+
+class _Sources(Closed):
+    version: Literal[1]
+    sources: dict[str, _Authority]
+
+
 @cache
 def known_sources() -> dict[str, str]:
-    """Key -> one line about it, of spec/sources.yaml; empty when the installation has no such file."""
-    path = data_folder("spec") / "sources.yaml"
-    if not path.is_file():
-        return {}
-    root = load_source(path, "spec/sources.yaml").root
-    listed = root.get("sources")
-    entries = listed.entries if isinstance(listed, Map) else root.entries
-    return {key.text: _line(node) for key, node in entries}
-
-
-def _line(node: object) -> str:
-    if isinstance(node, Scalar):
-        return node.text
-    if isinstance(node, Map):
-        texts = (item.text for _, item in node.entries if isinstance(item, Scalar))
-        return "; ".join(texts)
-    return ""
+    """Key -> one line about it, of spec/sources.yaml. Raises LlamagenError for a file that is not as it was shipped."""
+    found = load_table("sources.yaml", _Sources).sources
+    return {key: f"{one.title}; {one.place}; {one.kind}" for key, one in found.items()}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamagen.analysis.labels import MAINLINE
 from llamagen.analysis.query import value
 from llamagen.analysis.records import COLUMNS, Family, Record
 from llamagen.analysis.rules import parsed, static_text
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import names
 from llamagen.spec.schema import Hyperparameters
-
-MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
-"""The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,9 @@ class Timeline:
     steps: tuple[Step, ...]
     releases: int
     """Dates that were looked at."""
+    where: str
+    left_out: tuple[str, ...]
+    """Models with a date that do not match ``where``."""
 
     @property
     def constant(self) -> bool:
@@ -50,21 +51,25 @@ class Timeline:
 
 def timeline(family: Family, path: str, where: str = MAINLINE) -> Timeline:
     """The history of the expression ``path`` over models that match ``where`` and have a date."""
-    return _timeline(_dated(family, where), path)
+    return _timeline(*_dated(family, where), path, where)
 
 
 def history(family: Family, where: str = MAINLINE) -> tuple[Timeline, ...]:
     """Timelines of every hyperparameter that some model sets."""
-    records = _dated(family, where)
-    every = (_timeline(records, name) for name in Hyperparameters.model_fields)
+    records, left_out = _dated(family, where)
+    every = (_timeline(records, left_out, name, where) for name in Hyperparameters.model_fields)
     return tuple(t for t in every if any(h.value is not None for s in t.steps for h in s.held))
 
 
-def _dated(family: Family, where: str) -> list[Record]:
-    return [r for r in family.records() if r["released"] is not None and value(r, where) is True]
+def _dated(family: Family, where: str) -> tuple[list[Record], tuple[str, ...]]:
+    """Records that match, and ids of those that do not."""
+    dated = [r for r in family.records() if r["released"] is not None]
+    chosen = [r for r in dated if value(r, where) is True]
+    kept = {r.id for r in chosen}
+    return chosen, tuple(r.id for r in dated if r.id not in kept)
 
 
-def _timeline(records: list[Record], path: str) -> Timeline:
+def _timeline(records: list[Record], left_out: tuple[str, ...], path: str, where: str) -> Timeline:
     by_date: dict[str, dict[str, tuple[Static, list[str]]]] = {}
     wired = any(n.id in COLUMNS and COLUMNS[n.id].from_graph for n in names(parsed(path)))
     for record in records:
@@ -83,4 +88,4 @@ def _timeline(records: list[Record], path: str) -> Timeline:
             steps.append(Step(date, held))
         before = frozenset(values)
         seen |= before
-    return Timeline(path, tuple(steps), len(by_date))
+    return Timeline(path, tuple(steps), len(by_date), where, left_out)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
 
+from llamagen.analysis.labels import MAINLINE
 from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
@@ -15,7 +15,7 @@ from llamagen.cli.entry import FINDINGS
 from llamagen.cli.read import Id
 
 if TYPE_CHECKING:
-    from llamagen.analysis.diff import Diff, Model
+    from llamagen.analysis.diff import Diff
     from llamagen.spec.evaluate import Static
 
 Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
@@ -50,33 +50,16 @@ def diff(
     ] = False,
 ) -> None:
     """Compare two models: what changed, why, and what it means for weights, tokens, numbers and runtimes."""
-    from llamagen.analysis.cost import workload
-    from llamagen.analysis.diff import diff as compare
-    from llamagen.analysis.overlay import overlay
+    from llamagen import api_analysis as api
 
-    before, after = _model(a), _model(b)
     if as_overlay:
-        console.out(overlay(before.resolved, after.resolved))
+        console.out(api.overlay(a, b))
         return
     chosen = tuple(surface or Surface)
-    result = compare(before, after, workload(context, batch, dtype))
-    console.out(_diff_text(result, before, after, chosen, format))
+    result = api.diff(a, b, context=context, batch=batch, dtype=dtype)
+    console.out(_diff_text(result, a, b, chosen, format))
     if fail_on is not None and any(_as_bad(result.verdict(s), Verdict(fail_on)) for s in chosen):
         raise typer.Exit(FINDINGS)
-
-
-def _model(target: str) -> Model:
-    """A side of a comparison; JSON files and folders are imported as ``llamagen import`` does."""
-    from llamagen.analysis.ask import graph_of, model_of
-    from llamagen.analysis.diff import Model
-
-    path = Path(target)
-    if not target.endswith(".json") and not path.is_dir():
-        return model_of(target)
-    from llamagen.emit.config.importing import import_path
-
-    resolved = import_path(path).resolved
-    return Model(resolved, graph_of(resolved))
 
 
 def _as_bad(verdict: Verdict, limit: Verdict) -> bool:
@@ -85,8 +68,8 @@ def _as_bad(verdict: Verdict, limit: Verdict) -> bool:
 
 def _diff_text(
     result: Diff,
-    before: Model,
-    after: Model,
+    before: str,
+    after: str,
     surfaces: tuple[Surface, ...],
     format: Literal["text", "markdown", "html", "json", "github", "svg"],
 ) -> str:
@@ -104,12 +87,9 @@ def _diff_text(
         case "github":
             return render_diff.github(result, surfaces)
         case "svg":
-            from llamagen.analysis.svg import diff_svg
-            from llamagen.analysis.tower import changed_paths, tower
-            from llamagen.ir.build import build
+            from llamagen import api_analysis as api
 
-            first, second = (tower(m.graph or build(m.resolved)) for m in (before, after))
-            return diff_svg(first, second, changed_paths(result))
+            return api.diff_picture(before, after, result)
         case _:
             assert_never(format)
 
@@ -125,10 +105,10 @@ def compat(
     format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
     """Say whether A's weights run in B, what must be converted, and what runtimes do with B; exit 1 if they do not."""
+    from llamagen import api_analysis as api
     from llamagen.analysis import render_compat
-    from llamagen.analysis.compat import compat as compare
 
-    report = compare(_model(a), _model(b), tuple(runtime or ()), dtype)
+    report = api.compat(a, b, runtimes=tuple(runtime or ()), dtype=dtype)
     console.out(render_compat.text(report) if format == "text" else render_compat.json_text(report))
     if report.verdict is Verdict.BREAKING:
         raise typer.Exit(FINDINGS)
@@ -146,13 +126,10 @@ def cost(
     format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
-    from llamagen.analysis import hardware, render_cost
-    from llamagen.analysis.ask import wired
-    from llamagen.analysis.cost import cost_of, workload
+    from llamagen import api_analysis as api
+    from llamagen.analysis import render_cost
 
-    load = workload(context, batch, dtype, tp)
-    chosen = (device, hardware.device(device)) if device is not None else None
-    report = cost_of(wired(spec), load, chosen)
+    report = api.cost(spec, context=context, batch=batch, dtype=dtype, device=device, tp=tp)
     console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
 
 
@@ -166,19 +143,9 @@ def plot(
     ] = 131072,
 ) -> None:
     """Draw the KV cache over the context as SVG."""
-    from llamagen.analysis.ask import wired
-    from llamagen.analysis.plots import CONTEXTS, cache_plot
-    from llamagen.analysis.records import Family
-    from llamagen.spec.registry import Registry
+    from llamagen import api_analysis as api
 
-    registry = Registry()
-    if specs:
-        graphs = [(name, wired(name, registry)) for name in specs]
-    else:
-        records = Family(registry).records()
-        graphs = [(r.id, r.graph) for r in records if r.graph is not None]
-    contexts = [n for n in CONTEXTS if n < longest]
-    console.out(cache_plot(graphs, contexts=(*contexts, longest)))
+    console.out(api.plot(specs or (), longest=longest))
 
 
 def query(
@@ -202,24 +169,21 @@ def query(
     format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
 ) -> None:
     """Filter, sort and count the models with expressions over their sizes, numbers and history."""
-    from llamagen.analysis.query import query as ask
-    from llamagen.analysis.query import share as shares
-    from llamagen.analysis.records import COLUMNS, Family
-    from llamagen.spec.registry import Registry
+    from llamagen import api_analysis as api
+    from llamagen.analysis.records import COLUMNS
 
     if columns:
         console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
         return
-    family = Family(Registry())
     if share is not None:
-        found = shares(family, share, where)
+        found = api.share(share, where)
         rows = [
             (_cell(s.value), s.count, f"{float(s.fraction):.1%}", ", ".join(s.ids)) for s in found
         ]
         console.table([share, "models", "share", "ids"], rows, format)
         return
     names = [c.strip() for c in select.split(";" if ";" in select else ",")]
-    answer = ask(family, where, select=names, sort=sort, first=first)
+    answer = api.query(where, select=names, sort=sort, first=first)
     console.table(answer.columns, [tuple(map(_cell, row)) for row in answer.rows], format)
 
 
@@ -240,20 +204,16 @@ def timeline(
             metavar="[EXPR]", help="A name or expression; every hyperparameter by default."
         ),
     ] = None,
-    where: Where = "status == 'released' and generation not in ['code', 'guard']",
+    where: Where = MAINLINE,
 ) -> None:
     """Show when a value changed over the releases, when it first appeared, or that it never changed."""
+    from llamagen import api_analysis as api
     from llamagen.analysis import render_timeline
-    from llamagen.analysis.records import Family
-    from llamagen.analysis.timeline import history
-    from llamagen.analysis.timeline import timeline as follow
-    from llamagen.spec.registry import Registry
 
-    family = Family(Registry())
     if path is None:
-        console.out(render_timeline.history_text(history(family, where)))
+        console.out(render_timeline.history_text(api.history(where)))
     else:
-        console.out(render_timeline.text(follow(family, path, where)))
+        console.out(render_timeline.text(api.timeline(path, where)))
 
 
 def sql(
@@ -264,15 +224,13 @@ def sql(
     format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
 ) -> None:
     """Ask in SQL: tables models, layers, parameters, changes, sources; read only."""
-    from llamagen.analysis.records import Family
+    from llamagen import api_analysis as api
     from llamagen.analysis.sql import TABLES
-    from llamagen.analysis.sql import sql as run
-    from llamagen.spec.registry import Registry
 
     if statement is None:
         tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]
         console.table(["table", "rows", "columns"], tables, format)
         return
-    result = run(Family(Registry()), statement)
+    result = api.sql(statement)
     rows = [tuple(str(c) if isinstance(c, float) else c for c in row) for row in result.rows]
     console.table(result.columns, rows, format)

@@ -28,10 +28,10 @@ def import_config(
     ] = None,
 ) -> None:
     """Turn a config.json, params.json or checkpoint folder into a spec, and say which known model it is."""
-    from llamagen.emit.config.importing import import_path
+    from llamagen import api_analysis as api
     from llamagen.emit.files import write_changed
 
-    made = import_path(source, id)
+    made = api.import_config(source, id)
     _report(made)
     if to is None:
         console.out(made.text)

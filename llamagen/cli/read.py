@@ -119,7 +119,7 @@ def explain(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="PATH", help="With an id: hyperparameters.rope.theta, or a weight's name."
+            metavar="PATH", help="With an id: the path of a value, e.g. hyperparameters.rope.theta."
         ),
     ] = None,
 ) -> None:
@@ -140,26 +140,18 @@ def graph(
     ] = "text",
 ) -> None:
     """Print the typed graph of a model."""
-    from llamagen import api
+    from llamagen import api, api_analysis
 
-    model = api.load(spec)
     match form:
         case "text":
-            console.out(model.graph_text())
+            console.out(api.load(spec).graph_text())
         case "mermaid":
-            console.out(model.mermaid())
+            console.out(api.load(spec).mermaid())
         case "tower":
-            from llamagen.analysis.tower import tower, tower_text
-
-            console.out(tower_text(tower(model.graph)))
+            console.out(api_analysis.graph_tower(spec))
         case "svg":
-            from llamagen.analysis.svg import tower_svg
-            from llamagen.analysis.tower import tower
-
-            console.out(tower_svg(tower(model.graph)))
+            console.out(api_analysis.graph_svg(spec))
         case "explorer":
-            from llamagen.analysis.explorer import explorer_json
-
-            console.out(explorer_json(model.graph, {"B": 1, "S": 1, "P": 0}))
+            console.out(api_analysis.graph_explorer(spec))
         case _:
             assert_never(form)

@@ -66,11 +66,19 @@ def random_checkpoint(
 ) -> None:
     """Write a checkpoint of a model's exact shape with random weights, to try things without the real one."""
     from llamagen import api
+    from llamagen.cli.progress import byte_progress
 
     limit = None if shards is None else _size(shards)
-    written = api.random_checkpoint(
-        spec, out, seed=seed, dtype=dtype, shard_bytes=limit, overwrite=overwrite
-    )
+    with byte_progress("writing weights") as progress:
+        written = api.random_checkpoint(
+            spec,
+            out,
+            seed=seed,
+            dtype=dtype,
+            shard_bytes=limit,
+            overwrite=overwrite,
+            progress=progress,
+        )
     console.files(written.folder, written.files, written.seconds)
 
 

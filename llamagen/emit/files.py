@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.graph import Graph
+from llamagen.ir.verify import verify
 from llamagen.spec.resolve import ResolvedSpec
 
 
@@ -22,6 +23,7 @@ class Subject:
 
 def files_of(subject: Subject, targets: Sequence[Target]) -> dict[str, str]:
     """File name -> text, in the order of ``TARGETS``. Deterministic; reads no weights."""
+    verify(subject.graph, thorough=True)
     made: dict[str, str] = {}
     for target in TARGETS:
         if target in targets:

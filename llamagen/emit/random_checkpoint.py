@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from llamagen.emit.export import Written, sizes_of
+from llamagen.emit.export import Progress, Written, sizes_of
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.resolve import ResolvedSpec
 
@@ -30,8 +30,11 @@ def random_checkpoint(
     dtype: str,
     shard_bytes: int | None,
     overwrite: bool,
+    progress: Progress,
 ) -> Written:
     """Write ``out`` in the Hub's format under the model's own names; equal seeds give equal bytes.
+
+    ``progress`` is called with (bytes written, bytes in all).
 
     Raises LG630 to LG634 for the output, LG702 for an unknown dtype.
     """
@@ -43,5 +46,5 @@ def random_checkpoint(
     tensors = [RandomTensor(path, p.shape, p.kind) for path, p in parameters(graph).items()]
     stored = STORED[dtype_named(dtype)]
     config = _config(resolved, dtype)
-    write_random_checkpoint(out, tensors, seed, stored, shard_bytes, config, overwrite)
+    write_random_checkpoint(out, tensors, seed, stored, shard_bytes, config, overwrite, progress)
     return Written(out, sizes_of(out), time.monotonic() - started)

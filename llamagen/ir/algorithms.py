@@ -50,17 +50,6 @@ def dataflow(flat: FlatGraph) -> nx.DiGraph[str]:
     return result
 
 
-def unreachable_from_inputs(flat: FlatGraph) -> set[str]:
-    """Values that no graph input reaches: constants of the model, such as gates."""
-    import networkx as nx
-
-    graph = dataflow(flat)
-    reached = set(flat.inputs)
-    for name in flat.inputs:
-        reached |= nx.descendants(graph, name)
-    return set(graph) - reached
-
-
 def unused(flat: FlatGraph) -> set[str]:
     """Values that no output depends on."""
     import networkx as nx
@@ -75,10 +64,3 @@ def unused(flat: FlatGraph) -> set[str]:
             for operand in slot_node.operands:
                 kept |= {operand} | nx.ancestors(graph, operand)
     return set(graph) - kept
-
-
-def longest_path(flat: FlatGraph) -> int:
-    """Ops on the longest chain from an input to an output: the depth no scheduler can beat."""
-    import networkx as nx
-
-    return len(nx.dag_longest_path(dataflow(flat))) - 1

@@ -98,7 +98,7 @@ class Builder:
             raise LlamagenError(*self.findings)
         assert root is not None, "a block that fails leaves a finding"
         graph = self.graph(root)
-        verify(graph, self.resolved)
+        verify(graph)
         return graph
 
     def unknown_block(self, name: str) -> Diagnostic:
@@ -112,14 +112,14 @@ class Builder:
     ) -> Specialised | None:
         """Build block ``name`` once for these options and operand types; None when it has findings."""
         key: _Key = (name, tuple(sorted(options.items())), tuple(operands))
-        if key in self.done:
-            return self.done[key]
         if name in self.open or len(self.open) >= MAX_BLOCK_DEPTH:
             path = " -> ".join([*self.open, name])
             reason = "contains itself" if name in self.open else "is nested too deep"
             place = self.resolved.place("blocks", name)
             self.report(Diagnostic("LG404", "error", f"block `{name}` {reason}: {path}", place))
             return None
+        if key in self.done:
+            return self.done[key]
         if len(self.done) >= MAX_SPECIALISATIONS:
             message = f"more than {MAX_SPECIALISATIONS} different blocks"
             raise LlamagenError.of("LG405", message, span=self.resolved.place("blocks", name))

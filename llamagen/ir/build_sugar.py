@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llamagen.diagnostics import did_you_mean
 from llamagen.ir.attrs import Given, bind
 from llamagen.ir.build_terms import AMBIENT, Constant, Several, Tensor, Term, number
 from llamagen.ir.graph import DType
 from llamagen.ir.ops import OPS
+from llamagen.ir.ops_parts import ACTIVATIONS
 from llamagen.spec.expr import Binary, Call, ExpressionError, Name
 
 if TYPE_CHECKING:
@@ -70,6 +73,12 @@ def attention(block: Equations, expr: Call) -> Term:
     sinks = keywords.pop("sinks", None)
     if sinks is not None and kind != "causal":
         raise ExpressionError("sinks need mask='causal'", sinks.extent)
+    known = [*("mask", "window", "chunk", "sinks"), *(a.name for a in OPS["attention"].attrs)]
+    for key, value in keywords.items():
+        if key not in known:
+            near = did_you_mean(key, known)
+            help = f"did you mean `{near}`?" if near else f"it takes: {', '.join(known)}"
+            raise ExpressionError(f"`attention` has no argument `{key}`", value.extent, help)
     named = {k: block.given(block.term(a), a) for k, a in keywords.items()}
     attrs, sources = bind(OPS["attention"], [], named, expr.extent)
     if kind == "causal":
@@ -132,6 +141,37 @@ def arithmetic(block: Equations, op: str, left: Term, right: Term, expr: Binary)
         case _:
             raise ExpressionError("an op with several results: name them first", expr.extent)
 
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How an author writes what is not a row of the op table, for ``llamagen explain``."""
+
+    signature: str
+    doc: str
+
+
+SPELLINGS: Mapping[str, Spelling] = {
+    "stack": Spelling(
+        "stack(count, Block(option=...))",
+        "A part: `count` layers named 0, 1, ... run one after the other. The second argument is evaluated once a layer "
+        "with `layer` as its index, so `Block(kind=kinds[layer])` reads a pattern and `A() if test else B()` chooses.",
+    ),
+    "rope": Spelling(
+        "rope(x, positions, rope)",
+        "Rotary embedding of x [B, heads, S, head_dim]. The third argument is a rope hyperparameter (`rope` or "
+        "`rope_local`): its kind, theta, layout and partial decide the table, which is computed once for all layers.",
+    ),
+    "attention": Spelling(
+        "attention(q, k, v, mask='causal'|'none', window=none, chunk=none, sinks=none, ...)",
+        "`mask='causal'` hides later tokens and padding; `window=w` leaves the last w keys, itself included; `chunk=c` "
+        "those in the same block of c true positions; `sinks=t` adds one logit a head, t [heads], to the softmax. "
+        "The other arguments are those of the op.",
+    ),
+    "activation": Spelling(
+        "activation(x, hidden_act)",
+        f"The activation a hyperparameter names: {', '.join(ACTIVATIONS)}.",
+    ),
+}
 
 SUGAR: Mapping[str, Callable[[Equations, Call], Term]] = {
     "rope": rope,

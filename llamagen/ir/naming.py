@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from llamagen.ir.graph import AttrValue, Block
 
-
 MAX_WORD = 24
 """Letters of an option's value that a name takes up; names that become equal are numbered."""
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart, instances, join, parameters
 from llamagen.ir.ops import OPS
 from llamagen.ir.optypes import ShapeError
-
-if TYPE_CHECKING:
-    from llamagen.spec.resolve import ResolvedSpec
 
 MAX_PARAMETERS = 2**53
 MAX_INSTANCES = 200_000
@@ -188,6 +184,17 @@ def _acyclic(graph: Graph) -> Iterator[Finding]:
         yield f"blocks contain each other: {' -> '.join(cycle)}", graph.blocks[cycle[0]].span
 
 
+def _all_used(graph: Graph) -> Iterator[Finding]:
+    from llamagen.ir.algorithms import unused
+    from llamagen.ir.flatten import flatten
+
+    idle = sorted(
+        name for name in unused(flatten(graph)) if not name.rpartition("/")[2].startswith("_")
+    )
+    if idle:
+        yield f"no output depends on: {', '.join(idle[:8])}", graph.root_block.span
+
+
 STRUCTURE: tuple[tuple[str, Invariant], ...] = (
     ("every operand exists before it is read", _operands_defined),
     ("calls reach blocks with as many inputs", _calls_fit),
@@ -203,12 +210,16 @@ MEANING: tuple[tuple[str, Invariant], ...] = (
     ("the root returns the model's outputs", _one_output),
 )
 
-INVARIANTS = (*STRUCTURE, ("blocks do not contain each other", _acyclic), *MEANING)
+THOROUGH: tuple[tuple[str, Invariant], ...] = (
+    ("blocks do not contain each other", _acyclic),
+    ("every value reaches an output", _all_used),
+)
+"""Checked before anything is emitted, not by commands that only read: they need networkx."""
 
 
-def findings(graph: Graph) -> list[Diagnostic]:
-    """Violations of the invariants; the structural ones alone when there are any."""
-    for group in (STRUCTURE, MEANING):
+def findings(graph: Graph, *, thorough: bool = False) -> list[Diagnostic]:
+    """Violations of the invariants; the first group that has any is reported alone, as later ones rely on it."""
+    for group in (STRUCTURE, MEANING, THOROUGH if thorough else ()):
         found = [
             Diagnostic("LG420", "error", message, span)
             for _, invariant in group
@@ -219,8 +230,8 @@ def findings(graph: Graph) -> list[Diagnostic]:
     return []
 
 
-def verify(graph: Graph, resolved: ResolvedSpec) -> None:
+def verify(graph: Graph, *, thorough: bool = False) -> None:
     """Raises LlamagenError with every violated invariant."""
-    found = findings(graph)
+    found = findings(graph, thorough=thorough)
     if found:
         raise LlamagenError(*found)

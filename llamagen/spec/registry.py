@@ -19,15 +19,17 @@ _NOT_MODELS = frozenset({"rules", "dialects"})
 
 @dataclass
 class Registry:
-    """Specs of one or more roots; files are read once. The shipped ``spec/`` folder is always the last root."""
+    """Specs of one or more roots; files read once. The installed ``spec/`` folder is the last root if ``shipped``."""
 
     roots: Sequence[Path] = ()
+    shipped: bool = True
     _sources: dict[Path, SourceMap] = field(default_factory=dict, repr=False)
     _resolved: dict[Path, ResolvedSpec] = field(default_factory=dict, repr=False)
     _merged: Merged = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.roots = (*(Path(r) for r in self.roots), data_folder("spec"))
+        last = (data_folder("spec"),) if self.shipped else ()
+        self.roots = (*(Path(r) for r in self.roots), *last)
 
     def ids(self, *, abstract: bool = True) -> list[str]:
         """Every id, sorted. Names that begin with ``_`` are abstract by convention."""
@@ -83,14 +85,15 @@ class Registry:
     def _chain_of(self, source: SourceMap, path: Path) -> list[SourceMap]:
         chain: list[tuple[Path, SourceMap]] = [(path, source)]
         while (base := _extends(chain[-1][1])) is not None:
-            here = self._base(base, chain[-1][0])
+            here = self._base(base, *chain[-1])
             seen = [_real(p) for p, _ in chain]
             if _real(here) in seen or len(chain) >= MAX_CHAIN:
                 raise LlamagenError(_cycle(chain, base))
             chain.append((here, self.source(here)))
         return [source for _, source in reversed(chain)]
 
-    def _base(self, base: Scalar, child: Path) -> Path:
+    def _base(self, base: Scalar, child: Path, source: SourceMap) -> Path:
+        """By path beside the child; by id in the roots, or in the folder that the child's own id counts from."""
         if base.text.endswith((".yaml", ".yml")):
             path = child.parent / base.text
             if _is_file(path):
@@ -100,9 +103,20 @@ class Registry:
         known = self.path_of(base.text)
         if known is not None:
             return known
+        root = _own_root(child, source)
+        if (
+            root is not None
+            and _is_file(path := root / f"{base.text}.yaml")
+            and _inside(path, root)
+        ):
+            return path
         hint = did_you_mean(base.text, self.ids())
         message = f"`extends` names `{base.text}`, which is not known"
-        help = f"did you mean `{hint}`?" if hint else None
+        help = (
+            f"did you mean `{hint}`?"
+            if hint
+            else "name an id, or a file beside this one: `extends: base.yaml`"
+        )
         raise LlamagenError.of("LG202", message, span=base.span, help=help)
 
     def _wrong_id(self, source: SourceMap, path: Path) -> Iterator[Diagnostic]:
@@ -122,6 +136,15 @@ class Registry:
 def _extends(source: SourceMap) -> Scalar | None:
     node = source.root.get("extends")
     return node if isinstance(node, Scalar) and isinstance(node.value, str) else None
+
+
+def _own_root(path: Path, source: SourceMap) -> Path | None:
+    """The folder that the id counts from: `a/b` in x/a/b.yaml counts from x."""
+    node = source.root.get("id")
+    parts = Path(node.text).parts if isinstance(node, Scalar) else ()
+    if not parts or path.resolve().with_suffix("").parts[-len(parts) :] != parts:
+        return None
+    return path.resolve().parents[len(parts) - 1]
 
 
 def _cycle(chain: Sequence[tuple[Path, SourceMap]], base: Scalar) -> Diagnostic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NOT_INHERITED = frozenset({"spec", "id", "extends", "abstract", "title", "doc"})
 APPENDED = frozenset({"conflicts", "uncertain"})
+PATTERN_FORMS = frozenset({"cycle", "list", "every", "default"})
 ARCHITECTURE = ("root", "hyperparameters", "constants", "patterns", "blocks")
 NONE = "none"
 
@@ -124,21 +125,43 @@ def merge(
     findings: tuple[Diagnostic, ...] = ()
     for source in chain:
         if source.file not in known:
-            merger = _Merger()
-            id_node = source.root.get("id")
-            spec_id = id_node.text if isinstance(id_node, Scalar) else source.file
-            inherited = Branch({}, {}, source.root.span)
-            if tree is not None:
-                kept = {k: v for k, v in tree.entries.items() if k not in NOT_INHERITED}
-                inherited = Branch(kept, tree.keys, source.root.span)
-            merged = merger.branch(inherited, source.root, spec_id, ())
-            known[source.file] = merged, (*findings, *merger.findings)
+            merged, own_findings = inherit(tree, source)
+            known[source.file] = merged, (*findings, *own_findings)
         tree, findings = known[source.file]
     assert tree is not None, "a chain has at least one file"
     # A base's own lints are shown when the base is checked, not with every heir.
     own = chain[-1].file
     shown = (f for f in findings if f.severity == "error" or (f.span and f.span.file == own))
     return tree, tuple(shown)
+
+
+def inherit(base: Branch | None, source: SourceMap) -> tuple[Branch, tuple[Diagnostic, ...]]:
+    """What a file that extends ``base`` merges to, and the findings on that file alone."""
+    merger = _Merger()
+    id_node = source.root.get("id")
+    spec_id = id_node.text if isinstance(id_node, Scalar) else source.file
+    inherited = Branch({}, {}, source.root.span)
+    if base is not None:
+        kept = {k: v for k, v in base.entries.items() if k not in NOT_INHERITED}
+        inherited = Branch(kept, base.keys, source.root.span)
+    return merger.branch(inherited, source.root, spec_id, ()), tuple(merger.findings)
+
+
+def replaced_whole(path: tuple[str, ...], base: Collection[str], new: Collection[str]) -> bool:
+    """Whether the mapping at ``path`` with the keys ``new`` replaces an inherited one with the keys ``base``.
+
+    The options of a block do (``null`` is a value there, so nothing else could take one away), a pattern of another
+    form does, and so does a mapping that states its ``kind``, unless its keys are names that the author chose.
+    """
+    match path:
+        case ("blocks", _, "options"):
+            return True
+        case ("patterns", _):
+            return any(form in new and form not in base for form in PATTERN_FORMS)
+        case () | ("constants" | "invariants" | "provenance" | "patterns" | "blocks", *_):
+            return False
+        case _:
+            return "kind" in new and "kind" in base
 
 
 class _Merger:
@@ -151,7 +174,7 @@ class _Merger:
         return Leaf(node, (Origin(spec_id, node.span, _text(node)),))
 
     def branch(self, base: Branch, node: Map, spec_id: str, path: tuple[str, ...]) -> Branch:
-        if path and "kind" in node and "kind" in base.entries:
+        if base.entries and replaced_whole(path, base.entries, [k.text for k, _ in node.entries]):
             base = Branch({}, {}, node.span)
         entries = dict(base.entries)
         keys = dict(base.keys)
@@ -235,8 +258,12 @@ def _is_part(path: tuple[str, ...]) -> bool:
     return len(path) == 4 and path[0] == "blocks" and path[2] == "parts"
 
 
+_PATTERN_VALUES = frozenset({"value", "otherwise", "default"})
+"""Keys of a pattern whose value a layer can have, so that ``null`` is one and unsets nothing."""
+
+
 def _is_pattern_value(path: tuple[str, ...]) -> bool:
-    return len(path) > 2 and path[0] == "patterns"
+    return len(path) == 3 and path[0] == "patterns" and path[2] in _PATTERN_VALUES
 
 
 def resolve(chain: Sequence[SourceMap], known: Merged | None = None) -> ResolvedSpec:

@@ -189,7 +189,8 @@ class BlockDefinition(Closed):
         default=("x",), description="Tensors the block is called with."
     )
     options: dict[Identifier, Literal_] = Field(
-        default={}, description="Static arguments and their defaults."
+        default={},
+        description="Static arguments and their defaults. An override states all of them: `null` is a value here.",
     )
     parts: dict[PartName, str] = Field(
         default={},

@@ -61,6 +61,11 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
         found = f", found `{_short(node)}`" if isinstance(node, Leaf) else ""
         reason = message[0].lower() + message[1:]
         help = _type_help(kind, node)
+        if len(path) == 2 and path[0] == "patterns":
+            help = (
+                "write {list: [...]}, {cycle: [...]}, {every: 2, value: a, otherwise: b} "
+                "or {default: a, at: {b: [3]}}"
+            )
         yield Diagnostic("LG103", "error", f"`{dotted}`: {reason}{found}", span, (), help)
 
 
@@ -255,7 +260,9 @@ def _violated(
         for n, leaf in leaves
         if leaf is not None
     )
-    help = "change one of these values, or the invariant if it does not belong to this architecture"
+    help = (
+        f"change one of these values, or drop an inherited rule with `invariants: {{{name}: null}}`"
+    )
     if not related and values:
         help = f"with {values}"
     return Diagnostic("LG302", "error", message, span, related, help)

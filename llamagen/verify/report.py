@@ -33,7 +33,13 @@ class Row:
             return self.witness, self.case, "", "", self.note, self.verdict
         d = self.difference
         numbers = f"{d.max_over_std:.1e}", f"{d.rms_over_std:.1e}"
-        return self.witness, self.case, *numbers, str(self.tolerance), self.verdict
+        return (
+            self.witness,
+            self.case,
+            *numbers,
+            f"{self.tolerance} ({self.tolerance.rule})",
+            self.verdict,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ and zero gates switch cross-attention off (PROOF.md, "Size of typical mistakes")
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod, sqrt
 from pathlib import Path
 from typing import NamedTuple, assert_never
@@ -107,10 +107,12 @@ def write_random_checkpoint(
     max_shard_bytes: int | None = None,
     config: Mapping[str, object] | None = None,
     overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """A folder in the Hub's format: model.safetensors, or shards and an index; config.json.
 
-    Memory does not depend on the sizes. Raises LG630 to LG634 as `staged_folder` does.
+    Memory does not depend on the sizes. ``progress`` is called with (bytes written, bytes in all).
+    Raises LG630 to LG634 as `staged_folder` does.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
@@ -118,11 +120,21 @@ def write_random_checkpoint(
     new = [NewTensor(tensor.name, dtype, tensor.shape) for tensor in tensors]
     groups = list(shards(new, max_shard_bytes))
     files = dict(zip(shard_names(len(groups)), groups, strict=True))
+    total, done = sum(tensor.nbytes for tensor in new), 0
+
+    def count(pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+        nonlocal done
+        for piece in pieces:
+            yield piece
+            done += piece.nbytes
+            if progress is not None:
+                progress(done, total)
+
     with staged_folder(folder, overwrite=overwrite) as staging:
         for file, group in files.items():
             write_safetensors(
                 staging / file,
-                ((tensor, _encoded(seed, by_name[tensor.name], dtype)) for tensor in group),
+                ((tensor, count(_encoded(seed, by_name[tensor.name], dtype))) for tensor in group),
             )
         if len(files) > 1:
             write_index(staging, files)

@@ -41,3 +41,10 @@ def test_questions_of_the_readme_have_answers(
         out, err = capsys.readouterr()
         assert (code, err) == (1 if "--fail-on" in words else 0, ""), line
         assert out, line
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    section = (ROOT / "README.md").read_text().split("## Ask the family", 1)[1]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code.count("assert ") == 2
+    exec(compile(code, "README.md", "exec"), {})

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import llamagen
-from llamagen import api
+from llamagen import api, api_analysis
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -20,16 +20,30 @@ PUBLIC = [
     "Model",
     "check",
     "check_checkpoint",
+    "compat",
+    "cost",
+    "diff",
     "explain",
     "fmt",
     "generate",
     "generate_check",
+    "graph_explorer",
+    "graph_svg",
+    "graph_tower",
+    "history",
+    "import_config",
     "list_models",
     "load",
+    "overlay",
+    "plot",
+    "query",
     "random_checkpoint",
     "run",
     "schema_text",
+    "share",
     "show",
+    "sql",
+    "timeline",
     "verify_folder",
 ]
 
@@ -89,7 +103,8 @@ def test_no_public_name_is_a_subpackage() -> None:
 
 def test_every_public_function_is_the_api() -> None:
     for name in PUBLIC[2:]:
-        assert getattr(llamagen, name) is getattr(api, name)
+        home = api if hasattr(api, name) else api_analysis
+        assert getattr(llamagen, name) is getattr(home, name)
 
 
 def test_cli_surface() -> None:

@@ -23,20 +23,23 @@ def keep(target: Target, finding: Finding) -> str:
     return str(path)
 
 
-def guided(target: Target, seconds: float) -> None:
+def guided(name: str, seconds: float) -> None:
     """Never returns: libFuzzer ends the process, with status 0 after ``seconds`` without a finding."""
     atheris = importlib.import_module("atheris")
-    atheris.instrument_all()
-    folder = CORPUS.parent / ".atheris" / target.name
+    for module in [m for m in sys.modules if m.startswith(("llamagen", "tests.fuzz.targets"))]:
+        del sys.modules[module]
+    with atheris.instrument_imports(include=["llamagen"]):
+        target: Target = importlib.import_module("tests.fuzz.targets").TARGETS[name]
+    folder = CORPUS.parent / ".atheris" / name
     folder.mkdir(parents=True, exist_ok=True)
     for data in target.seeds():
         (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
 
     def once(data: bytes) -> None:
         target.run(data)
 
-    prefix = f"-artifact_prefix={CORPUS / target.name}/"
-    (CORPUS / target.name).mkdir(parents=True, exist_ok=True)
+    prefix = f"-artifact_prefix={CORPUS / name}/"
     limits = [f"-max_total_time={int(seconds)}", "-rss_limit_mb=2048", "-timeout=10"]
     atheris.Setup([sys.argv[0], str(folder), prefix, *limits], once)
     atheris.Fuzz()
@@ -53,7 +56,7 @@ def main(arguments: list[str]) -> int:
     for name in given.targets or TARGETS:
         target = TARGETS[name]
         if given.atheris:
-            guided(target, given.seconds)
+            guided(name, given.seconds)
         outcome = fuzz(target, given.seed, None, given.seconds)
         print(
             f"{name}: {outcome.tried} inputs, {outcome.accepted} accepted, slowest"

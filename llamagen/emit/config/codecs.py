@@ -113,22 +113,20 @@ def _read_layers(value: Json, wanted: Static) -> Json:
     return {"at": {str(wanted): value}}
 
 
-_GLOBAL_EVERY = 4
-"""transformers takes an empty `no_rope_layers` as every fourth layer (configuration of llama4)."""
-
-
-def _write_flags(kinds: Static, without: Static) -> Static:
+def _write_flags(kinds: Static, without: Static, usual_every: Static) -> Static:
+    """An empty list stands for every ``usual_every``-th layer without positions."""
     assert isinstance(kinds, tuple)
+    assert isinstance(usual_every, int)
     flags = tuple(0 if kind == without else 1 for kind in kinds)
-    usual = tuple(0 if (i + 1) % _GLOBAL_EVERY == 0 else 1 for i in range(len(kinds)))
+    usual = tuple(0 if (i + 1) % usual_every == 0 else 1 for i in range(len(kinds)))
     return () if flags == usual else flags
 
 
-def _read_flags(value: Json, without: Static) -> Json:
+def _read_flags(value: Json, without: Static, usual_every: Static) -> Json:
     if not isinstance(value, list) or any(type(i) is not int or i not in (0, 1) for i in value):
         raise CodecError("is not a list of 0 and 1")
     if not value:
-        return {"every": _GLOBAL_EVERY, "value": without}
+        return {"every": usual_every, "value": without}
     if all(value):
         return {"value": "rotated", "otherwise": "rotated"}
     every = value.index(0) + 1

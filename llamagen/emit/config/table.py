@@ -7,20 +7,22 @@ from functools import cache
 from typing import Literal, TypeVar
 
 from llamagen.analysis.tables import load_table
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
 from llamagen.spec.config_mapping import ConfigMapping, Fixed
 from llamagen.spec.evaluate import Scope, Static, evaluate
-from llamagen.spec.expr import ExpressionError, parse
+from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.naming import Closed
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import BlockDefinition, Spec
 from llamagen.spec.validate import scope_of
 
-WIRING = "llama/1/_base"
-"""A spec without `config:` whose blocks are these, word for word, is described by this one's table."""
-
 V = TypeVar("V")
+
+
+class UnsetError(Exception):
+    """The wiring fits, but the spec leaves a size open that the file needs: its name."""
 
 
 def flat(nested: Mapping[str, V | dict[str, V]]) -> dict[str, V]:
@@ -50,6 +52,7 @@ def literals_of(mapping: ConfigMapping) -> dict[str, Json]:
 
 class _ConfigKeys(Closed):
     version: Literal[1]
+    wiring: str
     ignored: dict[str, str]
 
 
@@ -87,7 +90,7 @@ def mapping_of(resolved: ResolvedSpec) -> ConfigMapping | None:
     registry = _shipped()
     kind = resolved.leaf("config", "kind")
     if spec.config is None or kind is None:
-        base = registry.load(WIRING).spec
+        base = registry.load(load_table("config_keys.yaml", _ConfigKeys).wiring).spec
         mapping = base.config
     else:
         # The table speaks about the blocks of the spec that wrote it; an heir with others is no such model.
@@ -99,12 +102,33 @@ def mapping_of(resolved: ResolvedSpec) -> ConfigMapping | None:
         mapping = spec.config
     if mapping is None or spec.root != base.root or _wiring(spec) != _wiring(base):
         return None
-    scope = config_scope(spec)
-    try:
-        met = all(value_of(text, scope) is True for text in mapping.requires.values())
-    except ExpressionError:
-        return None
+    met = all(_met(text, spec) for text in mapping.requires.values())
     return mapping if met else None
+
+
+def _met(text: str, spec: Spec) -> bool:
+    try:
+        return value_of(text, config_scope(spec)) is True
+    except ExpressionError as error:
+        if unset_in(text, spec):
+            return False
+        raise broken(spec, "config.requires", text, error) from None
+
+
+def unset_in(text: str, spec: Spec) -> tuple[str, ...]:
+    """Names of an expression that have no value in an incomplete spec."""
+    scope = config_scope(spec)
+    return tuple(
+        name.id
+        for name in names(parse(text))
+        if (spec.tokenizer is None if name.id == "tokenizer" else scope.get(name.id, 0) is None)
+    )
+
+
+def broken(spec: Spec, key: str, text: str, error: ExpressionError) -> LlamagenError:
+    start, end = error.extent
+    message = f"`{key}` of `{spec.id}`: {error.message}, at `{text[start:end]}` of `{text}`"
+    return LlamagenError.of("LG301", message, help=error.help)
 
 
 def _wiring(spec: Spec) -> dict[str, BlockDefinition]:
@@ -112,9 +136,20 @@ def _wiring(spec: Spec) -> dict[str, BlockDefinition]:
 
 
 def written_fields(spec: Spec, mapping: ConfigMapping) -> dict[str, Json]:
-    """Every key of `fields` with its value. Raises ExpressionError for a name that the spec lacks."""
+    """Every key of `fields` with its value.
+
+    Raises UnsetError for a size that the spec leaves open, LG301 for an expression that has no value otherwise.
+    """
     scope = config_scope(spec)
-    return {key: plain(value_of(text, scope)) for key, text in flat(mapping.fields).items()}
+    found: dict[str, Json] = {}
+    for key, text in flat(mapping.fields).items():
+        try:
+            found[key] = plain(value_of(text, scope))
+        except ExpressionError as error:
+            if missing := unset_in(text, spec):
+                raise UnsetError(missing[0]) from None
+            raise broken(spec, f"config.fields.{key}", text, error) from None
+    return found
 
 
 def plain(value: Static) -> Json:

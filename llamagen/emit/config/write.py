@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from llamagen.emit.config.codecs import Json
 from llamagen.emit.config.table import (
+    UnsetError,
     absences,
     config_scope,
     fixed_of,
@@ -17,7 +18,6 @@ from llamagen.emit.config.table import (
     written_fields,
 )
 from llamagen.spec.config_mapping import ConfigMapping
-from llamagen.spec.expr import ExpressionError
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Spec
 
@@ -32,7 +32,7 @@ def config_files(resolved: ResolvedSpec) -> dict[str, str]:
         return {}
     try:
         values = config_values(resolved.spec, mapping)
-    except ExpressionError:
+    except UnsetError:
         return {}  # a size is not set: the wiring fits, the model is not complete
     made = {CONFIG_FILE: _text(nested(values))}
     special = generation_values(resolved.spec, mapping)

@@ -47,6 +47,17 @@ def test_a_revision_has_the_bases_of_its_time(repository: Path) -> None:
     assert str(theta.before.span).startswith("HEAD~1:spec/t/base.yaml:")
 
 
+def test_a_base_that_the_revision_lacks_is_not_that_of_today(repository: Path) -> None:
+    child = "spec: 1\nid: t/heir\nextends: llama/3/8b\ntitle: Heir\n"
+    (repository / "spec/t/heir.yaml").write_text(child, encoding="utf-8")
+    words = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
+    subprocess.run([*words, "add", "."], cwd=repository, check=True)
+    subprocess.run([*words, "commit", "-qm", "three"], cwd=repository, check=True)
+    with pytest.raises(LlamagenError) as caught:
+        model_of("HEAD:spec/t/heir.yaml")
+    assert caught.value.diagnostics[0].code == "LG202"
+
+
 @pytest.mark.parametrize(
     "target",
     ["nosuchrev:spec/t/small.yaml", "HEAD:spec/t/none.yaml", "HEAD:../x.yaml", "--all:x.yaml"],

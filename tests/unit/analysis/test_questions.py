@@ -76,6 +76,8 @@ def test_timelines(family: Family) -> None:
     assert [d for d, h in gqa.firsts() if h.value == "GQA"] == ["2023-07-18"]
     assert "never changed" in render_timeline.text(timeline(family, "biases"))
     assert timeline(family, "hidden_size > 0").constant
+    assert "llama/code 12" in render_timeline.text(theta), "a default filter is not silent"
+    assert "left out" not in render_timeline.text(timeline(family, "rope_theta", "true"))
 
 
 def test_sql_over_every_table(family: Family) -> None:
@@ -135,8 +137,14 @@ def test_runtime_facts_apply_where_they_hold() -> None:
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "bfloat16") is Status.SLOW
     assert status(models.SCOUT, "transformers-exporter", "float32") is Status.REFUSES
     assert status(models.SCOUT, "onnxruntime-genai-builder", "float32") is Status.REFUSES
-    assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.RUNS
-    assert status(models.LLAMA_31_405B, "onnxruntime-genai", "float32") is Status.SLOW
+    assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.REFUSES
+    genai = on_runtime(
+        models.spec(models.LLAMA_3_8B),
+        models.graph(models.LLAMA_3_8B),
+        "onnxruntime-genai",
+        "float32",
+    )
+    assert "`export` writes none" in genai.facts[0].note
     assert all(f.source for r in runtimes().values() for f in r.facts)
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config import CONFIG_FILE, GENERATION_FILE, config_files
 from llamagen.emit.config.table import flat, ignored_by
 from llamagen.spec.registry import Registry
@@ -99,3 +100,19 @@ blocks:
 )
 def test_what_transformers_cannot_mean_gets_no_config(text: str) -> None:
     assert changed(f"extends: llama/2/7b\n{text}\n") == {}
+
+
+def test_only_a_size_that_is_not_set_means_no_config() -> None:
+    assert changed("abstract: true\nextends: llama/1/_base\n") == {}
+    for table in ("fields: {vocab_size: vocab_siz}", "fields: {vocab_size: vocab_size // 0}"):
+        with pytest.raises(LlamagenError, match="LG301"):
+            changed(f"extends: llama/2/7b\nconfig: {{{table}}}\n")
+    with pytest.raises(LlamagenError, match="LG301"):
+        changed("extends: llama/2/7b\nconfig: {requires: {typo: head_dimm > 0}}\n")
+
+
+def test_what_an_empty_list_of_rope_flags_means_is_in_the_spec() -> None:
+    text = "extends: llama/4/scout\npatterns: {layer_kinds: {every: 3, value: global, otherwise: chunked}}\n"
+    table = "config: {fields: {text_config: {no_rope_layers: \"rope_flags(layer_kinds, 'global', 3)\"}}}\n"
+    assert json.loads(changed(text)[CONFIG_FILE])["text_config"]["no_rope_layers"][:3] == [1, 1, 0]
+    assert json.loads(changed(text + table)[CONFIG_FILE])["text_config"]["no_rope_layers"] == []

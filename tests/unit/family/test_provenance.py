@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+from llamagen.analysis import sources as listed
+from llamagen.analysis import tables
 from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import matches, source_of
+from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder
 from llamagen.spec.record import Conflict, Source, Uncertain
 from llamagen.spec.registry import Registry
@@ -173,3 +177,31 @@ def test_no_override_repeats_what_is_inherited(spec_id: str) -> None:
 def test_a_repeated_value_is_found() -> None:
     text = "spec: 1\nid: test/again\nextends: llama/2/7b\nhyperparameters: {hidden_size: 4096}\n"
     assert [one.code for one in Registry().load_text(text).warnings] == ["LG501"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "version: 1\n",
+        "l1code: {title: a, place: b, kind: c}\n",
+        "version: 1\nsources: {l1code: a line}\n",
+        "version: 1\nsources: {l1code: {title: a, place: b, kind: c, extra: d}}\n",
+    ],
+)
+def test_sources_that_are_not_as_shipped_are_refused(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "sources.yaml").write_text(text)
+    for module in (tables, listed):
+        if hasattr(module, "data_folder"):
+            monkeypatch.setattr(module, "data_folder", lambda name: tmp_path)
+    tables._load.cache_clear()
+    listed.known_sources.cache_clear()
+    try:
+        with pytest.raises(LlamagenError):
+            listed.known_sources()
+    finally:
+        tables._load.cache_clear()
+        listed.known_sources.cache_clear()

@@ -159,3 +159,8 @@ def test_the_digest_is_of_the_architecture_alone(root: Path) -> None:
     assert load(root).digest == before
     (root / "my/child.yaml").write_text(CHILD.replace("theta: 500000.0", "theta: 500001.0"))
     assert load(root).digest != before
+
+
+def test_a_file_finds_its_base_in_the_folder_its_id_counts_from(root: Path) -> None:
+    resolved = Registry().load(root / "my" / "child.yaml")
+    assert resolved.chain == ("my/base", "my/child")

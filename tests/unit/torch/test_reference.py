@@ -64,6 +64,29 @@ def test_a_norm_rounds_where_its_row_says(cast: str, offset: float) -> None:
     assert all(share < 0.9 for share in same.values())
 
 
+WIDE = """
+  FeedForward:
+    parts: {up_proj: none}
+    forward: return down_proj(model_dtype(float32(gate_proj(x)) + 4096 - 4096))
+"""
+PLAIN = """
+  FeedForward:
+    parts: {up_proj: none}
+    forward: return down_proj(gate_proj(x))
+"""
+
+
+@torch.no_grad()
+def test_what_is_stated_as_float32_is_computed_in_it() -> None:
+    """4096 and back costs bfloat16 all digits of a number near one, float32 none that bfloat16 has."""
+    wide, plain = (
+        scatter(module(changed(blocks=b)).CausalLM()).bfloat16()(ids(2, 9))[0].double()
+        for b in (WIDE, PLAIN)
+    )
+    assert plain.std() > 0.1
+    assert (wide - plain).square().mean().sqrt() / plain.std() < 0.01
+
+
 def test_what_can_be_cut_into_stages() -> None:
     cannot = {name for name in WIRINGS if not cuts(wiring(name))}
     assert cannot == {"an extra operand", "no stack", "two stacks"}

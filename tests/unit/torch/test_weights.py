@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.unit.torch.models import TIED, changed, ids, llama, module, scatter
+from tests.unit.torch.wirings import NO_STACK
 
 
 def saved(folder: Path, state: dict[str, torch.Tensor]) -> Path:
@@ -60,6 +61,12 @@ def test_a_tied_head_shares_the_embedding(tmp_path: Path) -> None:
     assert torch.equal(loaded(ids(2, 7))[0], model(ids(2, 7))[0])
     last = make(tmp_path, layers=range(1, 2), embed=False)
     assert torch.equal(last.lm_head.weight, model.model.embed_tokens.weight)
+
+
+def test_a_head_is_tied_in_a_model_that_cannot_be_cut() -> None:
+    """Without a stack of layers the constructor has no stages; the tie is made all the same."""
+    model = module(changed("num_layers: null, tie_embeddings: true", TIED + NO_STACK)).CausalLM()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:

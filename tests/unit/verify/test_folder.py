@@ -35,6 +35,14 @@ def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
         for case in ("prefill", "decode", "padded batch")
     ]
     assert report.passed
+    bounds = {(r.witness, r.case): r.tolerance for r in report.rows}
+    for (_, case), bound in bounds.items():
+        reference = bounds["reference", case]
+        assert bound is not None and reference is not None
+        wider = 2**0.5 if dtype == "float32" else 1.0
+        factor = 1.0 if bound is reference else wider
+        assert bound.rule == "measured"
+        assert bound.rms_over_std == pytest.approx(factor * reference.rms_over_std)
 
 
 def test_transformers_is_a_witness_of_a_hub_checkpoint(mistral: Path, tmp_path: Path) -> None:

@@ -99,3 +99,11 @@ def test_existing_folder_and_twins(tmp_path: Path) -> None:
     assert failure.value.diagnostics[0].code == "LG630"
     with pytest.raises(ValueError, match="same name"):
         write_random_checkpoint(tmp_path / "new", [TENSORS[0]] * 2, 7, "BF16")
+
+
+def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    tensors = [RandomTensor("a", (3, 5), "matrix"), RandomTensor("b", (7,), "norm")]
+    report = lambda done, total: seen.append((done, total))  # noqa: E731
+    write_random_checkpoint(tmp_path / "out", tensors, 0, "F32", progress=report)
+    assert seen == [(60, 88), (88, 88)]

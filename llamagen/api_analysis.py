@@ -1,0 +1,209 @@
+"""Questions from a program: compare models, count a workload, ask the family, draw a graph, import a configuration.
+
+A target is an id, a YAML file, or ``REVISION:PATH`` of a spec in git. Every function raises ``LlamagenError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamagen.analysis.labels import MAINLINE
+
+if TYPE_CHECKING:
+    from llamagen.analysis.compat import CompatReport
+    from llamagen.analysis.cost import CostReport
+    from llamagen.analysis.diff import Diff, Model
+    from llamagen.analysis.query import Answer, Share
+    from llamagen.analysis.sql import Result
+    from llamagen.analysis.timeline import Timeline
+    from llamagen.emit.config.read import Imported
+
+
+def side(target: str | Path) -> Model:
+    """One side of a comparison: a target, a JSON file or a checkpoint folder. Its graph is none without wiring."""
+    from llamagen.analysis.ask import graph_of, model_of
+    from llamagen.analysis.diff import Model
+
+    path = Path(target)
+    if path.suffix != ".json" and not path.is_dir():
+        return model_of(str(target))
+    resolved = import_config(path).resolved
+    return Model(resolved, graph_of(resolved))
+
+
+def diff(
+    before: str | Path,
+    after: str | Path,
+    *,
+    context: int = 4096,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+) -> Diff:
+    """Every difference, judged for each surface; numbers for ``batch`` sequences of ``context`` tokens.
+
+    ``dtype`` stores the weights. Raises LG201 for an unknown id, LG901 for a workload that cannot be.
+    """
+    from llamagen.analysis.cost import workload
+    from llamagen.analysis.diff import diff as compare
+
+    return compare(side(before), side(after), workload(context, batch, dtype))
+
+
+def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
+    """SVG of both towers with the changes of ``result`` marked. Raises LG401 without wiring."""
+    from llamagen.analysis.svg import diff_svg
+    from llamagen.analysis.tower import changed_paths, tower
+    from llamagen.ir.build import build
+
+    first, second = (tower(m.graph or build(m.resolved)) for m in (side(before), side(after)))
+    return diff_svg(first, second, changed_paths(result))
+
+
+def overlay(before: str | Path, after: str | Path) -> str:
+    """The smallest spec, YAML text, that extends ``before`` and is ``after``."""
+    from llamagen.analysis.overlay import overlay
+
+    return overlay(side(before).resolved, side(after).resolved)
+
+
+def compat(
+    before: str | Path, after: str | Path, *, runtimes: Sequence[str] = (), dtype: str = "float32"
+) -> CompatReport:
+    """Whether weights of ``before`` run in ``after``, and what ``runtimes`` (all by default) do with it in ``dtype``.
+
+    Raises LG901 for an unknown runtime.
+    """
+    from llamagen.analysis.compat import compat as compare
+
+    return compare(side(before), side(after), tuple(runtimes), dtype)
+
+
+def cost(
+    target: str,
+    *,
+    context: int = 4096,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    tp: int = 1,
+) -> CostReport:
+    """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
+
+    With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
+    without wiring, LG901 for an unknown device or dtype, or a ``tp`` that does not divide the model.
+    """
+    from llamagen.analysis import hardware
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.cost import cost_of, workload
+
+    load = workload(context, batch, dtype, tp)
+    chosen = (device, hardware.device(device)) if device is not None else None
+    return cost_of(wired(target), load, chosen)
+
+
+def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
+    """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.plots import CONTEXTS, cache_plot
+    from llamagen.analysis.records import Family
+    from llamagen.spec.registry import Registry
+
+    registry = Registry()
+    if targets:
+        graphs = [(name, wired(name, registry)) for name in targets]
+    else:
+        records = Family(registry).records()
+        graphs = [(r.id, r.graph) for r in records if r.graph is not None]
+    contexts = [n for n in CONTEXTS if n < longest]
+    return cache_plot(graphs, contexts=(*contexts, longest))
+
+
+def query(
+    where: str = "true",
+    *,
+    select: Sequence[str] = ("id", "released", "params"),
+    sort: str | None = None,
+    first: int | None = None,
+) -> Answer:
+    """Models for which ``where`` is true, by release date or ``sort``; a column for each expression of ``select``.
+
+    Raises LG905 for an expression that cannot be evaluated.
+    """
+    from llamagen.analysis.query import query as ask
+    from llamagen.analysis.records import Family
+    from llamagen.spec.registry import Registry
+
+    return ask(Family(Registry()), where, select=select, sort=sort, first=first)
+
+
+def share(path: str, where: str = "true") -> tuple[Share, ...]:
+    """How many of the models have each value of ``path``, the most frequent first. Raises LG905."""
+    from llamagen.analysis.query import share as shares
+    from llamagen.analysis.records import Family
+    from llamagen.spec.registry import Registry
+
+    return shares(Family(Registry()), path, where)
+
+
+def timeline(path: str, where: str = MAINLINE) -> Timeline:
+    """When the value of ``path`` changed over the releases. Raises LG905."""
+    from llamagen.analysis.records import Family
+    from llamagen.analysis.timeline import timeline as follow
+    from llamagen.spec.registry import Registry
+
+    return follow(Family(Registry()), path, where)
+
+
+def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
+    """A timeline of every hyperparameter that some model sets. Raises LG905."""
+    from llamagen.analysis.records import Family
+    from llamagen.analysis.timeline import history as follow
+    from llamagen.spec.registry import Registry
+
+    return follow(Family(Registry()), where)
+
+
+def sql(statement: str) -> Result:
+    """Rows of one SELECT over models, layers, parameters, changes and sources. Raises LG905."""
+    from llamagen.analysis.records import Family
+    from llamagen.analysis.sql import sql as run
+    from llamagen.spec.registry import Registry
+
+    return run(Family(Registry()), statement)
+
+
+def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
+    """The spec of a config.json, params.json or checkpoint folder, and the known model nearest to it.
+
+    Raises LG102, LG103, LG106 to LG109 for the file, LG6xx for a checkpoint that does not fit it.
+    """
+    from llamagen.emit.config.importing import import_path
+
+    return import_path(Path(source), spec_id)
+
+
+def graph_tower(target: str) -> str:
+    """The model as nested boxes, text. Raises LG401 without wiring."""
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.tower import tower, tower_text
+
+    return tower_text(tower(wired(target)))
+
+
+def graph_svg(target: str) -> str:
+    """The model as nested boxes, SVG. Raises LG401 without wiring."""
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.svg import tower_svg
+    from llamagen.analysis.tower import tower
+
+    return tower_svg(tower(wired(target)))
+
+
+def graph_explorer(target: str) -> str:
+    """JSON for Model Explorer, shapes for one sequence of one token. Raises LG401 without wiring."""
+    from llamagen.analysis.ask import wired
+    from llamagen.analysis.explorer import explorer_json
+
+    return explorer_json(wired(target), {"B": 1, "S": 1, "P": 0})

@@ -1,0 +1,201 @@
+"""A case for each lowering: op, operand types and attributes, and operands that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llamagen.emit.onnx.profile import OnnxDType
+from llamagen.ir.graph import AttrValue, DType, TensorType
+
+from .single import (
+    SIZES,
+    Array,
+    boolean,
+    concrete,
+    float32,
+    int64,
+    model,
+    normal,
+)
+
+MAX, RMS = 1e-5, 1.5e-6
+"""PROOF.md: float32, over the standard deviation."""
+
+ROUNDOFF: Mapping[OnnxDType, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Unit roundoffs; an op rounds its result and at most its inner tables or a product, so rms stays below two."""
+
+B, S, P = SIZES["B"], SIZES["S"], SIZES["P"]
+T = P + S
+X = model("B", "S", 12)
+HEADS = model("B", 4, "S", 6)
+TABLE = float32("B", "S", 3)
+CACHED = model("B", 2, "P + S", 6)
+MASK = boolean("B", 1, "S", "P + S")
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    operands: tuple[TensorType, ...]
+    attrs: Mapping[str, AttrValue] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shapes = " ".join(str(t.shape) for t in self.operands)
+        return f"{self.op}({shapes} {dict(self.attrs)})"
+
+
+def unary(op: str, **attrs: AttrValue) -> Case:
+    return Case(op, (X,), attrs)
+
+
+EXPERTS = {"num_experts": 5, "features": 12, "intermediate": 7}
+ROPE = {"theta": 10000.0, "dim": 6}
+LLAMA3 = {"scaling": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+CASES = (
+    unary("silu"),
+    unary("gelu"),
+    unary("gelu", approximate="tanh"),
+    unary("relu"),
+    unary("relu2"),
+    unary("sigmoid"),
+    unary("tanh"),
+    unary("softplus"),
+    unary("exp"),
+    unary("square"),
+    unary("neg"),
+    unary("softcap", cap=1.7),
+    unary("clamp", low=-0.5, high=0.75),
+    unary("clamp", low=-0.5),
+    unary("clamp", high=0.75),
+    unary("rms_normalize", eps=1e-5),
+    unary("float32"),
+    unary("softmax"),
+    unary("softmax", axis=1),
+    unary("sum"),
+    unary("sum", axis=1),
+    unary("mean"),
+    unary("add_scalar", value=0.1),
+    unary("mul_scalar", value=-1.7),
+    unary("div_scalar", value=3.3),
+    unary("topk", k=3),
+    unary("split_heads", heads=3),
+    unary("split", sizes=(2, 9, 1)),
+    unary("split", sizes=(12,)),
+    unary("reshape", shape="B, S, 3, 4"),
+    unary("reshape", shape="B, 3, S, 4"),
+    unary("reshape", shape="12, B*S"),
+    unary("reshape", shape="S, B, 12"),
+    unary("reshape", shape="B, 12*S"),
+    unary("permute", axes=(1, 0, 2)),
+    unary("slice", start=2, stop=11),
+    Case("slice", (model("B", 5, "S"),), {"start": 1, "stop": 4, "axis": 1}),
+    Case("sqrt", (X,)),
+    Case("model_dtype", (float32("B", "S", 12),)),
+    Case("merge_heads", (HEADS,)),
+    Case("repeat_heads", (model("B", 1, "S", 6),), {"heads": 4}),
+    Case("add", (X, X)),
+    Case("add", (X, float32("B", 1, 12))),
+    Case("sub", (X, model("B", "S", 1))),
+    Case("mul", (HEADS, float32("B", 1, "S", 1))),
+    Case("div", (X, X)),
+    Case("gather", (X, int64("B", "S", 2))),
+    Case("concat", (X, X, model("B", "S", 5)), {"axis": -1}),
+    Case("concat", (X, model("B", "P", 12)), {"axis": 1}),
+    Case("embedding", (int64("B", "S"),), {"rows": 9, "features": 12}),
+    Case("linear", (X,), {"in_features": 12, "out_features": 10, "bias": True}),
+    Case("linear", (X,), {"in_features": 12, "out_features": 10, "bias": False}),
+    Case("linear", (model("B", 12),), {"in_features": 12, "out_features": 10, "bias": True}),
+    Case("linear", (HEADS,), {"in_features": 6, "out_features": 5, "bias": True}),
+    Case("linear", (float32("B", "S", 12),), {"in_features": 12, "out_features": 4, "bias": True}),
+    Case("rms_norm", (X,), {"features": 12, "eps": 1e-5}),
+    Case("rms_norm", (X,), {"features": 12, "eps": 1e-6, "cast": "after_weight"}),
+    Case("rms_norm", (X,), {"features": 12, "eps": 1e-6, "offset": 1.0, "cast": "after_weight"}),
+    Case("rms_norm", (HEADS,), {"features": 6, "eps": 1e-6, "offset": 1.0}),
+    Case("rms_norm", (float32("B", "S", 12),), {"features": 12, "eps": 1e-5}),
+    Case("layer_norm", (X,), {"features": 12, "eps": 1e-5}),
+    Case("layer_norm", (X,), {"features": 12, "eps": 1e-5, "weight": False, "bias": False}),
+    Case("layer_norm", (X,), {"features": 12, "eps": 1e-5, "weight": False}),
+    Case("layer_norm", (X,), {"features": 12, "eps": 1e-5, "bias": False}),
+    Case("parameter", (), {"shape": (3, 4)}),
+    Case("rope_table", (int64("B", "S"),), ROPE),
+    Case("rope_table", (int64("B", "S"),), ROPE | {"scaling": "linear", "factor": 4.0}),
+    Case("rope_table", (int64("B", "S"),), ROPE | LLAMA3 | {"original_max_positions": 40}),
+    Case("rope_table", (int64("B", "S"),), ROPE | LLAMA3 | {"high_freq_factor": 1.0}),
+    Case(
+        "rope_table",
+        (int64("B", "S"),),
+        {"theta": 10000.0, "dim": 16, "scaling": "yarn", "factor": 4.0, "attention_factor": 1.14}
+        | {"original_max_positions": 64},
+    ),
+    Case("rotate", (HEADS, TABLE, TABLE)),
+    Case("rotate", (HEADS, TABLE, TABLE), {"layout": "interleaved"}),
+    Case("rotate", (model("B", 2, "S", 10), TABLE, TABLE)),
+    Case("rotate", (model("B", 2, "S", 10), TABLE, TABLE), {"layout": "interleaved"}),
+    Case("causal_mask", (int64("B", "S"), int64("B", "P + S"))),
+    Case("causal_mask", (int64("B", "S"), int64("B", "P + S")), {"window": 3}),
+    Case("causal_mask", (int64("B", "S"), int64("B", "P + S")), {"chunk": 3}),
+    Case("causal_mask", (int64("B", "S"), int64("B", "P + S")), {"window": 2, "chunk": 4}),
+    Case("attention", (HEADS, CACHED, CACHED, MASK)),
+    Case("attention", (HEADS, CACHED, CACHED)),
+    Case("attention", (HEADS, CACHED, model("B", 2, "P + S", 5), MASK), {"scale": 0.3}),
+    Case("attention", (HEADS, CACHED, CACHED, MASK), {"softcap": 1.5}),
+    Case("attention", (HEADS, CACHED, CACHED, MASK), {"alibi": True}),
+    Case("attention", (HEADS, CACHED, CACHED), {"alibi": True}),
+    Case("attention", (HEADS, CACHED, CACHED, MASK, model(4)), {"softcap": 2.5}),
+    Case("attention", (HEADS, CACHED, CACHED, MASK, model(4)), {"alibi": True, "scale": 0.2}),
+    Case("attention_temperature", (int64("B", "S"),), {"scale": 0.1, "floor_scale": 3}),
+    *(
+        Case(
+            "experts",
+            (X, int64("B", "S", 2), model("B", "S", 2)),
+            EXPERTS | {"layout": layout, "scale": scale, "act": act},
+        )
+        for layout, scale, act in (
+            ("out_in", "output", "silu"),
+            ("in_out", "input", "silu"),
+            ("out_in", "input", "gelu_tanh"),
+            ("in_out", "output", "relu2"),
+        )
+    ),
+)
+
+
+def operands_of(case: Case) -> list[Array]:
+    """Random operands that fit the op: positions, padding, masks, distinct experts."""
+    rng = np.random.default_rng(11)
+    arrays: list[Array] = []
+    for i, t in enumerate(case.operands):
+        shape = concrete(t)
+        match case.op, t.dtype:
+            case "experts", DType.INT64:
+                rows = [rng.permutation(5)[: shape[-1]] for _ in range(B * S)]
+                arrays.append(np.array(rows).reshape(shape))
+            case "gather", DType.INT64:
+                arrays.append(rng.integers(0, 12, shape))
+            case "embedding", _:
+                arrays.append(rng.integers(0, 9, shape))
+            case "causal_mask", _ if i == 1:
+                mask = np.ones(shape, np.int64)
+                mask[1, : P + 1] = 0  # the first new token of row 1 is padding: it sees nothing
+                arrays.append(mask)
+            case _, DType.INT64:
+                arrays.append(np.arange(P, P + S) + np.array([[0], [7]]))
+            case _, DType.BOOL:
+                seen = np.tril(np.ones(shape, bool), P)
+                seen[1, :, :, : P + 1] = False
+                arrays.append(seen)
+            case "rotate", _ if i > 0:
+                angles = rng.uniform(-4, 4, shape)
+                table = np.cos(angles) if i == 1 else np.sin(angles)
+                arrays.append(table.astype(np.float32).astype(np.float64))
+            case "sqrt", _:
+                arrays.append(np.abs(normal(t)))
+            case "div", _ if i == 1:
+                arrays.append(np.sign(normal(t, 5)) * (0.5 + np.abs(normal(t, 5))))
+            case _:
+                arrays.append(normal(t, 3 + i))
+    return [a if a.dtype != np.float64 else a.astype(np.float32).astype(np.float64) for a in arrays]
