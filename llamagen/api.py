@@ -85,11 +85,18 @@ class Model:
         return build(self.resolved)
 
     @cached_property
-    def parameters(self) -> dict[str, Parameter]:
-        """Role path (the checkpoint's name) -> parameter; a tied head has none of its own."""
-        from llamagen.ir.graph import parameters
+    def graphs(self) -> dict[str, Graph]:
+        """Every graph by name: ``model``, the text model, and those under ``graphs`` of the spec."""
+        from llamagen.ir.build import build_all
 
-        return parameters(self.graph)
+        return build_all(self.resolved)
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Role path (the checkpoint's name) -> parameter of all graphs; a tied head has none of its own."""
+        from llamagen.ir.build import all_parameters
+
+        return all_parameters(self.graphs)
 
     @property
     def parameter_count(self) -> int:

@@ -38,10 +38,20 @@ def _rotate_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         f"rope rotates {width} of {x.shape[-1]} features: more than there are",
     )
     need(
-        x.shape[0] == cos.shape[0] and x.shape[2] == cos.shape[1],
+        cos.shape[0] in (x.shape[0], Dim.of(1)) and x.shape[2] == cos.shape[1],
         f"rope needs [B, heads, S, head_dim] with the positions' B and S, it is {x}",
     )
     return (x,)
+
+
+def _grid_table_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    rows, columns, dim = (a_int(attrs, n) for n in ("rows", "columns", "dim"))
+    extra = a_int(attrs, "extra")
+    need(dim > 0 and dim % 4 == 0, f"a grid rotates two sets of pairs: {dim} is not 4 n features")
+    need(rows > 0 and columns > 0 and extra >= 0, f"a grid of {rows} x {columns} and {extra}")
+    places = Dim.of(rows * columns + extra)
+    table = TensorType(DType.FLOAT32, (Dim.of(1), places, Dim.of(dim // 2)))
+    return (table, table)
 
 
 def _mask_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -140,6 +150,26 @@ ATTENTION_OPS: tuple[Op, ...] = (
         hoisted=True,
         internal=True,
         cite="arXiv 2104.09864; facts 4.2, 4.3; yarn: arXiv 2309.00071",
+    ),
+    Op(
+        "grid_rope_table",
+        "Angles of the places of a grid, row by row, and of ``extra`` places after it that are not turned: the first "
+        "half of the pairs turns with the column, the second with the row, both counted from 1; written "
+        "``grid_rope(x, rows, columns, theta, extra)`` in a spec.",
+        "cos, sin = cos(a), sin(a), a = [(column + 1) f_i, (row + 1) f_i], f_i = theta^(-4i/dim)",
+        (),
+        _grid_table_shape,
+        Precision.FLOAT32_RESULT,
+        (
+            AttrSpec("rows", "int", "height of the grid", required=True),
+            AttrSpec("columns", "int", "width of the grid", required=True),
+            AttrSpec("theta", "float", "base of the frequencies", required=True),
+            AttrSpec("extra", "int", "places after the grid, such as a class token", default=0),
+            AttrSpec("dim", "int", "rotated width, a multiple of 4", required=True),
+        ),
+        hoisted=True,
+        internal=True,
+        cite="facts 4.9",
     ),
     Op(
         "rotate",

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from transformers import Llama4ForCausalLM, Llama4TextConfig
+from transformers import (
+    Llama4Config,
+    Llama4ForCausalLM,
+    Llama4ForConditionalGeneration,
+    Llama4TextConfig,
+    Llama4VisionConfig,
+)
 
 from llamagen.spec.schema import Spec
 from tests.parity.models import RandomModel
@@ -28,6 +34,17 @@ hyperparameters:
   max_positions: 128
   rope: {{{rope}}}
 {more}
+  vision:
+    hidden_size: 16
+    num_layers: 2
+    num_heads: 2
+    intermediate_size: 64
+    image_size: 24
+    patch_size: 4
+    adapter_input_size: 20
+    adapter_output_size: 20
+    output_size: 20
+constants: {{patch_token: 60}}
 invariants: {{heads_fill_the_width: null}}
 """
 
@@ -93,7 +110,42 @@ def text_peer(model: RandomModel) -> torch.nn.Module:
     prefix = "language_model."
     state = {
         path.removeprefix(prefix): torch.from_numpy(np.asarray(model.weight(path), np.float64))
-        for path in model.parameters
+        for path in model.parameters  # those of the text model
     }
     peer.load_state_dict(state, strict=True)
-    return peer.double().eval()
+    peer.double().train(False)
+    return peer
+
+
+def whole_peer(model: RandomModel) -> torch.nn.Module:
+    """Llama4ForConditionalGeneration with the weights of ``model``, by the same names."""
+    spec = model.resolved.spec
+    v = spec.hyperparameters.vision
+    assert v is not None
+    vision = Llama4VisionConfig(
+        hidden_size=v.hidden_size,
+        num_hidden_layers=v.num_layers,
+        num_attention_heads=v.num_heads,
+        intermediate_size=v.intermediate_size,
+        norm_eps=v.norm_eps,
+        image_size=v.image_size,
+        patch_size=v.patch_size,
+        num_channels=v.num_channels,
+        rope_theta=v.rope_theta,
+        pixel_shuffle_ratio=v.pixel_shuffle_ratio,
+        projector_input_dim=v.adapter_input_size,
+        projector_output_dim=v.adapter_output_size,
+        vision_output_dim=v.output_size,
+    )
+    text = Llama4TextConfig(**text_config(spec))
+    token = spec.constants["patch_token"]
+    config = Llama4Config(vision_config=vision, text_config=text, image_token_index=token)
+    config._attn_implementation = "eager"
+    peer = Llama4ForConditionalGeneration(config)
+    state = {
+        path: torch.from_numpy(np.asarray(model.weight(path), np.float64))
+        for path in model.all_parameters
+    }
+    peer.load_state_dict(state, strict=True)
+    peer.double().train(False)
+    return peer

@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import logging
 
-from llamagen.ir.build import build
+from llamagen.ir.build import all_parameters, build, build_all
 from llamagen.ir.graph import parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.numerics import difference, measured_tolerance
 from llamagen.verify.scenario import Scenario, scenarios
-from tests.parity.llama4 import MODELS, shrunk, text_peer
+from tests.parity.llama4 import MODELS, shrunk, text_peer, whole_peer
+from tests.parity.llama4_pieces import RUNS, Picture, ReferenceRun, picture
 from tests.parity.models import RandomModel
 from tests.parity.peers import PeerWitness, everything_float64
 
@@ -129,3 +130,87 @@ def test_the_text_part_has_the_published_size(spec_id: str) -> None:
     found = parameters(build(Registry().load(spec_id)))
     text = [p for name, p in found.items() if name.startswith("language_model.")]
     assert sum(p.count for p in text) == COUNTS[spec_id]
+
+
+WHOLE = {
+    "llama/4/scout": 108_641_793_536,
+    "llama/4/maverick": 401_583_781_376,
+    "llama/guard/4-12b": 12_001_097_216,
+}
+
+
+@pytest.mark.parametrize("spec_id", MODELS)
+def test_the_graphs_together_have_the_published_size(spec_id: str) -> None:
+    found = all_parameters(build_all(Registry().load(spec_id)))
+    assert sum(p.count for p in found.values()) == WHOLE[spec_id]
+
+
+@cache
+def whole_peer_of(name: str) -> torch.nn.Module:
+    with everything_float64():
+        return whole_peer(model_of(name))
+
+
+def picture_of(name: str) -> Picture:
+    """Left padding where transformers can be compared with it."""
+    spec = model_of(name).resolved.spec
+    side = spec.hyperparameters.vision
+    token = spec.constants["patch_token"]
+    assert side is not None and isinstance(token, int)
+    padded = spec.hyperparameters.attention_temperature_scale is None
+    return picture(token, tokens=9, side=side.image_size, padded=padded)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_with_images_equals_transformers(name: str) -> None:
+    case = picture_of(name)
+    reference = case.logits(ReferenceRun(model_of(name)))
+    found = difference(reference, case.peer_logits(whole_peer_of(name)))
+    assert found.max_over_std < 1e-11, found
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("backend", RUNS)
+def test_every_graph_equals_the_reference(name: str, backend: str) -> None:
+    case, model = picture_of(name), model_of(name)
+    reference = case.logits(ReferenceRun(model))
+    rounding = difference(case.logits(ReferenceRun(model, "float32")), reference)
+    tolerance = measured_tolerance("float32", rounding)
+    found = difference(case.logits(RUNS[backend](model)), reference)
+    assert found.within(tolerance), (found, tolerance)
+
+
+@pytest.mark.parametrize("backend", RUNS)
+def test_tiles_and_their_tokens_must_agree(backend: str) -> None:
+    """A tile too many, or a patch token too few, is an error and not a shifted image."""
+    run = RUNS[backend](model_of("llama/4/scout"))
+    case = picture_of("llama/4/scout")
+    features = run.piece("vision_encoder", {"pixel_values": case.pixel_values})
+    for wrong in (features[:2], np.concatenate([features, features[:1]])):
+        with pytest.raises(Exception, match=r"(?i)shape|indices|match"):
+            run.piece("embedding", {"input_ids": case.input_ids, "image_features": wrong})
+
+
+VISION_MISTAKES = [
+    ("norm_eps: 1.0e-5\n    image_size", "norm_eps: 1.1e-5\n    image_size"),
+    ("rope_theta: 10000.0", "rope_theta: 10001.0"),
+    ("[0, 2, 4, 1, 3, 5]", "[0, 2, 4, 3, 5, 1]"),
+    ("[0, 1, 3, 2, 4, 5]", "[0, 1, 3, 4, 2, 5]"),
+    ("concat(patches, expand(class_embedding, [I, 1, vision.hidden_size]), axis=1)",
+     "concat(expand(class_embedding, [I, 1, vision.hidden_size]), patches, axis=1)"),
+    ("return gelu(fc2(gelu(fc1(x))))", "return fc2(gelu(fc1(x)))"),
+    ("return fc2(gelu(fc1(x)))", "return fc2(gelu(fc1(x), 'tanh'))"),
+    ("concat(patches", "concat(2 * patches"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong"), VISION_MISTAKES)
+def test_a_mistake_in_the_encoder_is_seen(right: str, wrong: str) -> None:
+    model, case = model_of("llama/4/scout"), picture_of("llama/4/scout")
+    text = resolved_text(model.resolved)
+    assert right in text
+    mutant = RandomModel.of_text(text.replace(right, wrong))
+    given = {"pixel_values": case.pixel_values}
+    found = ReferenceRun(mutant).piece("vision_encoder", given).astype(np.float64)
+    expected = ReferenceRun(model).piece("vision_encoder", given).astype(np.float64)
+    assert np.abs(found - expected).max() / expected.std() > 1e-7

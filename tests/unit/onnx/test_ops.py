@@ -46,6 +46,7 @@ T = P + S
 X = model("B", "S", 12)
 HEADS = model("B", 4, "S", 6)
 TABLE = float32("B", "S", 3)
+ONE_TABLE = float32(1, "S", 3)
 CACHED = model("B", 2, "P + S", 6)
 MASK = boolean("B", 1, "S", "P + S")
 
@@ -107,6 +108,12 @@ CASES = (
     unary("permute", axes=(1, 0, 2)),
     unary("slice", start=2, stop=11),
     Case("slice", (model("B", 5, "S"),), {"start": 1, "stop": 4, "axis": 1}),
+    Case("expand", (model("B", "S", 1),), {"shape": "B, S, 12"}),
+    Case("expand", (model("S", 1),), {"shape": "4, S, 12"}),
+    Case("replace_rows", (X, model(3, 12), int64("B", "S")), {"id": 1}),
+    Case("replace_rows", (X, model(1, 3, 12), int64("B", "S")), {"id": 1}),
+    Case("grid_rope_table", (), {"rows": 3, "columns": 4, "dim": 16, "theta": 100.0, "extra": 2}),
+    Case("grid_rope_table", (), {"rows": 2, "columns": 5, "dim": 4, "theta": 1e4}),
     Case("sqrt", (X,)),
     Case("model_dtype", (float32("B", "S", 12),)),
     Case("merge_heads", (HEADS,)),
@@ -149,6 +156,7 @@ CASES = (
     Case("rotate", (HEADS, TABLE, TABLE), {"layout": "interleaved"}),
     Case("rotate", (model("B", 2, "S", 10), TABLE, TABLE)),
     Case("rotate", (model("B", 2, "S", 10), TABLE, TABLE), {"layout": "interleaved"}),
+    Case("rotate", (HEADS, ONE_TABLE, ONE_TABLE), {"layout": "interleaved"}),
     Case("causal_mask", (int64("B", "S"), int64("B", "P + S"))),
     Case("causal_mask", (int64("B", "S"), int64("B", "P + S")), {"window": 3}),
     Case("causal_mask", (int64("B", "S"), int64("B", "P + S")), {"chunk": 3}),
@@ -190,6 +198,8 @@ def operands_of(case: Case) -> list[Array]:
                 arrays.append(np.array(rows).reshape(shape))
             case "gather", DType.INT64:
                 arrays.append(rng.integers(0, 12, shape))
+            case "replace_rows", DType.INT64:
+                arrays.append(np.array([[1, 0, 1], [0, 1, 0]]))
             case "embedding", _:
                 arrays.append(rng.integers(0, 9, shape))
             case "causal_mask", _ if i == 1:
