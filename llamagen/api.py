@@ -85,18 +85,11 @@ class Model:
         return build(self.resolved)
 
     @cached_property
-    def graphs(self) -> dict[str, Graph]:
-        """Every graph by name: ``model``, the text model, and those under ``graphs`` of the spec."""
-        from llamagen.ir.build import build_all
-
-        return build_all(self.resolved)
-
-    @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """Role path (the checkpoint's name) -> parameter of all graphs; a tied head has none of its own."""
-        from llamagen.ir.build import all_parameters
+        from llamagen.ir.build_graphs import all_parameters, build_all
 
-        return all_parameters(self.graphs)
+        return all_parameters(build_all(self.resolved))
 
     @property
     def parameter_count(self) -> int:

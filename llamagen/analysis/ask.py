@@ -63,7 +63,7 @@ def _at_revision(target: str) -> ResolvedSpec:
         raise LlamagenError.of("LG901", f"`{target}` is not REVISION:PATH of a spec")
     top = Path(_git(["rev-parse", "--show-toplevel"], target).decode().strip())
     inside = PurePosixPath(Path(name).as_posix())
-    if inside.is_absolute() or ".." in inside.parts:
+    if not inside.parts or inside.is_absolute() or ".." in inside.parts:
         help = "write the path as git does, relative to the top of the repository"
         raise LlamagenError.of("LG901", f"`{name}` is not a path of the repository", help=help)
     archive = _git(

@@ -7,10 +7,9 @@ from enum import StrEnum
 
 from llamagen.analysis.diff import Change, Diff, Model, diff
 from llamagen.analysis.diff_rules import Surface, Verdict
-from llamagen.analysis.lint import hyperparameter_scope
 from llamagen.analysis.memory import cache_of
 from llamagen.analysis.params import is_tied
-from llamagen.analysis.rules import holds
+from llamagen.analysis.rules import holds, hyperparameter_scope
 from llamagen.analysis.tables import load_table
 from llamagen.analysis.transforms import Transform
 from llamagen.analysis.walk import operand_types, places

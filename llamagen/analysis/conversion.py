@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llamagen.analysis.align import fused_group
 from llamagen.analysis.features import Feature, Kind, parameter_features, setting_features
-from llamagen.analysis.lint import hyperparameter_scope
+from llamagen.analysis.rules import hyperparameter_scope
 from llamagen.analysis.transforms import (
     Heads,
     Plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
@@ -41,14 +41,6 @@ class Workload:
     cache_bytes: int
     """Bytes of one cached number and of one activation."""
     tensor_parallel: int = 1
-
-    @property
-    def sizes_prefill(self) -> Mapping[str, int]:
-        return {"B": self.batch, "S": self.context, "P": 0}
-
-    @property
-    def sizes_decode(self) -> Mapping[str, int]:
-        return {"B": self.batch, "S": 1, "P": self.context}
 
 
 def workload(

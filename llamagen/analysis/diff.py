@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -10,11 +10,10 @@ from llamagen.analysis.align import Pair, pairs_of
 from llamagen.analysis.cost import Workload, workload
 from llamagen.analysis.diff_rules import DiffRule, Surface, Verdict, diff_rules
 from llamagen.analysis.features import Kind
-from llamagen.analysis.lint import hyperparameter_scope
-from llamagen.analysis.rules import fill, holds
+from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import source_of
 from llamagen.analysis.transforms import Setting, Transform, WeightChange, candidate
-from llamagen.diagnostics import LlamagenError, Span
+from llamagen.diagnostics import Span
 from llamagen.ir.graph import Graph
 from llamagen.spec.evaluate import Static
 from llamagen.spec.resolve import ResolvedSpec
@@ -224,7 +223,7 @@ class _Judge:
             ):
                 return rule_id, rule
         message = f"no rule of diff.yaml covers `{pair.path}` ({pair.kind}, {scope['change']})"
-        raise LlamagenError.of("LG999", message)
+        raise AssertionError(message)
 
     def causes(self, pair: Pair) -> Iterator[Cause]:
         """Changed values that the declaration reads; else those that changed from and to the same numbers."""
@@ -275,11 +274,3 @@ def _transform(name: str | None, scope: Mapping[str, Static]) -> Transform | Non
         return None
     found = scope["transform"] if name == "candidate" else name
     return Transform(found) if isinstance(found, str) else None
-
-
-def failing(
-    result: Diff, surfaces: Iterable[Surface], worst: Callable[[Verdict], bool]
-) -> tuple[Change, ...]:
-    """Changes that ``--fail-on`` is about: those whose verdict on one of ``surfaces`` satisfies ``worst``."""
-    wanted = tuple(surfaces)
-    return tuple(c for c in result.changes if any(worst(c.verdict(s)) for s in wanted))

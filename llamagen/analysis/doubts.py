@@ -30,7 +30,10 @@ def _open(resolved: ResolvedSpec, section: str, stated: Sequence[T]) -> tuple[T,
     by_file = {origin.span.file: rank[origin.spec_id] for origin in leaf.origins}
     kept: list[T] = []
     for entry, node in zip(stated, leaf.node.items, strict=True):
-        written = _last_written(resolved.find(*entry.path.split(".")), rank)
+        about = resolved.find(*entry.path.split("."))
+        if about is None and "*" not in entry.path:
+            continue  # an heir went over to something that has no such value
+        written = _last_written(about, rank)
         if written <= by_file[node.span.file]:
             kept.append(entry)
     return tuple(kept)

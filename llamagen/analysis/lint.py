@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from llamagen.analysis.cost import tensor_parallel_degrees
 from llamagen.analysis.params import count_parameters
-from llamagen.analysis.rules import fill, holds
+from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.analysis.tables import load_table
 from llamagen.analysis.walk import behind, operand_types, places
@@ -218,13 +218,3 @@ class _Subjects:
 def _int(value: object) -> int:
     assert isinstance(value, int)
     return value
-
-
-def hyperparameter_scope(resolved: ResolvedSpec) -> dict[str, Static]:
-    """Every name of the vocabulary (none where unset), and the spec's constants."""
-    scope: dict[str, Static] = dict(resolved.spec.constants)
-    values = resolved.spec.hyperparameters
-    for name in type(values).model_fields:
-        value = getattr(values, name)
-        scope[name] = value.model_dump() if isinstance(value, BaseModel) else value
-    return scope

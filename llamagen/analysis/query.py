@@ -47,7 +47,7 @@ def query(
 ) -> Answer:
     """Models for which ``where`` is true, by release date unless ``sort`` (``-params``: largest first) says otherwise.
 
-    A model lacking a value that the condition needs does not match. Raises LG301 for an expression that cannot be
+    A model lacking a value that the condition needs does not match. Raises LG905 for an expression that cannot be
     evaluated, with the nearest known name.
     """
     found = matching(family, where)
@@ -84,7 +84,7 @@ def value(record: Record, text: str) -> Static:
         hint = did_you_mean(error.name, COLUMNS)
         help = f"did you mean `{hint}`?" if hint else "`llamagen query --columns` lists the names"
         raise LlamagenError.of(
-            "LG301", f"`{error.name}` is not a name of a model", help=help
+            "LG905", f"`{error.name}` is not a name of a model", help=help
         ) from None
     except ExpressionError as error:
         try:
@@ -94,7 +94,7 @@ def value(record: Record, text: str) -> Static:
             pass
         start, end = error.extent
         message = f"`{text}`: {error.message}, at `{text[start:end]}`"
-        raise LlamagenError.of("LG301", message, help=error.help) from None
+        raise LlamagenError.of("LG905", message, help=error.help) from None
 
 
 def _lacks(record: Record, text: str) -> bool:

@@ -9,10 +9,10 @@ from functools import cached_property
 from pydantic import BaseModel
 
 from llamagen.analysis.compute import count_flops, flops_of
+from llamagen.analysis.counts import counts_of
+from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.memory import cache_of
-from llamagen.analysis.params import count_parameters
 from llamagen.analysis.walk import Place, places, sum_parts
-from llamagen.ir.build import build
 from llamagen.ir.graph import Block, Graph, OpPart
 from llamagen.spec.evaluate import Static
 from llamagen.spec.registry import Registry
@@ -78,6 +78,8 @@ class Family:
     def graph(self, resolved: ResolvedSpec) -> Graph | None:
         if resolved.spec.root is None:
             return None
+        from llamagen.ir.build import build
+
         digest = resolved.digest
         if digest not in self._graphs:
             self._graphs[digest] = build(resolved)
@@ -143,6 +145,16 @@ def _numbers(of: Callable[[Graph], int]) -> Callable[[Record], Static]:
         return of(record.graph) if record.graph is not None else None
 
     return value
+
+
+def _total(record: Record) -> Static:
+    counts = counts_of(record.resolved)
+    return counts.total if counts is not None else None
+
+
+def _active(record: Record) -> Static:
+    counts = counts_of(record.resolved)
+    return counts.active if counts is not None else None
 
 
 def _decode_flops(graph: Graph) -> int:
@@ -259,12 +271,10 @@ COLUMNS: Mapping[str, Column] = {
     "attention": Column("MHA, GQA or MQA", _attention),
     "params": Column(
         "parameters, each weight once",
-        _numbers(lambda g: count_parameters(g).total),
+        _total,
         from_graph=True,
     ),
-    "active_params": Column(
-        "parameters one token uses", _numbers(lambda g: count_parameters(g).active), from_graph=True
-    ),
+    "active_params": Column("parameters one token uses", _active, from_graph=True),
     "kv_bytes_per_token": Column(
         "bytes of cache one more token takes, 16 bit",
         _numbers(lambda g: cache_of(g).per_token(BYTES_16)),
@@ -283,11 +293,11 @@ COLUMNS: Mapping[str, Column] = {
     "biases": Column("bias tensors", _numbers(_biases), from_graph=True),
     "ops": Column("names of the ops, sorted", _ops, from_graph=True),
     "uncertain": Column(
-        "paths that rest on inference", lambda r: tuple(u.path for u in r.resolved.spec.uncertain)
+        "paths that rest on inference", lambda r: tuple(u.path for u in uncertain(r.resolved))
     ),
     "conflicts": Column(
         "paths that authorities disagree on",
-        lambda r: tuple(c.path for c in r.resolved.spec.conflicts),
+        lambda r: tuple(c.path for c in conflicts(r.resolved)),
     ),
 }
 """Documented names of queries, timelines and the SQL table ``models``."""

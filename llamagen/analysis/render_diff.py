@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from llamagen.analysis.diff import Cause, Change, Diff, Side
 from llamagen.analysis.diff_rules import Surface, Verdict
 from llamagen.analysis.features import Kind
 from llamagen.analysis.transforms import doc
-from llamagen.diagnostics import Span
 from llamagen.units import bytes_short, count_short
-
-JSON_VERSION = 1
 
 
 def headline(result: Diff) -> str:
@@ -46,8 +42,8 @@ def arrow(change: Change) -> str:
     return " → ".join(ends)
 
 
-def _number(side: Side, short: object, unit: str) -> str:
-    assert side.text is not None and callable(short)
+def _number(side: Side, short: Callable[[int], str], unit: str) -> str:
+    assert side.text is not None
     number = int(side.text.replace(",", ""))
     return f"{number:,}{unit} ({short(number)})"
 
@@ -188,55 +184,10 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
 
 
 def json_text(result: Diff) -> str:
-    """Schema version 1: stable keys, exact numbers as in the text form."""
-    document = {
-        "version": JSON_VERSION,
-        "before": result.before,
-        "after": result.after,
-        "workload": {
-            "context": result.workload.context,
-            "batch": result.workload.batch,
-            "weights": result.workload.weights.name,
-            "cache_bytes_per_value": result.workload.cache_bytes,
-        },
-        "surfaces": {s.value: result.verdict(s).value for s in Surface},
-        "transforms": [t.value for t in result.transforms()],
-        "changes": [
-            {
-                "rule": c.rule,
-                "title": c.title,
-                "kind": c.kind.value,
-                "path": c.path,
-                "times": c.times,
-                "layers": c.layers,
-                "before": _side(c.before),
-                "after": _side(c.after),
-                "effects": [
-                    {
-                        "surface": e.surface.value,
-                        "verdict": e.verdict.value,
-                        "text": e.text,
-                        "transform": e.transform.value if e.transform else None,
-                    }
-                    for e in c.effects
-                ],
-                "causes": [
-                    {"path": x.path, "before": x.before, "after": x.after, "source": x.source}
-                    for x in c.causes
-                ],
-            }
-            for c in result.changes
-        ],
-    }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
+    from llamagen.analysis.diff_document import document
 
-
-def _side(side: Side) -> dict[str, object]:
-    return {"text": side.text, "place": _place(side.span), "source": side.source}
-
-
-def _place(span: Span | None) -> dict[str, object] | None:
-    return None if span is None else {"file": span.file, "line": span.line, "col": span.col}
+    return document(result).model_dump_json(indent=2) + "\n"
 
 
 _LEVEL = {

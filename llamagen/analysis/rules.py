@@ -1,13 +1,16 @@
-"""What lint and diff rules share: conditions and message templates in the one expression language."""
+"""What lint, diff and runtime rules share: names, conditions and message templates in the one expression language."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
 
+from pydantic import BaseModel
+
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.evaluate import FUNCTIONS, Scope, Static, evaluate
 from llamagen.spec.expr import Expr, ExpressionError, parse
+from llamagen.spec.resolve import ResolvedSpec
 
 
 @lru_cache(maxsize=2048)
@@ -48,6 +51,16 @@ def fill(template: str, scope: Scope) -> str:
             raise LlamagenError.of("LG301", f"the template `{template}` has an open brace")
         pieces.append(static_text(value_of(inner, scope)))
     return "".join(pieces)
+
+
+def hyperparameter_scope(resolved: ResolvedSpec) -> dict[str, Static]:
+    """Every name of the vocabulary (none where unset), and the spec's constants."""
+    scope: dict[str, Static] = dict(resolved.spec.constants)
+    values = resolved.spec.hyperparameters
+    for name in type(values).model_fields:
+        value = getattr(values, name)
+        scope[name] = value.model_dump() if isinstance(value, BaseModel) else value
+    return scope
 
 
 def static_text(value: Static) -> str:

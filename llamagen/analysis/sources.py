@@ -14,18 +14,19 @@ from llamagen.spec.source_nodes import Map, Scalar
 def source_of(resolved: ResolvedSpec, path: str) -> str | None:
     """The source key of the value at the dotted ``path``, or none.
 
-    Of the globs that match, one written in the file of the value, or in an heir of it, goes before inherited ones;
-    then the longest. ``hyperparameters.*`` covers nested values too, such as ``hyperparameters.rope.theta``.
+    Of the globs that match, one written in the file of the value, or in an heir of it, goes before inherited ones,
+    of these the nearest; then the longest. ``hyperparameters.*`` covers nested values too, such as
+    ``hyperparameters.rope.theta``.
     """
     leaf = resolved.leaf(*path.split("."))
     written = _depth(resolved, leaf.origins[-1].spec_id) if leaf is not None else 0
-    best: tuple[tuple[bool, int], str] | None = None
+    best: tuple[tuple[int, int], str] | None = None
     for glob, source in resolved.spec.provenance.items():
         if not matches(glob, path):
             continue
         entry = resolved.leaf("provenance", glob)
         depth = _depth(resolved, entry.origins[-1].spec_id) if entry is not None else 0
-        weight = (depth >= written, len(glob.replace("*", "")))
+        weight = (min(depth, written), len(glob.replace("*", "")))
         if best is None or weight >= best[0]:
             best = (weight, source)
     return best[1] if best is not None else None

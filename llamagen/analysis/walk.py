@@ -19,6 +19,7 @@ from llamagen.ir.graph import (
     OpPart,
     StackPart,
     TensorType,
+    join,
 )
 
 K = TypeVar("K")
@@ -133,11 +134,11 @@ def places(graph: Graph, ops: frozenset[str]) -> Iterator[Place]:
             part = block.parts[node.part] if node.part is not None else None
             match part:
                 case BlockPart(name=name, block=below) if any_below(below):
-                    yield from visit(_join(path, name), graph.blocks[below])
+                    yield from visit(join(path, name), graph.blocks[below])
                 case StackPart(name=name, blocks=names):
                     for i, below in enumerate(names):
                         if any_below(below):
-                            yield from visit(_join(path, f"{name}.{i}"), graph.blocks[below])
+                            yield from visit(join(path, f"{name}.{i}"), graph.blocks[below])
                 case _:
                     pass
 
@@ -156,10 +157,6 @@ def below_of(part: OpPart | BlockPart | StackPart) -> tuple[str, ...]:
             return names
         case _:
             assert_never(part)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def behind(block: Block, value: str) -> set[str]:

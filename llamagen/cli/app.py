@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llamagen.cli import commands_analysis, make, read, work
+from llamagen.cli import commands_analysis, import_command, make, read, work
 from llamagen.cli.options import OPTIONS
 
 app = typer.Typer(
@@ -58,6 +58,9 @@ app.command(short_help="Draw the KV cache over the context as SVG.")(commands_an
 app.command(short_help="Filter and sort the models with expressions.")(commands_analysis.query)
 app.command(short_help="Show how a value moved through the releases.")(commands_analysis.timeline)
 app.command(short_help="Ask about the family in SQL.")(commands_analysis.sql)
+app.command("import", short_help="Turn a config.json or params.json into a spec.")(
+    import_command.import_config
+)
 app.command(short_help="Write specs in canonical form.")(make.fmt)
 app.command(short_help="Print the JSON schema of spec files.")(make.schema)
 app.command(short_help="Write PyTorch code, ONNX graph, configs and texts.")(make.generate)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
 
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
+from llamagen.cli.read import Id
 
 if TYPE_CHECKING:
     from llamagen.analysis.diff import Diff, Model
     from llamagen.analysis.diff_rules import Surface, Verdict
     from llamagen.spec.evaluate import Static
 
-Id = Annotated[
-    str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
-]
 Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]
@@ -64,13 +63,12 @@ def diff(
     ] = False,
 ) -> None:
     """Compare two models: what changed, why, and what it means for weights, tokens, numbers and runtimes."""
-    from llamagen.analysis.ask import model_of
     from llamagen.analysis.cost import workload
     from llamagen.analysis.diff import diff as compare
     from llamagen.analysis.diff_rules import Surface, Verdict
     from llamagen.analysis.overlay import overlay
 
-    before, after = model_of(a), model_of(b)
+    before, after = _model(a), _model(b)
     if as_overlay:
         console.out(overlay(before.resolved, after.resolved))
         return
@@ -79,6 +77,20 @@ def diff(
     console.out(_diff_text(result, before, after, chosen, format))
     if fail_on is not None and any(_as_bad(result.verdict(s), Verdict(fail_on)) for s in chosen):
         raise typer.Exit(1)
+
+
+def _model(target: str) -> Model:
+    """A side of a comparison; JSON files and folders are imported as ``llamagen import`` does."""
+    from llamagen.analysis.ask import graph_of, model_of
+    from llamagen.analysis.diff import Model
+
+    path = Path(target)
+    if not target.endswith(".json") and not path.is_dir():
+        return model_of(target)
+    from llamagen.emit.config.importing import import_path
+
+    resolved = import_path(path).resolved
+    return Model(resolved, graph_of(resolved))
 
 
 def _as_bad(verdict: Verdict, limit: Verdict) -> bool:
@@ -106,13 +118,11 @@ def _diff_text(
         case "github":
             return render_diff.github(result, surfaces)
         case "svg":
-            from llamagen.analysis.ask import wired
             from llamagen.analysis.svg import diff_svg
             from llamagen.analysis.tower import changed_paths, tower
+            from llamagen.ir.build import build
 
-            first, second = (
-                tower(m.graph if m.graph is not None else wired(m.id)) for m in (before, after)
-            )
+            first, second = (tower(m.graph or build(m.resolved)) for m in (before, after))
             return diff_svg(first, second, changed_paths(result))
         case _:
             assert_never(format)
@@ -130,11 +140,10 @@ def compat(
 ) -> None:
     """Say whether A's weights run in B, what must be converted, and what runtimes do with B; exit 1 if they do not."""
     from llamagen.analysis import render_compat
-    from llamagen.analysis.ask import model_of
     from llamagen.analysis.compat import compat as compare
     from llamagen.analysis.diff_rules import Verdict
 
-    report = compare(model_of(a), model_of(b), tuple(runtime or ()), dtype)
+    report = compare(_model(a), _model(b), tuple(runtime or ()), dtype)
     console.out(render_compat.text(report) if format == "text" else render_compat.json_text(report))
     if report.verdict is Verdict.BREAKING:
         raise typer.Exit(1)

@@ -61,7 +61,9 @@ def list_models(
     format: Annotated[TableFormat, typer.Option(help="How the list is printed.")] = "table",
     save_counts: Annotated[
         bool,
-        typer.Option("--save-counts", help="First count every model again and save spec/counts.json."),
+        typer.Option(
+            "--save-counts", help="First count every model again and save spec/counts.json."
+        ),
     ] = False,
 ) -> None:
     """List the models with dates, exact parameters, attention, context and licence."""

@@ -65,7 +65,7 @@ def current(path: Path) -> str | None:
 
 
 def _text(subject: Subject) -> dict[str, str]:
-    from llamagen.ir.build import MAIN, build_all
+    from llamagen.ir.build_graphs import MAIN, build_all
     from llamagen.ir.text import render
     from llamagen.spec.resolved_text import resolved_text
 
@@ -76,7 +76,7 @@ def _text(subject: Subject) -> dict[str, str]:
 
 def _torch(subject: Subject) -> dict[str, str]:
     from llamagen.emit.torch.emit import emit_torch
-    from llamagen.ir.build import MAIN, build_all, names_elsewhere
+    from llamagen.ir.build_graphs import MAIN, build_all, names_elsewhere
 
     graphs = build_all(subject.resolved)
     return {
@@ -90,7 +90,7 @@ def _torch(subject: Subject) -> dict[str, str]:
 def _onnx(subject: Subject) -> dict[str, str]:
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.text import render
-    from llamagen.ir.build import build_all
+    from llamagen.ir.build_graphs import build_all
 
     graphs = build_all(subject.resolved)
     return {f"{name}.onnx.txt": render(emit_onnx(graph)) for name, graph in graphs.items()}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llamagen.emit.files import Subject, current, files_of, identity_of, write_changed
 from llamagen.emit.targets import TARGETS, Target
-from llamagen.ir.build import build, build_all
+from llamagen.ir.build import build
+from llamagen.ir.build_graphs import build_all
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 

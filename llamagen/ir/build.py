@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
+from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
 from llamagen.ir.build_equations import SIZES, Equations
 from llamagen.ir.build_parts import PartDeclaration, declare
 from llamagen.ir.dims import B, Dim, S, T
@@ -18,11 +18,9 @@ from llamagen.ir.graph import (
     Graph,
     Node,
     OpPart,
-    Parameter,
     StackPart,
     TensorType,
     Value,
-    parameters,
 )
 from llamagen.ir.naming import variant_names
 from llamagen.ir.ops import OPS
@@ -218,11 +216,9 @@ class Builder:
         operands: tuple[str, ...],
         attrs: Attrs,
         names: tuple[str, ...],
-        span: object,
+        span: Span | None,
     ) -> tuple[str, ...]:
         """Results of an op on graph-level values, computed once for the whole model; without ``@``."""
-        from llamagen.diagnostics import Span
-
         key = (op_name, operands, tuple(sorted(attrs.items())))
         if key not in self.prelude:
             types = [self.level_type(o.removeprefix("@")) for o in operands]
@@ -233,8 +229,7 @@ class Builder:
                 n += 1
                 suffix = f"_{n}"
             fresh = tuple(name + suffix for name in names)
-            place = span if isinstance(span, Span) else None
-            self.prelude[key] = Node(op_name, operands, fresh, dict(attrs), None, place)
+            self.prelude[key] = Node(op_name, operands, fresh, dict(attrs), None, span)
             for name, type_ in zip(fresh, results, strict=True):
                 self.prelude_values[name] = Value(name, type_, named=True)
         return self.prelude[key].results
@@ -335,60 +330,3 @@ def _callees_first(blocks: Mapping[str, Block], root: str) -> list[str]:
 def build(resolved: ResolvedSpec) -> Graph:
     """The verified graph of a spec's text model. Raises LlamagenError with every finding, each at its YAML line."""
     return Builder(resolved).run()
-
-
-MAIN = "model"
-"""The name of the graph at ``root`` beside those under ``graphs``."""
-
-
-def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
-    """Every graph of a spec by name, ``model`` (the text model) first; just that one for most specs.
-
-    Raises LlamagenError as ``build`` does, and LG407 when graphs do not fit together: a hand-over with two shapes,
-    or a weight that two graphs have in two shapes.
-    """
-    builders = {MAIN: Builder(resolved)} | {n: Builder(resolved, n) for n in resolved.spec.graphs}
-    graphs = {name: builder.run() for name, builder in builders.items()}
-    if resolved.spec.graphs:
-        last = builders[MAIN]
-        last.find_unused(set[str]().union(*(b.scope.read for b in builders.values())))
-        if last.findings:
-            raise LlamagenError(*last.findings)
-        clash = _clash(graphs)
-        if clash is not None:
-            raise LlamagenError.of("LG407", clash, span=resolved.place("graphs"))
-    return graphs
-
-
-def _clash(graphs: Mapping[str, Graph]) -> str | None:
-    handed: dict[str, tuple[str, TensorType]] = {}
-    weights: dict[str, tuple[str, Parameter]] = {}
-    for name, graph in graphs.items():
-        root = graph.root_block
-        made = zip(graph.output_names, (root.values[o].type for o in root.outputs), strict=True)
-        for value, type_ in (*made, *((v.id, v.type) for v in graph.inputs)):
-            other, known = handed.setdefault(value, (name, type_))
-            if known != type_:
-                return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
-        for path, parameter in parameters(graph).items():
-            other, same = weights.setdefault(path, (name, parameter))
-            if same != parameter:
-                return f"weight `{path}` differs in graphs `{other}` and `{name}`"
-    return None
-
-
-def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:
-    """How names of weights begin that graph ``name`` does not have and others do, as short as can be."""
-    own = parameters(graphs[name])
-    found: dict[str, None] = {}
-    for path in all_parameters(graphs):
-        words = path.split(".")
-        starts = (".".join(words[: i + 1]) + "." * (i + 1 < len(words)) for i in range(len(words)))
-        if path not in own:
-            found[next(s for s in starts if not any(o.startswith(s) for o in own))] = None
-    return tuple(found)
-
-
-def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:
-    """Role path -> parameter of a model that is several graphs: shared weights once."""
-    return {path: p for graph in graphs.values() for path, p in parameters(graph).items()}

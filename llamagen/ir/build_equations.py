@@ -124,7 +124,7 @@ class Equations:
                 self.report(ExpressionError(f"`{name}` is computed but never used", extent))
         if self.builder.findings:
             return
-        for name, declaration in self.declarations.items():
+        for name in self.declarations:
             if name not in self.parts:
                 node = self.builder.resolved.scalar("blocks", self.block, "parts", name)
                 error = ExpressionError(f"part `{name}` is never called in `forward`", (0, 1))

@@ -44,16 +44,6 @@ def _rotate_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (x,)
 
 
-def _grid_table_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    rows, columns, dim = (a_int(attrs, n) for n in ("rows", "columns", "dim"))
-    extra = a_int(attrs, "extra")
-    need(dim > 0 and dim % 4 == 0, f"a grid rotates two sets of pairs: {dim} is not 4 n features")
-    need(rows > 0 and columns > 0 and extra >= 0, f"a grid of {rows} x {columns} and {extra}")
-    places = Dim.of(rows * columns + extra)
-    table = TensorType(DType.FLOAT32, (Dim.of(1), places, Dim.of(dim // 2)))
-    return (table, table)
-
-
 def _mask_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     positions, attention_mask = types
     for name in ("window", "chunk"):
@@ -95,8 +85,10 @@ def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         )
     if len(types) > 4:
         need_real(types[4], "sinks")
-        want = (q.shape[1],)
-        need(types[4].shape == want, f"sinks must be one number a head, [{heads}], not {types[4]}")
+        need(
+            types[4].shape == (q.shape[1],),
+            f"sinks must be one number a head, [{heads}], not {types[4]}",
+        )
     return (TensorType(q.dtype, (*q.shape[:3], v.shape[3])),)
 
 
@@ -150,26 +142,6 @@ ATTENTION_OPS: tuple[Op, ...] = (
         hoisted=True,
         internal=True,
         cite="arXiv 2104.09864; facts 4.2, 4.3; yarn: arXiv 2309.00071",
-    ),
-    Op(
-        "grid_rope_table",
-        "Angles of the places of a grid, row by row, and of ``extra`` places after it that are not turned: the first "
-        "half of the pairs turns with the column, the second with the row, both counted from 1; written "
-        "``grid_rope(x, rows, columns, theta, extra)`` in a spec.",
-        "cos, sin = cos(a), sin(a), a = [(column + 1) f_i, (row + 1) f_i], f_i = theta^(-4i/dim)",
-        (),
-        _grid_table_shape,
-        Precision.FLOAT32_RESULT,
-        (
-            AttrSpec("rows", "int", "height of the grid", required=True),
-            AttrSpec("columns", "int", "width of the grid", required=True),
-            AttrSpec("theta", "float", "base of the frequencies", required=True),
-            AttrSpec("extra", "int", "places after the grid, such as a class token", default=0),
-            AttrSpec("dim", "int", "rotated width, a multiple of 4", required=True),
-        ),
-        hoisted=True,
-        internal=True,
-        cite="facts 4.9",
     ),
     Op(
         "rotate",

@@ -138,29 +138,6 @@ def _reshape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType(x.dtype, shape),)
 
 
-def _expand(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    (x,) = types
-    shape = parse_dims(attrs)
-    wide = TensorType(x.dtype, shape)
-    need(
-        len(shape) >= len(x.shape) and broadcast(x, wide) == shape,
-        f"{x} cannot be repeated to [{', '.join(map(str, shape))}]",
-    )
-    return (wide,)
-
-
-def _replace_rows(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    x, rows, ids = types
-    need_rank(x, 3, "the first operand of replace_rows")
-    need(ids.dtype is DType.INT64, f"rows are replaced where integer ids say so, not {ids}")
-    need(ids.shape == x.shape[:2], f"replace_rows needs one id a row: {x} has other than {ids}")
-    need(
-        len(rows.shape) > 1 and rows.shape[-1] == x.shape[-1] and rows.dtype is x.dtype,
-        f"rows {rows} cannot take the place of rows of {x}",
-    )
-    return (x,)
-
-
 def _permute(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (x,) = types
     axes = a_ints(attrs, "axes")
@@ -356,26 +333,6 @@ BASIC_OPS: tuple[Op, ...] = (
         _reshape,
         Precision.EXACT,
         (AttrSpec("shape", "dims", "new shape: numbers and B, S, T, I", required=True),),
-    ),
-    Op(
-        "expand",
-        "Repeat along new leading dimensions and dimensions of size 1; ``[I, 1, D]`` from [D].",
-        "y[..., i, j] = x[j], as numpy broadcasts",
-        ("x",),
-        _expand,
-        Precision.EXACT,
-        (AttrSpec("shape", "dims", "new shape: numbers and B, S, T, I", required=True),),
-    ),
-    Op(
-        "replace_rows",
-        "Rows of another tensor in place of those whose id is ``id``, in order: image features at their tokens. There "
-        "are as many rows as such ids, or the model stops.",
-        "y[b, s] = rows[n] where ids[b, s] == id is the n-th such place (row-major), else x[b, s]",
-        ("x", "rows", "ids"),
-        _replace_rows,
-        Precision.EXACT,
-        (AttrSpec("id", "int", "the token whose embedding is replaced", required=True),),
-        cite="facts 4.9",
     ),
     Op(
         "permute",

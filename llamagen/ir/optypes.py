@@ -114,12 +114,6 @@ def a_ints(attrs: Attrs, name: str) -> tuple[int, ...]:
     return tuple(int(v) for v in value)
 
 
-def a_floats(attrs: Attrs, name: str) -> tuple[float, ...]:
-    value = attrs[name]
-    assert isinstance(value, tuple), (name, value)
-    return tuple(float(v) for v in value)
-
-
 def need(condition: bool, message: str) -> None:
     if not condition:
         raise ShapeError(message)

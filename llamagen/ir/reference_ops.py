@@ -20,7 +20,6 @@ from llamagen.ir.optypes import a_bool, a_float, a_int, a_ints, a_str
 
 Real: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
-Flags: TypeAlias = NDArray[np.bool_]
 Array: TypeAlias = NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_]
 
 

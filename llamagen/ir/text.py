@@ -40,6 +40,9 @@ from llamagen.ir.graph import (
     Value,
 )
 
+MAX_STACK = 4096
+"""Layers of a stack: a text of a few bytes must not grow to gigabytes."""
+
 
 class GraphTextError(ValueError):
     """A line that is not the canonical text of a graph."""
@@ -112,7 +115,9 @@ def parse(text: str) -> Graph:
     reader = _Reader(text)
     try:
         return reader.graph()
-    except (ValueError, KeyError, AttributeError, IndexError) as error:
+    except RecursionError:
+        raise GraphTextError(f"line {reader.at}: nested too deep") from None
+    except (ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise GraphTextError(f"line {reader.at}: {error}") from None
 
 
@@ -243,6 +248,8 @@ def _read_part(name: str, text: str) -> Part:
         return OpPart(name, op, _read_attrs(attrs), own, tied)
     if text.startswith("stack "):
         runs = [run.split(" x ") for run in _after(text, "stack ").split(" + ")]
+        if sum(int(count) for count, _ in runs) > MAX_STACK:
+            raise ValueError(f"a stack may have {MAX_STACK} layers")
         return StackPart(name, tuple(block for count, block in runs for _ in range(int(count))))
     return BlockPart(name, text)
 

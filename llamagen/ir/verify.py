@@ -164,7 +164,10 @@ def _instances_are_bounded(graph: Graph) -> Iterator[Finding]:
                     pass
         count[name] = total
     if count[graph.root] > MAX_INSTANCES:
-        yield f"the model has {count[graph.root]:,} blocks, more than {MAX_INSTANCES:,}", graph.root_block.span
+        yield (
+            f"the model has {count[graph.root]:,} blocks, more than {MAX_INSTANCES:,}",
+            graph.root_block.span,
+        )
 
 
 def _one_output(graph: Graph) -> Iterator[Finding]:

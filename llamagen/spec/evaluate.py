@@ -58,6 +58,7 @@ FUNCTIONS: Mapping[str, Callable[..., Static]] = {
     "count": lambda items, value: sum(1 for i in items if i == value),
     "floor": lambda x: math.floor(x),
     "int": _int,
+    "layers_of": lambda kinds, kind: tuple(i for i, found in enumerate(kinds) if found == kind),
     "len": len,
     "log2": math.log2,
     "max": max,

@@ -24,6 +24,8 @@ from typing import Literal, TypeAlias
 
 MAX_LENGTH = 4096
 MAX_DEPTH = 48
+MAX_STEPS = 128
+"""Operators, calls, fields and indices of one expression or equation: they nest as deep as they are many."""
 
 Extent: TypeAlias = tuple[int, int]
 """Start and end offset in the text that was parsed; end is exclusive."""
@@ -219,6 +221,7 @@ class _Parser:
         self.tokens = tokens
         self.at = 0
         self.depth = 0
+        self.steps = 0
 
     @property
     def token(self) -> Token:
@@ -244,6 +247,13 @@ class _Parser:
         found = {"end": "the text ends", "newline": "the line ends"}.get(self.token.kind)
         found = found or f"found `{self.token.text}`"
         return ExpressionError(f"{wish}, but {found}", self.token.extent)
+
+    def step(self) -> None:
+        """Count one more operator, call, field or index."""
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            message = f"an expression may have {MAX_STEPS} operators and calls; use more equations"
+            raise ExpressionError(message, self.token.extent)
 
     def expression(self) -> Expr:
         self.depth += 1
@@ -334,11 +344,13 @@ class _Parser:
         if not self.is_op("**"):
             return base
         self.advance()
+        self.step()
         return self.binary("**", base, self.unary())
 
     def postfix(self) -> Expr:
         value = self.atom()
-        while True:
+        while self.is_op(".", "(", "["):
+            self.step()
             if self.is_op("."):
                 self.advance()
                 if self.token.kind != "name":
@@ -347,12 +359,11 @@ class _Parser:
                 value = Attribute(value, name.text, _join(value.extent, name.extent))
             elif self.is_op("("):
                 value = self.call(value)
-            elif self.is_op("["):
+            else:
                 self.advance()
                 index = self.expression()
                 value = Index(value, index, _join(value.extent, self.expect("]").extent))
-            else:
-                return value
+        return value
 
     def call(self, function: Expr) -> Expr:
         self.expect("(")
@@ -414,12 +425,13 @@ class _Parser:
             case _:
                 raise self.unexpected("expected a value")
 
-    @staticmethod
-    def binary(op: str, left: Expr, right: Expr) -> Expr:
+    def binary(self, op: str, left: Expr, right: Expr) -> Expr:
+        self.step()
         return Binary(op, left, right, _join(left.extent, right.extent))
 
     def statement(self) -> Statement:
         start = self.token.extent
+        self.steps = 0
         if self.is_word("return"):
             self.advance()
             values = [self.expression()]

@@ -37,21 +37,32 @@ class Release(Closed):
     status: Literal["released", "announced", "unreleased"] = Field(
         description="released: weights are out; announced: promised in public; unreleased: trained, kept back."
     )
-    date: Date | None = Field(default=None, description="First publication of the weights, or of the announcement.")
+    date: Date | None = Field(
+        default=None, description="First publication of the weights, or of the announcement."
+    )
     repo: str | None = Field(default=None, description="Repository on the Hugging Face Hub.")
     licence: str | None = None
     published_parameters: str | None = Field(
-        default=None, description="The count as its publisher writes it; the exact one comes from the graph."
+        default=None,
+        description="The count as its publisher writes it; the exact one comes from the graph.",
     )
     note: str | None = None
 
 
 class Training(Closed):
-    tokens: Amount | None = Field(default=None, description="Pretraining tokens, or those of the last stage.")
+    tokens: Amount | None = Field(
+        default=None, description="Pretraining tokens, or those of the last stage."
+    )
     tokens_note: str | None = None
-    context_length: int | None = Field(default=None, description="Longest sequence trained on, tokens.")
-    advertised_context: int | None = Field(default=None, description="Context its publisher promises, tokens.")
-    languages: tuple[Language, ...] | None = Field(default=None, description="Officially supported, ISO 639-1.")
+    context_length: int | None = Field(
+        default=None, description="Longest sequence trained on, tokens."
+    )
+    advertised_context: int | None = Field(
+        default=None, description="Context its publisher promises, tokens."
+    )
+    languages: tuple[Language, ...] | None = Field(
+        default=None, description="Officially supported, ISO 639-1."
+    )
     languages_note: str | None = None
     modalities_in: tuple[Literal["text", "image"], ...] | None = None
     modalities_out: tuple[Literal["text", "code"], ...] | None = None
@@ -60,14 +71,20 @@ class Training(Closed):
     gpu_hours: Annotated[int, Field(gt=0)] | None = None
     gpu_hours_note: str | None = None
     gpu: str | None = None
-    weight_variants: tuple[str, ...] | None = Field(default=None, description="Forms the weights were published in.")
-    infilling: bool | None = Field(default=None, description="Trained to fill in the middle (Code Llama).")
+    weight_variants: tuple[str, ...] | None = Field(
+        default=None, description="Forms the weights were published in."
+    )
+    infilling: bool | None = Field(
+        default=None, description="Trained to fill in the middle (Code Llama)."
+    )
 
 
 class Tokenizer(Closed):
     kind: Literal["sentencepiece", "tiktoken"]
     bos_id: int
-    eos_ids: tuple[int, ...] = Field(description="Ids that end a generation, as config.json lists them.")
+    eos_ids: tuple[int, ...] = Field(
+        description="Ids that end a generation, as config.json lists them."
+    )
     pad_id: int | None = None
     special_tokens: dict[str, int] = {}
     note: str | None = None

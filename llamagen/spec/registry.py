@@ -37,7 +37,7 @@ class Registry:
     def path_of(self, spec_id: str) -> Path | None:
         for root in self.roots:
             path = root / f"{spec_id}.yaml"
-            if path.is_file() and _inside(path, root):
+            if _is_file(path) and _inside(path, root):
                 return path
         return None
 
@@ -50,7 +50,7 @@ class Registry:
 
     def load_text(self, text: str, name: str = "<text>") -> ResolvedSpec:
         """Resolve a spec that is given as YAML text; ``name`` stands for the file in findings."""
-        source = load_source(text.encode(), name)
+        source = load_source(text, name)
         return resolve(self._chain_of(source, Path(name)))
 
     def locate(self, target: str | Path) -> Path:
@@ -58,7 +58,7 @@ class Registry:
         text = str(target)
         if isinstance(target, Path) or text.endswith((".yaml", ".yml")):
             path = Path(target)
-            if not path.is_file():
+            if not _is_file(path):
                 raise LlamagenError.of("LG201", f"there is no spec file `{text}`")
             return path
         if (known := self.path_of(text)) is not None:
@@ -93,7 +93,7 @@ class Registry:
     def _base(self, base: Scalar, child: Path) -> Path:
         if base.text.endswith((".yaml", ".yml")):
             path = child.parent / base.text
-            if path.is_file():
+            if _is_file(path):
                 return path
             message = f"`extends` names the file `{base.text}`, which is not there"
             raise LlamagenError.of("LG202", message, span=base.span)
@@ -141,6 +141,14 @@ def _ids_below(root: Path) -> Iterator[str]:
         relative = path.relative_to(root)
         if len(relative.parts) > 1 and relative.parts[0] not in _NOT_MODELS:
             yield relative.with_suffix("").as_posix()
+
+
+def _is_file(path: Path) -> bool:
+    """A name that the file system cannot even look up (too long, a null character) is no file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _inside(path: Path, root: Path) -> bool:

@@ -11,7 +11,6 @@ from llamagen.spec.naming import CheckpointNaming, Closed
 from llamagen.spec.record import Conflict, Lineage, Release, Tokenizer, Training, Uncertain
 from llamagen.spec.schema_vision import Vision
 
-SPEC_VERSION = 1
 MAX_LAYERS = 4096
 
 ModelId: TypeAlias = Annotated[
@@ -205,7 +204,7 @@ class GraphDefinition(Closed):
     root: BlockName = Field(description="The block that is this graph.")
     inputs: dict[Identifier, str] = Field(
         default={},
-        description="Shapes of inputs other than ids, positions and mask: `[I, 3, vision.image_size]`; I counts images.",
+        description="Shapes of inputs that are not ids or a mask: `[I, 3, vision.image_size]`, I images.",
     )
     outputs: tuple[Identifier, ...] = Field(
         default=("logits",), description="Names of what the block returns.", min_length=1
@@ -251,4 +250,3 @@ class Spec(Closed):
     provenance: dict[str, str] = Field(default={}, description="Path glob -> source key and place.")
     conflicts: tuple[Conflict, ...] = ()
     uncertain: tuple[Uncertain, ...] = ()
-

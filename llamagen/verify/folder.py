@@ -18,10 +18,10 @@ from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
 from llamagen.verify.numerics import (
-    TOLERANCES,
     Difference,
     FloatArray,
     Tolerance,
+    between_float32,
     difference,
     measured_tolerance,
 )
@@ -117,7 +117,7 @@ class _Job:
         """Measured where the reference is at hand, from the table otherwise."""
         dtype = self.stored.dtype
         if name != "reference":
-            return TOLERANCES[dtype]
+            return between_float32(dtype)
         rounded = ReferenceWitness(self.flat, self.stored.read, rounding=dtype)
         rounding = difference(case.logits(rounded), expected)
         return measured_tolerance(dtype, self.robust(rounding))

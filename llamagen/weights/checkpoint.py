@@ -180,7 +180,7 @@ def _meta_shards(folder: Path) -> tuple[Path, ...]:
         raise problem(
             "LG606",
             f"{quoted(str(folder))} lacks consolidated.{missing[0]:02d}.pth: it has "
-            f"{len(numbered)} shards, the last is number {max(numbered):02d}",
+            f"{len(numbered)} of them, the last is number {max(numbered):02d}",
             help="shards are the ranks of one model; all of them are needed",
         )
     return tuple(numbered[number] for number in sorted(numbered))

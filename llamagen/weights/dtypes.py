@@ -5,6 +5,7 @@ Kept free of numpy: listing a checkpoint's headers must stay cheap.
 
 from __future__ import annotations
 
+from math import prod
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -44,10 +45,7 @@ WEIGHT_DTYPES: tuple[WeightDType, ...] = get_args(WeightDType)
 
 
 def element_count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    return prod(shape)
 
 
 def as_weight_dtype(name: str) -> WeightDType | None:

@@ -22,6 +22,8 @@ from llamagen.weights.problems import quoted, shape_text
 from llamagen.weights.rules import match_name
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])[0-9]+(?![A-Za-z0-9_])")
+_OTHER_SPEC = "`llamagen check CHECKPOINT --as ID` compares its headers with another spec"
+_DROP = "if it carries no weights, a spec of your own may list it under `checkpoint: {drop: [...]}`"
 _NO_TIES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -75,7 +77,7 @@ def resolve_names(
         binding = _bind(name, wanted[name], rule, stored, plan.layout, misshapen, mistyped)
         if binding is not None:
             bindings.append(binding)
-    found += _grouped("LG613", misshapen)
+    found += _grouped("LG613", misshapen, _OTHER_SPEC)
     found += _grouped("LG614", mistyped, "weights are " + ", ".join(WEIGHT_DTYPES))
     heads, head_notes = _tied_heads(checkpoint, plan, bindings, tied, compare_values)
     found += head_notes
@@ -192,7 +194,7 @@ def _missing(wanted: Mapping[str, Shape], plan: _Plan) -> list[Diagnostic]:
                 "LG611",
                 "error",
                 f"the checkpoint lacks {quoted(first)} {shape_text(wanted[first])}{stored}{more}",
-                help=None
+                help=f"is the download complete? {_OTHER_SPEC}"
                 if lacking
                 else f"the naming layout {quoted(plan.layout.name)} has no rule for it",
             )
@@ -222,7 +224,7 @@ def _extra(
                 f"the checkpoint has {quoted(first)} "
                 f"{shape_text(checkpoint.tensors[first].shape)}{more}, which the model does not "
                 "want",
-                help=_meant(first, absent, wanted),
+                help=_meant(first, absent, wanted) or _DROP,
             )
         )
     return found

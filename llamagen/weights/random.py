@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod, sqrt
 from pathlib import Path
-from typing import Literal, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
+from llamagen.ir.graph import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.publish import staged_folder
@@ -27,8 +28,6 @@ from llamagen.weights.safetensors_write import (
     write_safetensors,
 )
 
-RandomKind = Literal["matrix", "embedding", "norm", "bias", "gate"]
-
 _BLOCK = 1 << 20
 """Elements drawn from one generator. Part of the definition of the values."""
 
@@ -38,7 +37,7 @@ class RandomTensor(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    kind: RandomKind
+    kind: InitKind
     fan_in: int | None = None
 
 
@@ -92,7 +91,7 @@ def _scale(tensor: RandomTensor) -> tuple[float, float]:
 
 
 def random_values(
-    seed: int, name: str, shape: tuple[int, ...], kind: RandomKind, fan_in: int | None = None
+    seed: int, name: str, shape: tuple[int, ...], kind: InitKind, fan_in: int | None = None
 ) -> npt.NDArray[np.float32]:
     """The whole tensor in float32; what a checkpoint of the same seed holds, before rounding."""
     pieces = list(random_blocks(seed, RandomTensor(name, shape, kind, fan_in)))

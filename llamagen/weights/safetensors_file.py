@@ -149,7 +149,11 @@ def _entry(path: Path, name: str, value: object, start: int) -> TensorEntry:
         raise problem("LG602", f"{where} must have exactly dtype, shape and data_offsets")
     dtype = value["dtype"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        raise problem("LG602", f"{where} has the dtype {quoted(str(dtype))}, which we do not know")
+        raise problem(
+            "LG602",
+            f"{where} has the dtype {quoted(str(dtype))}, which we do not know",
+            help="use the checkpoint before quantisation, in bfloat16, float16 or float32",
+        )
     shape = _integers(value["shape"], _DIMENSION_LIMIT)
     if shape is None or len(shape) > _RANK_LIMIT:
         raise problem("LG602", f"{where} has an impossible shape")

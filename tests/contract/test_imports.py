@@ -57,7 +57,27 @@ print(json.dumps({"code": code, "heavy": heavy, "seconds": usage.ru_utime + usag
 """
 
 BUDGET_SECONDS = 0.4
-"""Of process time (user and system), for one model; the table of all models may take half as long again."""
+"""Of process time, user and system."""
+
+ALL_SPECS = {"check all": 2.0, "explain value": 1.25}
+"""Commands that resolve or build every shipped spec, and how much longer they may take."""
+
+_BASELINE = """
+import resource, typer, pydantic, yaml
+class Model(pydantic.BaseModel): field: int
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(usage.ru_utime + usage.ru_stime)
+"""
+_BASELINE_SECONDS = 0.16
+"""What the libraries alone take on the machine that the budget was set on, when it is idle."""
+
+
+def _slowness() -> float:
+    """How much slower this machine is at this moment; at least 1."""
+    done = subprocess.run(
+        [sys.executable, "-c", _BASELINE], capture_output=True, text=True, check=True
+    )
+    return max(1.0, float(done.stdout) / _BASELINE_SECONDS)
 
 
 def _measure(arguments: list[str]) -> dict[str, object]:
@@ -86,9 +106,12 @@ def test_the_probe_sees_heavy_modules() -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_readers_answer_quickly(name: str) -> None:
-    """The least of several runs: the machine may be busy, but a slow command is slow every time."""
-    limit = BUDGET_SECONDS * (1.5 if name in ("list", "check all", "explain value") else 1.0)
-    seconds = [float(str(_measure(READERS[name])["seconds"])) for _ in range(2)]
-    while min(seconds) > limit and len(seconds) < 6:
-        seconds.append(float(str(_measure(READERS[name])["seconds"])))
-    assert min(seconds) <= limit
+    """The best of several runs: the machine may be busy, but a slow command is slow every time."""
+    budget = BUDGET_SECONDS * ALL_SPECS.get(name, 1.0)
+    best = float("inf")
+    for _ in range(6):
+        seconds = float(str(_measure(READERS[name])["seconds"]))
+        best = min(best, seconds / _slowness())
+        if best <= budget:
+            return
+    pytest.fail(f"{best:.2f} s of process time, {budget:.2f} s are allowed")

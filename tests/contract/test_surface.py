@@ -46,6 +46,7 @@ COMMANDS = [
     "query",
     "timeline",
     "sql",
+    "import",
     "fmt",
     "schema",
     "generate",

@@ -14,7 +14,7 @@ from transformers import (
     Llama4VisionConfig,
 )
 
-from llamagen.spec.schema import Spec
+from llamagen.spec.schema import EveryPattern, Spec
 from tests.parity.models import RandomModel
 from tests.parity.peers import common
 
@@ -32,6 +32,7 @@ hyperparameters:
   num_kv_heads: 2
   head_dim: 8
   max_positions: 128
+  dense_intermediate_size: 20
   rope: {{{rope}}}
 {more}
   vision:
@@ -60,13 +61,11 @@ EXPERTS = """
 
 def shrunk(target: str, *, chosen: int = 1, floor: int = 3) -> RandomModel:
     """``target`` at eight layers, chunks of five tokens and temperature steps of ``floor``."""
-    rope, more = "theta: 500.0", "  intermediate_size: 20"
+    rope, more = "theta: 500.0", ""
     if "guard" not in target:
         more = EXPERTS.strip("\n").format(experts=4, chosen=chosen, floor=floor)
     if "scout" in target:
         rope += ", original_max_positions: 64"
-    if "maverick" in target:
-        more += "\n  dense_intermediate_size: 20"
     return RandomModel.of_text(SIZES.format(target=target, rope=rope, more=more).lstrip())
 
 
@@ -77,11 +76,12 @@ def text_config(spec: Spec) -> dict[str, object]:
     kinds = [("chunked", "chunked", "chunked", "global")[i % 4] for i in range(count)]
     experts: Mapping[str, object] = {"moe_layers": [], "intermediate_size": 1}
     if h.num_experts is not None:
-        stride = 2 if h.dense_intermediate_size is not None else 1
+        feeds = spec.patterns["feeds"]
+        assert isinstance(feeds, EveryPattern)
         experts = {
             "num_local_experts": h.num_experts,
             "num_experts_per_tok": h.num_experts_per_token,
-            "interleave_moe_layer_step": stride,
+            "interleave_moe_layer_step": feeds.every,
             "intermediate_size": h.expert_intermediate_size,
             "attn_scale": h.attention_temperature_scale,
             "floor_scale": h.attention_temperature_floor,
@@ -92,7 +92,7 @@ def text_config(spec: Spec) -> dict[str, object]:
     return {
         **common(spec),
         **experts,
-        "intermediate_size_mlp": h.dense_intermediate_size or h.intermediate_size or 1,
+        "intermediate_size_mlp": h.dense_intermediate_size,
         # transformers makes the mask of chunks whether a layer has them or not, and stops without a size.
         "attention_chunk_size": h.attention_chunk_size or 8192,
         "attn_temperature_tuning": h.attention_temperature_scale is not None,

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagen.ir.build import all_parameters, build, build_all
+from llamagen.ir.build import build
+from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, Parameter, parameters
 from llamagen.spec.registry import Registry

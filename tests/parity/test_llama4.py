@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import logging
 
-from llamagen.ir.build import all_parameters, build, build_all
+from llamagen.ir.build import build
+from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.graph import parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text

@@ -149,12 +149,22 @@ def _read_step(value: Json, wanted: Static) -> Json:
     return {"every": value, "value": wanted} if value else {"value": "dense", "otherwise": "dense"}
 
 
+def _read_regular(value: Json, wanted: Static) -> Json:
+    if not isinstance(value, list) or any(type(i) is not int or i < 0 for i in value):
+        raise CodecError("is not a list of layers")
+    step = value[0] + 1 if value else 0
+    if value != [i for i in range(value[-1] + 1 if value else 0) if (i + 1) % step == 0]:
+        raise CodecError("is not regular; only every n-th layer can have experts")
+    return _read_step(step, wanted)
+
+
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
         "given": Codec(_write_given, _read_given),
         "layer_step": Codec(_write_step, _read_step),
         "layers_of": Codec(_write_layers, _read_layers),
         "one_or_many": Codec(_write_ids, _read_ids),
+        "regular_layers": Codec(_write_layers, _read_regular),
         "rope_flags": Codec(_write_flags, _read_flags),
         "rope_scaling": Codec(_write_rope, _read_rope),
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from functools import cache
+from typing import Literal, TypeVar
 
+from llamagen.analysis.tables import load_table
 from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
-from llamagen.spec.config_mapping import ConfigMapping
+from llamagen.spec.config_mapping import ConfigMapping, Fixed
 from llamagen.spec.evaluate import Scope, Static, evaluate
 from llamagen.spec.expr import ExpressionError, parse
+from llamagen.spec.naming import Closed
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import BlockDefinition, Spec
@@ -33,6 +36,28 @@ def _flat(nested: Mapping[str, V | dict[str, V]]) -> Iterator[tuple[str, V]]:
             yield key, value
 
 
+def fixed_of(mapping: ConfigMapping) -> dict[str, Json]:
+    """Dotted key -> what the wiring implies."""
+    found: dict[str, Fixed] = flat(mapping.fixed)
+    return {key: plain(value) for key, value in found.items()}
+
+
+def literals_of(mapping: ConfigMapping) -> dict[str, Json]:
+    """Dotted key -> value of the released file."""
+    found: dict[str, Fixed] = flat(mapping.literals)
+    return {key: plain(value) for key, value in found.items()}
+
+
+class _ConfigKeys(Closed):
+    version: Literal[1]
+    ignored: dict[str, str]
+
+
+def ignored_by(mapping: ConfigMapping) -> dict[str, str]:
+    """Key at any depth -> why import may pass over it: of any config.json, and of this kind."""
+    return {**load_table("config_keys.yaml", _ConfigKeys).ignored, **mapping.ignored}
+
+
 def config_scope(spec: Spec) -> dict[str, Static]:
     """Names of `config:` expressions: those of the spec, none for what is unset, and `tokenizer`."""
     scope: dict[str, Static] = dict.fromkeys(type(spec.hyperparameters).model_fields)
@@ -50,10 +75,16 @@ def value_of(expression: str, scope: Scope) -> Static:
     return evaluate(parse(expression), scope, CONFIG_FUNCTIONS)
 
 
+@cache
+def _shipped() -> Registry:
+    """The bases are read once, however many models are asked about."""
+    return Registry()
+
+
 def mapping_of(resolved: ResolvedSpec) -> ConfigMapping | None:
     """The table that describes a spec; none where no class of transformers is its wiring."""
     spec = resolved.spec
-    registry = Registry()
+    registry = _shipped()
     kind = resolved.leaf("config", "kind")
     if spec.config is None or kind is None:
         base = registry.load(WIRING).spec

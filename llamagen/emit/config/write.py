@@ -9,7 +9,8 @@ from llamagen.emit.config.codecs import Json
 from llamagen.emit.config.table import (
     absences,
     config_scope,
-    flat,
+    fixed_of,
+    literals_of,
     mapping_of,
     plain,
     value_of,
@@ -44,9 +45,7 @@ def config_values(spec: Spec, mapping: ConfigMapping) -> dict[str, Json]:
     """Dotted key -> value of config.json."""
     fields = written_fields(spec, mapping)
     values: dict[str, Json] = {"model_type": mapping.kind}
-    values |= {key: plain(value) for key, value in flat(mapping.fixed).items()}
-    values |= {key: plain(value) for key, value in flat(mapping.literals).items()}
-    values |= fields
+    values |= fixed_of(mapping) | literals_of(mapping) | fields
     for key, meant in absences(mapping, values | dict.fromkeys(mapping.omits)).items():
         if key in mapping.omits and values.get(key) == meant:
             del values[key]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
 from llamagen.emit.onnx.emit import Initializer, OnnxModel
-from llamagen.emit.onnx.profile import OnnxDType
 
 ALIGNMENT = 4096
 """Every tensor starts on a page, so that a runtime can map it."""
@@ -20,7 +19,10 @@ ALIGNMENT = 4096
 MAX_DATA_FILE_BYTES = 32 * 1024**3
 """A data file is closed when the next tensor would take it past this; a larger tensor has a file of its own."""
 
-ITEM_BYTES: Mapping[OnnxDType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+def byte_count(entry: Initializer) -> int:
+    """Bytes of a weight in its data file."""
+    return prod(entry.shape) * np.dtype(numpy_type(ELEMENTS[entry.dtype])).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def plan(
     spots: list[tuple[Initializer, int, int, int]] = []
     number, end = 0, 0
     for entry in initializers:
-        length = prod(entry.shape) * ITEM_BYTES[entry.dtype]
+        length = byte_count(entry)
         offset = -(-end // ALIGNMENT) * ALIGNMENT
         if offset and offset + length > limit:
             number, offset = number + 1, 0
@@ -71,14 +73,9 @@ def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None
 
 def attach_arrays(emitted: OnnxModel, weight: Callable[[str], npt.NDArray[np.floating]]) -> None:
     """Put the data of small models inside, rounded to the model's dtype. ``weight`` gives the array of a role path."""
-    numpy_types: Mapping[OnnxDType, npt.DTypeLike] = {
-        "float32": np.float32,
-        "float16": np.float16,
-        "bfloat16": ml_dtypes.bfloat16,
-    }
     values = emitted.values
     for entry in emitted.initializers:
-        array = weight(entry.name).astype(numpy_types[entry.dtype])
+        array = weight(entry.name).astype(numpy_type(ELEMENTS[entry.dtype]))
         if array.shape != entry.shape:
             raise ValueError(f"{entry.name} has shape {array.shape}, the model wants {entry.shape}")
         values[entry.name].const_value = ir.Tensor(np.ascontiguousarray(array), name=entry.name)

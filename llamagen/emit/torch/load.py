@@ -13,8 +13,9 @@ from llamagen.emit.torch.check import check_source
 def load_module(source: str | Path) -> ModuleType:
     """The module of a generated file, given its text or its path. Imports torch.
 
-    The text passes the same allow-list as at emission first (LlamagenError LG742), so a file that was edited to
-    do something else does not run. The same text gives the same module object.
+    The text passes the same allow-list as at emission first (LlamagenError LG742): what a spec could smuggle into it
+    does not run. It is no sandbox for a file that somebody edited: torch reaches everything. The same text gives the
+    same module object.
     """
     text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
     name = f"llamagen_generated_{sha256(text.encode()).hexdigest()[:16]}"

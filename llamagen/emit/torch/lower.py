@@ -64,7 +64,7 @@ LOWERED = frozenset(
         "causal_mask", "attention_temperature", "grid_rope_table", "expand", "replace_rows",
     }
 )  # fmt: skip
-"""Every row of the op table; a test compares the two. Tables, masks and temperatures live in the prelude (prelude.py)."""
+"""Every row of the op table; a test compares the two. Tables, masks and temperatures: see prelude.py."""
 
 
 def lower(node: Node, args: Sequence[Code], at: Lowering) -> Code:

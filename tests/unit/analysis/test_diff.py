@@ -108,6 +108,16 @@ def test_layers_that_differ_in_part_are_shown_apart() -> None:
     assert layers == {("0-2,4-6,...,28-30", 24)}
 
 
+def test_json_fits_its_schema(seven_to_eight: Diff) -> None:
+    from llamagen.analysis.diff_document import DiffDocument, document, schema_text
+    from llamagen.resources import data_folder
+
+    text = render_diff.json_text(seven_to_eight)
+    assert DiffDocument.model_validate_json(text) == document(seven_to_eight)
+    shipped = data_folder("spec") / "diff.schema.json"
+    assert shipped.read_text(encoding="utf-8") == schema_text()
+
+
 def test_machine_forms(seven_to_eight: Diff) -> None:
     document = json.loads(render_diff.json_text(seven_to_eight))
     assert document["version"] == 1

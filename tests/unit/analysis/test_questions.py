@@ -48,7 +48,7 @@ def test_query_names_the_nearest_name(family: Family) -> None:
     with pytest.raises(LlamagenError) as caught:
         query(family, "num_kv_head < 8")
     found = caught.value.diagnostics[0]
-    assert found.code == "LG301"
+    assert found.code == "LG905"
     assert found.help == "did you mean `num_kv_heads`?"
 
 

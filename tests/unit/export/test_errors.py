@@ -109,10 +109,11 @@ def no_shard(folder: Path) -> None:
 
 
 def gpt2(folder: Path) -> None:
-    edited(
-        folder / "single/model.safetensors",
-        lambda h: {n.replace("model.layers", "transformer.h").replace("model.", "transformer."): e for n, e in h.items() if n != "lm_head.weight"},
-    )  # fmt: skip
+    def change(header: Header) -> Header:
+        kept = {name: entry for name, entry in header.items() if name != "lm_head.weight"}
+        return {name.replace("model.", "transformer."): entry for name, entry in kept.items()}
+
+    edited(folder / "single/model.safetensors", change)
 
 
 def pickled(folder: Path) -> None:

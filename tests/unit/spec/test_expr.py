@@ -162,8 +162,17 @@ def test_statements() -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_parsed_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused_with_a_place(text: str) -> None:
+    outcome = parsed(text)
+    if isinstance(outcome, ExpressionError):
+        start, end = outcome.extent
+        assert 0 <= start <= end <= max(len(text), 1)
+    else:
+        assert parse(unparse(outcome)) == outcome
+
+
+def parsed(text: str) -> Expr | ExpressionError:
     try:
-        parse(text)
+        return parse(text)
     except ExpressionError as error:
-        assert error.message
+        return error

@@ -18,7 +18,8 @@ hyperparameters:
   hidden_size: 64
   norm_eps: 1.0e-5
   sliding_window: 16
-  rope: {kind: llama3, theta: 10000.0, factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64}
+  rope:
+    {kind: llama3, theta: 10000.0, factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64}
 constants: {gain: 2.0}
 blocks:
   Block:

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.weights.checkpoint import Checkpoint
 from llamagen.spec.bound_layout import bind_layout
 from llamagen.spec.dialects import known_dialects, parse_layout
 from llamagen.spec.evaluate import Static, UnknownName
 from llamagen.spec.expr import ExpressionError
-from llamagen.weights.layouts import dialects_for
+from llamagen.spec.registry import Registry
+from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.layouts import dialects_for, layouts_for
 from llamagen.weights.names import Resolution, resolve_names
 from llamagen.weights.stream import read_tensor
 from tests.unit.weights.files import Array, checkpoint, noise, ranks
@@ -156,7 +157,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert (
         misspelt.help == "'model.layers.0.self_attn.q_proj.weight' is missing: did you mean that?"
     )
-    assert "'zzz' [3]" in alien.message and alien.help is None
+    assert "'zzz' [3]" in alien.message and "drop" in (alien.help or "")
     (shape,) = by_code["LG613"]
     assert "[24, 16]" in shape.message and "[24, 17]" in shape.message
     (dtype,) = by_code["LG614"]
@@ -286,8 +287,17 @@ def test_known_dialects_need_what_they_say() -> None:
     assert list(known_dialects()) == ["hub", "meta", "meta-llama4", "meta-mllama"]
     assert names() == ["hub", "meta-llama4"]
     assert names(num_heads=2, num_kv_heads=1) == ["hub", "meta", "meta-llama4"]
-    lists: dict[str, Static] = {"self_layers": (0, 2), "cross_layers": (1,)}
-    assert names(num_heads=2, num_kv_heads=1, **lists) == list(known_dialects())
+    kinds: Static = ("self", "cross", "self")
+    assert names(num_heads=2, num_kv_heads=1, layer_kinds=kinds) == list(known_dialects())
+
+
+def test_shipped_vision_models_have_what_their_dialect_asks_for() -> None:
+    layouts = {
+        layout.name: layout for layout in layouts_for(Registry().load("llama/3.2/11b-vision"))
+    }
+    lists = layouts["meta-mllama"].lists
+    assert lists["cross_layers"] == (3, 8, 13, 18, 23, 28, 33, 38)
+    assert sorted((*lists["self_layers"], *lists["cross_layers"])) == list(range(40))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""Names and shapes of every model, to the parameter, in the dialects of the Hub and of Meta; four counters agree."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from llamagen.analysis.counts import count
+from llamagen.emit.config import CONFIG_FILE, config_files
+from llamagen.ir.build_graphs import all_parameters
+from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.fit import bind
+from llamagen.weights.safetensors_file import TensorEntry
+from tests.unit.family.facts import (
+    BUILDABLE,
+    NAMES,
+    Shapes,
+    architectures,
+    graph_of,
+    graphs_of,
+    manifests,
+    records,
+    spec_of,
+)
+
+HEAD = "output.weight"
+REPEATED_HEAD = "LG616"
+IN_META = [name for name in BUILDABLE if name in manifests("meta")]
+
+
+def shapes_of(name: str) -> Shapes:
+    return {path: p.shape for path, p in all_parameters(graphs_of(name)).items()}
+
+
+def total(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def stored(shapes: Shapes) -> Checkpoint:
+    """Headers of a checkpoint with these tensors; there is no data behind them."""
+    nowhere = Path("nowhere")
+    tensors = {
+        name: StoredTensor(
+            name,
+            "BF16",
+            shape,
+            (TensorEntry(name, "BF16", shape, nowhere, 0, 2 * math.prod(shape)),),
+        )
+        for name, shape in shapes.items()
+    }
+    return Checkpoint(nowhere, "safetensors", tensors, (nowhere,))
+
+
+def test_every_text_model_is_here() -> None:
+    assert len(BUILDABLE) >= 43
+    assert len(IN_META) >= 38
+    assert len(NAMES) == 54
+
+
+@pytest.mark.parametrize("name", BUILDABLE)
+def test_names_and_shapes_are_those_of_the_hub(name: str) -> None:
+    assert shapes_of(name) == manifests("hub")[name]
+
+
+@pytest.mark.parametrize("name", IN_META)
+def test_meta_names_bind_to_every_parameter(name: str) -> None:
+    checkpoint = stored(manifests("meta")[name])
+    found = bind(spec_of(name), graph_of(name), checkpoint, compare_values=False)
+    # Meta stores the head of a tied model once more, under its own name
+    again = {HEAD} if spec_of(name).spec.hyperparameters.tie_embeddings else set()
+    assert [one.code for one in found.diagnostics] == [REPEATED_HEAD] * len(again)
+    assert found.layout is not None
+    assert found.layout.startswith("meta")
+    assert {b.name: b.shape for b in found.bindings} == shapes_of(name)
+    used = [source for binding in found.bindings for source in binding.sources]
+    assert sorted([*used, *again]) == sorted(checkpoint.tensors), "every tensor is used once"
+
+
+@pytest.mark.parametrize("name", IN_META)
+def test_a_wrong_meta_shape_is_found(name: str) -> None:
+    shapes = dict(manifests("meta")[name])
+    norm = next(one for one in shapes if one.endswith("norm.weight"))
+    shapes[norm] = (shapes[norm][0] + 1,)
+    found = bind(spec_of(name), graph_of(name), stored(shapes), compare_values=False)
+    assert {one.code for one in found.diagnostics} - {REPEATED_HEAD} == {"LG613"}
+
+
+@pytest.mark.parametrize("name", BUILDABLE)
+def test_totals_are_exact(name: str) -> None:
+    known = records()[name]
+    found = count(spec_of(name))
+    assert found.total == known["params"] == total(manifests("hub")[name])
+    assert found.active == known["active"]
+    if "meta_total" in known:
+        assert total(manifests("meta")[name]) == known["meta_total"]
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_four_counters_agree(name: str) -> None:
+    """The op table, the generated module, the ONNX initializers and transformers, each by its own means."""
+    import json
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from llamagen.emit.onnx.emit import emit_onnx
+    from llamagen.emit.torch import emit_torch, load_module
+
+    by_table = shapes_of(name)
+    by_module: Shapes = {}
+    by_onnx: Shapes = {}
+    for graph in graphs_of(name).values():
+        generated = load_module(emit_torch(graph))
+        with torch.device("meta"):
+            model = getattr(generated, graph.root)()
+        by_module |= {path: tuple(p.shape) for path, p in model.named_parameters()}
+        onnx = emit_onnx(graph).model.graph.initializers
+        by_onnx |= {path: _static(v.shape) for path, v in onnx.items() if path in by_table}
+    config = json.loads(config_files(spec_of(name))[CONFIG_FILE])
+    several = len(graphs_of(name)) > 1
+    auto = AutoModelForImageTextToText if several else AutoModelForCausalLM
+    with torch.device("meta"):
+        witness = auto.from_config(AutoConfig.for_model(**config))
+    by_witness = {path: tuple(p.shape) for path, p in witness.named_parameters()}
+    assert by_table == by_module == by_onnx == by_witness
+    assert total(by_table) == records()[name]["params"]
+
+
+def _static(shape: object) -> tuple[int, ...]:
+    assert shape is not None
+    sizes = tuple(shape)  # type: ignore[call-overload]
+    assert all(isinstance(size, int) for size in sizes)
+    return sizes

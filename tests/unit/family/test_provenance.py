@@ -1,0 +1,175 @@
+"""Every value has a source, of its own generation; conflicts and doubts are complete and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from llamagen.analysis.doubts import conflicts, uncertain
+from llamagen.analysis.sources import matches, source_of
+from llamagen.resources import data_folder
+from llamagen.spec.record import Conflict, Source, Uncertain
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.source import load_source, to_plain
+from tests.unit.family.facts import NAMES, REGISTRY, records, spec_of
+
+RECORD = ("release", "training", "lineage")
+SOURCED = (
+    *("title", *RECORD, "tokenizer", "hyperparameters", "constants", "patterns"),
+    *("root", "blocks", "config", "invariants"),
+)
+
+DOUBTS = {
+    "architecture (inferred from Code Llama 34B)": "hyperparameters.*",
+    "attn_temperature_tuning": "hyperparameters.attention_temperature_scale",
+    "attn_temperature_tuning in Meta params.json": "hyperparameters.attention_temperature_scale",
+    "config reconstructed from Llama-2-7b": "hyperparameters.*",
+    "config reconstructed from Llama-3-8B": "hyperparameters.*",
+    "config reconstructed from Llama-3.2-11B-Vision": "hyperparameters.*",
+    "derived_from": "lineage.derived_from",
+    "everything except announced figures": "release.published_parameters",
+    "max_position_embeddings": "hyperparameters.max_positions",
+    "no_rope_layers": "patterns.layer_kinds",
+    "rope_scaling": "hyperparameters.rope",
+    "rope_theta": "hyperparameters.rope.theta",
+    "training_context": "training.context_length",
+    "use_qk_norm": "hyperparameters.qk_norm",
+}
+"""Words of the fact table -> path of a spec."""
+
+
+@cache
+def sources() -> dict[str, Source]:
+    path = data_folder("spec") / "sources.yaml"
+    plain = to_plain(load_source(path, "spec/sources.yaml").root)
+    assert isinstance(plain, dict)
+    listed = plain["sources"]
+    assert isinstance(listed, dict)
+    return {key: Source.model_validate(entry) for key, entry in listed.items()}
+
+
+def key(source: str) -> str:
+    return source.split("#", 1)[0]
+
+
+def values(resolved: ResolvedSpec, sections: tuple[str, ...]) -> Iterator[str]:
+    for path, leaf in resolved.leaves():
+        if path.split(".", 1)[0] in sections and leaf.origins[-1].text != "null":
+            yield path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_has_a_known_source(name: str) -> None:
+    resolved = spec_of(name)
+    found = {path: source_of(resolved, path) for path in values(resolved, SOURCED)}
+    assert len(found) > 8
+    missing = [path for path, source in found.items() if source is None]
+    assert missing == []
+    assert {key(source) for source in found.values() if source} <= set(sources())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_history_rests_on_documents_about_the_model_itself(name: str) -> None:
+    """Not on those of the generation before, whose globs an heir inherits."""
+    resolved = spec_of(name)
+    about = {source.replace("_", "-") for source in records()[name]["sources"]}
+    found = {path: source_of(resolved, path) or "" for path in values(resolved, RECORD)}
+    assert {path: source for path, source in found.items() if key(source) not in about} == {}
+
+
+def test_the_nearest_provenance_wins() -> None:
+    """A glob of the value's generation goes before a longer one of the first; in one file the longer goes."""
+
+    def of(parent: str) -> str | None:
+        text = f"spec: 1\nid: test/child\nextends: {parent}\ntraining: {{gpu_hours: 7}}\n"
+        return source_of(Registry().load_text(text), "training.gpu_hours")
+
+    assert of("llama/1/7b") == "l1paper#table-15"
+    assert of("llama/3/8b") == "l3card"
+
+
+def test_every_source_is_used_and_described() -> None:
+    used: set[str] = set()
+    for spec_id in REGISTRY.ids():
+        spec = REGISTRY.load(spec_id).spec
+        used |= {key(source) for source in spec.provenance.values()}
+        used |= {key(claim.source) for one in spec.conflicts for claim in one.claims}
+    assert used == set(sources())
+
+
+@cache
+def stated() -> tuple[frozenset[Conflict], frozenset[Uncertain]]:
+    """All entries of all files."""
+    specs = [REGISTRY.load(spec_id).spec for spec_id in REGISTRY.ids()]
+    return (
+        frozenset(one for spec in specs for one in spec.conflicts),
+        frozenset(one for spec in specs for one in spec.uncertain),
+    )
+
+
+@cache
+def shown() -> tuple[frozenset[Conflict], frozenset[Uncertain]]:
+    """The entries that concern at least one model."""
+    specs = [spec_of(name) for name in NAMES]
+    return (
+        frozenset(one for spec in specs for one in conflicts(spec)),
+        frozenset(one for spec in specs for one in uncertain(spec)),
+    )
+
+
+def test_more_than_twenty_conflicts_are_recorded_and_all_are_shown() -> None:
+    assert len(stated()[0]) > 40
+    assert stated() == shown()
+
+
+@pytest.mark.parametrize("one", sorted(stated()[0], key=str), ids=lambda one: one.path)
+def test_a_conflict_is_decided_for_one_of_its_claims(one: Conflict) -> None:
+    said = [claim.value for claim in one.claims]
+    assert len(set(said)) == len(said)
+    assert one.choice in said
+    assert {key(claim.source) for claim in one.claims} <= set(sources())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_choice_is_the_value_of_the_spec(name: str) -> None:
+    resolved = spec_of(name)
+    for one in conflicts(resolved):
+        value = resolved.scalar(*one.path.split("."))
+        choice = one.choice.replace(",", "")
+        if value is None or not _is_number(value.text) or not _is_number(choice):
+            continue
+        assert float(value.text) == float(choice), one.path
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "uncertain" in records()[name]])
+def test_what_the_table_doubts_the_spec_doubts(name: str) -> None:
+    marked = [one.path for one in uncertain(spec_of(name))]
+    for doubt in records()[name]["uncertain"]:
+        assert any(matches(path, DOUBTS[doubt]) for path in marked), doubt
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "uncertain" not in records()[name]])
+def test_no_size_is_doubted_that_the_table_is_sure_of(name: str) -> None:
+    marked = [one.path for one in uncertain(spec_of(name))]
+    assert [path for path in marked if path.startswith("hyperparameters")] == []
+
+
+@pytest.mark.parametrize("spec_id", REGISTRY.ids())
+def test_no_override_repeats_what_is_inherited(spec_id: str) -> None:
+    assert [str(one) for one in REGISTRY.load(spec_id).warnings] == []
+
+
+def test_a_repeated_value_is_found() -> None:
+    text = "spec: 1\nid: test/again\nextends: llama/2/7b\nhyperparameters: {hidden_size: 4096}\n"
+    assert [one.code for one in Registry().load_text(text).warnings] == ["LG501"]

@@ -1,0 +1,68 @@
+"""The session's cache: token by token gives the logits of all at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamagen import api
+from llamagen.diagnostics import LlamagenError
+from llamagen.runtime.session import Session
+
+TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
+IDS = (5, 17, 2, 80, 33, 9, 61)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "out"
+    api.load(TINY).export(out, random_weights=3)
+    return out
+
+
+def test_steps_are_equal_to_one_call(folder: Path) -> None:
+    session = Session(folder, threads=1)
+    whole = session.step(IDS)
+    session.reset()
+    for token in IDS[:-1]:
+        session.step((token,))
+    step_by_step = session.step(IDS[-1:])
+    assert np.abs(whole - step_by_step).max() <= 1e-5 * whole.std()
+    assert np.abs(session.step((1,)) - whole).max() > 0.1 * whole.std()
+
+
+def test_generation_is_greedy_and_stops_at_eos(folder: Path) -> None:
+    free = api.run(folder, IDS, max_new_tokens=5, threads=1)
+    tokens = [piece.token for piece in free]
+    assert len(tokens) == 5
+    session = Session(folder, threads=1)
+    assert tokens[0] == int(np.argmax(session.step(IDS)))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[2], 95]}))
+    try:
+        stopped = api.run(folder, IDS, max_new_tokens=5, threads=1)
+        assert [piece.token for piece in stopped] == tokens[: tokens.index(tokens[2])]
+    finally:
+        (folder / "generation_config.json").unlink()
+
+
+def test_generation_stops_where_the_context_ends(folder: Path) -> None:
+    config = folder / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({"max_position_embeddings": len(IDS) + 2}))
+    try:
+        assert len(list(api.run(folder, IDS, max_new_tokens=50, threads=1))) == 2
+        with pytest.raises(LlamagenError) as failure:
+            api.run(folder, (*IDS, 1, 2), threads=1)
+        assert failure.value.diagnostics[0].code == "LG764"
+    finally:
+        config.write_text(before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_dtypes_run(dtype: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    api.load(TINY).export(out, random_weights=3, dtype=dtype)
+    assert len(list(api.run(out, IDS, max_new_tokens=3, threads=1))) == 3
