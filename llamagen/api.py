@@ -86,10 +86,10 @@ class Model:
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        """Role path (the checkpoint's name) -> parameter; a tied head has none of its own."""
-        from llamagen.ir.graph import parameters
+        """Role path (the checkpoint's name) -> parameter of all graphs; a tied head has none of its own."""
+        from llamagen.ir.build_graphs import all_parameters, build_all
 
-        return parameters(self.graph)
+        return all_parameters(build_all(self.resolved))
 
     @property
     def parameter_count(self) -> int:

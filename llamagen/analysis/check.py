@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llamagen.analysis.lint import lint
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.ir.build import build
+from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -56,10 +56,10 @@ def check_specs(
 
 
 def _graph(resolved: ResolvedSpec) -> Graph | None:
-    """The graph; None for what cannot be built by itself."""
+    """The text model, when every graph could be built; None for what cannot be built by itself."""
     if resolved.spec.abstract or resolved.spec.root is None:
         return None
-    return build(resolved)
+    return build_all(resolved)[MAIN]
 
 
 def _lint(resolved: ResolvedSpec, graph: Graph | None) -> Iterator[Diagnostic]:

@@ -20,7 +20,7 @@ COUNTS_FILE = "counts.json"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Parameters of a model, and those that one token uses."""
+    """Parameters of a model, all its graphs together, and those but for experts that a token did not choose."""
 
     total: int
     active: int
@@ -34,12 +34,14 @@ def counts_of(resolved: ResolvedSpec) -> Counts | None:
 
 
 def count(resolved: ResolvedSpec) -> Counts:
-    """Counted from the graph."""
+    """Counted from the graphs."""
     from llamagen.analysis.params import count_parameters
-    from llamagen.ir.build import build
+    from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
 
-    report = count_parameters(build(resolved))
-    return Counts(report.total, report.active)
+    graphs = build_all(resolved)
+    report = count_parameters(graphs[MAIN])
+    whole = sum(p.count for p in all_parameters(graphs).values())
+    return Counts(whole, whole - (report.total - report.active))
 
 
 def counts_text(models: Iterable[ResolvedSpec]) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.weight_types import STORED
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.build_graphs import MAIN, build_all
+from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
@@ -87,14 +88,14 @@ def export_checkpoint(
     from llamagen.weights.stream import copy_tensor
 
     started = time.monotonic()
-    emitted = _emitted(graph, profile, dtype)
+    emitted = _emitted(resolved, graph, profile, dtype)
     stored = Checkpoint.open(checkpoint)
     found = bind(resolved, graph, stored)
     if any(one.severity == "error" for one in found.diagnostics):
         raise LlamagenError(explained(found, resolved, graph, stored, registry))
     bindings = {binding.name: binding for binding in found.bindings}
     folder = stored.path if stored.path.is_dir() else stored.path.parent
-    target = STORED[emitted.dtype]
+    target = STORED[emitted[MAIN].dtype]
 
     def copy(entry: Initializer, sink: _Counted) -> None:
         copy_tensor(bindings[entry.name], sink, target)
@@ -118,12 +119,13 @@ def export_random(
     import numpy as np
 
     from llamagen.weights.convert import NUMPY_TYPES
+    from llamagen.weights.fit import wanted_by
     from llamagen.weights.random import RandomTensor, random_blocks
 
     started = time.monotonic()
-    emitted = _emitted(graph, profile, dtype)
-    wanted = parameters(graph)
-    kind = NUMPY_TYPES[STORED[emitted.dtype]]
+    emitted = _emitted(resolved, graph, profile, dtype)
+    wanted = wanted_by(resolved, graph)
+    kind = NUMPY_TYPES[STORED[emitted[MAIN].dtype]]
 
     def copy(entry: Initializer, sink: _Counted) -> None:
         tensor = RandomTensor(entry.name, entry.shape, wanted[entry.name].kind)
@@ -133,16 +135,21 @@ def export_random(
     return _write(resolved, emitted, copy, out, (), overwrite, progress, started)
 
 
-def _emitted(graph: Graph, profile: str, dtype: str) -> OnnxModel:
+def _emitted(
+    resolved: ResolvedSpec, graph: Graph, profile: str, dtype: str
+) -> dict[str, OnnxModel]:
+    """The text model, and a model of each further graph of the spec, by name."""
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.profile import dtype_named, profile_named
 
-    return emit_onnx(graph, profile_named(profile), dtype_named(dtype))
+    graphs = build_all(resolved) if resolved.spec.graphs else {MAIN: graph}
+    chosen, run = profile_named(profile), dtype_named(dtype)
+    return {name: emit_onnx(one, chosen, run) for name, one in graphs.items()}
 
 
 def _write(
     resolved: ResolvedSpec,
-    emitted: OnnxModel,
+    emitted: Mapping[str, OnnxModel],
     copy: Copy,
     out: Path,
     companions: Sequence[Path],
@@ -152,17 +159,17 @@ def _write(
 ) -> Written:
     from llamagen.emit.config import config_files
     from llamagen.emit.onnx.data import byte_count
-    from llamagen.emit.onnx.write import write_model
+    from llamagen.emit.onnx.write import together_initializers, write_models
     from llamagen.weights.publish import staged_folder
 
-    sink = _Counted(progress, sum(map(byte_count, emitted.initializers)))
+    sink = _Counted(progress, sum(map(byte_count, together_initializers(emitted.values()))))
 
     def into(entry: Initializer, file: BinaryIO) -> None:
         sink.file = file
         copy(entry, sink)
 
     with staged_folder(out, overwrite=overwrite, manifest=MANIFEST) as staging:
-        write_model(emitted, staging, into)
+        write_models(emitted, staging, into)
         (staging / SPEC_FILE).write_text(resolved_text(resolved), encoding="utf-8", newline="\n")
         for name, text in config_files(resolved).items():
             (staging / name).write_text(text, encoding="utf-8", newline="\n")

@@ -68,27 +68,39 @@ def current(path: Path) -> str | None:
 
 def _text(subject: Subject) -> dict[str, str]:
     from llamagen.analysis.card import card_text
+    from llamagen.ir.build_graphs import MAIN, build_all
     from llamagen.ir.text import render
     from llamagen.spec.resolved_text import resolved_text
 
+    graphs = build_all(subject.resolved)
+    texts = {f"{'graph' if name == MAIN else name}.txt": render(g) for name, g in graphs.items()}
     return {
         "resolved.txt": resolved_text(subject.resolved),
-        "graph.txt": render(subject.graph),
+        **texts,
         "card.md": card_text(subject.resolved),
     }
 
 
 def _torch(subject: Subject) -> dict[str, str]:
     from llamagen.emit.torch.emit import emit_torch
+    from llamagen.ir.build_graphs import MAIN, build_all, names_elsewhere
 
-    return {"modeling.py": emit_torch(subject.graph)}
+    graphs = build_all(subject.resolved)
+    return {
+        f"{'modeling' if name == MAIN else name}.py": emit_torch(
+            graph, names_elsewhere(graphs, name)
+        )
+        for name, graph in graphs.items()
+    }
 
 
 def _onnx(subject: Subject) -> dict[str, str]:
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.text import render
+    from llamagen.ir.build_graphs import build_all
 
-    return {"model.onnx.txt": render(emit_onnx(subject.graph))}
+    graphs = build_all(subject.resolved)
+    return {f"{name}.onnx.txt": render(emit_onnx(graph)) for name, graph in graphs.items()}
 
 
 def _config(subject: Subject) -> dict[str, str]:

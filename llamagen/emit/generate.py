@@ -10,7 +10,9 @@ from pathlib import Path
 from llamagen.emit.files import Subject, current, files_of, identity_of, write_changed
 from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.build import build
+from llamagen.ir.build_graphs import build_all
 from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
 
 INDEX = "index.txt"
 
@@ -81,9 +83,13 @@ def _plan(registry: Registry, ids: Sequence[str]) -> list[_Planned]:
         if not ids and (resolved.spec.abstract or resolved.spec.root is None):
             continue
         subject = Subject(resolved, build(resolved))
-        owner = owners.setdefault(identity_of(subject.graph), resolved.spec.id)
+        owner = owners.setdefault(_identity(resolved), resolved.spec.id)
         planned.append(_Planned(subject, owner if owner != resolved.spec.id else None))
     return planned
+
+
+def _identity(resolved: ResolvedSpec) -> str:
+    return "\n".join(identity_of(graph) for graph in build_all(resolved).values())
 
 
 def _index(planned: Sequence[_Planned]) -> str:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from llamagen.emit.export import Progress, Written, sizes_of
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.spec.resolve import ResolvedSpec
 
 
@@ -40,10 +40,13 @@ def random_checkpoint(
     """
     from llamagen.emit.onnx.profile import dtype_named
     from llamagen.emit.weight_types import STORED
+    from llamagen.weights.fit import wanted_by
     from llamagen.weights.random import RandomTensor, write_random_checkpoint
 
     started = time.monotonic()
-    tensors = [RandomTensor(path, p.shape, p.kind) for path, p in parameters(graph).items()]
+    tensors = [
+        RandomTensor(path, p.shape, p.kind) for path, p in wanted_by(resolved, graph).items()
+    ]
     stored = STORED[dtype_named(dtype)]
     config = _config(resolved, dtype)
     write_random_checkpoint(out, tensors, seed, stored, shard_bytes, config, overwrite, progress)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
-from llamagen.ir.build_equations import Equations
+from llamagen.ir.build_equations import SIZES, Equations
 from llamagen.ir.build_parts import PartDeclaration, declare
-from llamagen.ir.dims import B, S, T
+from llamagen.ir.dims import B, Dim, S, T
 from llamagen.ir.graph import (
     Attrs,
     AttrValue,
@@ -25,9 +25,11 @@ from llamagen.ir.graph import (
 from llamagen.ir.naming import variant_names
 from llamagen.ir.ops import OPS
 from llamagen.ir.verify import verify
-from llamagen.spec.evaluate import Static
+from llamagen.spec.evaluate import Static, evaluate
+from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Name, parse
+from llamagen.spec.expr import names as names_in
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.validate import scope_of
+from llamagen.spec.validate import expression_error, scope_of
 
 MAX_BLOCK_DEPTH = 16
 MAX_SPECIALISATIONS = 256
@@ -66,8 +68,10 @@ class Specialised:
 class Builder:
     """State of one build. Findings are collected, so that one run reports every broken block."""
 
-    def __init__(self, resolved: ResolvedSpec) -> None:
+    def __init__(self, resolved: ResolvedSpec, name: str | None = None) -> None:
+        """``name`` is one of the spec's ``graphs``; the text model at ``root`` without."""
         self.resolved = resolved
+        self.name = name
         self.spec = resolved.spec
         self.scope = RecordingScope(scope_of(resolved.spec))
         self.findings: dict[Diagnostic, None] = {}
@@ -76,24 +80,30 @@ class Builder:
         self.prelude: dict[tuple[object, ...], Node] = {}
         self.prelude_values: dict[str, Value] = {}
         self.open: list[str] = []
+        definition = resolved.spec.graphs[name] if name is not None else None
+        self.root = definition.root if definition is not None else resolved.spec.root
+        self.outputs = definition.outputs if definition is not None else ("logits",)
+        self.inputs: dict[str, TensorType] = dict(GRAPH_INPUTS)
 
     def run(self) -> Graph:
-        spec = self.spec
-        if spec.root is None:
+        spec, name = self.spec, self.root
+        if name is None:
             message = f"`{spec.id}` has no `root` block: its wiring is not known here"
             help = "a record without an architecture can be listed and shown, not built"
             raise LlamagenError.of("LG401", message, span=self.resolved.place("id"), help=help)
-        if spec.root not in spec.blocks:
-            raise LlamagenError(self.unknown_block(spec.root))
-        definition = spec.blocks[spec.root]
-        unknown = [name for name in definition.inputs if name not in GRAPH_INPUTS]
+        if name not in spec.blocks:
+            raise LlamagenError(self.unknown_block(name))
+        self.declare_inputs()
+        definition = spec.blocks[name]
+        unknown = [i for i in definition.inputs if i not in self.inputs]
         if unknown:
             message = f"the root block cannot have the input `{unknown[0]}`"
-            help = f"a model's inputs are: {', '.join(GRAPH_INPUTS)}"
-            place = self.resolved.place("blocks", spec.root, "inputs")
+            help = f"a model's inputs are: {', '.join(self.inputs)}"
+            place = self.resolved.place("blocks", name, "inputs")
             raise LlamagenError.of("LG402", message, span=place, help=help)
-        root = self.specialise(spec.root, {}, [GRAPH_INPUTS[n] for n in definition.inputs])
-        self.find_unused()
+        root = self.specialise(name, {}, [self.inputs[i] for i in definition.inputs])
+        if not spec.graphs:
+            self.find_unused(self.scope.read)
         if self.findings:
             raise LlamagenError(*self.findings)
         assert root is not None, "a block that fails leaves a finding"
@@ -101,10 +111,36 @@ class Builder:
         verify(graph)
         return graph
 
+    def declare_inputs(self) -> None:
+        """The shapes that the graph's definition gives to inputs of its own."""
+        if self.name is None:
+            return
+        for name, text in self.spec.graphs[self.name].inputs.items():
+            path = ("graphs", self.name, "inputs", name)
+            try:
+                expr = parse(text)
+                if not isinstance(expr, ListExpr):
+                    raise ExpressionError(
+                        "a shape is a list such as `[I, 3, 336, 336]`", expr.extent
+                    )
+                self.inputs[name] = TensorType(DType.MODEL, tuple(map(self.size, expr.items)))
+            except ExpressionError as error:
+                node = self.resolved.scalar(*path)
+                raise LlamagenError(expression_error("LG402", node, error, self.scope)) from None
+
+    def size(self, item: Expr) -> Dim:
+        if isinstance(item, Name) and item.id in SIZES:
+            return T if item.id == "T" else Dim.of(item.id)
+        value = evaluate(item, self.scope)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ExpressionError(f"a size is a whole number above 0, not {value}", item.extent)
+        return Dim.of(value)
+
     def unknown_block(self, name: str) -> Diagnostic:
         hint = did_you_mean(name, list(self.spec.blocks))
         help = f"did you mean `{hint}`?" if hint else None
-        place = self.resolved.place("root")
+        path = ("root",) if self.name is None else ("graphs", self.name, "root")
+        place = self.resolved.place(*path)
         return Diagnostic("LG403", "error", f"there is no block `{name}`", place, (), help)
 
     def specialise(
@@ -187,7 +223,7 @@ class Builder:
         if key not in self.prelude:
             types = [self.level_type(o.removeprefix("@")) for o in operands]
             results = OPS[op_name].shape(types, attrs)
-            taken = {*GRAPH_INPUTS, *self.prelude_values}
+            taken = {*self.inputs, *self.prelude_values}
             suffix, n = "", 1
             while any(name + suffix in taken for name in names):
                 n += 1
@@ -199,19 +235,17 @@ class Builder:
         return self.prelude[key].results
 
     def level_type(self, name: str) -> TensorType:
-        return GRAPH_INPUTS[name] if name in GRAPH_INPUTS else self.prelude_values[name].type
+        return self.inputs[name] if name in self.inputs else self.prelude_values[name].type
 
     def report(self, finding: Diagnostic) -> None:
         self.findings[finding] = None
 
-    def find_unused(self) -> None:
-        """Constants and patterns that nothing reads are typing mistakes."""
-        from llamagen.spec.expr import ExpressionError, names, parse
-
-        read = set(self.scope.read)
+    def find_unused(self, used: Collection[str]) -> None:
+        """Constants and patterns that neither blocks (``used``) nor invariants read are typing mistakes."""
+        read = set(used)
         for text in self.spec.invariants.values():
             try:
-                read |= {n.id for n in names(parse(text))}
+                read |= {n.id for n in names_in(parse(text))}
             except ExpressionError:
                 continue
         if self.findings:
@@ -230,7 +264,7 @@ class Builder:
 
     def graph(self, root: Specialised) -> Graph:
         names = variant_names(self.blocks)
-        order = [*GRAPH_INPUTS, *self.prelude_values]
+        order = [*self.inputs, *self.prelude_values]
         contexts = {s.key: s.context for s in self.done.values() if s is not None}
         blocks: dict[str, Block] = {}
         for key in _callees_first(self.blocks, root.key):
@@ -239,8 +273,8 @@ class Builder:
             context = tuple(n for n in order if n in contexts[key])
             blocks[names[key]] = replace(block, name=names[key], parts=parts, context=context)
         used = {o.removeprefix("@") for node in self.prelude.values() for o in node.operands}
-        used |= contexts[root.key] | set(self.spec.blocks[self.spec.root or ""].inputs)
-        inputs = [Value(n, t, named=True) for n, t in GRAPH_INPUTS.items() if n in used]
+        used |= contexts[root.key] | set(self.spec.blocks[self.root or ""].inputs)
+        inputs = [Value(n, t, named=True) for n, t in self.inputs.items() if n in used]
         constants = {
             name: value
             for name, value in scope_of(self.spec).items()
@@ -254,7 +288,7 @@ class Builder:
             prelude_values=dict(self.prelude_values),
             blocks=blocks,
             root=names[root.key],
-            output_names=("logits",),
+            output_names=self.outputs,
             constants=constants,
         )
 
@@ -294,5 +328,5 @@ def _callees_first(blocks: Mapping[str, Block], root: str) -> list[str]:
 
 
 def build(resolved: ResolvedSpec) -> Graph:
-    """The verified graph of a spec. Raises LlamagenError with every finding, each at its YAML line."""
+    """The verified graph of a spec's text model. Raises LlamagenError with every finding, each at its YAML line."""
     return Builder(resolved).run()

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from llamagen.spec.source_nodes import Scalar
 
 MAX_EQUATIONS = 400
+SIZES = ("B", "S", "T", "I")
+"""Names of sizes in the shapes of ``reshape`` and ``expand``."""
 
 
 class Equations:
@@ -251,8 +253,8 @@ class Equations:
                 return Constant(self.static(expr))
 
     def size(self, item: Expr) -> Static:
-        """An item of a list: B, S and T stay names there, for the shapes of ``reshape``."""
-        if isinstance(item, Name) and item.id in ("B", "S", "T") and item.id not in self.scope:
+        """An item of a list: B, S, T and I stay names there, for shapes."""
+        if isinstance(item, Name) and item.id in SIZES and item.id not in self.scope:
             return "P + S" if item.id == "T" else item.id
         return self.static(item)
 

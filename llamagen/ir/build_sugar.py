@@ -53,6 +53,24 @@ def rope(block: Equations, expr: Call) -> Term:
     return block.apply(OPS["rotate"], operands, {"layout": layout}, expr.extent)
 
 
+def grid_rope(block: Equations, expr: Call) -> Term:
+    """``grid_rope(x, rows, columns, theta, extra)``: a table of a grid in the prelude, a rotation of pairs here."""
+    if not expr.arguments:
+        raise ExpressionError("write `grid_rope(x, rows, columns, theta, extra)`", expr.extent)
+    x = block.tensor(expr.arguments[0])
+    if len(x.type.shape) != 4 or x.type.dtype is not DType.MODEL:
+        message = f"grid_rope needs [I, heads, places, head_dim], it is {x.type}"
+        raise ExpressionError(message, expr.arguments[0].extent)
+    row = OPS["grid_rope_table"]
+    positional = [(block.static(a), a) for a in expr.arguments[1:]]
+    named: dict[str, Given] = {k: (block.static(a), a) for k, a in expr.keywords}
+    named["dim"] = (x.type.shape[-1].value, expr)
+    attrs, _ = bind(row, positional, named, expr.extent)
+    tables = block.hoist(row, [], attrs, ("grid_cos", "grid_sin"), expr.extent)
+    assert isinstance(tables, Several)
+    return block.apply(OPS["rotate"], [x, *tables.items], {"layout": "interleaved"}, expr.extent)
+
+
 def attention(block: Equations, expr: Call) -> Term:
     """``attention(q, k, v, mask='causal', window=, chunk=, scale=, softcap=, alibi=, sinks=t)``.
 
@@ -175,6 +193,7 @@ SPELLINGS: Mapping[str, Spelling] = {
 
 SUGAR: Mapping[str, Callable[[Equations, Call], Term]] = {
     "rope": rope,
+    "grid_rope": grid_rope,
     "attention": attention,
     "activation": activation,
 }

@@ -1,6 +1,7 @@
 """Symbolic dimensions: polynomials with integer coefficients over named sizes.
 
-``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``. Every other size of a released model is an int.
+``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` tiles of images. Every other size
+of a released model is an int.
 """
 
 from __future__ import annotations

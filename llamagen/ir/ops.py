@@ -9,8 +9,10 @@ from collections.abc import Mapping
 
 from llamagen.ir.ops_attention import ATTENTION_OPS
 from llamagen.ir.ops_basic import BASIC_OPS
+from llamagen.ir.ops_images import IMAGE_OPS
 from llamagen.ir.ops_parts import PART_OPS
 from llamagen.ir.optypes import Op
 
-OPS: Mapping[str, Op] = {op.name: op for op in (*PART_OPS, *ATTENTION_OPS, *BASIC_OPS)}
-assert len(OPS) == len(PART_OPS) + len(ATTENTION_OPS) + len(BASIC_OPS), "two ops share a name"
+_ROWS = (*PART_OPS, *ATTENTION_OPS, *BASIC_OPS, *IMAGE_OPS)
+OPS: Mapping[str, Op] = {op.name: op for op in _ROWS}
+assert len(OPS) == len(_ROWS), "two ops share a name"

@@ -42,7 +42,7 @@ def _rotate_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         f"rope rotates {width} of {x.shape[-1]} features: more than there are",
     )
     need(
-        x.shape[0] == cos.shape[0] and x.shape[2] == cos.shape[1],
+        cos.shape[0] in (x.shape[0], Dim.of(1)) and x.shape[2] == cos.shape[1],
         f"rope needs [B, heads, S, head_dim] with the positions' B and S, it is {x}",
     )
     return (x,)

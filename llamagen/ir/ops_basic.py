@@ -332,7 +332,7 @@ BASIC_OPS: tuple[Op, ...] = (
         ("x",),
         _reshape,
         Precision.EXACT,
-        (AttrSpec("shape", "dims", "new shape: numbers and B, S, T", required=True),),
+        (AttrSpec("shape", "dims", "new shape: numbers and B, S, T, I", required=True),),
     ),
     Op(
         "permute",

@@ -83,9 +83,45 @@ def evaluate(
         "positions": positions,
         **(inputs or {}),
     }
-    run = _Run(flat, weights, sizes, past, rounding)
+    wanted = {name: given[name] for name in flat.inputs}
+    return _evaluate(flat, weights, wanted, sizes, past, keep_values, rounding)
+
+
+def evaluate_graph(
+    flat: FlatGraph,
+    weights: WeightSource,
+    inputs: Mapping[str, ArrayLike],
+    past: Cache | None = None,
+    *,
+    rounding: Rounding = None,
+) -> ReferenceResult:
+    """Run a graph that need not begin with ids: every input by name, sizes from their shapes.
+
+    Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
+    """
+    sizes = {"P": past[0][0].shape[2] if past else 0}
     for name in flat.inputs:
-        run.put(name, _as_array(given[name]))
+        found = np.shape(inputs[name])
+        if len(found) != len(flat.types[name].shape):
+            raise ValueError(f"{name} is {found}, the graph says {flat.types[name]}")
+        for dim, size in zip(flat.types[name].shape, found, strict=True):
+            sizes.setdefault(str(dim), size)
+    given = {name: inputs[name] for name in flat.inputs}
+    return _evaluate(flat, weights, given, sizes, past, False, rounding)
+
+
+def _evaluate(
+    flat: FlatGraph,
+    weights: WeightSource,
+    given: Mapping[str, ArrayLike],
+    sizes: Mapping[str, int],
+    past: Cache | None,
+    keep_values: bool,
+    rounding: Rounding,
+) -> ReferenceResult:
+    run = _Run(flat, weights, sizes, past, rounding)
+    for name, value in given.items():
+        run.put(name, _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)
     for i, node in enumerate(flat.nodes):
         run.apply(node)

@@ -66,6 +66,20 @@ def _rope_table(o: Operands) -> tuple[Array, ...]:
     return (amplitude * np.cos(angles), amplitude * np.sin(angles))
 
 
+def _grid_rope_table(o: Operands) -> tuple[Array, ...]:
+    """Place by place as the definition says, one pair after the other."""
+    pairs, columns = o.whole("dim") // 2, o.whole("columns")
+    places = o.whole("rows") * columns
+    angles = np.zeros((1, places + o.whole("extra"), pairs))
+    for place in range(places):
+        row, column = divmod(place, columns)
+        for i in range(pairs // 2):
+            f = o.number("theta") ** (-2.0 * i / pairs)
+            angles[0, place, i] = (column + 1) * f
+            angles[0, place, pairs // 2 + i] = (row + 1) * f
+    return (np.cos(angles), np.sin(angles))
+
+
 def _rotate(o: Operands) -> tuple[Array, ...]:
     x, cos, sin = o.real(0), o.real(1)[:, None], o.real(2)[:, None]
     half = cos.shape[-1]
@@ -139,6 +153,7 @@ def _attention_temperature(o: Operands) -> tuple[Array, ...]:
 
 ATTENTION_FORMULAS: Mapping[str, Formula] = {
     "rope_table": _rope_table,
+    "grid_rope_table": _grid_rope_table,
     "rotate": _rotate,
     "causal_mask": _causal_mask,
     "attention": _attention,

@@ -178,6 +178,22 @@ def _reshape(o: Operands) -> tuple[Array, ...]:
     return (o.tensors[0].reshape([d.evaluate(o.sizes) for d in parse_dims(o.attrs)]),)
 
 
+def _replace_rows(o: Operands) -> tuple[Array, ...]:
+    x, rows = o.real(0).copy(), o.real(1)
+    places = np.argwhere(o.ints(2) == o.whole("id"))
+    rows = rows.reshape(-1, rows.shape[-1])
+    if len(places) != len(rows):
+        raise ValueError(f"{len(places)} tokens stand for {len(rows)} rows of features")
+    for (b, s), row in zip(places, rows, strict=True):
+        x[b, s] = row
+    return (x,)
+
+
+def _expand(o: Operands) -> tuple[Array, ...]:
+    shape = [d.evaluate(o.sizes) for d in parse_dims(o.attrs)]
+    return (np.broadcast_to(o.real(), shape).copy(),)
+
+
 def _slice(o: Operands) -> tuple[Array, ...]:
     wanted = np.arange(o.whole("start"), o.whole("stop"))
     return (np.take(o.real(), wanted, axis=o.whole("axis")),)
@@ -260,6 +276,8 @@ OP_FORMULAS: Mapping[str, Formula] = {
     "split": _split,
     "concat": _concat,
     "reshape": _reshape,
+    "expand": _expand,
+    "replace_rows": _replace_rows,
     "permute": lambda o: (o.tensors[0].transpose(a_ints(o.attrs, "axes")),),
     "slice": _slice,
     "embedding": _embedding,

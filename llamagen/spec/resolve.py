@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NOT_INHERITED = frozenset({"spec", "id", "extends", "abstract", "title", "doc"})
 APPENDED = frozenset({"conflicts", "uncertain"})
 PATTERN_FORMS = frozenset({"cycle", "list", "every", "default"})
-ARCHITECTURE = ("root", "hyperparameters", "constants", "patterns", "blocks")
+ARCHITECTURE = ("root", "graphs", "hyperparameters", "constants", "patterns", "blocks")
 NONE = "none"
 
 

@@ -199,6 +199,20 @@ class BlockDefinition(Closed):
     forward: str = Field(description="Equations, one a line; the last is `return ...`.")
 
 
+class GraphDefinition(Closed):
+    """One of the graphs of a model that is run in pieces. An output of one is the input of that name of another."""
+
+    doc: str | None = Field(default=None, description="What it computes, in a sentence.")
+    root: BlockName = Field(description="The block that is this graph.")
+    inputs: dict[Identifier, str] = Field(
+        default={},
+        description="Shapes of inputs that are not ids or a mask: `[I, 3, vision.image_size]`, I images.",
+    )
+    outputs: tuple[Identifier, ...] = Field(
+        default=("logits",), description="Names of what the block returns.", min_length=1
+    )
+
+
 class Spec(Closed):
     """One model, or with `abstract: true` what several have in common."""
 
@@ -222,6 +236,10 @@ class Spec(Closed):
     root: BlockName | None = Field(
         default=None,
         description="The block that is the model; absent while the wiring is not published.",
+    )
+    graphs: dict[Identifier, GraphDefinition] = Field(
+        default={},
+        description="Further graphs beside `root`, the model of text: encoders, and what joins them.",
     )
     blocks: dict[BlockName, BlockDefinition] = {}
     checkpoint: CheckpointNaming = CheckpointNaming()

@@ -8,7 +8,8 @@ from itertools import groupby
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.build import build
-from llamagen.ir.graph import Graph, OpPart, instances, join, parameters
+from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.graph import Graph, OpPart, Parameter, instances, join, parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
@@ -25,12 +26,19 @@ _SHOWN = 4
 def bind(
     resolved: ResolvedSpec, graph: Graph, stored: Checkpoint, *, compare_values: bool = True
 ) -> Resolution:
-    """Which stored tensors make each parameter of ``graph``, and everything that is wrong with them.
+    """Which stored tensors make each parameter of the model, and everything that is wrong with them.
+
+    ``graph`` is its text model; the parameters of further graphs are wanted as well.
 
     The spec's own layouts come first, then the known dialects. Raises LG304 as `layouts_for` does.
     """
-    wanted = {path: p.shape for path, p in parameters(graph).items()}
+    wanted = {path: p.shape for path, p in wanted_by(resolved, graph).items()}
     return resolve_names(wanted, stored, layouts_for(resolved), tied_roles(graph), compare_values)
+
+
+def wanted_by(resolved: ResolvedSpec, graph: Graph) -> dict[str, Parameter]:
+    """Parameters of the whole model: those of its text graph, and of further graphs of its spec."""
+    return all_parameters(build_all(resolved)) if resolved.spec.graphs else parameters(graph)
 
 
 def tied_roles(graph: Graph) -> dict[str, str]:
@@ -95,7 +103,7 @@ def _compared(resolved: ResolvedSpec, stored: Checkpoint) -> tuple[int, int, boo
         layouts = layouts_for(resolved)
     except LlamagenError:
         return None
-    wanted: Mapping[str, Shape] = {path: p.shape for path, p in parameters(graph).items()}
+    wanted: Mapping[str, Shape] = {p: q.shape for p, q in wanted_by(resolved, graph).items()}
     tied = tied_roles(graph)
     few = {path: shape for path, shape in wanted.items() if _is_first(path)}
     found = resolve_names(few, stored, layouts, tied, compare_values=False)
@@ -118,7 +126,7 @@ def explained(
     if not structural:
         return found.diagnostics
     fit = best_fit(stored, registry)
-    misfits = len(parameters(graph)) - len(found.bindings)
+    misfits = len(wanted_by(resolved, graph)) - len(found.bindings)
     if fit is None or resolved.spec.id in fit.ids or not (fit.exact or 10 * fit.misfits < misfits):
         return found.diagnostics
     message = (

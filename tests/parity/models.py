@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.ir.build import build
+from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, Parameter, parameters
 from llamagen.spec.registry import Registry
@@ -49,6 +50,15 @@ class RandomModel:
     def parameters(self) -> dict[str, Parameter]:
         return parameters(self.graph)
 
+    @cached_property
+    def graphs(self) -> dict[str, Graph]:
+        """All graphs of the spec; ``model`` is the text model."""
+        return build_all(self.resolved)
+
+    @cached_property
+    def all_parameters(self) -> dict[str, Parameter]:
+        return all_parameters(self.graphs)
+
     @property
     def vocab_size(self) -> int:
         size = self.resolved.spec.hyperparameters.vocab_size
@@ -58,7 +68,7 @@ class RandomModel:
     def weight(self, path: str) -> NDArray[np.float32]:
         """Biases, gates and norm gains are live."""
         if path not in self._made:
-            p = self.parameters[path]
+            p = self.all_parameters[path]
             self._made[path] = random_values(self.seed, path, p.shape, p.kind)
         return self._made[path]
 

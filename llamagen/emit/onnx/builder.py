@@ -38,6 +38,7 @@ DIM_NAMES: Mapping[str, str] = {
     "S": "sequence",
     "P": "past_sequence",
     "P + S": "total_sequence",
+    "I": "images",
 }
 
 

@@ -138,13 +138,13 @@ class _Emitter:
         return self.b.value(name, outside, onnx_shape(of.shape))
 
     def sizes(self, dims: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> None:
-        """B, S, T (and P where no input has T) read off the inputs' shapes."""
+        """B, S, T, I (and P where no input has T) read off the inputs' shapes."""
         b, known = self.b, dict[str, ir.Value]()
         b.scope = "/shapes"
         for value, shape in dims:
             for axis, dim in enumerate(shape):
                 text = str(dim)
-                if text not in known and text in ("B", "S", "P", "P + S"):
+                if text not in known and text in ("B", "S", "P", "P + S", "I"):
                     known[text] = b.op(
                         "Shape", value, dtype=ir.DataType.INT64, start=axis, end=axis + 1
                     )

@@ -30,17 +30,41 @@ def _rope_table(b: Builder, site: Site, x: Values) -> Values:
     return tables if factor == 1 else tuple(with_number(b, "Mul", t, factor) for t in tables)
 
 
+def _grid_rope_table(b: Builder, site: Site, x: Values) -> Values:
+    """Sizes are known, so the table is: a constant of a few hundred rows."""
+    rows, columns, extra = (a_int(site.attrs, n) for n in ("rows", "columns", "extra"))
+    pairs = a_int(site.attrs, "dim") // 2
+    theta = a_float(site.attrs, "theta")
+    frequencies = theta ** (-2.0 * np.arange(pairs // 2, dtype=np.float64) / pairs)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    turned = np.concatenate([np.outer(column + 1, frequencies), np.outer(row + 1, frequencies)], 1)
+    angles = np.concatenate([turned, np.zeros((extra, pairs))])[None]
+    tables = (("cos", np.cos(angles)), ("sin", np.sin(angles)))
+    return tuple(b.constant(f"{b.scope}/{name}", t.astype(np.float32)) for name, t in tables)
+
+
 def _rotate(b: Builder, site: Site, x: Values) -> Values:
     head_dim, width = site.dims()[-1].value, 2 * site.dims(1)[-1].value
     interleaved = a_str(site.attrs, "layout") == "interleaved"
     dtype = b.element(site.results[0].dtype)
     inside = FLOAT if interleaved else dtype
     operands = [b.to(t, inside) for t in x]
+    if site.dims(1)[0] != site.dims()[0]:  # one table for all rows
+        shape = b.shape((site.dims()[0], *site.dims(1)[1:]))
+        operands[1:] = [_repeated(b, t, shape) for t in operands[1:]]
     partial = width if width != head_dim else None
     rotated = b.op(
         "RotaryEmbedding", *operands, interleaved=int(interleaved), rotary_embedding_dim=partial
     )
     return (b.to(rotated, dtype),)
+
+
+def _repeated(b: Builder, table: ir.Value, shape: ir.Value) -> ir.Value:
+    key = f"repeated {id(table)} {id(shape)}"
+    if key not in b.shared:
+        with b.within(str(table.name)):
+            b.shared[key] = b.op("Expand", table, shape)
+    return b.shared[key]
 
 
 def _slots(b: Builder, new: Dim, total: Dim) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -154,6 +178,7 @@ def append_to_cache(b: Builder, new: ir.Value, past: ir.Value) -> tuple[ir.Value
 
 ATTENTION_LOWERINGS: Mapping[str, Lowering] = {
     "rope_table": _rope_table,
+    "grid_rope_table": _grid_rope_table,
     "rotate": _rotate,
     "causal_mask": _causal_mask,
     "attention": _attention,

@@ -193,6 +193,18 @@ def _reshape(b: Builder, site: Site, x: Values) -> Values:
     return (b.reshape(x[0], site.dims(), site.results[0].shape),)
 
 
+def _expand(b: Builder, site: Site, x: Values) -> Values:
+    return (b.op("Expand", x[0], b.shape(site.results[0].shape)),)
+
+
+def _replace_rows(b: Builder, site: Site, x: Values) -> Values:
+    """ScatterND refuses more or fewer rows than places."""
+    here = b.op("Equal", x[2], b.whole(a_int(site.attrs, "id")), dtype=ir.DataType.BOOL)
+    places = b.op("Transpose", b.op("NonZero", here, dtype=ir.DataType.INT64), perm=(1, 0))
+    rows = b.flat(x[1], site.dims(1))
+    return (b.op("ScatterND", x[0], places, rows),)
+
+
 def _permute(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("Transpose", x[0], perm=a_ints(site.attrs, "axes")),)
 
@@ -238,6 +250,8 @@ BASIC_LOWERINGS: Mapping[str, Lowering] = {
     "split": _split,
     "concat": _concat,
     "reshape": _reshape,
+    "expand": _expand,
+    "replace_rows": _replace_rows,
     "permute": _permute,
     "slice": _slice,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -26,7 +26,6 @@ from llamagen.emit.onnx.text import render
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-TEXT_FILE = "model.onnx.txt"
 
 CopyWeight: TypeAlias = Callable[[Initializer, BinaryIO], None]
 """Appends the tensor of a role path to a file: row-major, little-endian, in the initializer's dtype."""
@@ -44,16 +43,37 @@ def write_model(
     that a disk too small is found at once. OSErrors and what ``copy`` raises pass through. Raises LG710 when ``copy``
     writes another number of bytes than the tensor has.
     """
-    placements = plan(emitted.initializers, DATA_FILE, limit)
+    return write_models({MODEL_FILE.partition(".")[0]: emitted}, folder, copy, limit)
+
+
+def write_models(
+    models: Mapping[str, OnnxModel],
+    folder: Path,
+    copy: CopyWeight,
+    limit: int = MAX_DATA_FILE_BYTES,
+) -> tuple[Path, ...]:
+    """The same for several graphs of one model, ``NAME.onnx`` each: a weight that two of them read is stored once."""
+    together = together_initializers(models.values())
+    placements = plan(together, DATA_FILE, limit)
     written: list[Path] = []
     for location, group in groupby(placements, key=lambda spot: spot.location):
         written.append(folder / location)
         _write_data(folder / location, list(group), copy)
-    attach_external(emitted, placements)
-    for name, data in ((MODEL_FILE, serialize(emitted)), (TEXT_FILE, render(emitted).encode())):
-        (folder / name).write_bytes(data)
-        written.append(folder / name)
+    for stem, emitted in models.items():
+        own = {entry.name for entry in emitted.initializers}
+        attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])
+        for suffix, data in (
+            (".onnx", serialize(emitted)),
+            (".onnx.txt", render(emitted).encode()),
+        ):
+            (folder / f"{stem}{suffix}").write_bytes(data)
+            written.append(folder / f"{stem}{suffix}")
     return tuple(written)
+
+
+def together_initializers(models: Iterable[OnnxModel]) -> tuple[Initializer, ...]:
+    """The weights of all models, each once, in the order they are first read."""
+    return tuple({entry.name: entry for m in models for entry in m.initializers}.values())
 
 
 def _write_data(path: Path, placements: Sequence[Placement], copy: CopyWeight) -> None:

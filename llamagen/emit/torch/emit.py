@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.classes import ClassView, class_view
-from llamagen.emit.torch.code import Text, call, signature, statement
+from llamagen.emit.torch.code import WIDTH, Text, call, literal, signature, statement
 from llamagen.emit.torch.names import docstring_text
 from llamagen.emit.torch.plan import ExpertsView, Extra, NormView, Plan, make_plan
 from llamagen.emit.torch.prelude import Prelude
@@ -114,6 +115,16 @@ class FileView:
     activations: dict[str, str]
     classes: tuple[ClassView, ...]
     root: RootView
+    elsewhere: tuple[str, ...]
+    """How names of weights begin that belong to other graphs of the model."""
+
+    @property
+    def elsewhere_lines(self) -> list[str]:
+        starts = [literal(start).text for start in self.elsewhere]
+        line = f"ELSEWHERE = ({', '.join(starts)}{',' * (len(starts) == 1)})"
+        if len(line) <= WIDTH:
+            return [line]
+        return ["ELSEWHERE = (", *(f"    {start}," for start in starts), ")"]
 
     @property
     def uses_math(self) -> bool:
@@ -122,11 +133,12 @@ class FileView:
     @property
     def collections(self) -> str:
         names = ["Callable"] if self.attention.sdpa else []
-        names += ["Collection"] if self.root.caches else []
-        return ", ".join([*names, "Sequence"])
+        names += ["Collection"] if self.root.generates else []
+        names += ["Sequence"] if self.root.caches or self.root.staged else []
+        return ", ".join(names)
 
 
-def file_view(graph: Graph) -> FileView:
+def file_view(graph: Graph, elsewhere: Sequence[str] = ()) -> FileView:
     """Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
     plan = make_plan(graph)
     classes = tuple(class_view(plan, b) for b in graph.blocks.values() if b.name != graph.root)
@@ -142,6 +154,7 @@ def file_view(graph: Graph) -> FileView:
         activations=_ACTIVATIONS,
         classes=classes,
         root=root,
+        elsewhere=tuple(elsewhere),
     )
 
 
@@ -173,11 +186,14 @@ def _environment() -> Environment:
     )
 
 
-def emit_torch(graph: Graph) -> str:
+def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
     """A Python file that defines the model, standalone but for torch: same graph, same bytes.
 
+    ``elsewhere`` are beginnings of names in a checkpoint that other graphs of the model read (``names_elsewhere``).
     The text is parsed again and checked against an allow-list of syntax (check.py). Raises LlamagenError.
     """
-    text = _environment().get_template("modeling.py.j2").render(view=file_view(graph))
+    text = _environment().get_template("modeling.py.j2").render(view=file_view(graph, elsewhere))
+    if " F." not in text and "(F." not in text:  # known when every body is printed
+        text = text.replace("import torch.nn.functional as F\n", "")
     check_source(text)
     return text

@@ -61,10 +61,10 @@ LOWERED = frozenset(
         "rms_normalize", "float32", "model_dtype", "softmax", "topk", "gather", "sum", "mean", "split_heads",
         "repeat_heads", "merge_heads", "split", "concat", "reshape", "permute", "slice", "rotate", "cache",
         "attention", "embedding", "linear", "rms_norm", "layer_norm", "parameter", "experts", "rope_table",
-        "causal_mask", "attention_temperature",
+        "causal_mask", "attention_temperature", "grid_rope_table", "expand", "replace_rows",
     }
 )  # fmt: skip
-"""Every row of the op table; a test compares the two. The last three live in the prelude (prelude.py)."""
+"""Every row of the op table; a test compares the two. Tables, masks and temperatures: see prelude.py."""
 
 
 def lower(node: Node, args: Sequence[Code], at: Lowering) -> Code:
@@ -131,6 +131,11 @@ def lower(node: Node, args: Sequence[Code], at: Lowering) -> Code:
             return call("torch.cat", Tuple(tuple(args)), dim=literal(a_int(attrs, "axis")))
         case "reshape":
             return method(args[0], "reshape", *(at.size(d) for d in parse_dims(attrs)))
+        case "expand":
+            return method(args[0], "expand", *(at.size(d) for d in parse_dims(attrs)))
+        case "replace_rows":
+            at.helper("replace_rows")
+            return call("replace_rows", *args, at.number("id"))
         case "permute":
             return method(args[0], "permute", *(literal(a) for a in a_ints(attrs, "axes")))
         case "slice":

@@ -168,6 +168,7 @@ def make_plan(graph: Graph) -> Plan:
     attending = _upwards(graph, directly)
     types = {"cache": "KVCache", "position_ids": "Tensor", "attention_mask": "Tensor"}
     types |= {r.variable: "Rope" for r in prelude.ropes}
+    types |= {g.variable: "Rope" for g in prelude.grids}
     types |= {
         m.variable: "Tensor | None" if m.plain and not special else "Tensor" for m in prelude.masks
     }
@@ -177,7 +178,7 @@ def make_plan(graph: Graph) -> Plan:
         constants=constants,
         prelude=prelude,
         names=names,
-        cuts=cuts(graph),
+        cuts=cuts(graph) if graph.root_block.inputs[0].id == "input_ids" else {},
         arguments=_arguments(graph, prelude),
         attending=attending,
         attending_directly=directly,

@@ -81,8 +81,23 @@ class TemperatureView:
 
 
 @dataclass(frozen=True, slots=True)
+class GridView:
+    """One table of a grid; the texts are constants or literals."""
+
+    variable: str
+    function: str
+    rows: str
+    columns: str
+    pairs: int
+    theta: str
+    extra: str
+    shape: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prelude:
     ropes: tuple[RopeView, ...]
+    grids: tuple[GridView, ...]
     masks: tuple[MaskView, ...]
     temperatures: tuple[TemperatureView, ...]
     variables: Mapping[str, str]
@@ -101,9 +116,15 @@ class Prelude:
         return any(m.kind == "chunked" for m in self.masks)
 
     @property
+    def placed(self) -> bool:
+        """Whether something here depends on positions or the mask."""
+        return bool(self.ropes or self.masks or self.temperatures)
+
+    @property
     def order(self) -> tuple[str, ...]:
         """Variables in the order in which forwards take them."""
         made = [v.variable for v in self.ropes]
+        made += [v.variable for v in self.grids]
         made += [v.variable for v in self.masks]
         made += [v.variable for v in self.temperatures]
         return ("position_ids", *made, "attention_mask")
@@ -112,6 +133,7 @@ class Prelude:
 def read_prelude(graph: Graph, constants: Constants) -> Prelude:
     """Views of the prelude. Raises LlamagenError (LG741) for an op that cannot be hoisted here."""
     ropes: list[RopeView] = []
+    grids: list[GridView] = []
     masks: list[MaskView] = []
     temperatures: list[TemperatureView] = []
     variables = {"positions": "position_ids", "attention_mask": "attention_mask"}
@@ -123,6 +145,9 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
             case "rope_table":
                 variable = _fresh(_rope_name(graph, first, tables), variables.values())
                 ropes.append(_rope(graph, node, variable, constants))
+            case "grid_rope_table":
+                variable = _fresh("grid_rope", variables.values())
+                grids.append(_grid(node, variable, constants))
             case "causal_mask":
                 variable = _mask_name(first) if several else "mask"
                 masks.append(_mask(node, variable, constants))
@@ -133,7 +158,22 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
                 message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
                 raise LlamagenError.of("LG741", message, node.span)
         variables.update(dict.fromkeys(node.results, variable))
-    return Prelude(tuple(ropes), tuple(masks), tuple(temperatures), variables)
+    return Prelude(tuple(ropes), tuple(grids), tuple(masks), tuple(temperatures), variables)
+
+
+def _grid(node: Node, variable: str, constants: Constants) -> GridView:
+    rows, columns, extra = (a_int(node.attrs, n) for n in ("rows", "columns", "extra"))
+    pairs, prefix = a_int(node.attrs, "dim") // 2, variable.upper()
+    return GridView(
+        variable=variable,
+        function=f"{variable}_table",
+        rows=constants.define(f"{prefix}_ROWS", rows).text,
+        columns=constants.define(f"{prefix}_COLUMNS", columns).text,
+        pairs=pairs,
+        theta=constants.define(f"{prefix}_THETA", a_float(node.attrs, "theta")).text,
+        extra=str(extra) if extra else "",
+        shape=f"[1, 1, {rows * columns + extra}, {pairs}]",
+    )
 
 
 def _rope_name(graph: Graph, table: str, tables: int) -> str:

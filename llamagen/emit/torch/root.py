@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.body import Body
 from llamagen.emit.torch.classes import init_lines
-from llamagen.emit.torch.code import WIDTH, Indexed, Text, flat
+from llamagen.emit.torch.code import WIDTH, Indexed, Text, flat, signature
 from llamagen.emit.torch.names import part_name
 from llamagen.emit.torch.plan import Plan
 from llamagen.emit.torch.staged import enter, guard, leave
@@ -50,6 +50,29 @@ class RootView:
     places: bool
     """Whether the prologue needs positions at all."""
     reads_mask: bool
+    inputs: tuple[str, ...]
+    """Variables of the root's inputs; the first of a text model is what stands for its tokens."""
+    piece: bool
+    """Whether it has neither tokens in order nor a cache: an encoder, what joins embeddings."""
+    shapes: str
+    """Inputs and outputs of a piece, for its docstring."""
+
+    @property
+    def source(self) -> str:
+        return self.inputs[0]
+
+    @property
+    def reads_ids(self) -> bool:
+        return self.source == "input_ids"
+
+    @property
+    def generates(self) -> bool:
+        return self.caches and self.reads_ids
+
+    @property
+    def signature(self) -> list[str]:
+        """Of a piece's forward."""
+        return signature("forward", ["self", *(f"{i}: Tensor" for i in self.inputs)], "Tensor", 1)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -79,15 +102,20 @@ class RootView:
 
 
 def root_view(plan: Plan) -> RootView:
-    """Raises LlamagenError (LG741) for a model that does not read ids, or ties what a path cannot name."""
+    """Raises LlamagenError (LG741) for a model with no input or two results, or ties what a path cannot name."""
     graph, block = plan.graph, plan.graph.root_block
-    if not block.inputs or block.inputs[0].id != "input_ids" or len(block.outputs) != 1:
-        message = "a PyTorch model takes `input_ids` first and returns one tensor"
+    if not block.inputs or len(block.outputs) != 1:
+        message = "a PyTorch model takes a tensor first and returns one"
         raise LlamagenError.of("LG741", message, block.span)
+    places = plan.prelude.placed or "position_ids" in plan.arguments[block.name]
+    piece = graph.output_names != ("logits",) and not places and not plan.caches
     body = Body(block, plan.around)
     body.bind_graph_inputs()
     cut = plan.cuts.get(block.name)
-    lines, result = _staged(body, cut) if cut is not None else _whole(body)
+    if piece:
+        lines, result = _piece(body, graph.output_names[0])
+    else:
+        lines, result = _staged(body, cut) if cut is not None else _whole(body)
     return RootView(
         name=plan.names[block.name],
         staged=cut is not None,
@@ -98,9 +126,28 @@ def root_view(plan: Plan) -> RootView:
         ties=_ties(graph),
         choice=plan.choice,
         caches=plan.caches,
-        places=bool(plan.prelude.order[1:-1]) or "position_ids" in plan.arguments[block.name],
+        places=places,
         reads_mask="attention_mask" in plan.arguments[block.name],
+        inputs=body.input_names,
+        piece=piece,
+        shapes=_shapes(graph),
     )
+
+
+def _shapes(graph: Graph) -> str:
+    """``pixel_values [I, 3, 336, 336] -> image_features [I, 144, 5120]``"""
+    root = graph.root_block
+    given = [(v.id, v.type) for v in root.inputs]
+    made = zip(graph.output_names, (root.values[o].type for o in root.outputs), strict=True)
+    sides = (
+        ", ".join(f"{n} [{', '.join(map(str, t.shape))}]" for n, t in s) for s in (given, made)
+    )
+    return " -> ".join(sides)
+
+
+def _piece(body: Body, output: str) -> tuple[list[str], str]:
+    body.run(body.block.nodes)
+    return [*body.lines, *body.put("return ", body.results())], output
 
 
 def _whole(body: Body) -> tuple[list[str], str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagen.ir.build import build
+from llamagen.ir.build_graphs import build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -85,6 +86,17 @@ def graph_of(name: str) -> Graph:
     """The graph, built once for models of the same architecture."""
     resolved = spec_of(name)
     return _graph(resolved.digest, _OWNERS.setdefault(resolved.digest, resolved.spec.id))
+
+
+@cache
+def _graphs(digest: str, spec_id: str) -> dict[str, Graph]:
+    return build_all(REGISTRY.load(spec_id))
+
+
+def graphs_of(name: str) -> dict[str, Graph]:
+    """All graphs of a model by name; most have the text model alone."""
+    resolved = spec_of(name)
+    return _graphs(resolved.digest, _OWNERS.setdefault(resolved.digest, resolved.spec.id))
 
 
 NAMES = sorted(records())

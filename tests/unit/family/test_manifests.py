@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.params import count_parameters
+from llamagen.analysis.counts import count
 from llamagen.emit.config import CONFIG_FILE, config_files
-from llamagen.ir.graph import parameters
+from llamagen.ir.build_graphs import all_parameters
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor
 from llamagen.weights.fit import bind
 from llamagen.weights.safetensors_file import TensorEntry
@@ -19,6 +19,7 @@ from tests.unit.family.facts import (
     Shapes,
     architectures,
     graph_of,
+    graphs_of,
     manifests,
     records,
     spec_of,
@@ -30,7 +31,7 @@ IN_META = [name for name in BUILDABLE if name in manifests("meta")]
 
 
 def shapes_of(name: str) -> Shapes:
-    return {path: p.shape for path, p in parameters(graph_of(name)).items()}
+    return {path: p.shape for path, p in all_parameters(graphs_of(name)).items()}
 
 
 def total(shapes: Shapes) -> int:
@@ -89,9 +90,9 @@ def test_a_wrong_meta_shape_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", BUILDABLE)
 def test_totals_are_exact(name: str) -> None:
     known = records()[name]
-    report = count_parameters(graph_of(name))
-    assert report.total == known["params"] == total(manifests("hub")[name])
-    assert report.active == known["active"]
+    found = count(spec_of(name))
+    assert found.total == known["params"] == total(manifests("hub")[name])
+    assert found.active == known["active"]
     if "meta_total" in known:
         assert total(manifests("meta")[name]) == known["meta_total"]
 
@@ -102,22 +103,26 @@ def test_four_counters_agree(name: str) -> None:
     import json
 
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.torch import emit_torch, load_module
 
-    graph = graph_of(name)
     by_table = shapes_of(name)
-    generated = load_module(emit_torch(graph))
-    with torch.device("meta"):
-        model = getattr(generated, graph.root)()
-    by_module = {path: tuple(p.shape) for path, p in model.named_parameters()}
-    onnx = emit_onnx(graph).model.graph.initializers
-    by_onnx = {path: _static(onnx[path].shape) for path in by_table}
+    by_module: Shapes = {}
+    by_onnx: Shapes = {}
+    for graph in graphs_of(name).values():
+        generated = load_module(emit_torch(graph))
+        with torch.device("meta"):
+            model = getattr(generated, graph.root)()
+        by_module |= {path: tuple(p.shape) for path, p in model.named_parameters()}
+        onnx = emit_onnx(graph).model.graph.initializers
+        by_onnx |= {path: _static(v.shape) for path, v in onnx.items() if path in by_table}
     config = json.loads(config_files(spec_of(name))[CONFIG_FILE])
+    several = len(graphs_of(name)) > 1
+    auto = AutoModelForImageTextToText if several else AutoModelForCausalLM
     with torch.device("meta"):
-        witness = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        witness = auto.from_config(AutoConfig.for_model(**config))
     by_witness = {path: tuple(p.shape) for path, p in witness.named_parameters()}
     assert by_table == by_module == by_onnx == by_witness
     assert total(by_table) == records()[name]["params"]

@@ -32,6 +32,7 @@ T = P + S
 X = model("B", "S", 12)
 HEADS = model("B", 4, "S", 6)
 TABLE = float32("B", "S", 3)
+ONE_TABLE = float32(1, "S", 3)
 CACHED = model("B", 2, "P + S", 6)
 MASK = boolean("B", 1, "S", "P + S")
 
@@ -131,6 +132,13 @@ CASES = (
         {"theta": 10000.0, "dim": 16, "scaling": "yarn", "factor": 4.0, "attention_factor": 1.14}
         | {"original_max_positions": 64},
     ),
+    Case("expand", (model("B", "S", 1),), {"shape": "B, S, 12"}),
+    Case("expand", (model("S", 1),), {"shape": "4, S, 12"}),
+    Case("replace_rows", (X, model(3, 12), int64("B", "S")), {"id": 1}),
+    Case("replace_rows", (X, model(1, 3, 12), int64("B", "S")), {"id": 1}),
+    Case("grid_rope_table", (), {"rows": 3, "columns": 4, "dim": 16, "theta": 100.0, "extra": 2}),
+    Case("grid_rope_table", (), {"rows": 2, "columns": 5, "dim": 4, "theta": 1e4}),
+    Case("rotate", (HEADS, ONE_TABLE, ONE_TABLE), {"layout": "interleaved"}),
     Case("rotate", (HEADS, TABLE, TABLE)),
     Case("rotate", (HEADS, TABLE, TABLE), {"layout": "interleaved"}),
     Case("rotate", (model("B", 2, "S", 10), TABLE, TABLE)),
@@ -176,6 +184,8 @@ def operands_of(case: Case) -> list[Array]:
                 arrays.append(np.array(rows).reshape(shape))
             case "gather", DType.INT64:
                 arrays.append(rng.integers(0, 12, shape))
+            case "replace_rows", DType.INT64:
+                arrays.append(np.array([[1, 0, 1], [0, 1, 0]]))
             case "embedding", _:
                 arrays.append(rng.integers(0, 9, shape))
             case "causal_mask", _ if i == 1:

@@ -1,0 +1,66 @@
+"""All graphs of a spec: the text model at ``root`` and those under ``graphs``, which hand values over by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.ir.build import Builder
+from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
+from llamagen.spec.resolve import ResolvedSpec
+
+MAIN = "model"
+"""The name of the graph at ``root`` beside those under ``graphs``."""
+
+
+def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
+    """Every graph of a spec by name, ``model`` (the text model) first; just that one for most specs.
+
+    Raises LlamagenError as ``build`` does, and LG407 when graphs do not fit together: a hand-over with two shapes,
+    or a weight that two graphs have in two shapes.
+    """
+    builders = {MAIN: Builder(resolved)} | {n: Builder(resolved, n) for n in resolved.spec.graphs}
+    graphs = {name: builder.run() for name, builder in builders.items()}
+    if resolved.spec.graphs:
+        last = builders[MAIN]
+        last.find_unused(set[str]().union(*(b.scope.read for b in builders.values())))
+        if last.findings:
+            raise LlamagenError(*last.findings)
+        clash = _clash(graphs)
+        if clash is not None:
+            raise LlamagenError.of("LG407", clash, span=resolved.place("graphs"))
+    return graphs
+
+
+def _clash(graphs: Mapping[str, Graph]) -> str | None:
+    handed: dict[str, tuple[str, TensorType]] = {}
+    weights: dict[str, tuple[str, Parameter]] = {}
+    for name, graph in graphs.items():
+        root = graph.root_block
+        made = zip(graph.output_names, (root.values[o].type for o in root.outputs), strict=True)
+        for value, type_ in (*made, *((v.id, v.type) for v in graph.inputs)):
+            other, known = handed.setdefault(value, (name, type_))
+            if known != type_:
+                return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
+        for path, parameter in parameters(graph).items():
+            other, same = weights.setdefault(path, (name, parameter))
+            if same != parameter:
+                return f"weight `{path}` differs in graphs `{other}` and `{name}`"
+    return None
+
+
+def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:
+    """How names of weights begin that graph ``name`` does not have and others do, as short as can be."""
+    own = parameters(graphs[name])
+    found: dict[str, None] = {}
+    for path in all_parameters(graphs):
+        words = path.split(".")
+        starts = (".".join(words[: i + 1]) + "." * (i + 1 < len(words)) for i in range(len(words)))
+        if path not in own:
+            found[next(s for s in starts if not any(o.startswith(s) for o in own))] = None
+    return tuple(found)
+
+
+def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:
+    """Role path -> parameter of a model that is several graphs: shared weights once."""
+    return {path: p for graph in graphs.values() for path, p in parameters(graph).items()}
