@@ -16,7 +16,6 @@ LONG_FILES = {
     "llamagen/spec/source_build.py": "one pass over parser events",
     "tests/parity/peers.py": "a table of foreign models, a few lines each",
     "tests/property/strategies.py": "the spec strategy, which draws wiring variants one after the other",
-    "tests/unit/onnx/test_ops.py": "a table of cases, a line each, and operands that fit them",
     "tests/unit/spec/test_source.py": "tables of texts that are refused, with the reasons",
 }
 """Python files that may be longer, and why."""

@@ -71,5 +71,5 @@ def test_weights_are_stored_once(model: RandomModel, tmp_path: Path) -> None:
 
 def test_the_text_model_of_the_folder_verifies(model: RandomModel, tmp_path: Path) -> None:
     out = exported(model, tmp_path, by_checkpoint=False)
-    report = api.verify(out, ("reference", "torch"), steps=4)
+    report = api.verify_folder(out, ("reference", "torch"), steps=4)
     assert report.passed, report
