@@ -28,10 +28,15 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
+    "LICENSE",
+    "LICENSE.txt",
+    "USE_POLICY.md",
 )
-"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
+"""Small files of a Hub checkpoint that a runtime reads or that must stay with the weights; copied if they are there."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -101,7 +106,7 @@ def export_checkpoint(
         copy_tensor(bindings[entry.name], sink, target)
 
     companions = [folder / name for name in COMPANIONS if (folder / name).is_file()]
-    return _write(resolved, emitted, copy, out, companions, overwrite, progress, started)
+    return _write(resolved, graph, emitted, copy, out, companions, overwrite, progress, started)
 
 
 def export_random(
@@ -132,7 +137,7 @@ def export_random(
         for block in random_blocks(seed, tensor):
             sink.write(block.astype(kind, copy=False).view(np.uint8).data)
 
-    return _write(resolved, emitted, copy, out, (), overwrite, progress, started)
+    return _write(resolved, graph, emitted, copy, out, (), overwrite, progress, started)
 
 
 def _emitted(
@@ -142,13 +147,18 @@ def _emitted(
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.profile import dtype_named, profile_named
 
-    graphs = build_all(resolved) if resolved.spec.graphs else {MAIN: graph}
     chosen, run = profile_named(profile), dtype_named(dtype)
+    graphs = _graphs(resolved, graph)
     return {name: emit_onnx(one, chosen, run) for name, one in graphs.items()}
+
+
+def _graphs(resolved: ResolvedSpec, graph: Graph) -> Mapping[str, Graph]:
+    return build_all(resolved) if resolved.spec.graphs else {MAIN: graph}
 
 
 def _write(
     resolved: ResolvedSpec,
+    graph: Graph,
     emitted: Mapping[str, OnnxModel],
     copy: Copy,
     out: Path,
@@ -157,6 +167,7 @@ def _write(
     progress: Progress,
     started: float,
 ) -> Written:
+    from llamagen.emit.clients import write_client_files
     from llamagen.emit.config import config_files
     from llamagen.emit.onnx.data import byte_count
     from llamagen.emit.onnx.write import together_initializers, write_models
@@ -175,6 +186,7 @@ def _write(
             (staging / name).write_text(text, encoding="utf-8", newline="\n")
         for file in companions:  # a checkpoint's own config wins
             shutil.copyfile(file, staging / file.name)
+        write_client_files(staging, resolved, _graphs(resolved, graph), emitted[MAIN])
     return Written(out, sizes_of(out), time.monotonic() - started)
 
 
