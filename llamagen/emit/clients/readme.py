@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llamagen.analysis.card import cell
+from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit
 from llamagen.emit.clients.tokens import Settings, SpecialTokens
 from llamagen.emit.onnx.emit import OnnxModel, llamagen_version
@@ -38,6 +38,9 @@ PURPOSES: tuple[tuple[str, str], ...] = (
     ("tokenizer_config.json", "its settings"),
     ("tokenizer.model", "the tokenizer as Meta released it"),
     ("chat_template.jinja", "turns a conversation into a prompt"),
+    ("LICENSE", "of the weights"),
+    ("LICENSE.txt", "of the weights"),
+    ("USE_POLICY.md", "of the weights"),
     ("spec.yaml", "the architecture, complete; `llamagen verify` reads it"),
 )
 
@@ -177,6 +180,7 @@ def _files(exported: Exported) -> Iterator[Row]:
     for name, purpose in PURPOSES:
         if name in exported.names:
             yield Row(name, purpose)
+    yield Row("MANIFEST.json", "what it was made from, and a hash of every file")
 
 
 def _is_data(name: str) -> bool:
