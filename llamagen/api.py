@@ -135,11 +135,19 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        weights: str = "copy",
+        scan: bool = False,
         overwrite: bool = False,
         progress: Progress = _silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
+
+        ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        """
         from llamagen.emit import export
+        from llamagen.emit.options import ExportOptions
+
+        options = ExportOptions(profile, dtype, weights, scan)
 
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(
@@ -147,9 +155,8 @@ class Model:
                 self.graph,
                 Path(checkpoint),
                 Path(out),
+                options,
                 registry=self.registry,
-                profile=profile,
-                dtype=dtype,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -159,8 +166,7 @@ class Model:
                 self.graph,
                 random_weights,
                 Path(out),
-                profile=profile,
-                dtype=dtype,
+                options,
                 overwrite=overwrite,
                 progress=progress,
             )
