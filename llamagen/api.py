@@ -148,28 +148,11 @@ class Model:
         from llamagen.emit.options import ExportOptions
 
         options = ExportOptions(profile, dtype, weights, scan)
-
+        job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
-            return export.export_checkpoint(
-                self.resolved,
-                self.graph,
-                Path(checkpoint),
-                Path(out),
-                options,
-                registry=self.registry,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            return export.export_checkpoint(job, Path(checkpoint), self.registry)
         if random_weights is not None and checkpoint is None:
-            return export.export_random(
-                self.resolved,
-                self.graph,
-                random_weights,
-                Path(out),
-                options,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            return export.export_random(job, random_weights)
         raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
 
 

@@ -65,71 +65,6 @@ class Counter:
         self.progress(self.done, self.total)
 
 
-def export_checkpoint(
-    resolved: ResolvedSpec,
-    graph: Graph,
-    checkpoint: Path,
-    out: Path,
-    options: ExportOptions,
-    *,
-    registry: Registry,
-    overwrite: bool,
-    progress: Progress,
-) -> Written:
-    """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
-
-    Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
-    for weights that cannot be referenced, LG701 to LG703 for unknown options.
-    """
-    from llamagen.emit.onnx.emit import AS_EXPORTED
-    from llamagen.emit.supply import CheckpointSupply
-
-    started = time.monotonic()
-    job = ExportJob(resolved, graph, options, out, overwrite, progress)
-    with ExitStack() as stack:
-        # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
-        compare = options.mode == "copy" or options.scan
-        supply = CheckpointSupply.opened(
-            resolved, graph, checkpoint, registry, stack, compare_values=compare
-        )
-        if options.mode == "copy":
-            job.copy(job.emitted(AS_EXPORTED), supply)
-            notes = supply.notes
-        else:
-            from llamagen.emit.reference import reference
-
-            notes = (*supply.notes, *reference(job, supply))
-    return Written(out, sizes_of(out), time.monotonic() - started, notes)
-
-
-def export_random(
-    resolved: ResolvedSpec,
-    graph: Graph,
-    seed: int,
-    out: Path,
-    options: ExportOptions,
-    *,
-    overwrite: bool,
-    progress: Progress,
-) -> Written:
-    """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes."""
-    from llamagen.emit.onnx.emit import AS_EXPORTED
-    from llamagen.emit.supply import RandomSupply
-    from llamagen.weights.fit import wanted_by
-
-    if options.mode == "reference":
-        raise LlamagenError.of(
-            "LG703",
-            "random weights are in no file that could be referenced",
-            help="leave out --weights, or write a file first with `llamagen random-checkpoint`",
-        )
-    started = time.monotonic()
-    job = ExportJob(resolved, graph, options, out, overwrite, progress)
-    job.copy(job.emitted(AS_EXPORTED), RandomSupply(wanted_by(resolved, graph), seed))
-    return Written(out, sizes_of(out), time.monotonic() - started)
-
-
 @dataclass(frozen=True)
 class ExportJob:
     """One export: what both ways of giving weights share."""
@@ -233,6 +168,51 @@ class ExportJob:
             },
             files=files,
         )
+
+
+def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> Written:
+    """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
+
+    Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
+    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
+    for weights that cannot be referenced, LG701 to LG703 for unknown options.
+    """
+    from llamagen.emit.onnx.emit import AS_EXPORTED
+    from llamagen.emit.reference import reference
+    from llamagen.emit.supply import CheckpointSupply
+
+    started = time.monotonic()
+    copies = job.options.mode == "copy"
+    # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
+    compare = copies or job.options.scan
+    with ExitStack() as stack:
+        supply = CheckpointSupply.opened(
+            job.resolved, job.graph, checkpoint, registry, stack, compare_values=compare
+        )
+        notes = supply.notes
+        if copies:
+            job.copy(job.emitted(AS_EXPORTED), supply)
+        else:
+            notes += reference(job, supply)
+    return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
+
+
+def export_random(job: ExportJob, seed: int) -> Written:
+    """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes."""
+    from llamagen.emit.onnx.emit import AS_EXPORTED
+    from llamagen.emit.supply import RandomSupply
+    from llamagen.weights.fit import wanted_by
+
+    started = time.monotonic()
+    if job.options.mode == "reference":
+        raise LlamagenError.of(
+            "LG703",
+            "random weights are in no file that could be referenced",
+            help="leave out --weights, or write a file first with `llamagen random-checkpoint`",
+        )
+    wanted = wanted_by(job.resolved, job.graph)
+    job.copy(job.emitted(AS_EXPORTED), RandomSupply(wanted, seed))
+    return Written(job.out, sizes_of(job.out), time.monotonic() - started)
 
 
 def _write_text(path: Path, text: str) -> None:
