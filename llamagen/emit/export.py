@@ -131,12 +131,14 @@ def _write(
     progress: Progress,
 ) -> None:
     from llamagen.emit.config import config_files
-    from llamagen.emit.onnx.data import byte_count
+    from llamagen.emit.onnx.data import byte_count, large_constants, table_entry
     from llamagen.emit.onnx.write import together_initializers, write_models
     from llamagen.weights.publish import staged_folder
 
     target = STORED[emitted[MAIN].dtype]
-    total = sum(map(byte_count, together_initializers(emitted.values())))
+    entries = together_initializers(emitted.values())
+    tables = (table_entry(t) for one in emitted.values() for t in large_constants(one).values())
+    total = sum(map(byte_count, (*entries, *tables)))
     counter = _Counter(progress, total)
 
     def weights(spot: Placement) -> Iterator[Piece]:

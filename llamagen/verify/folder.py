@@ -7,6 +7,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
@@ -85,7 +86,9 @@ class _Job:
         self.flat = flat
         self.stored = stored
         vocab_size = flat.types[flat.outputs[0]].shape[-1].value
-        self.cases = scenarios(vocab_size, PROMPT_TOKENS, steps)
+        last = stored.metadata.get("llamagen.logits") == "last"
+        cases = scenarios(vocab_size, PROMPT_TOKENS, steps)
+        self.cases = tuple(replace(case, last=last) for case in cases)
         self.bounds: dict[str, Tolerance] = {}
         self.onnx = OnnxWitness(open_session(folder / MODEL_FILE))
         self.found = [case.logits(self.onnx) for case in self.cases]

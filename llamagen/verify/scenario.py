@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,8 @@ class Scenario:
     mask: IntArray
     splits: tuple[int, ...]
     shift: int = 0
+    last: bool = False
+    """Only the logits after the last token of each call, which is all that some models give."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
@@ -60,14 +62,20 @@ class Scenario:
             start = stop
 
     def logits(self, witness: Witness) -> FloatArray:
-        """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
+        """Logits of every real token, [tokens, V], row by row: the same order however it is cut.
+
+        With ``last``, of those that end a call.
+        """
         session = witness.start()
         pieces = [session.step(*call) for call in self.calls()]
+        if self.last:
+            ends = np.cumsum(self.splits) - 1
+            return np.stack([p[:, -1] for p in pieces], axis=1)[self.mask[:, ends] > 0]
         return np.concatenate(pieces, axis=1)[self.mask > 0]
 
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
-        return Scenario(name, self.input_ids, self.mask, tuple(splits), self.shift)
+        return replace(self, name=name, splits=tuple(splits))
 
 
 def scenarios(vocab_size: int, length: int, steps: int, seed: int = 0) -> tuple[Scenario, ...]:

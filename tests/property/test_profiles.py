@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
 from llamagen.emit.onnx.emit import Choices
-from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness
 from tests.parity.models import RandomModel
 from tests.property.strategies import SpecText, inputs, specs

@@ -20,8 +20,11 @@ from llamagen.emit.onnx.data import (
     MAX_DATA_FILE_BYTES,
     Placement,
     attach_external,
+    large_constants,
     plan,
     serialize,
+    table_entry,
+    table_piece,
 )
 from llamagen.emit.onnx.emit import Initializer, OnnxModel
 from llamagen.emit.onnx.text import render
@@ -63,16 +66,23 @@ def write_models(
 ) -> dict[str, FileRecord]:
     """The same for several graphs of one model, ``NAME.onnx`` each: a weight that two of them read is stored once."""
     together = together_initializers(models.values())
-    placements = plan(together, DATA_FILE, limit)
+    tables = {name: value for m in models.values() for name, value in large_constants(m).items()}
+    placements = plan((*together, *map(table_entry, tables.values())), DATA_FILE, limit)
+
+    def pieces(spot: Placement) -> Iterable[Piece]:
+        table = tables.get(spot.initializer.name)
+        return weights(spot) if table is None else (table_piece(table, spot.offset),)
+
     written: dict[str, FileRecord] = {}
     for location, group in groupby(placements, key=lambda spot: spot.location):
-        written[location] = _write_data(folder / location, list(group), weights, report)
+        written[location] = _write_data(folder / location, list(group), pieces, report)
     for stem, emitted in models.items():
-        own = {entry.name for entry in emitted.initializers}
+        text = render(emitted)  # before tables move to the data file: it shows what they begin with
+        own = {entry.name for entry in emitted.initializers} | set(large_constants(emitted))
         attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])
         for suffix, data in (
             (".onnx", serialize(emitted)),
-            (".onnx.txt", render(emitted).encode()),
+            (".onnx.txt", text.encode()),
         ):
             (folder / f"{stem}{suffix}").write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
