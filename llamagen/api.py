@@ -135,10 +135,15 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        logits: str | None = None,
+        max_context: int | None = None,
         overwrite: bool = False,
         progress: Progress = _silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
+
+        ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
+        """
         from llamagen.emit import export
 
         if checkpoint is not None and random_weights is None:
@@ -150,6 +155,8 @@ class Model:
                 registry=self.registry,
                 profile=profile,
                 dtype=dtype,
+                logits=logits,
+                max_context=max_context,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -161,6 +168,8 @@ class Model:
                 Path(out),
                 profile=profile,
                 dtype=dtype,
+                logits=logits,
+                max_context=max_context,
                 overwrite=overwrite,
                 progress=progress,
             )

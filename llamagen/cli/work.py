@@ -27,8 +27,25 @@ def export(
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
     ] = None,
-    profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
+    profile: Annotated[
+        str,
+        typer.Option(help="The operators to use: portable (ONNX alone), ort-cpu or ort-cuda."),
+    ] = "portable",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|all",
+            help="After the last token of a call, or after each; portable gives all, the others the last.",
+        ),
+    ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -47,6 +64,8 @@ def export(
             random_weights=random_weights,
             profile=profile,
             dtype=dtype,
+            logits=logits,
+            max_context=max_context,
             overwrite=overwrite,
             progress=progress,
         )

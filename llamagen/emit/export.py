@@ -69,19 +69,21 @@ def export_checkpoint(
     registry: Registry,
     profile: str,
     dtype: str,
+    logits: str | None,
+    max_context: int | None,
     overwrite: bool,
     progress: Progress,
 ) -> Written:
     """Stream a checkpoint into an ONNX folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG701 and LG702
-    for profile and dtype.
+    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG701 to LG704
+    for profile, dtype, logits and context.
     """
     from llamagen.emit.supply import CheckpointSupply
 
     started = time.monotonic()
-    emitted = _emitted(resolved, graph, profile, dtype)
+    emitted = _emitted(resolved, graph, profile, dtype, logits, max_context)
     with ExitStack() as stack:
         supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
         _write(resolved, emitted, supply, out, overwrite, progress)
@@ -96,6 +98,8 @@ def export_random(
     *,
     profile: str,
     dtype: str,
+    logits: str | None,
+    max_context: int | None,
     overwrite: bool,
     progress: Progress,
 ) -> Written:
@@ -104,22 +108,29 @@ def export_random(
     from llamagen.weights.fit import wanted_by
 
     started = time.monotonic()
-    emitted = _emitted(resolved, graph, profile, dtype)
+    emitted = _emitted(resolved, graph, profile, dtype, logits, max_context)
     supply = RandomSupply(wanted_by(resolved, graph), seed)
     _write(resolved, emitted, supply, out, overwrite, progress)
     return Written(out, sizes_of(out), time.monotonic() - started)
 
 
 def _emitted(
-    resolved: ResolvedSpec, graph: Graph, profile: str, dtype: str
+    resolved: ResolvedSpec,
+    graph: Graph,
+    profile: str,
+    dtype: str,
+    logits: str | None,
+    max_context: int | None,
 ) -> dict[str, OnnxModel]:
     """The text model, and a model of each further graph of the spec, by name."""
+    from llamagen.emit.onnx.choices import choices_of
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.profile import dtype_named, profile_named
 
     graphs = build_all(resolved) if resolved.spec.graphs else {MAIN: graph}
     chosen, run = profile_named(profile), dtype_named(dtype)
-    return {name: emit_onnx(one, chosen, run) for name, one in graphs.items()}
+    choices = choices_of(graph, chosen, logits, max_context)
+    return {name: emit_onnx(one, chosen, run, choices) for name, one in graphs.items()}
 
 
 def _write(

@@ -6,7 +6,7 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.emit.onnx.emit import Choices
+from llamagen.emit.onnx.choices import Choices
 from llamagen.verify.witnesses import OnnxWitness
 from tests.parity.models import RandomModel
 from tests.property.strategies import SpecText, inputs, specs

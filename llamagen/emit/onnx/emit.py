@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, Logits, rewrite
+from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
 from llamagen.emit.onnx.builder import CONTRIB_DOMAIN, Builder, onnx_shape
+from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
@@ -81,31 +81,6 @@ class OnnxModel:
         return {i.name: found[i.name] for i in self.initializers}
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What an export may choose within a profile.
-
-    ``max_context`` bounds tables of positions where a profile's operators need such tables: the graph's context, but
-    at most ``DEFAULT_MAX_CONTEXT``, unless it is given. ``weights`` says whether tensors are written anew, so that
-    several can be joined, or stay in the checkpoint's files.
-    """
-
-    logits: Logits
-    max_context: int
-    weights: Literal["copied", "referenced"] = "copied"
-
-    @staticmethod
-    def of(graph: Graph, profile: Profile) -> Choices:
-        """The defaults."""
-        context = graph.constants.get("max_positions")
-        known = context if isinstance(context, int) else DEFAULT_MAX_CONTEXT
-        return Choices(profile.logits, min(known, DEFAULT_MAX_CONTEXT))
-
-
-DEFAULT_MAX_CONTEXT = 131_072
-"""The tables of a head of 128 features then take 64 MiB in float32; those of Scout's 10M tokens would take 5 GiB."""
-
-
 def emit_onnx(
     graph: Graph,
     profile: Profile = PORTABLE,
@@ -113,7 +88,7 @@ def emit_onnx(
     choices: Choices | None = None,
 ) -> OnnxModel:
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second."""
-    return _Emitter(graph, profile, dtype, choices or Choices.of(graph, profile)).run()
+    return _Emitter(graph, profile, dtype, choices or choices_of(graph, profile)).run()
 
 
 def llamagen_version() -> str:
