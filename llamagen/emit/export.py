@@ -185,6 +185,8 @@ def _manifest(
         profile=main.profile.name,
         dtype=main.dtype,
         io_dtype=main.profile.io_dtypes[main.dtype],
+        logits=main.logits,
+        max_context=main.max_context,
         weights=WeightsRecord(mode="copy", source=supply.source),
         graphs={
             name: GraphRecord(

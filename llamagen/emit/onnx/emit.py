@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
+from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, Logits, rewrite
 from llamagen.emit.onnx.builder import CONTRIB_DOMAIN, Builder, onnx_shape
 from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.lower_attention import append_to_cache
@@ -68,6 +68,9 @@ class OnnxModel:
     initializers: tuple[Initializer, ...]
     profile: Profile
     dtype: OnnxDType
+    logits: Logits
+    max_context: int | None
+    """Tokens that tables of positions cover; None without such tables."""
 
     @property
     def opsets(self) -> Mapping[str, int]:
@@ -118,7 +121,7 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table = self.table()
+        table, context = self.table(), self.context()
         for entry in table:
             shape = ir.Shape(entry.shape)
             self.parameters[entry.name] = b.value(entry.name, b.model, shape)
@@ -153,21 +156,17 @@ class _Emitter:
                 "llamagen.profile": b.profile.name,
                 "llamagen.dtype": dtype,
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
-                **self.limits(),
+                "llamagen.logits": self.choices.logits,
+                **({} if context is None else {"llamagen.max_context": str(context)}),
+                **({"llamagen.cache": "in-place"} if self.fused else {}),
             },
         )
-        return OnnxModel(model, table, b.profile, dtype)
+        return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
 
-    def limits(self) -> dict[str, str]:
-        """What a caller must know of a rewritten model: its context, and which logits it gives."""
-        found: dict[str, str] = {}
-        if any(n.op == FUSED_ATTENTION and n.attrs["rotary"] for n in self.flat.nodes):
-            found["llamagen.max_context"] = str(self.choices.max_context)
-        if self.choices.logits == "last":
-            found["llamagen.logits"] = "last"
-        if self.fused:
-            found["llamagen.cache"] = "in-place"
-        return found
+    def context(self) -> int | None:
+        """Tokens that tables of positions cover, if there are such tables."""
+        rotated = (n for n in self.flat.nodes if n.op == FUSED_ATTENTION and n.attrs["rotary"])
+        return self.choices.max_context if any(rotated) else None
 
     def table(self) -> tuple[Initializer, ...]:
         """Each parameter once, in the order of the graph; joined ones where the first of them was."""
