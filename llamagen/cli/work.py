@@ -32,6 +32,10 @@ def export(
         typer.Option(help="The operators to use: portable (ONNX alone), ort-cpu or ort-cuda."),
     ] = "portable",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    weights: Annotated[
+        str,
+        typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
+    ] = "copy",
     logits: Annotated[
         str | None,
         typer.Option(
@@ -46,11 +50,15 @@ def export(
             help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
         ),
     ] = None,
+    scan: Annotated[
+        bool,
+        typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
 ) -> None:
-    """Write an ONNX folder with weights: streamed from the checkpoint, whole or not at all."""
+    """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
     from llamagen import api
@@ -64,12 +72,15 @@ def export(
             random_weights=random_weights,
             profile=profile,
             dtype=dtype,
+            weights=weights,
             logits=logits,
             max_context=max_context,
+            scan=scan,
             overwrite=overwrite,
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)
+    console.diagnostics(written.notes)
 
 
 def random_checkpoint(

@@ -91,7 +91,7 @@ class OnnxWitness:
         from llamagen.emit.onnx.profile import profile_named
         from llamagen.emit.onnx.session import open_session
 
-        emitted = emit_onnx(graph, profile_named(profile), dtype, choices)
+        emitted = emit_onnx(graph, profile_named(profile), dtype, choices=choices)
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), threads))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from llamagen.analysis.rewrites.rewrite import Logits
 from llamagen.diagnostics import LlamagenError, did_you_mean
@@ -12,6 +12,9 @@ from llamagen.ir.graph import Graph
 
 DEFAULT_MAX_CONTEXT = 131_072
 """The tables of a head of 128 features then take 64 MiB in float32; those of Scout's 10M tokens would take 5 GiB."""
+
+
+WeightPlaces: TypeAlias = Literal["copied", "referenced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +26,19 @@ class Choices:
 
     logits: Logits
     max_context: int
-    weights: Literal["copied", "referenced"] = "copied"
+    weights: WeightPlaces = "copied"
 
 
 def choices_of(
     graph: Graph, profile: Profile, logits: str | None = None, max_context: int | None = None
 ) -> Choices:
-    """The profile's own choices where none is given. Raises LG703 for logits, LG704 for a context."""
+    """The profile's own choices where none is given. Raises LG704 for logits, LG705 for a context."""
     known = graph.constants.get("max_positions")
     context = known if isinstance(known, int) and not isinstance(known, bool) else None
     if max_context is not None and not 1 <= max_context <= (context or max_context):
         most = f"; the model has {context:,} positions" if context else ""
         message = f"a context of {max_context:,} tokens is not possible{most}"
-        raise LlamagenError.of("LG704", message, help="give a number of tokens from 1 on")
+        raise LlamagenError.of("LG705", message, help="give a number of tokens from 1 on")
     return Choices(
         profile.logits if logits is None else _logits(logits),
         max_context or min(context or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT),
@@ -49,7 +52,7 @@ def _logits(name: str) -> Logits:
             return found
     near = did_you_mean(name, get_args(Logits))
     raise LlamagenError.of(
-        "LG703",
+        "LG704",
         f"a model gives the logits of the `last` token of a call or of `all`, not {name!r}",
         help=f"did you mean {near}?" if near else None,
     )

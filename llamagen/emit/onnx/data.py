@@ -88,7 +88,7 @@ def _sources(entry: Initializer) -> dict[str, str]:
 
 
 LARGE_CONSTANT_BYTES = 1 << 16
-"""A computed table of this size lies among the weights, so that model.onnx stays a graph."""
+"""A computed table of this size has a place outside the model file, which stays a graph."""
 
 
 def large_constants(emitted: OnnxModel) -> dict[str, ir.Value]:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, Logits, rewrite
-from llamagen.emit.onnx.builder import CONTRIB_DOMAIN, Builder, onnx_shape
+from llamagen.emit.onnx.builder import CONTRIB_DOMAIN, ELEMENTS, Builder, onnx_shape
 from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
@@ -84,14 +85,22 @@ class OnnxModel:
         return {i.name: found[i.name] for i in self.initializers}
 
 
+AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
+
+
 def emit_onnx(
     graph: Graph,
     profile: Profile = PORTABLE,
     dtype: OnnxDType = "float32",
+    stored: Mapping[str, OnnxDType] = AS_EXPORTED,
     choices: Choices | None = None,
 ) -> OnnxModel:
-    """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second."""
-    return _Emitter(graph, profile, dtype, choices or choices_of(graph, profile)).run()
+    """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
+
+    ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
+    in the graph. ``choices`` are the profile's own where there are none.
+    """
+    return _Emitter(graph, profile, dtype, stored, choices or choices_of(graph, profile)).run()
 
 
 def llamagen_version() -> str:
@@ -103,8 +112,16 @@ def llamagen_version() -> str:
 
 
 class _Emitter:
-    def __init__(self, graph: Graph, profile: Profile, dtype: OnnxDType, choices: Choices) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        profile: Profile,
+        dtype: OnnxDType,
+        stored: Mapping[str, OnnxDType],
+        choices: Choices,
+    ) -> None:
         self.graph = graph
+        self.stored = stored
         self.choices = choices
         export = Export(profile.name, dtype, choices.weights, choices.logits)
         self.rewritten = rewrite(flatten(graph), export)
@@ -122,11 +139,10 @@ class _Emitter:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
         table, context = self.table(), self.context()
-        for entry in table:
-            shape = ir.Shape(entry.shape)
-            self.parameters[entry.name] = b.value(entry.name, b.model, shape)
-        fixed = {id(v) for v in (*inputs, *self.parameters.values())}
-        self.named |= fixed
+        weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
+        for entry, weight in zip(table, weights, strict=True):
+            self.parameters[entry.name] = b.loaded(weight)
+        self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
         outputs = self.outputs()
@@ -139,7 +155,7 @@ class _Emitter:
             inputs,
             outputs,
             nodes=nodes,
-            initializers=(*self.parameters.values(), *constants),
+            initializers=(*weights, *constants),
             opset_imports=opsets,
             name=self.graph.spec_id,
         )
@@ -180,7 +196,7 @@ class _Emitter:
                 sources = [Source(p, shapes[p]) for p in self.rewritten.joined[name]]
                 found.append(Initializer.joined(name, sources, dtype))
             elif path not in inside:
-                found.append(Initializer.of(path, shape, dtype))
+                found.append(Initializer.of(path, shape, self.stored.get(path, dtype)))
         return tuple(found)
 
     def inputs(self) -> list[ir.Value]:
