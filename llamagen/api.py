@@ -136,9 +136,13 @@ class Model:
         profile: str = "portable",
         dtype: str = "float32",
         overwrite: bool = False,
+        ignore_config: bool = False,
         progress: Progress = _silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
+
+        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``.
+        """
         from llamagen.emit import export
 
         if checkpoint is not None and random_weights is None:
@@ -151,6 +155,7 @@ class Model:
                 profile=profile,
                 dtype=dtype,
                 overwrite=overwrite,
+                ignore_config=ignore_config,
                 progress=progress,
             )
         if random_weights is not None and checkpoint is None:

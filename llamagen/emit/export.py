@@ -71,11 +71,13 @@ def export_checkpoint(
     dtype: str,
     overwrite: bool,
     progress: Progress,
+    ignore_config: bool = False,
 ) -> Written:
     """Stream a checkpoint into an ONNX folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG701 and LG702
+    it is that of another model of ``registry``; LG607 for a config.json of another graph, unless ``ignore_config``),
+    LG620 to LG622 for its values, LG63x for the output, LG701 and LG702
     for profile and dtype.
     """
     from llamagen.emit.supply import CheckpointSupply
@@ -83,7 +85,9 @@ def export_checkpoint(
     started = time.monotonic()
     emitted = _emitted(resolved, graph, profile, dtype)
     with ExitStack() as stack:
-        supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
+        supply = CheckpointSupply.opened(
+            resolved, graph, checkpoint, registry, stack, ignore_config=ignore_config
+        )
         _write(resolved, emitted, supply, out, overwrite, progress)
     return Written(out, sizes_of(out), time.monotonic() - started)
 

@@ -29,6 +29,8 @@ COMPANIONS = (
 )
 """Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
 
+CONFIGS = ("config.json", "generation_config.json")
+
 
 class Supply(Protocol):
     """Every parameter of a model, by role path."""
@@ -52,6 +54,8 @@ class CheckpointSupply:
     folder: Path
     layout: str
     files: OpenFiles
+    kept: tuple[str, ...] = COMPANIONS
+    """Names of small files to copy from the checkpoint's folder."""
 
     @staticmethod
     def opened(
@@ -60,8 +64,14 @@ class CheckpointSupply:
         checkpoint: Path,
         registry: Registry,
         stack: ExitStack,
+        *,
+        ignore_config: bool = False,
     ) -> CheckpointSupply:
-        """Headers only. Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit."""
+        """Headers only. Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit.
+
+        Its own config.json must be that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
+        """
+        from llamagen.emit.config.agree import disagreements
         from llamagen.weights.checkpoint import Checkpoint
         from llamagen.weights.fit import bind, explained
 
@@ -69,12 +79,17 @@ class CheckpointSupply:
         found = bind(resolved, graph, stored)
         if any(one.severity == "error" for one in found.diagnostics):
             raise LlamagenError(explained(found, resolved, graph, stored, registry))
+        if not ignore_config:
+            clashes = disagreements(resolved, stored.config_file, registry)
+            if any(one.severity == "error" for one in clashes):
+                raise LlamagenError(clashes)
         assert found.layout is not None
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
             stored.path if stored.path.is_dir() else stored.path.parent,
             found.layout,
             stack.enter_context(OpenFiles()),
+            tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
         )
 
     @property
@@ -83,7 +98,7 @@ class CheckpointSupply:
 
     @property
     def companions(self) -> Sequence[Path]:
-        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+        return [self.folder / name for name in self.kept if (self.folder / name).is_file()]
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         from llamagen.weights.stream import tensor_pieces

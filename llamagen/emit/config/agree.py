@@ -25,6 +25,9 @@ from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.fit import listed
 
+_FAR = 4
+"""A model that differs in so many values is not worth naming."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Clash:
@@ -105,16 +108,16 @@ def _said(wanted: Wanted, model: Known) -> Mapping[str, Json]:
 
 
 def _help(wanted: Wanted, models: list[Known], reads: frozenset[str], spec_id: str) -> str:
-    rest = f"or let `{spec_id}` count with --ignore-config"
+    rest = f"or let `{spec_id}` count with `export --ignore-config`"
     kin = [one for one in models if one.mapping.kind == wanted.kind]
     counts = [(sum(1 for _ in _clashes(wanted, one, reads)), one.spec.id) for one in kin]
     fitting = [name for count, name in counts if not count]
     if fitting:
         return f"the file is that of {listed(fitting)}: take its spec, {rest}"
-    if counts:
-        fewest, name = min(counts, key=lambda one: one[0])
-        plural = "value" if fewest == 1 else "values"
-        return f"the nearest known model is `{name}`, but for {fewest} {plural}; `llamagen import` writes a spec of the file, {rest}"
+    fewest, name = min(counts, default=(_FAR, ""), key=lambda one: one[0])
+    if fewest < _FAR:
+        but = f"`{name}` is nearest, but for {fewest} value{'s' * (fewest > 1)}"
+        return f"{but}; `llamagen import` writes a spec of the file, {rest}"
     return f"`llamagen import` writes a spec of the file, {rest}"
 
 
