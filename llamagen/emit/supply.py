@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.ir.graph import Graph, Parameter
 from llamagen.spec.registry import Registry
@@ -54,6 +54,8 @@ class CheckpointSupply:
     folder: Path
     layout: str
     files: OpenFiles
+    notes: tuple[Diagnostic, ...]
+    """What is worth saying though it hinders nothing."""
     kept: tuple[str, ...] = COMPANIONS
     """Names of small files to copy from the checkpoint's folder."""
 
@@ -65,18 +67,20 @@ class CheckpointSupply:
         registry: Registry,
         stack: ExitStack,
         *,
+        compare_values: bool = True,
         ignore_config: bool = False,
     ) -> CheckpointSupply:
-        """Headers only. Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit.
+        """Reads headers only, and with ``compare_values`` the tensors that must be equal.
 
-        Its own config.json must be that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
+        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit. Its own config.json must be
+        that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
         """
         from llamagen.emit.config.agree import disagreements
         from llamagen.weights.checkpoint import Checkpoint
         from llamagen.weights.fit import bind, explained
 
         stored = Checkpoint.open(checkpoint)
-        found = bind(resolved, graph, stored)
+        found = bind(resolved, graph, stored, compare_values=compare_values)
         if any(one.severity == "error" for one in found.diagnostics):
             raise LlamagenError(explained(found, resolved, graph, stored, registry))
         if not ignore_config:
@@ -89,6 +93,7 @@ class CheckpointSupply:
             stored.path if stored.path.is_dir() else stored.path.parent,
             found.layout,
             stack.enter_context(OpenFiles()),
+            found.diagnostics,
             tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
         )
 
