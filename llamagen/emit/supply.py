@@ -24,10 +24,15 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
+    "LICENSE",
+    "LICENSE.txt",
+    "USE_POLICY.md",
 )
-"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
+"""Small files of a Hub checkpoint that a runtime reads or that must stay with the weights; copied if they are there."""
 
 CONFIGS = ("config.json", "generation_config.json")
 
