@@ -23,6 +23,8 @@ class ExportOptions:
     """Tokens that tables of positions cover; None is the model's context, within bounds."""
     scan: bool = False
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
+    ignore_config: bool = False
+    """Export although the checkpoint's own config.json makes another graph; the folder gets the spec's."""
 
     @property
     def mode(self) -> WeightMode:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
+from llamagen.emit.onnx.names import Names
+from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import DType
 
@@ -33,13 +34,6 @@ NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
     ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
 }
 
-CONTRIB = frozenset(
-    {"FusedMatMul", "GroupQueryAttention", "MoE", "QuickGelu", "SkipSimplifiedLayerNormalization"}
-)
-"""Operators of ONNX Runtime's own domain."""
-
-CONTRIB_DOMAIN = "com.microsoft"
-
 DIM_NAMES: Mapping[str, str] = {
     "B": "batch",
     "S": "sequence",
@@ -52,18 +46,6 @@ DIM_NAMES: Mapping[str, str] = {
 def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
     """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
     return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
-
-
-class Names:
-    """Makes names unique in the whole model, in the order they are asked for."""
-
-    def __init__(self) -> None:
-        self._used: dict[str, int] = {}
-
-    def unique(self, name: str) -> str:
-        count = self._used.get(name, 0)
-        self._used[name] = count + 1
-        return name if count == 0 else self.unique(f"{name}_{count}")
 
 
 class Builder:

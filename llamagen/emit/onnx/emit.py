@@ -11,12 +11,12 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, Logits, rewrite
-from llamagen.emit.onnx.builder import CONTRIB_DOMAIN, ELEMENTS, Builder, onnx_shape
+from llamagen.emit.onnx.builder import ELEMENTS, Builder, onnx_shape
 from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
-from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
 from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
