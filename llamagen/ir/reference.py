@@ -68,8 +68,8 @@ def evaluate(
     KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
     ids: Ints = np.asarray(input_ids, dtype=np.int64)
-    before = past[0][0].shape[2] if past else 0
     batch, new = ids.shape
+    before = _past(flat, past) if attention_mask is None else np.shape(attention_mask)[1] - new
     sizes = {"B": batch, "S": new, "P": before}
     shape = (batch, before + new)
     mask: Ints = np.ones(shape, np.int64) if attention_mask is None else _ints(attention_mask)
@@ -99,7 +99,10 @@ def evaluate_graph(
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
-    sizes = {"P": past[0][0].shape[2] if past else 0}
+    if "attention_mask" in inputs and "positions" in inputs:
+        sizes = {"P": np.shape(inputs["attention_mask"])[1] - np.shape(inputs["positions"])[1]}
+    else:
+        sizes = {"P": _past(flat, past)}
     for name in flat.inputs:
         found = np.shape(inputs[name])
         if len(found) != len(flat.types[name].shape):
@@ -108,6 +111,16 @@ def evaluate_graph(
             sizes.setdefault(str(dim), size)
     given = {name: inputs[name] for name in flat.inputs}
     return _evaluate(flat, weights, given, sizes, past, False, rounding)
+
+
+def _past(flat: FlatGraph, past: Cache | None) -> int:
+    """Tokens of earlier calls. Only a slot that keeps all of them can tell, or the attention mask."""
+    if not past:
+        return 0
+    whole = [k.shape[2] for (k, _), slot in zip(past, flat.slots, strict=True) if slot.keep is None]
+    if not whole:
+        raise ValueError("every cache slot is bounded: give an attention_mask over all tokens")
+    return whole[0]
 
 
 def _evaluate(
@@ -165,7 +178,9 @@ class _Run:
         if self.past is not None:
             old_k, old_v = self.past[slot]
             k, v = np.concatenate([old_k, k], axis=2), np.concatenate([old_v, v], axis=2)
-        self.present.append((k, v))
+        total = k.shape[2]
+        keep = total if (found := self.flat.slots[slot].keep) is None else min(found, total)
+        self.present.append((k[:, :, total - keep :], v[:, :, total - keep :]))
         return k, v
 
     def put(self, name: str, value: Array) -> None:
