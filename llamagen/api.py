@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.family.catalog import Modality, Row, Section
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
+    from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
     from llamagen.runtime.session import Generation
     from llamagen.spec.fmt_files import FormatReport
@@ -113,19 +114,19 @@ class Model:
 
         return mermaid(self.graph)
 
-    def files(self, *targets: Target) -> dict[str, str]:
+    def files(self, *targets: Target, cache: CacheKind = "full") -> dict[str, str]:
         """What ``generate`` writes, file name -> text; every target by default."""
         from llamagen.emit.files import Subject, files_of
 
-        return files_of(Subject(self.resolved, self.graph), targets or TARGETS)
+        return files_of(Subject(self.resolved, self.graph, cache), targets or TARGETS)
 
-    def torch_source(self) -> str:
+    def torch_source(self, cache: CacheKind = "full") -> str:
         """A standalone PyTorch module, source text."""
-        return self.files(Target.TORCH)["modeling.py"]
+        return self.files(Target.TORCH, cache=cache)["modeling.py"]
 
-    def onnx_text(self) -> str:
+    def onnx_text(self, cache: CacheKind = "full") -> str:
         """The ONNX graph of the portable profile without weights, as text."""
-        return self.files(Target.ONNX)["model.onnx.txt"]
+        return self.files(Target.ONNX, cache=cache)["model.onnx.txt"]
 
     def export(
         self,
@@ -135,10 +136,14 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        cache: CacheKind = "full",
         overwrite: bool = False,
         progress: Progress = _silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
+
+        With a ``bounded`` cache, layers with a window or chunks hand on only what a later token can see.
+        """
         from llamagen.emit import export
 
         if checkpoint is not None and random_weights is None:
@@ -150,6 +155,7 @@ class Model:
                 registry=self.registry,
                 profile=profile,
                 dtype=dtype,
+                cache=cache,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -161,6 +167,7 @@ class Model:
                 Path(out),
                 profile=profile,
                 dtype=dtype,
+                cache=cache,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -277,23 +284,31 @@ def write_schema(path: Path) -> bool:
 
 
 def generate(
-    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
+    cache: CacheKind = "full",
 ) -> Iterator[Generated]:
     """Write what differs from the files below ``to``, model by model; every model without ``ids``."""
     from llamagen.emit.generate import generate
     from llamagen.spec.registry import Registry
 
-    yield from generate(Registry(), ids, targets or TARGETS, to)
+    yield from generate(Registry(), ids, targets or TARGETS, to, cache)
 
 
 def generate_check(
-    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
+    cache: CacheKind = "full",
 ) -> list[str]:
     """A unified diff for each file below ``to`` that ``generate`` would write or that nothing generates."""
     from llamagen.emit.generate import stale
     from llamagen.spec.registry import Registry
 
-    return list(stale(Registry(), ids, targets or TARGETS, to))
+    return list(stale(Registry(), ids, targets or TARGETS, to, cache))
 
 
 def random_checkpoint(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.weight_types import STORED
+from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -74,6 +75,7 @@ def export_checkpoint(
     registry: Registry,
     profile: str,
     dtype: str,
+    cache: CacheKind = "full",
     overwrite: bool,
     progress: Progress,
 ) -> Written:
@@ -88,7 +90,7 @@ def export_checkpoint(
     from llamagen.weights.stream import copy_tensor
 
     started = time.monotonic()
-    emitted = _emitted(resolved, graph, profile, dtype)
+    emitted = _emitted(resolved, graph, profile, dtype, cache)
     stored = Checkpoint.open(checkpoint)
     found = bind(resolved, graph, stored)
     if any(one.severity == "error" for one in found.diagnostics):
@@ -113,6 +115,7 @@ def export_random(
     *,
     profile: str,
     dtype: str,
+    cache: CacheKind = "full",
     overwrite: bool,
     progress: Progress,
 ) -> Written:
@@ -124,7 +127,7 @@ def export_random(
     from llamagen.weights.random import RandomTensor, random_blocks
 
     started = time.monotonic()
-    emitted = _emitted(resolved, graph, profile, dtype)
+    emitted = _emitted(resolved, graph, profile, dtype, cache)
     wanted = wanted_by(resolved, graph)
     kind = NUMPY_TYPES[STORED[emitted[MAIN].dtype]]
 
@@ -138,13 +141,13 @@ def export_random(
 
 
 def _emitted(
-    resolved: ResolvedSpec, graph: Graph, profile: str, dtype: str
+    resolved: ResolvedSpec, graph: Graph, profile: str, dtype: str, cache: CacheKind
 ) -> dict[str, OnnxModel]:
     """The text model, and a model of each further graph of the spec, by name."""
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.profile import dtype_named, profile_named
 
-    graphs = build_all(resolved) if resolved.spec.graphs else {MAIN: graph}
+    graphs = with_caches(build_all(resolved) if resolved.spec.graphs else {MAIN: graph}, cache)
     chosen, run = profile_named(profile), dtype_named(dtype)
     return {name: emit_onnx(one, chosen, run) for name, one in graphs.items()}
 

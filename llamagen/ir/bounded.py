@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
-from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.diagnostics import LlamagenError
 from llamagen.ir.graph import (
     Block,
     BlockPart,
@@ -30,8 +30,6 @@ from llamagen.ir.optypes import ShapeError, keep_of
 
 CacheKind: TypeAlias = Literal["full", "bounded"]
 """``full``: every slot keeps every token. ``bounded``: ``bound_caches`` was run over the graph."""
-
-CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 
 _PER_TOKEN = frozenset({"attention", "float32", "model_dtype", "repeat_heads"})
 """Ops that may read bounded keys: attention, which gets a mask as narrow, and ops on each token alone."""
@@ -52,16 +50,6 @@ class _Bounds:
     """Values whose type is another one now."""
 
 
-def cache_named(name: str) -> CacheKind:
-    """The kind of that name. Raises LG704."""
-    for kind in CACHE_KINDS:
-        if kind == name:
-            return kind
-    near = did_you_mean(name, CACHE_KINDS)
-    message = f"there is no cache kind {name!r}; known: {', '.join(CACHE_KINDS)}"
-    raise LlamagenError.of("LG704", message, help=f"did you mean {near}?" if near else None)
-
-
 def with_caches(graphs: Mapping[str, Graph], kind: CacheKind) -> dict[str, Graph]:
     """Graphs of one model with that kind of cache. Raises LG705 where no slot can be bounded."""
     if kind == "full":
@@ -70,7 +58,11 @@ def with_caches(graphs: Mapping[str, Graph], kind: CacheKind) -> dict[str, Graph
     if not any(keeps(graph) for graph in bounded.values()):
         spec_id = next(iter(graphs.values())).spec_id
         message = f"no cache of {spec_id} can be bounded: every layer that has one reads all tokens"
-        raise LlamagenError.of("LG705", message, help="leave out `--cache bounded`")
+        raise LlamagenError.of(
+            "LG705",
+            message,
+            help="leave out `--cache bounded`: the full cache is the least there is",
+        )
     return bounded
 
 

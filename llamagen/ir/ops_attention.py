@@ -180,7 +180,9 @@ ATTENTION_OPS: tuple[Op, ...] = (
         (
             AttrSpec("window", "int", "number of visible keys", optional=True),
             AttrSpec("chunk", "int", "size of a block of positions", optional=True),
-            AttrSpec("keep", "int", "only new keys and so many before", optional=True, derived=True),
+            AttrSpec(
+                "keep", "int", "only new keys and so many before", optional=True, derived=True
+            ),
         ),
         hoisted=True,
         internal=True,

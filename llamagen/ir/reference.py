@@ -69,7 +69,8 @@ def evaluate(
     """
     ids: Ints = np.asarray(input_ids, dtype=np.int64)
     batch, new = ids.shape
-    before = _past(flat, past) if attention_mask is None else np.shape(attention_mask)[1] - new
+    told = None if attention_mask is None else np.shape(attention_mask)[1] - new
+    before = _past(flat, past, told)
     sizes = {"B": batch, "S": new, "P": before}
     shape = (batch, before + new)
     mask: Ints = np.ones(shape, np.int64) if attention_mask is None else _ints(attention_mask)
@@ -99,10 +100,8 @@ def evaluate_graph(
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
-    if "attention_mask" in inputs and "positions" in inputs:
-        sizes = {"P": np.shape(inputs["attention_mask"])[1] - np.shape(inputs["positions"])[1]}
-    else:
-        sizes = {"P": _past(flat, past)}
+    told = [np.shape(inputs[name])[1] for name in ("attention_mask", "positions") if name in inputs]
+    sizes = {"P": _past(flat, past, told[0] - told[1] if len(told) == 2 else None)}
     for name in flat.inputs:
         found = np.shape(inputs[name])
         if len(found) != len(flat.types[name].shape):
@@ -113,14 +112,18 @@ def evaluate_graph(
     return _evaluate(flat, weights, given, sizes, past, False, rounding)
 
 
-def _past(flat: FlatGraph, past: Cache | None) -> int:
-    """Tokens of earlier calls. Only a slot that keeps all of them can tell, or the attention mask."""
+def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
+    """Tokens of earlier calls: a slot that keeps all of them can tell, else the attention mask."""
     if not past:
         return 0
-    whole = [k.shape[2] for (k, _), slot in zip(past, flat.slots, strict=True) if slot.keep is None]
-    if not whole:
+    whole: list[int] = [
+        k.shape[2] for (k, _), slot in zip(past, flat.slots, strict=True) if slot.keep is None
+    ]
+    if whole:
+        return whole[0]
+    if by_mask is None:
         raise ValueError("every cache slot is bounded: give an attention_mask over all tokens")
-    return whole[0]
+    return by_mask
 
 
 def _evaluate(

@@ -252,9 +252,10 @@ def _past_words(slot: CacheSlot) -> str | None:
     """What a runtime must hand over; a slot that keeps everything needs no words."""
     if slot.keep is None:
         return None
+    present = slot.present_key.rpartition(".")[0]
     return (
-        f"what the previous call returned as {slot.present_key.rpartition('.')[0]}: at most the last {slot.keep} tokens, "
-        "which is all that a later token can read here; attention_mask covers all tokens nevertheless"
+        f"what the call before returned as {present}: at most the last {slot.keep} tokens, all that a later one can "
+        "read here. attention_mask covers every token nevertheless."
     )
 
 

@@ -165,7 +165,9 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
                 message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
                 raise LlamagenError.of("LG741", message, node.span)
         variables.update(dict.fromkeys(node.results, variable))
-    if any(m.keep for m in masks):  # functions of masks then take how many past keys there are at most
+    if any(
+        m.keep for m in masks
+    ):  # functions of masks then take how many past keys there are at most
         masks = [m if m.plain or m.keep else replace(m, keep="P") for m in masks]
     return Prelude(tuple(ropes), tuple(grids), tuple(masks), tuple(temperatures), variables)
 
