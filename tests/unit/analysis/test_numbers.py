@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.cost import cost_of, largest, tensor_parallel_degrees, workload
+from llamagen.analysis.numbers.cost import cost_of, largest, workload
 from llamagen.analysis.numbers.hardware import device, devices
 from llamagen.analysis.numbers.memory import activations_of, cache_of
+from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
 from llamagen.analysis.numbers.params import Component, count_parameters, storage, weight_bytes
 from llamagen.diagnostics import LlamagenError
+from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import parameters
 from llamagen.ir.ops import OPS
@@ -89,11 +91,13 @@ def test_chunked_layers_keep_one_chunk() -> None:
 
 def test_a_bounded_graph_allocates_what_is_needed() -> None:
     """10 million tokens: at most one chunk of keys in 36 of 48 layers, and a decode step reads no more."""
-    whole, bounded = (cache_of(g) for g in (SCOUT, bound_caches(SCOUT)))
+    full = models.graph(models.SCOUT)
+    cut = bound_caches(full)
+    whole, bounded = (cache_of(g) for g in (full, cut))
     assert [layer.keep for layer in bounded.layers] == [8191, 8191, 8191, None] * 12
     assert bounded.allocated(10_485_760, 2) == whole.needed(10_485_760, 2) == 516_595_138_560
     load = workload(10_485_760)
-    wide, narrow = cost_of(SCOUT, load), cost_of(bound_caches(SCOUT), load)
+    wide, narrow = cost_of(full, load), cost_of(cut, load)
     assert narrow.cache_bytes == narrow.decode.cache_bytes_read == narrow.cache_bytes_needed
     assert narrow.decode.flops.attention * 3 < wide.decode.flops.attention
     assert narrow.prefill.cache_bytes_written == narrow.cache_bytes
