@@ -202,25 +202,6 @@ def list_models(
     return rows(Registry(), generation, status, modality)
 
 
-def save_counts() -> bool:
-    """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
-    from llamagen.analysis.numbers.counts import counts_path
-    from llamagen.emit.files import write_changed
-
-    path = counts_path()
-    written, _ = write_changed(path.parent, {path.name: counts_text()})
-    return bool(written)
-
-
-def counts_text() -> str:
-    """What spec/counts.json must hold."""
-    from llamagen.analysis.numbers.counts import counts_text
-    from llamagen.spec.registry import Registry
-
-    registry = Registry()
-    return counts_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
-
-
 def show(target: str | Path) -> list[Section]:
     """One model as a page of sections."""
     from llamagen.analysis.family.catalog import sections
@@ -265,22 +246,6 @@ def schema_text() -> str:
     from llamagen.spec.json_schema import schema_text
 
     return schema_text()
-
-
-def schema_is_fresh() -> bool:
-    """Whether the shipped spec/schema.json is what ``schema_text`` gives."""
-    from llamagen.resources import data_folder
-
-    shipped = data_folder("spec") / "schema.json"
-    return shipped.is_file() and shipped.read_text(encoding="utf-8") == schema_text()
-
-
-def write_schema(path: Path) -> bool:
-    """Write the schema unless the file has it already; whether it was written."""
-    from llamagen.emit.files import write_changed
-
-    written, _ = write_changed(path.parent, {path.name: schema_text()})
-    return bool(written)
 
 
 def generate(

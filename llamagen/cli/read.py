@@ -75,7 +75,9 @@ def list_models(
     from llamagen import api
 
     if save_counts:
-        api.save_counts()
+        from llamagen.emit import upkeep
+
+        upkeep.save_counts()
     rows = api.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
         console.table(api.LIST_COLUMNS, [row.cells() for row in rows], format)

@@ -86,7 +86,7 @@ def export_checkpoint(
     emitted = _emitted(resolved, graph, profile, dtype, cache)
     with ExitStack() as stack:
         supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
-        _write(resolved, emitted, supply, out, overwrite, progress)
+        _write(resolved, emitted, supply, cache, out, overwrite, progress)
     return Written(out, sizes_of(out), time.monotonic() - started)
 
 
@@ -109,7 +109,7 @@ def export_random(
     started = time.monotonic()
     emitted = _emitted(resolved, graph, profile, dtype, cache)
     supply = RandomSupply(wanted_by(resolved, graph), seed)
-    _write(resolved, emitted, supply, out, overwrite, progress)
+    _write(resolved, emitted, supply, cache, out, overwrite, progress)
     return Written(out, sizes_of(out), time.monotonic() - started)
 
 
@@ -129,6 +129,7 @@ def _write(
     resolved: ResolvedSpec,
     emitted: Mapping[str, OnnxModel],
     supply: Supply,
+    cache: CacheKind,
     out: Path,
     overwrite: bool,
     progress: Progress,
@@ -156,7 +157,7 @@ def _write(
             (staging / name).write_text(text, encoding="utf-8", newline="\n")
         for file in supply.companions:  # a checkpoint's own config wins
             shutil.copyfile(file, staging / file.name)
-        manifest = _manifest(resolved, emitted, supply, all_files(staging, known))
+        manifest = _manifest(resolved, emitted, supply, cache, all_files(staging, known))
         (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8", newline="\n")
 
 
@@ -164,6 +165,7 @@ def _manifest(
     resolved: ResolvedSpec,
     emitted: Mapping[str, OnnxModel],
     supply: Supply,
+    cache: CacheKind,
     files: dict[str, FileRecord],
 ) -> Manifest:
     from llamagen.emit.onnx.emit import llamagen_version
@@ -175,6 +177,7 @@ def _manifest(
         profile=main.profile.name,
         dtype=main.dtype,
         io_dtype=main.profile.io_dtypes[main.dtype],
+        cache=cache,
         weights=WeightsRecord(mode="copy", source=supply.source),
         graphs={
             name: GraphRecord(

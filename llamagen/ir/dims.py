@@ -44,7 +44,9 @@ class Dim:
 
     @property
     def symbols(self) -> frozenset[str]:
-        return frozenset(n for names, _ in self.terms for n in names)
+        """What the size depends on; a bounded past depends on ``P``."""
+        names = (n for factors, _ in self.terms for n in factors)
+        return frozenset("P" if kept_of(n) is not None else n for n in names)
 
     def evaluate(self, sizes: Mapping[str, int]) -> int:
         """The int at given sizes, e.g. ``{"B": 2, "S": 5, "P": 0}``. Raises KeyError for a missing name.

@@ -114,16 +114,13 @@ def evaluate_graph(
 
 def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
     """Tokens of earlier calls: a slot that keeps all of them can tell, else the attention mask."""
-    if not past:
-        return 0
-    whole: list[int] = [
-        k.shape[2] for (k, _), slot in zip(past, flat.slots, strict=True) if slot.keep is None
-    ]
+    slots = zip(past or (), flat.slots, strict=bool(past))
+    whole: list[int] = [k.shape[2] for (k, _), slot in slots if slot.keep is None]
     if whole:
         return whole[0]
-    if by_mask is None:
+    if past and by_mask is None:
         raise ValueError("every cache slot is bounded: give an attention_mask over all tokens")
-    return by_mask
+    return by_mask or 0
 
 
 def _evaluate(

@@ -95,7 +95,8 @@ def test_a_bounded_graph_allocates_what_is_needed() -> None:
     cut = bound_caches(full)
     whole, bounded = (cache_of(g) for g in (full, cut))
     assert [layer.keep for layer in bounded.layers] == [8191, 8191, 8191, None] * 12
-    assert bounded.allocated(10_485_760, 2) == whole.needed(10_485_760, 2) == 516_595_138_560
+    assert bounded.allocated(10_485_760, 2) == whole.needed(10_485_760, 2)
+    assert bounded.allocated(10_485_760, 2) == 4096 * (36 * 8191 + 12 * 10_485_760)
     load = workload(10_485_760)
     wide, narrow = cost_of(full, load), cost_of(cut, load)
     assert narrow.cache_bytes == narrow.decode.cache_bytes_read == narrow.cache_bytes_needed
