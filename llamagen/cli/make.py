@@ -45,10 +45,9 @@ def schema(
 ) -> None:
     """Print the JSON schema of spec files, for completion and hovers in editors."""
     from llamagen import api
-    from llamagen.emit import upkeep
 
     if check:
-        if not upkeep.schema_is_fresh():
+        if not api.schema_is_fresh():
             console.note(
                 "spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`"
             )
@@ -56,7 +55,7 @@ def schema(
     elif to is None:
         console.out(api.schema_text())
     else:
-        console.line(f"{'wrote' if upkeep.write_schema(to) else 'unchanged'} {to}")
+        console.line(f"{'wrote' if api.write_schema(to) else 'unchanged'} {to}")
 
 
 def generate(
