@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from llamagen.emit.onnx.names import Names
 from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
-from llamagen.ir.dims import Dim
+from llamagen.ir.dims import Dim, P, kept_of
 from llamagen.ir.graph import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
@@ -33,19 +33,6 @@ NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
     ir.DataType.FLOAT16: np.float16,
     ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
 }
-
-DIM_NAMES: Mapping[str, str] = {
-    "B": "batch",
-    "S": "sequence",
-    "P": "past_sequence",
-    "P + S": "total_sequence",
-    "I": "images",
-}
-
-
-def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
-    """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
 
 
 class Builder:
@@ -266,8 +253,11 @@ class Builder:
         known = self._root._sizes
         text = str(dim)
         if text not in known:
+            keep = kept_of(text)
             if text == "P":
                 known[text] = self._root.op("Sub", known["P + S"], known["S"])
+            elif keep is not None:
+                known[text] = self._root.op("Min", self.size(P), self.ints([keep]))
             else:
                 known[text] = self._root._polynomial(dim)
         return known[text]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
-from llamagen.emit.onnx.emit import Initializer, OnnxModel
+from llamagen.emit.onnx.model import Initializer, OnnxModel
 from llamagen.weights.pieces import Piece
 
 ALIGNMENT = 4096

@@ -26,7 +26,7 @@ from llamagen.emit.onnx.data import (
     table_entry,
     table_piece,
 )
-from llamagen.emit.onnx.emit import Initializer, OnnxModel
+from llamagen.emit.onnx.model import Initializer, OnnxModel
 from llamagen.emit.onnx.text import render
 from llamagen.weights.pieces import Piece, write_pieces
 
