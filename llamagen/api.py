@@ -323,12 +323,34 @@ def random_checkpoint(
 
 
 def verify_folder(
-    folder: str | Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
+    folder: str | Path,
+    against: Sequence[str] = ("torch", "reference"),
+    steps: int = 16,
+    *,
+    prompt_tokens: int = 12,
+    seed: int = 0,
+    layers: bool = False,
 ) -> VerifyReport:
-    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, a padded batch."""
+    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ..."""
     from llamagen.verify import folder as verification
 
-    return verification.verify_folder(Path(folder), against, steps)
+    return verification.verify_folder(
+        Path(folder), against, steps, prompt_tokens=prompt_tokens, seed=seed, layers=layers
+    )
+
+
+def check_report_names(files: Sequence[Path]) -> None:
+    """Raises LG776 unless each is a .html or a .json."""
+    from llamagen.verify.write import check_names
+
+    check_names(files)
+
+
+def write_verify_report(report: VerifyReport, file: str | Path) -> None:
+    """Write a verification as .html or .json. Raises LG776 for another name or a place that cannot be written."""
+    from llamagen.verify.write import write_report
+
+    write_report(report, Path(file))
 
 
 def run(

@@ -91,15 +91,32 @@ def verify(
         ),
     ] = "torch,reference",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=2, help="More cross longer windows and chunks.")
+    ] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the token ids.")] = 0,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the evidence, errors of every layer included: FILE.html or FILE.json.",
+        ),
+    ] = None,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     from llamagen import api
 
-    report = api.verify_folder(
-        folder, tuple(w.strip() for w in against.split(",") if w.strip()), steps
+    files = report or []
+    api.check_report_names(files)
+    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
+    found = api.verify_folder(
+        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
     )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in report.rows])
-    if not report.passed:
+    console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
+    for file in files:
+        api.write_verify_report(found, file)
+        console.line(f"wrote {file}")
+    if not found.passed:
         raise typer.Exit(FINDINGS)
 
 

@@ -58,14 +58,17 @@ def evaluate(
     inputs: Mapping[str, ArrayLike] | None = None,
     keep_values: bool = False,
     rounding: Rounding = None,
+    float32_angles: bool = False,
 ) -> ReferenceResult:
     """Run ``flat`` on ``input_ids`` [B, S] after ``past`` (none: an empty cache).
 
     ``attention_mask`` [B, T] is 1 for tokens and 0 for padding; none means no padding.
     ``positions`` [B, S] default to the number of tokens before each one. ``inputs`` are further
     graph inputs by name. ``rounding`` rounds the result of every op to the model's dtype: not what
-    a backend computes, but a measure of how much that dtype can matter for this model. Raises
-    KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
+    a backend computes, but a measure of how much that dtype can matter for this model.
+    ``float32_angles`` adds what the op table asks of every backend, rotations computed in float32:
+    far positions turn by angles that are wrong by up to position * 2^-24. Raises KeyError for a
+    weight or an input that is not given, ValueError for shapes that do not fit.
     """
     ids: Ints = np.asarray(input_ids, dtype=np.int64)
     before = past[0][0].shape[2] if past else 0
@@ -84,7 +87,9 @@ def evaluate(
         **(inputs or {}),
     }
     wanted = {name: given[name] for name in flat.inputs}
-    return _evaluate(flat, weights, wanted, sizes, past, keep_values, rounding)
+    return _evaluate(
+        flat, weights, wanted, sizes, past, keep_values, _Precision(rounding, float32_angles)
+    )
 
 
 def evaluate_graph(
@@ -93,6 +98,7 @@ def evaluate_graph(
     inputs: Mapping[str, ArrayLike],
     past: Cache | None = None,
     *,
+    keep_values: bool = False,
     rounding: Rounding = None,
 ) -> ReferenceResult:
     """Run a graph that need not begin with ids: every input by name, sizes from their shapes.
@@ -107,7 +113,7 @@ def evaluate_graph(
         for dim, size in zip(flat.types[name].shape, found, strict=True):
             sizes.setdefault(str(dim), size)
     given = {name: inputs[name] for name in flat.inputs}
-    return _evaluate(flat, weights, given, sizes, past, False, rounding)
+    return _evaluate(flat, weights, given, sizes, past, keep_values, _Precision(rounding))
 
 
 def _evaluate(
@@ -117,9 +123,9 @@ def _evaluate(
     sizes: Mapping[str, int],
     past: Cache | None,
     keep_values: bool,
-    rounding: Rounding,
+    precision: _Precision,
 ) -> ReferenceResult:
-    run = _Run(flat, weights, sizes, past, rounding)
+    run = _Run(flat, weights, sizes, past, precision)
     for name, value in given.items():
         run.put(name, _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)
@@ -131,6 +137,12 @@ def _evaluate(
     return ReferenceResult(outputs, tuple(run.present), run.values if keep_values else {})
 
 
+@dataclass(frozen=True, slots=True)
+class _Precision:
+    rounding: Rounding = None
+    float32_angles: bool = False
+
+
 class _Run:
     def __init__(
         self,
@@ -138,13 +150,14 @@ class _Run:
         weights: WeightSource,
         sizes: Mapping[str, int],
         past: Cache | None,
-        rounding: Rounding,
+        precision: _Precision,
     ) -> None:
         self.flat = flat
         self.weights = weights
         self.sizes = sizes
         self.past = past
-        self.rounding = rounding
+        self.rounding = precision.rounding
+        self.float32_angles = precision.float32_angles
         self.values: dict[str, Array] = {}
         self.present: list[tuple[Real, Real]] = []
 
@@ -154,7 +167,7 @@ class _Run:
             return self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
 
         tensors = [self.values[o] for o in node.operands]
-        operands = Operands(tensors, node.attrs, self.sizes, stored)
+        operands = Operands(tensors, node.attrs, self.sizes, stored, self.float32_angles)
         results = self.cache(operands) if node.op == "cache" else FORMULAS[node.op](operands)
         for name, result in zip(node.results, results, strict=True):
             self.put(name, result)

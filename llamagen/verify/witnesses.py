@@ -31,6 +31,8 @@ class ReferenceWitness:
     weights: WeightReader
     rounding: Rounding = None
     """Round the result of every op, to see what a dtype alone can do to this model."""
+    float32_angles: bool = False
+    """And compute rotations in float32, which matters at far positions."""
     name: str = "reference"
 
     def start(self) -> Session:
@@ -45,7 +47,14 @@ class _ReferenceSession:
     def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
         w = self.witness
         result = evaluate(
-            w.flat, w.weights, input_ids, mask, positions, self.past, rounding=w.rounding
+            w.flat,
+            w.weights,
+            input_ids,
+            mask,
+            positions,
+            self.past,
+            rounding=w.rounding,
+            float32_angles=w.float32_angles,
         )
         self.past = result.present
         return result.logits
@@ -72,14 +81,17 @@ class OnnxWitness:
         return OnnxWitness(open_session(serialize(emitted), threads))
 
     def start(self) -> Session:
-        return _OnnxSession(self.session)
+        return OnnxSession(self.session)
 
 
-class _OnnxSession:
+class OnnxSession:
+    """Keeps the cache, and all outputs of the last step by name."""
+
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.outputs = [o.name for o in session.get_outputs()]
         self.past: dict[str, NDArray[np.generic]] | None = None
+        self.outputs_of_step: Mapping[str, NDArray[np.generic]] = {}
 
     def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
         from llamagen.emit.onnx.session import as_past, empty_cache
@@ -96,6 +108,7 @@ class _OnnxSession:
         results = self.session.run(self.outputs, {k: v for k, v in feeds.items() if k in known})
         named = dict(zip(self.outputs, results, strict=True))
         self.past = as_past(named)
+        self.outputs_of_step = named
         return np.asarray(named["logits"], dtype=np.float64)
 
 
@@ -128,10 +141,12 @@ class TorchWitness:
         return TorchWitness(model.eval())
 
     def start(self) -> Session:
-        return _TorchSession(self.model)
+        return TorchSession(self.model)
 
 
-class _TorchSession:
+class TorchSession:
+    """Keeps what the module returned as its past."""
+
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
         self.past: object = None
