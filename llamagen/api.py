@@ -17,8 +17,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
-    from llamagen.analysis.catalog import Modality, Row, Section
     from llamagen.analysis.check import CheckReport
+    from llamagen.analysis.family.catalog import Modality, Row, Section
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
     from llamagen.ir.graph import Graph, Parameter
@@ -109,7 +109,7 @@ class Model:
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
-        from llamagen.analysis.mermaid import mermaid
+        from llamagen.analysis.pictures.mermaid import mermaid
 
         return mermaid(self.graph)
 
@@ -189,7 +189,7 @@ def list_models(
     *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
 ) -> list[Row]:
     """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.catalog import rows
+    from llamagen.analysis.family.catalog import rows
     from llamagen.spec.registry import Registry
 
     return rows(Registry(), generation, status, modality)
@@ -197,7 +197,7 @@ def list_models(
 
 def save_counts() -> bool:
     """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
-    from llamagen.analysis.counts import counts_path
+    from llamagen.analysis.numbers.counts import counts_path
     from llamagen.emit.files import write_changed
 
     path = counts_path()
@@ -207,7 +207,7 @@ def save_counts() -> bool:
 
 def counts_text() -> str:
     """What spec/counts.json must hold."""
-    from llamagen.analysis.counts import counts_text
+    from llamagen.analysis.numbers.counts import counts_text
     from llamagen.spec.registry import Registry
 
     registry = Registry()
@@ -216,7 +216,7 @@ def counts_text() -> str:
 
 def show(target: str | Path) -> list[Section]:
     """One model as a page of sections."""
-    from llamagen.analysis.catalog import sections
+    from llamagen.analysis.family.catalog import sections
 
     return list(sections(load(target).resolved))
 

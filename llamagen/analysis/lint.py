@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from llamagen.analysis.cost import tensor_parallel_degrees
-from llamagen.analysis.params import count_parameters
+from llamagen.analysis.numbers.cost import tensor_parallel_degrees
+from llamagen.analysis.numbers.params import count_parameters
+from llamagen.analysis.numbers.walk import behind, operand_types, places
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.analysis.tables import load_table
-from llamagen.analysis.walk import behind, operand_types, places
 from llamagen.diagnostics import Diagnostic, Severity, Span
 from llamagen.ir.graph import Block, Graph, Node, OpPart
 from llamagen.spec.evaluate import Static

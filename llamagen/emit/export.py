@@ -98,7 +98,8 @@ def export_checkpoint(
     target = STORED[emitted[MAIN].dtype]
 
     def copy(entry: Initializer, sink: _Counted) -> None:
-        copy_tensor(bindings[entry.name], sink, target)
+        for source in entry.sources:
+            copy_tensor(bindings[source.path], sink, target)
 
     companions = [folder / name for name in COMPANIONS if (folder / name).is_file()]
     return _write(resolved, emitted, copy, out, companions, overwrite, progress, started)
@@ -128,9 +129,10 @@ def export_random(
     kind = NUMPY_TYPES[STORED[emitted[MAIN].dtype]]
 
     def copy(entry: Initializer, sink: _Counted) -> None:
-        tensor = RandomTensor(entry.name, entry.shape, wanted[entry.name].kind)
-        for block in random_blocks(seed, tensor):
-            sink.write(block.astype(kind, copy=False).view(np.uint8).data)
+        for source in entry.sources:
+            tensor = RandomTensor(source.path, source.shape, wanted[source.path].kind)
+            for block in random_blocks(seed, tensor):
+                sink.write(block.astype(kind, copy=False).view(np.uint8).data)
 
     return _write(resolved, emitted, copy, out, (), overwrite, progress, started)
 

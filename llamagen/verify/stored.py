@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.onnx.data import SOURCES
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.graph import Parameter
 from llamagen.verify.numerics import RunDType
 
 if TYPE_CHECKING:
     import onnx
+
+
+_PARTS: TypeAdapter[list[tuple[str, tuple[int, ...]]]] = TypeAdapter(
+    list[tuple[str, tuple[int, ...]]]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +86,37 @@ def stored_weights(folder: Path) -> StoredWeights:
         model = onnx.load(str(model_file), load_external_data=False)
     except Exception as error:  # protobuf's errors share no public base class
         raise LlamagenError.of("LG770", f"{model_file} is not an ONNX model: {error}") from error
-    places = {
-        tensor.name: _place(folder, tensor)
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    }
+    places: dict[str, Place] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            places |= _places(folder, tensor)
     return StoredWeights(places, {p.key: p.value for p in model.metadata_props})
+
+
+def _places(folder: Path, tensor: onnx.TensorProto) -> dict[str, Place]:
+    """Role path -> its part of ``tensor``; parts lie one after the other. Raises LG773."""
+    whole = _place(folder, tensor)
+    joined = next((p.value for p in tensor.metadata_props if p.key == SOURCES), None)
+    if joined is None:
+        return {tensor.name: whole}
+    try:
+        parts = _PARTS.validate_json(joined, strict=True)
+    except ValueError as error:
+        message = f"`{tensor.name}` does not say which parameters it joins: {joined[:80]!r}"
+        raise LlamagenError.of("LG773", message) from error
+    rows, *rest = whole.shape
+    if any(list(shape[1:]) != rest or not shape for _, shape in parts) or rows != sum(
+        shape[0] for _, shape in parts
+    ):
+        shapes = ", ".join(f"`{path}` {list(shape)}" for path, shape in parts)
+        message = f"`{tensor.name}` is {list(whole.shape)}, but joins {shapes or 'nothing'}"
+        raise LlamagenError.of("LG773", message)
+    places: dict[str, Place] = {}
+    start = whole.offset
+    for path, shape in parts:
+        places[path] = Place(whole.file, start, shape, whole.dtype)
+        start += prod(shape) * whole.dtype.itemsize
+    return places
 
 
 def _place(folder: Path, tensor: onnx.TensorProto) -> Place:

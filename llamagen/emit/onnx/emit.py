@@ -28,12 +28,36 @@ INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A parameter of the checkpoint: its role path and shape."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Initializer:
-    """A weight of the model: its role path, its checkpoint shape and its element type in the file."""
+    """A weight of the model: its name, its shape and its element type in the file.
+
+    ``sources`` are the parameters it holds, by role path, joined along the first axis: one, under its own name, or
+    the projections that a profile computes as one.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: OnnxDType
+    sources: tuple[Source, ...]
+
+    @staticmethod
+    def of(path: str, shape: tuple[int, ...], dtype: OnnxDType) -> Initializer:
+        """The parameter ``path`` as it is."""
+        return Initializer(path, shape, dtype, (Source(path, shape),))
+
+    @staticmethod
+    def joined(name: str, sources: Sequence[Source], dtype: OnnxDType) -> Initializer:
+        """``sources``, alike but for their first sizes, as one tensor."""
+        rows = sum(source.shape[0] for source in sources)
+        return Initializer(name, (rows, *sources[0].shape[1:]), dtype, tuple(sources))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +71,7 @@ class OnnxModel:
 
     @property
     def values(self) -> Mapping[str, ir.Value]:
-        """The initializers' values by role path."""
+        """The initializers' values by name."""
         found = self.model.graph.initializers
         return {i.name: found[i.name] for i in self.initializers}
 
@@ -79,7 +103,7 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table = tuple(Initializer(n, p.shape, dtype) for n, p in parameters(self.graph).items())
+        table = tuple(Initializer.of(n, p.shape, dtype) for n, p in parameters(self.graph).items())
         for entry in table:
             shape = ir.Shape(entry.shape)
             self.parameters[entry.name] = b.value(entry.name, b.model, shape)

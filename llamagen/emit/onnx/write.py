@@ -28,7 +28,7 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
 CopyWeight: TypeAlias = Callable[[Initializer, BinaryIO], None]
-"""Appends the tensor of a role path to a file: row-major, little-endian, in the initializer's dtype."""
+"""Appends the sources of an initializer to a file, in order: row-major, little-endian, in its dtype."""
 
 
 def write_model(

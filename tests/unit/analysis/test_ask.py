@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llamagen.analysis.ask import model_of
-from llamagen.analysis.diff import diff
-from llamagen.analysis.overlay import lasting, overlay, plain_of
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import tree_to_plain

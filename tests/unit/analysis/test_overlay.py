@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.equations import canonical, equations
-from llamagen.analysis.overlay import check, overlay
+from llamagen.analysis.diff.equations import canonical, equations
+from llamagen.analysis.diff.overlay import check, overlay
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec, tree_to_plain

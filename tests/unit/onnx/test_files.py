@@ -134,7 +134,9 @@ def test_hash_seed_and_folder_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_plan_keeps_order_and_never_overlaps() -> None:
-    table = [Initializer(f"w{i}", (n,), "float16") for i, n in enumerate((3, 5000, 1, 70_000, 2))]
+    table = [
+        Initializer.of(f"w{i}", (n,), "float16") for i, n in enumerate((3, 5000, 1, 70_000, 2))
+    ]
     spots = plan(table, limit=30_000)
     assert [s.initializer.name for s in spots] == [t.name for t in table]
     assert [s.location[-5:] for s in spots] == ["00001", "00001", "00001", "00002", "00003"]

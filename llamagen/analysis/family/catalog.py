@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from llamagen.analysis.counts import counts_of
 from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.labels import BYTES_16, attention_kind
+from llamagen.analysis.numbers.counts import counts_of
 from llamagen.analysis.sources import matches
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -196,8 +196,8 @@ def _leaves(resolved: ResolvedSpec, section: str) -> Iterator[tuple[str, str]]:
 
 
 def _size(graph: Graph) -> Iterator[tuple[str, str]]:
-    from llamagen.analysis.memory import cache_of
-    from llamagen.analysis.params import count_parameters
+    from llamagen.analysis.numbers.memory import cache_of
+    from llamagen.analysis.numbers.params import count_parameters
 
     report = count_parameters(graph)
     yield "parameters", count_text(report.total)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from llamagen.analysis.walk import behind, operand_types, sum_parts
+from llamagen.analysis.numbers.walk import behind, operand_types, sum_parts
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
 from llamagen.ir.optypes import a_int

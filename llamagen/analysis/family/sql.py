@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from llamagen.analysis.features import collapse
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.overlay import leaf_changes, plain_of
-from llamagen.analysis.records import COLUMNS, Family
+from llamagen.analysis.diff.features import collapse
+from llamagen.analysis.diff.overlay import leaf_changes, plain_of
+from llamagen.analysis.family.records import COLUMNS, Family
+from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.sources import known_sources, source_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.graph import parameters

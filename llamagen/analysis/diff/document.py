@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from llamagen.analysis.diff import Change, Diff, Side
-from llamagen.analysis.features import Kind
-from llamagen.analysis.surfaces import Surface, Verdict
-from llamagen.analysis.transforms import Transform
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.judge import Change, Diff, Side
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import Transform
 from llamagen.diagnostics import Span
 from llamagen.spec.naming import Closed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from llamagen.analysis.cost import CostReport, DeviceReport, Phase, Roofline
+from llamagen.analysis.numbers.cost import CostReport, DeviceReport, Phase, Roofline
 from llamagen.units import bytes_text, count_text, rate_text
 
 

@@ -35,7 +35,7 @@ def counts_of(resolved: ResolvedSpec) -> Counts | None:
 
 def count(resolved: ResolvedSpec) -> Counts:
     """Counted from the graphs."""
-    from llamagen.analysis.params import count_parameters
+    from llamagen.analysis.numbers.params import count_parameters
     from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
 
     graphs = build_all(resolved)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from llamagen.analysis.surfaces import Verdict
-from llamagen.analysis.tower import Box
+from llamagen.analysis.diff.surfaces import Verdict
+from llamagen.analysis.pictures.tower import Box
 from llamagen.units import bytes_short, count_short
 
 _PAD = 10

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
-from llamagen.analysis.compute import FlopCount, FlopReport, count_flops, flops_of
-from llamagen.analysis.hardware import Device
-from llamagen.analysis.memory import (
+from llamagen.analysis.numbers.compute import FlopCount, FlopReport, count_flops, flops_of
+from llamagen.analysis.numbers.hardware import Device
+from llamagen.analysis.numbers.memory import (
     ActivationReport,
     CacheReport,
     activations_of,
     cache_of,
 )
-from llamagen.analysis.params import (
+from llamagen.analysis.numbers.params import (
     Component,
     ParameterReport,
     Storage,
@@ -23,7 +23,7 @@ from llamagen.analysis.params import (
     storage,
     weight_bytes,
 )
-from llamagen.analysis.walk import operand_types
+from llamagen.analysis.numbers.walk import operand_types
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.graph import Graph, OpPart
 from llamagen.ir.optypes import a_int

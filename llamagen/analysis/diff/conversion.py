@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from llamagen.analysis.align import fused_group
-from llamagen.analysis.features import Feature, Kind, parameter_features, setting_features
-from llamagen.analysis.rules import hyperparameter_scope
-from llamagen.analysis.transforms import (
+from llamagen.analysis.diff.align import fused_group
+from llamagen.analysis.diff.features import Feature, Kind, parameter_features, setting_features
+from llamagen.analysis.diff.transforms import (
     Heads,
     Plan,
     Rows,
@@ -23,6 +22,7 @@ from llamagen.analysis.transforms import (
     split_fused,
     untie_head,
 )
+from llamagen.analysis.rules import hyperparameter_scope
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.graph import Graph
 from llamagen.spec.resolve import ResolvedSpec

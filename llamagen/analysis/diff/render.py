@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Iterator
 
-from llamagen.analysis.diff import Cause, Change, Diff, Side
-from llamagen.analysis.diff_rules import diff_rules
-from llamagen.analysis.features import Kind
-from llamagen.analysis.surfaces import Surface, Verdict
-from llamagen.analysis.transforms import doc
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.judge import Cause, Change, Diff, Side
+from llamagen.analysis.diff.rules import diff_rules
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import doc
 from llamagen.units import bytes_short, count_short
 
 
@@ -181,7 +181,7 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
 
 def json_text(result: Diff) -> str:
     """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
-    from llamagen.analysis.diff_document import document
+    from llamagen.analysis.diff.document import document
 
     return document(result).model_dump_json(indent=2) + "\n"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from llamagen.analysis.diff import Diff
-from llamagen.analysis.equations import equations, option_values
-from llamagen.analysis.features import collapse
-from llamagen.analysis.surfaces import Surface, Verdict
+from llamagen.analysis.diff.equations import equations, option_values
+from llamagen.analysis.diff.features import collapse
+from llamagen.analysis.diff.judge import Diff
+from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.ir.graph import Block, BlockPart, Graph, OpPart, StackPart, join
 from llamagen.units import count_short
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from llamagen.analysis.records import COLUMNS, Family, Record
+from llamagen.analysis.family.records import COLUMNS, Family, Record
 from llamagen.analysis.rules import parsed
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate

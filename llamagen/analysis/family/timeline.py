@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamagen.analysis.family.query import value
+from llamagen.analysis.family.records import COLUMNS, Family, Record
 from llamagen.analysis.labels import MAINLINE
-from llamagen.analysis.query import value
-from llamagen.analysis.records import COLUMNS, Family, Record
 from llamagen.analysis.rules import parsed, static_text
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import names

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from llamagen.analysis.features import Kind
-from llamagen.analysis.surfaces import Surface, Verdict
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.tables import load_table
 from llamagen.spec.naming import Closed
 

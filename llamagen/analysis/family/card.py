@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamagen.analysis.catalog import sections
+from llamagen.analysis.family.catalog import sections
 from llamagen.analysis.sources import source_of
 from llamagen.resources import data_folder
 from llamagen.spec.resolve import ResolvedSpec

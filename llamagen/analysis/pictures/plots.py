@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.svg import Curve, plot_svg
+from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.pictures.svg import Curve, plot_svg
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.graph import Graph
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llamagen.analysis.params import Classifier, Component
-from llamagen.analysis.walk import operand_types, result_types, sum_nodes
+from llamagen.analysis.numbers.params import Classifier, Component
+from llamagen.analysis.numbers.walk import operand_types, result_types, sum_nodes
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import Block, Graph, Node, OpPart

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from llamagen.analysis.family.timeline import Timeline
 from llamagen.analysis.rules import static_text
-from llamagen.analysis.timeline import Timeline
 
 
 def text(found: Timeline) -> str:

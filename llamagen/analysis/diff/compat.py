@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llamagen.analysis.diff import Change, Diff, Model, diff
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.params import is_tied
+from llamagen.analysis.ask import Model
+from llamagen.analysis.diff.judge import Change, Diff, diff
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import Transform
+from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers.params import is_tied
+from llamagen.analysis.numbers.walk import operand_types, places
 from llamagen.analysis.rules import holds, hyperparameter_scope
-from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.analysis.tables import load_table
-from llamagen.analysis.transforms import Transform
-from llamagen.analysis.walk import operand_types, places
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ir.graph import Graph, OpPart
 from llamagen.spec.evaluate import Static

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from llamagen.analysis.compat import CompatReport
-from llamagen.analysis.render_diff import arrow, where
-from llamagen.analysis.surfaces import Verdict
-from llamagen.analysis.transforms import doc
+from llamagen.analysis.diff.compat import CompatReport
+from llamagen.analysis.diff.render import arrow, where
+from llamagen.analysis.diff.surfaces import Verdict
+from llamagen.analysis.diff.transforms import doc
 
 _SENTENCE = {
     Verdict.SAME: "runs as it is: same weights, same numbers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llamagen.analysis.walk import Place, behind, operand_types, places
+from llamagen.analysis.numbers.walk import Place, behind, operand_types, places
 from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart

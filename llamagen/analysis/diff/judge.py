@@ -6,32 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llamagen.analysis.align import Pair, pairs_of
-from llamagen.analysis.cost import Workload, workload
-from llamagen.analysis.diff_rules import DiffRule, diff_rules
-from llamagen.analysis.features import Kind
+from llamagen.analysis.ask import Model
+from llamagen.analysis.diff.align import Pair, pairs_of
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.rules import DiffRule, diff_rules
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import Setting, Transform, WeightChange, candidate
+from llamagen.analysis.numbers.cost import Workload, workload
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import source_of
-from llamagen.analysis.surfaces import Surface, Verdict
-from llamagen.analysis.transforms import Setting, Transform, WeightChange, candidate
 from llamagen.diagnostics import Span
-from llamagen.ir.graph import Graph
 from llamagen.spec.evaluate import Static
-from llamagen.spec.resolve import ResolvedSpec
 
 DEFAULT_CONTEXT = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One side of a comparison. ``graph`` is none for a record without published wiring."""
-
-    resolved: ResolvedSpec
-    graph: Graph | None
-
-    @property
-    def id(self) -> str:
-        return self.resolved.spec.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from functools import cached_property
 
 from pydantic import BaseModel
 
-from llamagen.analysis.compute import count_flops, flops_of
-from llamagen.analysis.counts import counts_of
 from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.labels import BYTES_16, attention_kind
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.walk import Place, places, sum_parts
+from llamagen.analysis.numbers.compute import count_flops, flops_of
+from llamagen.analysis.numbers.counts import counts_of
+from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers.walk import Place, places, sum_parts
 from llamagen.ir.graph import Block, Graph, OpPart
 from llamagen.spec.evaluate import Static
 from llamagen.spec.registry import Registry

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llamagen.analysis.compute import count_flops, flops_of
-from llamagen.analysis.cost import Workload
-from llamagen.analysis.equations import canonical, equations, settings
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.params import Classifier, count_parameters, weight_bytes
-from llamagen.analysis.walk import behind
+from llamagen.analysis.diff.equations import canonical, equations, settings
+from llamagen.analysis.numbers.compute import count_flops, flops_of
+from llamagen.analysis.numbers.cost import Workload
+from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers.params import Classifier, count_parameters, weight_bytes
+from llamagen.analysis.numbers.walk import behind
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
 from llamagen.spec.evaluate import Static
