@@ -198,7 +198,7 @@ def list_models(
 def save_counts() -> bool:
     """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
     from llamagen.analysis.numbers.counts import counts_path
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     path = counts_path()
     written, _ = write_changed(path.parent, {path.name: counts_text()})
@@ -270,7 +270,7 @@ def schema_is_fresh() -> bool:
 
 def write_schema(path: Path) -> bool:
     """Write the schema unless the file has it already; whether it was written."""
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     written, _ = write_changed(path.parent, {path.name: schema_text()})
     return bool(written)
@@ -347,7 +347,7 @@ def check_report_names(files: Sequence[Path]) -> None:
 
 
 def write_verify_report(report: VerifyReport, file: str | Path) -> None:
-    """Write a verification as .html or .json. Raises LG776 for another name or a place that cannot be written."""
+    """Write a verification as .html or .json. Raises LG776 for another name, LG632 to LG634 for the place."""
     from llamagen.verify.write import write_report
 
     write_report(report, Path(file))

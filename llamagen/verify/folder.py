@@ -56,10 +56,11 @@ def verify_folder(
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
     With ``layers`` the residual stream after each layer is compared as well, with the reference or,
-    for a model too large for it, with torch. Weights are read lazily, but the torch and transformers witnesses hold the whole model in
-    float32. Raises LG770 (not an exported folder), LG771 (an unknown witness), LG772 (the folder's
-    spec is not the one the model was made from), LG773 (weights that do not fit), LG774 (a witness
-    that cannot run here), LG711 to LG713 (ONNX Runtime refuses the model).
+    for a model too large for it, with torch. Weights are read lazily, but the torch and
+    transformers witnesses hold the whole model in float32. Raises LG770 (not an exported folder),
+    LG771 (an unknown witness), LG772 (the folder's spec is not the one the model was made from),
+    LG773 (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX
+    Runtime refuses the model).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
     stored = stored_weights(folder)

@@ -9,6 +9,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.verify.document import document, json_text
 from llamagen.verify.html import html_text
 from llamagen.verify.report import VerifyReport
+from llamagen.writing import write_changed
 
 SUFFIXES = (".html", ".json")
 
@@ -22,14 +23,8 @@ def check_names(files: Sequence[Path]) -> None:
 
 
 def write_report(report: VerifyReport, file: Path) -> None:
-    """Write ``file`` by rename. Raises LG776 for another suffix or a place that cannot be written."""
-    from llamagen.emit.files import write_changed
-
+    """Write ``file`` whole. Raises LG776 for another suffix, LG632 to LG634 where it cannot be written."""
     check_names([file])
     found = document(report)
     text = html_text(found) if file.suffix == ".html" else json_text(found)
-    try:
-        write_changed(file.parent, {file.name: text})
-    except OSError as error:
-        message = f"cannot write the report {str(file)!r}: {error.strerror}"
-        raise LlamagenError.of("LG776", message, help="choose another place") from error
+    write_changed(file.parent, {file.name: text})

@@ -164,7 +164,7 @@ def test_another_kind_of_report_is_refused_before_anything_runs(tmp_path: Path) 
 
 def test_a_place_that_cannot_be_written(report: VerifyReport, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(LlamagenError, match="LG776"):
+    with pytest.raises(LlamagenError, match="LG634"):
         write_report(report, tmp_path / "file" / "r.json")
     assert (tmp_path / "file").read_text() == "mine"
 
