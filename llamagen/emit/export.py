@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import (
+    MANIFEST,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    SpecRecord,
+    WeightsRecord,
+    all_files,
+)
 from llamagen.emit.weight_types import STORED
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
@@ -18,25 +27,15 @@ from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.emit import Initializer, OnnxModel
+    from llamagen.emit.onnx.data import Placement
+    from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.supply import Supply
+    from llamagen.weights.pieces import Piece
 
-MANIFEST = "llamagen.json"
 SPEC_FILE = "spec.yaml"
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-)
-"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
-
-Copy: TypeAlias = "Callable[[Initializer, _Counted], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +47,17 @@ class Written:
     seconds: float
 
 
-class _Counted:
-    """A file that reports how many bytes of all were written."""
+@dataclass
+class _Counter:
+    """Adds up what is done."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress = progress
-        self.total = total
-        self.done = 0
-        self.file: BinaryIO | None = None
+    progress: Progress
+    total: int
+    done: int = 0
 
-    def write(self, data: memoryview, /) -> int:
-        assert self.file is not None
-        count = self.file.write(data)
+    def add(self, count: int) -> None:
         self.done += count
         self.progress(self.done, self.total)
-        return count
 
 
 def export_checkpoint(
@@ -83,26 +78,14 @@ def export_checkpoint(
     it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG701 and LG702
     for profile and dtype.
     """
-    from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.fit import bind, explained
-    from llamagen.weights.stream import copy_tensor
+    from llamagen.emit.supply import CheckpointSupply
 
     started = time.monotonic()
     emitted = _emitted(resolved, graph, profile, dtype)
-    stored = Checkpoint.open(checkpoint)
-    found = bind(resolved, graph, stored)
-    if any(one.severity == "error" for one in found.diagnostics):
-        raise LlamagenError(explained(found, resolved, graph, stored, registry))
-    bindings = {binding.name: binding for binding in found.bindings}
-    folder = stored.path if stored.path.is_dir() else stored.path.parent
-    target = STORED[emitted[MAIN].dtype]
-
-    def copy(entry: Initializer, sink: _Counted) -> None:
-        for source in entry.sources:
-            copy_tensor(bindings[source.path], sink, target)
-
-    companions = [folder / name for name in COMPANIONS if (folder / name).is_file()]
-    return _write(resolved, emitted, copy, out, companions, overwrite, progress, started)
+    with ExitStack() as stack:
+        supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
+        _write(resolved, emitted, supply, out, overwrite, progress)
+    return Written(out, sizes_of(out), time.monotonic() - started)
 
 
 def export_random(
@@ -117,24 +100,14 @@ def export_random(
     progress: Progress,
 ) -> Written:
     """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes."""
-    import numpy as np
-
-    from llamagen.weights.convert import NUMPY_TYPES
+    from llamagen.emit.supply import RandomSupply
     from llamagen.weights.fit import wanted_by
-    from llamagen.weights.random import RandomTensor, random_blocks
 
     started = time.monotonic()
     emitted = _emitted(resolved, graph, profile, dtype)
-    wanted = wanted_by(resolved, graph)
-    kind = NUMPY_TYPES[STORED[emitted[MAIN].dtype]]
-
-    def copy(entry: Initializer, sink: _Counted) -> None:
-        for source in entry.sources:
-            tensor = RandomTensor(source.path, source.shape, wanted[source.path].kind)
-            for block in random_blocks(seed, tensor):
-                sink.write(block.astype(kind, copy=False).view(np.uint8).data)
-
-    return _write(resolved, emitted, copy, out, (), overwrite, progress, started)
+    supply = RandomSupply(wanted_by(resolved, graph), seed)
+    _write(resolved, emitted, supply, out, overwrite, progress)
+    return Written(out, sizes_of(out), time.monotonic() - started)
 
 
 def _emitted(
@@ -152,32 +125,64 @@ def _emitted(
 def _write(
     resolved: ResolvedSpec,
     emitted: Mapping[str, OnnxModel],
-    copy: Copy,
+    supply: Supply,
     out: Path,
-    companions: Sequence[Path],
     overwrite: bool,
     progress: Progress,
-    started: float,
-) -> Written:
+) -> None:
     from llamagen.emit.config import config_files
     from llamagen.emit.onnx.data import byte_count
     from llamagen.emit.onnx.write import together_initializers, write_models
     from llamagen.weights.publish import staged_folder
 
-    sink = _Counted(progress, sum(map(byte_count, together_initializers(emitted.values()))))
+    target = STORED[emitted[MAIN].dtype]
+    total = sum(map(byte_count, together_initializers(emitted.values())))
+    counter = _Counter(progress, total)
 
-    def into(entry: Initializer, file: BinaryIO) -> None:
-        sink.file = file
-        copy(entry, sink)
+    def weights(spot: Placement) -> Iterator[Piece]:
+        offset = spot.offset
+        for source in spot.initializer.sources:
+            for piece in supply.pieces(source.path, target, offset):
+                yield piece
+                offset += piece.length
 
     with staged_folder(out, overwrite=overwrite, manifest=MANIFEST) as staging:
-        write_models(emitted, staging, into)
+        known = write_models(emitted, staging, weights, report=counter.add)
         (staging / SPEC_FILE).write_text(resolved_text(resolved), encoding="utf-8", newline="\n")
         for name, text in config_files(resolved).items():
             (staging / name).write_text(text, encoding="utf-8", newline="\n")
-        for file in companions:  # a checkpoint's own config wins
+        for file in supply.companions:  # a checkpoint's own config wins
             shutil.copyfile(file, staging / file.name)
-    return Written(out, sizes_of(out), time.monotonic() - started)
+        manifest = _manifest(resolved, emitted, supply, all_files(staging, known))
+        (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8", newline="\n")
+
+
+def _manifest(
+    resolved: ResolvedSpec,
+    emitted: Mapping[str, OnnxModel],
+    supply: Supply,
+    files: dict[str, FileRecord],
+) -> Manifest:
+    from llamagen.emit.onnx.emit import llamagen_version
+
+    main = emitted[MAIN]
+    return Manifest(
+        llamagen=llamagen_version(),
+        spec=SpecRecord(id=resolved.spec.id, digest=resolved.digest),
+        profile=main.profile.name,
+        dtype=main.dtype,
+        io_dtype=main.profile.io_dtypes[main.dtype],
+        weights=WeightsRecord(mode="copy", source=supply.source),
+        graphs={
+            name: GraphRecord(
+                file=f"{name}.onnx",
+                digest=one.model.metadata_props["llamagen.spec_digest"],
+                opset={domain or "ai.onnx": v for domain, v in sorted(one.opsets.items())},
+            )
+            for name, one in emitted.items()
+        },
+        files=files,
+    )
 
 
 def sizes_of(folder: Path) -> tuple[tuple[str, int], ...]:

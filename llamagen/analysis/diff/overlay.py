@@ -40,9 +40,7 @@ class LeafChange:
 
 def plain_of(resolved: ResolvedSpec) -> dict[str, Plain]:
     """What a spec says after inheritance, without its name and place in the family."""
-    plain = tree_to_plain(resolved.tree)
-    assert isinstance(plain, dict)
-    return {k: v for k, v in plain.items() if k not in NOT_INHERITED - {"title", "doc"}}
+    return {k: v for k, v in resolved.plain.items() if k not in NOT_INHERITED - {"title", "doc"}}
 
 
 def leaf_changes(a: Mapping[str, Plain], b: Mapping[str, Plain]) -> tuple[LeafChange, ...]:
@@ -89,8 +87,7 @@ def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:
     can only be added to: where B does not begin with A's, both stay, and a comment says so. Raises LG902 when the
     text would give anything else than B.
     """
-    a, b = tree_to_plain(before.tree), tree_to_plain(after.tree)
-    assert isinstance(a, dict) and isinstance(b, dict)
+    a, b = before.plain, after.plain
     kept_a = {k: v for k, v in a.items() if k not in NOT_INHERITED}
     kept_b = {k: v for k, v in b.items() if k not in NOT_INHERITED}
     base, remarks = _base(before)
@@ -116,9 +113,7 @@ def check(
 ) -> None:
     """Raise LG902 unless ``source`` laid over ``base`` is ``expected``, apart from the sections ``ignored``."""
     tree, findings = inherit(base.tree, source)
-    found = tree_to_plain(tree)
-    assert isinstance(found, dict)
-    found = {k: v for k, v in found.items() if k not in ("spec", "extends", *ignored)}
+    found = {k: v for k, v in tree_to_plain(tree).items() if k not in ("spec", "extends", *ignored)}
     changes = leaf_changes(found, expected)
     if not changes and not any(f.severity == "error" for f in findings):
         return

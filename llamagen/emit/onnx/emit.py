@@ -70,6 +70,11 @@ class OnnxModel:
     dtype: OnnxDType
 
     @property
+    def opsets(self) -> Mapping[str, int]:
+        """Versions of the operator sets in use, by domain; the standard one is ``""``."""
+        return self.model.graph.opset_imports
+
+    @property
     def values(self) -> Mapping[str, ir.Value]:
         """The initializers' values by name."""
         found = self.model.graph.initializers

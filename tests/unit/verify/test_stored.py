@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -11,13 +11,14 @@ import onnx_ir as ir
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize
+from llamagen.emit.onnx.data import SOURCES, Placement, attach_arrays, serialize
 from llamagen.emit.onnx.emit import Initializer, OnnxModel, Source
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import write_model
 from llamagen.ir.graph import Parameter
 from llamagen.verify.stored import stored_weights
+from llamagen.weights.pieces import Piece
 
 RANDOM = np.random.default_rng(3)
 WEIGHTS = {
@@ -49,9 +50,10 @@ def model() -> OnnxModel:
     return OnnxModel(made, table, PORTABLE, "float32")
 
 
-def copy(entry: Initializer, file: BinaryIO) -> None:
-    for source in entry.sources:
-        file.write(WEIGHTS[source.path].tobytes())
+def copy(spot: Placement) -> Iterator[Piece]:
+    parts = [WEIGHTS[source.path].reshape(-1) for source in spot.initializer.sources]
+    data = np.concatenate(parts).view(np.uint8)
+    yield Piece(len(data), lambda: [(spot.offset, data)])
 
 
 def test_parameters_are_read_out_of_a_joined_tensor(tmp_path: Path) -> None:
