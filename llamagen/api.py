@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.resolved_text import OriginRow
     from llamagen.spec.schema import Spec
-    from llamagen.verify.report import VerifyReport
 
-VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
 
 
@@ -320,37 +318,6 @@ def random_checkpoint(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def verify_folder(
-    folder: str | Path,
-    against: Sequence[str] = ("torch", "reference"),
-    steps: int = 16,
-    *,
-    prompt_tokens: int = 12,
-    seed: int = 0,
-    layers: bool = False,
-) -> VerifyReport:
-    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ..."""
-    from llamagen.verify import folder as verification
-
-    return verification.verify_folder(
-        Path(folder), against, steps, prompt_tokens=prompt_tokens, seed=seed, layers=layers
-    )
-
-
-def check_report_names(files: Sequence[Path]) -> None:
-    """Raises LG776 unless each is a .html or a .json."""
-    from llamagen.verify.write import check_names
-
-    check_names(files)
-
-
-def write_verify_report(report: VerifyReport, file: str | Path) -> None:
-    """Write a verification as .html or .json. Raises LG776 for another name, LG632 to LG634 for the place."""
-    from llamagen.verify.write import write_report
-
-    write_report(report, Path(file))
 
 
 def run(

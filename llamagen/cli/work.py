@@ -102,10 +102,19 @@ def verify(
             help="Write the evidence, errors of every layer included: FILE.html or FILE.json.",
         ),
     ] = None,
+    integrity: Annotated[
+        bool,
+        typer.Option(
+            "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
+        ),
+    ] = False,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
-    from llamagen import api
+    from llamagen import api_verify as api
 
+    if integrity:
+        _integrity(folder)
+        return
     files = report or []
     api.check_report_names(files)
     witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
@@ -117,6 +126,24 @@ def verify(
         api.write_verify_report(found, file)
         console.line(f"wrote {file}")
     if not found.passed:
+        raise typer.Exit(FINDINGS)
+
+
+def _integrity(folder: Path) -> None:
+    from llamagen import api_verify as api
+    from llamagen.cli.progress import byte_progress
+    from llamagen.units import bytes_text
+
+    with byte_progress("reading") as progress:
+        found = api.check_integrity(folder, progress)
+    if found.findings:
+        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
+    for name in found.unread:
+        console.line(f"{name}: only its size and header are known")
+    verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
+    console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
+    console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
+    if not found.whole:
         raise typer.Exit(FINDINGS)
 
 

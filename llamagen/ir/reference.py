@@ -58,17 +58,14 @@ def evaluate(
     inputs: Mapping[str, ArrayLike] | None = None,
     keep_values: bool = False,
     rounding: Rounding = None,
-    float32_angles: bool = False,
 ) -> ReferenceResult:
     """Run ``flat`` on ``input_ids`` [B, S] after ``past`` (none: an empty cache).
 
     ``attention_mask`` [B, T] is 1 for tokens and 0 for padding; none means no padding.
     ``positions`` [B, S] default to the number of tokens before each one. ``inputs`` are further
     graph inputs by name. ``rounding`` rounds the result of every op to the model's dtype: not what
-    a backend computes, but a measure of how much that dtype can matter for this model.
-    ``float32_angles`` adds what the op table asks of every backend, rotations computed in float32:
-    far positions turn by angles that are wrong by up to position * 2^-24. Raises KeyError for a
-    weight or an input that is not given, ValueError for shapes that do not fit.
+    a backend computes, but a measure of how much that dtype can matter for this model. Raises
+    KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
     ids: Ints = np.asarray(input_ids, dtype=np.int64)
     before = past[0][0].shape[2] if past else 0
@@ -87,9 +84,7 @@ def evaluate(
         **(inputs or {}),
     }
     wanted = {name: given[name] for name in flat.inputs}
-    return _evaluate(
-        flat, weights, wanted, sizes, past, keep_values, _Precision(rounding, float32_angles)
-    )
+    return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Precision(rounding))
 
 
 def evaluate_graph(
@@ -100,8 +95,12 @@ def evaluate_graph(
     *,
     keep_values: bool = False,
     rounding: Rounding = None,
+    float32_angles: bool = False,
 ) -> ReferenceResult:
     """Run a graph that need not begin with ids: every input by name, sizes from their shapes.
+
+    ``float32_angles`` computes rotations in float32, which the op table asks of every backend: far
+    positions turn by angles that are wrong by up to position * 2^-24.
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
@@ -113,7 +112,8 @@ def evaluate_graph(
         for dim, size in zip(flat.types[name].shape, found, strict=True):
             sizes.setdefault(str(dim), size)
     given = {name: inputs[name] for name in flat.inputs}
-    return _evaluate(flat, weights, given, sizes, past, keep_values, _Precision(rounding))
+    precision = _Precision(rounding, float32_angles)
+    return _evaluate(flat, weights, given, sizes, past, keep_values, precision)
 
 
 def _evaluate(

@@ -72,6 +72,7 @@ class ComparisonDocument(Closed):
 class LayerDocument(Closed):
     """The residual stream after a layer, compared with ``LayersDocument.basis``."""
 
+    graph: str = Field(description="Its name in the folder, without `.onnx`.")
     path: str
     onnx: ErrorDocument | None
     torch: ErrorDocument | None
@@ -202,4 +203,6 @@ def _layers(report: VerifyReport) -> tuple[LayersDocument, ...]:
 
 
 def _layer(row: LayerRow) -> LayerDocument:
-    return LayerDocument(path=row.path, onnx=_error(row.onnx), torch=_error(row.torch))
+    return LayerDocument(
+        graph=row.graph, path=row.path, onnx=_error(row.onnx), torch=_error(row.torch)
+    )

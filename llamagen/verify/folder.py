@@ -6,19 +6,26 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, assert_never
+
+import numpy as np
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.export import SPEC_FILE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import MODEL_FILE
-from llamagen.ir.build import build
-from llamagen.ir.flatten import FlatGraph, flatten
+from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
+from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.pipeline import Pipeline, pipeline_of
+from llamagen.ir.reference import Rounding
 from llamagen.spec.registry import Registry
-from llamagen.verify.layers import LayerWitness, OnnxLayers, ReferenceLayers, TorchLayers, layers_of
+from llamagen.verify.facts import facts_of, far
+from llamagen.verify.image_cases import image_scenarios
+from llamagen.verify.layers import Layers, onnx_pieces
 from llamagen.verify.numerics import (
     TOLERANCES,
     Difference,
@@ -28,10 +35,11 @@ from llamagen.verify.numerics import (
     difference,
     measured_tolerance,
 )
-from llamagen.verify.report import Facts, LayerRow, Limit, LimitKind, Row, VerifyReport, WitnessName
-from llamagen.verify.scenario import FAR, Scenario, Witness, scenarios
+from llamagen.verify.pieces import GraphsWitness
+from llamagen.verify.report import LayerRow, Row, VerifyReport, WitnessName
+from llamagen.verify.scenario import Scenario, Witness, scenarios
 from llamagen.verify.stored import StoredWeights, stored_weights
-from llamagen.verify.transformers_witness import TransformersWitness
+from llamagen.verify.transformers_witness import COUNTS_PADDING, TransformersWitness
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 
 WITNESSES: tuple[WitnessName, ...] = ("torch", "reference", "transformers")
@@ -40,8 +48,15 @@ MAX_REFERENCE_PARAMETERS = 300_000_000
 """Beyond, the float64 reference would run for hours: it reads and widens every weight at every step."""
 
 
-LAYER_CASES = ("prefill", "left padding")
-"""Those whose layers are looked at: one without a cache, one with all that can go wrong with it."""
+LAYER_CASES = ("prefill", "left padding", "images decode")
+"""Those whose layers are looked at: without a cache, with all that can go wrong with it, with images."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    prompt_tokens: int
+    steps: int
+    seed: int
 
 
 def verify_folder(
@@ -55,22 +70,27 @@ def verify_folder(
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
-    With ``layers`` the residual stream after each layer is compared as well, with the reference or,
-    for a model too large for it, with torch. Weights are read lazily, but the torch and
-    transformers witnesses hold the whole model in float32. Raises LG770 (not an exported folder),
-    LG771 (an unknown witness), LG772 (the folder's spec is not the one the model was made from),
-    LG773 (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX
-    Runtime refuses the model).
+    A folder with graphs for images is compared on text with images too, through all of them. With
+    ``layers`` the residual stream after each layer is compared as well, with the reference or, for
+    a model too large for it, with torch. Weights are read lazily, but the torch and transformers
+    witnesses hold the whole model in float32. Raises LG770 (not an exported folder), LG771 (an
+    unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
+    (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX Runtime
+    refuses the model).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
-    stored = stored_weights(folder)
-    graph = _graph(folder, stored)
-    stored.require(parameters(graph))
-    feed = _Feed(prompt_tokens, steps, seed)
-    job = _Job(folder, graph, flatten(graph), stored, feed)
-    rows = [row for name in names for row in job.rows(name)]
-    looked_at = tuple(job.layer_rows(names)) if layers else ()
-    return VerifyReport(graph.spec_id, tuple(rows), job.facts(), looked_at)
+    subject = _subject(folder)
+    rows: list[Row] = []
+    seen: list[LayerRow] = []
+    cases: list[Scenario] = []
+    for part in _parts(subject, _Feed(prompt_tokens, steps, seed)):
+        rows += [row for name in names for row in part.rows(name)]
+        seen += part.layer_rows(names) if layers else ()
+        cases += part.cases
+    rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
+    main = subject.graphs[MAIN]
+    facts = facts_of(subject.graphs, subject.stored, seed, cases)
+    return VerifyReport(main.spec_id, tuple(rows), facts, tuple(seen))
 
 
 def _known(name: str) -> WitnessName:
@@ -82,88 +102,166 @@ def _known(name: str) -> WitnessName:
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 
-def _graph(folder: Path, stored: StoredWeights) -> Graph:
+@dataclass(frozen=True)
+class _Subject:
+    """The folder, the graphs its spec says, and its weights."""
+
+    folder: Path
+    graphs: Mapping[str, Graph]
+    pipeline: Pipeline | None
+    stored: StoredWeights
+
+    @property
+    def size(self) -> int:
+        return sum(p.count for p in all_parameters(self.graphs).values())
+
+
+def _subject(folder: Path) -> _Subject:
+    stored = stored_weights(folder)
     if not (folder / SPEC_FILE).is_file():
         raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
     text = (folder / SPEC_FILE).read_text(encoding="utf-8")
-    graph = build(Registry().load_text(text, f"{folder / SPEC_FILE}"))
-    if graph.digest != stored.metadata.get("llamagen.spec_digest"):
-        message = f"{SPEC_FILE} is not the spec that {MODEL_FILE} was made from"
-        raise LlamagenError.of("LG772", message, help="export the model again")
-    return graph
+    graphs = build_all(Registry().load_text(text, f"{folder / SPEC_FILE}"))
+    for name, graph in graphs.items():
+        file = f"{name}.onnx"
+        found = stored if file == MODEL_FILE else stored_weights(folder, file)
+        if graph.digest != found.metadata.get("llamagen.spec_digest"):
+            message = f"{SPEC_FILE} is not the spec that {file} was made from"
+            raise LlamagenError.of("LG772", message, help="export the model again")
+        found.require(parameters(graph), file)
+        stored = stored.joined(found)
+    return _Subject(folder, graphs, pipeline_of(graphs), stored)
 
 
-@dataclass(frozen=True, slots=True)
-class _Feed:
-    prompt_tokens: int
-    steps: int
-    seed: int
+def _parts(subject: _Subject, feed: _Feed) -> Iterator[_Part]:
+    """Cases of text, then those with images: each needs some of the graphs, and no more are opened."""
+    main = subject.graphs[MAIN]
+    flat = flatten(main)
+    vocab_size = flat.types[flat.outputs[0]].shape[-1].value
+    text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, far(flat))
+    yield _Part(subject, (MAIN,), text)
+    pipeline = subject.pipeline
+    if pipeline is None:
+        return
+    try:
+        cases = image_scenarios(pipeline, subject.graphs, vocab_size, feed.steps, feed.seed + 1)
+    except ValueError as error:
+        yield _Part(subject, pipeline.graphs, (), f"images: {error}")
+    else:
+        yield _Part(subject, pipeline.graphs, cases)
 
 
-class _Job:
+class _Part:
+    """Cases that go through the same graphs."""
+
     def __init__(
         self,
-        folder: Path,
-        graph: Graph,
-        flat: FlatGraph,
-        stored: StoredWeights,
-        feed: _Feed,
+        subject: _Subject,
+        names: Sequence[str],
+        cases: Sequence[Scenario],
+        skipped: str = "",
     ) -> None:
-        self.folder = folder
-        self.graph = graph
-        self.flat = flat
-        self.stored = stored
-        vocab_size = flat.types[flat.outputs[0]].shape[-1].value
-        self.seed = feed.seed
-        self.cases = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, _far(flat))
+        self.subject = subject
+        self.graphs = {name: subject.graphs[name] for name in names}
+        self.cases = cases
+        self.skipped = skipped
         self.bounds: dict[str, Tolerance] = {}
         self.witnesses: dict[WitnessName, Witness] = {}
-        self.onnx = OnnxWitness(open_session(folder / MODEL_FILE))
-        self.found = [case.logits(self.onnx) for case in self.cases]
-        self.size = sum(p.count for p in parameters(graph).values())
-        self.routed = any(node.op == "topk" for node in flat.nodes)
+        self.exact: dict[str, FloatArray] = {}
+        onnx = self.onnx() if cases else None
+        self.found = [case.logits(onnx) for case in cases if onnx is not None]
+        nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
+        self.routed = any(node.op == "topk" for node in nodes)
+        self.stretched = any(node.op == "attention_temperature" for node in nodes)
 
     def rows(self, name: WitnessName) -> Iterator[Row]:
-        if name == "reference" and self.size > MAX_REFERENCE_PARAMETERS:
-            note = f"{self.size:,} parameters are too many for the float64 reference"
+        size = self.subject.size
+        note = self.skipped
+        if not note and name == "reference" and size > MAX_REFERENCE_PARAMETERS:
+            note = f"{size:,} parameters are too many for the float64 reference"
+        if note:
             yield Row(name, "all", None, None, note)
             return
-        witness = self.made(name)
         known: dict[str, FloatArray] = {}
         for case, found in zip(self.cases, self.found, strict=True):
-            if name == "transformers" and (why := self.not_for_transformers(case)):
-                yield Row(name, case.name, None, None, why)
-                continue
-            if case.same_as is None:
-                known[case.name] = case.logits(witness)
-                expected = known[case.name]
-            else:
+            alone = name == "transformers" and self.stretched and not case.mask.all()
+            if case.same_as is not None:
                 expected = case.moved(known[case.same_as])
-            tolerance = self.tolerance(name, case)
-            yield Row(name, case.name, self.robust(difference(found, expected)), tolerance)
+            elif name == "reference":
+                expected = known[case.name] = self.exactly(case)
+            else:
+                rows = case.alone(self.subject.pipeline) if alone else (case,)
+                made = self.made(name)
+                expected = np.concatenate([row.logits(made) for row in rows])
+                known[case.name] = expected
+            measured = self.robust(difference(found, expected))
+            note = COUNTS_PADDING if alone else ""
+            yield Row(name, case.name, measured, self.tolerance(name, case), note)
 
-    def not_for_transformers(self, case: Scenario) -> str:
-        """Why a case cannot be compared with it; empty where it can."""
-        chunked = any(node.attrs.get("chunk") is not None for node in self.flat.nodes)
-        if chunked and case.name == "right padding":
-            return "transformers counts padding on the right as tokens of a chunk"
-        return ""
+    def onnx(self) -> Witness:
+        folder, names = self.subject.folder, self.graphs
+        pieces = {n: OnnxWitness(open_session(folder / f"{n}.onnx")) for n in names}
+        return GraphsWitness("onnx", pieces, self.subject.pipeline)
 
-    def made(self, name: WitnessName) -> Witness:
+    def reference(self, rounding: Rounding = None, float32_angles: bool = False) -> GraphsWitness:
+        read = self.subject.stored.read
+        pieces = {
+            name: ReferenceWitness.of_graph(graph, read, rounding, float32_angles)
+            for name, graph in self.graphs.items()
+        }
+        return GraphsWitness("reference", pieces, self.subject.pipeline)
+
+    def made(self, name: Literal["torch", "transformers"]) -> Witness:
+        """Built once: it holds all weights."""
         if name not in self.witnesses:
             self.witnesses[name] = self.witness(name)
         return self.witnesses[name]
 
-    def witness(self, name: WitnessName) -> Witness:
-        match name:
-            case "reference":
-                return ReferenceWitness(self.flat, self.stored.read)
-            case "torch":
-                return TorchWitness.of_graph(self.graph, self.stored.read)
-            case "transformers":
-                return TransformersWitness.of_folder(
-                    self.folder, list(parameters(self.graph)), self.stored.read
+    def layer_rows(self, names: Sequence[WitnessName]) -> Iterator[LayerRow]:
+        """ONNX Runtime's layers and torch's, compared with the reference's or, without it, with torch's."""
+        large = self.subject.size > MAX_REFERENCE_PARAMETERS
+        cases = [case for case in self.cases if case.name in LAYER_CASES]
+        if not cases or (large and "torch" not in names):
+            return
+        pipeline = self.subject.pipeline
+        torch = None
+        if "torch" in names:
+            witness = self.made("torch")
+            assert isinstance(witness, GraphsWitness)
+            torch = Layers("torch", witness.pieces, pipeline)
+        pieces = onnx_pieces(self.subject.folder, tuple(self.graphs))
+        onnx = None if pieces is None else Layers("onnx", pieces, pipeline)
+        basis = torch if large else Layers("reference", self.reference().pieces, pipeline)
+        assert basis is not None
+        for case in cases:
+            wanted = basis.of(case)
+            found = {} if onnx is None else onnx.of(case)
+            other = {} if torch is None or large else torch.of(case)
+            for layer, exact in wanted.items():
+                yield LayerRow(
+                    case.name,
+                    layer.graph,
+                    layer.path,
+                    "torch" if large else "reference",
+                    difference(found[layer], exact) if layer in found else None,
+                    difference(other[layer], exact) if layer in other else None,
                 )
+
+    def witness(self, name: Literal["torch", "transformers"]) -> Witness:
+        subject = self.subject
+        match name:
+            case "torch":
+                read = subject.stored.read
+                pieces = {n: TorchWitness.of_graph(g, read) for n, g in self.graphs.items()}
+                return GraphsWitness(name, pieces, subject.pipeline)
+            case "transformers":
+                paths = list(all_parameters(subject.graphs))
+                images = subject.pipeline is not None
+                return TransformersWitness.of_folder(
+                    subject.folder, paths, subject.stored.read, images=images
+                )
+            case _:
+                assert_never(name)
 
     def tolerance(self, name: WitnessName, case: Scenario) -> Tolerance:
         """One bound a case for all witnesses; only between two float32 results is it wider."""
@@ -171,102 +269,24 @@ class _Job:
         if tokens not in self.bounds:
             self.bounds[tokens] = self.bound(case)
         bound = self.bounds[tokens]
-        return bound if name == "reference" else between_float32(self.stored.dtype, bound)
+        return bound if name == "reference" else between_float32(self.subject.stored.dtype, bound)
 
     def bound(self, case: Scenario) -> Tolerance:
         """Measured where the reference is at hand, from the table otherwise."""
-        dtype = self.stored.dtype
-        if self.size > MAX_REFERENCE_PARAMETERS:
+        dtype = self.subject.stored.dtype
+        if self.subject.size > MAX_REFERENCE_PARAMETERS:
             return TOLERANCES[dtype]
-        exact = case.logits(ReferenceWitness(self.flat, self.stored.read))
-        inexact = ReferenceWitness(
-            self.flat, self.stored.read, rounding=dtype, float32_angles=case.shift > 0
-        )
-        rounded = case.logits(inexact)
-        return measured_tolerance(dtype, self.robust(difference(rounded, exact)))
+        rounded = case.logits(self.reference(dtype, float32_angles=case.shift > 0))
+        return measured_tolerance(dtype, self.robust(difference(rounded, self.exactly(case))))
 
-    def layer_rows(self, names: Sequence[WitnessName]) -> Iterator[LayerRow]:
-        """ONNX Runtime's layers and torch's, compared with the reference's or, without it, with torch's."""
-        large = self.size > MAX_REFERENCE_PARAMETERS
-        paths = [layer.path for layer in self.flat.layers]
-        onnx, torch = OnnxLayers.of_file(self.folder / MODEL_FILE), None
-        if "torch" in names:
-            witness = self.made("torch")
-            assert isinstance(witness, TorchWitness)
-            torch = TorchLayers(witness.model, paths)
-        basis: LayerWitness | None = torch
-        if not large:
-            basis = ReferenceLayers(self.flat, self.stored.read)
-        if basis is None:
-            return
-        for case in self.cases:
-            if case.name not in LAYER_CASES:
-                continue
-            wanted = layers_of(case, basis)
-            found = {} if onnx is None else layers_of(case, onnx)
-            other = {} if torch is None or large else layers_of(case, torch)
-            for path in paths:
-                yield LayerRow(
-                    case.name,
-                    path,
-                    "torch" if large else "reference",
-                    difference(found[path], wanted[path]) if path in found else None,
-                    difference(other[path], wanted[path]) if path in other else None,
-                )
-
-    def facts(self) -> Facts:
-        return Facts(
-            digest=self.graph.digest,
-            parameters=self.size,
-            dtype=self.stored.dtype,
-            profile=self.stored.metadata.get("llamagen.profile", ""),
-            tied=tuple(sorted(_tied(self.flat))),
-            seed=self.seed,
-            cases=self.cases,
-            limits=_limits(self.flat, self.cases),
-        )
+    def exactly(self, case: Scenario) -> FloatArray:
+        """By the reference, computed once: it is a witness, and what the bound is measured with."""
+        if case.name not in self.exact:
+            self.exact[case.name] = case.logits(self.reference())
+        return self.exact[case.name]
 
     def robust(self, found: Difference) -> Difference:
         """In a low precision some tokens choose another expert, in every implementation."""
-        if self.routed and self.stored.dtype != "float32":
+        if self.routed and self.subject.stored.dtype != "float32":
             return found.without_outliers()
         return found
-
-
-def _far(flat: FlatGraph) -> int:
-    """Positions far enough apart for the bands of a scaled rope to differ."""
-    originals = [
-        value
-        for node in flat.nodes
-        if node.op == "rope_table" and node.attrs["scaling"] != "default"
-        if isinstance(value := node.attrs["original_max_positions"], int)
-    ]
-    return max(originals, default=FAR)
-
-
-def _limits(flat: FlatGraph, cases: Sequence[Scenario]) -> tuple[Limit, ...]:
-    slots = max(case.input_ids.shape[1] for case in cases)
-    positions = 1 + max(int(call[2].max()) for case in cases for call in case.calls())
-    found: dict[tuple[LimitKind, int], int] = {}
-    for node in flat.nodes:
-        for name, kind, reached in _LIMITS:
-            size = node.attrs.get(name)
-            scaled = node.attrs.get("scaling", "default") != "default"
-            if isinstance(size, int) and (node.op == "causal_mask" or scaled):
-                found[kind, size] = positions if reached == "positions" else slots
-    return tuple(Limit(kind, size, reached) for (kind, size), reached in sorted(found.items()))
-
-
-_LIMITS: tuple[tuple[str, LimitKind, str], ...] = (
-    ("window", "sliding window", "slots"),
-    ("chunk", "chunk", "slots"),
-    ("original_max_positions", "original context of rope", "positions"),
-)
-"""Attribute of an op, what it limits, and what is counted against it."""
-
-
-def _tied(flat: FlatGraph) -> Iterator[str]:
-    for node in flat.nodes:
-        for path in node.parameters.values():
-            if not path.startswith(f"{node.path}.") and path != node.path:
-                yield node.path

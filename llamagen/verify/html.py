@@ -14,6 +14,7 @@ from llamagen.verify.document import (
     CaseDocument,
     ComparisonDocument,
     ErrorDocument,
+    LayerDocument,
     LayersDocument,
     LimitDocument,
     ReportDocument,
@@ -206,7 +207,7 @@ def _layers(found: LayersDocument) -> LayersView:
     errors = [e.rms_over_std for row in found.layers for e in (row.onnx, row.torch) if e]
     low, high = _axis(errors)
     rows = tuple(
-        LayerView(row.path, _bar(row.onnx, low, high), _bar(row.torch, low, high))
+        LayerView(_name(row), _bar(row.onnx, low, high), _bar(row.torch, low, high))
         for row in found.layers
     )
     return LayersView(
@@ -217,6 +218,10 @@ def _layers(found: LayersDocument) -> LayersView:
         any(row.torch for row in found.layers),
         rows,
     )
+
+
+def _name(row: LayerDocument) -> str:
+    return row.path if row.graph == "model" else f"{row.graph}: {row.path}"
 
 
 def _axis(errors: Iterable[float]) -> tuple[int, int]:

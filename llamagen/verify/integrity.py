@@ -95,9 +95,7 @@ def _entries(folder: Path) -> Iterator[Path]:
         yield from (place / name for name in folders if (place / name).is_symlink())
 
 
-def _damage(
-    name: str, path: Path, record: FileRecord, counter: _Counter
-) -> Iterator[FileFinding]:
+def _damage(name: str, path: Path, record: FileRecord, counter: _Counter) -> Iterator[FileFinding]:
     """At most one finding; the content is read only where the size is right."""
     if path.is_symlink() or not path.is_file():
         counter.skip(record.size)
@@ -114,7 +112,9 @@ def _damage(
         yield FileFinding(name, "unreadable", error.strerror or str(error))
         return
     if record.sha256 is not None and digest != record.sha256:
-        yield FileFinding(name, "content", f"sha256 {digest[:16]}…, {record.sha256[:16]}… was written")
+        yield FileFinding(
+            name, "content", f"sha256 {digest[:16]}…, {record.sha256[:16]}… was written"
+        )
     elif record.header_sha256 is not None and header != record.header_sha256:
         yield FileFinding(name, "content", "the header of the safetensors file has changed")
 

@@ -1,123 +1,141 @@
 """The residual stream after every layer, from each witness: where an error begins and how it grows.
 
-Nothing here decides whether a folder passes; logits do. ONNX Runtime is asked through a copy of the
-model, in memory, with one more output a layer. The copy may be fused differently than the model.
+Nothing here decides whether a folder passes; logits do. ONNX Runtime is asked through copies of the
+models, in memory, with one more output a layer; a copy may be fused differently than its model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llamagen.emit.onnx.emit import LAYER_MARK
-from llamagen.ir.flatten import FlatGraph
-from llamagen.ir.reference import Cache, evaluate
+from llamagen.ir.pipeline import Pipeline
+from llamagen.ir.reference import Cache, evaluate_graph
 from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import IntArray, Scenario
-from llamagen.verify.witnesses import OnnxSession, OnnxWitness, TorchSession, WeightReader
+from llamagen.verify.pieces import GraphsWitness, OpenPiece, Piece
+from llamagen.verify.scenario import Scenario, Values
+from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 
 if TYPE_CHECKING:
     import onnx
-    import torch
+
+Keep = Callable[[str, FloatArray], None]
+"""Takes what a layer, by its role path, hands on."""
 
 _TAP = "llamagen.layer/"
 """Prefix of the added outputs of a copied model, before the layer's role path."""
 
 
-class LayerSession(Protocol):
-    """A session that also gives the layers of its last step."""
+@dataclass(frozen=True, slots=True)
+class LayerId:
+    """A layer of one of the graphs of a model."""
 
-    def layers(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> LayerValues:
-        """One step; role path of a layer -> what it hands on, [B, S, D], in execution order."""
-
-
-LayerValues = Mapping[str, FloatArray]
-
-
-class LayerWitness(Protocol):
-    def start(self) -> LayerSession:
-        """A session with an empty cache."""
-
-
-def layers_of(scenario: Scenario, witness: LayerWitness) -> dict[str, FloatArray]:
-    """Role path -> the residual stream of every real token, [tokens, D], after that layer."""
-    session = witness.start()
-    steps = [session.layers(*call) for call in scenario.calls()]
-    return {path: scenario.of_tokens([step[path] for step in steps]) for path in steps[0]}
+    graph: str
+    path: str
 
 
 @dataclass(frozen=True)
-class ReferenceLayers:
-    """In float64."""
+class Layers:
+    """Pieces of a witness that tell what their layers do: a scenario goes through them as through any."""
 
-    flat: FlatGraph
-    weights: WeightReader
+    name: str
+    pieces: Mapping[str, Piece]
+    pipeline: Pipeline | None
+    seen: dict[LayerId, list[FloatArray]] = field(default_factory=dict)
 
-    def start(self) -> LayerSession:
-        return _ReferenceLayerSession(self)
+    def of(self, scenario: Scenario) -> dict[LayerId, FloatArray]:
+        """The residual stream after each layer, [tokens, D], in execution order.
 
-
-class _ReferenceLayerSession:
-    def __init__(self, witness: ReferenceLayers) -> None:
-        self.witness = witness
-        self.past: Cache | None = None
-
-    def layers(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> LayerValues:
-        w = self.witness
-        result = evaluate(
-            w.flat, w.weights, input_ids, mask, positions, self.past, keep_values=True
-        )
-        self.past = result.present
+        Padding is left out. A layer of images has a row for each of their patches.
+        """
+        self.seen.clear()
+        told = {name: _Told(piece, self.keeper(name)) for name, piece in self.pieces.items()}
+        scenario.logits(GraphsWitness(self.name, told, self.pipeline))
+        once = () if self.pipeline is None else self.pipeline.once
         return {
-            layer.path: np.asarray(result.values[layer.value], dtype=np.float64)
-            for layer in w.flat.layers
+            layer: np.concatenate([v.reshape(-1, v.shape[-1]) for v in values])
+            if layer.graph in once
+            else scenario.of_tokens(values)
+            for layer, values in self.seen.items()
         }
 
+    def keeper(self, graph: str) -> Keep:
+        def keep(path: str, value: FloatArray) -> None:
+            self.seen.setdefault(LayerId(graph, path), []).append(value)
+
+        return keep
+
 
 @dataclass(frozen=True)
-class TorchLayers:
-    """Outputs of the generated module's layers, seen by hooks."""
+class _Told:
+    """A piece whose layers go to ``keep``."""
 
-    model: torch.nn.Module
-    paths: Sequence[str]
+    piece: Piece
+    keep: Keep
 
-    def start(self) -> LayerSession:
-        return _TorchLayerSession(self)
+    @property
+    def name(self) -> str:
+        return self.piece.name
+
+    def open(self) -> OpenPiece:
+        match self.piece:
+            case ReferenceWitness():
+                return _ReferenceTold(self.piece, self.keep)
+            case TorchWitness():
+                return _TorchTold(self.piece, self.keep)
+            case OnnxWitness():
+                return _OnnxTold(self.piece.open(), self.keep)
+            case other:
+                raise TypeError(f"{other.name} cannot tell what its layers do")
 
 
-class _TorchLayerSession:
-    def __init__(self, witness: TorchLayers) -> None:
+class _ReferenceTold:
+    def __init__(self, witness: ReferenceWitness, keep: Keep) -> None:
         self.witness = witness
-        self.session = TorchSession(witness.model)
+        self.keep = keep
+        self.past: Cache | None = None
 
-    def layers(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> LayerValues:
-        modules = dict(self.witness.model.named_modules())
-        seen: dict[str, FloatArray] = {}
+    def run(self, values: Values) -> Values:
+        w = self.witness
+        past = self.past if w.flat.slots else None
+        result = evaluate_graph(w.flat, w.weights, values, past, keep_values=True)
+        self.past = result.present
+        for layer in w.flat.layers:
+            self.keep(layer.path, np.asarray(result.values[layer.value], dtype=np.float64))
+        return dict(zip(w.outputs, result.outputs, strict=True))
 
-        def keeper(path: str) -> _Hook:
-            def keep(module: object, given: object, result: object) -> None:
-                seen[path] = _first(result)
 
-            return keep
+class _TorchTold:
+    def __init__(self, witness: TorchWitness, keep: Keep) -> None:
+        self.model = witness.model
+        self.open_piece = witness.open()
+        self.keep = keep
 
-        hooks = [modules[p].register_forward_hook(keeper(p)) for p in self.witness.paths]
+    def run(self, values: Values) -> Values:
+        hooks = [
+            module.register_forward_hook(self.hook(path))
+            for path, module in self.model.named_modules()
+            if path.rpartition(".")[2].isdecimal()  # the layers of a stack are numbered
+        ]
         try:
-            self.session.step(input_ids, mask, positions)
+            return self.open_piece.run(values)
         finally:
             for hook in hooks:
                 hook.remove()
-        return {path: seen[path] for path in self.witness.paths}
+
+    def hook(self, path: str) -> Callable[[object, object, object], None]:
+        def keep(module: object, given: object, result: object) -> None:
+            self.keep(path, _carried(result))
+
+        return keep
 
 
-class _Hook(Protocol):
-    def __call__(self, module: object, given: object, result: object) -> None: ...
-
-
-def _first(result: object) -> FloatArray:
+def _carried(result: object) -> FloatArray:
     """A layer's tensor; the first of several is the one that is carried."""
     import torch
 
@@ -126,43 +144,35 @@ def _first(result: object) -> FloatArray:
     return np.asarray(tensor.detach().double().numpy(), dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class OnnxLayers:
-    """ONNX Runtime over a copy of a model that also gives its layers."""
+class _OnnxTold:
+    def __init__(self, piece: OpenPiece, keep: Keep) -> None:
+        self.piece = piece
+        self.keep = keep
 
-    witness: OnnxWitness
-
-    @staticmethod
-    def of_file(model_file: Path) -> OnnxLayers | None:
-        """None for a model that does not say which of its values are layers."""
-        import onnx
-
-        from llamagen.emit.onnx.session import open_session
-
-        model = onnx.load(str(model_file), load_external_data=False)
-        if not _tapped(model):
-            return None
-        session = open_session(model.SerializeToString(), data_folder=model_file.parent)
-        return OnnxLayers(OnnxWitness(session))
-
-    def start(self) -> LayerSession:
-        return _OnnxLayerSession(self.witness)
+    def run(self, values: Values) -> Values:
+        made = self.piece.run(values)
+        for name, value in made.items():
+            if name.startswith(_TAP):
+                self.keep(name.removeprefix(_TAP), np.asarray(value, dtype=np.float64))
+        return {name: value for name, value in made.items() if not name.startswith(_TAP)}
 
 
-class _OnnxLayerSession:
-    def __init__(self, witness: OnnxWitness) -> None:
-        self.session = OnnxSession(witness.session)
+def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:
+    """Sessions that also give their layers; None where a model does not say which values those are."""
+    import onnx
 
-    def layers(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> LayerValues:
-        self.session.step(input_ids, mask, positions)
-        return {
-            name.removeprefix(_TAP): np.asarray(value, dtype=np.float64)
-            for name, value in self.session.outputs_of_step.items()
-            if name.startswith(_TAP)
-        }
+    from llamagen.emit.onnx.session import open_session
+
+    found: dict[str, Piece] = {}
+    marked = False
+    for name in graphs:
+        model = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
+        marked |= _tap(model)
+        found[name] = OnnxWitness(open_session(model.SerializeToString(), data_folder=folder))
+    return found if marked else None
 
 
-def _tapped(model: onnx.ModelProto) -> bool:
+def _tap(model: onnx.ModelProto) -> bool:
     """Add a float32 output for every value marked as a layer; whether there is one."""
     from onnx import TensorProto, helper
 

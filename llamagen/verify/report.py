@@ -48,6 +48,7 @@ class LayerRow:
     """How far the residual stream after one layer is from that of ``basis``; None where it was not looked at."""
 
     case: str
+    graph: str
     path: str
     basis: Literal["reference", "torch"]
     onnx: Difference | None

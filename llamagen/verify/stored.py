@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,28 +60,32 @@ class StoredWeights:
         )
         return found
 
-    def require(self, wanted: Mapping[str, Parameter]) -> None:
+    def joined(self, other: StoredWeights) -> StoredWeights:
+        """With the weights that only another graph of the folder has."""
+        return replace(self, places={**other.places, **self.places})
+
+    def require(self, wanted: Mapping[str, Parameter], file: str = MODEL_FILE) -> None:
         """Raises LG773 unless there is each parameter in its shape, whole in its file."""
         for path, parameter in wanted.items():
             place = self.places.get(path)
             if place is None:
-                raise LlamagenError.of("LG773", f"{MODEL_FILE} has no weight `{path}`")
+                raise LlamagenError.of("LG773", f"{file} has no weight `{path}`")
             if place.shape != parameter.shape:
-                message = f"`{path}` is {list(place.shape)} in {MODEL_FILE}"
+                message = f"`{path}` is {list(place.shape)} in {file}"
                 raise LlamagenError.of("LG773", f"{message}, the spec says {list(parameter.shape)}")
             end = place.offset + prod(place.shape) * place.dtype.itemsize
             if end > place.file.stat().st_size:
                 raise LlamagenError.of("LG773", f"{place.file.name} ends inside `{path}`")
 
 
-def stored_weights(folder: Path) -> StoredWeights:
-    """What ``model.onnx`` of ``folder`` points at. Raises LG770, LG773."""
+def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
+    """What ``model.onnx``, or another graph of ``folder``, points at. Raises LG770, LG773."""
     import onnx
 
-    model_file = folder / MODEL_FILE
+    model_file = folder / file
     if not model_file.is_file():
         help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
-        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {MODEL_FILE}", help=help)
+        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {file}", help=help)
     try:
         model = onnx.load(str(model_file), load_external_data=False)
     except Exception as error:  # protobuf's errors share no public base class

@@ -24,7 +24,7 @@ def test_padding_is_on_either_side_of_the_prompt() -> None:
     for padded, mirrored in zip(left[:, :12], right[:, :12], strict=True):
         assert np.array_equal(padded, mirrored[::-1])
     assert not right[1:, 11].any(), "padding lies between the prompt and the new tokens"
-    *_, (_, _, positions) = CASES["right padding"].calls()
+    *_, (_, _, positions, _) = CASES["right padding"].calls()
     assert positions[:, -1].tolist() == (right.sum(axis=1) - 1).tolist()
 
 
