@@ -39,7 +39,11 @@ from llamagen.verify.pieces import GraphsWitness
 from llamagen.verify.report import LayerRow, Row, VerifyReport, WitnessName
 from llamagen.verify.scenario import Scenario, Witness, scenarios
 from llamagen.verify.stored import StoredWeights, stored_weights
-from llamagen.verify.transformers_witness import COUNTS_PADDING, TransformersWitness
+from llamagen.verify.transformers_witness import (
+    COUNTS_PADDING,
+    COUNTS_PLACES,
+    TransformersWitness,
+)
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 
 WITNESSES: tuple[WitnessName, ...] = ("torch", "reference", "transformers")
@@ -184,7 +188,11 @@ class _Part:
             return
         known: dict[str, FloatArray] = {}
         for case, found in zip(self.cases, self.found, strict=True):
-            alone = name == "transformers" and self.stretched and not case.mask.all()
+            by_place = name == "transformers" and self.stretched
+            if by_place and case.shift:
+                yield Row(name, case.name, None, None, COUNTS_PLACES)
+                continue
+            alone = by_place and not case.mask.all()
             if case.same_as is not None:
                 expected = case.moved(known[case.same_as])
             elif name == "reference":
