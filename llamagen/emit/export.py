@@ -174,8 +174,9 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
-    for weights that cannot be referenced, LG701 to LG703 for unknown options.
+    it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG703 for unknown
+    options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference
@@ -187,7 +188,13 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     compare = copies or job.options.scan
     with ExitStack() as stack:
         supply = CheckpointSupply.opened(
-            job.resolved, job.graph, checkpoint, registry, stack, compare_values=compare
+            job.resolved,
+            job.graph,
+            checkpoint,
+            registry,
+            stack,
+            compare_values=compare,
+            ignore_config=job.options.ignore_config,
         )
         notes = supply.notes
         if copies:
