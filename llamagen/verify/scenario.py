@@ -80,6 +80,11 @@ class Scenario:
         """Real ones, of all rows."""
         return int(self.mask.sum())
 
+    @property
+    def has_holes(self) -> bool:
+        """Padding behind a token."""
+        return bool((np.diff(self.mask, axis=1) < 0).any())
+
     def calls(self) -> Iterator[tuple[IntArray, IntArray, IntArray, Values]]:
         """Ids, mask, positions and what is beside them, of each call."""
         positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)

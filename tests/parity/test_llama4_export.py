@@ -9,8 +9,10 @@ import onnx
 import pytest
 
 from llamagen import api, verify_folder
+from llamagen.emit.manifest import read_manifest
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.resolved_text import resolved_text
+from llamagen.verify.folder import DROPS_SEEN
 from llamagen.verify.transformers_witness import COUNTS_PADDING
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel
@@ -82,6 +84,23 @@ def test_layers_of_every_graph_are_told(random_folder: Path) -> None:
     for row in report.layers:
         assert row.onnx is not None and row.onnx.rms_over_std < 1e-5, row
         assert row.torch is not None and row.torch.rms_over_std < 1e-5, row
+
+
+def test_a_folder_with_bounded_caches(model: RandomModel, tmp_path: Path) -> None:
+    """Verified against the model with whole caches, and told to whoever feeds it."""
+    spec, out = tmp_path / "spec.yaml", tmp_path / "out"
+    spec.write_text(resolved_text(model.resolved), encoding="utf-8")
+    api.load(spec).export(out, random_weights=SEED, cache="bounded")
+    report = verify_folder(out, ("reference", "torch"), steps=4)
+    assert report.passed and len(report.rows) == 2 * len(CASES), report
+    skipped = {(row.case, row.note) for row in report.rows if row.verdict == "skipped"}
+    assert skipped == {("right padding", DROPS_SEEN)}
+    assert read_manifest(out).cache == "bounded"
+    readme = (out / "README.md").read_text(encoding="utf-8")
+    assert "bounded: at most 4 tokens in 6 of 8 caches" in readme
+    reason = "keeps at most 4 tokens in 6 of 8 caches; clients want pasts of one length"
+    assert f"onnxruntime-genai: the model {reason}" in readme
+    assert not (out / "genai_config.json").exists()
 
 
 @pytest.mark.parametrize("graph", ["vision_encoder", "embedding", "decoder"])
