@@ -170,13 +170,14 @@ class _Part:
     ) -> None:
         self.subject = subject
         self.graphs = {name: subject.graphs[name] for name in names}
-        self.cases = cases
+        last = subject.stored.metadata.get("llamagen.logits") == "last"
+        self.cases = tuple(case.of_last() if last else case for case in cases)
         self.skipped = skipped
         self.bounds: dict[str, Tolerance] = {}
         self.witnesses: dict[WitnessName, Witness] = {}
         self.exact: dict[str, FloatArray] = {}
         onnx = self.onnx() if cases else None
-        self.found = [case.logits(onnx) for case in cases if onnx is not None]
+        self.found = [case.logits(onnx) for case in self.cases if onnx is not None]
         nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
         self.routed = any(node.op == "topk" for node in nodes)
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)

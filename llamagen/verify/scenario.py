@@ -66,6 +66,8 @@ class Scenario:
     """The scenario that has these tokens in other calls or in another order, and so the same logits."""
     order: tuple[int, ...] | None = None
     """Row i is row ``order[i]`` of ``same_as``."""
+    last: bool = False
+    """Only the logits after the last token of each call, which is all that some models give."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
@@ -98,9 +100,16 @@ class Scenario:
             start = stop
 
     def logits(self, witness: Witness) -> FloatArray:
-        """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
+        """Logits of every real token, [tokens, V], row by row: the same order however it is cut.
+
+        With ``last``, of those that end a call.
+        """
         session = witness.start(self.images)
-        return self.of_tokens([session.step(*call) for call in self.calls()])
+        pieces = [session.step(*call) for call in self.calls()]
+        if self.last:
+            ends = np.cumsum(self.splits) - 1
+            return np.stack([p[:, -1] for p in pieces], axis=1)[self.mask[:, ends] > 0]
+        return self.of_tokens(pieces)
 
     def of_tokens(self, pieces: Sequence[FloatArray]) -> FloatArray:
         """Results [B, S, N] of all calls -> [tokens, N], padding left out."""
@@ -118,6 +127,10 @@ class Scenario:
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
         return replace(self, name=name, splits=tuple(splits), same_as=self.name)
+
+    def of_last(self) -> Scenario:
+        """With only the logits that end a call, which another cut does not have."""
+        return replace(self, last=True, same_as=None, order=None)
 
     def alone(self, pipeline: Pipeline | None = None) -> tuple[Scenario, ...]:
         """Each row by itself, without its padding; calls that were all padding are left out.
@@ -141,7 +154,11 @@ class Scenario:
             own = {name: value[i] for name, value in images.items() if len(value[i])}
             ids, ones = self.input_ids[i : i + 1, mask], self.mask[i : i + 1, mask]
             name = f"{self.name}, row {i}"
-            rows.append(Scenario(name, ids, ones, splits, self.shift, images=own, beside=beside))
+            rows.append(
+                Scenario(
+                    name, ids, ones, splits, self.shift, images=own, beside=beside, last=self.last
+                )
+            )
         return tuple(rows)
 
 
