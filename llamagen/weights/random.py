@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llamagen.ir.graph import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
-from llamagen.weights.pieces import Bytes, Piece
+from llamagen.weights.pieces import Bytes, Piece, in_parallel
 from llamagen.weights.publish import staged_folder
 from llamagen.weights.safetensors_write import (
     NewTensor,
@@ -168,5 +168,7 @@ def write_random_checkpoint(
 
 
 def _encoded(seed: int, tensor: RandomTensor, dtype: TargetDType) -> Iterator[memoryview]:
-    for values in random_blocks(seed, tensor):
-        yield values.astype(NUMPY_TYPES[dtype], copy=False).view(np.uint8).data
+    pieces = random_pieces(seed, tensor, dtype, 0)
+    for _, made in in_parallel(pieces, lambda piece: piece.make()):
+        for _, data in made:
+            yield data.data
