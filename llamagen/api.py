@@ -136,6 +136,8 @@ class Model:
         profile: str = "portable",
         dtype: str = "float32",
         weights: str = "copy",
+        logits: str | None = None,
+        max_context: int | None = None,
         scan: bool = False,
         overwrite: bool = False,
         progress: Progress = _silent,
@@ -143,11 +145,12 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
 
-        options = ExportOptions(profile, dtype, weights, scan)
+        options = ExportOptions(profile, dtype, weights, logits, max_context, scan)
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)

@@ -87,6 +87,12 @@ class Manifest(Closed):
     profile: str
     dtype: DTypeName = Field(description="Of the computation.")
     io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
+    logits: Literal["last", "all"] = Field(
+        description="After the last real token of a call, or after every one."
+    )
+    max_context: int | None = Field(
+        description="Tokens that the model's tables of positions cover; null where it computes them."
+    )
     weights: WeightsRecord
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."

@@ -47,7 +47,7 @@ def model() -> OnnxModel:
     )
     properties = {"llamagen.spec_digest": "0"}
     made = ir.Model(graph, ir_version=11, metadata_props=properties)
-    return OnnxModel(made, table, PORTABLE, "float32")
+    return OnnxModel(made, table, PORTABLE, "float32", "all", None)
 
 
 def copy(spot: Placement) -> Iterator[Piece]:
