@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -83,6 +84,11 @@ class ExportJob:
 
         return dtype_named(self.options.dtype)
 
+    @cached_property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The text model's graph and the further ones of the spec, by name."""
+        return build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+
     def counter(self, total: int) -> Counter:
         """Reports progress towards ``total`` bytes."""
         return Counter(self.progress, total)
@@ -92,25 +98,33 @@ class ExportJob:
         from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
+        from llamagen.emit.onnx.quantization import quantization_of
 
-        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
         chosen, options = profile_named(self.options.profile), self.options
         found = choices_of(self.graph, chosen, options.logits, options.max_context)
         weights: WeightPlaces = "copied" if options.mode == "copy" else "referenced"
         choices = replace(found, weights=weights)
-        return {n: emit_onnx(g, chosen, self.dtype, stored, choices) for n, g in graphs.items()}
+        text = replace(choices, quantization=quantization_of(options.quantize))
+        return {
+            name: emit_onnx(one, chosen, self.dtype, stored, text if name == MAIN else choices)
+            for name, one in self.graphs.items()
+        }
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""
         from llamagen.emit.onnx.data import byte_count
+        from llamagen.emit.onnx.encode import encoded_pieces
         from llamagen.emit.onnx.write import together_initializers, write_models
 
         target = STORED[self.dtype]
         counter = self.counter(sum(map(byte_count, together_initializers(emitted.values()))))
 
-        def weights(spot: Placement) -> Iterator[Piece]:
-            offset = spot.offset
-            for source in spot.initializer.sources:
+        def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
+            if spots[0].initializer.part is not None:
+                yield from encoded_pieces(spots, supply.rows)
+                return
+            offset = spots[0].offset
+            for source in spots[0].initializer.sources:
                 for piece in supply.pieces(source.path, target, offset):
                     yield piece
                     offset += piece.length
@@ -124,6 +138,7 @@ class ExportJob:
         self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
         """The staging folder and the records of its files, which the body fills; then all other files are added."""
+        from llamagen.emit.clients import write_client_files
         from llamagen.emit.config import config_files
         from llamagen.weights.publish import staged_folder
 
@@ -135,6 +150,7 @@ class ExportJob:
                 _write_text(staging / name, text)
             for file in supply.companions:  # a checkpoint's own config wins
                 shutil.copyfile(file, staging / file.name)
+            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
             files = all_files(staging, known)
             _write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
 
@@ -145,6 +161,7 @@ class ExportJob:
         files: dict[str, FileRecord],
     ) -> Manifest:
         from llamagen.emit.onnx.emit import llamagen_version
+        from llamagen.emit.onnx.quantization import quantization_of
 
         main = emitted[MAIN]
         return Manifest(
@@ -156,6 +173,7 @@ class ExportJob:
             logits=main.logits,
             max_context=main.max_context,
             weights=weights,
+            quantization=quantization_of(self.options.quantize).record(self.options.quantize),
             graphs={
                 name: GraphRecord(
                     file=f"{name}.onnx",
@@ -172,8 +190,8 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
-    for weights that cannot be referenced, LG701 to LG705 for options.
+    it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG708 for options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference
@@ -185,7 +203,13 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     compare = copies or job.options.scan
     with ExitStack() as stack:
         supply = CheckpointSupply.opened(
-            job.resolved, job.graph, checkpoint, registry, stack, compare_values=compare
+            job.resolved,
+            job.graph,
+            checkpoint,
+            registry,
+            stack,
+            compare_values=compare,
+            ignore_config=job.options.ignore_config,
         )
         notes = supply.notes
         if copies:

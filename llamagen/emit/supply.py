@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
@@ -18,16 +18,27 @@ from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.pieces import Piece
 from llamagen.weights.reading import OpenFiles
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 COMPANIONS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
+    "LICENSE",
+    "LICENSE.txt",
+    "USE_POLICY.md",
 )
-"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
+"""Small files of a Hub checkpoint that a runtime reads or that must stay with the weights; copied if they are there."""
+
+CONFIGS = ("config.json", "generation_config.json")
 
 
 class Supply(Protocol):
@@ -43,6 +54,9 @@ class Supply(Protocol):
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         """The parameter in ``dtype``, from byte ``offset`` of a file on."""
 
+    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows of a parameter [N, K], exact and finite."""
+
 
 @dataclass(frozen=True)
 class CheckpointSupply:
@@ -54,6 +68,8 @@ class CheckpointSupply:
     files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
+    kept: tuple[str, ...] = COMPANIONS
+    """Names of small files to copy from the checkpoint's folder."""
 
     @staticmethod
     def opened(
@@ -64,11 +80,14 @@ class CheckpointSupply:
         stack: ExitStack,
         *,
         compare_values: bool = True,
+        ignore_config: bool = False,
     ) -> CheckpointSupply:
         """Reads headers only, and with ``compare_values`` the tensors that must be equal.
 
-        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit.
+        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit. Its own config.json must be
+        that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
         """
+        from llamagen.emit.config.agree import disagreements
         from llamagen.weights.checkpoint import Checkpoint
         from llamagen.weights.fit import bind, explained
 
@@ -76,6 +95,10 @@ class CheckpointSupply:
         found = bind(resolved, graph, stored, compare_values=compare_values)
         if any(one.severity == "error" for one in found.diagnostics):
             raise LlamagenError(explained(found, resolved, graph, stored, registry))
+        if not ignore_config:
+            clashes = disagreements(resolved, stored.config_file, registry)
+            if any(one.severity == "error" for one in clashes):
+                raise LlamagenError(clashes)
         assert found.layout is not None
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
@@ -83,6 +106,7 @@ class CheckpointSupply:
             found.layout,
             stack.enter_context(OpenFiles()),
             found.diagnostics,
+            tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
         )
 
     @property
@@ -91,12 +115,17 @@ class CheckpointSupply:
 
     @property
     def companions(self) -> Sequence[Path]:
-        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+        return [self.folder / name for name in self.kept if (self.folder / name).is_file()]
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         from llamagen.weights.stream import tensor_pieces
 
         return tensor_pieces(self.bindings[path], dtype, offset, self.files)
+
+    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        from llamagen.weights.stream import read_rows
+
+        return read_rows(self.bindings[path], start, stop, self.files)
 
 
 @dataclass(frozen=True)
@@ -120,3 +149,11 @@ class RandomSupply:
         parameter = self.wanted[path]
         tensor = RandomTensor(path, parameter.shape, parameter.kind)
         return random_pieces(self.seed, tensor, dtype, offset)
+
+    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        from llamagen.weights.random import RandomTensor, random_rows
+
+        parameter = self.wanted[path]
+        return random_rows(
+            self.seed, RandomTensor(path, parameter.shape, parameter.kind), start, stop
+        )

@@ -80,6 +80,16 @@ def random_block(seed: int, tensor: RandomTensor, block: int) -> npt.NDArray[np.
     return values
 
 
+def random_rows(seed: int, tensor: RandomTensor, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Rows [start, stop) of the tensor."""
+    width = prod(tensor.shape[1:])
+    first, last = start * width, stop * width
+    blocks = range(first // BLOCK, -(-last // BLOCK))
+    values = np.concatenate([random_block(seed, tensor, block) for block in blocks])
+    skipped = first - blocks.start * BLOCK
+    return values[skipped : skipped + last - first].reshape(stop - start, *tensor.shape[1:])
+
+
 def random_pieces(
     seed: int, tensor: RandomTensor, dtype: TargetDType, offset: int
 ) -> Iterator[Piece]:

@@ -74,6 +74,14 @@ def checked(
     return bits
 
 
+def read_rows(binding: Binding, start: int, stop: int, files: OpenFiles) -> npt.NDArray[np.float32]:
+    """Rows [start, stop) of a tensor as float32, in which every stored value is exact. Raises LG620, LG622."""
+    inner = binding.shape[1:]
+    bits = checked(binding, ((start, stop), *((0, size) for size in inner)), files)
+    values = convert.convert(bits, binding.dtype, "F32").view(np.float32)
+    return values.reshape(stop - start, *inner)
+
+
 def copy_tensor(binding: Binding, out: ByteSink, dtype: TargetDType) -> None:
     """Append the tensor to `out`, a piece at a time. Raises as the pieces do; OSErrors of `out` pass through."""
     with OpenFiles() as files:

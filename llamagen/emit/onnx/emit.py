@@ -11,13 +11,16 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, Logits, rewrite
-from llamagen.emit.onnx.builder import CONTRIB_DOMAIN, ELEMENTS, Builder, onnx_shape
+from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.choices import Choices, choices_of
+from llamagen.emit.onnx.elements import CONTRIB_DOMAIN, onnx_shape
+from llamagen.emit.onnx.initializer import Initializer, Source
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
+from llamagen.emit.onnx.weights import place_weights
 from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph, TensorType, parameters
@@ -26,39 +29,6 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 """Graph inputs whose name differs outside."""
 
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A parameter of the checkpoint: its role path and shape."""
-
-    path: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Initializer:
-    """A weight of the model: its name, its shape and its element type in the file.
-
-    ``sources`` are the parameters it holds, by role path, joined along the first axis: one, under its own name, or
-    the projections that a profile computes as one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: OnnxDType
-    sources: tuple[Source, ...]
-
-    @staticmethod
-    def of(path: str, shape: tuple[int, ...], dtype: OnnxDType) -> Initializer:
-        """The parameter ``path`` as it is."""
-        return Initializer(path, shape, dtype, (Source(path, shape),))
-
-    @staticmethod
-    def joined(name: str, sources: Sequence[Source], dtype: OnnxDType) -> Initializer:
-        """``sources``, alike but for their first sizes, as one tensor."""
-        rows = sum(source.shape[0] for source in sources)
-        return Initializer(name, (rows, *sources[0].shape[1:]), dtype, tuple(sources))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +108,10 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table, context = self.table(), self.context()
-        weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
-        for entry, weight in zip(table, weights, strict=True):
-            self.parameters[entry.name] = b.loaded(weight)
+        context = self.context()
+        placed = place_weights(b, self.flat, self.table(), self.choices.quantization)
+        table, weights = placed.table, placed.values
+        self.parameters = dict(placed.parameters)
         self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)

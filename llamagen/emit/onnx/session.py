@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -27,9 +28,14 @@ V = TypeVar("V")
 
 
 def open_session(
-    model: Path | bytes, threads: int = 0, provider: str = CPU
+    model: Path | bytes,
+    threads: int = 0,
+    provider: str = CPU,
+    weights: Mapping[str, NDArray[np.generic]] = MappingProxyType({}),
 ) -> ort.InferenceSession:
-    """A session of ``model`` (a file, or bytes without external data); ``threads`` 0 lets ONNX Runtime choose.
+    """A session of ``model``, a file or bytes; ``threads`` 0 lets ONNX Runtime choose.
+
+    ``weights`` are the external data of bytes, by name; they stay where they are.
 
     Raises LG711 when ``provider`` is not in this installation, LG712 when it lacks an operator of the model, LG713
     when the model cannot be loaded.
@@ -46,6 +52,9 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its findings are raised below; a library prints nothing
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
     try:

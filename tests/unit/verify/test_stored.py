@@ -12,7 +12,8 @@ import pytest
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import SOURCES, Placement, attach_arrays, serialize
-from llamagen.emit.onnx.emit import Initializer, OnnxModel, Source
+from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.initializer import Initializer, Source
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import write_model
