@@ -53,7 +53,7 @@ def open_session(
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its findings are raised below; a library prints nothing
     if weights:
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        values = [_held(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
@@ -61,6 +61,16 @@ def open_session(
         return ort.InferenceSession(source, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
+
+
+def _held(array: NDArray[np.generic]) -> ort.OrtValue:
+    import onnxruntime as ort
+    from onnx import TensorProto
+
+    if array.dtype.name != "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = array.view(np.uint16)  # numpy has no bfloat16 of its own
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
 
 
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
