@@ -23,6 +23,7 @@ from llamagen.emit.manifest import (
 )
 from llamagen.emit.options import ExportOptions
 from llamagen.emit.weight_types import STORED
+from llamagen.ir.bounded import with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -32,7 +33,7 @@ from llamagen.spec.resolved_text import resolved_text
 if TYPE_CHECKING:
     from llamagen.emit.onnx.choices import WeightPlaces
     from llamagen.emit.onnx.data import Placement
-    from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.onnx.model import OnnxModel
     from llamagen.emit.onnx.profile import OnnxDType
     from llamagen.emit.supply import Supply
     from llamagen.weights.pieces import Piece
@@ -86,15 +87,16 @@ class ExportJob:
 
     @cached_property
     def graphs(self) -> Mapping[str, Graph]:
-        """The text model's graph and the further ones of the spec, by name."""
-        return build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        """The text model's graph and the further ones of the spec, by name. Raises LG705."""
+        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        return with_caches(graphs, self.options.cache)
 
     def counter(self, total: int) -> Counter:
         """Reports progress towards ``total`` bytes."""
         return Counter(self.progress, total)
 
     def emitted(self, stored: Mapping[str, OnnxDType]) -> dict[str, OnnxModel]:
-        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG705."""
+        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG706."""
         from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
@@ -172,6 +174,7 @@ class ExportJob:
             io_dtype=main.profile.io_dtypes[main.dtype],
             logits=main.logits,
             max_context=main.max_context,
+            cache=self.options.cache,
             weights=weights,
             quantization=quantization_of(self.options.quantize).record(self.options.quantize),
             graphs={
@@ -191,7 +194,7 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
     it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
-    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG708 for options.
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG709 for options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference

@@ -8,6 +8,7 @@ from typing import get_args
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import WeightMode
 from llamagen.emit.quantize_options import NOT_QUANTIZED, QuantizeOptions
+from llamagen.ir.bounded import CacheKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class ExportOptions:
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
     ignore_config: bool = False
     """Export although the checkpoint's own config.json makes another graph; the folder gets the spec's."""
+
+    cache: CacheKind = "full"
+    """``bounded``: layers behind a window or chunks keep only what a later token can read."""
 
     @property
     def mode(self) -> WeightMode:

@@ -19,7 +19,7 @@ from llamagen.weights.safetensors_file import TensorEntry, header_digest
 if TYPE_CHECKING:
     from llamagen.emit.export import ExportJob
     from llamagen.emit.onnx.data import Placement
-    from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.onnx.model import OnnxModel
     from llamagen.emit.onnx.profile import OnnxDType
     from llamagen.emit.supply import CheckpointSupply
 
@@ -36,7 +36,7 @@ def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...
 
     if job.options.quantize != NOT_QUANTIZED:
         raise LlamagenError.of(
-            "LG706",
+            "LG707",
             "quantised weights are computed, so they cannot be references into the checkpoint",
             help="quantise with --weights copy",
         )

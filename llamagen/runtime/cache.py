@@ -30,8 +30,10 @@ class Cache(Protocol):
 
 def cache_of(session: ort.InferenceSession) -> Cache:
     """In place where the model can append to a buffer, else one that grows."""
-    held = session.get_modelmeta().custom_metadata_map.get("llamagen.cache")
-    return BufferCache(session) if held == "in-place" else GrowingCache(session)
+    said = session.get_modelmeta().custom_metadata_map
+    return (
+        BufferCache(session) if said.get("llamagen.in_place") == "true" else GrowingCache(session)
+    )
 
 
 class GrowingCache:

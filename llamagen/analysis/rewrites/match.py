@@ -44,10 +44,12 @@ class Match:
     nodes: dict[str, int] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
     """Ops that the replacement stands for: those of the pattern without the given ones."""
+    bounded: bool = False
+    """Whether a cache of it keeps no more than a window or a chunk."""
 
     def scope(self, index: Index) -> dict[str, Static]:
         """What conditions see of each value: its type, and the attributes of the op that makes it."""
-        seen: dict[str, Static] = {}
+        seen: dict[str, Static] = {"bounded": self.bounded}
         for name, value in self.values.items():
             maker = index.makers.get(value)
             attrs = (
@@ -90,6 +92,7 @@ def match_at(rule: Rule, root: int, index: Index) -> Match | None:
                 "present_key": slot.present_key,
                 "present_value": slot.present_value,
             }
+            match.bounded = slot.keep is not None
     return match if _private(match, index) else None
 
 

@@ -12,7 +12,6 @@ from llamagen.analysis.rewrites.match import Index, Match, match_at
 from llamagen.analysis.rewrites.rows import LAST_ROW, PACKING, last_rows, pack_rows
 from llamagen.analysis.rewrites.table import Line, RewrittenProfile, Rule, rewrite_rules
 from llamagen.analysis.rules import fill, holds, value_of
-from llamagen.ir.dims import P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
 from llamagen.ir.graph import AttrValue, TensorType
 from llamagen.spec.evaluate import Static
@@ -94,8 +93,8 @@ class _Rewriter:
                 (slot.key, slot.past_key, slot.present_key),
                 (slot.value, slot.past_value, slot.present_value),
             ):
-                self.types[past] = TensorType(new.dtype, (*new.shape[:2], P, new.shape[3]))
-                shape = (*new.shape[:2], new.shape[2] + P, new.shape[3])
+                self.types[past] = TensorType(new.dtype, (*new.shape[:2], slot.past, new.shape[3]))
+                shape = (*new.shape[:2], new.shape[2] + slot.past, new.shape[3])
                 self.types[present] = TensorType(new.dtype, shape)
         self.joined: dict[str, tuple[str, ...]] = {}
         self.fired: Counter[str] = Counter()

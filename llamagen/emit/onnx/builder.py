@@ -13,16 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llamagen.emit.onnx.elements import (
-    CONTRIB,
-    CONTRIB_DOMAIN,
-    ELEMENTS,
-    Names,
-    Quantized,
-    numpy_type,
-)
-from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
-from llamagen.ir.dims import Dim
+from llamagen.emit.onnx.elements import ELEMENTS, Quantized, numpy_type
+from llamagen.emit.onnx.names import Names
+from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
+from llamagen.ir.dims import Dim, P, kept_of
 from llamagen.ir.graph import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
@@ -263,8 +257,11 @@ class Builder:
         known = self._root._sizes
         text = str(dim)
         if text not in known:
+            keep = kept_of(text)
             if text == "P":
                 known[text] = self._root.op("Sub", known["P + S"], known["S"])
+            elif keep is not None:
+                known[text] = self._root.op("Min", self.size(P), self.ints([keep]))
             else:
                 known[text] = self._root._polynomial(dim)
         return known[text]

@@ -34,13 +34,13 @@ class Choices:
 def choices_of(
     graph: Graph, profile: Profile, logits: str | None = None, max_context: int | None = None
 ) -> Choices:
-    """The profile's own choices where none is given. Raises LG704 for logits, LG705 for a context."""
+    """The profile's own choices where none is given. Raises LG704 for logits, LG706 for a context."""
     known = graph.constants.get("max_positions")
     context = known if isinstance(known, int) and not isinstance(known, bool) else None
     if max_context is not None and not 1 <= max_context <= (context or max_context):
         most = f"; the model has {context:,} positions" if context else ""
         message = f"a context of {max_context:,} tokens is not possible{most}"
-        raise LlamagenError.of("LG705", message, help="give a number of tokens from 1 on")
+        raise LlamagenError.of("LG706", message, help="give a number of tokens from 1 on")
     return Choices(
         profile.logits if logits is None else _logits(logits),
         max_context or min(context or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT),

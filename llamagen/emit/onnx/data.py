@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
-from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.encode import encode_rows
 from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.records import EncodingRecord
 from llamagen.weights.pieces import Piece
 

@@ -1,8 +1,8 @@
-"""Names that ONNX gives to dtypes, dims and domains, and what stands for a weight in parts."""
+"""Element types in ONNX and numpy, and what stands for a weight in parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -11,7 +11,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.initializer import Encoding, StorageDType
-from llamagen.ir.dims import Dim
 
 ELEMENTS: Mapping[StorageDType, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
@@ -29,35 +28,6 @@ NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
     ir.DataType.INT8: np.int8,
 }
 
-CONTRIB = frozenset(
-    {
-        "DynamicQuantizeMatMul",
-        "FusedMatMul",
-        "GatherBlockQuantized",
-        "GroupQueryAttention",
-        "MatMulNBits",
-        "MoE",
-        "QuickGelu",
-        "SkipSimplifiedLayerNormalization",
-    }
-)
-"""Operators of ONNX Runtime's own domain."""
-
-CONTRIB_DOMAIN = "com.microsoft"
-
-DIM_NAMES: Mapping[str, str] = {
-    "B": "batch",
-    "S": "sequence",
-    "P": "past_sequence",
-    "P + S": "total_sequence",
-    "I": "images",
-}
-
-
-def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
-    """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
-
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
@@ -69,18 +39,6 @@ class Quantized:
     scales: ir.Value
     zero_points: ir.Value | None
     rows: ir.Value
-
-
-class Names:
-    """Makes names unique in the whole model, in the order they are asked for."""
-
-    def __init__(self) -> None:
-        self._used: dict[str, int] = {}
-
-    def unique(self, name: str) -> str:
-        count = self._used.get(name, 0)
-        self._used[name] = count + 1
-        return name if count == 0 else self.unique(f"{name}_{count}")
 
 
 def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:

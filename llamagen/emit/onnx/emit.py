@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, Logits, rewrite
+from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.choices import Choices, choices_of
-from llamagen.emit.onnx.elements import CONTRIB_DOMAIN, onnx_shape
 from llamagen.emit.onnx.initializer import Initializer, Source
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
-from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.names import onnx_shape
+from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
 from llamagen.emit.onnx.weights import place_weights
 from llamagen.ir.dims import Dim, P
@@ -29,30 +29,6 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 """Graph inputs whose name differs outside."""
 
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxModel:
-    """``model`` lacks the data of ``initializers``; write.py or data.py attach it."""
-
-    model: ir.Model
-    initializers: tuple[Initializer, ...]
-    profile: Profile
-    dtype: OnnxDType
-    logits: Logits
-    max_context: int | None
-    """Tokens that tables of positions cover; None without such tables."""
-
-    @property
-    def opsets(self) -> Mapping[str, int]:
-        """Versions of the operator sets in use, by domain; the standard one is ``""``."""
-        return self.model.graph.opset_imports
-
-    @property
-    def values(self) -> Mapping[str, ir.Value]:
-        """The initializers' values by name."""
-        found = self.model.graph.initializers
-        return {i.name: found[i.name] for i in self.initializers}
 
 
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
@@ -104,6 +80,7 @@ class _Emitter:
         self.slots: list[CacheSlot] = list(self.flat.slots)
         self.fused = {r for n in self.flat.nodes if n.op == FUSED_ATTENTION for r in n.results}
         """Results of attention that keeps its own cache, which the caller may hold in a longer buffer."""
+        self.bounded = any(slot.keep is not None for slot in self.slots)
 
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
@@ -141,10 +118,11 @@ class _Emitter:
                 "llamagen.version": llamagen_version(),
                 "llamagen.profile": b.profile.name,
                 "llamagen.dtype": dtype,
+                "llamagen.cache": "bounded" if self.bounded else "full",
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
-                **({"llamagen.cache": "in-place"} if self.fused else {}),
+                **({"llamagen.in_place": "true"} if self.fused else {}),
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
@@ -185,12 +163,13 @@ class _Emitter:
         found = [made[n] for n in order]
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
-                shape = (*new.shape[:2], P, new.shape[3])
+                shape = (*new.shape[:2], slot.past, new.shape[3])
                 self.values[name] = self.input(name, TensorType(new.dtype, shape))
                 if slot.present_key in self.fused:
                     self.values[name].shape = _buffer(shape, "past_buffer")
                     found.append(self.values[name])
                     continue
+                self.values[name].doc_string = _past_words(slot)
                 found.append(self.values[name])
                 dims.append((self.values[name], shape))
         self.sizes(dims)
@@ -202,13 +181,14 @@ class _Emitter:
         return self.b.value(name, outside, onnx_shape(of.shape))
 
     def sizes(self, dims: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> None:
-        """B, S, T, I (and P where no input has T) read off the inputs' shapes."""
+        """B, S, T, I, bounded pasts (and P where no input has T) read off the inputs' shapes."""
         b, known = self.b, dict[str, ir.Value]()
+        read = {"B", "S", "P", "P + S", "I"} | {str(slot.past) for slot in self.slots}
         b.scope = "/shapes"
         for value, shape in dims:
             for axis, dim in enumerate(shape):
                 text = str(dim)
-                if text not in known and text in ("B", "S", "P", "P + S", "I"):
+                if text not in known and text in read:
                     known[text] = b.op(
                         "Shape", value, dtype=ir.DataType.INT64, start=axis, end=axis + 1
                     )
@@ -259,9 +239,11 @@ class _Emitter:
             (operands[0], slot.key, slot.past_key, slot.present_key),
             (operands[1], slot.value, slot.past_value, slot.present_value),
         ):
-            outside, inside = append_to_cache(self.b, new, self.values[past])
-            shape = (*of.shape[:2], of.shape[2] + P, of.shape[3])
-            self.present(present, outside, onnx_shape(shape))
+            outside, inside = append_to_cache(self.b, new, self.values[past], slot.keep)
+            kept = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
+            if slot.keep is not None:
+                kept = _buffer(of.shape, f"present_sequence_{slot.keep}")
+            self.present(present, outside, kept)
             results.append(inside)
         return tuple(results)
 
@@ -295,6 +277,17 @@ def _buffer(shape: Sequence[Dim], name: str) -> ir.Shape:
     """A cache [B, K, tokens, H] of a length that the caller chooses: at least the tokens in it."""
     fixed = onnx_shape(shape)
     return ir.Shape([*fixed[:2], name, fixed[3]])
+
+
+def _past_words(slot: CacheSlot) -> str | None:
+    """What a runtime must hand over; a slot that keeps everything needs no words."""
+    if slot.keep is None:
+        return None
+    present = slot.present_key.rpartition(".")[0]
+    return (
+        f"what the call before returned as {present}: at most the last {slot.keep} tokens, all that a later one can "
+        "read here. attention_mask covers every token nevertheless."
+    )
 
 
 def _scope(path: str) -> str:

@@ -43,6 +43,23 @@ MOVES = frozenset(
 """Operators that move values without arithmetic; every provider takes them in every dtype."""
 
 
+CONTRIB = frozenset(
+    {
+        "DynamicQuantizeMatMul",
+        "FusedMatMul",
+        "GatherBlockQuantized",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "MoE",
+        "QuickGelu",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+"""Operators of ONNX Runtime's own domain."""
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One row of ``PROFILES``.

@@ -64,7 +64,7 @@ NO_QUANTIZATION = Quantization(None, None, None, None)
 
 
 def quantization_of(options: QuantizeOptions) -> Quantization:
-    """Raises LG706 for a scheme, LG707 for a block size or an accuracy level, LG708 for what does not go together."""
+    """Raises LG707 for a scheme, LG708 for a block size or an accuracy level, LG709 for what does not go together."""
     if options.block_size not in BLOCK_SIZES:
         raise _no_number("a block of {} weights", options.block_size, BLOCK_SIZES)
     if options.accuracy_level not in ACCURACY_LEVELS:
@@ -89,7 +89,7 @@ def _named(name: str, known: tuple[str, ...]) -> str:
         return name
     near = did_you_mean(name, known)
     raise LlamagenError.of(
-        "LG706",
+        "LG707",
         f"weights cannot be quantised as {name!r}; known: {', '.join(known)}",
         help=f"did you mean {near}?" if near else None,
     )
@@ -97,7 +97,7 @@ def _named(name: str, known: tuple[str, ...]) -> str:
 
 def _no_number(what: str, number: int, known: tuple[int, ...]) -> LlamagenError:
     return LlamagenError.of(
-        "LG707", f"{what.format(number)} is not possible; known: {', '.join(map(str, known))}"
+        "LG708", f"{what.format(number)} is not possible; known: {', '.join(map(str, known))}"
     )
 
 
@@ -124,7 +124,7 @@ def encodings(
     """Weight name -> encoding: the choice applied to a graph.
 
     Routers stay exact: a small weight decides which expert runs. Experts stay, as no operator reads codes of them.
-    Raises LG708 for an embedding whose rows are not whole blocks.
+    Raises LG709 for an embedding whose rows are not whole blocks.
     """
     readers: dict[str, list[FlatNode]] = defaultdict(list)
     for node in flat.nodes:
@@ -181,7 +181,7 @@ def _whole_blocks(name: str, shape: tuple[int, ...], encoding: Encoding) -> None
     assert isinstance(encoding, BlockEncoding)
     if shape[1] % encoding.block:
         raise LlamagenError.of(
-            "LG708",
+            "LG709",
             f"the rows of the embedding `{name}` have {shape[1]} features, which are no whole blocks of "
             f"{encoding.block}",
             help="choose another --block-size, or --quantize-embedding none",

@@ -26,7 +26,7 @@ class PlacedWeights:
 def place_weights(
     b: Builder, flat: FlatGraph, whole: Sequence[Initializer], chosen: Quantization
 ) -> PlacedWeights:
-    """Initializers for the weights ``whole``, quantised as ``chosen``. Raises LG708."""
+    """Initializers for the weights ``whole``, quantised as ``chosen``. Raises LG709."""
     choice = encodings(flat, {entry.name: entry.shape for entry in whole}, chosen)
     gathers = {n.parameters["weight"] for n in flat.nodes if n.op == "embedding"}
     products = {n.parameters["weight"] for n in flat.nodes if n.op in LINEAR}

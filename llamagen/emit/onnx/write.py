@@ -27,8 +27,8 @@ from llamagen.emit.onnx.data import (
     table_entry,
     table_piece,
 )
-from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.text import render
 from llamagen.weights.pieces import Piece, write_pieces
 

@@ -170,12 +170,12 @@ def test_it_generates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantize", "code", "words"),
     [
-        (QuantizeOptions("int5"), "LG706", "did you mean int8?"),
-        (QuantizeOptions("int4", head="q8"), "LG706", "known: none, int4, int8, w8a8"),
-        (QuantizeOptions("int4", embedding="w8a8"), "LG706", "known: none, int4, int8"),
-        (QuantizeOptions("int4", 48), "LG707", "16, 32, 64, 128, 256"),
-        (QuantizeOptions("int4", accuracy_level=3), "LG707", "0, 1, 4"),
-        (QuantizeOptions("none", 256, embedding="int8"), "LG708", "--block-size"),
+        (QuantizeOptions("int5"), "LG707", "did you mean int8?"),
+        (QuantizeOptions("int4", head="q8"), "LG707", "known: none, int4, int8, w8a8"),
+        (QuantizeOptions("int4", embedding="w8a8"), "LG707", "known: none, int4, int8"),
+        (QuantizeOptions("int4", 48), "LG708", "16, 32, 64, 128, 256"),
+        (QuantizeOptions("int4", accuracy_level=3), "LG708", "0, 1, 4"),
+        (QuantizeOptions("none", 256, embedding="int8"), "LG709", "--block-size"),
     ],
 )
 def test_what_is_refused(quantize: QuantizeOptions, code: str, words: str, tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_references_are_not_quantised(tmp_path: Path) -> None:
         load(DENSE).export(
             tmp_path / "out", checkpoint=tmp_path / "checkpoint", weights="reference", quantize=INT4
         )
-    assert caught.value.diagnostics[0].code == "LG706"
+    assert caught.value.diagnostics[0].code == "LG707"

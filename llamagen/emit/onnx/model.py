@@ -1,0 +1,36 @@
+"""An emitted model: the graph, and the table of the weights that it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from llamagen.analysis.rewrites.rewrite import Logits
+from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.profile import OnnxDType, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """``model`` lacks the data of ``initializers``; write.py or data.py attach it."""
+
+    model: ir.Model
+    initializers: tuple[Initializer, ...]
+    profile: Profile
+    dtype: OnnxDType
+    logits: Logits
+    max_context: int | None
+    """Tokens that tables of positions cover; None without such tables."""
+
+    @property
+    def opsets(self) -> Mapping[str, int]:
+        """Versions of the operator sets in use, by domain; the standard one is ``""``."""
+        return self.model.graph.opset_imports
+
+    @property
+    def values(self) -> Mapping[str, ir.Value]:
+        """The initializers' values by name."""
+        found = self.model.graph.initializers
+        return {i.name: found[i.name] for i in self.initializers}
