@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamagen.emit.onnx.session import open_session
-from llamagen.verify.stored import external_places
 
 if TYPE_CHECKING:
     import onnx
@@ -35,8 +34,7 @@ def open_exact(model_file: Path) -> tuple[ort.InferenceSession, bool]:
         return open_session(model_file), False
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    arrays = {n: p.read() for n, p in external_places(model_file.parent, model).items()}
-    return open_session(model.SerializeToString(), weights=arrays), True
+    return open_session(model.SerializeToString(), data_folder=model_file.parent), True
 
 
 def _exact(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 CPU = "CPUExecutionProvider"
+
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -31,11 +32,11 @@ def open_session(
     model: Path | bytes,
     threads: int = 0,
     provider: str = CPU,
-    weights: Mapping[str, NDArray[np.generic]] = MappingProxyType({}),
+    data_folder: Path | None = None,
 ) -> ort.InferenceSession:
-    """A session of ``model``, a file or bytes; ``threads`` 0 lets ONNX Runtime choose.
+    """A session of ``model`` (a file, or bytes); ``threads`` 0 lets ONNX Runtime choose.
 
-    ``weights`` are the external data of bytes, by name; they stay where they are.
+    External data of a model given as bytes is in ``data_folder``.
 
     Raises LG711 when ``provider`` is not in this installation, LG712 when it lacks an operator of the model, LG713
     when the model cannot be loaded.
@@ -52,25 +53,14 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its findings are raised below; a library prints nothing
-    if weights:
-        values = [_held(array) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
     try:
         return ort.InferenceSession(source, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
-
-
-def _held(array: NDArray[np.generic]) -> ort.OrtValue:
-    import onnxruntime as ort
-    from onnx import TensorProto
-
-    if array.dtype.name != "bfloat16":
-        return ort.OrtValue.ortvalue_from_numpy(array)
-    bits = array.view(np.uint16)  # numpy has no bfloat16 of its own
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
 
 
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
