@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.family.timeline import Timeline
     from llamagen.analysis.numbers.cost import CostReport
     from llamagen.emit.config.read import Imported
+    from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
 
 
@@ -168,22 +169,25 @@ def cost(
     device: str | None = None,
     tp: int = 1,
     images: int = 1,
+    cache: CacheKind = "full",
 ) -> CostReport:
     """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
 
     A model that takes images is counted whole, and what ``images`` of them (or tiles) add for each sequence apart.
 
     With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
-    without wiring, LG901 for an unknown device or dtype, or a ``tp`` that does not divide the model.
+    without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
+    that does not divide the model.
     """
     from llamagen.analysis.ask import wired
     from llamagen.analysis.numbers import hardware
     from llamagen.analysis.numbers.cost import cost_of, workload
+    from llamagen.ir.bounded import with_caches
     from llamagen.ir.build_graphs import MAIN
 
     load = workload(context, batch, dtype, tp, images)
     chosen = (device, hardware.device(device)) if device is not None else None
-    graphs = wired(target)
+    graphs = dict(with_caches(wired(target), cache))
     return cost_of(graphs.pop(MAIN), load, chosen, graphs)
 
 

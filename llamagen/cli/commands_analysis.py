@@ -12,7 +12,7 @@ from llamagen.analysis.labels import MAINLINE
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
 from llamagen.cli.entry import FINDINGS
-from llamagen.cli.read import Id
+from llamagen.cli.read import Cache, Id
 
 if TYPE_CHECKING:
     from llamagen.analysis.diff.judge import Diff
@@ -131,6 +131,7 @@ def cost(
     images: Annotated[
         int, typer.Option(min=1, help="Images of a sequence, or tiles, for a model that takes any.")
     ] = 1,
+    cache: Cache = "full",
     format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
@@ -138,7 +139,14 @@ def cost(
     from llamagen.analysis.numbers import render as render_cost
 
     report = api.cost(
-        spec, context=context, batch=batch, dtype=dtype, device=device, tp=tp, images=images
+        spec,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        tp=tp,
+        images=images,
+        cache=cache,
     )
     console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
 

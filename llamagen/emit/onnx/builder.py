@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
-from llamagen.ir.dims import Dim
+from llamagen.emit.onnx.names import Names
+from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
+from llamagen.ir.dims import Dim, P, kept_of
 from llamagen.ir.graph import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
@@ -33,38 +34,21 @@ NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
     ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
 }
 
-DIM_NAMES: Mapping[str, str] = {
-    "B": "batch",
-    "S": "sequence",
-    "P": "past_sequence",
-    "P + S": "total_sequence",
-    "I": "images",
-}
-
-
-def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
-    """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
-
-
-class Names:
-    """Makes names unique in the whole model, in the order they are asked for."""
-
-    def __init__(self) -> None:
-        self._used: dict[str, int] = {}
-
-    def unique(self, name: str) -> str:
-        count = self._used.get(name, 0)
-        self._used[name] = count + 1
-        return name if count == 0 else self.unique(f"{name}_{count}")
-
 
 class Builder:
     """The nodes of one graph. ``scope`` is the path that prefixes the names of what is added."""
 
-    def __init__(self, profile: Profile, dtype: OnnxDType, parent: Builder | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        dtype: OnnxDType,
+        parent: Builder | None = None,
+        max_context: int = 0,
+    ) -> None:
         self.profile = profile
         self.dtype: OnnxDType = dtype
+        self.max_context: int = parent.max_context if parent else max_context
+        """Tokens that tables of positions must cover; a profile without such tables has no use for it."""
         self.scope: str = parent.scope if parent else ""
         self.nodes: list[ir.Node] = []
         self._parent = parent
@@ -140,17 +124,17 @@ class Builder:
         self,
         kind: str,
         *inputs: ir.Value | None,
-        dtypes: Sequence[ir.DataType],
+        dtypes: Sequence[ir.DataType | None],
         **attributes: Attribute,
     ) -> tuple[ir.Value, ...]:
-        """One node with a result of each of ``dtypes``."""
+        """One node with a result of each of ``dtypes``; None leaves that result out."""
         return self._apply(kind, inputs, dtypes, attributes)
 
     def _apply(
         self,
         kind: str,
         inputs: Sequence[ir.Value | None],
-        dtypes: Sequence[ir.DataType],
+        dtypes: Sequence[ir.DataType | None],
         attributes: Mapping[str, Attribute],
     ) -> tuple[ir.Value, ...]:
         if self._widened is None or kind in MOVES:
@@ -158,7 +142,8 @@ class Builder:
         wide = [self._widen(x) for x in inputs]
         made = [ir.DataType.FLOAT if d is self._widened else d for d in dtypes]
         results = self._node(kind, wide, made, attributes)
-        return tuple(self.to(r, d) for r, d in zip(results, dtypes, strict=True))
+        wanted = (d for d in dtypes if d is not None)
+        return tuple(self.to(r, d) for r, d in zip(results, wanted, strict=True))
 
     def to(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         """``x`` cast to ``dtype``; made once a value, and nothing at all when it has that dtype."""
@@ -204,17 +189,21 @@ class Builder:
         self,
         kind: str,
         inputs: Sequence[ir.Value | None],
-        dtypes: Sequence[ir.DataType],
+        dtypes: Sequence[ir.DataType | None],
         attributes: Mapping[str, Attribute],
     ) -> tuple[ir.Value, ...]:
         name = self.name(f"{self.scope}/{kind}")
         outputs = [
-            ir.Value(name=f"{name}:{i}", type=ir.TensorType(dtype))
+            ir.Value(name="")
+            if dtype is None
+            else ir.Value(name=f"{name}:{i}", type=ir.TensorType(dtype))
             for i, dtype in enumerate(dtypes)
         ]
         given = {k: v for k, v in attributes.items() if v is not None}
-        self.nodes.append(ir.node(kind, inputs, given, outputs=outputs, name=name))
-        return tuple(outputs)
+        domain = CONTRIB_DOMAIN if kind in CONTRIB else ""
+        node = ir.node(kind, _trimmed(inputs), given, domain=domain, outputs=outputs, name=name)
+        self.nodes.append(node)
+        return tuple(v for v in outputs if v.name)
 
     # constants
 
@@ -264,8 +253,11 @@ class Builder:
         known = self._root._sizes
         text = str(dim)
         if text not in known:
+            keep = kept_of(text)
             if text == "P":
                 known[text] = self._root.op("Sub", known["P + S"], known["S"])
+            elif keep is not None:
+                known[text] = self._root.op("Min", self.size(P), self.ints([keep]))
             else:
                 known[text] = self._root._polynomial(dim)
         return known[text]
@@ -320,6 +312,14 @@ class Builder:
         if id(x) not in self._flat:
             self._flat[id(x)] = self.op("Reshape", x, self.ints([-1, dims[-1].value]))
         return self._flat[id(x)]
+
+
+def _trimmed(inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
+    """Without absent inputs at the end."""
+    count = len(inputs)
+    while count and inputs[count - 1] is None:
+        count -= 1
+    return inputs[:count]
 
 
 def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:

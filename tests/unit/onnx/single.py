@@ -12,7 +12,8 @@ import onnx
 import onnxruntime as ort
 
 from llamagen.emit.onnx.data import attach_arrays, serialize
-from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
+from llamagen.emit.onnx.emit import emit_onnx
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
 from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import flatten
@@ -147,8 +148,8 @@ def compare(
     running = session(emitted)
     found = running.run(None, feed(running.get_inputs(), inputs))
     ids = np.zeros((SIZES["B"], SIZES["S"]), np.int64)
-    past = np.zeros((SIZES["B"], 1, SIZES["P"], 1))
-    reference = evaluate(flatten(graph), stored, ids, past=[(past, past)], inputs=inputs)
+    every = np.ones((SIZES["B"], SIZES["P"] + SIZES["S"]), np.int64)
+    reference = evaluate(flatten(graph), stored, ids, every, inputs=inputs)
     return Compared(tuple(found), tuple(reference.outputs))
 
 
