@@ -1,7 +1,7 @@
 """``python -m tests.reports [NAME ...]``: verify one reduced model of every generation and write generated/reports/.
 
-The models are tests/specs/reduced with the random weights of ``WEIGHTS``. Numbers are measured, so their last digits are
-those of the machine; everything else is compared with the sources by tests/contract/test_reports.py.
+The models are tests/specs/reduced with the random weights of ``WEIGHTS``. Numbers are measured, so their last digits
+are those of the machine; everything else is compared with the sources by tests/contract/test_reports.py.
 """
 
 from __future__ import annotations
