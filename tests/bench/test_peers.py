@@ -74,6 +74,7 @@ def test_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed["llamagen portable"]["same_tokens"] is True
     assert speed["transformers eager"]["same_tokens"] is True
     weights = speed["transformers eager"]["bytes_per_token"]
-    for name in ("llamagen", "llamagen portable"):  # beside the weights a few constants of the graph
+    for name in ("llamagen", "llamagen portable"):
+        # beside the weights a few constants of the graph
         assert weights <= speed[name]["bytes_per_token"] <= weights + 1024
     bench("table")
