@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
@@ -30,7 +31,13 @@ def write_client_files(
     spec = resolved.spec
     settings = Settings.of_folder(folder)
     contract = contract_of(graphs[MAIN])
+    taken = {
+        value.name for value in model.model.graph.inputs
+    }  # a profile may count positions itself
+    contract = replace(contract, inputs=tuple(n for n in contract.inputs if n in taken))
     context = spec.hyperparameters.max_positions
+    if context is not None and model.max_context is not None:
+        context = min(context, model.max_context)
     if isinstance(contract, Decoder) and context is None:
         reason = "has no stated context length (`max_positions`)"
         contract = Unfit(
@@ -46,7 +53,8 @@ def write_client_files(
             filename=MODEL_FILE,
             context=context,
             hidden_size=spec.hyperparameters.hidden_size,
-            share_buffer=False,
+            provider=model.profile.provider,
+            share_buffer=model.in_place,
         )
         _write(folder / GENAI_FILE, text)
     exported = Exported(

@@ -15,6 +15,12 @@ MAX_LENGTH = 4096
 """Tokens of prompt and answer together, unless the caller asks for more. A cache that past and present share is
 allocated at this length when a generation starts: at the 131,072 of Llama 3.1 that is 8.6 GB for a 1B model."""
 
+_PROVIDERS: Mapping[str, tuple[Json, ...]] = {
+    "CPUExecutionProvider": (),
+    "CUDAExecutionProvider": ({"cuda": {}},),
+}
+"""Execution provider -> what the runtime must be told to use it."""
+
 GENERIC = "decoder"
 NAMED = frozenset({"llama"})
 """Names of transformers that the runtime knows too; every other decoder is the generic one."""
@@ -28,6 +34,7 @@ def genai_config(
     filename: str,
     context: int,
     hidden_size: int | None,
+    provider: str,
     share_buffer: bool,
 ) -> str:
     """The file's text.
@@ -46,7 +53,10 @@ def genai_config(
         "pad_token_id": pad,
         "decoder": {
             "filename": filename,
-            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "session_options": {
+                "log_id": "onnxruntime-genai",
+                "provider_options": list(_PROVIDERS[provider]),
+            },
             "head_size": decoder.head_dim,
             "hidden_size": hidden_size,
             "num_attention_heads": decoder.num_heads,
