@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.resolved_text import OriginRow
     from llamagen.spec.schema import Spec
-    from llamagen.verify.report import VerifyReport
-
-VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
 
 
 def _silent(done: int, total: int) -> None:
@@ -198,7 +195,7 @@ def schema_is_fresh() -> bool:
 
 def write_schema(path: Path) -> bool:
     """Write the schema unless the file has it already; whether it was written."""
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     written, _ = write_changed(path.parent, {path.name: schema_text()})
     return bool(written)
@@ -256,15 +253,6 @@ def random_checkpoint(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def verify_folder(
-    folder: str | Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
-) -> VerifyReport:
-    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, a padded batch."""
-    from llamagen.verify import folder as verification
-
-    return verification.verify_folder(Path(folder), against, steps)
 
 
 def run(

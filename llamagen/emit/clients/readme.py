@@ -166,7 +166,7 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
     flat = flatten(exported.graphs[MAIN])
     if any(slot.keep is not None for slot in flat.slots):
-        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token"
+        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token; pad on the left"
         yield Row("past keys and values", kept)
     yield Row("vocabulary", f"{exported.contract.vocab_size:,}")
     if spec.hyperparameters.max_positions is not None:

@@ -26,6 +26,9 @@ from llamagen.ir.graph import Graph, TensorType, parameters
 INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 """Graph inputs whose name differs outside."""
 
+LAYER_MARK = "llamagen.layer"
+"""Metadata of a value that a layer of a stack hands on: the layer's role path."""
+
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -90,6 +93,7 @@ class _Emitter:
         self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
+        self.mark_layers()
         outputs = self.outputs()
         nodes = _used(b.nodes, outputs)
         constants = [c for c in b.constants if c.uses()]
@@ -244,6 +248,12 @@ class _Emitter:
             self.present(present, outside, kept)
             results.append(inside)
         return tuple(results)
+
+    def mark_layers(self) -> None:
+        """Say in the model which values are the residual stream, so that ``verify`` can look at them."""
+        for layer in self.flat.layers:
+            if layer.value in self.values:  # a rewrite may have no such value
+                self.values[layer.value].metadata_props.setdefault(LAYER_MARK, layer.path)
 
     def present(self, name: str, value: ir.Value, shape: ir.Shape) -> None:
         value.name = self.b.name(name)
