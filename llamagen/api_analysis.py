@@ -80,7 +80,7 @@ def show(target: str | Path) -> list[Section]:
 
 
 def explain(subject: str, path: str | None = None) -> str:
-    """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
+    """Words about a diagnostic code, the ``ops``, one op, a profile's rules, or the value at ``path`` of a model."""
     if path is None and CODE.fullmatch(subject):
         from llamagen.diagnostics.codes import code_text
 
@@ -94,6 +94,10 @@ def explain(subject: str, path: str | None = None) -> str:
         return words.explain_value(registry, registry.load(subject), path)
     if subject == "ops":
         return words.explain_ops()
+    if subject == "ort-cpu" or subject == "ort-cuda":
+        from llamagen.analysis.rewrites.report import rules_text
+
+        return rules_text(subject)
     return words.explain_named(subject)
 
 

@@ -86,6 +86,7 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
+        taken = {value.name for value in inputs}
         table, context = self.table(), self.context()
         weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
         for entry, weight in zip(table, weights, strict=True):
@@ -125,6 +126,7 @@ class _Emitter:
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.fused else {}),
+                "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
