@@ -1,7 +1,7 @@
 """Symbolic dimensions: polynomials with integer coefficients over named sizes.
 
-``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` tiles of images. Every other size
-of a released model is an int.
+``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` images (Llama 4: tiles of images). Every other
+size of a released model is an int.
 """
 
 from __future__ import annotations
@@ -105,3 +105,4 @@ B = Dim.of("B")
 S = Dim.of("S")
 P = Dim.of("P")
 T = P + S
+IMAGES = Dim.of("I")

@@ -52,6 +52,17 @@ class CacheSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossSlot:
+    """One use of ``cross_cache_write`` or ``cross_cache_read``: ids of its keys and values, their names outside."""
+
+    path: str
+    key: str
+    value: str
+    key_name: str
+    value_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class FlatGraph:
     nodes: tuple[FlatNode, ...]
     types: Mapping[str, TensorType]
@@ -59,6 +70,10 @@ class FlatGraph:
     outputs: tuple[str, ...]
     slots: tuple[CacheSlot, ...]
     """Cache slots in execution order; slot i is ``past_key_values.i`` outside."""
+    cross_reads: tuple[CrossSlot, ...] = ()
+    """Keys and values from another graph, in execution order: further inputs, ``cross_key_values.i`` outside."""
+    cross_writes: tuple[CrossSlot, ...] = ()
+    """The same for another graph: further outputs."""
 
 
 class _Flattener:
@@ -67,6 +82,7 @@ class _Flattener:
         self.nodes: list[FlatNode] = []
         self.types: dict[str, TensorType] = {}
         self.slots: list[CacheSlot] = []
+        self.cross: dict[str, list[CrossSlot]] = {"cross_cache_read": [], "cross_cache_write": []}
 
     def run(self) -> FlatGraph:
         graph = self.graph
@@ -79,7 +95,15 @@ class _Flattener:
         inputs = tuple(v.id for v in graph.inputs)
         root = graph.root_block
         outputs = self.block(root, "", tuple(v.id for v in root.inputs))
-        return FlatGraph(tuple(self.nodes), self.types, inputs, outputs, tuple(self.slots))
+        return FlatGraph(
+            tuple(self.nodes),
+            self.types,
+            inputs,
+            outputs[: len(graph.output_names)],
+            tuple(self.slots),
+            tuple(self.cross["cross_cache_read"]),
+            tuple(self.cross["cross_cache_write"]),
+        )
 
     def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
         ids = dict(zip((v.id for v in block.inputs), operands, strict=True))
@@ -99,11 +123,11 @@ class _Flattener:
             case BlockPart(name=name, block=below):
                 return self.block(self.graph.blocks[below], join(path, name), operands)
             case StackPart(name=name, blocks=names):
-                carried = operands[:1]
+                states = [operands[0]]
                 for i, below in enumerate(names):
-                    here = join(join(path, name), str(i))
-                    carried = self.block(self.graph.blocks[below], here, (*carried, *operands[1:]))
-                return carried
+                    here, given = join(join(path, name), str(i)), (states[-1], *operands[1:])
+                    states += self.block(self.graph.blocks[below], here, given)
+                return (states[-1], *(states[i] for i in collected(node)))
             case OpPart(name=name):
                 here = join(path, name)
                 return self.leaf(block, path, here, node, operands, _role_paths(here, part))
@@ -138,11 +162,23 @@ class _Flattener:
         )
         if node.op == "cache":
             i = len(self.slots)
-            key, value = (self.types[o] for o in operands)
+            of_key, of_value = (self.types[o] for o in operands)
             past = f"past_key_values.{i}"
             names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
-            self.slots.append(CacheSlot(path, key, value, *names))
+            self.slots.append(CacheSlot(path, of_key, of_value, *names))
+        if node.op in self.cross:
+            found = self.cross[node.op]
+            place = f"cross_key_values.{len(found)}"
+            key, value = results
+            found.append(CrossSlot(path, key, value, f"{place}.key", f"{place}.value"))
         return results
+
+
+def collected(node: Node) -> tuple[int, ...]:
+    """The layers of a stack whose states before them are results of ``node`` after the first."""
+    found = node.attrs.get("collect", ())
+    assert isinstance(found, tuple)
+    return tuple(int(i) for i in found)
 
 
 def _role_paths(here: str, part: OpPart) -> dict[str, str]:

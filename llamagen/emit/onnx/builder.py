@@ -44,7 +44,16 @@ DIM_NAMES: Mapping[str, str] = {
 
 def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
     """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
+    return ir.Shape([d.value if d.is_static else _dim_name(d) for d in dims])
+
+
+def _dim_name(dim: Dim) -> str:
+    """``images``, or ``4100*images``."""
+    found = DIM_NAMES.get(str(dim))
+    if found is not None or len(dim.terms) > 1:
+        return found or str(dim)
+    (names, coefficient), *_ = dim.terms
+    return "*".join((*(str(c) for c in [coefficient] if c != 1), *(DIM_NAMES[n] for n in names)))
 
 
 class Names:

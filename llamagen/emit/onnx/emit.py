@@ -72,6 +72,7 @@ class _Emitter:
         self.named: set[int] = set()
         self.presents: list[ir.Value] = []
         self.slots: list[CacheSlot] = list(self.flat.slots)
+        self.written: list[ir.Value] = []
 
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
@@ -123,6 +124,11 @@ class _Emitter:
         order = [n for n in INPUT_ORDER if n in made]
         order += [n for n in made if n not in INPUT_ORDER]
         found = [made[n] for n in order]
+        for handed in self.flat.cross_reads:
+            for name, id in ((handed.key_name, handed.key), (handed.value_name, handed.value)):
+                of = self.flat.types[id]
+                found.append(self.input(name, of))
+                self.values[id] = self.b.inside(found[-1], of.dtype)
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
                 shape = (*new.shape[:2], P, new.shape[3])
@@ -152,11 +158,16 @@ class _Emitter:
 
     def lower(self, node: FlatNode) -> None:
         b = self.b
+        if node.op == "cross_cache_read":
+            return  # its results are inputs
         # The prelude has no path; what it computes is named for its first result.
         b.scope = _scope(node.path or node.results[0])
         operands = tuple(self.values[o] for o in node.operands)
         if node.op == "cache":
             results = self.cache(node, operands)
+        elif node.op == "cross_cache_write":
+            self.written += operands
+            results = operands
         else:
             types = self.flat.types
             site = Site(
@@ -202,8 +213,15 @@ class _Emitter:
         b.scope = ""
         taken = {id(v) for v in self.presents}
         results: list[ir.Value] = []
-        for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True):
-            value, of = self.values[inner], self.flat.types[inner]
+        made = [
+            (name, self.values[inner], self.flat.types[inner])
+            for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True)
+        ]
+        slots = self.flat.cross_writes
+        names = [pair for s in slots for pair in ((s.key_name, s.key), (s.value_name, s.value))]
+        for (name, inner), value in zip(names, self.written, strict=True):
+            made.append((name, value, self.flat.types[inner]))
+        for name, value, of in made:
             if value.dtype is b.model:
                 value = b.to(value, b.io)
             if value.producer() is None or id(value) in taken:

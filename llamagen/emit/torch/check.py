@@ -29,7 +29,7 @@ _NODES: tuple[type[ast.AST], ...] = (
 )  # fmt: skip
 _NAMES = frozenset(
     {
-        "ValueError", "bool", "cls", "dict", "float", "int", "len", "list", "next", "property", "classmethod",
+        "ValueError", "bool", "cls", "dict", "float", "int", "iter", "len", "list", "next", "property", "classmethod",
         "range", "self", "set", "sorted", "str", "super", "tuple",
     }
 )  # fmt: skip

@@ -95,11 +95,28 @@ class GridView:
 
 
 @dataclass(frozen=True, slots=True)
+class TiledView:
+    """A mask over the tiles of images, or from text to them; the second has a value for each text row too."""
+
+    variables: tuple[str, ...]
+    function: str
+    arguments: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        made = call(self.function, *(Text(a) for a in self.arguments))
+        return statement(f"{', '.join(self.variables)} = ", made, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class Prelude:
     ropes: tuple[RopeView, ...]
     grids: tuple[GridView, ...]
     masks: tuple[MaskView, ...]
     temperatures: tuple[TemperatureView, ...]
+    tiled: tuple[TiledView, ...]
+    declared: tuple[str, ...]
+    """Inputs that the spec declares for this graph."""
     variables: Mapping[str, str]
     """Graph-level value -> the Python variable that carries it (both rope tables are one)."""
 
@@ -127,7 +144,12 @@ class Prelude:
         made += [v.variable for v in self.grids]
         made += [v.variable for v in self.masks]
         made += [v.variable for v in self.temperatures]
-        return ("position_ids", *made, "attention_mask")
+        made += [name for v in self.tiled for name in v.variables]
+        return ("position_ids", *made, *self.declared, "attention_mask")
+
+    def masks_by(self, function: str) -> bool:
+        """Whether a mask of images is made by this function."""
+        return any(v.function == function for v in self.tiled)
 
 
 def read_prelude(graph: Graph, constants: Constants) -> Prelude:
@@ -136,7 +158,10 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
     grids: list[GridView] = []
     masks: list[MaskView] = []
     temperatures: list[TemperatureView] = []
+    tiled: list[TiledView] = []
     variables = {"positions": "position_ids", "attention_mask": "attention_mask"}
+    declared = [v.id for v in graph.inputs if v.id not in ("input_ids", *variables)]
+    variables.update({name: identifier(name, "input") for name in declared})
     several = sum(n.op == "causal_mask" for n in graph.prelude) > 1
     tables = sum(n.op == "rope_table" for n in graph.prelude)
     for node in graph.prelude:
@@ -154,11 +179,35 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
             case "attention_temperature":
                 variable = first.replace("attention_temperature", "temperature")
                 temperatures.append(_temperature(node, variable, constants))
+            case "tile_mask" | "cross_mask":
+                tiled.append(_tiled(node, variables, constants))
+                variables.update(zip(node.results, tiled[-1].variables, strict=True))
+                continue
             case _:
                 message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
                 raise LlamagenError.of("LG741", message, node.span)
         variables.update(dict.fromkeys(node.results, variable))
-    return Prelude(tuple(ropes), tuple(grids), tuple(masks), tuple(temperatures), variables)
+    return Prelude(
+        tuple(ropes),
+        tuple(grids),
+        tuple(masks),
+        tuple(temperatures),
+        tuple(tiled),
+        tuple(declared),
+        variables,
+    )
+
+
+def _tiled(node: Node, variables: Mapping[str, str], constants: Constants) -> TiledView:
+    """The first operand and the sizes; the values of text rows are in the dtype of the model."""
+    tiles = variables[node.operands[0].removeprefix("@")]
+    tokens = constants.define("TILE_TOKENS", a_int(node.attrs, "tokens")).text
+    if node.op == "cross_mask":
+        names = tuple(identifier(r, "value") for r in node.results)
+        return TiledView(names, "cross_masks", (tiles, tokens, "self.dtype"))
+    padded = constants.define("PADDED_TILE_TOKENS", a_int(node.attrs, "padded")).text
+    name = identifier(node.results[0], "value").replace("tile_mask", "image_mask")
+    return TiledView((name,), "tile_mask", (tiles, tokens, padded))
 
 
 def _grid(node: Node, variable: str, constants: Constants) -> GridView:
