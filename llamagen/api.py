@@ -17,8 +17,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
-    from llamagen.analysis.catalog import Modality, Row, Section
     from llamagen.analysis.check import CheckReport
+    from llamagen.analysis.family.catalog import Modality, Row, Section
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
     from llamagen.ir.graph import Graph, Parameter
@@ -109,7 +109,7 @@ class Model:
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
-        from llamagen.analysis.mermaid import mermaid
+        from llamagen.analysis.pictures.mermaid import mermaid
 
         return mermaid(self.graph)
 
@@ -135,35 +135,24 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        weights: str = "copy",
+        scan: bool = False,
         overwrite: bool = False,
         progress: Progress = _silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
-        from llamagen.emit import export
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
+        ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        """
+        from llamagen.emit import export
+        from llamagen.emit.options import ExportOptions
+
+        options = ExportOptions(profile, dtype, weights, scan)
+        job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
-            return export.export_checkpoint(
-                self.resolved,
-                self.graph,
-                Path(checkpoint),
-                Path(out),
-                registry=self.registry,
-                profile=profile,
-                dtype=dtype,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            return export.export_checkpoint(job, Path(checkpoint), self.registry)
         if random_weights is not None and checkpoint is None:
-            return export.export_random(
-                self.resolved,
-                self.graph,
-                random_weights,
-                Path(out),
-                profile=profile,
-                dtype=dtype,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            return export.export_random(job, random_weights)
         raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
 
 
@@ -189,7 +178,7 @@ def list_models(
     *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
 ) -> list[Row]:
     """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.catalog import rows
+    from llamagen.analysis.family.catalog import rows
     from llamagen.spec.registry import Registry
 
     return rows(Registry(), generation, status, modality)
@@ -197,7 +186,7 @@ def list_models(
 
 def save_counts() -> bool:
     """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
-    from llamagen.analysis.counts import counts_path
+    from llamagen.analysis.numbers.counts import counts_path
     from llamagen.emit.files import write_changed
 
     path = counts_path()
@@ -207,7 +196,7 @@ def save_counts() -> bool:
 
 def counts_text() -> str:
     """What spec/counts.json must hold."""
-    from llamagen.analysis.counts import counts_text
+    from llamagen.analysis.numbers.counts import counts_text
     from llamagen.spec.registry import Registry
 
     registry = Registry()
@@ -216,7 +205,7 @@ def counts_text() -> str:
 
 def show(target: str | Path) -> list[Section]:
     """One model as a page of sections."""
-    from llamagen.analysis.catalog import sections
+    from llamagen.analysis.family.catalog import sections
 
     return list(sections(load(target).resolved))
 

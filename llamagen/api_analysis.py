@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 from llamagen.analysis.labels import MAINLINE
 
 if TYPE_CHECKING:
-    from llamagen.analysis.compat import CompatReport
-    from llamagen.analysis.cost import CostReport
-    from llamagen.analysis.diff import Diff, Model
-    from llamagen.analysis.query import Answer, Share
-    from llamagen.analysis.sql import Result
-    from llamagen.analysis.timeline import Timeline
+    from llamagen.analysis.ask import Model
+    from llamagen.analysis.diff.compat import CompatReport
+    from llamagen.analysis.diff.judge import Diff
+    from llamagen.analysis.family.query import Answer, Share
+    from llamagen.analysis.family.sql import Result
+    from llamagen.analysis.family.timeline import Timeline
+    from llamagen.analysis.numbers.cost import CostReport
     from llamagen.emit.config.read import Imported
 
 
 def side(target: str | Path) -> Model:
     """One side of a comparison: a target, a JSON file or a checkpoint folder. Its graph is none without wiring."""
-    from llamagen.analysis.ask import graph_of, model_of
-    from llamagen.analysis.diff import Model
+    from llamagen.analysis.ask import Model, graph_of, model_of
 
     path = Path(target)
     if path.suffix != ".json" and not path.is_dir():
@@ -45,16 +45,16 @@ def diff(
 
     ``dtype`` stores the weights. Raises LG201 for an unknown id, LG901 for a workload that cannot be.
     """
-    from llamagen.analysis.cost import workload
-    from llamagen.analysis.diff import diff as compare
+    from llamagen.analysis.diff.judge import diff as compare
+    from llamagen.analysis.numbers.cost import workload
 
     return compare(side(before), side(after), workload(context, batch, dtype))
 
 
 def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
     """SVG of both towers with the changes of ``result`` marked. Raises LG401 without wiring."""
-    from llamagen.analysis.svg import diff_svg
-    from llamagen.analysis.tower import changed_paths, tower
+    from llamagen.analysis.pictures.svg import diff_svg
+    from llamagen.analysis.pictures.tower import changed_paths, tower
     from llamagen.ir.build import build
 
     first, second = (tower(m.graph or build(m.resolved)) for m in (side(before), side(after)))
@@ -63,7 +63,7 @@ def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
 
 def overlay(before: str | Path, after: str | Path) -> str:
     """The smallest spec, YAML text, that extends ``before`` and is ``after``."""
-    from llamagen.analysis.overlay import overlay
+    from llamagen.analysis.diff.overlay import overlay
 
     return overlay(side(before).resolved, side(after).resolved)
 
@@ -75,7 +75,7 @@ def compat(
 
     Raises LG901 for an unknown runtime.
     """
-    from llamagen.analysis.compat import compat as compare
+    from llamagen.analysis.diff.compat import compat as compare
 
     return compare(side(before), side(after), tuple(runtimes), dtype)
 
@@ -94,9 +94,9 @@ def cost(
     With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
     without wiring, LG901 for an unknown device or dtype, or a ``tp`` that does not divide the model.
     """
-    from llamagen.analysis import hardware
     from llamagen.analysis.ask import wired
-    from llamagen.analysis.cost import cost_of, workload
+    from llamagen.analysis.numbers import hardware
+    from llamagen.analysis.numbers.cost import cost_of, workload
 
     load = workload(context, batch, dtype, tp)
     chosen = (device, hardware.device(device)) if device is not None else None
@@ -106,8 +106,8 @@ def cost(
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
     from llamagen.analysis.ask import wired
-    from llamagen.analysis.plots import CONTEXTS, cache_plot
-    from llamagen.analysis.records import Family
+    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
     from llamagen.spec.registry import Registry
 
     registry = Registry()
@@ -131,8 +131,8 @@ def query(
 
     Raises LG905 for an expression that cannot be evaluated.
     """
-    from llamagen.analysis.query import query as ask
-    from llamagen.analysis.records import Family
+    from llamagen.analysis.family.query import query as ask
+    from llamagen.analysis.family.records import Family
     from llamagen.spec.registry import Registry
 
     return ask(Family(Registry()), where, select=select, sort=sort, first=first)
@@ -140,8 +140,8 @@ def query(
 
 def share(path: str, where: str = "true") -> tuple[Share, ...]:
     """How many of the models have each value of ``path``, the most frequent first. Raises LG905."""
-    from llamagen.analysis.query import share as shares
-    from llamagen.analysis.records import Family
+    from llamagen.analysis.family.query import share as shares
+    from llamagen.analysis.family.records import Family
     from llamagen.spec.registry import Registry
 
     return shares(Family(Registry()), path, where)
@@ -149,8 +149,8 @@ def share(path: str, where: str = "true") -> tuple[Share, ...]:
 
 def timeline(path: str, where: str = MAINLINE) -> Timeline:
     """When the value of ``path`` changed over the releases. Raises LG905."""
-    from llamagen.analysis.records import Family
-    from llamagen.analysis.timeline import timeline as follow
+    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.family.timeline import timeline as follow
     from llamagen.spec.registry import Registry
 
     return follow(Family(Registry()), path, where)
@@ -158,8 +158,8 @@ def timeline(path: str, where: str = MAINLINE) -> Timeline:
 
 def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
     """A timeline of every hyperparameter that some model sets. Raises LG905."""
-    from llamagen.analysis.records import Family
-    from llamagen.analysis.timeline import history as follow
+    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.family.timeline import history as follow
     from llamagen.spec.registry import Registry
 
     return follow(Family(Registry()), where)
@@ -167,8 +167,8 @@ def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
 
 def sql(statement: str) -> Result:
     """Rows of one SELECT over models, layers, parameters, changes and sources. Raises LG905."""
-    from llamagen.analysis.records import Family
-    from llamagen.analysis.sql import sql as run
+    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.family.sql import sql as run
     from llamagen.spec.registry import Registry
 
     return run(Family(Registry()), statement)
@@ -187,7 +187,7 @@ def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
 def graph_tower(target: str) -> str:
     """The model as nested boxes, text. Raises LG401 without wiring."""
     from llamagen.analysis.ask import wired
-    from llamagen.analysis.tower import tower, tower_text
+    from llamagen.analysis.pictures.tower import tower, tower_text
 
     return tower_text(tower(wired(target)))
 
@@ -195,8 +195,8 @@ def graph_tower(target: str) -> str:
 def graph_svg(target: str) -> str:
     """The model as nested boxes, SVG. Raises LG401 without wiring."""
     from llamagen.analysis.ask import wired
-    from llamagen.analysis.svg import tower_svg
-    from llamagen.analysis.tower import tower
+    from llamagen.analysis.pictures.svg import tower_svg
+    from llamagen.analysis.pictures.tower import tower
 
     return tower_svg(tower(wired(target)))
 
@@ -204,6 +204,6 @@ def graph_svg(target: str) -> str:
 def graph_explorer(target: str) -> str:
     """JSON for Model Explorer, shapes for one sequence of one token. Raises LG401 without wiring."""
     from llamagen.analysis.ask import wired
-    from llamagen.analysis.explorer import explorer_json
+    from llamagen.analysis.pictures.explorer import explorer_json
 
     return explorer_json(wired(target), {"B": 1, "S": 1, "P": 0})

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from llamagen.analysis.diff import Model
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import build
 from llamagen.ir.graph import Graph
@@ -19,6 +18,18 @@ from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import SourceMap
 
 _GIT_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A spec and its graph. ``graph`` is none for a record without published wiring."""
+
+    resolved: ResolvedSpec
+    graph: Graph | None
+
+    @property
+    def id(self) -> str:
+        return self.resolved.spec.id
 
 
 def model_of(target: str, registry: Registry | None = None) -> Model:

@@ -11,7 +11,7 @@ from llamagen.ir.optypes import AttrSpec, Op
 from llamagen.spec.evaluate import FUNCTIONS
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, tree_to_plain
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, value_to_plain
 from llamagen.spec.schema import Hyperparameters
 
 _SHORT = ("hyperparameters", "constants", "patterns", "release", "training")
@@ -175,12 +175,12 @@ def _ties(resolved: ResolvedSpec, steps: tuple[str, ...]) -> Iterator[str]:
 def _company(
     registry: Registry, resolved: ResolvedSpec, steps: tuple[str, ...], leaf: Leaf
 ) -> Iterator[str]:
-    value = tree_to_plain(leaf)
+    value = value_to_plain(leaf)
     same: list[tuple[str, str]] = []
     for spec_id in registry.ids(abstract=False):
         other = registry.load(spec_id)
         found = other.find(*steps)
-        if isinstance(found, Leaf) and tree_to_plain(found) == value:
+        if isinstance(found, Leaf) and value_to_plain(found) == value:
             same.append((_date(other), spec_id))
     others = sorted(spec_id for _, spec_id in same if spec_id != resolved.spec.id)
     if not others:

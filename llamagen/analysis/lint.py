@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from llamagen.analysis.cost import tensor_parallel_degrees
-from llamagen.analysis.params import count_parameters
+from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
+from llamagen.analysis.numbers.params import count_parameters
+from llamagen.analysis.numbers.walk import behind, operand_types, places
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.analysis.tables import load_table
-from llamagen.analysis.walk import behind, operand_types, places
 from llamagen.diagnostics import Diagnostic, Severity, Span
 from llamagen.ir.graph import Block, Graph, Node, OpPart
 from llamagen.spec.evaluate import Static
@@ -155,6 +155,9 @@ class _Subjects:
         paths = [path for path, _ in self.resolved.leaves()]
         known = known_sources()
         for glob, source in self.resolved.spec.provenance.items():
+            entry = self.resolved.leaf("provenance", glob)
+            if entry is None or entry.origins[-1].spec_id != self.resolved.spec.id:
+                continue
             key = source.split("#", 1)[0].split(" ", 1)[0].rstrip(":,;")
             scope: dict[str, Static] = {
                 "glob": glob,
@@ -163,21 +166,21 @@ class _Subjects:
                 "known": key in known,
                 "covers": sum(1 for path in paths if matches(glob, path)),
                 "abstract": self.resolved.spec.abstract,
-                "own": self.writes(glob),
             }
-            yield scope, self.resolved.place("provenance", glob)
-
-    def writes(self, glob: str) -> bool:
-        entry = self.resolved.leaf("provenance", glob)
-        return entry is not None and entry.origins[-1].spec_id == self.resolved.spec.id
+            yield scope, entry.node.span
 
     def attentions(self) -> Scoped:
         if self.graph is None:
             return
+        done: dict[tuple[str, int], dict[str, Static]] = {}
         for here in places(self.graph, frozenset({"attention"})):
-            yield self.attention(self.graph, here.path, here.block, here.node), here.node.span
+            key = (here.block.name, id(here.node))
+            if key not in done:
+                done[key] = self.attention(self.graph, here.block, here.node)
+            yield {**done[key], "path": here.path}, here.node.span
 
-    def attention(self, graph: Graph, path: str, block: Block, node: Node) -> dict[str, Static]:
+    def attention(self, graph: Graph, block: Block, node: Node) -> dict[str, Static]:
+        """All that a rule may ask of an attention op but its path."""
         q, k, v = operand_types(graph, block, node)[:3]
         back = {name: behind(block, node.operands[i]) for i, name in enumerate("qkv")}
         producers = {r: n for n in block.nodes for r in n.results}
@@ -187,7 +190,6 @@ class _Subjects:
         bounds = [b for name in ("window", "chunk") if isinstance(b := attrs.get(name), int)]
         return {
             **self.base,
-            "path": path,
             "heads": q.shape[1].value,
             "kv_heads": k.shape[1].value,
             "key_dim": k.shape[3].value,

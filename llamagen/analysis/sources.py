@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+import re
+from fnmatch import translate
 from functools import cache
 from typing import Literal
 
@@ -37,9 +38,13 @@ def _depth(resolved: ResolvedSpec, spec_id: str) -> int:
 
 
 def matches(glob: str, path: str) -> bool:
-    if "*" not in glob and "?" not in glob and "[" not in glob:
-        return path == glob or path.startswith(f"{glob}.")
-    return fnmatchcase(path, glob) or path.startswith(f"{glob}.")
+    """Whether ``path`` is what ``glob`` says or lies below it."""
+    return _pattern(glob).match(path) is not None
+
+
+@cache
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(rf"{translate(glob)}|{re.escape(glob)}\.")
 
 
 class _Authority(Closed):

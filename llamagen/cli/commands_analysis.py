@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
 
+from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.labels import MAINLINE
-from llamagen.analysis.surfaces import Surface, Verdict
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
 from llamagen.cli.entry import FINDINGS
 from llamagen.cli.read import Id
 
 if TYPE_CHECKING:
-    from llamagen.analysis.diff import Diff
+    from llamagen.analysis.diff.judge import Diff
     from llamagen.spec.evaluate import Static
 
 Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
@@ -73,7 +73,8 @@ def _diff_text(
     surfaces: tuple[Surface, ...],
     format: Literal["text", "markdown", "html", "json", "github", "svg"],
 ) -> str:
-    from llamagen.analysis import render_diff
+
+    from llamagen.analysis.diff import render as render_diff
 
     match format:
         case "text":
@@ -106,7 +107,7 @@ def compat(
 ) -> None:
     """Say whether A's weights run in B, what must be converted, and what runtimes do with B; exit 1 if they do not."""
     from llamagen import api_analysis as api
-    from llamagen.analysis import render_compat
+    from llamagen.analysis.diff import render_compat
 
     report = api.compat(a, b, runtimes=tuple(runtime or ()), dtype=dtype)
     console.out(render_compat.text(report) if format == "text" else render_compat.json_text(report))
@@ -127,7 +128,7 @@ def cost(
 ) -> None:
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
     from llamagen import api_analysis as api
-    from llamagen.analysis import render_cost
+    from llamagen.analysis.numbers import render as render_cost
 
     report = api.cost(spec, context=context, batch=batch, dtype=dtype, device=device, tp=tp)
     console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
@@ -170,7 +171,7 @@ def query(
 ) -> None:
     """Filter, sort and count the models with expressions over their sizes, numbers and history."""
     from llamagen import api_analysis as api
-    from llamagen.analysis.records import COLUMNS
+    from llamagen.analysis.family.records import COLUMNS
 
     if columns:
         console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
@@ -208,7 +209,7 @@ def timeline(
 ) -> None:
     """Show when a value changed over the releases, when it first appeared, or that it never changed."""
     from llamagen import api_analysis as api
-    from llamagen.analysis import render_timeline
+    from llamagen.analysis.family import render_timeline
 
     if path is None:
         console.out(render_timeline.history_text(api.history(where)))
@@ -225,7 +226,7 @@ def sql(
 ) -> None:
     """Ask in SQL: tables models, layers, parameters, changes, sources; read only."""
     from llamagen import api_analysis as api
-    from llamagen.analysis.sql import TABLES
+    from llamagen.analysis.family.sql import TABLES
 
     if statement is None:
         tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]

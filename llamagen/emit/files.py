@@ -67,7 +67,7 @@ def current(path: Path) -> str | None:
 
 
 def _text(subject: Subject) -> dict[str, str]:
-    from llamagen.analysis.card import card_text
+    from llamagen.analysis.family.card import card_text
     from llamagen.ir.build_graphs import MAIN, build_all
     from llamagen.ir.text import render
     from llamagen.spec.resolved_text import resolved_text

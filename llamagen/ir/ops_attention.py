@@ -89,8 +89,9 @@ def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     for t, what in ((q, "queries"), (k, "keys"), (v, "values")):
         need_rank(t, 4, what)
         need_real(t, what)
-    need(q.shape[-1] == k.shape[-1], f"queries {q} and keys {k} differ in head_dim")
-    need(k.shape[:3] == v.shape[:3], f"keys {k} and values {v} differ in heads or length")
+    need(q.shape[-1] == k.shape[-1], "queries {} and keys {} differ in head_dim", q, k)
+    same = k.shape[:3] == v.shape[:3]
+    need(same, "keys {} and values {} differ in heads or length", k, v)
     heads, kv_heads = q.shape[1].value, k.shape[1].value
     need(
         heads % kv_heads == 0,
@@ -104,7 +105,8 @@ def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         want = (q.shape[0], Dim.of(1), q.shape[2], k.shape[2])
         need(
             types[3].shape == want,
-            f"the mask {types[3]} does not fit queries {q} and keys {k}; are keys cached?",
+            "the mask {} does not fit queries {} and keys {}; are keys cached?",
+            *(types[3], q, k),
         )
     if len(types) > 4:
         need_real(types[4], "sinks")

@@ -116,25 +116,24 @@ def a_ints(attrs: Attrs, name: str) -> tuple[int, ...]:
     return tuple(int(v) for v in value)
 
 
-def need(condition: bool, message: str) -> None:
+def need(condition: bool, message: str, *shown: object) -> None:
+    """``shown`` fill the braces of ``message``, and only then: types take long to write out."""
     if not condition:
-        raise ShapeError(message)
+        raise ShapeError(message.format(*shown) if shown else message)
 
 
 def need_rank(t: TensorType, rank: int, what: str) -> None:
-    need(len(t.shape) == rank, f"{what} must have {rank} dimensions, it is {t}")
+    need(len(t.shape) == rank, "{} must have {} dimensions, it is {}", what, rank, t)
 
 
 def need_real(t: TensorType, what: str) -> None:
     real = t.dtype in (DType.MODEL, DType.FLOAT32)
-    need(real, f"{what} must be a floating-point tensor, it is {t}")
+    need(real, "{} must be a floating-point tensor, it is {}", what, t)
 
 
 def need_last(t: TensorType, size: int, what: str) -> None:
-    need(
-        bool(t.shape) and t.shape[-1] == Dim.of(size),
-        f"{what} must end in {size}, it is {t}",
-    )
+    fits = bool(t.shape) and t.shape[-1] == Dim.of(size)
+    need(fits, "{} must end in {}, it is {}", what, size, t)
 
 
 def axis_of(attrs: Attrs, rank: int) -> int:
@@ -158,9 +157,8 @@ def broadcast(a: TensorType, b: TensorType) -> tuple[Dim, ...]:
     right = (one,) * (rank - len(b.shape)) + b.shape
     shape: list[Dim] = []
     for x, y in zip(left, right, strict=True):
-        need(
-            x == y or x == one or y == one, f"shapes {a} and {b} do not fit together ({x} and {y})"
-        )
+        fits = x == y or x == one or y == one
+        need(fits, "shapes {} and {} do not fit together ({} and {})", a, b, x, y)
         shape.append(y if x == one else x)
     return tuple(shape)
 

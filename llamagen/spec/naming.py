@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 class Closed(BaseModel):
     """Base of everything read from a spec: frozen, no unknown keys, no coercion between types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 Dim: TypeAlias = Annotated[int, Field(ge=0, le=7)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -57,6 +57,8 @@ class ResolvedSpec:
 
     spec: Spec
     tree: Branch
+    plain: Mapping[str, Plain] = field(compare=False, repr=False)
+    """``tree`` as plain data."""
     chain: tuple[str, ...]
     """Ids from the first base to the spec itself."""
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
@@ -64,15 +66,19 @@ class ResolvedSpec:
     @cached_property
     def digest(self) -> str:
         """sha256 of the architecture (wiring and numbers, not the record), hex."""
-        plain = tree_to_plain(self.tree)
-        assert isinstance(plain, dict)
-        kept = {key: plain[key] for key in ARCHITECTURE if key in plain}
+        kept = {key: self.plain[key] for key in ARCHITECTURE if key in self.plain}
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def leaves(self) -> Iterator[tuple[str, Leaf]]:
+    def leaves(self) -> tuple[tuple[str, Leaf], ...]:
         """Every leaf with its dotted path, in file order."""
-        yield from _leaves(self.tree, ())
+        return self._leaves
+
+    @cached_property
+    def _leaves(self) -> tuple[tuple[str, Leaf], ...]:
+        found: list[tuple[str, Leaf]] = []
+        _collect_leaves(self.tree, "", found)
+        return tuple(found)
 
     def leaf(self, *path: str) -> Leaf | None:
         found = self.find(*path)
@@ -101,12 +107,12 @@ class ResolvedSpec:
         return span
 
 
-def _leaves(tree: Tree, path: tuple[str, ...]) -> Iterator[tuple[str, Leaf]]:
-    if isinstance(tree, Leaf):
-        yield ".".join(path), tree
-        return
+def _collect_leaves(tree: Branch, prefix: str, into: list[tuple[str, Leaf]]) -> None:
     for name, below in tree.entries.items():
-        yield from _leaves(below, (*path, name))
+        if isinstance(below, Leaf):
+            into.append((prefix + name, below))
+        else:
+            _collect_leaves(below, f"{prefix}{name}.", into)
 
 
 Merged: TypeAlias = "dict[str, tuple[Branch, tuple[Diagnostic, ...]]]"
@@ -232,8 +238,27 @@ def _text(node: Scalar | Seq) -> str:
     return json.dumps(to_plain(node), ensure_ascii=False)
 
 
-def tree_to_plain(tree: Tree, path: tuple[str, ...] = ()) -> Plain:
+def tree_to_plain(tree: Branch) -> dict[str, Plain]:
     """The merged tree as plain data, without what was unset by ``null`` and the parts removed by ``none``."""
+    kept: dict[str, Plain] = {}
+    for name, below in tree.entries.items():
+        special = name in ("blocks", "patterns")
+        plain = _special_plain(below, (name,)) if special else value_to_plain(below)
+        if plain is not None:
+            kept[name] = plain
+    return kept
+
+
+def value_to_plain(tree: Tree) -> Plain:
+    """A part of the tree as plain data; what is unset is left out."""
+    if isinstance(tree, Leaf):
+        return to_plain(tree.node)
+    below = ((name, value_to_plain(value)) for name, value in tree.entries.items())
+    return {name: plain for name, plain in below if plain is not None}
+
+
+def _special_plain(tree: Tree, path: tuple[str, ...]) -> Plain:
+    """As ``value_to_plain`` for blocks and patterns, where null can be a value and ``none`` removes a part."""
     if isinstance(tree, Leaf):
         plain = to_plain(tree.node)
         # `none` is the expression language's word for null; options take either.
@@ -241,7 +266,7 @@ def tree_to_plain(tree: Tree, path: tuple[str, ...] = ()) -> Plain:
     kept: dict[str, Plain] = {}
     for name, below in tree.entries.items():
         here = (*path, name)
-        plain = tree_to_plain(below, here)
+        plain = _special_plain(below, here)
         if plain is None and not _is_option(here) and not _is_pattern_value(here):
             continue
         if plain == NONE and _is_part(here):
@@ -275,12 +300,11 @@ def resolve(chain: Sequence[SourceMap], known: Merged | None = None) -> Resolved
     if errors:
         raise LlamagenError(*errors)
     plain = tree_to_plain(tree)
-    assert isinstance(plain, dict)
     spec = validate(plain, tree)
     ids = tuple(
         node.text if isinstance(node := source.root.get("id"), Scalar) else source.file
         for source in chain
     )
-    resolved = ResolvedSpec(spec, tree, ids, tuple(findings))
+    resolved = ResolvedSpec(spec, tree, plain, ids, tuple(findings))
     check_invariants(resolved)
     return resolved

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llamagen.diagnostics import Span
 from llamagen.spec.fmt import format_source
-from llamagen.spec.resolve import Branch, Origin, ResolvedSpec, tree_to_plain
+from llamagen.spec.resolve import Branch, Origin, ResolvedSpec
 from llamagen.spec.source import Map, Node, Plain, Scalar, Seq, load_source
 
 _INDENT = 2
@@ -37,9 +37,7 @@ def resolved_text(resolved: ResolvedSpec) -> str:
     """The spec as one YAML file in canonical form; loading it gives the same architecture digest."""
     from llamagen.spec.schema import Spec
 
-    plain = tree_to_plain(resolved.tree)
-    assert isinstance(plain, dict), plain
-    lines = [line for line in _branch(resolved.tree, plain, 0) if line]
+    lines = [line for line in _branch(resolved.tree, resolved.plain, 0) if line]
     source = load_source("\n".join(lines) + "\n", f"<resolved {resolved.spec.id}>")
     return format_source(source, tuple(Spec.model_fields))
 

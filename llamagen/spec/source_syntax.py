@@ -103,24 +103,31 @@ _SENTENCES: tuple[tuple[str, str, str], ...] = (
         _QUOTE,
     ),
     (
+        r"maximum nesting depth",
+        "this is nested deeper than the parser reads",
+        "flatten the structure",
+    ),
+    (
         r"unexpected ':'",
         "a `:` is not allowed in unquoted text here",
         _QUOTE,
     ),
 )
 # Here the place where the parser gave up says less than where the text starts.
+_TOO_DEEP = re.compile(r"maximum nesting depth")  # libyaml's own bound, met while it looks ahead
 _AT_START = re.compile(r"could not find expected ':'|found unexpected end of stream")
 
 
 def syntax_error(failure: YAMLError, file: str, lines: tuple[str, ...]) -> Diagnostic:
-    """LG010 for what a parser raised."""
+    """LG010 (LG007 for its bound on nesting) for what a parser raised."""
     problem = str(getattr(failure, "problem", None) or failure)
+    code = "LG007" if _TOO_DEEP.search(problem) else "LG010"
     message, advice = next(
         ((sentence, fix) for said, sentence, fix in _SENTENCES if re.search(said, problem)),
         (f"this is not YAML: {problem}", "check the line and the one before it"),
     )
     if not isinstance(failure, MarkedYAMLError) or failure.problem_mark is None:
-        return Diagnostic("LG010", "error", message, Span(file, 1, 1), help=advice)
+        return Diagnostic(code, "error", message, Span(file, 1, 1), help=advice)
     mark = failure.problem_mark
     if failure.context_mark is not None and _AT_START.search(problem):
         mark = failure.context_mark
@@ -131,7 +138,7 @@ def syntax_error(failure: YAMLError, file: str, lines: tuple[str, ...]) -> Diagn
         what = re.sub(r"^while (parsing|scanning) (an? )?", "", failure.context)
         if start != span:
             related = (Related(f"in this {what}, which starts here", start),)
-    return Diagnostic("LG010", "error", message, span, related, advice)
+    return Diagnostic(code, "error", message, span, related, advice)
 
 
 def clamped(file: str, line: int, column: int, lines: tuple[str, ...]) -> Span:

@@ -1,24 +1,34 @@
-"""What is run: token ids with padding, cut into a prefill and decode steps."""
+"""What is run: token ids with padding, cut into a prefill and decode steps, and images that belong to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen.ir.pipeline import Pipeline
 from llamagen.verify.numerics import FloatArray
 
 IntArray = NDArray[np.int64]
+Values: TypeAlias = Mapping[str, NDArray[np.generic]]
+"""Arrays by the names that graphs give their inputs and outputs."""
+
+NOTHING: Values = {}
 
 
 class Session(Protocol):
-    """One sequence of calls; the key/value cache lives in it."""
+    """One sequence of calls; the key/value cache lives in it, and what was made of the images."""
 
-    def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
-        """Logits [B, S, V] for ids and positions [B, S]; mask [B, T] covers the past too."""
+    def step(
+        self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING
+    ) -> FloatArray:
+        """Logits [B, S, V] for ids and positions [B, S]; mask [B, T] covers the past too.
+
+        ``beside`` are further inputs with one entry a token, [B, S, ...].
+        """
 
 
 class Witness(Protocol):
@@ -27,8 +37,8 @@ class Witness(Protocol):
     @property
     def name(self) -> str: ...
 
-    def start(self) -> Session:
-        """A session with an empty cache."""
+    def start(self, images: Values = NOTHING) -> Session:
+        """A session with an empty cache; with ``images``, the inputs of what reads them, by the graphs of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +53,72 @@ class Scenario:
     mask: IntArray
     splits: tuple[int, ...]
     shift: int = 0
+    images: Values = field(default_factory=dict)
+    """Inputs of the graphs that are run once (``pixel_values`` ...), whole; none is a scenario of text."""
+    beside: Values = field(default_factory=dict)
+    """Inputs with one entry a token, [B, T, ...]; cut like the ids."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
             raise ValueError(f"calls of {self.splits} do not make {self.input_ids.shape[1]} tokens")
         if self.mask.shape != self.input_ids.shape or not self.mask[:, -1].all():
             raise ValueError("the mask has the shape of the ids; padding is on the left")
+        if any(v.shape[:2] != self.input_ids.shape for v in self.beside.values()):
+            raise ValueError("what is beside the ids begins with their shape")
 
-    def calls(self) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
-        """Ids, mask and positions of each call."""
+    def calls(self) -> Iterator[tuple[IntArray, IntArray, IntArray, Values]]:
+        """Ids, mask, positions and what is beside them, of each call."""
         positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0) + self.shift
         start = 0
         for length in self.splits:
             stop = start + length
-            yield self.input_ids[:, start:stop], self.mask[:, :stop], positions[:, start:stop]
+            beside = {name: value[:, start:stop] for name, value in self.beside.items()}
+            ids, mask = self.input_ids[:, start:stop], self.mask[:, :stop]
+            yield ids, mask, positions[:, start:stop], beside
             start = stop
 
     def logits(self, witness: Witness) -> FloatArray:
         """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
-        session = witness.start()
+        session = witness.start(self.images)
         pieces = [session.step(*call) for call in self.calls()]
         return np.concatenate(pieces, axis=1)[self.mask > 0]
 
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
-        return Scenario(name, self.input_ids, self.mask, tuple(splits), self.shift)
+        return Scenario(
+            name,
+            self.input_ids,
+            self.mask,
+            tuple(splits),
+            self.shift,
+            self.images,
+            self.beside,
+        )
+
+    def alone(self, pipeline: Pipeline | None = None) -> tuple[Scenario, ...]:
+        """Each row by itself, without its padding; calls that were all padding are left out.
+
+        ``pipeline`` says how images belong to rows: by their placeholders, or else row by row.
+        """
+        placeholder = next(iter(pipeline.placeholders.values()), None) if pipeline else None
+        ends = np.arange(1, len(self.input_ids))
+        if placeholder is not None:
+            found = (self.input_ids == placeholder.token).sum(axis=1) // placeholder.rows
+            ends = np.cumsum(found)[:-1]
+        images = {name: np.split(value, ends) for name, value in self.images.items()}
+        rows: list[Scenario] = []
+        for i, mask in enumerate(self.mask > 0):
+            splits = tuple(
+                kept
+                for call in np.split(mask, np.cumsum(self.splits)[:-1])
+                if (kept := int(call.sum()))
+            )
+            beside = {name: value[i : i + 1, mask] for name, value in self.beside.items()}
+            own = {name: value[i] for name, value in images.items() if len(value[i])}
+            ids, ones = self.input_ids[i : i + 1, mask], self.mask[i : i + 1, mask]
+            name = f"{self.name}, row {i}"
+            rows.append(Scenario(name, ids, ones, splits, self.shift, own, beside))
+        return tuple(rows)
 
 
 def scenarios(vocab_size: int, length: int, steps: int, seed: int = 0) -> tuple[Scenario, ...]:

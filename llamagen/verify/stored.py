@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.onnx.data import SOURCES
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.graph import Parameter
 from llamagen.verify.numerics import RunDType
 
 if TYPE_CHECKING:
     import onnx
+
+
+_PARTS: TypeAdapter[list[tuple[str, tuple[int, ...]]]] = TypeAdapter(
+    list[tuple[str, tuple[int, ...]]]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +60,67 @@ class StoredWeights:
         )
         return found
 
-    def require(self, wanted: Mapping[str, Parameter]) -> None:
+    def joined(self, other: StoredWeights) -> StoredWeights:
+        """With the weights that only another graph of the folder has."""
+        return replace(self, places={**other.places, **self.places})
+
+    def require(self, wanted: Mapping[str, Parameter], file: str = MODEL_FILE) -> None:
         """Raises LG773 unless there is each parameter in its shape, whole in its file."""
         for path, parameter in wanted.items():
             place = self.places.get(path)
             if place is None:
-                raise LlamagenError.of("LG773", f"{MODEL_FILE} has no weight `{path}`")
+                raise LlamagenError.of("LG773", f"{file} has no weight `{path}`")
             if place.shape != parameter.shape:
-                message = f"`{path}` is {list(place.shape)} in {MODEL_FILE}"
+                message = f"`{path}` is {list(place.shape)} in {file}"
                 raise LlamagenError.of("LG773", f"{message}, the spec says {list(parameter.shape)}")
             end = place.offset + prod(place.shape) * place.dtype.itemsize
             if end > place.file.stat().st_size:
                 raise LlamagenError.of("LG773", f"{place.file.name} ends inside `{path}`")
 
 
-def stored_weights(folder: Path) -> StoredWeights:
-    """What ``model.onnx`` of ``folder`` points at. Raises LG770, LG773."""
+def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
+    """What ``model.onnx``, or another graph of ``folder``, points at. Raises LG770, LG773."""
     import onnx
 
-    model_file = folder / MODEL_FILE
+    model_file = folder / file
     if not model_file.is_file():
         help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
-        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {MODEL_FILE}", help=help)
+        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {file}", help=help)
     try:
         model = onnx.load(str(model_file), load_external_data=False)
     except Exception as error:  # protobuf's errors share no public base class
         raise LlamagenError.of("LG770", f"{model_file} is not an ONNX model: {error}") from error
-    places = {
-        tensor.name: _place(folder, tensor)
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    }
+    places: dict[str, Place] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            places |= _places(folder, tensor)
     return StoredWeights(places, {p.key: p.value for p in model.metadata_props})
+
+
+def _places(folder: Path, tensor: onnx.TensorProto) -> dict[str, Place]:
+    """Role path -> its part of ``tensor``; parts lie one after the other. Raises LG773."""
+    whole = _place(folder, tensor)
+    joined = next((p.value for p in tensor.metadata_props if p.key == SOURCES), None)
+    if joined is None:
+        return {tensor.name: whole}
+    try:
+        parts = _PARTS.validate_json(joined, strict=True)
+    except ValueError as error:
+        message = f"`{tensor.name}` does not say which parameters it joins: {joined[:80]!r}"
+        raise LlamagenError.of("LG773", message) from error
+    rows, *rest = whole.shape
+    if any(list(shape[1:]) != rest or not shape for _, shape in parts) or rows != sum(
+        shape[0] for _, shape in parts
+    ):
+        shapes = ", ".join(f"`{path}` {list(shape)}" for path, shape in parts)
+        message = f"`{tensor.name}` is {list(whole.shape)}, but joins {shapes or 'nothing'}"
+        raise LlamagenError.of("LG773", message)
+    places: dict[str, Place] = {}
+    start = whole.offset
+    for path, shape in parts:
+        places[path] = Place(whole.file, start, shape, whole.dtype)
+        start += prod(shape) * whole.dtype.itemsize
+    return places
 
 
 def _place(folder: Path, tensor: onnx.TensorProto) -> Place:

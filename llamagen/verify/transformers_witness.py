@@ -12,11 +12,14 @@ import numpy as np
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import IntArray, Session
+from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
 from llamagen.verify.witnesses import WeightReader
 
 if TYPE_CHECKING:
     import torch
+
+COUNTS_PADDING = "row by row: transformers takes padding for positions (facts 4.8)"
+"""Its attention temperature grows with the place in the batch, padding included; a row alone has none."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,11 @@ class TransformersWitness:
     name: str = "transformers"
 
     @staticmethod
-    def of_folder(folder: Path, paths: Sequence[str], weights: WeightReader) -> TransformersWitness:
-        """Raises LG774 when transformers is not installed, the folder has no config.json, or the
-        names of the weights are not those of the model."""
+    def of_folder(
+        folder: Path, paths: Sequence[str], weights: WeightReader, *, images: bool = False
+    ) -> TransformersWitness:
+        """``images`` asks for the model that reads them too. Raises LG774 when transformers is not
+        installed, the folder has no config.json, or the names of the weights are not those of the model."""
         try:
             library = import_module("transformers")
         except ImportError:
@@ -45,8 +50,9 @@ class TransformersWitness:
         library.utils.logging.disable_progress_bar()
         config = library.AutoConfig.from_pretrained(folder)
         state = {p: torch.from_numpy(np.array(weights(p), dtype=np.float32)) for p in paths}
+        auto = library.AutoModelForImageTextToText if images else library.AutoModelForCausalLM
         with torch.device("meta"):
-            kind = type(library.AutoModelForCausalLM.from_config(config))
+            kind = type(auto.from_config(config))
         # from_pretrained, because it knows the names of checkpoints; without a folder it reads none
         model, report = kind.from_pretrained(
             None,
@@ -62,25 +68,36 @@ class TransformersWitness:
                 raise LlamagenError.of("LG774", message)
         return TransformersWitness(model.eval())
 
-    def start(self) -> Session:
-        return _TransformersSession(self.model)
+    def start(self, images: Values = NOTHING) -> Session:
+        return TransformersSession(self.model, images)
 
 
-class _TransformersSession:
-    def __init__(self, model: torch.nn.Module) -> None:
+class TransformersSession:
+    """Images go in with the first call; their names are those of the graphs' inputs."""
+
+    def __init__(self, model: torch.nn.Module, images: Values = NOTHING) -> None:
         self.model = model
+        self.images = images
         self.past: object = None
 
-    def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
+    def step(
+        self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING
+    ) -> FloatArray:
         import torch
 
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            **beside,
+            **self.images,
+        }
         with torch.no_grad():
             result = self.model(
-                input_ids=torch.from_numpy(np.ascontiguousarray(input_ids)),
-                attention_mask=torch.from_numpy(np.ascontiguousarray(mask)),
-                position_ids=torch.from_numpy(np.ascontiguousarray(positions)),
+                **{name: torch.from_numpy(np.array(v)) for name, v in given.items()},
                 past_key_values=self.past,
                 use_cache=True,
             )
+        self.images = NOTHING
         self.past = result.past_key_values
         return np.asarray(result.logits.double().numpy(), dtype=np.float64)

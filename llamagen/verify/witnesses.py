@@ -1,4 +1,7 @@
-"""Witnesses of a model's logits: the float64 reference, the generated PyTorch module, an ONNX file."""
+"""One graph by three backends: the float64 reference, the generated PyTorch module, an ONNX file.
+
+Each is a piece of a model that is several graphs (verify/pieces.py), and by itself the witness of a model of text.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagen.ir.flatten import FlatGraph
+from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
-from llamagen.ir.reference import Rounding, evaluate
+from llamagen.ir.reference import Rounding, evaluate_graph
 from llamagen.verify.numerics import FloatArray, RunDType
-from llamagen.verify.scenario import IntArray, Session
+from llamagen.verify.pieces import OpenPiece, PieceSession
+from llamagen.verify.scenario import NOTHING, Session, Values
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -32,23 +36,35 @@ class ReferenceWitness:
     rounding: Rounding = None
     """Round the result of every op, to see what a dtype alone can do to this model."""
     name: str = "reference"
+    outputs: tuple[str, ...] = ("logits",)
+    """What the graph calls its results."""
 
-    def start(self) -> Session:
-        return _ReferenceSession(self)
+    @staticmethod
+    def of_graph(
+        graph: Graph, weights: WeightReader, rounding: Rounding = None
+    ) -> ReferenceWitness:
+        return ReferenceWitness(
+            flatten(graph), weights, rounding=rounding, outputs=graph.output_names
+        )
+
+    def open(self) -> OpenPiece:
+        return _OpenReference(self)
+
+    def start(self, images: Values = NOTHING) -> Session:
+        return PieceSession(self.open())
 
 
-class _ReferenceSession:
+class _OpenReference:
     def __init__(self, witness: ReferenceWitness) -> None:
         self.witness = witness
         self.past: tuple[tuple[FloatArray, FloatArray], ...] | None = None
 
-    def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
+    def run(self, values: Values) -> Values:
         w = self.witness
-        result = evaluate(
-            w.flat, w.weights, input_ids, mask, positions, self.past, rounding=w.rounding
-        )
+        past = self.past if w.flat.slots else None
+        result = evaluate_graph(w.flat, w.weights, values, past, rounding=w.rounding)
         self.past = result.present
-        return result.logits
+        return dict(zip(w.outputs, result.outputs, strict=True))
 
 
 @dataclass(frozen=True)
@@ -71,32 +87,33 @@ class OnnxWitness:
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), threads))
 
-    def start(self) -> Session:
-        return _OnnxSession(self.session)
+    def open(self) -> OpenPiece:
+        return _OpenOnnx(self.session)
+
+    def start(self, images: Values = NOTHING) -> Session:
+        return PieceSession(self.open())
 
 
-class _OnnxSession:
+class _OpenOnnx:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
+        self.inputs = {i.name: i.type for i in session.get_inputs()}
         self.outputs = [o.name for o in session.get_outputs()]
         self.past: dict[str, NDArray[np.generic]] | None = None
 
-    def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
-        from llamagen.emit.onnx.session import as_past, empty_cache
+    def run(self, values: Values) -> Values:
+        from llamagen.emit.onnx.emit import INPUT_NAMES
+        from llamagen.emit.onnx.session import as_input, as_past, empty_cache
 
+        named = {INPUT_NAMES.get(name, name): value for name, value in values.items()}
         if self.past is None:
-            self.past = empty_cache(self.session, len(input_ids))
-        feeds: dict[str, NDArray[np.generic]] = {
-            "input_ids": np.ascontiguousarray(input_ids),
-            "attention_mask": np.ascontiguousarray(mask),
-            "position_ids": np.ascontiguousarray(positions),
-            **self.past,
-        }
-        known = {i.name for i in self.session.get_inputs()}
-        results = self.session.run(self.outputs, {k: v for k, v in feeds.items() if k in known})
-        named = dict(zip(self.outputs, results, strict=True))
-        self.past = as_past(named)
-        return np.asarray(named["logits"], dtype=np.float64)
+            batch = len(next(named[name] for name in self.inputs if name in named))
+            self.past = empty_cache(self.session, batch)
+        feeds = {n: as_input(named[n], kind) for n, kind in self.inputs.items() if n in named}
+        results = self.session.run(self.outputs, {**feeds, **self.past})
+        made = dict(zip(self.outputs, results, strict=True))
+        self.past = as_past(made)
+        return {n: np.asarray(v) for n, v in made.items() if not n.startswith("present.")}
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,8 @@ class TorchWitness:
 
     model: torch.nn.Module
     name: str = "torch"
+    outputs: tuple[str, ...] = ("logits",)
+    """What the graph calls its results."""
 
     @staticmethod
     def of_graph(graph: Graph, weights: WeightReader, dtype: RunDType = "float32") -> TorchWitness:
@@ -125,25 +144,44 @@ class TorchWitness:
         tied: Mapping[str, str] = getattr(module, "TIED", {})
         state.update({name: state[source] for name, source in tied.items()})
         model.load_state_dict(state, strict=True, assign=True)
-        return TorchWitness(model.eval())
+        return TorchWitness(model.eval(), outputs=graph.output_names)
 
-    def start(self) -> Session:
-        return _TorchSession(self.model)
+    def open(self) -> OpenPiece:
+        return _OpenTorch(self)
+
+    def start(self, images: Values = NOTHING) -> Session:
+        return PieceSession(self.open())
 
 
-class _TorchSession:
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+class _OpenTorch:
+    def __init__(self, witness: TorchWitness) -> None:
+        from inspect import signature
+
+        self.model = witness.model
+        self.outputs = witness.outputs
+        self.arguments = set(signature(self.model.forward).parameters)
+        self.dtype = next(self.model.parameters()).dtype
         self.past: object = None
 
-    def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
+    def run(self, values: Values) -> Values:
         import torch
 
+        from llamagen.emit.onnx.emit import INPUT_NAMES
+
+        named = {INPUT_NAMES.get(name, name): value for name, value in values.items()}
+        given = {n: self.tensor(v) for n, v in named.items() if n in self.arguments}
         with torch.no_grad():
-            logits, self.past = self.model(
-                torch.from_numpy(np.ascontiguousarray(input_ids)),
-                position_ids=torch.from_numpy(np.ascontiguousarray(positions)),
-                attention_mask=torch.from_numpy(np.ascontiguousarray(mask)),
-                past=self.past,
-            )
-        return np.asarray(logits.double().numpy(), dtype=np.float64)
+            if "past" not in self.arguments:
+                made = self.model(**given)
+            else:
+                made, self.past = self.model(**given, past=self.past)
+        several = made if isinstance(made, tuple) else (made,)
+        return {n: v.float().numpy() for n, v in zip(self.outputs, several, strict=True)}
+
+    def tensor(self, value: NDArray[np.generic]) -> torch.Tensor:
+        """Ids and masks as they are, anything else in the model's dtype."""
+        import torch
+
+        if np.issubdtype(value.dtype, np.integer):
+            return torch.from_numpy(np.array(value))
+        return torch.from_numpy(np.array(value, dtype=np.float64)).to(self.dtype)

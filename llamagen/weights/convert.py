@@ -6,7 +6,6 @@ finds NaN and infinity and predicts overflow in the target type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -49,10 +48,17 @@ NUMPY_TYPES: MappingProxyType[WeightDType, npt.DTypeLike] = MappingProxyType(
 
 def largest_magnitude(bits: Bits, dtype: WeightDType) -> int:
     """The largest sign-less bit pattern; `bits` is one-dimensional."""
-    mask = bits.dtype.type(_FORMATS[dtype].magnitude)
+    if not bits.size:
+        return 0
+    # Two maxima and no temporary: as unsigned integers the negative numbers are the largest, as signed
+    # integers the positive ones.
+    mask = _FORMATS[dtype].magnitude
+    signed = bits.view(f"i{bits.itemsize}")
     largest = 0
     for start in range(0, bits.size, _STEP):
-        largest = max(largest, int(np.bitwise_and(bits[start : start + _STEP], mask).max()))
+        negative = int(bits[start : start + _STEP].max())
+        positive = int(signed[start : start + _STEP].max())
+        largest = max(largest, positive, negative & mask if negative > mask else 0)
     return largest
 
 
@@ -65,12 +71,6 @@ def first_at_least(bits: Bits, dtype: WeightDType, magnitude: int) -> int:
     """Position of the first element of at least this magnitude; one exists."""
     mask = bits.dtype.type(_FORMATS[dtype].magnitude)
     return int(np.argmax(np.bitwise_and(bits, mask) >= magnitude))
-
-
-def count_bad(bits: Bits, dtype: WeightDType) -> int:
-    """How many elements are infinite or NaN."""
-    mask = bits.dtype.type(_FORMATS[dtype].magnitude)
-    return int(np.count_nonzero(np.bitwise_and(bits, mask) >= _FORMATS[dtype].first_bad))
 
 
 def first_bad_magnitude(dtype: WeightDType) -> int:
@@ -100,20 +100,18 @@ def overflow_magnitude(source: WeightDType, target: TargetDType) -> int | None:
             return None
 
 
-def convert(
-    bits: Bits, source: WeightDType, target: TargetDType
-) -> Iterator[npt.NDArray[np.generic]]:
-    """One-dimensional `bits` of type `source` as pieces of type `target`, rounded once.
+def convert(bits: Bits, source: WeightDType, target: TargetDType) -> npt.NDArray[np.generic]:
+    """One-dimensional `bits` of type `source` as an array of type `target`, rounded once.
 
     Values beyond the target's range become infinite: compare with `overflow_magnitude` before.
     """
     typed = bits.view(NUMPY_TYPES[source])
     if source == target:
-        yield typed
-        return
-    result = np.dtype(NUMPY_TYPES[target])
+        return typed
+    result: npt.NDArray[np.generic] = np.empty(bits.size, NUMPY_TYPES[target])
     with np.errstate(over="ignore", under="ignore"):
         for start in range(0, bits.size, _STEP):
-            # through float32: every source is exact in it, so there is only one rounding
-            exact = typed[start : start + _STEP].astype(np.float32, copy=False)
-            yield exact.astype(result, copy=False)
+            # ml_dtypes and numpy go through float32, in which every source is exact: one rounding
+            part = typed[start : start + _STEP]
+            np.copyto(result[start : start + _STEP], part, casting="unsafe")
+    return result

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -32,9 +31,9 @@ def staged_folder(
 ) -> Iterator[Path]:
     """An empty folder to write into; it becomes `target` when the body ends without an error.
 
-    `manifest` names a JSON file, written last, with the size of every other file. With it,
-    `overwrite` replaces only a folder that has such a file. On any exception, KeyboardInterrupt
-    included, the staging folder is removed and `target` is what it was.
+    `manifest` names the file that the body writes last, about all others; it reaches the disk after
+    them. With it, `overwrite` replaces only a folder that has such a file. On any exception,
+    KeyboardInterrupt included, the staging folder is removed and `target` is what it was.
 
     Raises LG630 (target exists), LG631 (another process writes it), LG632 (disk full), LG633
     (permission), LG634 (target cannot be a folder, or is not ours to replace).
@@ -151,14 +150,11 @@ def _sweep(place: Path) -> None:
 
 def _seal(staging: Path, manifest: str | None) -> None:
     """Put every file and folder on the disk; the manifest after all others."""
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
-    if manifest is not None:
-        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
-        text = json.dumps({"files": sizes}, indent=2) + "\n"
-        (staging / manifest).write_text(text, encoding="utf-8")
-        _sync(staging / manifest)
+    last = () if manifest is None else (staging / manifest,)
+    files = sorted(path for path in staging.rglob("*") if path.is_file() and path not in last)
+    for path in (*files, *last):
+        if path.stat().st_nlink == 1:  # a linked file was there before, and may be hundreds of GB
+            _sync(path)
     for folder in sorted(path for path in staging.rglob("*") if path.is_dir()):
         _sync(folder)
     _sync(staging)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod, sqrt
 from pathlib import Path
 from typing import NamedTuple, assert_never
@@ -17,7 +18,8 @@ import numpy.typing as npt
 
 from llamagen.ir.graph import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
-from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
+from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.publish import staged_folder
 from llamagen.weights.safetensors_write import (
     NewTensor,
@@ -28,7 +30,7 @@ from llamagen.weights.safetensors_write import (
     write_safetensors,
 )
 
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 """Elements drawn from one generator. Part of the definition of the values."""
 
 
@@ -60,17 +62,40 @@ def random_blocks(seed: int, tensor: RandomTensor) -> Iterator[npt.NDArray[np.fl
     They depend on seed, name, shape and kind only: not on the order of tensors, nor on threads.
     matrix N(0, 1/fan_in), embedding N(0, 1), norm 1 + 0.1 N, bias 0.5 N, gate 0.6 + 0.1 N.
     """
-    total = prod(tensor.shape)
+    for block in range(-(-prod(tensor.shape) // BLOCK)):
+        yield random_block(seed, tensor, block)
+
+
+def random_block(seed: int, tensor: RandomTensor, block: int) -> npt.NDArray[np.float32]:
+    """Elements from ``block * BLOCK`` on, at most ``BLOCK`` of them."""
     digest = hashlib.blake2b(tensor.name.encode(), digest_size=16).digest()
     key = int.from_bytes(digest, "little")
     offset, scale = _scale(tensor)
-    for block in range(-(-total // _BLOCK)):
-        generator = np.random.Generator(np.random.SFC64([seed, key, block]))
-        values = generator.standard_normal(min(_BLOCK, total - block * _BLOCK), dtype=np.float32)
-        values *= np.float32(scale)
-        if offset:
-            values += np.float32(offset)
-        yield values
+    generator = np.random.Generator(np.random.SFC64([seed, key, block]))
+    size = min(BLOCK, prod(tensor.shape) - block * BLOCK)
+    values = generator.standard_normal(size, dtype=np.float32)
+    values *= np.float32(scale)
+    if offset:
+        values += np.float32(offset)
+    return values
+
+
+def random_pieces(
+    seed: int, tensor: RandomTensor, dtype: TargetDType, offset: int
+) -> Iterator[Piece]:
+    """The tensor from byte `offset` of a file on."""
+    total, item = prod(tensor.shape), ITEM_SIZES[dtype]
+    for block in range(-(-total // BLOCK)):
+        start = block * BLOCK
+        make = partial(_made, seed, tensor, block, dtype, offset + start * item)
+        yield Piece(min(BLOCK, total - start) * item, make)
+
+
+def _made(
+    seed: int, tensor: RandomTensor, block: int, dtype: TargetDType, offset: int
+) -> list[tuple[int, Bytes]]:
+    values = random_block(seed, tensor, block).astype(NUMPY_TYPES[dtype], copy=False)
+    return [(offset, values.view(np.uint8))]
 
 
 def _scale(tensor: RandomTensor) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import os
 from itertools import product
 from math import prod
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self, assert_never
 
@@ -42,10 +43,11 @@ _STRIP = 64
 
 
 class OpenFiles:
-    """Descriptors of the files of one tensor, opened on first use."""
+    """Descriptors of checkpoint files, opened on first use, shared by threads."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._opening = Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +64,10 @@ class OpenFiles:
 
     def read_into(self, entry: TensorEntry, start: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `start` of the tensor. Raises LG622 if the file ends early."""
-        descriptor = self._descriptors.get(entry.file)
-        if descriptor is None:
-            descriptor = self._descriptors[entry.file] = open_regular(entry.file)
+        with self._opening:
+            descriptor = self._descriptors.get(entry.file)
+            if descriptor is None:
+                descriptor = self._descriptors[entry.file] = open_regular(entry.file)
         position = entry.offset + start
         while buffer:
             try:

@@ -7,8 +7,9 @@ the target type cannot hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from llamagen.weights import convert
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType, element_count
 from llamagen.weights.nodes import Leaf, Region, Shape, blocks
+from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.reading import Bits, OpenFiles, read
 
@@ -31,49 +33,50 @@ class ByteSink(Protocol):
     def write(self, data: memoryview, /) -> int | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class TensorStats:
-    """What was copied: elements, bytes written, largest magnitude (in the stored type)."""
+def tensor_pieces(
+    binding: Binding, dtype: TargetDType, offset: int, files: OpenFiles
+) -> Iterator[Piece]:
+    """The tensor from byte `offset` of a file on: row-major, little-endian, rounded to nearest even.
 
-    name: str
-    elements: int
-    nbytes: int
-    largest: float
-    nonfinite: int
-    """Elements that are NaN or infinite; 0 unless they were allowed."""
-
-
-def copy_tensor(
-    binding: Binding, out: ByteSink, dtype: TargetDType, allow_nonfinite: bool = False
-) -> TensorStats:
-    """Append the tensor to `out`: row-major, little-endian, rounded to nearest even.
-
-    Raises LG620 for a NaN or an infinity (unless allowed), LG621 for a finite value that becomes
-    infinite in `dtype`, LG622 if a file cannot be read. OSErrors of `out` pass through.
+    Making a piece raises LG620 for a NaN or an infinity, LG621 for a finite value that becomes infinite in `dtype`,
+    LG622 if a file cannot be read. `files` stays open until all are made.
     """
-    largest = nonfinite = 0
+    elements = BLOCK_ELEMENTS * (1 if isinstance(binding.source, Leaf) else 2)
+    for region in blocks(binding.shape, elements):
+        length = prod(stop - start for start, stop in region) * ITEM_SIZES[dtype]
+        make = partial(_converted, binding, region, dtype, offset, files)
+        yield Piece(length, make)
+        offset += length
+
+
+def _converted(
+    binding: Binding, region: Region, dtype: TargetDType, offset: int, files: OpenFiles
+) -> Sequence[tuple[int, Bytes]]:
+    bits = checked(binding, region, files, dtype)
+    result = convert.convert(bits, binding.dtype, dtype)
+    # plain bytes: ml_dtypes arrays do not export a buffer
+    return [(offset, result.view(np.uint8))]
+
+
+def checked(
+    binding: Binding, region: Region, files: OpenFiles, dtype: TargetDType | None = None
+) -> Bits:
+    """The stored bits of a region, one-dimensional, all finite and, with `dtype`, within its range."""
+    bits = np.ascontiguousarray(read(binding.source, region, files)).reshape(-1)
+    magnitude = convert.largest_magnitude(bits, binding.dtype)
+    if convert.is_bad(magnitude, binding.dtype):
+        raise _nonfinite(binding, region, bits)
+    if dtype is not None:
+        _check_range(binding, region, bits, magnitude, dtype)
+    return bits
+
+
+def copy_tensor(binding: Binding, out: ByteSink, dtype: TargetDType) -> None:
+    """Append the tensor to `out`, a piece at a time. Raises as the pieces do; OSErrors of `out` pass through."""
     with OpenFiles() as files:
-        scale = 1 if isinstance(binding.source, Leaf) else 2
-        for region, bits in _stored_blocks(binding, files, scale * BLOCK_ELEMENTS):
-            magnitude = convert.largest_magnitude(bits, binding.dtype)
-            if convert.is_bad(magnitude, binding.dtype):
-                if not allow_nonfinite:
-                    raise _nonfinite(binding, region, bits)
-                nonfinite += convert.count_bad(bits, binding.dtype)
-            else:
-                _check_range(binding, region, bits, magnitude, dtype)
-            largest = max(largest, magnitude)
-            for piece in convert.convert(bits, binding.dtype, dtype):
-                # a view of plain bytes: ml_dtypes arrays do not export a buffer
-                _write_all(out, piece.view(np.uint8).data)
-    elements = element_count(binding.shape)
-    return TensorStats(
-        binding.name,
-        elements,
-        elements * ITEM_SIZES[dtype],
-        convert.value_of(largest, binding.dtype),
-        nonfinite,
-    )
+        for piece in tensor_pieces(binding, dtype, 0, files):
+            for _, data in piece.make():
+                _write_all(out, data.data)
 
 
 def _write_all(out: ByteSink, data: memoryview) -> None:
@@ -118,7 +121,7 @@ def first_difference(one: Binding, other: Binding) -> Shape | None:
 
 
 def _as_f32(binding: Binding, bits: Bits) -> npt.NDArray[np.generic]:
-    return np.concatenate(list(convert.convert(bits, binding.dtype, "F32")))
+    return convert.convert(bits, binding.dtype, "F32")
 
 
 def _stored_blocks(

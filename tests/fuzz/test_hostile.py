@@ -11,12 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llamagen.analysis.diff import Model, diff
-from llamagen.analysis.explorer import explorer_json
-from llamagen.analysis.mermaid import mermaid
-from llamagen.analysis.render_diff import html_page
-from llamagen.analysis.svg import tower_svg
-from llamagen.analysis.tower import tower, tower_text
+from llamagen.analysis.ask import Model
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.render import html_page
+from llamagen.analysis.pictures.explorer import explorer_json
+from llamagen.analysis.pictures.mermaid import mermaid
+from llamagen.analysis.pictures.svg import tower_svg
+from llamagen.analysis.pictures.tower import tower, tower_text
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx

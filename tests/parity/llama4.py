@@ -46,6 +46,17 @@ hyperparameters:
     adapter_output_size: 20
     output_size: 20
 constants: {{patch_token: 60}}
+tokenizer:
+  bos_id: 53
+  eos_ids: [54]
+  pad_id: 55
+  special_tokens:
+    image: 56
+    patch: 60
+    image_start: 57
+    image_end: 58
+    tile_x_separator: 59
+    tile_y_separator: 52
 invariants: {{heads_fill_the_width: null}}
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,10 @@ from llamagen.ir.build import build
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.verify.pieces import GraphsWitness, Piece
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from llamagen.weights.random import random_values
 
@@ -81,6 +84,27 @@ class RandomModel:
         return ReferenceWitness(
             self.flat, self.weight, rounding="float32", name="rounded reference"
         )
+
+    @cached_property
+    def pipeline(self) -> Pipeline | None:
+        return pipeline_of(self.graphs)
+
+    def whole(self, backend: str) -> GraphsWitness:
+        """All graphs by ``reference``, ``rounded`` (that in float32), ``onnx`` or ``torch``."""
+        return self._whole[backend]
+
+    @cached_property
+    def _whole(self) -> dict[str, GraphsWitness]:
+        def pieces(make: Callable[[Graph], Piece]) -> dict[str, Piece]:
+            return {name: make(graph) for name, graph in self.graphs.items()}
+
+        made = {
+            "reference": pieces(lambda g: ReferenceWitness.of_graph(g, self.weight)),
+            "rounded": pieces(lambda g: ReferenceWitness.of_graph(g, self.weight, "float32")),
+            "onnx": pieces(lambda g: OnnxWitness.of_graph(g, self.weight)),
+            "torch": pieces(lambda g: TorchWitness.of_graph(g, self.weight)),
+        }
+        return {name: GraphsWitness(name, found, self.pipeline) for name, found in made.items()}
 
     @cached_property
     def onnx(self) -> OnnxWitness:

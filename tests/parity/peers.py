@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llamagen.spec.schema import Hyperparameters, Spec
 from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import IntArray, Session
+from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
+from llamagen.verify.transformers_witness import TransformersSession
 
 
 @contextmanager
@@ -342,23 +344,17 @@ class PeerWitness:
     model: torch.nn.Module
     name: str = "transformers"
 
-    def start(self) -> Session:
-        return _PeerSession(self.model)
+    def start(self, images: Values = NOTHING) -> Session:
+        return _PeerSession(self.model, {n: _widened(v) for n, v in images.items()})
 
 
-class _PeerSession:
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.past: object = None
+def _widened(value: NDArray[np.generic]) -> NDArray[np.generic]:
+    return value if np.issubdtype(value.dtype, np.integer) else value.astype(np.float64)
 
-    def step(self, input_ids: IntArray, mask: IntArray, positions: IntArray) -> FloatArray:
-        with torch.no_grad(), everything_float64():
-            result = self.model(
-                input_ids=torch.from_numpy(np.ascontiguousarray(input_ids)),
-                attention_mask=torch.from_numpy(np.ascontiguousarray(mask)),
-                position_ids=torch.from_numpy(np.ascontiguousarray(positions)),
-                past_key_values=self.past,
-                use_cache=True,
-            )
-        self.past = result.past_key_values
-        return np.asarray(result.logits.double().numpy())
+
+class _PeerSession(TransformersSession):
+    def step(
+        self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING
+    ) -> FloatArray:
+        with everything_float64():
+            return super().step(input_ids, mask, positions, beside)

@@ -14,10 +14,10 @@ from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.graph import parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
+from llamagen.verify.image_cases import image_scenarios
 from llamagen.verify.numerics import difference, measured_tolerance
 from llamagen.verify.scenario import Scenario, scenarios
 from tests.parity.llama4 import MODELS, shrunk, text_peer, whole_peer
-from tests.parity.llama4_pieces import RUNS, Picture, ReferenceRun, picture
 from tests.parity.models import RandomModel
 from tests.parity.peers import PeerWitness, everything_float64
 
@@ -85,11 +85,7 @@ def test_transformers_counts_padding() -> None:
     assert difference(padded.logits(flat.reference), padded.logits(peer)).max_over_std < 1e-11
     ours, theirs = padded.logits(stepped.reference), padded.logits(peer_of("llama/4/scout"))
     assert difference(ours, theirs).max_over_std > 0.05
-    alone = [
-        Scenario("alone", ids[None, mask > 0], mask[None, mask > 0], (int(mask.sum()),))
-        for ids, mask in zip(padded.input_ids, padded.mask, strict=True)
-    ]
-    rows = [s.logits(peer_of("llama/4/scout")) for s in alone]
+    rows = [s.logits(peer_of("llama/4/scout")) for s in padded.alone()]
     assert difference(ours, np.concatenate(rows)).max_over_std < 1e-11
 
 
@@ -152,44 +148,47 @@ def whole_peer_of(name: str) -> torch.nn.Module:
         return whole_peer(model_of(name))
 
 
-def picture_of(name: str) -> Picture:
-    """Left padding where transformers can be compared with it."""
-    spec = model_of(name).resolved.spec
-    side = spec.hyperparameters.vision
-    token = spec.constants["patch_token"]
-    assert side is not None and isinstance(token, int)
-    padded = spec.hyperparameters.attention_temperature_scale is None
-    return picture(token, tokens=9, side=side.image_size, padded=padded)
+def with_images(name: str) -> tuple[Scenario, ...]:
+    model = model_of(name)
+    assert model.pipeline is not None
+    return image_scenarios(model.pipeline, model.graphs, model.vocab_size, steps=4)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_text_with_images_equals_transformers(name: str) -> None:
-    case = picture_of(name)
-    reference = case.logits(ReferenceRun(model_of(name)))
-    found = difference(reference, case.peer_logits(whole_peer_of(name)))
-    assert found.max_over_std < 1e-11, found
+    model, peer = model_of(name), PeerWitness(whole_peer_of(name))
+    stretched = model.resolved.spec.hyperparameters.attention_temperature_scale is not None
+    assert model.pipeline is not None
+    for scenario in with_images(name):
+        reference = scenario.logits(model.whole("reference"))
+        # test_transformers_counts_padding: row by row it has none to count
+        rows = scenario.alone(model.pipeline) if stretched else (scenario,)
+        found = difference(reference, np.concatenate([row.logits(peer) for row in rows]))
+        assert found.max_over_std < 1e-11, (scenario.name, found)
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("backend", RUNS)
-def test_every_graph_equals_the_reference(name: str, backend: str) -> None:
-    case, model = picture_of(name), model_of(name)
-    reference = case.logits(ReferenceRun(model))
-    rounding = difference(case.logits(ReferenceRun(model, "float32")), reference)
-    tolerance = measured_tolerance("float32", rounding)
-    found = difference(case.logits(RUNS[backend](model)), reference)
-    assert found.within(tolerance), (found, tolerance)
+def test_every_graph_equals_the_reference(name: str) -> None:
+    model = model_of(name)
+    for scenario in with_images(name):
+        reference = scenario.logits(model.whole("reference"))
+        rounding = difference(scenario.logits(model.whole("rounded")), reference)
+        tolerance = measured_tolerance("float32", rounding)
+        for backend in ("onnx", "torch"):
+            found = difference(scenario.logits(model.whole(backend)), reference)
+            assert found.within(tolerance), (scenario.name, backend, found, tolerance)
 
 
-@pytest.mark.parametrize("backend", RUNS)
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_tiles_and_their_tokens_must_agree(backend: str) -> None:
     """A tile too many, or a patch token too few, is an error and not a shifted image."""
-    run = RUNS[backend](model_of("llama/4/scout"))
-    case = picture_of("llama/4/scout")
-    features = run.piece("vision_encoder", {"pixel_values": case.pixel_values})
+    pieces = model_of("llama/4/scout").whole(backend).pieces
+    case = with_images("llama/4/scout")[1]
+    features = pieces["vision_encoder"].open().run(case.images)["image_features"]
     for wrong in (features[:2], np.concatenate([features, features[:1]])):
+        given = {"input_ids": case.input_ids, "image_features": wrong}
         with pytest.raises(Exception, match=r"(?i)shape|indices|match"):
-            run.piece("embedding", {"input_ids": case.input_ids, "image_features": wrong})
+            pieces["embedding"].open().run(given)
 
 
 VISION_MISTAKES = [
@@ -207,11 +206,12 @@ VISION_MISTAKES = [
 
 @pytest.mark.parametrize(("right", "wrong"), VISION_MISTAKES)
 def test_a_mistake_in_the_encoder_is_seen(right: str, wrong: str) -> None:
-    model, case = model_of("llama/4/scout"), picture_of("llama/4/scout")
+    model, case = model_of("llama/4/scout"), with_images("llama/4/scout")[1]
     text = resolved_text(model.resolved)
     assert right in text
     mutant = RandomModel.of_text(text.replace(right, wrong))
-    given = {"pixel_values": case.pixel_values}
-    found = ReferenceRun(mutant).piece("vision_encoder", given).astype(np.float64)
-    expected = ReferenceRun(model).piece("vision_encoder", given).astype(np.float64)
+    found, expected = (
+        m.whole("reference").pieces["vision_encoder"].open().run(case.images)["image_features"]
+        for m in (mutant, model)
+    )
     assert np.abs(found - expected).max() / expected.std() > 1e-7

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import shutil
 from pathlib import Path
 
-import onnxruntime as ort
+import onnx
 import pytest
 
 from llamagen import api
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.resolved_text import resolved_text
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.witnesses import OnnxWitness
+from llamagen.verify.transformers_witness import COUNTS_PADDING
 from tests.parity.llama4 import shrunk
-from tests.parity.llama4_pieces import OnnxRun, ReferenceRun, picture
 from tests.parity.models import RandomModel
 
 SEED = 7
-
-
-class FolderRun(OnnxRun):
-    folder: Path
-
-    @cached_property
-    def sessions(self) -> dict[str, OnnxWitness]:
-        return {
-            name: OnnxWitness(ort.InferenceSession(str(self.folder / f"{name}.onnx")))
-            for name in self.model.graphs
-        }
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +35,64 @@ def exported(model: RandomModel, folder: Path, *, by_checkpoint: bool) -> Path:
     return out
 
 
-@pytest.mark.parametrize("by_checkpoint", [False, True])
-def test_a_folder_computes_text_with_images(
-    model: RandomModel, tmp_path: Path, by_checkpoint: bool
-) -> None:
-    run = FolderRun(model)
-    run.folder = exported(model, tmp_path, by_checkpoint=by_checkpoint)
-    case = picture(60, tokens=9, side=24, padded=True)
-    reference = case.logits(ReferenceRun(model))
-    rounding = difference(case.logits(ReferenceRun(model, "float32")), reference)
-    found = difference(case.logits(run), reference)
-    assert found.within(measured_tolerance("float32", rounding)), found
+CASES = (
+    "prefill",
+    "decode",
+    "padded batch",
+    "image prefill",
+    "images decode",
+    "images padded batch",
+)
 
 
-def test_weights_are_stored_once(model: RandomModel, tmp_path: Path) -> None:
-    out = exported(model, tmp_path, by_checkpoint=False)
+def test_a_folder_verifies_with_images(model: RandomModel, tmp_path: Path) -> None:
+    out = exported(model, tmp_path, by_checkpoint=True)
+    witnesses = ("reference", "torch", "transformers")
+    report = api.verify_folder(out, witnesses, steps=4)
+    assert report.passed, report
+    found = [(row.witness, row.case) for row in report.rows]
+    assert found == [(witness, case) for witness in witnesses for case in CASES]
+    padded = [r.note for r in report.rows if r.witness == "transformers" and "padded" in r.case]
+    assert padded == [COUNTS_PADDING] * 2
+
+
+@pytest.fixture(scope="module")
+def random_folder(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(model, tmp_path_factory.mktemp("random"), by_checkpoint=False)
+
+
+def test_weights_are_stored_once(model: RandomModel, random_folder: Path) -> None:
+    out = random_folder
     count = sum(p.count for p in all_parameters(model.graphs).values())
     padding = 64 * len(model.all_parameters) * 64
     assert 4 * count <= (out / "model.onnx.data").stat().st_size <= 4 * count + padding
     assert {p.name for p in out.glob("*.onnx")} == {f"{name}.onnx" for name in model.graphs}
 
 
-def test_the_text_model_of_the_folder_verifies(model: RandomModel, tmp_path: Path) -> None:
-    out = exported(model, tmp_path, by_checkpoint=False)
-    report = api.verify_folder(out, ("reference", "torch"), steps=4)
-    assert report.passed, report
+@pytest.mark.parametrize("graph", ["vision_encoder", "embedding", "decoder"])
+def test_a_mistake_in_a_graph_for_images_is_found(
+    random_folder: Path, tmp_path: Path, graph: str
+) -> None:
+    """Only in cases with images: the graph of text is another file."""
+    out = shutil.copytree(random_folder, tmp_path / "out")
+    model_file = out / f"{graph}.onnx"
+    edited = onnx.load(str(model_file), load_external_data=False)
+    mutate(edited.graph, graph)
+    model_file.write_bytes(edited.SerializeToString())
+    verdicts = {row.case: row.verdict for row in api.verify_folder(out, ["torch"], steps=1).rows}
+    wrong = {case for case, verdict in verdicts.items() if verdict == "different"}
+    assert wrong == {case for case in CASES if "image" in case}
+
+
+def mutate(graph: onnx.GraphProto, name: str) -> None:
+    """Another epsilon; where there is none, embeddings of the other sign."""
+    if name == "embedding":
+        (output,) = graph.output
+        (maker,) = (node for node in graph.node if output.name in node.output)
+        maker.output[:] = ["before"]
+        graph.node.append(onnx.helper.make_node("Neg", ["before"], [output.name]))
+        return
+    norms = [a for node in graph.node for a in node.attribute if a.name == "epsilon"]
+    assert norms
+    for epsilon in norms:
+        epsilon.f = 1e-2

@@ -8,8 +8,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamagen.analysis.diff import Model, diff
-from llamagen.analysis.overlay import apply, leaf_changes, overlay, plain_of
+from llamagen.analysis.ask import Model
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.overlay import apply, leaf_changes, overlay, plain_of
 from llamagen.ir.build import build
 from llamagen.spec.fmt import format_source
 from llamagen.spec.registry import Registry

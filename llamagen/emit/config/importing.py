@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from llamagen.analysis.identify import Match
+from llamagen.analysis.family.identify import Match
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.json_source import JsonSource, read_json
 from llamagen.emit.config.known import known_models

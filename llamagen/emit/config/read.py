@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llamagen.analysis.identify import Candidate, Match, nearest, same
+from llamagen.analysis.family.identify import Candidate, Match, nearest, same
 from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
 from llamagen.emit.config.codecs import CodecError, Json
 from llamagen.emit.config.inverse import change_for, lay
@@ -27,7 +27,7 @@ from llamagen.ir.build import build
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec, tree_to_plain
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Spec
 from llamagen.spec.source import load_source
 from llamagen.spec.validate import scope_of
@@ -171,8 +171,7 @@ class _Writer:
 
     def body(self) -> dict[str, Json]:
         """The sections that differ from the base's."""
-        old = tree_to_plain(self.base.resolved.tree)
-        assert isinstance(old, dict)
+        old = self.base.resolved.plain
         new: dict[str, Json] = copy.deepcopy({name: old.get(name, {}) for name in SECTIONS})
         expressions = flat(self.base.mapping.fields)
         findings: list[Diagnostic] = []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from llamagen.analysis.identify import same
+from llamagen.analysis.family.identify import same
 from llamagen.emit.config.codecs import Json
 
 

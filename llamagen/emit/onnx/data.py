@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +16,9 @@ from llamagen.emit.onnx.emit import Initializer, OnnxModel
 
 ALIGNMENT = 4096
 """Every tensor starts on a page, so that a runtime can map it."""
+
+SOURCES = "llamagen.sources"
+"""Key in the metadata of a tensor that joins several parameters."""
 
 MAX_DATA_FILE_BYTES = 32 * 1024**3
 """A data file is closed when the next tensor would take it past this; a larger tensor has a file of its own."""
@@ -55,7 +59,10 @@ def plan(
 
 
 def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None:
-    """Point the initializers of ``emitted`` at their places in data files."""
+    """Point the initializers of ``emitted`` at their places in data files.
+
+    What a tensor joins is written beside it, so that each parameter can be read back out of the folder.
+    """
     values = emitted.values
     for spot in placements:
         entry = spot.initializer
@@ -68,14 +75,24 @@ def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None
             value.dtype,
             shape=ir.Shape(entry.shape),
             name=entry.name,
+            metadata_props=_sources(entry),
         )
+
+
+def _sources(entry: Initializer) -> dict[str, str]:
+    """Under ``SOURCES``, a JSON list of [role path, shape]; nothing for a parameter under its own name."""
+    if [source.path for source in entry.sources] == [entry.name]:
+        return {}
+    return {SOURCES: json.dumps([[source.path, source.shape] for source in entry.sources])}
 
 
 def attach_arrays(emitted: OnnxModel, weight: Callable[[str], npt.NDArray[np.floating]]) -> None:
     """Put the data of small models inside, rounded to the model's dtype. ``weight`` gives the array of a role path."""
     values = emitted.values
     for entry in emitted.initializers:
-        array = weight(entry.name).astype(numpy_type(ELEMENTS[entry.dtype]))
+        kind = numpy_type(ELEMENTS[entry.dtype])
+        parts = [weight(source.path).astype(kind) for source in entry.sources]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if array.shape != entry.shape:
             raise ValueError(f"{entry.name} has shape {array.shape}, the model wants {entry.shape}")
         values[entry.name].const_value = ir.Tensor(np.ascontiguousarray(array), name=entry.name)

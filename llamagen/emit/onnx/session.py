@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 
-_CACHE_TYPES: Mapping[str, type[np.generic]] = {
+_TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
 }
 
 V = TypeVar("V")
@@ -56,10 +57,16 @@ def open_session(
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
     """Input name -> keys or values of no token, [batch, K, 0, H]."""
     return {
-        value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _CACHE_TYPES[value.type])
+        value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
         for value in session.get_inputs()
         if value.name.startswith("past_key_values.")
     }
+
+
+def as_input(value: NDArray[np.generic], kind: str) -> NDArray[np.generic]:
+    """An array in the type that an input wants (``tensor(float16)``), contiguous."""
+    found: NDArray[np.generic] = np.ascontiguousarray(value, dtype=_TYPES[kind])
+    return found
 
 
 def as_past(outputs: Mapping[str, V]) -> dict[str, V]:

@@ -1,19 +1,21 @@
 """Writing the files of an ONNX model: weights streamed into data files, then the graph, then its text.
 
 The folder is the caller's, usually a staging folder that is published as a whole; the weights come from a function, so
-that this file knows no checkpoint formats. Memory is what that function needs plus the graph.
+that this file knows no checkpoint formats. Memory is what a few pieces of a weight take, plus the graph.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import FileRecord
 from llamagen.emit.onnx.data import (
     MAX_DATA_FILE_BYTES,
     Placement,
@@ -23,42 +25,56 @@ from llamagen.emit.onnx.data import (
 )
 from llamagen.emit.onnx.emit import Initializer, OnnxModel
 from llamagen.emit.onnx.text import render
+from llamagen.weights.pieces import Piece, write_pieces
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
-CopyWeight: TypeAlias = Callable[[Initializer, BinaryIO], None]
-"""Appends the tensor of a role path to a file: row-major, little-endian, in the initializer's dtype."""
+WeightPieces: TypeAlias = Callable[[Placement], Iterable[Piece]]
+"""The sources of an initializer, in order, from its offset on: row-major, little-endian, in its dtype."""
+
+
+def _silent(count: int) -> None:
+    """Reports nothing."""
 
 
 def write_model(
     emitted: OnnxModel,
     folder: Path,
-    copy: CopyWeight,
+    weights: WeightPieces,
     limit: int = MAX_DATA_FILE_BYTES,
-) -> tuple[Path, ...]:
-    """Write ``model.onnx``, its data file or files and ``model.onnx.txt`` into ``folder``; returns their paths.
+    report: Callable[[int], None] = _silent,
+) -> dict[str, FileRecord]:
+    """Write ``model.onnx``, its data file or files and ``model.onnx.txt`` into ``folder``; returns them by name.
 
     The same model and weights give the same bytes. Space for the data is claimed before the first weight is read, so
-    that a disk too small is found at once. OSErrors and what ``copy`` raises pass through. Raises LG710 when ``copy``
-    writes another number of bytes than the tensor has.
+    that a disk too small is found at once. OSErrors and what ``weights`` raises pass through; ``report`` gets the
+    bytes of every piece. Raises LG710 when ``weights`` gives another number of bytes than the tensor has.
     """
-    return write_models({MODEL_FILE.partition(".")[0]: emitted}, folder, copy, limit)
+    return write_models({MODEL_FILE.partition(".")[0]: emitted}, folder, weights, limit, report)
 
 
 def write_models(
     models: Mapping[str, OnnxModel],
     folder: Path,
-    copy: CopyWeight,
+    weights: WeightPieces,
     limit: int = MAX_DATA_FILE_BYTES,
-) -> tuple[Path, ...]:
+    report: Callable[[int], None] = _silent,
+) -> dict[str, FileRecord]:
     """The same for several graphs of one model, ``NAME.onnx`` each: a weight that two of them read is stored once."""
     together = together_initializers(models.values())
     placements = plan(together, DATA_FILE, limit)
-    written: list[Path] = []
+    written: dict[str, FileRecord] = {}
     for location, group in groupby(placements, key=lambda spot: spot.location):
-        written.append(folder / location)
-        _write_data(folder / location, list(group), copy)
+        written[location] = _write_data(folder / location, list(group), weights, report)
+    return written | write_graphs(models, placements, folder)
+
+
+def write_graphs(
+    models: Mapping[str, OnnxModel], placements: Sequence[Placement], folder: Path
+) -> dict[str, FileRecord]:
+    """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``."""
+    written: dict[str, FileRecord] = {}
     for stem, emitted in models.items():
         own = {entry.name for entry in emitted.initializers}
         attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])
@@ -67,8 +83,9 @@ def write_models(
             (".onnx.txt", render(emitted).encode()),
         ):
             (folder / f"{stem}{suffix}").write_bytes(data)
-            written.append(folder / f"{stem}{suffix}")
-    return tuple(written)
+            digest = hashlib.sha256(data).hexdigest()
+            written[f"{stem}{suffix}"] = FileRecord(size=len(data), sha256=digest)
+    return written
 
 
 def together_initializers(models: Iterable[OnnxModel]) -> tuple[Initializer, ...]:
@@ -76,19 +93,33 @@ def together_initializers(models: Iterable[OnnxModel]) -> tuple[Initializer, ...
     return tuple({entry.name: entry for m in models for entry in m.initializers}.values())
 
 
-def _write_data(path: Path, placements: Sequence[Placement], copy: CopyWeight) -> None:
-    with path.open("xb") as file:
-        _claim(file, placements[-1].offset + placements[-1].length)
-        for spot in placements:
-            file.seek(spot.offset)
-            copy(spot.initializer, file)
-            length = file.tell() - spot.offset
-            if length != spot.length:
-                raise LlamagenError.of(
-                    "LG710",
-                    f"{spot.initializer.name} came as {length:,} bytes, "
-                    f"{spot.length:,} were expected",
-                )
+def _write_data(
+    path: Path,
+    placements: Sequence[Placement],
+    weights: WeightPieces,
+    report: Callable[[int], None],
+) -> FileRecord:
+    gaps: list[tuple[int, int]] = []
+    end = 0
+    for spot in placements:
+        if spot.offset > end:
+            gaps.append((end, spot.offset))
+        end = spot.offset + spot.length
+    with path.open("xb+") as file:
+        _claim(file, end)
+        pieces = (piece for spot in placements for piece in _of_its_size(spot, weights(spot)))
+        digest = write_pieces(file.fileno(), end, pieces, gaps, report)
+    return FileRecord(size=end, sha256=digest)
+
+
+def _of_its_size(spot: Placement, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    length = 0
+    for piece in pieces:
+        length += piece.length
+        yield piece
+    if length != spot.length:
+        message = f"{spot.initializer.name} came as {length:,} bytes, {spot.length:,} were expected"
+        raise LlamagenError.of("LG710", message)
 
 
 def _claim(file: BinaryIO, size: int) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from llamagen.analysis.ask import model_of
-from llamagen.analysis.diff import diff
-from llamagen.analysis.overlay import lasting, overlay, plain_of
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import tree_to_plain
 from tests.unit.analysis import models
 
 
@@ -74,7 +73,7 @@ def test_overlays_between_neighbours_of_the_family() -> None:
     for one, two in pairwise(ids):
         a, b = registry.load(one), registry.load(two)
         again = Registry().load_text(overlay(a, b))
-        plain_a, plain_b = tree_to_plain(a.tree), tree_to_plain(b.tree)
+        plain_a, plain_b = a.plain, b.plain
         assert isinstance(plain_a, dict)
         assert isinstance(plain_b, dict)
         stays = {p.split(".", 1)[0] for p in lasting(plain_a, plain_b)}

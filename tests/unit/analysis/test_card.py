@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamagen.analysis.card import card_of, card_text
+from llamagen.analysis.family.card import card_of, card_text
 from llamagen.spec.registry import Registry
 
 HOSTILE = """\

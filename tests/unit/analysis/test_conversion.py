@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llamagen.analysis.conversion import conversion
-from llamagen.analysis.transforms import ZERO_ROWS, Plan, Transform
+from llamagen.analysis.diff.conversion import conversion
+from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan, Transform
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import build
 from llamagen.ir.flatten import flatten

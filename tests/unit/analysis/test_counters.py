@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llamagen.analysis.compute import count_flops, flops_of
-from llamagen.analysis.memory import cache_of
-from llamagen.analysis.params import count_parameters
+from llamagen.analysis.numbers.compute import count_flops, flops_of
+from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers.params import count_parameters
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.ir.graph import Graph
 from tests.unit.analysis import models

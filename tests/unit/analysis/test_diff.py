@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis import render_diff
-from llamagen.analysis.diff import Diff, Model, diff
-from llamagen.analysis.diff_rules import diff_rules
-from llamagen.analysis.surfaces import Surface, Verdict
+from llamagen.analysis.ask import Model
+from llamagen.analysis.diff import render as render_diff
+from llamagen.analysis.diff.judge import Diff, diff
+from llamagen.analysis.diff.rules import diff_rules
+from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.ir.build import build
 from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models
@@ -110,7 +111,7 @@ def test_layers_that_differ_in_part_are_shown_apart() -> None:
 
 
 def test_json_fits_its_schema(seven_to_eight: Diff) -> None:
-    from llamagen.analysis.diff_document import DiffDocument, document, schema_text
+    from llamagen.analysis.diff.document import DiffDocument, document, schema_text
     from llamagen.resources import data_folder
 
     text = render_diff.json_text(seven_to_eight)

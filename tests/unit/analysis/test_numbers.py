@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llamagen.analysis.compute import count_flops, flops_of
-from llamagen.analysis.cost import cost_of, largest, tensor_parallel_degrees, workload
-from llamagen.analysis.hardware import device, devices
-from llamagen.analysis.memory import activations_of, cache_of
-from llamagen.analysis.params import Component, count_parameters, storage, weight_bytes
+from llamagen.analysis.numbers.compute import count_flops, flops_of
+from llamagen.analysis.numbers.cost import cost_of, largest, workload
+from llamagen.analysis.numbers.hardware import device, devices
+from llamagen.analysis.numbers.memory import activations_of, cache_of
+from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
+from llamagen.analysis.numbers.params import Component, count_parameters, storage, weight_bytes
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import parameters

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.equations import canonical, equations
-from llamagen.analysis.overlay import check, overlay
+from llamagen.analysis.diff.equations import canonical, equations
+from llamagen.analysis.diff.overlay import check, overlay
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec, tree_to_plain
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import Plain
 from tests.unit.analysis import models
@@ -29,8 +29,7 @@ def files(folder: Path, one: str, two: str) -> tuple[ResolvedSpec, ResolvedSpec]
 
 
 def plain(resolved: ResolvedSpec) -> dict[str, Plain]:
-    found = tree_to_plain(resolved.tree)
-    assert isinstance(found, dict)
+    found = resolved.plain
     return {k: v for k, v in found.items() if k != "extends"}
 
 

@@ -7,13 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llamagen.analysis.diff import Model, diff
-from llamagen.analysis.equations import equations
-from llamagen.analysis.explorer import explorer_json
-from llamagen.analysis.plots import cache_curve, cache_plot
-from llamagen.analysis.surfaces import Verdict
-from llamagen.analysis.svg import diff_svg, tower_svg
-from llamagen.analysis.tower import Box, changed_paths, runs, tower, tower_text
+from llamagen.analysis.ask import Model
+from llamagen.analysis.diff.equations import equations
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.surfaces import Verdict
+from llamagen.analysis.pictures.explorer import explorer_json
+from llamagen.analysis.pictures.plots import cache_curve, cache_plot
+from llamagen.analysis.pictures.svg import diff_svg, tower_svg
+from llamagen.analysis.pictures.tower import Box, changed_paths, runs, tower, tower_text
 from tests.unit.analysis import models
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -51,7 +52,7 @@ def test_tower_folds_patterns() -> None:
 
 @pytest.mark.parametrize("source", [models.LLAMA_2_7B, models.LLAMA_32_1B, models.SCOUT])
 def test_a_tower_holds_every_parameter(source: str) -> None:
-    from llamagen.analysis.params import count_parameters
+    from llamagen.analysis.numbers.params import count_parameters
 
     graph = models.graph(source)
     assert tower(graph).parameters == count_parameters(graph).total
@@ -107,9 +108,9 @@ def test_explorer_has_every_node_and_number() -> None:
     assert len(ids) == len(nodes)
     assert all(e["sourceNodeId"] in ids for n in nodes for e in n["incomingEdges"])
     data = [{a["key"]: a["value"] for a in n["attrs"]} for n in nodes]
-    from llamagen.analysis.compute import count_flops, flops_of
-    from llamagen.analysis.memory import cache_of
-    from llamagen.analysis.params import count_parameters
+    from llamagen.analysis.numbers.compute import count_flops, flops_of
+    from llamagen.analysis.numbers.memory import cache_of
+    from llamagen.analysis.numbers.params import count_parameters
 
     total = count_parameters(graph).total
     assert sum(int(d.get("parameters", 0)) for d in data) == total

@@ -6,15 +6,16 @@ from fractions import Fraction
 
 import pytest
 
-from llamagen.analysis import render_compat, render_timeline
 from llamagen.analysis.ask import model_of
-from llamagen.analysis.compat import Status, compat, on_runtime, runtimes
-from llamagen.analysis.query import query, share
-from llamagen.analysis.records import COLUMNS, Family
-from llamagen.analysis.sql import TABLES, sql
-from llamagen.analysis.surfaces import Verdict
-from llamagen.analysis.timeline import timeline
-from llamagen.analysis.transforms import Transform
+from llamagen.analysis.diff import render_compat
+from llamagen.analysis.diff.compat import Status, compat, on_runtime, runtimes
+from llamagen.analysis.diff.surfaces import Verdict
+from llamagen.analysis.diff.transforms import Transform
+from llamagen.analysis.family import render_timeline
+from llamagen.analysis.family.query import query, share
+from llamagen.analysis.family.records import COLUMNS, Family
+from llamagen.analysis.family.sql import TABLES, sql
+from llamagen.analysis.family.timeline import timeline
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,6 @@ import torch
 from llamagen import api
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit import export as exporter
 from tests.parity.models import SPECS
 from tests.unit.weights.files import raw
 
@@ -212,14 +212,14 @@ def test_a_failure_keeps_what_an_earlier_export_wrote(
 def test_a_write_that_fails_half_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def write(self: exporter._Counted, data: memoryview, /) -> int:
-        assert self.file is not None
-        self.done += self.file.write(data)
-        if self.done > 100_000:
-            raise OSError(28, "No space left on device")
-        return len(data)
+    pwrite = os.pwrite
 
-    monkeypatch.setattr(exporter._Counted, "write", write)
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset > 100_000:
+            raise OSError(28, "No space left on device")
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
     out = str(tmp_path / "out")
     said = refused(capsys, str(SPEC), "--random-weights", "1", "--out", out)
     assert "error[LG632]" in said and out in said and listing(tmp_path) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamagen.analysis.params import Component, count_parameters
+from llamagen.analysis.numbers.params import Component, count_parameters
 from tests.unit.family.facts import BUILDABLE, graph_of, records
 
 COMPONENTS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.counts import count
+from llamagen.analysis.numbers.counts import count
 from llamagen.emit.config import CONFIG_FILE, config_files
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor

@@ -7,15 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import onnx
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import ALIGNMENT, attach_arrays, plan, serialize
+from llamagen.emit.manifest import hashed
+from llamagen.emit.onnx.data import ALIGNMENT, Placement, attach_arrays, plan, serialize
 from llamagen.emit.onnx.emit import Initializer, OnnxModel, emit_onnx
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile_named
 from llamagen.emit.onnx.session import open_session
@@ -24,6 +25,7 @@ from llamagen.emit.onnx.write import write_model
 from llamagen.ir.build import build
 from llamagen.ir.flatten import flatten
 from llamagen.spec.registry import Registry
+from llamagen.weights.pieces import Piece
 
 from .single import Array, feed, random_weights
 from .specs import SPECS
@@ -32,12 +34,12 @@ GRAPH = build(Registry().load_text(SPECS["llama"], "llama.yaml"))
 WEIGHTS = random_weights(GRAPH)
 
 
-def copy(entry: Initializer, file: BinaryIO) -> None:
+def copy(spot: Placement) -> Iterator[Piece]:
     """Stands for a checkpoint: the tensor in two pieces."""
-    assert entry.dtype == "float32"
-    data = WEIGHTS[entry.name].astype("<f4").tobytes()
-    file.write(data[:10])
-    file.write(data[10:])
+    assert spot.initializer.dtype == "float32"
+    data = WEIGHTS[spot.initializer.name].astype("<f4").reshape(-1).view(np.uint8)
+    yield Piece(10, lambda: [(spot.offset, data[:10])])
+    yield Piece(len(data) - 10, lambda: [(spot.offset + 10, data[10:])])
 
 
 def emitted(dtype: OnnxDType = "float32") -> OnnxModel:
@@ -68,8 +70,8 @@ def in_memory() -> bytes:
 @pytest.mark.parametrize("limit", [1 << 40, 40_000])
 def test_written_model_runs_and_equals_the_one_in_memory(tmp_path: Path, limit: int) -> None:
     written = write_model(emitted(), tmp_path, copy, limit)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in written)
-    data = [p.name for p in written if ".data" in p.name]
+    assert {p.name: hashed(p) for p in tmp_path.iterdir()} == written
+    data = [name for name in written if ".data" in name]
     if limit > 1 << 30:
         assert data == ["model.onnx.data"]
     else:
@@ -134,7 +136,9 @@ def test_hash_seed_and_folder_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_plan_keeps_order_and_never_overlaps() -> None:
-    table = [Initializer(f"w{i}", (n,), "float16") for i, n in enumerate((3, 5000, 1, 70_000, 2))]
+    table = [
+        Initializer.of(f"w{i}", (n,), "float16") for i, n in enumerate((3, 5000, 1, 70_000, 2))
+    ]
     spots = plan(table, limit=30_000)
     assert [s.initializer.name for s in spots] == [t.name for t in table]
     assert [s.location[-5:] for s in spots] == ["00001", "00001", "00001", "00002", "00003"]
@@ -143,8 +147,8 @@ def test_plan_keeps_order_and_never_overlaps() -> None:
 
 
 def test_a_short_weight_is_refused(tmp_path: Path) -> None:
-    def short(entry: Initializer, file: BinaryIO) -> None:
-        file.write(b"\0" * 4)
+    def short(spot: Placement) -> Iterator[Piece]:
+        yield Piece(4, lambda: [(spot.offset, np.zeros(4, np.uint8))])
 
     with pytest.raises(LlamagenError) as caught:
         write_model(emitted(), tmp_path, short)

@@ -27,6 +27,7 @@ def write(target: Path, text: str, overwrite: bool = False) -> None:
         (staging / "sub").mkdir()
         for name in ("a", "sub/b"):
             (staging / name).write_text(text)
+        (staging / MANIFEST).write_text('["a", "sub/b"]')
 
 
 def contents(target: Path) -> set[str]:
@@ -55,7 +56,23 @@ def test_publish(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "er" / "out"
     write(target, "hello")
     assert contents(target) == {"hello"} and names(target.parent) == ["out"]
-    assert json.loads((target / MANIFEST).read_text()) == {"files": {"a": 5, "sub/b": 5}}
+    assert json.loads((target / MANIFEST).read_text()) == ["a", "sub/b"]
+
+
+def test_the_manifest_reaches_the_disk_after_what_it_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(publish, "_sync", synced.append)
+    write(tmp_path / "out", "hello")
+    files = [path.name for path in synced if path.suffix or path.name in ("a", "b")]
+    assert files[:3] == ["a", "b", MANIFEST]
+
+
+def test_a_body_that_forgets_its_manifest_publishes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "out", False, MANIFEST) as into:
+        (into / "a").write_text("x")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.usefixtures("way")
@@ -203,6 +220,7 @@ for text in ("1", "2", "3") * 1000:
         (staging / "a").write_text(text)
         print(text, flush=True)
         (staging / "sub" / "b").write_text(text)
+        (staging / "files.json").write_text('["a", "sub/b"]')
 """
 
 
@@ -221,7 +239,7 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         assert len(contents(target)) == 1, "old or new, never both"
-        assert set(json.loads((target / MANIFEST).read_text())["files"]) == {"a", "sub/b"}
+        assert json.loads((target / MANIFEST).read_text()) == ["a", "sub/b"]
     write(target, "end", overwrite=True)
     assert contents(target) == {"end"} and names(tmp_path) == ["out"], "leftovers are gone"
 

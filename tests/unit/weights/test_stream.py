@@ -35,8 +35,7 @@ def bind(found: Checkpoint, name: str = "t") -> Binding:
 
 def copied(binding: Binding, dtype: TargetDType) -> bytes:
     out = io.BytesIO()
-    stats = copy_tensor(binding, out, dtype)
-    assert stats.nbytes == len(out.getvalue())
+    copy_tensor(binding, out, dtype)
     return out.getvalue()
 
 
@@ -61,7 +60,7 @@ def nearest_even_bf16(patterns: Array) -> Array:
 def test_f32_to_bf16_is_the_integer_formula(patterns: list[int]) -> None:
     bits = np.array([*patterns, 0x3F808000, 0x3F818000, 1, 0x80000001], np.uint32)
     bits = bits[~np.isnan(bits.view(np.float32))]
-    result = np.concatenate(list(convert(bits, "F32", "BF16")))
+    result = convert(bits, "F32", "BF16")
     np.testing.assert_array_equal(bits_of(result), nearest_even_bf16(bits))
 
 
@@ -74,7 +73,7 @@ def test_every_small_pattern(source: WeightDType, target: TargetDType) -> None:
     with np.errstate(invalid="ignore"):
         exact = patterns.view(kind).astype(np.float64)
     patterns, exact = patterns[np.isfinite(exact)], exact[np.isfinite(exact)]
-    result = np.concatenate(list(convert(patterns, source, target))).astype(np.float64)
+    result = convert(patterns, source, target).astype(np.float64)
     limit = overflow_magnitude(source, target)
     magnitudes = patterns & patterns.dtype.type(2 ** (8 * kind.itemsize - 1) - 1)
     overflows = np.zeros(len(patterns), bool) if limit is None else magnitudes >= limit
@@ -89,7 +88,7 @@ def test_float32_overflow_begins_exactly_there(target: TargetDType) -> None:
     limit = overflow_magnitude("F32", target)
     assert limit is not None
     bits = np.array([limit - 1, limit, limit | 0x80000000], np.uint32)
-    (result,) = convert(bits, "F32", target)
+    result = convert(bits, "F32", target)
     assert np.isinf(result.astype(np.float32)).tolist() == [False, True, True]
 
 
@@ -120,8 +119,6 @@ def test_copy(
     assert copied(binding.transposed(), target) == np.ascontiguousarray(swapped).tobytes()
     part = np.ascontiguousarray(expected[:, 1:3])
     assert copied(binding.part(1, 1, 3), target) == part.tobytes()
-    stats = copy_tensor(binding, io.BytesIO(), target)
-    assert stats.largest == float(np.abs(value.astype(np.float64)).max())
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -139,9 +136,6 @@ def test_nan_is_refused_with_its_place(
     found = refusal(binding, "F32")
     assert found.code == "LG620" and "'t'[4, 3]" in found.message
     assert ("NaN" if np.isnan(bad) else "infinite") in found.message
-    out = io.BytesIO()
-    assert copy_tensor(binding, out, "F32", allow_nonfinite=True).nonfinite == 2
-    assert out.getvalue() == value.astype(np.float32).tobytes()
 
 
 def test_overflow_names_the_value(tmp_path: Path) -> None:

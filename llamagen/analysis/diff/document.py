@@ -1,0 +1,125 @@
+"""The JSON form of a diff as closed models: what spec/diff.schema.json describes. Version 1."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from pydantic import Field
+
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.judge import Change, Diff, Side
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import Transform
+from llamagen.diagnostics import Span
+from llamagen.spec.naming import Closed
+
+
+class PlaceDocument(Closed):
+    file: str
+    line: int = Field(description="1-based.")
+    col: int = Field(description="1-based, in characters.")
+
+
+class SideDocument(Closed):
+    text: str | None = Field(description="The value as written; null where this model has none.")
+    place: PlaceDocument | None
+    source: str | None = Field(description="Provenance key that proves the value.")
+
+
+class EffectDocument(Closed):
+    surface: Surface
+    verdict: Verdict
+    text: str
+    transform: Transform | None = Field(description="Conversion of the weights, where one exists.")
+
+
+class CauseDocument(Closed):
+    path: str
+    before: str | None
+    after: str | None
+    source: str | None
+
+
+class ChangeDocument(Closed):
+    rule: str = Field(description="Id of a rule of spec/rules/diff.yaml.")
+    title: str
+    kind: Kind
+    path: str = Field(description="Role path or spec path; `*` stands for layer numbers.")
+    times: int = Field(description="Places with this change.")
+    layers: str
+    before: SideDocument
+    after: SideDocument
+    effects: tuple[EffectDocument, ...]
+    causes: tuple[CauseDocument, ...]
+
+
+class WorkloadDocument(Closed):
+    context: int = Field(description="Tokens a sequence.")
+    batch: int
+    weights: str = Field(description="Storage format of the weights.")
+    cache_bytes_per_value: int
+
+
+class DiffDocument(Closed):
+    """Two models compared; `surfaces` has the worst verdict of each."""
+
+    version: Literal[1]
+    before: str
+    after: str
+    workload: WorkloadDocument
+    surfaces: dict[Surface, Verdict]
+    transforms: tuple[Transform, ...]
+    changes: tuple[ChangeDocument, ...]
+
+
+def document(result: Diff) -> DiffDocument:
+    load = result.workload
+    return DiffDocument(
+        version=1,
+        before=result.before,
+        after=result.after,
+        workload=WorkloadDocument(
+            context=load.context,
+            batch=load.batch,
+            weights=load.weights.name,
+            cache_bytes_per_value=load.cache_bytes,
+        ),
+        surfaces={s: result.verdict(s) for s in Surface},
+        transforms=result.transforms(),
+        changes=tuple(map(_change, result.changes)),
+    )
+
+
+def schema_text() -> str:
+    """The JSON schema of the form: spec/diff.schema.json."""
+    return json.dumps(DiffDocument.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _change(change: Change) -> ChangeDocument:
+    return ChangeDocument(
+        rule=change.rule,
+        title=change.title,
+        kind=change.kind,
+        path=change.path,
+        times=change.times,
+        layers=change.layers,
+        before=_side(change.before),
+        after=_side(change.after),
+        effects=tuple(
+            EffectDocument(surface=e.surface, verdict=e.verdict, text=e.text, transform=e.transform)
+            for e in change.effects
+        ),
+        causes=tuple(
+            CauseDocument(path=c.path, before=c.before, after=c.after, source=c.source)
+            for c in change.causes
+        ),
+    )
+
+
+def _side(side: Side) -> SideDocument:
+    return SideDocument(text=side.text, place=_place(side.span), source=side.source)
+
+
+def _place(span: Span | None) -> PlaceDocument | None:
+    return None if span is None else PlaceDocument(file=span.file, line=span.line, col=span.col)

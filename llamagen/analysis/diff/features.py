@@ -1,0 +1,286 @@
+"""What two models are compared by: values, weights, equations, settings, interface, numbers, record.
+
+A feature has a path that is the same for equal places of two models, with layer numbers taken out of it
+(``model.layers.*.self_attn.k_proj.weight`` and index ``(3,)``), so that repeated layers can be shown once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from llamagen.analysis.diff.equations import canonical, equations, settings
+from llamagen.analysis.numbers.compute import count_flops, flops_of
+from llamagen.analysis.numbers.cost import Workload
+from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers.params import Classifier, count_parameters, weight_bytes
+from llamagen.analysis.numbers.walk import behind
+from llamagen.diagnostics import Span
+from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
+from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import names
+from llamagen.spec.resolve import ResolvedSpec
+
+
+class Kind(StrEnum):
+    VALUE = "value"
+    """A leaf of hyperparameters, constants or patterns."""
+    TOKENIZER = "tokenizer"
+    RECORD = "record"
+    """Title, release, training, lineage."""
+    NAMING = "naming"
+    """Checkpoint layouts and the config.json mapping."""
+    PARAMETER = "parameter"
+    BLOCK = "block"
+    """A block instance that one model lacks."""
+    EQUATION = "equation"
+    SETTING = "setting"
+    """Constants and switches of an op: eps, theta, window, top-k."""
+    INTERFACE = "interface"
+    OPERATOR = "operator"
+    NUMBER = "number"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    kind: Kind
+    path: str
+    index: tuple[int, ...]
+    value: Static
+    """What is compared."""
+    text: str
+    span: Span | None
+    reads: frozenset[str] = frozenset()
+    """Names of the spec that its declaration reads: where a change of it can come from."""
+    role: str = "other"
+    """For parameters: query, key, value, fused, embedding, head, other."""
+    parts: tuple[tuple[int, ...], ...] = ()
+    """For a fused matrix: the sizes that its result is split into, one tuple a split."""
+
+
+SECTIONS: dict[str, Kind] = {
+    "hyperparameters": Kind.VALUE,
+    "constants": Kind.VALUE,
+    "patterns": Kind.VALUE,
+    "tokenizer": Kind.TOKENIZER,
+    "title": Kind.RECORD,
+    "release": Kind.RECORD,
+    "training": Kind.RECORD,
+    "lineage": Kind.RECORD,
+    "checkpoint": Kind.NAMING,
+    "config": Kind.NAMING,
+}
+
+
+def features(
+    resolved: ResolvedSpec, graph: Graph | None, load: Workload
+) -> Iterator[Feature | Equations]:
+    """Everything of one model that a diff compares, in the order it is shown."""
+    yield from spec_features(resolved)
+    if graph is None:
+        return
+    yield from parameter_features(graph)
+    yield from block_features(graph)
+    yield from setting_features(graph)
+    yield from interface_features(graph)
+    yield from number_features(graph, load)
+
+
+def spec_features(resolved: ResolvedSpec) -> Iterator[Feature]:
+    for path, leaf in resolved.leaves():
+        kind = SECTIONS.get(path.split(".", 1)[0])
+        node = leaf.node
+        if kind is None or leaf.origins[-1].text in ("null", "~"):
+            continue
+        text = " ".join(leaf.origins[-1].text.split())
+        yield Feature(kind, path, (), _comparable(text), text, node.span)
+
+
+def _comparable(text: str) -> Static:
+    """Numbers are compared as numbers: ``10000.0`` is ``1e4``."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def collapse(path: str) -> tuple[str, tuple[int, ...]]:
+    """``model.layers.3.mlp`` -> ``model.layers.*.mlp``, ``(3,)``."""
+    words = path.split(".")
+    index = tuple(int(w) for w in words if w.isdigit())
+    return ".".join("*" if w.isdigit() else w for w in words), index
+
+
+def parameter_features(graph: Graph) -> Iterator[Feature]:
+    roles = _roles(graph)
+    for here in instances(graph):
+        for part in here.block.parts.values():
+            if not isinstance(part, OpPart):
+                continue
+            reads = frozenset(n.id for e in part.sources.values() for n in names(e))
+            role = roles.get((here.block.name, part.name), "other")
+            splits = _splits(here.block, part.name)
+            for parameter in part.parameters:
+                full = join(here.path, part.name)
+                full = join(full, parameter.name) if parameter.name else full
+                path, index = collapse(full)
+                text = "×".join(map(str, parameter.shape))
+                yield Feature(
+                    Kind.PARAMETER,
+                    path,
+                    index,
+                    parameter.shape,
+                    text,
+                    part.span,
+                    reads,
+                    role,
+                    splits,
+                )
+
+
+def _roles(graph: Graph) -> dict[tuple[str, str], str]:
+    roles: dict[tuple[str, str], str] = dict.fromkeys(Classifier(graph).heads, "head")
+    for block in graph.blocks.values():
+        producers = {r: node for node in block.nodes for r in node.results}
+        for node in block.nodes:
+            if node.op == "embedding" and node.part is not None:
+                roles[(block.name, node.part)] = "embedding"
+            if node.op != "attention":
+                continue
+            for operand, role in zip(node.operands, ("query", "key", "value"), strict=False):
+                found = (producers[v] for v in behind(block, operand) if v in producers)
+                for part in {n.part for n in found if n.op == "linear" and n.part is not None}:
+                    known = roles.get((block.name, part))
+                    roles[(block.name, part)] = role if known in (None, role) else "fused"
+    return roles
+
+
+def _splits(block: Block, part: str) -> tuple[tuple[int, ...], ...]:
+    results = {r for node in block.nodes if node.part == part for r in node.results}
+    sizes = (
+        node.attrs["sizes"]
+        for node in block.nodes
+        if node.op == "split" and node.operands[0] in results
+    )
+    return tuple(s for s in sizes if isinstance(s, tuple) and all(isinstance(n, int) for n in s))  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class Equations:
+    """All equations of one block instance; two of them are compared line by line."""
+
+    path: str
+    index: tuple[int, ...]
+    definition: str
+    lines: tuple[str, ...]
+    spans: tuple[Span | None, ...]
+    span: Span | None
+    canonical: tuple[str, ...]
+    """The same without the author's names; what decides whether two are equal."""
+
+
+def block_features(graph: Graph) -> Iterator[Equations]:
+    written = {name: equations(graph, block) for name, block in graph.blocks.items()}
+    unnamed = {name: canonical(graph, block) for name, block in graph.blocks.items()}
+    for here in instances(graph):
+        path, index = collapse(here.path)
+        lines = written[here.block.name]
+        yield Equations(
+            path,
+            index,
+            here.block.definition,
+            tuple(e.text for e in lines),
+            tuple(e.span for e in lines),
+            here.block.span,
+            unnamed[here.block.name],
+        )
+
+
+def setting_features(graph: Graph) -> Iterator[Feature]:
+    made = {name: tuple(_settings(graph, block)) for name, block in graph.blocks.items()}
+    for here in instances(graph):
+        path, index = collapse(here.path)
+        for local, name, text, span, reads in made[here.block.name]:
+            full = join(path, f"{local}:{name}")
+            yield Feature(Kind.SETTING, full, index, _comparable(text), text, span, reads, local)
+
+
+def _settings(
+    graph: Graph, block: Block
+) -> Iterator[tuple[str, str, str, Span | None, frozenset[str]]]:
+    seen: dict[str, int] = {}
+    for node in block.nodes:
+        if node.op in ("call", "stack"):
+            continue
+        part = block.parts.get(node.part) if node.part is not None else None
+        attrs = part.attrs if isinstance(part, OpPart) else node.attrs
+        sources = part.sources if isinstance(part, OpPart) else node.sources
+        local = node.part or node.op
+        if node.op == "rotate":
+            local = "rope"
+        number = seen.get(local, 0)
+        seen[local] = number + 1
+        # Queries and keys are rotated alike; a second, different rotation is a place of its own.
+        label = local if number == 0 or local == "rope" else f"{local}#{number + 1}"
+        if local == "rope" and number:
+            continue
+        for name, text in settings(graph, node, attrs).items():
+            reads = (
+                frozenset(n.id for n in names(sources[name])) if name in sources else frozenset()
+            )
+            yield label, name, text, node.span, reads
+
+
+def interface_features(graph: Graph) -> Iterator[Feature]:
+    for value in graph.inputs:
+        yield _interface(value.id, (), value.type, None)
+    root = graph.root_block
+    for name, output in zip(graph.output_names, root.outputs, strict=False):
+        yield _interface(name, (), root.values[output].type, root.span)
+    for i, slot in enumerate(cache_of(graph).layers):
+        for what, width in (("key", slot.key_dim), ("value", slot.value_dim)):
+            text = f"[B, {slot.kv_heads}, P, {width}]"
+            yield Feature(
+                Kind.INTERFACE,
+                f"past_key_values.*.{what}",
+                (i,),
+                (slot.kv_heads, width),
+                text,
+                None,
+                frozenset({"num_kv_heads", "head_dim", "num_layers"}),
+            )
+    for op in sorted({node.op for b in graph.blocks.values() for node in b.nodes} - _CONTROL):
+        yield Feature(Kind.OPERATOR, op, (), True, op, None)
+
+
+_CONTROL = frozenset({"call", "stack"})
+
+
+def _interface(name: str, index: tuple[int, ...], type_: TensorType, span: Span | None) -> Feature:
+    return Feature(Kind.INTERFACE, name, index, str(type_), str(type_), span)
+
+
+def number_features(graph: Graph, load: Workload) -> Iterator[Feature]:
+    report = count_parameters(graph)
+    cache = cache_of(graph)
+    flops = flops_of(graph)
+    size = load.cache_bytes
+    prefill = count_flops(flops, load.batch, load.context, 0)
+    decode = count_flops(flops, load.batch, 1, load.context)
+    numbers = {
+        "parameters": report.total,
+        "active_parameters": report.active,
+        "weight_bytes": weight_bytes(graph, load.weights),
+        "kv_bytes_per_token": cache.per_token(size),
+        "kv_bytes": load.batch * cache.allocated(load.context, size),
+        "kv_bytes_needed": load.batch * cache.needed(load.context, size),
+        "prefill_flops": prefill.total,
+        "decode_flops": decode.total,
+    }
+    for name, number in numbers.items():
+        yield Feature(Kind.NUMBER, name, (), number, f"{number:,}", None)

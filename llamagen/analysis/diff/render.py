@@ -1,0 +1,218 @@
+"""A diff as text, Markdown, HTML, JSON (schema version 1) and GitHub annotations. Strings out, nothing printed."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Iterator
+
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.judge import Cause, Change, Diff, Side
+from llamagen.analysis.diff.rules import diff_rules
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import doc
+from llamagen.units import bytes_short, count_short
+
+
+def headline(result: Diff) -> str:
+    load = result.workload
+    return (
+        f"at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}, "
+        f"cache and activations in {8 * load.cache_bytes} bit"
+    )
+
+
+def where(change: Change) -> str:
+    """The path, with how often it occurs."""
+    if change.times == 1:
+        return change.path
+    return f"{change.path} ×{change.times}"
+
+
+def shown(side: Side) -> str:
+    return "none" if side.text is None else side.text
+
+
+def arrow(change: Change) -> str:
+    """``before → after``; sizes with their unit."""
+    if change.kind is not Kind.NUMBER:
+        ends = [shown(change.before), shown(change.after)]
+    elif "_bytes" in change.path:
+        ends = [_number(side, bytes_short, " B") for side in (change.before, change.after)]
+    else:
+        ends = [_number(side, count_short, "") for side in (change.before, change.after)]
+    return " → ".join(ends)
+
+
+def _number(side: Side, short: Callable[[int], str], unit: str) -> str:
+    assert side.text is not None
+    number = int(side.text.replace(",", ""))
+    return f"{number:,}{unit} ({short(number)})"
+
+
+def cause_text(cause: Cause) -> str:
+    proof = f" [{cause.source}]" if cause.source else ""
+    name = cause.path.split(".", 1)[1]
+    return f"{name} {cause.before or 'none'} → {cause.after or 'none'}{proof}"
+
+
+def proof(change: Change) -> str:
+    """Sources of both ends, where they are known."""
+    ends = [s for s in (change.before.source, change.after.source) if s is not None]
+    return f" [{'; '.join(dict.fromkeys(ends))}]" if ends else ""
+
+
+def effects_text(change: Change) -> str:
+    """``weights breaking, interface breaking`` of one change."""
+    worst = {e.surface: change.verdict(e.surface) for e in change.effects}
+    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect of its own"
+
+
+def text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
+    return "".join(f"{line}\n" for line in _text(result, tuple(surfaces)))
+
+
+def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
+    yield f"{result.before} → {result.after}"
+    yield headline(result)
+    yield ""
+    for surface in surfaces:
+        changes = result.on(surface)
+        yield f"{surface.value:<10} {result.verdict(surface).value:<12}{_count(len(changes))}".rstrip()
+    values = [c for c in result.changes if c.kind == "value"]
+    if values:
+        yield ""
+        yield "what the specs change"
+        for change in values:
+            yield f"  {change.rule} {where(change)}  {arrow(change)}{proof(change)}"
+            yield f"       {effects_text(change)}"
+            yield from (f"       {place}" for place in _places(change))
+    for surface in surfaces:
+        changes = tuple(c for c in result.on(surface) if c.kind != "value" or _own(c, surface))
+        if not changes:
+            continue
+        yield ""
+        yield f"{surface.value}: {result.verdict(surface).value}"
+        for change in changes:
+            layers = f" (layers {change.layers})" if change.layers and change.times > 1 else ""
+            yield (
+                f"  {change.rule} {change.verdict(surface).value:<11} {where(change)}{layers}  "
+                f"{arrow(change)}{proof(change) if not change.causes else ''}"
+            )
+            if change.causes:
+                yield f"       because {'; '.join(map(cause_text, change.causes))}"
+    needed = result.transforms()
+    if needed:
+        yield ""
+        yield "conversions that exist"
+        for transform in needed:
+            yield f"  {transform.value}: {doc(transform)}"
+
+
+def _own(change: Change, surface: Surface) -> bool:
+    """Whether a value acts on the surface itself; derived effects are shown where they happen."""
+    rule = diff_rules()[change.rule]
+    return rule.listed and surface in rule.effects
+
+
+def _count(n: int) -> str:
+    return "" if n == 0 else "1 change" if n == 1 else f"{n} changes"
+
+
+def _places(change: Change) -> Iterator[str]:
+    ends = [str(s) for s in (change.before.span, change.after.span) if s is not None]
+    if ends:
+        yield " → ".join(dict.fromkeys(ends))
+
+
+def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
+    lines = [f"# {result.before} → {result.after}", "", headline(result), ""]
+    lines += ["| surface | verdict | changes |", "| --- | --- | ---: |"]
+    chosen = tuple(surfaces)
+    for surface in chosen:
+        lines.append(
+            f"| {surface.value} | {result.verdict(surface).value} | {len(result.on(surface))} |"
+        )
+    for surface in chosen:
+        changes = result.on(surface)
+        if not changes:
+            continue
+        lines += ["", f"## {surface.value}: {result.verdict(surface).value}", ""]
+        lines += [
+            "| rule | verdict | where | before → after | why |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for c in changes:
+            why = "; ".join(map(cause_text, c.causes)) or proof(c).strip()
+            cells = (c.rule, c.verdict(surface).value, f"`{where(c)}`", arrow(c), why)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;"
+    "text-align:left;vertical-align:top}code{font-size:.9em}.breaking{color:#b00020}"
+    ".convertible{color:#8a5a00}.compatible{color:#1b6e3c}.same{color:#666}"
+)
+
+
+def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
+    """One self-contained page; every text is escaped."""
+    e = html.escape
+    title = e(f"{result.before} → {result.after}")
+    body = [f"<h1>{title}</h1>", f"<p>{e(headline(result))}</p>"]
+    for surface in surfaces:
+        verdict = result.verdict(surface).value
+        body.append(f'<h2>{surface.value}: <span class="{verdict}">{verdict}</span></h2>')
+        rows = [
+            f'<tr><td>{e(c.rule)}</td><td class="{c.verdict(surface).value}">'
+            f"{c.verdict(surface).value}</td><td><code>{e(where(c))}</code></td>"
+            f"<td>{e(arrow(c))}</td><td>{e('; '.join(map(cause_text, c.causes)))}</td></tr>"
+            for c in result.on(surface)
+        ]
+        if rows:
+            head = "<tr><th>rule</th><th>verdict</th><th>where</th><th>before → after</th><th>why</th></tr>"
+            body.append(f"<table>{head}{''.join(rows)}</table>")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def json_text(result: Diff) -> str:
+    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
+    from llamagen.analysis.diff.document import document
+
+    return document(result).model_dump_json(indent=2) + "\n"
+
+
+_LEVEL = {
+    Verdict.BREAKING: "error",
+    Verdict.CONVERTIBLE: "warning",
+    Verdict.COMPATIBLE: "notice",
+    Verdict.SAME: "notice",
+}
+
+
+def github(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
+    """Workflow commands that annotate the changed lines of the newer spec."""
+    chosen = tuple(surfaces)
+    lines: list[str] = []
+    for c in result.changes:
+        touched = [s for s in chosen if any(e.surface is s for e in c.effects)]
+        span = c.after.span or c.before.span
+        if not touched or span is None:
+            continue
+        worst = max((c.verdict(s) for s in touched), key=lambda v: v.rank)
+        names = ", ".join(s.value for s in touched)
+        title = _escape(f"{c.rule} {worst.value}: {names}", is_property=True)
+        file = _escape(span.file, is_property=True)
+        message = _escape(f"{where(c)}: {arrow(c)}", is_property=False)
+        place = f"file={file},line={span.line},col={span.col}"
+        lines.append(f"::{_LEVEL[worst]} {place},title={title}::{message}\n")
+    return "".join(lines)
+
+
+def _escape(value: str, *, is_property: bool) -> str:
+    escaped = value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return escaped.replace(":", "%3A").replace(",", "%2C") if is_property else escaped

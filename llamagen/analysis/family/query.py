@@ -1,0 +1,126 @@
+"""Questions about the family in the one expression language: filter, select, sort, first, share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from llamagen.analysis.family.records import COLUMNS, Family, Record
+from llamagen.analysis.rules import parsed
+from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
+from llamagen.spec.expr import ExpressionError, names
+
+DEFAULT_SELECT = ("id", "released", "params")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows of values, one column an expression of ``columns``."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Static, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of the matching models have a value."""
+
+    value: Static
+    count: int
+    of: int
+    ids: tuple[str, ...]
+
+    @property
+    def fraction(self) -> Fraction:
+        return Fraction(self.count, self.of)
+
+
+def query(
+    family: Family,
+    where: str = "true",
+    *,
+    select: Sequence[str] = DEFAULT_SELECT,
+    sort: str | None = None,
+    first: int | None = None,
+) -> Answer:
+    """Models for which ``where`` is true, by release date unless ``sort`` (``-params``: largest first) says otherwise.
+
+    A model lacking a value that the condition needs does not match. Raises LG905 for an expression that cannot be
+    evaluated, with the nearest known name.
+    """
+    found = matching(family, where)
+    if sort is not None:
+        found = _sorted(found, sort)
+    if first is not None:
+        found = found[:first]
+    rows = tuple(tuple(value(record, text) for text in select) for record in found)
+    return Answer(tuple(select), rows)
+
+
+def share(family: Family, path: str, where: str = "true") -> tuple[Share, ...]:
+    """Values of ``path`` among the models that match, the most frequent first."""
+    found = matching(family, where)
+    by_value: dict[str, tuple[Static, list[str]]] = {}
+    for record in found:
+        here = value(record, path)
+        by_value.setdefault(_key(here), (here, []))[1].append(record.id)
+    shares = [Share(v, len(ids), len(found), tuple(ids)) for v, ids in by_value.values()]
+    return tuple(sorted(shares, key=lambda s: (-s.count, _key(s.value))))
+
+
+def matching(family: Family, where: str) -> list[Record]:
+    return [record for record in family.records() if value(record, where) is True]
+
+
+def value(record: Record, text: str) -> Static:
+    """Value of an expression for one model; none when it needs a value that the model lacks."""
+    try:
+        return evaluate(parsed(text), record, FUNCTIONS)
+    except UnknownName as error:
+        if _lacks(record, text):
+            return None
+        hint = did_you_mean(error.name, COLUMNS)
+        help = f"did you mean `{hint}`?" if hint else "`llamagen query --columns` lists the names"
+        raise LlamagenError.of(
+            "LG905", f"`{error.name}` is not a name of a model", help=help
+        ) from None
+    except ExpressionError as error:
+        try:
+            if _lacks(record, text):
+                return None
+        except ExpressionError:
+            pass
+        start, end = error.extent
+        message = f"`{text}`: {error.message}, at `{text[start:end]}`"
+        raise LlamagenError.of("LG905", message, help=error.help) from None
+
+
+def _lacks(record: Record, text: str) -> bool:
+    """Whether some name of the expression is none for this model, or a record without the asked field."""
+    used = [n.id for n in names(parsed(text)) if n.id in COLUMNS]
+    return any(record[name] is None or isinstance(record[name], Mapping) for name in used)
+
+
+def _sorted(found: list[Record], sort: str) -> list[Record]:
+    descending = sort.startswith("-")
+    text = sort[1:] if descending else sort
+    known = [(value(r, text), r) for r in found]
+    present = [(v, r) for v, r in known if v is not None]
+    absent = [r for v, r in known if v is None]
+    numeric = all(isinstance(v, int | float) for v, _ in present)
+    if numeric:
+        present.sort(key=lambda pair: _number(pair[0]), reverse=descending)
+    else:
+        present.sort(key=lambda pair: _key(pair[0]), reverse=descending)
+    return [*(r for _, r in present), *absent]
+
+
+def _number(value: Static) -> float | int:
+    assert isinstance(value, int | float)
+    return value
+
+
+def _key(value: Static) -> str:
+    return repr(value)

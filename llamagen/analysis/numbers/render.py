@@ -1,0 +1,143 @@
+"""A cost report as text and JSON; units only here, and every number with its workload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from llamagen.analysis.numbers.cost import CostReport, DeviceReport, Phase, Roofline
+from llamagen.units import bytes_text, count_text, rate_text
+
+
+def text(report: CostReport) -> str:
+    return "".join(f"{line}\n" for line in _lines(report))
+
+
+def _lines(report: CostReport) -> Iterator[str]:
+    load = report.workload
+    size = 8 * load.cache_bytes
+    yield f"{report.spec_id} at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}"
+    yield ""
+    yield f"parameters            {count_text(report.parameters.total)}"
+    for row in report.parameters.components:
+        used = f", {row.active:,} a token" if row.active != row.count else ""
+        yield f"  {row.component.value:<19} {row.count:,}{used}"
+    yield f"used by a token       {count_text(report.parameters.active)}"
+    if report.parameters.active_without_embedding != report.parameters.active:
+        without = count_text(report.parameters.active_without_embedding)
+        yield f"  without embedding   {without}"
+    yield ""
+    yield f"weights               {bytes_text(report.weight_bytes)}"
+    yield f"KV cache a token      {bytes_text(report.cache.per_token(load.cache_bytes))} in {size} bit"
+    yield f"KV cache              {bytes_text(report.cache_bytes)} for {load.batch} x {load.context} tokens"
+    if report.cache_bytes_needed != report.cache_bytes:
+        bounded = sum(1 for layer in report.cache.layers if layer.reach is not None)
+        yield (
+            f"  still visible       {bytes_text(report.cache_bytes_needed)}: "
+            f"{bounded} of {len(report.cache.layers)} layers are local"
+        )
+    yield ""
+    yield from _phase("prefill", report.prefill, f"{load.batch} x {load.context} new tokens")
+    yield from _phase("decode", report.decode, f"{load.batch} x 1 token after {load.context}")
+    degrees = ", ".join(map(str, report.tensor_parallel))
+    yield f"tensor parallel       {degrees}"
+    if report.device is not None:
+        yield ""
+        yield from _device(report, report.device)
+
+
+def _phase(name: str, phase: Phase, what: str) -> Iterator[str]:
+    flops = phase.flops
+    yield f"{name}: {what}"
+    yield f"  FLOPs               {count_text(flops.total)}"
+    yield f"    matrix products   {flops.matmul:,}"
+    yield f"    attention         {flops.attention:,}"
+    yield f"    head              {flops.head:,}"
+    yield f"  bytes moved         {bytes_text(phase.bytes_moved)} at least"
+    yield f"  intensity           {phase.intensity:.2f} FLOP/B"
+    yield f"  activations         {bytes_text(phase.activation_peak)} at most, unfused"
+
+
+def _device(report: CostReport, found: DeviceReport) -> Iterator[str]:
+    device = found.device
+    several = report.workload.tensor_parallel
+    count = f"{several} x " if several > 1 else ""
+    yield f"on {count}{device.title} [{device.source}]"
+    for name, roof in (("prefill", found.prefill), ("decode", found.decode)):
+        yield f"  {name:<19} {_seconds(roof)}, bound by {roof.bound}"
+    if found.fits is None:
+        yield "  fits                the device states no memory"
+        return
+    yield f"  fits                {'yes' if found.fits else 'no'}"
+    yield f"  largest batch       {found.max_batch} at {report.workload.context} tokens"
+    yield f"  longest context     {found.max_context:,} tokens at batch {report.workload.batch}"
+
+
+def _seconds(roof: Roofline) -> str:
+    return f"{rate_text(roof.tokens_per_second, 'tokens')} at most ({roof.seconds * 1000:.3g} ms a pass)"
+
+
+def json_text(report: CostReport) -> str:
+    """Schema version 1; bytes, FLOPs and tokens as ints, times in seconds."""
+    load = report.workload
+    document: dict[str, object] = {
+        "version": 1,
+        "id": report.spec_id,
+        "workload": {
+            "context": load.context,
+            "batch": load.batch,
+            "weights": load.weights.name,
+            "cache_bytes_per_value": load.cache_bytes,
+            "tensor_parallel": load.tensor_parallel,
+        },
+        "parameters": {
+            "total": report.parameters.total,
+            "active": report.parameters.active,
+            "active_without_embedding": report.parameters.active_without_embedding,
+            "components": {
+                c.component.value: {"count": c.count, "active": c.active}
+                for c in report.parameters.components
+            },
+        },
+        "weight_bytes": report.weight_bytes,
+        "kv_bytes_per_token": report.cache.per_token(load.cache_bytes),
+        "kv_bytes": report.cache_bytes,
+        "kv_bytes_visible": report.cache_bytes_needed,
+        "prefill": _phase_json(report.prefill),
+        "decode": _phase_json(report.decode),
+        "tensor_parallel_degrees": list(report.tensor_parallel),
+    }
+    if report.device is not None:
+        document["device"] = _device_json(report.device)
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _phase_json(phase: Phase) -> dict[str, object]:
+    return {
+        "new_tokens": phase.tokens,
+        "flops": phase.flops.total,
+        "flops_matmul": phase.flops.matmul,
+        "flops_attention": phase.flops.attention,
+        "flops_head": phase.flops.head,
+        "weight_bytes_read": phase.weight_bytes_read,
+        "cache_bytes_read": phase.cache_bytes_read,
+        "cache_bytes_written": phase.cache_bytes_written,
+        "activation_bytes_peak": phase.activation_peak,
+    }
+
+
+def _device_json(found: DeviceReport) -> dict[str, object]:
+    return {
+        "name": found.name,
+        "title": found.device.title,
+        "source": found.device.source,
+        "prefill": {"seconds": found.prefill.seconds, "bound": found.prefill.bound},
+        "decode": {
+            "seconds": found.decode.seconds,
+            "bound": found.decode.bound,
+            "tokens_per_second": found.decode.tokens_per_second,
+        },
+        "fits": found.fits,
+        "max_batch": found.max_batch,
+        "max_context": found.max_context,
+    }

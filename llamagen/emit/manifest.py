@@ -1,0 +1,152 @@
+"""MANIFEST.json of an exported folder: what it was made from, with which options, and a hash of every file.
+
+It holds no time, no path of this machine and nothing random: two exports of the same give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.spec.naming import Closed
+
+MANIFEST = "MANIFEST.json"
+
+WeightMode: TypeAlias = Literal["copy", "reference"]
+"""Weights are data files of the folder, or the checkpoint's own files linked into it."""
+
+Sha256: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+DTypeName: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+_CHUNK = 1 << 20
+
+
+class FileRecord(Closed):
+    """One file of the folder."""
+
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: Sha256 | None = Field(
+        description="Of the content; null for a referenced checkpoint file that was not read."
+    )
+    header_sha256: Sha256 | None = Field(
+        default=None, description="Of a safetensors file's length prefix and header."
+    )
+
+    @model_validator(mode="after")
+    def _hashed(self) -> Self:
+        if self.sha256 is None and self.header_sha256 is None:
+            raise ValueError("a file has the hash of its content or of its header")
+        return self
+
+
+class SpecRecord(Closed):
+    id: str
+    digest: str = Field(description="Of the resolved spec, which spec.yaml holds.")
+
+
+class GraphRecord(Closed):
+    """One ONNX graph of the model."""
+
+    file: str
+    digest: str = Field(description="Of the graph IR it was lowered from.")
+    opset: dict[str, int] = Field(
+        description="Operator set domain, `ai.onnx` written out -> version."
+    )
+
+
+class CheckpointSource(Closed):
+    kind: Literal["checkpoint"] = "checkpoint"
+    layout: str = Field(description="Naming dialect of the checkpoint: hub, meta, ...")
+
+
+class RandomSource(Closed):
+    kind: Literal["random"] = "random"
+    seed: int
+
+
+Source: TypeAlias = Annotated[CheckpointSource | RandomSource, Field(discriminator="kind")]
+
+
+class WeightsRecord(Closed):
+    mode: WeightMode
+    scanned: bool = Field(description="Whether every value was seen to be finite.")
+    source: Source
+
+
+class Manifest(Closed):
+    """Version 1, described by spec/manifest.schema.json."""
+
+    format: Literal[1] = 1
+    llamagen: str = Field(description="Version that wrote the folder.")
+    spec: SpecRecord
+    profile: str
+    dtype: DTypeName = Field(description="Of the computation.")
+    io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
+    weights: WeightsRecord
+    graphs: dict[str, GraphRecord] = Field(
+        description="By role; `model` is the text model, others hand it embeddings."
+    )
+    files: dict[str, FileRecord] = Field(
+        description="Every file but this one, by its path in the folder."
+    )
+
+    def text(self) -> str:
+        """Canonical JSON, files by name."""
+        listed = self.model_copy(update={"files": dict(sorted(self.files.items()))})
+        return listed.model_dump_json(indent=2, exclude_none=False) + "\n"
+
+
+def schema_text() -> str:
+    """The JSON schema: spec/manifest.schema.json."""
+    import json
+
+    return json.dumps(Manifest.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an exported folder; no other file is looked at. Raises LG775."""
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise LlamagenError.of(
+            "LG775",
+            f"cannot read {path}: {error.strerror}",
+            help="`llamagen export` writes one into every folder; is this such a folder?",
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise LlamagenError.of(
+            "LG775",
+            f"{path} is not a manifest of this version: {reason}",
+            help="export the model again with this version of llamagen",
+        ) from error
+
+
+def hashed(path: Path) -> FileRecord:
+    """The record of a file that is read whole for it."""
+    found = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+            size += len(chunk)
+    return FileRecord(size=size, sha256=found.hexdigest())
+
+
+def all_files(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """Records of every file below ``folder``; those in ``known`` are not read again."""
+    paths: Iterable[Path] = sorted(p for p in folder.rglob("*") if p.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: known[name] if name in known else hashed(path)
+        for name, path in names.items()
+        if name != MANIFEST
+    }

@@ -1,0 +1,122 @@
+"""Where an export gets its weights from: a checkpoint that fits, or random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.manifest import CheckpointSource, RandomSource
+from llamagen.ir.graph import Graph, Parameter
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.binding import Binding
+from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.pieces import Piece
+from llamagen.weights.reading import OpenFiles
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+)
+"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
+
+
+class Supply(Protocol):
+    """Every parameter of a model, by role path."""
+
+    @property
+    def source(self) -> CheckpointSource | RandomSource: ...
+
+    @property
+    def companions(self) -> Sequence[Path]:
+        """Small files that go into the folder as they are."""
+
+    def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
+        """The parameter in ``dtype``, from byte ``offset`` of a file on."""
+
+
+@dataclass(frozen=True)
+class CheckpointSupply:
+    """The tensors of a checkpoint; open it with ``opened``, which keeps its files open meanwhile."""
+
+    bindings: Mapping[str, Binding]
+    folder: Path
+    layout: str
+    files: OpenFiles
+    notes: tuple[Diagnostic, ...]
+    """What is worth saying though it hinders nothing."""
+
+    @staticmethod
+    def opened(
+        resolved: ResolvedSpec,
+        graph: Graph,
+        checkpoint: Path,
+        registry: Registry,
+        stack: ExitStack,
+        *,
+        compare_values: bool = True,
+    ) -> CheckpointSupply:
+        """Reads headers only, and with ``compare_values`` the tensors that must be equal.
+
+        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit.
+        """
+        from llamagen.weights.checkpoint import Checkpoint
+        from llamagen.weights.fit import bind, explained
+
+        stored = Checkpoint.open(checkpoint)
+        found = bind(resolved, graph, stored, compare_values=compare_values)
+        if any(one.severity == "error" for one in found.diagnostics):
+            raise LlamagenError(explained(found, resolved, graph, stored, registry))
+        assert found.layout is not None
+        return CheckpointSupply(
+            {binding.name: binding for binding in found.bindings},
+            stored.path if stored.path.is_dir() else stored.path.parent,
+            found.layout,
+            stack.enter_context(OpenFiles()),
+            found.diagnostics,
+        )
+
+    @property
+    def source(self) -> CheckpointSource:
+        return CheckpointSource(layout=self.layout)
+
+    @property
+    def companions(self) -> Sequence[Path]:
+        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+
+    def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
+        from llamagen.weights.stream import tensor_pieces
+
+        return tensor_pieces(self.bindings[path], dtype, offset, self.files)
+
+
+@dataclass(frozen=True)
+class RandomSupply:
+    """Unit-scale random weights of ``seed``."""
+
+    wanted: Mapping[str, Parameter]
+    seed: int
+
+    @property
+    def source(self) -> RandomSource:
+        return RandomSource(seed=self.seed)
+
+    @property
+    def companions(self) -> Sequence[Path]:
+        return ()
+
+    def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
+        from llamagen.weights.random import RandomTensor, random_pieces
+
+        parameter = self.wanted[path]
+        tensor = RandomTensor(path, parameter.shape, parameter.kind)
+        return random_pieces(self.seed, tensor, dtype, offset)

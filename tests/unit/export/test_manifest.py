@@ -1,0 +1,89 @@
+"""MANIFEST.json: right about every file, the same for the same export, and refused when it is not one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from llamagen.api import load
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import MANIFEST, FileRecord, Manifest, read_manifest, schema_text
+from llamagen.resources import data_folder
+from tests.parity.models import SPECS
+
+SPEC = SPECS / "reduced" / "llama-3.1-8b.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("manifest") / "out"
+    load(SPEC).export(out, random_weights=7, dtype="float16")
+    return out
+
+
+def test_it_is_right_about_every_file(folder: Path) -> None:
+    found = read_manifest(folder)
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != MANIFEST}
+    assert found.files == {
+        name: FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in files.items()
+    }
+    assert list(found.files) == sorted(found.files)
+
+
+def test_it_says_what_the_folder_is(folder: Path) -> None:
+    found = read_manifest(folder)
+    model = load(SPEC)
+    assert found.spec.id == model.id and found.spec.digest == model.resolved.digest
+    assert (found.profile, found.dtype, found.io_dtype) == ("portable", "float16", "float16")
+    assert found.weights.mode == "copy"
+    assert found.weights.source.model_dump() == {"kind": "random", "seed": 7}
+    (graph,) = found.graphs.values()
+    assert (graph.file, graph.digest, graph.opset) == (
+        "model.onnx",
+        model.graph.digest,
+        {"ai.onnx": 24},
+    )
+
+
+def test_two_exports_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    load(SPEC).export(tmp_path / "again", random_weights=7, dtype="float16")
+    for file in folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_its_text_is_canonical_and_fits_the_shipped_schema(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    assert Manifest.model_validate_json(text).text() == text
+    shipped = data_folder("spec") / "manifest.schema.json"
+    assert shipped.read_text(encoding="utf-8") == schema_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 2}, "format: Input should be 1"),
+        ({"when": "2026"}, "when: Extra inputs"),
+        ({"files": {"a": {"size": 3}}}, "files.a.sha256: Field required"),
+        ({"files": {"a": {"size": 3, "sha256": None}}}, "hash of its content"),
+        ({"files": {"a": {"size": 3, "sha256": "zz"}}}, "files.a.sha256"),
+    ],
+)
+def test_another_file_of_that_name_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    (tmp_path / MANIFEST).write_text(json.dumps({**document, **change}))
+    with pytest.raises(LlamagenError) as caught:
+        read_manifest(tmp_path)
+    (one,) = caught.value.diagnostics
+    assert one.code == "LG775" and reason in one.message
+
+
+def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        read_manifest(tmp_path)
+    assert caught.value.diagnostics[0].code == "LG775"
