@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import Builder
@@ -36,13 +37,13 @@ def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
 def _clash(graphs: Mapping[str, Graph]) -> str | None:
     handed: dict[str, tuple[str, TensorType]] = {}
     weights: dict[str, tuple[str, Parameter]] = {}
-    written = {n: t for graph in graphs.values() for n, t in _cross(graph, "write")}
+    written = {n for graph in graphs.values() for n in _cross(graph, "write")}
     for name, graph in graphs.items():
-        read = dict(_cross(graph, "read"))
+        read = _cross(graph, "read")
         missing = [n for n in read if n not in written]
         if missing:
             return f"graph `{name}` reads `{missing[0]}`, which no graph writes"
-        crossing = (*_cross(graph, "write"), *read.items())
+        crossing = (*_cross(graph, "write").items(), *read.items())
         for value, type_ in (*graph.outputs, *((v.id, v.type) for v in graph.inputs), *crossing):
             other, known = handed.setdefault(value, (name, type_))
             if known != type_:
@@ -54,14 +55,13 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
     return None
 
 
-def _cross(graph: Graph, way: str) -> tuple[tuple[str, TensorType], ...]:
-    """Names and types of the keys and values that a graph writes for others, or reads."""
+def _cross(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
+    """Names and types of the keys and values that a graph reads from another, or writes for others."""
     if not any(n.op == f"cross_cache_{way}" for b in graph.blocks.values() for n in b.nodes):
-        return ()
+        return {}
     flat = flatten(graph)
-    slots = flat.cross_writes if way == "write" else flat.cross_reads
-    named = (pair for s in slots for pair in ((s.key_name, s.key), (s.value_name, s.value)))
-    return tuple((name, flat.types[id]) for name, id in named)
+    found = flat.handed_in if way == "read" else flat.handed_out
+    return {name: flat.types[id] for name, id in found.items()}
 
 
 def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:

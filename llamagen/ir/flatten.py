@@ -75,6 +75,20 @@ class FlatGraph:
     cross_writes: tuple[CrossSlot, ...] = ()
     """The same for another graph: further outputs."""
 
+    @property
+    def handed_in(self) -> dict[str, str]:
+        """Name outside -> value, of keys and values from another graph."""
+        return _by_name(self.cross_reads)
+
+    @property
+    def handed_out(self) -> dict[str, str]:
+        """Name outside -> value, of keys and values for another graph."""
+        return _by_name(self.cross_writes)
+
+
+def _by_name(slots: tuple[CrossSlot, ...]) -> dict[str, str]:
+    return {name: id for s in slots for name, id in ((s.key_name, s.key), (s.value_name, s.value))}
+
 
 class _Flattener:
     def __init__(self, graph: Graph) -> None:

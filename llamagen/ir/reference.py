@@ -88,7 +88,7 @@ def evaluate(
         "positions": positions,
         **(inputs or {}),
     }
-    wanted = {name: given[name] for name in (*flat.inputs, *_handed(flat))}
+    wanted = {name: given[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, inputs or {}, sizes)
     return _evaluate(flat, weights, wanted, sizes, past, keep_values, rounding)
 
@@ -106,15 +106,9 @@ def evaluate_graph(
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
     sizes = {"P": past[0][0].shape[2] if past else 0}
-    given = {name: inputs[name] for name in (*flat.inputs, *_handed(flat))}
+    given = {name: inputs[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, given, sizes)
     return _evaluate(flat, weights, given, sizes, past, False, rounding)
-
-
-def _handed(flat: FlatGraph) -> dict[str, str]:
-    """Name outside -> value, of what another graph wrote."""
-    slots = flat.cross_reads
-    return {s.key_name: s.key for s in slots} | {s.value_name: s.value for s in slots}
 
 
 def _read_sizes(flat: FlatGraph, given: Mapping[str, ArrayLike], sizes: dict[str, int]) -> None:
@@ -138,7 +132,7 @@ def _evaluate(
     rounding: Rounding,
 ) -> ReferenceResult:
     run = _Run(flat, weights, sizes, past, rounding)
-    handed = _handed(flat)
+    handed = flat.handed_in
     for name, value in given.items():
         run.put(handed.get(name, name), _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)

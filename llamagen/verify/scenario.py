@@ -18,6 +18,9 @@ Values: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 NOTHING: Values = {}
 
+Piece: TypeAlias = int | None
+"""Of a row of text: so many words, or None for one item (an image, a tile) of what is read beside them."""
+
 
 class Session(Protocol):
     """One sequence of calls; the key/value cache lives in it, and what was made of the images."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,8 +13,12 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 from llamagen.spec.schema import AtPattern, Spec
 from llamagen.spec.schema_vision import TiledVision
 from llamagen.verify.corrections import Correction
+from llamagen.verify.scenario import Piece, Scenario
+from llamagen.verify.tiled_cases import TiledMaker
 from tests.parity.models import RandomModel
 from tests.parity.peers import common
+
+Row: TypeAlias = tuple[Piece, ...]
 
 WIDE = "llama/3.2/11b-vision-instruct"
 TALL = "llama/3.2/90b-vision"
@@ -42,6 +47,7 @@ hyperparameters:
     patch_size: 4
     intermediate_layers: [1, 2, 4]
     output_size: 64
+tokenizer: {{bos_id: 1, eos_ids: [2], pad_id: 0, special_tokens: {{image_token: 61}}}}
 patterns: {{layer_kinds: {{default: self, at: {{cross: {cross}}}}}}}
 """
 
@@ -105,3 +111,27 @@ def whole_peer(model: RandomModel, corrections: Sequence[Correction]) -> torch.n
     for correction in corrections:
         correction.apply(peer)
     return peer
+
+
+IMAGE_FIRST: Row = (None, 7)
+TEXT_FIRST: Row = (2, None, 5)
+SEVERAL: Row = (1, None, 3, None, None, 4)
+NO_IMAGE: Row = (8,)
+
+STORIES: Mapping[str, tuple[tuple[Row, ...], tuple[int, ...]]] = {
+    "image first": ((IMAGE_FIRST,), ()),
+    "text first": ((TEXT_FIRST,), (1, 1, 1, 1)),
+    "several images": ((SEVERAL,), (1, 2)),
+    "a batch": ((IMAGE_FIRST, SEVERAL, NO_IMAGE), (1, 1, 1)),
+    "no image": (((6,), (8,)), (1, 1, 1)),
+}
+"""The ways in which text and images come together: rows, and lengths of the calls after the first."""
+
+
+def story(model: RandomModel, name: str, seed: int = 3) -> Scenario:
+    """Text with random images, in arrangements and with numbers of tiles that are random too."""
+    assert model.pipeline is not None
+    rows, decoded = STORIES[name]
+    generator = np.random.default_rng(seed)
+    maker = TiledMaker(model.pipeline, model.graphs, model.vocab_size, generator)
+    return maker.scenario(name, rows, decoded)

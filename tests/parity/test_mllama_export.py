@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import json
 from pathlib import Path
 
 import onnxruntime as ort
@@ -12,24 +12,18 @@ from llamagen import api
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.witnesses import OnnxWitness
 from tests.parity.mllama import WIDE, shrunk
-from tests.parity.mllama_pieces import OnnxRun, ReferenceRun, stories
 from tests.parity.models import RandomModel
 
 SEED = 7
-
-
-class FolderRun(OnnxRun):
-    folder: Path
-
-    @cached_property
-    def sessions(self) -> dict[str, OnnxWitness]:
-        return {
-            name: OnnxWitness(ort.InferenceSession(str(self.folder / f"{name}.onnx")))
-            for name in self.model.graphs
-        }
+CASES = (
+    "prefill",
+    "decode",
+    "padded batch",
+    "image prefill",
+    "images decode",
+    "images padded batch",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +42,26 @@ def folder(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_a_folder_computes_text_with_images(model: RandomModel, folder: Path) -> None:
-    run = FolderRun(model)
-    run.folder = folder
-    case = next(s for s in stories(12) if s.name == "a batch")
-    reference = case.logits(ReferenceRun(model))
-    rounding = difference(case.logits(ReferenceRun(model, "float32")), reference)
-    found = difference(case.logits(run), reference)
-    assert found.within(measured_tolerance("float32", rounding)), found
+def test_a_folder_verifies_with_images(folder: Path) -> None:
+    witnesses = ("reference", "torch", "transformers")
+    report = api.verify_folder(folder, witnesses, steps=4)
+    assert report.passed, report
+    found = [(row.witness, row.case) for row in report.rows]
+    assert found == [(witness, case) for witness in witnesses for case in CASES]
+
+
+def test_transformers_that_cannot_build_the_model_is_a_finding(
+    folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    out = shutil.copytree(folder, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["pad_token_id"] = 10**6
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(api.LlamagenError) as caught:
+        api.verify_folder(out, ["transformers"], steps=1)
+    assert [one.code for one in caught.value.diagnostics] == ["LG774"]
 
 
 def test_weights_are_stored_once(model: RandomModel, folder: Path) -> None:
@@ -63,11 +69,6 @@ def test_weights_are_stored_once(model: RandomModel, folder: Path) -> None:
     padding = 64 * len(model.all_parameters) * 64
     assert 4 * count <= (folder / "model.onnx.data").stat().st_size <= 4 * count + padding
     assert {p.name for p in folder.glob("*.onnx")} == {f"{name}.onnx" for name in model.graphs}
-
-
-def test_the_text_model_of_the_folder_verifies(folder: Path) -> None:
-    report = api.verify_folder(folder, ("reference", "torch"), steps=4)
-    assert report.passed, report
 
 
 def test_keys_and_values_cross_under_one_name(folder: Path) -> None:

@@ -175,11 +175,10 @@ class _Emitter:
         order = [n for n in INPUT_ORDER if n in made]
         order += [n for n in made if n not in INPUT_ORDER]
         found = [made[n] for n in order]
-        for handed in self.flat.cross_reads:
-            for name, id in ((handed.key_name, handed.key), (handed.value_name, handed.value)):
-                of = self.flat.types[id]
-                found.append(self.input(name, of))
-                self.values[id] = self.b.inside(found[-1], of.dtype)
+        for name, id in self.flat.handed_in.items():
+            of = self.flat.types[id]
+            found.append(self.input(name, of))
+            self.values[id] = self.b.inside(found[-1], of.dtype)
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
                 shape = (*new.shape[:2], P, new.shape[3])
@@ -268,9 +267,7 @@ class _Emitter:
             (name, self.values[inner], self.flat.types[inner])
             for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True)
         ]
-        slots = self.flat.cross_writes
-        names = [pair for s in slots for pair in ((s.key_name, s.key), (s.value_name, s.value))]
-        for (name, inner), value in zip(names, self.written, strict=True):
+        for (name, inner), value in zip(self.flat.handed_out.items(), self.written, strict=True):
             made.append((name, value, self.flat.types[inner]))
         for name, value, of in made:
             if value.dtype is b.model:
