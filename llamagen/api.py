@@ -6,7 +6,6 @@ Every function raises ``LlamagenError`` for input that cannot be used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,6 @@ from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
-    from llamagen.analysis.family.catalog import Modality, Row, Section
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
     from llamagen.ir.graph import Graph, Parameter
@@ -31,27 +29,10 @@ if TYPE_CHECKING:
     from llamagen.verify.report import VerifyReport
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
-CODE = re.compile(r"[Ll][Gg][0-9]{3}")
 
 
 def _silent(done: int, total: int) -> None:
     """Reports nothing."""
-
-
-LIST_COLUMNS = (
-    "id",
-    "released",
-    "status",
-    "parameters",
-    "active",
-    "layers",
-    "hidden",
-    "attention",
-    "context",
-    "input",
-    "licence",
-    "uncertain",
-)
 
 
 @dataclass(frozen=True)
@@ -138,16 +119,18 @@ class Model:
         weights: str = "copy",
         scan: bool = False,
         overwrite: bool = False,
+        ignore_config: bool = False,
         progress: Progress = _silent,
     ) -> Written:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
 
-        options = ExportOptions(profile, dtype, weights, scan)
+        options = ExportOptions(profile, dtype, weights, scan, ignore_config)
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
@@ -174,64 +157,12 @@ def check(
     return check_specs(Registry(roots), targets, notes=notes)
 
 
-def list_models(
-    *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
-) -> list[Row]:
-    """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.family.catalog import rows
-    from llamagen.spec.registry import Registry
-
-    return rows(Registry(), generation, status, modality)
-
-
-def save_counts() -> bool:
-    """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
-    from llamagen.analysis.numbers.counts import counts_path
-    from llamagen.emit.files import write_changed
-
-    path = counts_path()
-    written, _ = write_changed(path.parent, {path.name: counts_text()})
-    return bool(written)
-
-
-def counts_text() -> str:
-    """What spec/counts.json must hold."""
-    from llamagen.analysis.numbers.counts import counts_text
-    from llamagen.spec.registry import Registry
-
-    registry = Registry()
-    return counts_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
-
-
-def show(target: str | Path) -> list[Section]:
-    """One model as a page of sections."""
-    from llamagen.analysis.family.catalog import sections
-
-    return list(sections(load(target).resolved))
-
-
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
     from llamagen.emit.check_checkpoint import check_checkpoint
 
     model = load(target)
     return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)
-
-
-def explain(subject: str, path: str | None = None) -> str:
-    """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
-    if path is None and CODE.fullmatch(subject):
-        from llamagen.diagnostics.codes import code_text
-
-        return code_text(subject)
-    from llamagen.analysis import explain as words
-
-    if path is not None:
-        model = load(subject)
-        return words.explain_value(model.registry, model.resolved, path)
-    if subject == "ops":
-        return words.explain_ops()
-    return words.explain_named(subject)
 
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:

@@ -40,6 +40,12 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
+    ignore_config: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-config", help="The spec counts, whatever the checkpoint's config.json says."
+        ),
+    ] = False,
 ) -> None:
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
     if (checkpoint is None) == (random_weights is None):
@@ -58,6 +64,7 @@ def export(
             weights=weights,
             scan=scan,
             overwrite=overwrite,
+            ignore_config=ignore_config,
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -82,6 +83,11 @@ class ExportJob:
 
         return dtype_named(self.options.dtype)
 
+    @cached_property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The text model's graph and the further ones of the spec, by name."""
+        return build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+
     def counter(self, total: int) -> Counter:
         """Reports progress towards ``total`` bytes."""
         return Counter(self.progress, total)
@@ -91,9 +97,10 @@ class ExportJob:
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
 
-        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
         chosen = profile_named(self.options.profile)
-        return {name: emit_onnx(one, chosen, self.dtype, stored) for name, one in graphs.items()}
+        return {
+            name: emit_onnx(one, chosen, self.dtype, stored) for name, one in self.graphs.items()
+        }
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""
@@ -119,6 +126,7 @@ class ExportJob:
         self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
         """The staging folder and the records of its files, which the body fills; then all other files are added."""
+        from llamagen.emit.clients import write_client_files
         from llamagen.emit.config import config_files
         from llamagen.weights.publish import staged_folder
 
@@ -130,6 +138,7 @@ class ExportJob:
                 _write_text(staging / name, text)
             for file in supply.companions:  # a checkpoint's own config wins
                 shutil.copyfile(file, staging / file.name)
+            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
             files = all_files(staging, known)
             _write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
 
@@ -165,8 +174,9 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
-    for weights that cannot be referenced, LG701 to LG703 for unknown options.
+    it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG703 for unknown
+    options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference
@@ -178,7 +188,13 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     compare = copies or job.options.scan
     with ExitStack() as stack:
         supply = CheckpointSupply.opened(
-            job.resolved, job.graph, checkpoint, registry, stack, compare_values=compare
+            job.resolved,
+            job.graph,
+            checkpoint,
+            registry,
+            stack,
+            compare_values=compare,
+            ignore_config=job.options.ignore_config,
         )
         notes = supply.notes
         if copies:

@@ -19,6 +19,8 @@ class ExportOptions:
     """``copy`` writes data files; ``reference`` links the checkpoint's own."""
     scan: bool = False
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
+    ignore_config: bool = False
+    """Export although the checkpoint's own config.json makes another graph; the folder gets the spec's."""
 
     @property
     def mode(self) -> WeightMode:
