@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
+    from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
     from llamagen.runtime.session import Generation
     from llamagen.spec.fmt_files import FormatReport
@@ -94,19 +95,19 @@ class Model:
 
         return mermaid(self.graph)
 
-    def files(self, *targets: Target) -> dict[str, str]:
+    def files(self, *targets: Target, cache: CacheKind = "full") -> dict[str, str]:
         """What ``generate`` writes, file name -> text; every target by default."""
         from llamagen.emit.files import Subject, files_of
 
-        return files_of(Subject(self.resolved, self.graph), targets or TARGETS)
+        return files_of(Subject(self.resolved, self.graph, cache), targets or TARGETS)
 
-    def torch_source(self) -> str:
+    def torch_source(self, cache: CacheKind = "full") -> str:
         """A standalone PyTorch module, source text."""
-        return self.files(Target.TORCH)["modeling.py"]
+        return self.files(Target.TORCH, cache=cache)["modeling.py"]
 
-    def onnx_text(self) -> str:
+    def onnx_text(self, cache: CacheKind = "full") -> str:
         """The ONNX graph of the portable profile without weights, as text."""
-        return self.files(Target.ONNX)["model.onnx.txt"]
+        return self.files(Target.ONNX, cache=cache)["model.onnx.txt"]
 
     def export(
         self,
@@ -116,6 +117,7 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        cache: CacheKind = "full",
         weights: str = "copy",
         scan: bool = False,
         overwrite: bool = False,
@@ -125,12 +127,13 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
-        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``.
+        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
+        cache, layers with a window or chunks hand on only what a later token can see.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
 
-        options = ExportOptions(profile, dtype, weights, scan, ignore_config)
+        options = ExportOptions(profile, dtype, weights, scan, ignore_config, cache)
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
@@ -197,23 +200,31 @@ def write_schema(path: Path) -> bool:
 
 
 def generate(
-    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
+    cache: CacheKind = "full",
 ) -> Iterator[Generated]:
     """Write what differs from the files below ``to``, model by model; every model without ``ids``."""
     from llamagen.emit.generate import generate
     from llamagen.spec.registry import Registry
 
-    yield from generate(Registry(), ids, targets or TARGETS, to)
+    yield from generate(Registry(), ids, targets or TARGETS, to, cache)
 
 
 def generate_check(
-    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
+    cache: CacheKind = "full",
 ) -> list[str]:
     """A unified diff for each file below ``to`` that ``generate`` would write or that nothing generates."""
     from llamagen.emit.generate import stale
     from llamagen.spec.registry import Registry
 
-    return list(stale(Registry(), ids, targets or TARGETS, to))
+    return list(stale(Registry(), ids, targets or TARGETS, to, cache))
 
 
 def random_checkpoint(

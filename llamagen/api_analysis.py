@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.family.timeline import Timeline
     from llamagen.analysis.numbers.cost import CostReport
     from llamagen.emit.config.read import Imported
+    from llamagen.ir.bounded import CacheKind
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
@@ -162,19 +163,24 @@ def cost(
     dtype: str = "bfloat16",
     device: str | None = None,
     tp: int = 1,
+    cache: CacheKind = "full",
 ) -> CostReport:
     """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
 
     With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
-    without wiring, LG901 for an unknown device or dtype, or a ``tp`` that does not divide the model.
+    without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
+    that does not divide the model.
     """
     from llamagen.analysis.ask import wired
     from llamagen.analysis.numbers import hardware
     from llamagen.analysis.numbers.cost import cost_of, workload
+    from llamagen.ir.bounded import with_caches
+    from llamagen.ir.build_graphs import MAIN
 
     load = workload(context, batch, dtype, tp)
     chosen = (device, hardware.device(device)) if device is not None else None
-    return cost_of(wired(target), load, chosen)
+    graph = with_caches({MAIN: wired(target)}, cache)[MAIN]
+    return cost_of(graph, load, chosen)
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:

@@ -16,6 +16,10 @@ Targets = Annotated[
         metavar="TARGET", help="Ids, YAML files or folders; every shipped spec by default."
     ),
 ]
+Cache = Annotated[
+    Literal["full", "bounded"],
+    typer.Option(help="Layers with a window or chunks keep every key, or those still visible."),
+]
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
 ]

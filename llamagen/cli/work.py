@@ -9,7 +9,7 @@ import typer
 
 from llamagen.cli import console
 from llamagen.cli.entry import FINDINGS
-from llamagen.cli.read import Id
+from llamagen.cli.read import Cache, Id
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 
@@ -29,6 +29,7 @@ def export(
     ] = None,
     profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    cache: Cache = "full",
     weights: Annotated[
         str,
         typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
@@ -61,6 +62,7 @@ def export(
             random_weights=random_weights,
             profile=profile,
             dtype=dtype,
+            cache=cache,
             weights=weights,
             scan=scan,
             overwrite=overwrite,

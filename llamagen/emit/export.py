@@ -23,6 +23,7 @@ from llamagen.emit.manifest import (
 )
 from llamagen.emit.options import ExportOptions
 from llamagen.emit.weight_types import STORED
+from llamagen.ir.bounded import with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -85,8 +86,9 @@ class ExportJob:
 
     @cached_property
     def graphs(self) -> Mapping[str, Graph]:
-        """The text model's graph and the further ones of the spec, by name."""
-        return build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        """The text model's graph and the further ones of the spec, by name. Raises LG705."""
+        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        return with_caches(graphs, self.options.cache)
 
     def counter(self, total: int) -> Counter:
         """Reports progress towards ``total`` bytes."""
@@ -157,6 +159,7 @@ class ExportJob:
             profile=main.profile.name,
             dtype=main.dtype,
             io_dtype=main.profile.io_dtypes[main.dtype],
+            cache=self.options.cache,
             weights=weights,
             graphs={
                 name: GraphRecord(

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.ir.bounded import CacheKind
 from llamagen.spec.naming import Closed
 
 MANIFEST = "MANIFEST.json"
@@ -86,6 +87,10 @@ class Manifest(Closed):
     spec: SpecRecord
     profile: str
     dtype: DTypeName = Field(description="Of the computation.")
+    cache: CacheKind = Field(
+        default="full",
+        description="`bounded`: inputs past_key_values.N of dimension `past_sequence_K` take K tokens at most.",
+    )
     io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
     weights: WeightsRecord
     graphs: dict[str, GraphRecord] = Field(

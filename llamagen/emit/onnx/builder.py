@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
-from llamagen.ir.dims import Dim
+from llamagen.ir.dims import Dim, P, kept_of
 from llamagen.ir.graph import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
@@ -43,17 +43,21 @@ DIM_NAMES: Mapping[str, str] = {
 
 
 def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
-    """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else _dim_name(d) for d in dims])
+    """Fixed sizes as ints, ``B``, ``S``, pasts and totals under their ONNX names, other sizes by their formula."""
+    return ir.Shape([d.value if d.is_static else dim_name(d) for d in dims])
 
 
-def _dim_name(dim: Dim) -> str:
-    """``images``, or ``4100*images``."""
-    found = DIM_NAMES.get(str(dim))
-    if found is not None or len(dim.terms) > 1:
-        return found or str(dim)
+def dim_name(dim: Dim) -> str:
+    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``, ``4100*I`` is ``4100*images``."""
+    text = str(dim)
+    keep = kept_of(text.removesuffix(" + S"))
+    if keep is not None:
+        return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
+    if text in DIM_NAMES or len(dim.terms) > 1:
+        return DIM_NAMES.get(text, text)
     (names, coefficient), *_ = dim.terms
-    return "*".join((*(str(c) for c in [coefficient] if c != 1), *(DIM_NAMES[n] for n in names)))
+    factors = [str(coefficient)] if coefficient != 1 else []
+    return "*".join((*factors, *(DIM_NAMES.get(n, n) for n in names)))
 
 
 class Names:
@@ -273,8 +277,11 @@ class Builder:
         known = self._root._sizes
         text = str(dim)
         if text not in known:
+            keep = kept_of(text)
             if text == "P":
                 known[text] = self._root.op("Sub", known["P + S"], known["S"])
+            elif keep is not None:
+                known[text] = self._root.op("Min", self.size(P), self.ints([keep]))
             else:
                 known[text] = self._root._polynomial(dim)
         return known[text]

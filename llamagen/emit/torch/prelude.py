@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.code import Text, call, statement
-from llamagen.emit.torch.constants import Constants
+from llamagen.emit.torch.constants import Constants, kept_text
 from llamagen.emit.torch.names import identifier
+from llamagen.emit.torch.tiled import TiledView, tiled_view
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import Graph, Node
-from llamagen.ir.optypes import a_float, a_int, a_str
+from llamagen.ir.optypes import a_float, a_int, a_str, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,12 @@ class RopeView:
 
 @dataclass(frozen=True, slots=True)
 class MaskView:
-    """One mask; ``limit`` is the window or the chunk."""
+    """One mask; ``limit`` is the window or the chunk, ``keep`` the past of the slots it is for if they are bounded."""
 
     variable: str
     kind: str
     limit: str
+    keep: str = ""
 
     @property
     def plain(self) -> bool:
@@ -64,7 +66,8 @@ class MaskView:
     def lines(self) -> list[str]:
         """The call that makes it."""
         function = "causal_mask" if self.plain else f"{self.kind}_causal_mask"
-        given = ("S", "P", "attention_mask", "device", *(() if self.plain else (self.limit,)))
+        given = ["S", "P", "attention_mask", "device", self.limit, self.keep]
+        given = [g for g in given if g]
         return statement(f"{self.variable} = ", call(function, *(Text(g) for g in given)), 2)
 
 
@@ -95,20 +98,6 @@ class GridView:
 
 
 @dataclass(frozen=True, slots=True)
-class TiledView:
-    """A mask over the tiles of images, or from text to them; the second has a value for each text row too."""
-
-    variables: tuple[str, ...]
-    function: str
-    arguments: tuple[str, ...]
-
-    @property
-    def lines(self) -> list[str]:
-        made = call(self.function, *(Text(a) for a in self.arguments))
-        return statement(f"{', '.join(self.variables)} = ", made, 2)
-
-
-@dataclass(frozen=True, slots=True)
 class Prelude:
     ropes: tuple[RopeView, ...]
     grids: tuple[GridView, ...]
@@ -131,6 +120,11 @@ class Prelude:
     @property
     def chunked(self) -> bool:
         return any(m.kind == "chunked" for m in self.masks)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether some masks are for slots that do not keep all keys."""
+        return any(m.keep for m in self.masks)
 
     @property
     def placed(self) -> bool:
@@ -180,13 +174,17 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
                 variable = first.replace("attention_temperature", "temperature")
                 temperatures.append(_temperature(node, variable, constants))
             case "tile_mask" | "cross_mask":
-                tiled.append(_tiled(node, variables, constants))
+                tiled.append(tiled_view(node, variables, constants))
                 variables.update(zip(node.results, tiled[-1].variables, strict=True))
                 continue
             case _:
                 message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
                 raise LlamagenError.of("LG741", message, node.span)
         variables.update(dict.fromkeys(node.results, variable))
+    if any(
+        m.keep for m in masks
+    ):  # functions of masks then take how many past keys there are at most
+        masks = [m if m.plain or m.keep else replace(m, keep="P") for m in masks]
     return Prelude(
         tuple(ropes),
         tuple(grids),
@@ -196,18 +194,6 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
         tuple(declared),
         variables,
     )
-
-
-def _tiled(node: Node, variables: Mapping[str, str], constants: Constants) -> TiledView:
-    """The first operand and the sizes; the values of text rows are in the dtype of the model."""
-    tiles = variables[node.operands[0].removeprefix("@")]
-    tokens = constants.define("TILE_TOKENS", a_int(node.attrs, "tokens")).text
-    if node.op == "cross_mask":
-        names = tuple(identifier(r, "value") for r in node.results)
-        return TiledView(names, "cross_masks", (tiles, tokens, "self.dtype"))
-    padded = constants.define("PADDED_TILE_TOKENS", a_int(node.attrs, "padded")).text
-    name = identifier(node.results[0], "value").replace("tile_mask", "image_mask")
-    return TiledView((name,), "tile_mask", (tiles, tokens, padded))
 
 
 def _grid(node: Node, variable: str, constants: Constants) -> GridView:
@@ -325,10 +311,14 @@ def _mask(node: Node, variable: str, constants: Constants) -> MaskView:
     if isinstance(window, int) and isinstance(chunk, int):
         message = "a mask has a window or a chunk, not both"
         raise LlamagenError.of("LG741", message, node.span)
+    keep = keep_of(node.attrs)
+    kept = "" if keep is None else kept_text(constants, keep)
     if isinstance(window, int):
-        return MaskView(variable, "sliding", constants.number_like(window, "sliding_window"))
+        limit = constants.number_like(window, "sliding_window")
+        return MaskView(variable, "sliding", limit, kept)
     if isinstance(chunk, int):
-        return MaskView(variable, "chunked", constants.number_like(chunk, "attention_chunk_size"))
+        limit = constants.number_like(chunk, "attention_chunk_size")
+        return MaskView(variable, "chunked", limit, kept)
     return MaskView(variable, "causal", "")
 
 
