@@ -74,6 +74,14 @@ class CrossSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerOutput:
+    """What a layer of a stack hands on, the residual stream: its role path and the value's id."""
+
+    path: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class FlatGraph:
     nodes: tuple[FlatNode, ...]
     types: Mapping[str, TensorType]
@@ -81,6 +89,8 @@ class FlatGraph:
     outputs: tuple[str, ...]
     slots: tuple[CacheSlot, ...]
     """Cache slots in execution order; slot i is ``past_key_values.i`` outside."""
+    layers: tuple[LayerOutput, ...]
+    """Outputs of the layers of all stacks, in execution order."""
     cross_reads: tuple[CrossSlot, ...] = ()
     """Keys and values from another graph, in execution order: further inputs, ``cross_key_values.i`` outside."""
     cross_writes: tuple[CrossSlot, ...] = ()
@@ -108,6 +118,7 @@ class _Flattener:
         self.types: dict[str, TensorType] = {}
         self.slots: list[CacheSlot] = []
         self.cross: dict[str, list[CrossSlot]] = {"cross_cache_read": [], "cross_cache_write": []}
+        self.layers: list[LayerOutput] = []
 
     def run(self) -> FlatGraph:
         graph = self.graph
@@ -126,6 +137,7 @@ class _Flattener:
             inputs,
             outputs[: len(graph.output_names)],
             tuple(self.slots),
+            tuple(self.layers),
             tuple(self.cross["cross_cache_read"]),
             tuple(self.cross["cross_cache_write"]),
         )
@@ -152,6 +164,7 @@ class _Flattener:
                 for i, below in enumerate(names):
                     here, given = join(join(path, name), str(i)), (states[-1], *operands[1:])
                     states += self.block(self.graph.blocks[below], here, given)
+                    self.layers.append(LayerOutput(here, states[-1]))
                 return (states[-1], *(states[i] for i in collected(node)))
             case OpPart(name=name):
                 here = join(path, name)

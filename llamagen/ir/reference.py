@@ -91,7 +91,7 @@ def evaluate(
     }
     wanted = {name: given[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, inputs or {}, sizes)
-    return _evaluate(flat, weights, wanted, sizes, past, keep_values, rounding)
+    return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Precision(rounding))
 
 
 def evaluate_graph(
@@ -100,9 +100,14 @@ def evaluate_graph(
     inputs: Mapping[str, ArrayLike],
     past: Cache | None = None,
     *,
+    keep_values: bool = False,
     rounding: Rounding = None,
+    float32_angles: bool = False,
 ) -> ReferenceResult:
     """Run a graph that need not begin with ids: every input by name, sizes from their shapes.
+
+    ``float32_angles`` computes rotations in float32, which the op table asks of every backend: far
+    positions turn by angles that are wrong by up to position * 2^-24.
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
@@ -110,7 +115,8 @@ def evaluate_graph(
     sizes = {"P": _past(flat, past, told[0] - told[1] if len(told) == 2 else None)}
     given = {name: inputs[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, given, sizes)
-    return _evaluate(flat, weights, given, sizes, past, False, rounding)
+    precision = _Precision(rounding, float32_angles)
+    return _evaluate(flat, weights, given, sizes, past, keep_values, precision)
 
 
 def _read_sizes(flat: FlatGraph, given: Mapping[str, ArrayLike], sizes: dict[str, int]) -> None:
@@ -142,9 +148,9 @@ def _evaluate(
     sizes: Mapping[str, int],
     past: Cache | None,
     keep_values: bool,
-    rounding: Rounding,
+    precision: _Precision,
 ) -> ReferenceResult:
-    run = _Run(flat, weights, sizes, past, rounding)
+    run = _Run(flat, weights, sizes, past, precision)
     handed = flat.handed_in
     for name, value in given.items():
         run.put(handed.get(name, name), _as_array(value))
@@ -158,6 +164,12 @@ def _evaluate(
     return ReferenceResult(outputs, tuple(run.present), values, run.written)
 
 
+@dataclass(frozen=True, slots=True)
+class _Precision:
+    rounding: Rounding = None
+    float32_angles: bool = False
+
+
 class _Run:
     def __init__(
         self,
@@ -165,13 +177,14 @@ class _Run:
         weights: WeightSource,
         sizes: Mapping[str, int],
         past: Cache | None,
-        rounding: Rounding,
+        precision: _Precision,
     ) -> None:
         self.flat = flat
         self.weights = weights
         self.sizes = sizes
         self.past = past
-        self.rounding = rounding
+        self.rounding = precision.rounding
+        self.float32_angles = precision.float32_angles
         self.values: dict[str, Array] = {}
         self.present: list[tuple[Real, Real]] = []
         self.written: dict[str, Real] = {}
@@ -184,7 +197,7 @@ class _Run:
         if node.op == "cross_cache_read":
             return  # its results are inputs
         tensors = [self.values[o] for o in node.operands]
-        operands = Operands(tensors, node.attrs, self.sizes, stored)
+        operands = Operands(tensors, node.attrs, self.sizes, stored, self.float32_angles)
         results: tuple[Array, ...]
         match node.op:
             case "cache":

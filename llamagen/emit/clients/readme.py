@@ -9,7 +9,8 @@ from typing import Literal
 from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import Settings, SpecialTokens
-from llamagen.emit.onnx.emit import OnnxModel, llamagen_version
+from llamagen.emit.onnx.emit import llamagen_version
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
@@ -165,7 +166,7 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
     flat = flatten(exported.graphs[MAIN])
     if any(slot.keep is not None for slot in flat.slots):
-        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token"
+        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token; pad on the left"
         yield Row("past keys and values", kept)
     yield Row("vocabulary", f"{exported.contract.vocab_size:,}")
     if spec.hyperparameters.max_positions is not None:
