@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from llamagen import api
+from llamagen import api, verify_folder
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
@@ -17,9 +17,8 @@ from tests.parity.models import RandomModel
 
 SEED = 7
 CASES = (
-    "prefill",
-    "decode",
-    "padded batch",
+    *("prefill", "decode", "left padding", "right padding"),
+    *("cut anywhere", "rows exchanged", "far apart"),
     "image prefill",
     "images decode",
     "images padded batch",
@@ -44,7 +43,7 @@ def folder(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_a_folder_verifies_with_images(folder: Path) -> None:
     witnesses = ("reference", "torch", "transformers")
-    report = api.verify_folder(folder, witnesses, steps=4)
+    report = verify_folder(folder, witnesses, steps=4)
     assert report.passed, report
     found = [(row.witness, row.case) for row in report.rows]
     assert found == [(witness, case) for witness in witnesses for case in CASES]
@@ -60,7 +59,7 @@ def test_transformers_that_cannot_build_the_model_is_a_finding(
     config["text_config"]["pad_token_id"] = 10**6
     (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(api.LlamagenError) as caught:
-        api.verify_folder(out, ["transformers"], steps=1)
+        verify_folder(out, ["transformers"], steps=1)
     assert [one.code for one in caught.value.diagnostics] == ["LG774"]
 
 
