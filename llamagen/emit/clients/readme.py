@@ -225,7 +225,9 @@ def _encoding(encoding: Encoding) -> str:
 
 def _files(exported: Exported) -> Iterator[Row]:
     for stem in exported.graphs:
-        yield Row(f"{stem}.onnx", "the model's graph" if stem == MAIN else "one of the graphs for images")
+        yield Row(
+            f"{stem}.onnx", "the model's graph" if stem == MAIN else "one of the graphs for images"
+        )
         yield Row(f"{stem}.onnx.txt", "the same to read")
     for name in sorted(n for n in exported.names if _is_data(n)):
         yield Row(name, "weights")
