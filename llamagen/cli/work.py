@@ -111,6 +111,13 @@ def run(
     ids: Annotated[
         str | None, typer.Option(metavar="LIST", help="Token ids instead, comma-separated.")
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image; repeat it for more. They stand where the prompt says `<|image|>`, or in front.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 for all.")] = 0,
@@ -129,6 +136,7 @@ def run(
     stream = api.run(
         folder,
         given if given is not None else "",
+        images=image or (),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from llamagen.emit.images_record import images_record
 from llamagen.emit.manifest import (
     MANIFEST,
     FileRecord,
@@ -181,6 +182,7 @@ def _manifest(
             )
             for name, one in emitted.items()
         },
+        images=images_record(resolved),
         files=files,
     )
 

@@ -26,6 +26,8 @@ COMPANIONS = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "tokenizer.model",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 """Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
 
