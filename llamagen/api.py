@@ -135,35 +135,24 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        weights: str = "copy",
+        scan: bool = False,
         overwrite: bool = False,
         progress: Progress = _silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all."""
-        from llamagen.emit import export
+        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
+        ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        """
+        from llamagen.emit import export
+        from llamagen.emit.options import ExportOptions
+
+        options = ExportOptions(profile, dtype, weights, scan)
+        job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
-            return export.export_checkpoint(
-                self.resolved,
-                self.graph,
-                Path(checkpoint),
-                Path(out),
-                registry=self.registry,
-                profile=profile,
-                dtype=dtype,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            return export.export_checkpoint(job, Path(checkpoint), self.registry)
         if random_weights is not None and checkpoint is None:
-            return export.export_random(
-                self.resolved,
-                self.graph,
-                random_weights,
-                Path(out),
-                profile=profile,
-                dtype=dtype,
-                overwrite=overwrite,
-                progress=progress,
-            )
+            return export.export_random(job, random_weights)
         raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
 
 

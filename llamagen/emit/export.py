@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.images_record import images_record
 from llamagen.emit.manifest import (
     MANIFEST,
@@ -20,6 +21,7 @@ from llamagen.emit.manifest import (
     WeightsRecord,
     all_files,
 )
+from llamagen.emit.options import ExportOptions
 from llamagen.emit.weight_types import STORED
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
@@ -30,6 +32,7 @@ from llamagen.spec.resolved_text import resolved_text
 if TYPE_CHECKING:
     from llamagen.emit.onnx.data import Placement
     from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.onnx.profile import OnnxDType
     from llamagen.emit.supply import Supply
     from llamagen.weights.pieces import Piece
 
@@ -41,15 +44,16 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a command wrote: files with their bytes, and how long it took."""
+    """What a command wrote: files with their bytes, how long it took, and what is worth saying about it."""
 
     folder: Path
     files: tuple[tuple[str, int], ...]
     seconds: float
+    notes: tuple[Diagnostic, ...] = ()
 
 
 @dataclass
-class _Counter:
+class Counter:
     """Adds up what is done."""
 
     progress: Progress
@@ -61,130 +65,151 @@ class _Counter:
         self.progress(self.done, self.total)
 
 
-def export_checkpoint(
-    resolved: ResolvedSpec,
-    graph: Graph,
-    checkpoint: Path,
-    out: Path,
-    *,
-    registry: Registry,
-    profile: str,
-    dtype: str,
-    overwrite: bool,
-    progress: Progress,
-) -> Written:
-    """Stream a checkpoint into an ONNX folder.
+@dataclass(frozen=True)
+class ExportJob:
+    """One export: what both ways of giving weights share."""
+
+    resolved: ResolvedSpec
+    graph: Graph
+    options: ExportOptions
+    out: Path
+    overwrite: bool
+    progress: Progress
+
+    @property
+    def dtype(self) -> OnnxDType:
+        """Raises LG702."""
+        from llamagen.emit.onnx.profile import dtype_named
+
+        return dtype_named(self.options.dtype)
+
+    def counter(self, total: int) -> Counter:
+        """Reports progress towards ``total`` bytes."""
+        return Counter(self.progress, total)
+
+    def emitted(self, stored: Mapping[str, OnnxDType]) -> dict[str, OnnxModel]:
+        """The text model, and a model of each further graph of the spec, by name. Raises LG701, LG702."""
+        from llamagen.emit.onnx.emit import emit_onnx
+        from llamagen.emit.onnx.profile import profile_named
+
+        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        chosen = profile_named(self.options.profile)
+        return {name: emit_onnx(one, chosen, self.dtype, stored) for name, one in graphs.items()}
+
+    def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
+        """Stream the weights into data files."""
+        from llamagen.emit.onnx.data import byte_count
+        from llamagen.emit.onnx.write import together_initializers, write_models
+
+        target = STORED[self.dtype]
+        counter = self.counter(sum(map(byte_count, together_initializers(emitted.values()))))
+
+        def weights(spot: Placement) -> Iterator[Piece]:
+            offset = spot.offset
+            for source in spot.initializer.sources:
+                for piece in supply.pieces(source.path, target, offset):
+                    yield piece
+                    offset += piece.length
+
+        record = WeightsRecord(mode="copy", scanned=True, source=supply.source)
+        with self.published(emitted, supply, record) as (staging, known):
+            known |= write_models(emitted, staging, weights, report=counter.add)
+
+    @contextmanager
+    def published(
+        self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
+    ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
+        """The staging folder and the records of its files, which the body fills; then all other files are added."""
+        from llamagen.emit.config import config_files
+        from llamagen.weights.publish import staged_folder
+
+        with staged_folder(self.out, overwrite=self.overwrite, manifest=MANIFEST) as staging:
+            known: dict[str, FileRecord] = {}
+            yield staging, known
+            _write_text(staging / SPEC_FILE, resolved_text(self.resolved))
+            for name, text in config_files(self.resolved).items():
+                _write_text(staging / name, text)
+            for file in supply.companions:  # a checkpoint's own config wins
+                shutil.copyfile(file, staging / file.name)
+            files = all_files(staging, known)
+            _write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
+
+    def manifest(
+        self,
+        emitted: Mapping[str, OnnxModel],
+        weights: WeightsRecord,
+        files: dict[str, FileRecord],
+    ) -> Manifest:
+        from llamagen.emit.onnx.emit import llamagen_version
+
+        main = emitted[MAIN]
+        return Manifest(
+            llamagen=llamagen_version(),
+            spec=SpecRecord(id=self.resolved.spec.id, digest=self.resolved.digest),
+            profile=main.profile.name,
+            dtype=main.dtype,
+            io_dtype=main.profile.io_dtypes[main.dtype],
+            weights=weights,
+            graphs={
+                name: GraphRecord(
+                    file=f"{name}.onnx",
+                    digest=one.model.metadata_props["llamagen.spec_digest"],
+                    opset={domain or "ai.onnx": v for domain, v in sorted(one.opsets.items())},
+                )
+                for name, one in emitted.items()
+            },
+            images=images_record(self.resolved),
+            files=files,
+        )
+
+
+def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> Written:
+    """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG701 and LG702
-    for profile and dtype.
+    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
+    for weights that cannot be referenced, LG701 to LG703 for unknown options.
     """
+    from llamagen.emit.onnx.emit import AS_EXPORTED
+    from llamagen.emit.reference import reference
     from llamagen.emit.supply import CheckpointSupply
 
     started = time.monotonic()
-    emitted = _emitted(resolved, graph, profile, dtype)
+    copies = job.options.mode == "copy"
+    # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
+    compare = copies or job.options.scan
     with ExitStack() as stack:
-        supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
-        _write(resolved, emitted, supply, out, overwrite, progress)
-    return Written(out, sizes_of(out), time.monotonic() - started)
+        supply = CheckpointSupply.opened(
+            job.resolved, job.graph, checkpoint, registry, stack, compare_values=compare
+        )
+        notes = supply.notes
+        if copies:
+            job.copy(job.emitted(AS_EXPORTED), supply)
+        else:
+            notes += reference(job, supply)
+    return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
 
 
-def export_random(
-    resolved: ResolvedSpec,
-    graph: Graph,
-    seed: int,
-    out: Path,
-    *,
-    profile: str,
-    dtype: str,
-    overwrite: bool,
-    progress: Progress,
-) -> Written:
+def export_random(job: ExportJob, seed: int) -> Written:
     """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes."""
+    from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.supply import RandomSupply
     from llamagen.weights.fit import wanted_by
 
     started = time.monotonic()
-    emitted = _emitted(resolved, graph, profile, dtype)
-    supply = RandomSupply(wanted_by(resolved, graph), seed)
-    _write(resolved, emitted, supply, out, overwrite, progress)
-    return Written(out, sizes_of(out), time.monotonic() - started)
+    if job.options.mode == "reference":
+        raise LlamagenError.of(
+            "LG703",
+            "random weights are in no file that could be referenced",
+            help="leave out --weights, or write a file first with `llamagen random-checkpoint`",
+        )
+    wanted = wanted_by(job.resolved, job.graph)
+    job.copy(job.emitted(AS_EXPORTED), RandomSupply(wanted, seed))
+    return Written(job.out, sizes_of(job.out), time.monotonic() - started)
 
 
-def _emitted(
-    resolved: ResolvedSpec, graph: Graph, profile: str, dtype: str
-) -> dict[str, OnnxModel]:
-    """The text model, and a model of each further graph of the spec, by name."""
-    from llamagen.emit.onnx.emit import emit_onnx
-    from llamagen.emit.onnx.profile import dtype_named, profile_named
-
-    graphs = build_all(resolved) if resolved.spec.graphs else {MAIN: graph}
-    chosen, run = profile_named(profile), dtype_named(dtype)
-    return {name: emit_onnx(one, chosen, run) for name, one in graphs.items()}
-
-
-def _write(
-    resolved: ResolvedSpec,
-    emitted: Mapping[str, OnnxModel],
-    supply: Supply,
-    out: Path,
-    overwrite: bool,
-    progress: Progress,
-) -> None:
-    from llamagen.emit.config import config_files
-    from llamagen.emit.onnx.data import byte_count
-    from llamagen.emit.onnx.write import together_initializers, write_models
-    from llamagen.weights.publish import staged_folder
-
-    target = STORED[emitted[MAIN].dtype]
-    total = sum(map(byte_count, together_initializers(emitted.values())))
-    counter = _Counter(progress, total)
-
-    def weights(spot: Placement) -> Iterator[Piece]:
-        offset = spot.offset
-        for source in spot.initializer.sources:
-            for piece in supply.pieces(source.path, target, offset):
-                yield piece
-                offset += piece.length
-
-    with staged_folder(out, overwrite=overwrite, manifest=MANIFEST) as staging:
-        known = write_models(emitted, staging, weights, report=counter.add)
-        (staging / SPEC_FILE).write_text(resolved_text(resolved), encoding="utf-8", newline="\n")
-        for name, text in config_files(resolved).items():
-            (staging / name).write_text(text, encoding="utf-8", newline="\n")
-        for file in supply.companions:  # a checkpoint's own config wins
-            shutil.copyfile(file, staging / file.name)
-        manifest = _manifest(resolved, emitted, supply, all_files(staging, known))
-        (staging / MANIFEST).write_text(manifest.text(), encoding="utf-8", newline="\n")
-
-
-def _manifest(
-    resolved: ResolvedSpec,
-    emitted: Mapping[str, OnnxModel],
-    supply: Supply,
-    files: dict[str, FileRecord],
-) -> Manifest:
-    from llamagen.emit.onnx.emit import llamagen_version
-
-    main = emitted[MAIN]
-    return Manifest(
-        llamagen=llamagen_version(),
-        spec=SpecRecord(id=resolved.spec.id, digest=resolved.digest),
-        profile=main.profile.name,
-        dtype=main.dtype,
-        io_dtype=main.profile.io_dtypes[main.dtype],
-        weights=WeightsRecord(mode="copy", source=supply.source),
-        graphs={
-            name: GraphRecord(
-                file=f"{name}.onnx",
-                digest=one.model.metadata_props["llamagen.spec_digest"],
-                opset={domain or "ai.onnx": v for domain, v in sorted(one.opsets.items())},
-            )
-            for name, one in emitted.items()
-        },
-        images=images_record(resolved),
-        files=files,
-    )
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def sizes_of(folder: Path) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""The part of MANIFEST.json about images: which graphs are run when, what they hand over, how image files become tiles."""
+"""The part of MANIFEST.json about images: which graphs run when, what they hand over, how files become tiles."""
 
 from __future__ import annotations
 

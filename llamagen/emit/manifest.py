@@ -75,6 +75,7 @@ Source: TypeAlias = Annotated[CheckpointSource | RandomSource, Field(discriminat
 
 class WeightsRecord(Closed):
     mode: WeightMode
+    scanned: bool = Field(description="Whether every value was seen to be finite.")
     source: Source
 
 

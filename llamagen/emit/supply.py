@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.ir.graph import Graph, Parameter
 from llamagen.spec.registry import Registry
@@ -54,6 +54,8 @@ class CheckpointSupply:
     folder: Path
     layout: str
     files: OpenFiles
+    notes: tuple[Diagnostic, ...]
+    """What is worth saying though it hinders nothing."""
 
     @staticmethod
     def opened(
@@ -62,13 +64,18 @@ class CheckpointSupply:
         checkpoint: Path,
         registry: Registry,
         stack: ExitStack,
+        *,
+        compare_values: bool = True,
     ) -> CheckpointSupply:
-        """Headers only. Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit."""
+        """Reads headers only, and with ``compare_values`` the tensors that must be equal.
+
+        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit.
+        """
         from llamagen.weights.checkpoint import Checkpoint
         from llamagen.weights.fit import bind, explained
 
         stored = Checkpoint.open(checkpoint)
-        found = bind(resolved, graph, stored)
+        found = bind(resolved, graph, stored, compare_values=compare_values)
         if any(one.severity == "error" for one in found.diagnostics):
             raise LlamagenError(explained(found, resolved, graph, stored, registry))
         assert found.layout is not None
@@ -77,6 +84,7 @@ class CheckpointSupply:
             stored.path if stored.path.is_dir() else stored.path.parent,
             found.layout,
             stack.enter_context(OpenFiles()),
+            found.diagnostics,
         )
 
     @property

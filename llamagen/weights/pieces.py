@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -50,29 +50,34 @@ def write_pieces(
     file pass through.
     """
     digest = _Digest(descriptor, gaps)
-    workers = _cores()
-    waiting: deque[tuple[int, Future[Sequence[tuple[int, Bytes]]]]] = deque()
-    with _Syncer(descriptor) as syncer, ThreadPoolExecutor(workers, "pieces") as pool:
-
-        def finish() -> None:
-            length, future = waiting.popleft()
-            for offset, data in future.result():
+    with _Syncer(descriptor) as syncer:
+        for length, made in in_parallel(pieces, lambda piece: _write(descriptor, piece)):
+            for offset, data in made:
                 digest.add(offset, data)
             report(length)
             syncer.wrote(length)
+    return digest.hex(size)
 
+
+def in_parallel(
+    pieces: Iterable[Piece], work: Callable[[Piece], Sequence[tuple[int, Bytes]]]
+) -> Iterator[tuple[int, Sequence[tuple[int, Bytes]]]]:
+    """The length of every piece and what ``work`` makes of it, in order; a few of them are in memory at a time."""
+    workers = _cores()
+    waiting: deque[tuple[int, Future[Sequence[tuple[int, Bytes]]]]] = deque()
+    with ThreadPoolExecutor(workers, "pieces") as pool:
         try:
             for piece in pieces:
-                waiting.append((piece.length, pool.submit(_write, descriptor, piece)))
+                waiting.append((piece.length, pool.submit(work, piece)))
                 if len(waiting) > workers:
-                    finish()
+                    length, future = waiting.popleft()
+                    yield length, future.result()
             while waiting:
-                finish()
-        except BaseException:
+                length, future = waiting.popleft()
+                yield length, future.result()
+        finally:  # after an error the rest is not worth making
             for _, future in waiting:
                 future.cancel()
-            raise
-    return digest.hex(size)
 
 
 def _cores() -> int:

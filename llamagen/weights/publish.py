@@ -153,7 +153,8 @@ def _seal(staging: Path, manifest: str | None) -> None:
     last = () if manifest is None else (staging / manifest,)
     files = sorted(path for path in staging.rglob("*") if path.is_file() and path not in last)
     for path in (*files, *last):
-        _sync(path)
+        if path.stat().st_nlink == 1:  # a linked file was there before, and may be hundreds of GB
+            _sync(path)
     for folder in sorted(path for path in staging.rglob("*") if path.is_dir()):
         _sync(folder)
     _sync(staging)

@@ -8,6 +8,7 @@ this one refuses them, and everything else that could give a tensor bytes that a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,14 @@ def read_header(path: Path) -> SafetensorsHeader:
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes, entry.name))
     _check_layout(path, entries, start, size)
     return SafetensorsHeader(tuple(entries), metadata)
+
+
+def header_digest(path: Path) -> str:
+    """sha256 of the length prefix and the header; `path` has been read with `read_header`."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        text = file.read(min(int.from_bytes(prefix, "little"), HEADER_LIMIT))
+    return hashlib.sha256(prefix + text).hexdigest()
 
 
 def _header_length(path: Path, prefix: bytes, size: int) -> int:

@@ -74,6 +74,7 @@ class Builder:
         self._names: Names = parent._names if parent else Names()
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+        self._stored: dict[int, ir.Value] = {}
         self._flat: dict[int, ir.Value] = {}
         self._sizes: dict[str, ir.Value] = {}
         self._shapes: dict[tuple[Dim, ...], ir.Value] = {}
@@ -173,6 +174,16 @@ class Builder:
         with self.within(str(x.name).removesuffix(":0")):
             self._casts[key] = self._node("Cast", [x], [dtype], {"to": int(dtype)})[0]
         return self._casts[key]
+
+    def loaded(self, stored: ir.Value) -> ir.Value:
+        """A weight in the model's dtype; a cast, if it is stored in another one, that a runtime folds at load."""
+        value = self.to(stored, self.model)
+        self._root._stored[id(value)] = stored
+        return value
+
+    def stored(self, weight: ir.Value) -> ir.Value:
+        """The initializer behind ``loaded``, in its own dtype: for operators that read few of its rows."""
+        return self._root._stored.get(id(weight), weight)
 
     def inside(self, x: ir.Value, dtype: DType) -> ir.Value:
         """``x``, a value in its dtype outside the graph, in the dtype that it has in the IR.

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 
 import onnx_ir as ir
 
-from llamagen.emit.onnx.builder import Builder, onnx_shape
+from llamagen.emit.onnx.builder import ELEMENTS, Builder, onnx_shape
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lowering import LOWERINGS
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, Profile
@@ -78,9 +79,21 @@ class OnnxModel:
         return {i.name: found[i.name] for i in self.initializers}
 
 
-def emit_onnx(graph: Graph, profile: Profile = PORTABLE, dtype: OnnxDType = "float32") -> OnnxModel:
-    """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second."""
-    return _Emitter(graph, profile, dtype).run()
+AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
+
+
+def emit_onnx(
+    graph: Graph,
+    profile: Profile = PORTABLE,
+    dtype: OnnxDType = "float32",
+    stored: Mapping[str, OnnxDType] = AS_EXPORTED,
+) -> OnnxModel:
+    """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
+
+    ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
+    in the graph.
+    """
+    return _Emitter(graph, profile, dtype, stored).run()
 
 
 def llamagen_version() -> str:
@@ -92,8 +105,15 @@ def llamagen_version() -> str:
 
 
 class _Emitter:
-    def __init__(self, graph: Graph, profile: Profile, dtype: OnnxDType) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        profile: Profile,
+        dtype: OnnxDType,
+        stored: Mapping[str, OnnxDType],
+    ) -> None:
         self.graph = graph
+        self.stored = stored
         self.flat: FlatGraph = flatten(graph)
         self.b = Builder(profile, dtype)
         self.values: dict[str, ir.Value] = {}
@@ -105,12 +125,14 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table = tuple(Initializer.of(n, p.shape, dtype) for n, p in parameters(self.graph).items())
-        for entry in table:
-            shape = ir.Shape(entry.shape)
-            self.parameters[entry.name] = b.value(entry.name, b.model, shape)
-        fixed = {id(v) for v in (*inputs, *self.parameters.values())}
-        self.named |= fixed
+        table = tuple(
+            Initializer.of(path, p.shape, self.stored.get(path, dtype))
+            for path, p in parameters(self.graph).items()
+        )
+        weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
+        for entry, weight in zip(table, weights, strict=True):
+            self.parameters[entry.name] = b.loaded(weight)
+        self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
         outputs = self.outputs()
@@ -120,7 +142,7 @@ class _Emitter:
             inputs,
             outputs,
             nodes=nodes,
-            initializers=(*self.parameters.values(), *constants),
+            initializers=(*weights, *constants),
             opset_imports={"": b.profile.opset},
             name=self.graph.spec_id,
         )

@@ -28,15 +28,23 @@ def experts(b: Builder, site: Site, x: Values) -> Values:
     zero = ir.Tensor(np.zeros(1, dtype=np.float32))
     empty = b.op("ConstantOfShape", b.op("Shape", tokens, dtype=INT64), dtype=FLOAT, value=zero)
     numbers = b.ints(range(a_int(site.attrs, "num_experts")))
-    up, down = site.parameters["gate_up_proj"], site.parameters["down_proj"]
-    body = _body(b, site, tokens, chosen, weights, features)
+    # Experts stored in another dtype are cast one by one, when they are chosen.
+    up, down = (b.stored(site.parameters[name]) for name in ("gate_up_proj", "down_proj"))
+    assert up.dtype is not None and down.dtype is not None
+    body = _body(b, site, tokens, chosen, weights, features, (up.dtype, down.dtype))
     total = b.op("Scan", empty, numbers, up, down, dtype=FLOAT, body=body, num_scan_inputs=3)
     result = b.to(total, dtype)
     return (result if len(site.dims()) == 2 else b.op("Reshape", result, b.shape(site.dims())),)
 
 
 def _body(
-    b: Builder, site: Site, tokens: ir.Value, chosen: ir.Value, weights: ir.Value, features: int
+    b: Builder,
+    site: Site,
+    tokens: ir.Value,
+    chosen: ir.Value,
+    weights: ir.Value,
+    features: int,
+    stored: tuple[ir.DataType, ir.DataType],
 ) -> ir.Graph:
     step = b.child()
     intermediate = a_int(site.attrs, "intermediate")
@@ -46,8 +54,8 @@ def _body(
     scope = b.scope
     total = step.value(f"{scope}/total", FLOAT, rows)
     expert = step.value(f"{scope}/expert", INT64, ir.Shape([]))
-    up = step.value(f"{scope}/gate_up", b.model, ir.Shape(up_shape))
-    down = step.value(f"{scope}/down", b.model, ir.Shape(down_shape))
+    up = step.value(f"{scope}/gate_up", stored[0], ir.Shape(up_shape))
+    down = step.value(f"{scope}/down", stored[1], ir.Shape(down_shape))
     hits = step.op("Equal", chosen, expert, dtype=BOOL)
     used = step.op("ReduceMax", hits, dtype=BOOL, keepdims=0)
     then = _evaluate(step, site, (tokens, weights, hits, total, up, down))
@@ -73,10 +81,10 @@ def _evaluate(step: Builder, site: Site, values: Values) -> ir.Graph:
     if a_str(site.attrs, "scale") == "input":
         rows = b.op("Mul", rows, column)
     transposed = int(a_str(site.attrs, "layout") == "out_in")
-    both = b.op("Gemm", rows, up, transB=transposed)
+    both = b.op("Gemm", rows, b.to(up, dtype), transB=transposed)
     gate, linear = b.ops("Split", both, dtypes=(dtype, dtype), axis=1, num_outputs=2)
     hidden = b.op("Mul", ACTIVATIONS[a_str(site.attrs, "act")](b, gate), linear)
-    result = b.op("Gemm", hidden, down, transB=transposed)
+    result = b.op("Gemm", hidden, b.to(down, dtype), transB=transposed)
     if a_str(site.attrs, "scale") == "output":
         result = b.op("Mul", result, column)
     index = b.op("Unsqueeze", token, b.ints([1]))

@@ -15,7 +15,8 @@ FLOAT = ir.DataType.FLOAT
 
 
 def _embedding(b: Builder, site: Site, x: Values) -> Values:
-    return (b.op("Gather", site.parameters["weight"], x[0], axis=0),)
+    """Rows are cast after they were picked: a table in another dtype is never cast as a whole."""
+    return (b.to(b.op("Gather", b.stored(site.parameters["weight"]), x[0], axis=0), b.model),)
 
 
 def _linear(b: Builder, site: Site, x: Values) -> Values:

@@ -67,6 +67,14 @@ def write_models(
     written: dict[str, FileRecord] = {}
     for location, group in groupby(placements, key=lambda spot: spot.location):
         written[location] = _write_data(folder / location, list(group), weights, report)
+    return written | write_graphs(models, placements, folder)
+
+
+def write_graphs(
+    models: Mapping[str, OnnxModel], placements: Sequence[Placement], folder: Path
+) -> dict[str, FileRecord]:
+    """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``."""
+    written: dict[str, FileRecord] = {}
     for stem, emitted in models.items():
         own = {entry.name for entry in emitted.initializers}
         attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])

@@ -1,0 +1,37 @@
+"""What the user may choose about an exported folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.emit.manifest import WeightMode
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Names as they are typed; each is checked where it is used."""
+
+    profile: str = "portable"
+    dtype: str = "float32"
+    weights: str = "copy"
+    """``copy`` writes data files; ``reference`` links the checkpoint's own."""
+    scan: bool = False
+    """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
+
+    @property
+    def mode(self) -> WeightMode:
+        """Raises LG703."""
+        for mode in MODES:
+            if mode == self.weights:
+                return mode
+        near = did_you_mean(self.weights, MODES)
+        raise LlamagenError.of(
+            "LG703",
+            f"weights cannot be given by {self.weights!r}; known: {', '.join(MODES)}",
+            help=f"did you mean {near}?" if near else None,
+        )
+
+
+MODES: tuple[WeightMode, ...] = get_args(WeightMode)

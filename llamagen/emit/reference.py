@@ -1,0 +1,103 @@
+"""Weights without copies: a graph whose external data is the checkpoint's own safetensors, linked into the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.manifest import FileRecord, WeightsRecord
+from llamagen.emit.weight_types import STORED
+from llamagen.weights.convert import overflow_magnitude
+from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.link import as_stored, link, scan
+from llamagen.weights.safetensors_file import TensorEntry, header_digest
+
+if TYPE_CHECKING:
+    from llamagen.emit.export import ExportJob
+    from llamagen.emit.onnx.data import Placement
+    from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.onnx.profile import OnnxDType
+    from llamagen.emit.supply import CheckpointSupply
+
+_ONNX: Mapping[str, OnnxDType] = MappingProxyType({stored: name for name, stored in STORED.items()})
+
+
+def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...]:
+    """Link the checkpoint's files and write graphs that read them in place; what is worth saying about it.
+
+    Nothing but headers is read, unless the options ask for a scan. Raises LG640 to LG642 for what cannot be
+    referenced, LG620 and LG621 for what a scan finds.
+    """
+    from llamagen.emit.onnx.write import write_graphs
+
+    entries = as_stored(supply.bindings.values())
+    target, scanned = STORED[job.dtype], job.options.scan
+    dtypes = {path: _readable(path, e, target, scanned) for path, e in entries.items()}
+    emitted = job.emitted(dtypes)
+    record = WeightsRecord(mode="reference", scanned=scanned, source=supply.source)
+    with job.published(emitted, supply, record) as (staging, known):
+        linked = link(list(entries.values()), staging)
+        known |= {name: _recorded(path) for name, path in linked.items()}
+        if scanned:
+            known |= _scanned(job, supply, linked, target)
+        known |= write_graphs(emitted, _placements(emitted, entries), staging)
+    return () if scanned else (_NOT_SCANNED,)
+
+
+_NOT_SCANNED = Diagnostic(
+    "LG643",
+    "note",
+    "the weights are those of the checkpoint's own files and were not read: NaN and infinity were not looked for",
+    help="`--scan` reads every byte, looks, and hashes the files",
+)
+
+
+def _readable(path: str, entry: TensorEntry, target: TargetDType, scanned: bool) -> OnnxDType:
+    """The dtype of a stored tensor. Raises LG642 where a graph cannot cast it, or may lose values unseen."""
+    for stored, name in _ONNX.items():
+        if stored != entry.dtype:
+            continue
+        if not scanned and overflow_magnitude(STORED[name], target) is not None:
+            raise LlamagenError.of(
+                "LG642",
+                f"`{path}` is {entry.dtype}: values beyond {target} would become infinite without a word",
+                help="add --scan, which looks at every value, or --weights copy",
+            )
+        return name
+    raise LlamagenError.of(
+        "LG642",
+        f"`{path}` is stored as {entry.dtype}, which a graph cannot read in place",
+        help="copy the weights with --weights copy",
+    )
+
+
+def _placements(
+    emitted: Mapping[str, OnnxModel], entries: Mapping[str, TensorEntry]
+) -> tuple[Placement, ...]:
+    from llamagen.emit.onnx.data import Placement
+    from llamagen.emit.onnx.write import together_initializers
+
+    places: list[Placement] = []
+    for initializer in together_initializers(emitted.values()):
+        entry = entries[initializer.name]
+        places.append(Placement(initializer, entry.file.name, entry.offset, entry.nbytes))
+    return tuple(places)
+
+
+def _recorded(path: Path) -> FileRecord:
+    return FileRecord(size=path.stat().st_size, sha256=None, header_sha256=header_digest(path))
+
+
+def _scanned(
+    job: ExportJob, supply: CheckpointSupply, linked: Mapping[str, Path], target: TargetDType
+) -> dict[str, FileRecord]:
+    """Records with the hash of the whole content."""
+    counter = job.counter(sum(path.stat().st_size for path in linked.values()))
+    found: dict[str, FileRecord] = {}
+    for name, path in linked.items():
+        digest = scan(path, supply.bindings.values(), target, counter.add)
+        found[name] = _recorded(path).model_copy(update={"sha256": digest})
+    return found
