@@ -31,7 +31,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # what they are about is refused here
             with Image.open(path) as image:
                 _refuse(path, image)
                 image.load()
