@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -83,6 +84,11 @@ class ExportJob:
 
         return dtype_named(self.options.dtype)
 
+    @cached_property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The text model's graph and the further ones of the spec, by name."""
+        return build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+
     def counter(self, total: int) -> Counter:
         """Reports progress towards ``total`` bytes."""
         return Counter(self.progress, total)
@@ -92,9 +98,10 @@ class ExportJob:
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
 
-        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
         chosen = profile_named(self.options.profile)
-        return {name: emit_onnx(one, chosen, self.dtype, stored) for name, one in graphs.items()}
+        return {
+            name: emit_onnx(one, chosen, self.dtype, stored) for name, one in self.graphs.items()
+        }
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""
@@ -120,6 +127,7 @@ class ExportJob:
         self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
         """The staging folder and the records of its files, which the body fills; then all other files are added."""
+        from llamagen.emit.clients import write_client_files
         from llamagen.emit.config import config_files
         from llamagen.weights.publish import staged_folder
 
@@ -131,6 +139,7 @@ class ExportJob:
                 _write_text(staging / name, text)
             for file in supply.companions:  # a checkpoint's own config wins
                 shutil.copyfile(file, staging / file.name)
+            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
             files = all_files(staging, known)
             _write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
 

@@ -24,12 +24,17 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
     "preprocessor_config.json",
     "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "USE_POLICY.md",
 )
-"""Small files of a Hub checkpoint that a runtime reads; copied when they are there."""
+"""Small files of a Hub checkpoint that a runtime reads or that must stay with the weights; copied if they are there."""
 
 
 class Supply(Protocol):

@@ -28,7 +28,10 @@ _UNSTABLE = (
     (re.compile(r"\d[\d,.]* tokens/s"), "<rate> tokens/s"),
     (re.compile(r"\b\d\.\de-0[678]\b"), "<small>"),
     # the serialisers of the installed onnx packages decide how long the graph is
-    (re.compile(r"^(model\.onnx|MANIFEST\.json)  .*$", re.M), r"\1 <size>"),
+    (
+        re.compile(r"^(model\.onnx|MANIFEST\.json|README\.md|genai_config\.json)  .*$", re.M),
+        r"\1 <size>",
+    ),
     (re.compile(r"^(wrote out): .*$", re.M), r"\1: <size>"),
     (re.compile(r"opened in \d+\.\d\d s"), "opened in <seconds> s"),
 )

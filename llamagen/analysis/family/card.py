@@ -44,9 +44,9 @@ def card_of(resolved: ResolvedSpec) -> Card:
             section.title in SOURCED,
             tuple(
                 CardRow(
-                    _cell(name.strip()),
-                    _cell(value),
-                    _cell(source_of(resolved, f"{section.title}.{name.strip()}") or ""),
+                    cell(name.strip()),
+                    cell(value),
+                    cell(source_of(resolved, f"{section.title}.{name.strip()}") or ""),
                 )
                 for name, value in section.rows
             ),
@@ -54,8 +54,8 @@ def card_of(resolved: ResolvedSpec) -> Card:
         for section in sections(resolved)
         if section.title != "model"
     )
-    doc = _cell(spec.doc) if spec.doc else None
-    return Card(spec.id, _cell(spec.title or spec.id), doc, made)
+    doc = cell(spec.doc) if spec.doc else None
+    return Card(spec.id, cell(spec.title or spec.id), doc, made)
 
 
 def card_text(resolved: ResolvedSpec) -> str:
@@ -68,12 +68,12 @@ def card_text(resolved: ResolvedSpec) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown; _cell escapes
+        autoescape=False,  # Markdown; cell escapes
     )
     return environment.get_template("card.md.j2").render(card=card_of(resolved))
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """One line that cannot leave its table cell or become HTML."""
     line = " ".join(text.split())
     for plain, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):

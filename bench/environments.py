@@ -1,0 +1,102 @@
+"""Other people's software at pinned versions, each in an environment of its own: python -m bench.environments NAME ...
+
+An environment of Python sees the packages of the interpreter that made it (torch above all) below its own. They lie
+in ``.peers`` of this repository and are made once; a changed pin makes them anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1] / ".peers"
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """``pins`` are requirements of pip, or of npm where ``node`` is set. ``alone`` leaves out the maker's packages."""
+
+    pins: tuple[str, ...]
+    node: bool = False
+    alone: bool = False
+
+
+ENVIRONMENTS: Mapping[str, Environment] = {
+    # optimum-onnx 0.1.0 asks for transformers below 4.58
+    "optimum": Environment(("optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6")),
+    "mobius": Environment(("mobius-onnx==0.1.0",)),
+    "genai": Environment(("onnxruntime-genai==0.18.0",)),
+    "llama.cpp": Environment(("llama-cpp-python==0.3.36", "gguf==0.19.0"), alone=True),
+    "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
+}
+
+
+def environment(name: str) -> Path:
+    """The interpreter of a Python environment or the folder of a Node one, made if needed.
+
+    Raises CalledProcessError with the installer's output when an installation fails.
+    """
+    wanted = ENVIRONMENTS[name]
+    folder = ROOT / name
+    stamp = folder / "pins.json"
+    if not stamp.is_file() or json.loads(stamp.read_text()) != list(wanted.pins):
+        shutil.rmtree(folder, ignore_errors=True)
+        _make_node(folder, wanted) if wanted.node else _make_python(folder, wanted)
+        stamp.write_text(json.dumps(wanted.pins) + "\n")
+    return folder if wanted.node else _python(folder)
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def _make_python(folder: Path, wanted: Environment) -> None:
+    _run(sys.executable, "-m", "venv", str(folder))
+    if not wanted.alone:
+        asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = subprocess.run(
+            [_python(folder), "-c", asked], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        mine = [
+            sysconfig.get_path("purelib"),
+            *(p for p in sys.path if p.endswith("site-packages")),
+        ]
+        (Path(site) / "zz_maker.pth").write_text("\n".join(dict.fromkeys(mine)) + "\n")
+    _run(str(_python(folder)), "-m", "pip", "install", "--quiet", *wanted.pins)
+
+
+def _make_node(folder: Path, wanted: Environment) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not installed; it comes with Node.js 20 or newer")
+    folder.mkdir(parents=True)
+    (folder / "package.json").write_text('{"private": true, "type": "module"}\n')
+    # the packages' own scripts only fetch GPU libraries
+    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    _run(npm, "install", "--prefix", str(folder), *options, *wanted.pins)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise subprocess.CalledProcessError(
+            done.returncode, command, done.stdout, done.stderr[-2000:]
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="+", choices=sorted(ENVIRONMENTS))
+    for name in parser.parse_args().names:
+        print(environment(name))
+
+
+if __name__ == "__main__":
+    main()

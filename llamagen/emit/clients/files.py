@@ -1,0 +1,63 @@
+"""Writing genai_config.json and README.md beside a model and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
+from llamagen.emit.clients.genai import genai_config
+from llamagen.emit.clients.readme import Exported, readme_text
+from llamagen.emit.clients.tokens import Settings, special_tokens
+from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.ir.build_graphs import MAIN
+from llamagen.ir.graph import Graph
+from llamagen.spec.resolve import ResolvedSpec
+
+GENAI_FILE = "genai_config.json"
+README_FILE = "README.md"
+
+
+def write_client_files(
+    folder: Path, resolved: ResolvedSpec, graphs: Mapping[str, Graph], model: OnnxModel
+) -> None:
+    """Write what clients read, last of all: the files of the checkpoint in ``folder`` decide.
+
+    A model that the decoder contract of onnxruntime-genai cannot carry gets no genai_config.json; its README says why.
+    Raises LG765 for a configuration file that is not JSON.
+    """
+    spec = resolved.spec
+    settings = Settings.of_folder(folder)
+    contract = contract_of(graphs[MAIN])
+    context = spec.hyperparameters.max_positions
+    if isinstance(contract, Decoder) and context is None:
+        reason = "has no stated context length (`max_positions`)"
+        contract = Unfit(
+            (reason,), plain=True, inputs=contract.inputs, vocab_size=contract.vocab_size
+        )
+    tokens = special_tokens(settings, spec, contract.vocab_size)
+    if isinstance(contract, Decoder):
+        assert context is not None
+        text = genai_config(
+            contract,
+            tokens,
+            settings,
+            filename=MODEL_FILE,
+            context=context,
+            hidden_size=spec.hyperparameters.hidden_size,
+            share_buffer=False,
+        )
+        _write(folder / GENAI_FILE, text)
+    exported = Exported(
+        resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder))
+    )
+    _write(folder / README_FILE, readme_text(exported))
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,202 @@
+"""README.md of an exported folder: what it is, and how to run it with the clients that can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llamagen.analysis.family.card import cell
+from llamagen.emit.clients.decoder import Contract, Unfit
+from llamagen.emit.clients.tokens import Settings, SpecialTokens
+from llamagen.emit.onnx.emit import OnnxModel, llamagen_version
+from llamagen.ir.build_graphs import MAIN, all_parameters
+from llamagen.ir.graph import Graph
+from llamagen.resources import data_folder
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.units import count_text
+
+TESTED: Mapping[str, str] = {
+    "onnxruntime-genai": "0.18.0",
+    "optimum-onnx": "0.1.0",
+    "@huggingface/transformers": "4.3.1",
+}
+"""The clients that the tests of llamagen run on its folders, and their versions."""
+
+TESTED_TYPES = frozenset({"llama"})
+"""``model_type`` of the folders that optimum and transformers.js are tested with."""
+
+PROMPT = "The capital of France is"
+WORDS = (9906, 1917)
+"""Hello world in the vocabulary of Llama 3; any ids will do for a folder without a tokenizer."""
+
+PURPOSES: tuple[tuple[str, str], ...] = (
+    ("genai_config.json", "settings of onnxruntime-genai"),
+    ("config.json", "settings of transformers, optimum and transformers.js"),
+    ("generation_config.json", "special tokens and sampling"),
+    ("tokenizer.json", "the tokenizer"),
+    ("tokenizer_config.json", "its settings"),
+    ("tokenizer.model", "the tokenizer as Meta released it"),
+    ("chat_template.jinja", "turns a conversation into a prompt"),
+    ("LICENSE", "of the weights"),
+    ("LICENSE.txt", "of the weights"),
+    ("USE_POLICY.md", "of the weights"),
+    ("spec.yaml", "the architecture, complete; `llamagen verify` reads it"),
+)
+
+Client = Literal["llamagen", "onnxruntime", "onnxruntime-genai", "optimum", "transformers.js"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A folder before its README: what it was made from and the names of the files in it."""
+
+    resolved: ResolvedSpec
+    graphs: Mapping[str, Graph]
+    model: OnnxModel
+    contract: Contract
+    tokens: SpecialTokens
+    settings: Settings
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A client that cannot run the folder: clauses that follow "the model"."""
+
+    client: Client
+    reasons: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the template places."""
+
+    title: str
+    id: str
+    facts: tuple[Row, ...]
+    files: tuple[Row, ...]
+    clients: tuple[Client, ...]
+    refusals: tuple[Refusal, ...]
+    tested: Mapping[str, str]
+    text: bool
+    """There is a tokenizer."""
+    prompt: str
+    ids: tuple[int, ...]
+    bos: int | None
+    stop: tuple[int, ...]
+    pad: int | None
+    feeds: tuple[str, ...]
+    cache_dtype: str
+    several_graphs: bool
+
+
+def page_of(exported: Exported) -> Page:
+    contract, tokens = exported.contract, exported.tokens
+    refusals = tuple(_refusals(exported))
+    refused = {refusal.client for refusal in refusals}
+    every: tuple[Client, ...] = (
+        "llamagen",
+        "onnxruntime",
+        "onnxruntime-genai",
+        "optimum",
+        "transformers.js",
+    )
+    first = () if tokens.bos is None else (tokens.bos,)
+    words = WORDS if max(WORDS) < contract.vocab_size else (1, 2, 3)
+    model = exported.model
+    return Page(
+        title=cell(exported.resolved.spec.title or exported.resolved.spec.id),
+        id=exported.resolved.spec.id,
+        facts=tuple(_facts(exported)),
+        files=tuple(_files(exported)),
+        clients=tuple(client for client in every if client not in refused),
+        refusals=refusals,
+        tested=TESTED,
+        text="tokenizer.json" in exported.names,
+        prompt=PROMPT,
+        ids=(*first, *words),
+        bos=tokens.bos,
+        stop=tokens.eos,
+        pad=tokens.pad if tokens.pad is not None else next(iter(tokens.eos), None),
+        feeds=contract.inputs,
+        cache_dtype=model.profile.io_dtypes[model.dtype],
+        several_graphs=len(exported.graphs) > 1,
+    )
+
+
+def _refusals(exported: Exported) -> Iterator[Refusal]:
+    contract = exported.contract
+    spec = exported.resolved.spec
+    if isinstance(contract, Unfit):
+        reasons = " and ".join(contract.reasons)
+        if not contract.plain:
+            yield Refusal("onnxruntime", reasons)
+        for client in _OTHERS:
+            yield Refusal(client, reasons)
+        return
+    kind = exported.settings.model_type
+    if kind not in TESTED_TYPES:
+        named = "has no `config.json`" if kind is None else f"is a `{kind}`, which was not tested"
+        yield Refusal("optimum", named)
+        yield Refusal("transformers.js", named)
+    elif spec.hyperparameters.hidden_size != contract.num_heads * contract.head_dim:
+        yield Refusal("optimum", "has heads that do not fill its width")
+
+
+_OTHERS: tuple[Client, ...] = ("onnxruntime-genai", "optimum", "transformers.js")
+
+
+def _facts(exported: Exported) -> Iterator[Row]:
+    spec, model = exported.resolved.spec, exported.model
+    yield Row("architecture", f"`{spec.id}`, digest `{exported.graphs[MAIN].digest[:16]}`")
+    count = sum(p.count for p in all_parameters(dict(exported.graphs)).values())
+    yield Row("parameters", count_text(count))
+    yield Row("weights", model.dtype)
+    profile = model.profile
+    yield Row("operators", f"profile {profile.name}, opset {profile.opset}")
+    yield Row("logits and caches", profile.io_dtypes[model.dtype])
+    yield Row("vocabulary", f"{exported.contract.vocab_size:,}")
+    if spec.hyperparameters.max_positions is not None:
+        yield Row("context", f"{spec.hyperparameters.max_positions:,} tokens")
+    release = spec.release
+    if release is not None and release.licence is not None:
+        yield Row("licence of the weights", cell(release.licence))
+    yield Row("written by", f"llamagen {llamagen_version()}")
+
+
+def _files(exported: Exported) -> Iterator[Row]:
+    for stem in exported.graphs:
+        yield Row(f"{stem}.onnx", "a graph" if stem != MAIN else "the model's graph")
+        yield Row(f"{stem}.onnx.txt", "the same to read")
+    for name in sorted(n for n in exported.names if _is_data(n)):
+        yield Row(name, "weights")
+    for name, purpose in PURPOSES:
+        if name in exported.names:
+            yield Row(name, purpose)
+    yield Row("MANIFEST.json", "what it was made from, and a hash of every file")
+
+
+def _is_data(name: str) -> bool:
+    return ".onnx.data" in name or name.endswith(".safetensors")
+
+
+def readme_text(exported: Exported) -> str:
+    """The README as Markdown. Deterministic."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(data_folder("templates") / "docs"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; cell escapes what a spec says
+    )
+    return environment.get_template("folder.md.j2").render(folder=page_of(exported))

@@ -1,0 +1,103 @@
+"""Which graphs get a genai_config.json: those that the runtime then runs, and a reason for every other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+import pytest
+
+from llamagen import api
+from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
+from llamagen.emit.clients.genai import MAX_LENGTH
+from llamagen.runtime.session import Session
+from llamagen.spec.registry import Registry
+from tests.parity.models import FOREIGN, SPECS
+
+PROMPT = [5, 17, 2, 9, 33]
+STEPS = 6
+OUTSIDE = {"deepseek_v3"}
+"""Its keys are wider than its values, and the runtime knows one head size."""
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_decoder_nobody_thought_of_runs_or_is_refused(name: str, tmp_path: Path) -> None:
+    model = api.load(SPECS / "foreign" / f"{name}.yaml")
+    contract = contract_of(model.graph)
+    model.export(tmp_path / "out", random_weights=3)
+    config = tmp_path / "out" / "genai_config.json"
+    assert config.is_file() == isinstance(contract, Decoder)
+    if isinstance(contract, Unfit):
+        assert name in OUTSIDE
+        readme = (tmp_path / "out" / "README.md").read_text()
+        assert f"- onnxruntime-genai: the model {' and '.join(contract.reasons)}.\n" in readme
+        return
+    session = Session(tmp_path / "out", threads=1)
+    expected, ids = [], PROMPT
+    for _ in range(STEPS):
+        ids = [int(np.argmax(session.step(ids)))]
+        expected += ids
+    loaded = og.Model(str(tmp_path / "out"))
+    params = og.GeneratorParams(loaded)
+    params.set_search_options(max_length=len(PROMPT) + STEPS)
+    generator = og.Generator(loaded, params)
+    generator.append_tokens(np.array([PROMPT], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = generator.get_sequence(0)[len(PROMPT) :].tolist()
+    assert found == expected[: len(found)] and found
+
+
+def test_released_text_models_are_within_the_contract() -> None:
+    registry = Registry()
+    for spec_id in registry.ids(abstract=False):
+        resolved = registry.load(spec_id)
+        if resolved.spec.root is None:
+            continue
+        contract = contract_of(api.load(spec_id).graph)
+        words = resolved.spec.id.split("/")
+        if words[1] in ("1", "2", "3", "3.1", "3.3", "code"):
+            h = resolved.spec.hyperparameters
+            assert isinstance(contract, Decoder), spec_id
+            assert contract == Decoder(
+                ("input_ids", "position_ids", "attention_mask"),
+                h.num_layers or 0,
+                h.num_heads or 0,
+                h.num_kv_heads or 0,
+                h.head_dim or 0,
+                h.vocab_size or 0,
+            )
+
+
+def test_defaults_of_the_folder(tmp_path: Path) -> None:
+    """What a user meets who sets nothing: a length that fits in memory, tokens and sampling of the checkpoint."""
+    spec = tmp_path / "m.yaml"
+    text = (SPECS / "reduced" / "llama-3.1-8b.yaml").read_text()
+    spec.write_text(text.replace("vocab_size: 128", "vocab_size: 96").replace("512", "131072"))
+    checkpoint = tmp_path / "checkpoint"
+    api.random_checkpoint(spec, checkpoint)
+    generation = {
+        "bos_token_id": 90,
+        "eos_token_id": [91, 92, 128001],
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
+    (checkpoint / "generation_config.json").write_text(json.dumps(generation))
+    (checkpoint / "LICENSE").write_text("terms")
+    api.load(spec).export(tmp_path / "out", checkpoint=checkpoint)
+    config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert config["model"]["context_length"] == 131072
+    assert config["model"]["eos_token_id"] == [91, 92]  # 128001 cannot be produced
+    assert (config["model"]["bos_token_id"], config["model"]["pad_token_id"]) == (90, 91)
+    assert config["search"] == {
+        "max_length": MAX_LENGTH,
+        "past_present_share_buffer": False,
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
+    assert og.Model(str(tmp_path / "out")).type == "llama"
+    assert (tmp_path / "out" / "LICENSE").read_text() == "terms"

@@ -1,0 +1,90 @@
+"""onnxruntime-genai runs exported folders unmodified, and writes what transformers writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+import pytest
+from transformers import AutoTokenizer
+
+from llamagen import api
+from tests.clients.models import LLAMA_2, Layout, TextModel, greedy
+
+MODELS = (
+    TextModel("llama/1/7b", LLAMA_2),
+    TextModel("llama/2/7b", LLAMA_2),
+    TextModel("llama/2/70b", LLAMA_2),
+    TextModel("llama/code/7b", LLAMA_2),
+    TextModel("llama/code/34b", LLAMA_2),
+    TextModel("llama/3/8b"),
+    TextModel("llama/3.1/8b"),
+    TextModel("llama/3.2/1b"),
+    TextModel("llama/3.3/70b-instruct"),
+    TextModel("llama/guard/1-7b", LLAMA_2),
+    TextModel("llama/guard/2-8b"),
+    TextModel("llama/guard/3-8b"),
+    TextModel("llama/guard/3-1b"),
+    TextModel("llama/guard/3-1b-pruned"),
+)
+CHAT = [{"role": "user", "content": "What is the capital of Spain?"}]
+PROMPTS = ("The capital of France is", "Wien in Österreich: 2024 → 40")
+NEW_TOKENS = 16
+
+
+def generate(
+    model: og.Model, layout: Layout, rows: list[list[int]], new_tokens: int
+) -> list[list[int]]:
+    """Greedy continuations of a batch, padded on the right with the end token; each up to its own end."""
+    longest = max(map(len, rows))
+    batch = [row + [layout.eos] * (longest - len(row)) for row in rows]
+    params = og.GeneratorParams(model)
+    params.set_search_options(
+        max_length=longest + new_tokens, batch_size=len(rows), do_sample=False
+    )
+    generator = og.Generator(model, params)
+    generator.append_tokens(np.array(batch, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [_ended(generator.get_sequence(i)[longest:].tolist(), layout) for i in range(len(rows))]
+
+
+def _ended(tokens: list[int], layout: Layout) -> list[int]:
+    """Without what follows the first end token: padding, while other rows go on."""
+    ends = [i for i, token in enumerate(tokens) if token in layout.ends]
+    return tokens[: ends[0] + 1] if ends else tokens
+
+
+@pytest.mark.parametrize("made", MODELS, ids=lambda made: made.id)
+def test_same_text_as_transformers(made: TextModel, tmp_path: Path) -> None:
+    checkpoint = made.checkpoint(tmp_path)
+    out = tmp_path / "out"
+    api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint)
+    theirs = AutoTokenizer.from_pretrained(checkpoint)
+    rows = [theirs(prompt).input_ids for prompt in PROMPTS]
+    expected = greedy(checkpoint, rows, NEW_TOKENS)
+    assert len({token for row in expected for token in row}) > NEW_TOKENS // 2, "a dull model"
+
+    model = og.Model(str(out))
+    tokenizer = og.Tokenizer(model)
+    tokenizer.update_options(add_special_tokens="true")
+    assert [tokenizer.encode(prompt).tolist() for prompt in PROMPTS] == rows
+    single = [generate(model, made.layout, [row], NEW_TOKENS)[0] for row in rows]
+    assert single == expected
+    assert generate(model, made.layout, rows, NEW_TOKENS) == expected
+    # a random model writes broken UTF-8, where the two libraries show another number of marks
+    assert [tokenizer.decode(row) for row in rows] == list(PROMPTS)
+
+
+def test_same_chat_prompt_as_transformers(tmp_path: Path) -> None:
+    made = TextModel("llama/3.2/1b-instruct")
+    checkpoint = made.checkpoint(tmp_path)
+    out = tmp_path / "out"
+    api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint)
+    theirs = AutoTokenizer.from_pretrained(checkpoint)
+    expected = theirs.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    tokenizer = og.Tokenizer(og.Model(str(out)))
+    prompt = tokenizer.apply_chat_template(json.dumps(CHAT), add_generation_prompt=True)
+    assert tokenizer.encode(prompt).tolist() == expected
