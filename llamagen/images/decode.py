@@ -37,7 +37,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
                 image.load()
                 return as_rgb(image)
     except Image.DecompressionBombError as error:
-        raise _too_large(path, str(error)) from error
+        raise _too_large(path, "its header claims more than twice what is decoded") from error
     except UnidentifiedImageError as error:
         help = "PNG, JPEG, WebP, GIF, BMP and TIFF can be read"
         raise LlamagenError.of("LG780", f"{path} is not an image", help=help) from error
