@@ -6,7 +6,6 @@ Every function raises ``LlamagenError`` for input that cannot be used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +17,9 @@ from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
-    from llamagen.analysis.family.catalog import Modality, Row, Section
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
+    from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
     from llamagen.runtime.generation import Generation
     from llamagen.spec.fmt_files import FormatReport
@@ -31,27 +30,10 @@ if TYPE_CHECKING:
     from llamagen.verify.report import VerifyReport
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
-CODE = re.compile(r"[Ll][Gg][0-9]{3}")
 
 
 def _silent(done: int, total: int) -> None:
     """Reports nothing."""
-
-
-LIST_COLUMNS = (
-    "id",
-    "released",
-    "status",
-    "parameters",
-    "active",
-    "layers",
-    "hidden",
-    "attention",
-    "context",
-    "input",
-    "licence",
-    "uncertain",
-)
 
 
 @dataclass(frozen=True)
@@ -113,19 +95,19 @@ class Model:
 
         return mermaid(self.graph)
 
-    def files(self, *targets: Target) -> dict[str, str]:
+    def files(self, *targets: Target, cache: CacheKind = "full") -> dict[str, str]:
         """What ``generate`` writes, file name -> text; every target by default."""
         from llamagen.emit.files import Subject, files_of
 
-        return files_of(Subject(self.resolved, self.graph), targets or TARGETS)
+        return files_of(Subject(self.resolved, self.graph, cache), targets or TARGETS)
 
-    def torch_source(self) -> str:
+    def torch_source(self, cache: CacheKind = "full") -> str:
         """A standalone PyTorch module, source text."""
-        return self.files(Target.TORCH)["modeling.py"]
+        return self.files(Target.TORCH, cache=cache)["modeling.py"]
 
-    def onnx_text(self) -> str:
+    def onnx_text(self, cache: CacheKind = "full") -> str:
         """The ONNX graph of the portable profile without weights, as text."""
-        return self.files(Target.ONNX)["model.onnx.txt"]
+        return self.files(Target.ONNX, cache=cache)["model.onnx.txt"]
 
     def export(
         self,
@@ -135,19 +117,23 @@ class Model:
         random_weights: int | None = None,
         profile: str = "portable",
         dtype: str = "float32",
+        cache: CacheKind = "full",
         weights: str = "copy",
         scan: bool = False,
         overwrite: bool = False,
+        ignore_config: bool = False,
         progress: Progress = _silent,
     ) -> Written:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
+        cache, layers with a window or chunks hand on only what a later token can see.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
 
-        options = ExportOptions(profile, dtype, weights, scan)
+        options = ExportOptions(profile, dtype, weights, scan, ignore_config, cache)
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
@@ -174,64 +160,12 @@ def check(
     return check_specs(Registry(roots), targets, notes=notes)
 
 
-def list_models(
-    *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
-) -> list[Row]:
-    """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.family.catalog import rows
-    from llamagen.spec.registry import Registry
-
-    return rows(Registry(), generation, status, modality)
-
-
-def save_counts() -> bool:
-    """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
-    from llamagen.analysis.numbers.counts import counts_path
-    from llamagen.emit.files import write_changed
-
-    path = counts_path()
-    written, _ = write_changed(path.parent, {path.name: counts_text()})
-    return bool(written)
-
-
-def counts_text() -> str:
-    """What spec/counts.json must hold."""
-    from llamagen.analysis.numbers.counts import counts_text
-    from llamagen.spec.registry import Registry
-
-    registry = Registry()
-    return counts_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
-
-
-def show(target: str | Path) -> list[Section]:
-    """One model as a page of sections."""
-    from llamagen.analysis.family.catalog import sections
-
-    return list(sections(load(target).resolved))
-
-
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
     from llamagen.emit.check_checkpoint import check_checkpoint
 
     model = load(target)
     return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)
-
-
-def explain(subject: str, path: str | None = None) -> str:
-    """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
-    if path is None and CODE.fullmatch(subject):
-        from llamagen.diagnostics.codes import code_text
-
-        return code_text(subject)
-    from llamagen.analysis import explain as words
-
-    if path is not None:
-        model = load(subject)
-        return words.explain_value(model.registry, model.resolved, path)
-    if subject == "ops":
-        return words.explain_ops()
-    return words.explain_named(subject)
 
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
@@ -266,23 +200,31 @@ def write_schema(path: Path) -> bool:
 
 
 def generate(
-    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
+    cache: CacheKind = "full",
 ) -> Iterator[Generated]:
     """Write what differs from the files below ``to``, model by model; every model without ``ids``."""
     from llamagen.emit.generate import generate
     from llamagen.spec.registry import Registry
 
-    yield from generate(Registry(), ids, targets or TARGETS, to)
+    yield from generate(Registry(), ids, targets or TARGETS, to, cache)
 
 
 def generate_check(
-    ids: Sequence[str] = (), targets: Sequence[Target] = (), to: Path = Path("generated")
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
+    cache: CacheKind = "full",
 ) -> list[str]:
     """A unified diff for each file below ``to`` that ``generate`` would write or that nothing generates."""
     from llamagen.emit.generate import stale
     from llamagen.spec.registry import Registry
 
-    return list(stale(Registry(), ids, targets or TARGETS, to))
+    return list(stale(Registry(), ids, targets or TARGETS, to, cache))
 
 
 def random_checkpoint(

@@ -5,6 +5,7 @@ A target is an id, a YAML file, or ``REVISION:PATH`` of a spec in git. Every fun
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,85 @@ if TYPE_CHECKING:
     from llamagen.analysis.ask import Model
     from llamagen.analysis.diff.compat import CompatReport
     from llamagen.analysis.diff.judge import Diff
+    from llamagen.analysis.family.catalog import Modality, Row, Section
     from llamagen.analysis.family.query import Answer, Share
     from llamagen.analysis.family.sql import Result
     from llamagen.analysis.family.timeline import Timeline
     from llamagen.analysis.numbers.cost import CostReport
     from llamagen.emit.config.read import Imported
+    from llamagen.ir.bounded import CacheKind
+
+
+CODE = re.compile(r"[Ll][Gg][0-9]{3}")
+LIST_COLUMNS = (
+    "id",
+    "released",
+    "status",
+    "parameters",
+    "active",
+    "layers",
+    "hidden",
+    "attention",
+    "context",
+    "input",
+    "licence",
+    "uncertain",
+)
+
+
+def list_models(
+    *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
+) -> list[Row]:
+    """The shipped models by release date, with exact parameter counts."""
+    from llamagen.analysis.family.catalog import rows
+    from llamagen.spec.registry import Registry
+
+    return rows(Registry(), generation, status, modality)
+
+
+def save_counts() -> bool:
+    """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
+    from llamagen.analysis.numbers.counts import counts_path
+    from llamagen.emit.files import write_changed
+
+    path = counts_path()
+    written, _ = write_changed(path.parent, {path.name: counts_text()})
+    return bool(written)
+
+
+def counts_text() -> str:
+    """What spec/counts.json must hold."""
+    from llamagen.analysis.numbers.counts import counts_text
+    from llamagen.spec.registry import Registry
+
+    registry = Registry()
+    return counts_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
+
+
+def show(target: str | Path) -> list[Section]:
+    """One model as a page of sections."""
+    from llamagen.analysis.family.catalog import sections
+    from llamagen.spec.registry import Registry
+
+    return list(sections(Registry().load(target)))
+
+
+def explain(subject: str, path: str | None = None) -> str:
+    """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
+    if path is None and CODE.fullmatch(subject):
+        from llamagen.diagnostics.codes import code_text
+
+        return code_text(subject)
+    from llamagen.analysis import explain as words
+
+    if path is not None:
+        from llamagen.spec.registry import Registry
+
+        registry = Registry()
+        return words.explain_value(registry, registry.load(subject), path)
+    if subject == "ops":
+        return words.explain_ops()
+    return words.explain_named(subject)
 
 
 def side(target: str | Path) -> Model:
@@ -88,19 +163,24 @@ def cost(
     dtype: str = "bfloat16",
     device: str | None = None,
     tp: int = 1,
+    cache: CacheKind = "full",
 ) -> CostReport:
     """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
 
     With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
-    without wiring, LG901 for an unknown device or dtype, or a ``tp`` that does not divide the model.
+    without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
+    that does not divide the model.
     """
     from llamagen.analysis.ask import wired
     from llamagen.analysis.numbers import hardware
     from llamagen.analysis.numbers.cost import cost_of, workload
+    from llamagen.ir.bounded import with_caches
+    from llamagen.ir.build_graphs import MAIN
 
     load = workload(context, batch, dtype, tp)
     chosen = (device, hardware.device(device)) if device is not None else None
-    return cost_of(wired(target), load, chosen)
+    graph = with_caches({MAIN: wired(target)}, cache)[MAIN]
+    return cost_of(graph, load, chosen)
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:

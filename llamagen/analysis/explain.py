@@ -80,6 +80,8 @@ def explain_op(op: Op) -> str:
 
 
 def _attribute(attr: AttrSpec) -> str:
+    if attr.derived:
+        return f"{attr.type}, set by a pass over the graph: {attr.doc}"
     text = f"{attr.type}, {'required' if attr.required else f'default {_word(attr.default)}'}"
     if attr.choices:
         text += f", one of {', '.join(attr.choices)}"

@@ -12,7 +12,7 @@ from llamagen.analysis.labels import MAINLINE
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
 from llamagen.cli.entry import FINDINGS
-from llamagen.cli.read import Id
+from llamagen.cli.read import Cache, Id
 
 if TYPE_CHECKING:
     from llamagen.analysis.diff.judge import Diff
@@ -124,13 +124,16 @@ def cost(
         str | None, typer.Option(help="A device of spec/hardware.yaml: rooflines, and what fits.")
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    cache: Cache = "full",
     format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
     from llamagen import api_analysis as api
     from llamagen.analysis.numbers import render as render_cost
 
-    report = api.cost(spec, context=context, batch=batch, dtype=dtype, device=device, tp=tp)
+    report = api.cost(
+        spec, context=context, batch=batch, dtype=dtype, device=device, tp=tp, cache=cache
+    )
     console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
 
 

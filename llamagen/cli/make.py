@@ -9,6 +9,7 @@ import typer
 
 from llamagen.cli import console
 from llamagen.cli.entry import FINDINGS, INVALID
+from llamagen.cli.read import Cache
 from llamagen.emit.targets import Target
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
@@ -68,6 +69,7 @@ def generate(
     to: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="Root of the folders, one a model.")
     ] = Path("generated"),
+    cache: Cache = "full",
     check: Annotated[
         bool,
         typer.Option(
@@ -79,7 +81,7 @@ def generate(
     from llamagen import api
 
     if check:
-        stale = api.generate_check(ids or (), target or (), to)
+        stale = api.generate_check(ids or (), target or (), to, cache=cache)
         for text in stale:
             console.out(text)
         if stale:
@@ -87,7 +89,7 @@ def generate(
             raise typer.Exit(FINDINGS)
         console.line(f"{to}: fresh")
         return
-    for outcome in api.generate(ids or (), target or (), to):
+    for outcome in api.generate(ids or (), target or (), to, cache=cache):
         if outcome.shares is not None:
             console.line(f"{outcome.id}: identical to {outcome.shares}")
             continue

@@ -16,6 +16,10 @@ Targets = Annotated[
         metavar="TARGET", help="Ids, YAML files or folders; every shipped spec by default."
     ),
 ]
+Cache = Annotated[
+    Literal["full", "bounded"],
+    typer.Option(help="Layers with a window or chunks keep every key, or those still visible."),
+]
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
 ]
@@ -68,22 +72,22 @@ def list_models(
     ] = False,
 ) -> None:
     """List the models with dates, exact parameters, attention, context and licence."""
-    from llamagen import api
+    from llamagen import api_analysis
 
     if save_counts:
-        api.save_counts()
-    rows = api.list_models(generation=generation, status=status, modality=modality)
+        api_analysis.save_counts()
+    rows = api_analysis.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
-        console.table(api.LIST_COLUMNS, [row.cells() for row in rows], format)
+        console.table(api_analysis.LIST_COLUMNS, [row.cells() for row in rows], format)
     else:
-        console.table(api.LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
+        console.table(api_analysis.LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
 
 
 def show(spec: Id) -> None:
     """Show one model: sizes, parameters, memory, history."""
-    from llamagen import api
+    from llamagen import api_analysis
 
-    for section in api.show(spec):
+    for section in api_analysis.show(spec):
         console.section(section.title, section.rows)
 
 
@@ -124,9 +128,9 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or list the `ops`."""
-    from llamagen import api
+    from llamagen import api_analysis
 
-    console.out(api.explain(subject, path))
+    console.out(api_analysis.explain(subject, path))
 
 
 def graph(

@@ -9,7 +9,7 @@ import typer
 
 from llamagen.cli import console
 from llamagen.cli.entry import FINDINGS
-from llamagen.cli.read import Id
+from llamagen.cli.read import Cache, Id
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 
@@ -29,6 +29,7 @@ def export(
     ] = None,
     profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    cache: Cache = "full",
     weights: Annotated[
         str,
         typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
@@ -39,6 +40,12 @@ def export(
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
+    ] = False,
+    ignore_config: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-config", help="The spec counts, whatever the checkpoint's config.json says."
+        ),
     ] = False,
 ) -> None:
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
@@ -55,9 +62,11 @@ def export(
             random_weights=random_weights,
             profile=profile,
             dtype=dtype,
+            cache=cache,
             weights=weights,
             scan=scan,
             overwrite=overwrite,
+            ignore_config=ignore_config,
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llamagen.analysis.check import CheckReport
 from llamagen.diagnostics import Diagnostic
+from llamagen.emit.config.agree import disagreements
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -17,7 +18,7 @@ from llamagen.weights.fit import bind, explained
 def check_checkpoint(
     resolved: ResolvedSpec, graph: Graph, folder: Path, registry: Registry
 ) -> CheckReport:
-    """Missing, extra and misshapen tensors, strange dtypes, a dialect that is not known, another model.
+    """Missing, extra and misshapen tensors, strange dtypes, a dialect that is not known, another model or config.json.
 
     A clean report has one note that says what was found. Raises LG601 to LG606 for files that cannot be read.
     """
@@ -25,7 +26,10 @@ def check_checkpoint(
     found = bind(resolved, graph, stored, compare_values=False)
     if any(one.severity != "note" for one in found.diagnostics):
         return CheckReport(1, explained(found, resolved, graph, stored, registry))
+    compared = disagreements(resolved, stored.config_file, registry)
+    if any(one.severity != "note" for one in compared):
+        return CheckReport(1, (*found.diagnostics, *compared))
     dtypes = Counter(tensor.dtype for tensor in stored.tensors.values())
     counted = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
     message = f"{len(stored.tensors)} tensors ({counted}) in {found.layout} names fit `{resolved.spec.id}`"
-    return CheckReport(1, (*found.diagnostics, Diagnostic("LG619", "note", message)))
+    return CheckReport(1, (*found.diagnostics, *compared, Diagnostic("LG619", "note", message)))

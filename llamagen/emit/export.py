@@ -24,6 +24,7 @@ from llamagen.emit.manifest import (
 )
 from llamagen.emit.options import ExportOptions
 from llamagen.emit.weight_types import STORED
+from llamagen.ir.bounded import with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -86,8 +87,9 @@ class ExportJob:
 
     @cached_property
     def graphs(self) -> Mapping[str, Graph]:
-        """The text model's graph and the further ones of the spec, by name."""
-        return build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        """The text model's graph and the further ones of the spec, by name. Raises LG705."""
+        graphs = build_all(self.resolved) if self.resolved.spec.graphs else {MAIN: self.graph}
+        return with_caches(graphs, self.options.cache)
 
     def counter(self, total: int) -> Counter:
         """Reports progress towards ``total`` bytes."""
@@ -158,6 +160,7 @@ class ExportJob:
             profile=main.profile.name,
             dtype=main.dtype,
             io_dtype=main.profile.io_dtypes[main.dtype],
+            cache=self.options.cache,
             weights=weights,
             graphs={
                 name: GraphRecord(
@@ -176,8 +179,9 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``), LG620 to LG622 for its values, LG63x for the output, LG640 to LG642
-    for weights that cannot be referenced, LG701 to LG703 for unknown options.
+    it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG703 for unknown
+    options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference
@@ -189,7 +193,13 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     compare = copies or job.options.scan
     with ExitStack() as stack:
         supply = CheckpointSupply.opened(
-            job.resolved, job.graph, checkpoint, registry, stack, compare_values=compare
+            job.resolved,
+            job.graph,
+            checkpoint,
+            registry,
+            stack,
+            compare_values=compare,
+            ignore_config=job.options.ignore_config,
         )
         notes = supply.notes
         if copies:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.emit.targets import TARGETS, Target
+from llamagen.ir.bounded import CacheKind, with_caches
+from llamagen.ir.build_graphs import build_all
 from llamagen.ir.graph import Graph
 from llamagen.ir.verify import verify
 from llamagen.spec.resolve import ResolvedSpec
@@ -19,6 +21,12 @@ class Subject:
 
     resolved: ResolvedSpec
     graph: Graph
+    """The text model as the spec says it, whatever the cache."""
+    cache: CacheKind = "full"
+
+    def graphs(self) -> dict[str, Graph]:
+        """Every graph of the model by name. Raises LG705 if its caches are to be bounded and cannot be."""
+        return with_caches(build_all(self.resolved), self.cache)
 
 
 def files_of(subject: Subject, targets: Sequence[Target]) -> dict[str, str]:
@@ -68,11 +76,11 @@ def current(path: Path) -> str | None:
 
 def _text(subject: Subject) -> dict[str, str]:
     from llamagen.analysis.family.card import card_text
-    from llamagen.ir.build_graphs import MAIN, build_all
+    from llamagen.ir.build_graphs import MAIN
     from llamagen.ir.text import render
     from llamagen.spec.resolved_text import resolved_text
 
-    graphs = build_all(subject.resolved)
+    graphs = subject.graphs()
     texts = {f"{'graph' if name == MAIN else name}.txt": render(g) for name, g in graphs.items()}
     return {
         "resolved.txt": resolved_text(subject.resolved),
@@ -83,9 +91,9 @@ def _text(subject: Subject) -> dict[str, str]:
 
 def _torch(subject: Subject) -> dict[str, str]:
     from llamagen.emit.torch.emit import emit_torch
-    from llamagen.ir.build_graphs import MAIN, build_all, names_elsewhere
+    from llamagen.ir.build_graphs import MAIN, names_elsewhere
 
-    graphs = build_all(subject.resolved)
+    graphs = subject.graphs()
     return {
         f"{'modeling' if name == MAIN else name}.py": emit_torch(
             graph, names_elsewhere(graphs, name)
@@ -97,9 +105,8 @@ def _torch(subject: Subject) -> dict[str, str]:
 def _onnx(subject: Subject) -> dict[str, str]:
     from llamagen.emit.onnx.emit import emit_onnx
     from llamagen.emit.onnx.text import render
-    from llamagen.ir.build_graphs import build_all
 
-    graphs = build_all(subject.resolved)
+    graphs = subject.graphs()
     return {f"{name}.onnx.txt": render(emit_onnx(graph)) for name, graph in graphs.items()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llamagen.emit.files import Subject, current, files_of, identity_of, write_changed
 from llamagen.emit.targets import TARGETS, Target
+from llamagen.ir.bounded import CacheKind
 from llamagen.ir.build import build
 from llamagen.ir.build_graphs import build_all
 from llamagen.spec.registry import Registry
@@ -35,10 +36,14 @@ class _Planned:
 
 
 def generate(
-    registry: Registry, ids: Sequence[str], targets: Sequence[Target], root: Path
+    registry: Registry,
+    ids: Sequence[str],
+    targets: Sequence[Target],
+    root: Path,
+    cache: CacheKind = "full",
 ) -> Iterator[Generated]:
     """Write files that differ; without ``ids`` every model that has an architecture, and an index of shared folders."""
-    planned = _plan(registry, ids)
+    planned = _plan(registry, ids, cache)
     for one in planned:
         spec_id = one.subject.resolved.spec.id
         folder = root / spec_id
@@ -52,10 +57,14 @@ def generate(
 
 
 def stale(
-    registry: Registry, ids: Sequence[str], targets: Sequence[Target], root: Path
+    registry: Registry,
+    ids: Sequence[str],
+    targets: Sequence[Target],
+    root: Path,
+    cache: CacheKind = "full",
 ) -> Iterator[str]:
     """A unified diff for each file that is not what it should be; for all models also files that nothing makes."""
-    planned = _plan(registry, ids)
+    planned = _plan(registry, ids, cache)
     wanted: dict[str, str] = {}
     for one in planned:
         if one.shares is None:
@@ -74,7 +83,7 @@ def stale(
                 yield _diff(name, current(path) or "", "")
 
 
-def _plan(registry: Registry, ids: Sequence[str]) -> list[_Planned]:
+def _plan(registry: Registry, ids: Sequence[str], cache: CacheKind) -> list[_Planned]:
     """Models in the order given, or by id; the first of those with the same graph owns the folder."""
     planned: list[_Planned] = []
     owners: dict[str, str] = {}
@@ -82,7 +91,7 @@ def _plan(registry: Registry, ids: Sequence[str]) -> list[_Planned]:
         resolved = registry.load(target)
         if not ids and (resolved.spec.abstract or resolved.spec.root is None):
             continue
-        subject = Subject(resolved, build(resolved))
+        subject = Subject(resolved, build(resolved), cache)
         owner = owners.setdefault(_identity(resolved), resolved.spec.id)
         planned.append(_Planned(subject, owner if owner != resolved.spec.id else None))
     return planned

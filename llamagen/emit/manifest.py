@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
+from llamagen.ir.bounded import CacheKind
 from llamagen.spec.naming import Closed
 
 MANIFEST = "MANIFEST.json"
@@ -87,6 +88,10 @@ class Manifest(Closed):
     spec: SpecRecord
     profile: str
     dtype: DTypeName = Field(description="Of the computation.")
+    cache: CacheKind = Field(
+        default="full",
+        description="`bounded`: inputs past_key_values.N of dimension `past_sequence_K` take K tokens at most.",
+    )
     io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
     weights: WeightsRecord
     graphs: dict[str, GraphRecord] = Field(

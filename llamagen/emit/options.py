@@ -7,6 +7,7 @@ from typing import get_args
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import WeightMode
+from llamagen.ir.bounded import CacheKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class ExportOptions:
     """``copy`` writes data files; ``reference`` links the checkpoint's own."""
     scan: bool = False
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
+    ignore_config: bool = False
+    """Export although the checkpoint's own config.json makes another graph; the folder gets the spec's."""
+
+    cache: CacheKind = "full"
+    """``bounded``: layers behind a window or chunks keep only what a later token can read."""
 
     @property
     def mode(self) -> WeightMode:

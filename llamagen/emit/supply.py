@@ -36,6 +36,8 @@ COMPANIONS = (
 )
 """Small files of a Hub checkpoint that a runtime reads or that must stay with the weights; copied if they are there."""
 
+CONFIGS = ("config.json", "generation_config.json")
+
 
 class Supply(Protocol):
     """Every parameter of a model, by role path."""
@@ -61,6 +63,8 @@ class CheckpointSupply:
     files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
+    kept: tuple[str, ...] = COMPANIONS
+    """Names of small files to copy from the checkpoint's folder."""
 
     @staticmethod
     def opened(
@@ -71,11 +75,14 @@ class CheckpointSupply:
         stack: ExitStack,
         *,
         compare_values: bool = True,
+        ignore_config: bool = False,
     ) -> CheckpointSupply:
         """Reads headers only, and with ``compare_values`` the tensors that must be equal.
 
-        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit.
+        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit. Its own config.json must be
+        that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
         """
+        from llamagen.emit.config.agree import disagreements
         from llamagen.weights.checkpoint import Checkpoint
         from llamagen.weights.fit import bind, explained
 
@@ -83,6 +90,10 @@ class CheckpointSupply:
         found = bind(resolved, graph, stored, compare_values=compare_values)
         if any(one.severity == "error" for one in found.diagnostics):
             raise LlamagenError(explained(found, resolved, graph, stored, registry))
+        if not ignore_config:
+            clashes = disagreements(resolved, stored.config_file, registry)
+            if any(one.severity == "error" for one in clashes):
+                raise LlamagenError(clashes)
         assert found.layout is not None
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
@@ -90,6 +101,7 @@ class CheckpointSupply:
             found.layout,
             stack.enter_context(OpenFiles()),
             found.diagnostics,
+            tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
         )
 
     @property
@@ -98,7 +110,7 @@ class CheckpointSupply:
 
     @property
     def companions(self) -> Sequence[Path]:
-        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
+        return [self.folder / name for name in self.kept if (self.folder / name).is_file()]
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         from llamagen.weights.stream import tensor_pieces

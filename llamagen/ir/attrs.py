@@ -21,14 +21,15 @@ def bind(
     op: Op, positional: Sequence[Given], named: Mapping[str, Given], extent: Extent
 ) -> tuple[dict[str, AttrValue], dict[str, Expr]]:
     """Attributes of ``op`` by name, defaults filled in, and their expressions. Raises ExpressionError."""
-    if len(positional) > len(op.attrs):
-        first = positional[len(op.attrs)][1].extent
-        takes = ", ".join(a.name for a in op.attrs) or "no static arguments"
+    written = [a for a in op.attrs if not a.derived]
+    known = [a.name for a in written]
+    if len(positional) > len(written):
+        first = positional[len(written)][1].extent
+        takes = ", ".join(known) or "no static arguments"
         raise ExpressionError(f"too many arguments: `{op.name}` takes {takes}", first)
-    given: dict[str, Given] = {a.name: g for a, g in zip(op.attrs, positional, strict=False)}
+    given: dict[str, Given] = {a.name: g for a, g in zip(written, positional, strict=False)}
     for name, (value, expr) in named.items():
-        if op.attr(name) is None:
-            known = [a.name for a in op.attrs]
+        if name not in known:
             hint = did_you_mean(name, known)
             help = (
                 f"did you mean `{hint}`?" if hint else f"it takes: {', '.join(known) or 'nothing'}"
@@ -38,7 +39,7 @@ def bind(
             raise ExpressionError(f"`{name}` is given twice", expr.extent)
         given[name] = (value, expr)
     attrs: dict[str, AttrValue] = {}
-    for spec in op.attrs:
+    for spec in written:
         if spec.name in given:
             attrs[spec.name] = convert(op, spec, *given[spec.name])
         elif spec.required:

@@ -64,3 +64,11 @@ def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:
 def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:
     """Role path -> parameter of a model that is several graphs: shared weights once."""
     return {path: p for graph in graphs.values() for path, p in parameters(graph).items()}
+
+
+def names_read(resolved: ResolvedSpec) -> frozenset[str]:
+    """Names of the spec (hyperparameters, constants, patterns) that some graph of it depends on."""
+    builders = [Builder(resolved), *(Builder(resolved, name) for name in resolved.spec.graphs)]
+    for builder in builders:
+        builder.run()
+    return frozenset[str]().union(*(builder.scope.read for builder in builders))

@@ -1,7 +1,7 @@
 """Symbolic dimensions: polynomials with integer coefficients over named sizes.
 
-``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` tiles of images. Every other size
-of a released model is an int.
+``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` tiles of images; ``P8191`` is the past of a
+cache slot that keeps at most the last 8191 tokens. Every other size of a released model is an int.
 """
 
 from __future__ import annotations
@@ -44,11 +44,16 @@ class Dim:
 
     @property
     def symbols(self) -> frozenset[str]:
-        return frozenset(n for names, _ in self.terms for n in names)
+        """What the size depends on; a bounded past depends on ``P``."""
+        names = (n for factors, _ in self.terms for n in factors)
+        return frozenset("P" if kept_of(n) is not None else n for n in names)
 
     def evaluate(self, sizes: Mapping[str, int]) -> int:
-        """The int at given sizes, e.g. ``{"B": 2, "S": 5, "P": 0}``. Raises KeyError for a missing name."""
-        return sum(c * reduce(mul, (sizes[n] for n in names), 1) for names, c in self.terms)
+        """The int at given sizes, e.g. ``{"B": 2, "S": 5, "P": 0}``. Raises KeyError for a missing name.
+
+        A bounded past that is not given is as long as it may be: ``P8191`` is min(P, 8191).
+        """
+        return sum(c * reduce(mul, (_size(n, sizes) for n in names), 1) for names, c in self.terms)
 
     def __add__(self, other: DimLike) -> Dim:
         return _collect([*self.terms, *Dim.of(other).terms])
@@ -73,6 +78,11 @@ class Dim:
         return " + ".join(_term(names, c) for names, c in self.terms) or "0"
 
     __repr__ = __str__
+
+
+def _size(name: str, sizes: Mapping[str, int]) -> int:
+    keep = kept_of(name) if name not in sizes else None
+    return sizes[name] if keep is None else min(sizes["P"], keep)
 
 
 def _term(names: Monomial, coefficient: int) -> str:
@@ -105,3 +115,13 @@ B = Dim.of("B")
 S = Dim.of("S")
 P = Dim.of("P")
 T = P + S
+
+
+def past_of(keep: int | None) -> Dim:
+    """Past tokens of a cache slot that keeps the last ``keep``; none keeps all."""
+    return P if keep is None else Dim.of(f"P{keep}")
+
+
+def kept_of(name: str) -> int | None:
+    """8191 for ``P8191``; none for every other name."""
+    return int(name[1:]) if name.startswith("P") and name[1:].isdecimal() else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from llamagen.diagnostics import Span
+from llamagen.ir.dims import Dim, past_of
 from llamagen.ir.graph import (
     Attrs,
     Block,
@@ -21,6 +22,7 @@ from llamagen.ir.graph import (
     TensorType,
     join,
 )
+from llamagen.ir.optypes import keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,10 @@ class FlatNode:
 
 @dataclass(frozen=True, slots=True)
 class CacheSlot:
-    """One use of ``cache``: the types of the new keys and values [B, K, S, H] and where it happens."""
+    """One use of ``cache``: the types of the new keys and values [B, K, S, H] and where it happens.
+
+    ``keep`` is how many tokens it hands to the next call at most; none is all of them.
+    """
 
     path: str
     key: TensorType
@@ -49,6 +54,12 @@ class CacheSlot:
     past_value: str
     present_key: str
     present_value: str
+    keep: int | None = None
+
+    @property
+    def past(self) -> Dim:
+        """Tokens before the new ones that it brings along."""
+        return past_of(self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,7 @@ class _Flattener:
             key, value = (self.types[o] for o in operands)
             past = f"past_key_values.{i}"
             names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
-            self.slots.append(CacheSlot(path, key, value, *names))
+            self.slots.append(CacheSlot(path, key, value, *names, keep_of(node.attrs)))
         return results
 
 

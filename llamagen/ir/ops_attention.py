@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamagen.ir.dims import Dim, P
+from llamagen.ir.dims import Dim, past_of
 from llamagen.ir.graph import Attrs, DType, TensorType
 from llamagen.ir.optypes import (
     AttrSpec,
@@ -11,6 +11,7 @@ from llamagen.ir.optypes import (
     Types,
     a_int,
     elements,
+    keep_of,
     need,
     need_rank,
     need_real,
@@ -57,14 +58,17 @@ def _mask_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
             f"{name} must be above 0, not {size}",
         )
     b, s = positions.shape
-    return (TensorType(DType.BOOL, (b, Dim.of(1), s, attention_mask.shape[1])),)
+    keep = keep_of(attrs)
+    keys = attention_mask.shape[1] if keep is None else past_of(keep) + s
+    return (TensorType(DType.BOOL, (b, Dim.of(1), s, keys)),)
 
 
 def _cache_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    past = past_of(keep_of(attrs))
     results: list[TensorType] = []
     for t, what in zip(types, ("keys", "values"), strict=True):
         need_rank(t, 4, f"cached {what}")
-        results.append(TensorType(t.dtype, (*t.shape[:2], t.shape[2] + P, t.shape[3])))
+        results.append(TensorType(t.dtype, (*t.shape[:2], t.shape[2] + past, t.shape[3])))
     need(types[0].shape[:3] == types[1].shape[:3], f"keys {types[0]} and values {types[1]} differ")
     return tuple(results)
 
@@ -178,6 +182,9 @@ ATTENTION_OPS: tuple[Op, ...] = (
         (
             AttrSpec("window", "int", "number of visible keys", optional=True),
             AttrSpec("chunk", "int", "size of a block of positions", optional=True),
+            AttrSpec(
+                "keep", "int", "only new keys and so many before", optional=True, derived=True
+            ),
         ),
         hoisted=True,
         internal=True,
@@ -186,11 +193,13 @@ ATTENTION_OPS: tuple[Op, ...] = (
     Op(
         "cache",
         "Append new keys and values to those of earlier tokens: one slot of the key/value cache a use, in execution "
-        "order.",
-        "k_all, v_all = concat(past_k, k), concat(past_v, v) along tokens",
+        "order. A slot read only under masks with a window or a chunk can be bounded: then it hands at most ``keep`` "
+        "tokens to the next call, those that a later query can still see (ir/bounded.py).",
+        "k_all, v_all = concat(past_k, k), concat(past_v, v) along tokens; the last ``keep`` are the next past",
         ("k", "v"),
         _cache_shape,
         Precision.EXACT,
+        (AttrSpec("keep", "int", "tokens that stay for later calls", optional=True, derived=True),),
     ),
     Op(
         "attention",

@@ -39,6 +39,8 @@ class AttrSpec:
     choices: tuple[str, ...] = ()
     optional: bool = False
     """May be ``none``."""
+    derived: bool = False
+    """Set by a pass over the graph, never written in a spec; absent until then."""
 
 
 Types: TypeAlias = Sequence[TensorType]
@@ -82,6 +84,13 @@ class Op:
 
     def attr(self, name: str) -> AttrSpec | None:
         return next((a for a in self.attrs if a.name == name), None)
+
+
+def keep_of(attrs: Attrs) -> int | None:
+    """``keep`` of a cache or a mask: none before the pass that bounds caches, and for what it leaves whole."""
+    value = attrs.get("keep")
+    assert value is None or (isinstance(value, int) and value >= 0), value
+    return value
 
 
 def a_int(attrs: Attrs, name: str) -> int:

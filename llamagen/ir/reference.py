@@ -68,8 +68,9 @@ def evaluate(
     KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
     ids: Ints = np.asarray(input_ids, dtype=np.int64)
-    before = past[0][0].shape[2] if past else 0
     batch, new = ids.shape
+    told = None if attention_mask is None else np.shape(attention_mask)[1] - new
+    before = _past(flat, past, told)
     sizes = {"B": batch, "S": new, "P": before}
     shape = (batch, before + new)
     mask: Ints = np.ones(shape, np.int64) if attention_mask is None else _ints(attention_mask)
@@ -99,7 +100,8 @@ def evaluate_graph(
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
-    sizes = {"P": past[0][0].shape[2] if past else 0}
+    told = [np.shape(inputs[name])[1] for name in ("attention_mask", "positions") if name in inputs]
+    sizes = {"P": _past(flat, past, told[0] - told[1] if len(told) == 2 else None)}
     for name in flat.inputs:
         found = np.shape(inputs[name])
         if len(found) != len(flat.types[name].shape):
@@ -108,6 +110,17 @@ def evaluate_graph(
             sizes.setdefault(str(dim), size)
     given = {name: inputs[name] for name in flat.inputs}
     return _evaluate(flat, weights, given, sizes, past, False, rounding)
+
+
+def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
+    """Tokens of earlier calls: a slot that keeps all of them can tell, else the attention mask."""
+    slots = zip(past or (), flat.slots, strict=bool(past))
+    whole: list[int] = [k.shape[2] for (k, _), slot in slots if slot.keep is None]
+    if whole:
+        return whole[0]
+    if past and by_mask is None:
+        raise ValueError("every cache slot is bounded: give an attention_mask over all tokens")
+    return by_mask or 0
 
 
 def _evaluate(
@@ -165,7 +178,9 @@ class _Run:
         if self.past is not None:
             old_k, old_v = self.past[slot]
             k, v = np.concatenate([old_k, k], axis=2), np.concatenate([old_v, v], axis=2)
-        self.present.append((k, v))
+        total = k.shape[2]
+        keep = total if (found := self.flat.slots[slot].keep) is None else min(found, total)
+        self.present.append((k[:, :, total - keep :], v[:, :, total - keep :]))
         return k, v
 
     def put(self, name: str, value: Array) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llamagen.ir.optypes import a_bool
+from llamagen.ir.optypes import a_bool, keep_of
 from llamagen.ir.reference_ops import Array, Formula, Operands, Real, softmax
 
 
@@ -106,7 +106,9 @@ def _causal_mask(o: Operands) -> tuple[Array, ...]:
         # Slots and true positions differ by the row's padding; a chunk counts true ones.
         block = np.maximum(np.cumsum(real_token, axis=1) - 1, 0) // int(chunk)
         visible &= block[:, total - new :, None] == block[:, None, :]
-    return (visible[:, None],)
+    keep = keep_of(o.attrs)
+    first = 0 if keep is None else max(total - new - keep, 0)
+    return (visible[:, None, :, first:],)
 
 
 def _attention(o: Operands) -> tuple[Array, ...]:

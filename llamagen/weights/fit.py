@@ -135,11 +135,11 @@ def explained(
     )
     but = f"all but {fit.misfits} of " if fit.misfits else ""
     more = ", besides others" if fit.unwanted else ""
-    help = f"{but}the {fit.tensors} tensors of {_listed(fit.ids)} are there{more}"
+    help = f"{but}the {fit.tensors} tensors of {listed(fit.ids)} are there{more}"
     return (Diagnostic("LG618", "error", message, help=help),)
 
 
-def _listed(ids: Sequence[str]) -> str:
+def listed(ids: Sequence[str]) -> str:
     """Base models before their variants, generation by generation, the rest counted."""
     chosen = [next(group) for _, group in groupby(ids, key=lambda i: i.rsplit("/", 1)[0])]
     shown = [f"`{i}`" for i in (chosen + [i for i in ids if i not in chosen])[:_SHOWN]]

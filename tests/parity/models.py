@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen.ir.bounded import with_caches
 from llamagen.ir.build import build
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
@@ -44,6 +45,13 @@ class RandomModel:
     @cached_property
     def graph(self) -> Graph:
         return build(self.resolved)
+
+    def bounded(self) -> RandomModel:
+        """The same model with its caches bounded: equal weights, another graph."""
+        other = RandomModel(self.resolved, self.seed, self._made)
+        other.__dict__["graphs"] = with_caches(self.graphs, "bounded")
+        other.__dict__["graph"] = other.graphs["model"]
+        return other
 
     @cached_property
     def flat(self) -> FlatGraph:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from llamagen import api
+from llamagen.emit.manifest import read_manifest
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.transformers_witness import COUNTS_PADDING
@@ -67,6 +68,21 @@ def test_weights_are_stored_once(model: RandomModel, random_folder: Path) -> Non
     padding = 64 * len(model.all_parameters) * 64
     assert 4 * count <= (out / "model.onnx.data").stat().st_size <= 4 * count + padding
     assert {p.name for p in out.glob("*.onnx")} == {f"{name}.onnx" for name in model.graphs}
+
+
+def test_a_folder_with_bounded_caches(model: RandomModel, tmp_path: Path) -> None:
+    """Verified against the model with whole caches, and told to whoever feeds it."""
+    spec, out = tmp_path / "spec.yaml", tmp_path / "out"
+    spec.write_text(resolved_text(model.resolved), encoding="utf-8")
+    api.load(spec).export(out, random_weights=SEED, cache="bounded")
+    report = api.verify_folder(out, ("reference", "torch"), steps=4)
+    assert report.passed and len(report.rows) == 2 * len(CASES), report
+    assert read_manifest(out).cache == "bounded"
+    readme = (out / "README.md").read_text(encoding="utf-8")
+    assert "bounded: at most 4 tokens in 6 of 8 caches" in readme
+    reason = "keeps at most 4 tokens in 6 of 8 caches; clients want pasts of one length"
+    assert f"onnxruntime-genai: the model {reason}" in readme
+    assert not (out / "genai_config.json").exists()
 
 
 @pytest.mark.parametrize("graph", ["vision_encoder", "embedding", "decoder"])

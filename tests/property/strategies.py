@@ -351,9 +351,9 @@ def specs(draw: DrawFn) -> SpecText:
 
 
 @st.composite
-def inputs(draw: DrawFn, vocab_size: int) -> Scenario:
-    """Rows with left padding of their own, cut anywhere, inside the padding too."""
-    batch, length = draw(st.integers(1, 3)), draw(st.integers(2, 10))
+def inputs(draw: DrawFn, vocab_size: int, least: int = 2, most: int = 10) -> Scenario:
+    """``least`` to ``most`` tokens, rows with left padding of their own, cut anywhere, inside the padding too."""
+    batch, length = draw(st.integers(1, 3)), draw(st.integers(least, most))
     padding = [draw(st.integers(0, length - 1)) for _ in range(batch)]
     cuts = draw(st.sets(st.integers(1, length - 1), max_size=3))
     edges = [0, *sorted(cuts), length]

@@ -169,12 +169,11 @@ class _Model:
 
     def phase(self, batch: int, new: int, past: int) -> Phase:
         load = self.load
-        per_token = self.cache.per_token(load.cache_bytes)
         return Phase(
             count_flops(self.flops, batch, new, past),
             self.weights_read(batch * new),
             batch * self.cache.allocated(past, load.cache_bytes),
-            batch * new * per_token,
+            batch * self.cache.allocated(new, load.cache_bytes),
             self.activations.peak({"B": batch, "S": new, "P": past}),
             batch * new,
         )

@@ -9,7 +9,7 @@ from llamagen.analysis.numbers.walk import Place, behind, operand_types, places
 from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart
-from llamagen.ir.optypes import elements
+from llamagen.ir.optypes import elements, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class CacheLayer:
     value_dim: int
     window: int | None
     chunk: int | None
+    keep: int | None = None
+    """Tokens that the slot hands to the next call at most, once the graph's caches are bounded; none for all."""
 
     @property
     def values_per_token(self) -> int:
@@ -31,13 +33,17 @@ class CacheLayer:
 
     @property
     def reach(self) -> int | None:
-        """Tokens that this layer can ever need at once; none means all of them."""
+        """Tokens that a query can see, itself included; none means all of them."""
         bounds = [b for b in (self.window, self.chunk) if b is not None]
         return min(bounds) if bounds else None
 
     def tokens(self, context: int) -> int:
-        """Tokens that must be kept when ``context`` tokens have been seen."""
-        return context if self.reach is None else min(context, self.reach)
+        """Tokens that must be kept when ``context`` tokens have been seen: a later query brings itself."""
+        return context if self.reach is None else min(context, self.reach - 1)
+
+    def kept(self, context: int) -> int:
+        """Tokens that are kept when ``context`` tokens have been seen."""
+        return context if self.keep is None else min(context, self.keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,11 @@ class CacheReport:
     """The cache of a graph. Sizes are for one sequence; a batch of B needs B times as much."""
 
     layers: tuple[CacheLayer, ...]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether some slot drops what no later query can see."""
+        return any(s.keep is not None for s in self.layers)
 
     def per_token(self, bytes_per_value: int) -> int:
         """Bytes that one more token adds while every layer still keeps everything."""
@@ -55,8 +66,8 @@ class CacheReport:
         return bytes_per_value * sum(s.values_per_token * s.tokens(context) for s in self.layers)
 
     def allocated(self, context: int, bytes_per_value: int) -> int:
-        """Bytes at ``context`` tokens as the generated models keep it: every layer keeps every token."""
-        return self.per_token(bytes_per_value) * context
+        """Bytes at ``context`` tokens as the generated model keeps it: every token, but in bounded slots."""
+        return bytes_per_value * sum(s.values_per_token * s.kept(context) for s in self.layers)
 
 
 _CACHE_OPS = frozenset({"cache"})
@@ -78,6 +89,7 @@ def _layer(graph: Graph, here: Place, masks: Mapping[str, Node]) -> CacheLayer:
         value.shape[3].value,
         window,
         chunk,
+        keep_of(here.node.attrs),
     )
 
 

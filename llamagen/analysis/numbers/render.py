@@ -30,6 +30,12 @@ def _lines(report: CostReport) -> Iterator[str]:
     yield f"weights               {bytes_text(report.weight_bytes)}"
     yield f"KV cache a token      {bytes_text(report.cache.per_token(load.cache_bytes))} in {size} bit"
     yield f"KV cache              {bytes_text(report.cache_bytes)} for {load.batch} x {load.context} tokens"
+    kept = [layer.keep for layer in report.cache.layers if layer.keep is not None]
+    if kept:
+        yield (
+            f"  bounded             {len(kept)} of {len(report.cache.layers)} layers keep at most "
+            f"{max(kept):,} tokens"
+        )
     if report.cache_bytes_needed != report.cache_bytes:
         bounded = sum(1 for layer in report.cache.layers if layer.reach is not None)
         yield (
@@ -101,6 +107,7 @@ def json_text(report: CostReport) -> str:
         },
         "weight_bytes": report.weight_bytes,
         "kv_bytes_per_token": report.cache.per_token(load.cache_bytes),
+        "kv_cache": "bounded" if report.cache.bounded else "full",
         "kv_bytes": report.cache_bytes,
         "kv_bytes_visible": report.cache_bytes_needed,
         "prefill": _phase_json(report.prefill),

@@ -72,6 +72,9 @@ def contract_of(graph: Graph) -> Contract:
         reasons.append(f"keeps caches of [heads, head size] {several}; clients know one shape")
     if any(slot.key.shape[2] != Dim.of("S") for slot in flat.slots):
         reasons.append("does not keep one entry for every new token")
+    bounds = [slot.keep for slot in flat.slots if slot.keep is not None]
+    if bounds:
+        reasons.append(f"keeps {bounds_text(flat)}; clients want pasts of one length")
     inputs = tuple(_FED.get(name, name) for name in flat.inputs)
     named = dict(zip(graph.output_names, flat.outputs, strict=True))
     vocab_size = _fixed(flat.types[named["logits"]], axis=-1) if "logits" in named else 0
@@ -79,6 +82,14 @@ def contract_of(graph: Graph) -> Contract:
         return Unfit(tuple(reasons), plain, inputs, vocab_size)
     ((kv_heads, head_dim),) = shapes
     return Decoder(inputs, len(flat.slots), _heads(flat), kv_heads, head_dim, vocab_size)
+
+
+def bounds_text(flat: FlatGraph) -> str:
+    """``at most 8,191 tokens in 36 of 48 caches``"""
+    bounds = sorted({slot.keep for slot in flat.slots if slot.keep is not None})
+    count = sum(slot.keep is not None for slot in flat.slots)
+    most = " or ".join(f"{keep:,}" for keep in bounds)
+    return f"at most {most} tokens in {count} of {len(flat.slots)} caches"
 
 
 def _cache_shapes(slot: CacheSlot) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llamagen.analysis.family.card import cell
-from llamagen.emit.clients.decoder import Contract, Unfit
+from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import Settings, SpecialTokens
 from llamagen.emit.onnx.emit import OnnxModel, llamagen_version
 from llamagen.ir.build_graphs import MAIN, all_parameters
+from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.resources import data_folder
 from llamagen.spec.resolve import ResolvedSpec
@@ -162,6 +163,10 @@ def _facts(exported: Exported) -> Iterator[Row]:
     profile = model.profile
     yield Row("operators", f"profile {profile.name}, opset {profile.opset}")
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
+    flat = flatten(exported.graphs[MAIN])
+    if any(slot.keep is not None for slot in flat.slots):
+        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token"
+        yield Row("past keys and values", kept)
     yield Row("vocabulary", f"{exported.contract.vocab_size:,}")
     if spec.hyperparameters.max_positions is not None:
         yield Row("context", f"{spec.hyperparameters.max_positions:,} tokens")

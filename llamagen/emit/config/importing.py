@@ -34,12 +34,13 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     registry = Registry()
     models = known_models(registry)
     source = read_json(file)
-    wanted = _wanted(source, tuple(sorted({one.mapping.kind for one in models})))
+    wanted = wanted_of(source, tuple(sorted({one.mapping.kind for one in models})))
     made = import_wanted(wanted, spec_id or _id_of(file), models, registry)
     return _checked(made, path, registry) if path.is_dir() else made
 
 
-def _wanted(source: JsonSource, kinds: tuple[str, ...]) -> Wanted:
+def wanted_of(source: JsonSource, kinds: tuple[str, ...]) -> Wanted:
+    """What a file says, a params.json or a config.json of one of ``kinds``. Raises as the readers of both do."""
     if "model_type" not in source.value and "dim" in source.value:
         return read_params(source)
     return read_config(source, kinds)

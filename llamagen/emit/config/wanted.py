@@ -65,7 +65,8 @@ def read_config(source: JsonSource, kinds: tuple[str, ...]) -> Wanted:
             values[key] = one
             if key != path:
                 written[key] = path
-    return Wanted(source, "config.json", str(kind), values, written)
+    ignored = _undo_filling(values, source)
+    return Wanted(source, "config.json", str(kind), values, written, ignored)
 
 
 def _leaves(config: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
@@ -86,7 +87,8 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
         rest = {key: one for key, one in value.items() if key != "rope_theta"}
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]
-        yield f"{lead}rope_scaling", _scaling(rest)
+        if (scaling := _scaling(rest)) is not None:
+            yield f"{lead}rope_scaling", scaling
     elif name == "attn_temperature_tuning" and type(value) is int:
         yield path, value != 0  # transformers 4.51 wrote the interval of such layers
     elif name == "rope_scaling":
@@ -105,6 +107,43 @@ def _scaling(value: Json) -> Json:
     (kind,) = kinds
     rest = {key: one for key, one in value.items() if key not in ("rope_type", "type")}
     return None if kind == "default" and not rest else {**rest, "rope_type": kind}
+
+
+_USUAL_INTERVAL = 4
+"""Llama 4: the layers without positions that transformers fills in for an empty `no_rope_layers`."""
+
+
+def _undo_filling(values: dict[str, Json], source: JsonSource) -> dict[str, str]:
+    """What transformers 5 writes out of `no_rope_layers` when it saves a Llama 4: key -> why nothing is lost.
+
+    Raises LG108 for a `layer_types` that says something else.
+    """
+    lead = "text_config."
+    interval = values.get(f"{lead}no_rope_layer_interval", _USUAL_INTERVAL)
+    flags, count = values.get(f"{lead}no_rope_layers"), values.get(f"{lead}num_hidden_layers")
+    if not isinstance(flags, list) or type(count) is not int or type(interval) is not int:
+        return {}
+    if interval < 1 or not 0 < count <= 10_000:
+        return {}
+    ignored: dict[str, str] = {}
+    full = list(flags) or _flags(count, interval)
+    values[f"{lead}no_rope_layers"] = [] if full == _flags(count, _USUAL_INTERVAL) else full
+    if values.pop(f"{lead}no_rope_layer_interval", None) is not None:
+        ignored[f"{lead}no_rope_layer_interval"] = "what an empty no_rope_layers is filled by"
+    kinds = values.pop(f"{lead}layer_types", None)
+    if kinds is not None:
+        wanted = ["chunked_attention" if flag else "full_attention" for flag in full]
+        if kinds != wanted:
+            message = "`text_config.layer_types` says otherwise than `no_rope_layers`"
+            help = "full_attention for a layer without positions, else chunked_attention"
+            place = source.place(f"{lead}layer_types")
+            raise LlamagenError.of("LG108", message, place, help)
+        ignored[f"{lead}layer_types"] = "follows from no_rope_layers"
+    return ignored
+
+
+def _flags(count: int, interval: int) -> list[Json]:
+    return [0 if (i + 1) % interval == 0 else 1 for i in range(count)]
 
 
 def _twice(source: JsonSource, path: str, key: str) -> LlamagenError:

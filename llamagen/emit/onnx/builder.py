@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
-from llamagen.ir.dims import Dim
+from llamagen.ir.dims import Dim, P, kept_of
 from llamagen.ir.graph import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
@@ -43,8 +43,17 @@ DIM_NAMES: Mapping[str, str] = {
 
 
 def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
-    """Fixed sizes as ints, ``B``, ``S``, ``P`` and ``P + S`` under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else DIM_NAMES.get(str(d), str(d)) for d in dims])
+    """Fixed sizes as ints, ``B``, ``S``, pasts and totals under their ONNX names, other sizes by their formula."""
+    return ir.Shape([d.value if d.is_static else dim_name(d) for d in dims])
+
+
+def dim_name(dim: Dim) -> str:
+    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``."""
+    text = str(dim)
+    keep = kept_of(text.removesuffix(" + S"))
+    if keep is None:
+        return DIM_NAMES.get(text, text)
+    return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
 
 
 class Names:
@@ -264,8 +273,11 @@ class Builder:
         known = self._root._sizes
         text = str(dim)
         if text not in known:
+            keep = kept_of(text)
             if text == "P":
                 known[text] = self._root.op("Sub", known["P + S"], known["S"])
+            elif keep is not None:
+                known[text] = self._root.op("Min", self.size(P), self.ints([keep]))
             else:
                 known[text] = self._root._polynomial(dim)
         return known[text]

@@ -121,6 +121,7 @@ class _Emitter:
         self.named: set[int] = set()
         self.presents: list[ir.Value] = []
         self.slots: list[CacheSlot] = list(self.flat.slots)
+        self.bounded = any(slot.keep is not None for slot in self.slots)
 
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
@@ -158,6 +159,7 @@ class _Emitter:
                 "llamagen.version": llamagen_version(),
                 "llamagen.profile": b.profile.name,
                 "llamagen.dtype": dtype,
+                "llamagen.cache": "bounded" if self.bounded else "full",
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
             },
         )
@@ -176,8 +178,9 @@ class _Emitter:
         found = [made[n] for n in order]
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
-                shape = (*new.shape[:2], P, new.shape[3])
+                shape = (*new.shape[:2], slot.past, new.shape[3])
                 self.values[name] = self.input(name, TensorType(new.dtype, shape))
+                self.values[name].doc_string = _past_words(slot)
                 found.append(self.values[name])
                 dims.append((self.values[name], shape))
         self.sizes(dims)
@@ -189,13 +192,14 @@ class _Emitter:
         return self.b.value(name, outside, onnx_shape(of.shape))
 
     def sizes(self, dims: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> None:
-        """B, S, T, I (and P where no input has T) read off the inputs' shapes."""
+        """B, S, T, I, bounded pasts (and P where no input has T) read off the inputs' shapes."""
         b, known = self.b, dict[str, ir.Value]()
+        read = {"B", "S", "P", "P + S", "I"} | {str(slot.past) for slot in self.slots}
         b.scope = "/shapes"
         for value, shape in dims:
             for axis, dim in enumerate(shape):
                 text = str(dim)
-                if text not in known and text in ("B", "S", "P", "P + S", "I"):
+                if text not in known and text in read:
                     known[text] = b.op(
                         "Shape", value, dtype=ir.DataType.INT64, start=axis, end=axis + 1
                     )
@@ -240,9 +244,14 @@ class _Emitter:
             (operands[0], slot.key, slot.past_key, slot.present_key),
             (operands[1], slot.value, slot.past_value, slot.present_value),
         ):
-            outside, inside = append_to_cache(self.b, new, self.values[past])
+            outside, inside = append_to_cache(self.b, new, self.values[past], slot.keep)
             outside.name = self.b.name(present)
-            outside.shape = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
+            if slot.keep is None:
+                outside.shape = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
+            else:
+                batch, heads = onnx_shape(of.shape[:2])
+                kept = f"present_sequence_{slot.keep}"
+                outside.shape = ir.Shape([batch, heads, kept, of.shape[3].value])
             self.named.add(id(outside))
             self.presents.append(outside)
             results.append(inside)
@@ -264,6 +273,17 @@ class _Emitter:
             value.shape = onnx_shape(of.shape)
             results.append(value)
         return [*results, *self.presents]
+
+
+def _past_words(slot: CacheSlot) -> str | None:
+    """What a runtime must hand over; a slot that keeps everything needs no words."""
+    if slot.keep is None:
+        return None
+    present = slot.present_key.rpartition(".")[0]
+    return (
+        f"what the call before returned as {present}: at most the last {slot.keep} tokens, all that a later one can "
+        "read here. attention_mask covers every token nevertheless."
+    )
 
 
 def _scope(path: str) -> str:

@@ -77,28 +77,41 @@ def _slots(b: Builder, new: Dim, total: Dim) -> tuple[ir.Value, ir.Value, ir.Val
 
 
 def _causal_mask(b: Builder, site: Site, x: Values) -> Values:
-    """bool[B, 1, S, T]. ONNX Runtime gives zeros, not NaN, for a query that sees nothing."""
-    attention_mask = x[1]
-    new_size, queries, keys = _slots(b, site.dims()[1], site.dims(1)[1])
+    """bool[B, 1, S, keys]: all tokens, or new ones and the past that a bounded slot keeps.
+
+    ONNX Runtime gives zeros, not NaN, for a query that sees nothing.
+    """
+    attention_mask, total = x[1], site.dims(1)[1]
+    width = site.results[0].shape[3]
+    new_size, queries, keys = _slots(b, site.dims()[1], width)
     visible = b.op("LessOrEqual", keys, queries, dtype=BOOL)
     if site.attrs["window"] is not None:
         distance = b.op("Sub", queries, keys)
         near = b.op("Less", distance, b.whole(a_int(site.attrs, "window")), dtype=BOOL)
         visible = b.op("And", visible, near)
-    real = b.op("Unsqueeze", b.to(attention_mask, BOOL), b.ints([1, 2]))
+    real = _last(b, attention_mask, total, width)
+    real = b.op("Unsqueeze", b.to(real, BOOL), b.ints([1, 2]))
     visible = b.op("And", visible, real)
     if site.attrs["chunk"] is not None:
         chunk = b.whole(a_int(site.attrs, "chunk"))
         # Counted over the mask, not the slots: a chunk begins at a true position.
         counted = b.op("Sub", b.op("CumSum", attention_mask, b.whole(1)), b.whole(1))
         block = b.op("Div", counted, chunk)
-        of_new = b.op("Slice", block, b.op("Neg", new_size), b.size(site.dims(1)[1]), b.ints([1]))
+        of_new = b.op("Slice", block, b.op("Neg", new_size), b.size(total), b.ints([1]))
         of_keys, of_queries = (
-            b.op("Unsqueeze", block, b.ints([1, 2])),
+            b.op("Unsqueeze", _last(b, block, total, width), b.ints([1, 2])),
             b.op("Unsqueeze", of_new, b.ints([1, 3])),
         )
         visible = b.op("And", visible, b.op("Equal", of_keys, of_queries, dtype=BOOL))
     return (visible,)
+
+
+def _last(b: Builder, x: ir.Value, total: Dim, width: Dim) -> ir.Value:
+    """The last ``width`` columns of x [B, total]."""
+    if width == total:
+        return x
+    start = b.op("Sub", b.size(total), b.size(width))
+    return b.op("Slice", x, start, b.size(total), b.ints([1]))
 
 
 def _attention(b: Builder, site: Site, x: Values) -> Values:
@@ -170,10 +183,19 @@ def _attention_temperature(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("Unsqueeze", b.op("Add", scaled, b.number(1.0, FLOAT)), b.ints([1, 3])),)
 
 
-def append_to_cache(b: Builder, new: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """``past`` and ``new`` joined along tokens: in the dtype outside the graph, and in the model's."""
-    present = b.op("Concat", past, b.to(new, b.io), axis=2)
-    return present, b.inside(present, DType.MODEL)
+def append_to_cache(
+    b: Builder, new: ir.Value, past: ir.Value, keep: int | None
+) -> tuple[ir.Value, ir.Value]:
+    """``past`` and ``new`` joined along tokens: what is kept, in the dtype outside, and all of it in the model's."""
+    joined = b.op("Concat", past, b.to(new, b.io), axis=2)
+    inside = b.inside(joined, DType.MODEL)
+    if keep is None:
+        return joined, inside
+    end = b.ints(
+        [np.iinfo(np.int64).max]
+    )  # a start beyond the first token, or an end, is cut to what is there
+    start = b.ints([-keep]) if keep else end
+    return b.op("Slice", joined, start, end, b.ints([2])), inside
 
 
 ATTENTION_LOWERINGS: Mapping[str, Lowering] = {

@@ -19,11 +19,12 @@ from llamagen.emit.torch.code import (
     flat,
     statement,
 )
-from llamagen.emit.torch.constants import Constants
+from llamagen.emit.torch.constants import Constants, kept_text
 from llamagen.emit.torch.lower import Lowering, lower, shape_of
 from llamagen.emit.torch.names import local
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart, TensorType, Value
+from llamagen.ir.optypes import keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,11 @@ class Body:
             if node.op == "stack":
                 self.stack(node)
             elif node.op == "cache":
-                self.assign(node, call("cache.append", *(self.read(o) for o in node.operands)))
+                given = [self.read(o) for o in node.operands]
+                keep = keep_of(node.attrs)
+                if keep is not None:
+                    given.append(Text(kept_text(self.around.constants, keep)))
+                self.assign(node, call("cache.append", *given))
             else:
                 self.assign(node, self.expression(node))
 

@@ -49,6 +49,13 @@ class Constants:
             return flat(self.code(value, Name(name)))
         return self.define(define, value).text if define else literal(value).text
 
+    def one_below(self, value: int, *names: str) -> str:
+        """``value`` as the first of the hyperparameters ``names`` that is one more, less one; else the literal."""
+        name = next((n for n in names if self.scalars.get(n) == value + 1), None)
+        if name is None:
+            return literal(value).text
+        return f"{self.number_like(value + 1, name)} - 1"
+
     def define(self, name: str, value: int | float) -> Text:
         """A constant that the graph has no scalar for, such as ``ROPE_THETA``."""
         reserved = dict(zip(self.order, self.scalars.values(), strict=True))
@@ -90,3 +97,8 @@ class Constants:
                 return Binary(op, a, b) if a is not None and b is not None else None
             case _:
                 return None
+
+
+def kept_text(constants: Constants, keep: int) -> str:
+    """How many tokens a bounded slot keeps: one less than the window or the chunk that bounds it."""
+    return constants.one_below(keep, "sliding_window", "attention_chunk_size")

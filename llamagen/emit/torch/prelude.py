@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.code import Text, call, statement
-from llamagen.emit.torch.constants import Constants
+from llamagen.emit.torch.constants import Constants, kept_text
 from llamagen.emit.torch.names import identifier
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import Graph, Node
-from llamagen.ir.optypes import a_float, a_int, a_str
+from llamagen.ir.optypes import a_float, a_int, a_str, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,12 @@ class RopeView:
 
 @dataclass(frozen=True, slots=True)
 class MaskView:
-    """One mask; ``limit`` is the window or the chunk."""
+    """One mask; ``limit`` is the window or the chunk, ``keep`` the past of the slots it is for if they are bounded."""
 
     variable: str
     kind: str
     limit: str
+    keep: str = ""
 
     @property
     def plain(self) -> bool:
@@ -64,7 +65,8 @@ class MaskView:
     def lines(self) -> list[str]:
         """The call that makes it."""
         function = "causal_mask" if self.plain else f"{self.kind}_causal_mask"
-        given = ("S", "P", "attention_mask", "device", *(() if self.plain else (self.limit,)))
+        given = ["S", "P", "attention_mask", "device", self.limit, self.keep]
+        given = [g for g in given if g]
         return statement(f"{self.variable} = ", call(function, *(Text(g) for g in given)), 2)
 
 
@@ -116,6 +118,11 @@ class Prelude:
         return any(m.kind == "chunked" for m in self.masks)
 
     @property
+    def bounded(self) -> bool:
+        """Whether some masks are for slots that do not keep all keys."""
+        return any(m.keep for m in self.masks)
+
+    @property
     def placed(self) -> bool:
         """Whether something here depends on positions or the mask."""
         return bool(self.ropes or self.masks or self.temperatures)
@@ -158,6 +165,10 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
                 message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
                 raise LlamagenError.of("LG741", message, node.span)
         variables.update(dict.fromkeys(node.results, variable))
+    if any(
+        m.keep for m in masks
+    ):  # functions of masks then take how many past keys there are at most
+        masks = [m if m.plain or m.keep else replace(m, keep="P") for m in masks]
     return Prelude(tuple(ropes), tuple(grids), tuple(masks), tuple(temperatures), variables)
 
 
@@ -276,10 +287,14 @@ def _mask(node: Node, variable: str, constants: Constants) -> MaskView:
     if isinstance(window, int) and isinstance(chunk, int):
         message = "a mask has a window or a chunk, not both"
         raise LlamagenError.of("LG741", message, node.span)
+    keep = keep_of(node.attrs)
+    kept = "" if keep is None else kept_text(constants, keep)
     if isinstance(window, int):
-        return MaskView(variable, "sliding", constants.number_like(window, "sliding_window"))
+        limit = constants.number_like(window, "sliding_window")
+        return MaskView(variable, "sliding", limit, kept)
     if isinstance(chunk, int):
-        return MaskView(variable, "chunked", constants.number_like(chunk, "attention_chunk_size"))
+        limit = constants.number_like(chunk, "attention_chunk_size")
+        return MaskView(variable, "chunked", limit, kept)
     return MaskView(variable, "causal", "")
 
 

@@ -47,6 +47,8 @@ class RootView:
     ties: tuple[TieView, ...]
     choice: bool
     caches: bool
+    bounded: bool
+    """Whether some slots of the cache keep the last tokens only."""
     places: bool
     """Whether the prologue needs positions at all."""
     reads_mask: bool
@@ -98,7 +100,10 @@ class RootView:
 
     @property
     def returns(self) -> str:
-        return f"return {self.result}, cache.present" if self.caches else f"return {self.result}"
+        if not self.caches:
+            return f"return {self.result}"
+        present = "Past(P + S, cache.present)" if self.bounded else "cache.present"
+        return f"return {self.result}, {present}"
 
 
 def root_view(plan: Plan) -> RootView:
@@ -126,6 +131,7 @@ def root_view(plan: Plan) -> RootView:
         ties=_ties(graph),
         choice=plan.choice,
         caches=plan.caches,
+        bounded=plan.prelude.bounded,
         places=places,
         reads_mask="attention_mask" in plan.arguments[block.name],
         inputs=body.input_names,

@@ -11,6 +11,7 @@ from llamagen.analysis.numbers.memory import activations_of, cache_of
 from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
 from llamagen.analysis.numbers.params import Component, count_parameters, storage, weight_bytes
 from llamagen.diagnostics import LlamagenError
+from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import parameters
 from llamagen.ir.ops import OPS
@@ -83,9 +84,24 @@ def test_chunked_layers_keep_one_chunk() -> None:
     cache = cache_of(models.graph(models.SCOUT))
     assert [layer.chunk for layer in cache.layers[:5]] == [8192, 8192, 8192, None, 8192]
     a_layer = 2 * 2 * 8 * 128
-    assert cache.needed(8192, 2) == cache.allocated(8192, 2) == 48 * a_layer * 8192
-    assert cache.needed(131072, 2) == a_layer * (36 * 8192 + 12 * 131072)
+    assert cache.needed(8191, 2) == cache.allocated(8191, 2) == 48 * a_layer * 8191
+    assert cache.needed(131072, 2) == a_layer * (36 * 8191 + 12 * 131072)
     assert cache.allocated(131072, 2) == 48 * a_layer * 131072
+
+
+def test_a_bounded_graph_allocates_what_is_needed() -> None:
+    """10 million tokens: at most one chunk of keys in 36 of 48 layers, and a decode step reads no more."""
+    full = models.graph(models.SCOUT)
+    cut = bound_caches(full)
+    whole, bounded = (cache_of(g) for g in (full, cut))
+    assert [layer.keep for layer in bounded.layers] == [8191, 8191, 8191, None] * 12
+    assert bounded.allocated(10_485_760, 2) == whole.needed(10_485_760, 2)
+    assert bounded.allocated(10_485_760, 2) == 4096 * (36 * 8191 + 12 * 10_485_760)
+    load = workload(10_485_760)
+    wide, narrow = cost_of(full, load), cost_of(cut, load)
+    assert narrow.cache_bytes == narrow.decode.cache_bytes_read == narrow.cache_bytes_needed
+    assert narrow.decode.flops.attention * 3 < wide.decode.flops.attention
+    assert narrow.prefill.cache_bytes_written == narrow.cache_bytes
 
 
 def test_flops_of_7b_by_hand() -> None:

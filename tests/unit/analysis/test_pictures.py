@@ -92,7 +92,7 @@ def test_diff_svg_colours_what_changed() -> None:
 
 def test_plot_bends_where_layers_are_local() -> None:
     curve = dict(cache_curve("scout", models.graph(models.SCOUT)).points)
-    assert curve[8192] == 2 * curve[4096]
+    assert curve[4096] == 2 * curve[2048]
     assert curve[131072] < 16 * curve[8192] / 2
     svg = cache_plot([("a", models.graph(models.LLAMA_3_8B)), ("b", models.graph(models.SCOUT))])
     assert {"a", "b", "context (tokens)", "128K"} <= set(texts(svg))

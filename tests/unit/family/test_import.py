@@ -43,6 +43,26 @@ def test_every_params_json_is_recognised(name: str) -> None:
     assert not made.dropped
 
 
+@pytest.mark.parametrize("name", sorted(configs()))
+def test_what_transformers_saves_again_is_recognised(name: str, tmp_path: Path) -> None:
+    """It writes defaults out: rope_parameters, layer_types, every flag of no_rope_layers."""
+    from transformers import AutoConfig, logging
+
+    logging.set_verbosity_error()
+    config = configs()[name]
+    AutoConfig.for_model(**config).save_pretrained(tmp_path)
+    made = import_path(tmp_path / CONFIG_FILE)
+    assert records()[name]["id"] in made.alike
+    assert not made.nearest.differences
+
+
+def test_layer_types_that_contradict_the_flags_are_refused() -> None:
+    config = configs()["llama-4-scout-17b-16e"]
+    text = {**config["text_config"], "layer_types": ["full_attention"] * 48}
+    (found,) = refused({**config, "text_config": text})
+    assert found.code == "LG108"
+
+
 def test_a_changed_number_is_the_only_thing_stated() -> None:
     made = imported(base(num_hidden_layers=5))
     assert [d.key for d in made.nearest.differences] == ["num_hidden_layers"]

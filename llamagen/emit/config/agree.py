@@ -1,0 +1,125 @@
+"""Whether the configuration beside a checkpoint's weights is that of a spec.
+
+Headers cannot tell Llama 3 from 3.1 (the rotary frequencies leave no trace in them), or an epsilon from another; the
+config.json or params.json beside them can. Only keys that the graph depends on count: token ids and lengths do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.analysis.family.identify import same
+from llamagen.diagnostics import Diagnostic, Span
+from llamagen.emit.config.codecs import Json
+from llamagen.emit.config.importing import wanted_of
+from llamagen.emit.config.json_source import read_json
+from llamagen.emit.config.known import Known, known_models
+from llamagen.emit.config.table import absences, fixed_of, flat, mapping_of
+from llamagen.emit.config.wanted import Wanted
+from llamagen.ir.build_graphs import names_read
+from llamagen.spec.expr import names, parse
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.fit import listed
+
+_FAR = 4
+"""A model that differs in so many values is not worth naming."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Clash:
+    """A key whose value makes another graph than the spec's."""
+
+    shown: str
+    here: Json
+    spec: Json
+    place: Span
+
+
+def disagreements(
+    resolved: ResolvedSpec, config: Path | None, registry: Registry
+) -> tuple[Diagnostic, ...]:
+    """LG607 for each key that makes another graph; one note LG608 where there is nothing to compare.
+
+    Raises LG10x for a file that cannot be read.
+    """
+    mapping = mapping_of(resolved)
+    if config is None:
+        message = "there is no config.json or params.json beside the weights to compare with"
+        return (Diagnostic("LG608", "note", message),)
+    if mapping is None:
+        message = f"`{resolved.spec.id}` has no `config` table to compare {config.name} with"
+        return (Diagnostic("LG608", "note", message),)
+    source = read_json(config)
+    models = known_models(registry)
+    wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in models)})))
+    own = Known(resolved, mapping)
+    reads = names_read(resolved)
+    if wanted.kind != mapping.kind:
+        found = [_Clash("model_type", wanted.kind, mapping.kind, source.place("model_type"))]
+    else:
+        found = list(_clashes(wanted, own, reads))
+    if not found:
+        return ()
+    help = _help(wanted, models, reads, resolved.spec.id)
+    return tuple(
+        Diagnostic(
+            "LG607",
+            "error",
+            f"`{one.shown}` is {_text(one.here)} here; `{resolved.spec.id}` has {_text(one.spec)}",
+            one.place,
+            (),
+            help if one is found[-1] else None,
+        )
+        for one in found
+    )
+
+
+def _clashes(wanted: Wanted, model: Known, reads: frozenset[str]) -> Iterator[_Clash]:
+    """Keys by which ``wanted`` is another graph than ``model``, which reads these names of its spec."""
+    expressions = flat(model.mapping.fields)
+    fixed = fixed_of(model.mapping)
+    for key, value in _said(wanted, model).items():
+        if key in expressions:
+            counts = any(name.id in reads for name in names(parse(expressions[key])))
+            expected = model.fields[key]
+        else:
+            counts, expected = key in fixed, fixed.get(key)
+        if counts and not same(value, expected):
+            yield _Clash(wanted.named(key), value, expected, wanted.place(key))
+    scaled = model.spec.hyperparameters.rope
+    if wanted.scaled is not None and scaled is not None:
+        expected = scaled.kind != "default"
+        if wanted.scaled != expected:
+            place = wanted.source.place("use_scaled_rope")
+            yield _Clash("use_scaled_rope", wanted.scaled, expected, place)
+
+
+def _said(wanted: Wanted, model: Known) -> Mapping[str, Json]:
+    """The values of the file and what its silence means; ``null`` is silence where silence has a meaning."""
+    if wanted.partial:
+        return wanted.values
+    meant = absences(model.mapping, wanted.values)
+    given = {k: v for k, v in wanted.values.items() if v is not None or k not in meant}
+    return {**meant, **given}
+
+
+def _help(wanted: Wanted, models: list[Known], reads: frozenset[str], spec_id: str) -> str:
+    rest = f"or let `{spec_id}` count with `export --ignore-config`"
+    kin = [one for one in models if one.mapping.kind == wanted.kind]
+    counts = [(sum(1 for _ in _clashes(wanted, one, reads)), one.spec.id) for one in kin]
+    fitting = [name for count, name in counts if not count]
+    if fitting:
+        return f"the file is that of {listed(fitting)}: take its spec, {rest}"
+    fewest, name = min(counts, default=(_FAR, ""), key=lambda one: one[0])
+    if fewest < _FAR:
+        but = f"`{name}` is nearest, but for {fewest} value{'s' * (fewest > 1)}"
+        return f"{but}; `llamagen import` writes a spec of the file, {rest}"
+    return f"`llamagen import` writes a spec of the file, {rest}"
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value)
