@@ -267,6 +267,7 @@ def run(
     prompt: str | Sequence[int],
     *,
     images: Sequence[str | Path] = (),
+    chat: bool = False,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -277,10 +278,11 @@ def run(
     """Generate from an exported folder: iterate the result for tokens and text as they come.
 
     ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
+    With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
     """
     from llamagen.runtime.generation import generate
     from llamagen.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     pictures = [Path(image) for image in images]
-    return generate(Path(folder), prompt, sampling, max_new_tokens, threads, pictures)
+    return generate(Path(folder), prompt, sampling, max_new_tokens, threads, pictures, chat)

@@ -15,6 +15,7 @@ from llamagen.emit.manifest import MANIFEST, read_manifest
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
 from llamagen.images.recipe import Recipe
+from llamagen.runtime.chat import chat_text
 from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.session import Session
@@ -110,12 +111,15 @@ def generate(
     max_new_tokens: int = 64,
     threads: int = 0,
     images: Sequence[Path] = (),
+    chat: bool = False,
 ) -> Generation:
     """Open ``folder`` and prepare a generation; nothing is computed before it is iterated.
 
+    With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
+
     Raises LG760 (not an exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a
     prompt longer than the context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places
-    differ in number), LG783 (a model that reads no images).
+    differ in number), LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
     """
     text = Text.of_folder(folder)
     if isinstance(prompt, str):
@@ -123,7 +127,8 @@ def generate(
             message = f"{str(folder)!r} has no {TOKENIZER_FILE}, so it cannot read text"
             help = "give token ids with --ids, or copy the model's tokenizer.json there"
             raise LlamagenError.of("LG761", message, help=help)
-        ids = text.encode(prompt)
+        given = chat_text(folder, prompt, len(images)) if chat else prompt
+        ids = text.encode(given, bare=chat)
     else:
         ids = tuple(prompt)
     record, prepared = _prepared(folder, ids, images, encoded=isinstance(prompt, str))
