@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.resolved_text import OriginRow
     from llamagen.spec.schema import Spec
-    from llamagen.verify.report import VerifyReport
-
-VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
 
 
 def _silent(done: int, total: int) -> None:
@@ -119,6 +116,8 @@ class Model:
         dtype: str = "float32",
         cache: CacheKind = "full",
         weights: str = "copy",
+        logits: str | None = None,
+        max_context: int | None = None,
         scan: bool = False,
         overwrite: bool = False,
         ignore_config: bool = False,
@@ -127,13 +126,16 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
         A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
         cache, layers with a window or chunks hand on only what a later token can see.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
 
-        options = ExportOptions(profile, dtype, weights, scan, ignore_config, cache)
+        options = ExportOptions(
+            profile, dtype, weights, logits, max_context, scan, ignore_config, cache
+        )
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
@@ -193,7 +195,7 @@ def schema_is_fresh() -> bool:
 
 def write_schema(path: Path) -> bool:
     """Write the schema unless the file has it already; whether it was written."""
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     written, _ = write_changed(path.parent, {path.name: schema_text()})
     return bool(written)
@@ -251,15 +253,6 @@ def random_checkpoint(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def verify_folder(
-    folder: str | Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
-) -> VerifyReport:
-    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, a padded batch."""
-    from llamagen.verify import folder as verification
-
-    return verification.verify_folder(Path(folder), against, steps)
 
 
 def run(

@@ -55,7 +55,7 @@ def list_models(
 def save_counts() -> bool:
     """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
     from llamagen.analysis.numbers.counts import counts_path
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     path = counts_path()
     written, _ = write_changed(path.parent, {path.name: counts_text()})

@@ -27,13 +27,30 @@ def export(
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
     ] = None,
-    profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
+    profile: Annotated[
+        str,
+        typer.Option(help="The operators to use: portable (ONNX alone), ort-cpu or ort-cuda."),
+    ] = "portable",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     cache: Cache = "full",
     weights: Annotated[
         str,
         typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
     ] = "copy",
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|all",
+            help="After the last token of a call, or after each; portable gives all, the others the last.",
+        ),
+    ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
+        ),
+    ] = None,
     scan: Annotated[
         bool,
         typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
@@ -64,6 +81,8 @@ def export(
             dtype=dtype,
             cache=cache,
             weights=weights,
+            logits=logits,
+            max_context=max_context,
             scan=scan,
             overwrite=overwrite,
             ignore_config=ignore_config,
@@ -111,15 +130,59 @@ def verify(
         ),
     ] = "torch,reference",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=2, help="More cross longer windows and chunks.")
+    ] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the token ids.")] = 0,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the evidence, errors of every layer included: FILE.html or FILE.json.",
+        ),
+    ] = None,
+    integrity: Annotated[
+        bool,
+        typer.Option(
+            "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
+        ),
+    ] = False,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
-    from llamagen import api
+    from llamagen import api_verify as api
 
-    report = api.verify_folder(
-        folder, tuple(w.strip() for w in against.split(",") if w.strip()), steps
+    if integrity:
+        _integrity(folder)
+        return
+    files = report or []
+    api.check_report_names(files)
+    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
+    found = api.verify_folder(
+        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
     )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in report.rows])
-    if not report.passed:
+    console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
+    for file in files:
+        api.write_verify_report(found, file)
+        console.line(f"wrote {file}")
+    if not found.passed:
+        raise typer.Exit(FINDINGS)
+
+
+def _integrity(folder: Path) -> None:
+    from llamagen import api_verify as api
+    from llamagen.cli.progress import byte_progress
+    from llamagen.units import bytes_text
+
+    with byte_progress("reading") as progress:
+        found = api.check_integrity(folder, progress)
+    if found.findings:
+        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
+    for name in found.unread:
+        console.line(f"{name}: only its size and header are known")
+    verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
+    console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
+    console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
+    if not found.whole:
         raise typer.Exit(FINDINGS)
 
 

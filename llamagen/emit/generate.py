@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamagen.emit.files import Subject, current, files_of, identity_of, write_changed
+from llamagen.emit.files import Subject, files_of, identity_of
 from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.bounded import CacheKind
 from llamagen.ir.build import build
 from llamagen.ir.build_graphs import build_all
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.writing import current, write_changed
 
 INDEX = "index.txt"
 

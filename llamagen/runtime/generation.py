@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -135,11 +136,13 @@ def generate(
     started = time.perf_counter()
     session = Session(folder, threads, record)
     opened = time.perf_counter() - started
-    context = context_of(folder)
+    known = [c for c in (context_of(folder), session.max_context) if c is not None]
+    context = min(known, default=None)
     read = len(prepared.input_ids)
     if context is not None and read >= context:
         message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
         raise LlamagenError.of("LG764", message, help="shorten the prompt")
+    session.cache.reserve(min(read + max_new_tokens, context or sys.maxsize))
     return Generation(
         session,
         prepared,

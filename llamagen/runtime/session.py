@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.session import as_input, as_past, empty_cache, open_session
+from llamagen.emit.onnx.session import as_input, open_session
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.images.prompt import Values
+from llamagen.runtime.cache import Cache, cache_of
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -23,7 +24,7 @@ NOTHING: Values = {}
 
 
 class Graph:
-    """One graph for one sequence. The cache stays in ONNX Runtime's memory between calls: nothing is copied."""
+    """One graph in ONNX Runtime."""
 
     def __init__(self, file: Path, threads: int = 0) -> None:
         """Raises LG760 if there is no such file, LG711 to LG713 if ONNX Runtime refuses it."""
@@ -36,35 +37,27 @@ class Graph:
         self.value = ort.OrtValue.ortvalue_from_numpy
         self.session = open_session(file, threads)
         self.inputs = {i.name: i.type for i in self.session.get_inputs()}
-        self.outputs = {o.name: o for o in self.session.get_outputs()}
-        self.past: dict[str, OrtValue] = {}
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget every token."""
-        empty = empty_cache(self.session, batch=1)
-        self.past = {name: self.value(array) for name, array in empty.items()}
-
-    def run(self, values: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
-        """Outputs by name, the cache aside; ``values`` may hold more than the graph reads."""
-        feeds = {name: values[name] for name in self.inputs if name in values}
-        names = list(self.outputs)
-        results = self.session.run_with_ort_values(names, {**feeds, **self.past})
-        made = dict(zip(names, results, strict=True))
-        self.past = as_past(made)
-        return {name: value for name, value in made.items() if not name.startswith("present.")}
-
-    def values(self, arrays: Values) -> dict[str, OrtValue]:
-        """Arrays that the graph reads, in the types it wants."""
-        return {
+    def feeds(self, arrays: Values, made: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
+        """What the graph reads of ``arrays``, in the types it wants, and of what other graphs made."""
+        given = {
             name: self.value(as_input(array, self.inputs[name]))
             for name, array in arrays.items()
             if name in self.inputs
         }
+        return {**given, **{name: v for name, v in made.items() if name in self.inputs}}
+
+    def run(self, feeds: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
+        """Outputs by name, of a graph without a cache."""
+        names = [o.name for o in self.session.get_outputs()]
+        return dict(zip(names, self.session.run_with_ort_values(names, dict(feeds)), strict=True))
 
 
 class Session:
-    """One sequence (batch 1). With ``record`` it reads images, by graphs of their own; without, text."""
+    """One sequence (batch 1). With ``record`` it reads images, by graphs of their own; without, text.
+
+    The cache stays in ONNX Runtime's memory between calls.
+    """
 
     def __init__(self, folder: Path, threads: int = 0, record: ImagesRecord | None = None) -> None:
         """Open ``folder``. Raises LG760 if it was not exported, LG711 to LG713 if ONNX Runtime refuses it."""
@@ -72,8 +65,12 @@ class Session:
         self.threads = threads
         self.record = record
         files = [MODEL_FILE] if record is None else [f"{name}.onnx" for name in record.steps]
-        self.steps = [Graph(folder / file, threads) for file in files]
-        self.vocab_size = int(self.steps[-1].outputs["logits"].shape[-1])
+        *self.before, self.last = (Graph(folder / file, threads) for file in files)
+        session = self.last.session
+        self.vocab_size = int(session.get_outputs()[0].shape[-1])
+        said = session.get_modelmeta().custom_metadata_map.get("llamagen.max_context")
+        self.max_context: int | None = int(said) if said is not None else None
+        self.cache: Cache = cache_of(session)
         self.length = 0
         self.seen: dict[str, OrtValue] = {}
         self.rows: dict[str, npt.NDArray[np.generic]] = {}
@@ -96,8 +93,7 @@ class Session:
         """Forget every token and image."""
         self.length = 0
         self.seen, self.rows, self.beside = {}, {}, {}
-        for graph in self.steps:
-            graph.reset()
+        self.cache.reset()
 
     def see(self, images: Values) -> None:
         """Read the images of the prompt that comes next; the graphs for it are closed afterwards."""
@@ -105,7 +101,7 @@ class Session:
         made: dict[str, OrtValue] = {}
         for name in self.record.once:
             graph = Graph(self.folder / f"{name}.onnx", self.threads)
-            made.update(graph.run({**graph.values(images), **made}))
+            made.update(graph.run(graph.feeds(images, made)))
         self.rows = {name: made.pop(name).numpy() for name in self.placeholders if name in made}
         self.seen = made
 
@@ -113,10 +109,16 @@ class Session:
         """Append tokens; the logits [V] after the last one.
 
         ``beside`` holds what is read beside the tokens, [1, S, ...]; without it each token is as the one before.
-        Raises LG763 for ids outside the vocabulary.
+        Raises LG763 for ids outside the vocabulary, LG764 beyond the tables of positions that the model has.
         """
         self.require(ids, beside)
         end = self.length + len(ids)
+        if self.max_context is not None and end > self.max_context:
+            message = (
+                f"{end:,} tokens are more than the model was exported for, {self.max_context:,}"
+            )
+            help = "export it with a larger --max-context"
+            raise LlamagenError.of("LG764", message, help=help)
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, end), np.int64),
@@ -124,12 +126,13 @@ class Session:
             **self.by_token(len(ids), beside),
             **self.stood_for(ids),
         }
-        values = dict(self.seen)
-        for graph in self.steps:
-            values.update(graph.run({**values, **graph.values(arrays)}))
+        made = dict(self.seen)
+        for graph in self.before:
+            made.update(graph.run(graph.feeds(arrays, made)))
+        logits = self.cache.run(self.last.feeds(arrays, made), end)
         self.length = end
-        logits: npt.NDArray[np.floating] = values["logits"].numpy()[0, -1]
-        return logits
+        last: npt.NDArray[np.floating] = logits[0, -1]
+        return last
 
     def require(self, ids: Sequence[int], beside: Values) -> None:
         """Tokens that are only read, as ``<|image|>`` of Llama 3.2 Vision, come with a prompt of images."""

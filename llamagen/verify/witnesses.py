@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     import torch
 
+    from llamagen.emit.onnx.choices import Choices
+
 WeightReader = Callable[[str], NDArray[np.generic]]
 """Role path -> tensor, read when it is asked for."""
 
@@ -38,13 +40,22 @@ class ReferenceWitness:
     name: str = "reference"
     outputs: tuple[str, ...] = ("logits",)
     """What the graph calls its results."""
+    float32_angles: bool = False
+    """Compute rotations in float32 too, which matters at far positions."""
 
     @staticmethod
     def of_graph(
-        graph: Graph, weights: WeightReader, rounding: Rounding = None
+        graph: Graph,
+        weights: WeightReader,
+        rounding: Rounding = None,
+        float32_angles: bool = False,
     ) -> ReferenceWitness:
         return ReferenceWitness(
-            flatten(graph), weights, rounding=rounding, outputs=graph.output_names
+            flatten(graph),
+            weights,
+            rounding=rounding,
+            outputs=graph.output_names,
+            float32_angles=float32_angles,
         )
 
     def open(self) -> OpenPiece:
@@ -62,7 +73,14 @@ class _OpenReference:
     def run(self, values: Values) -> Values:
         w = self.witness
         past = self.past if w.flat.slots else None
-        result = evaluate_graph(w.flat, w.weights, values, past, rounding=w.rounding)
+        result = evaluate_graph(
+            w.flat,
+            w.weights,
+            values,
+            past,
+            rounding=w.rounding,
+            float32_angles=w.float32_angles,
+        )
         self.past = result.present
         return dict(zip(w.outputs, result.outputs, strict=True))
 
@@ -76,14 +94,20 @@ class OnnxWitness:
 
     @staticmethod
     def of_graph(
-        graph: Graph, weights: WeightReader, dtype: RunDType = "float32", threads: int = 1
+        graph: Graph,
+        weights: WeightReader,
+        dtype: RunDType = "float32",
+        threads: int = 1,
+        profile: str = "portable",
+        choices: Choices | None = None,
     ) -> OnnxWitness:
         """Emit ``graph`` with its weights inside; for models far below 2 GB."""
         from llamagen.emit.onnx.data import attach_arrays, serialize
         from llamagen.emit.onnx.emit import emit_onnx
+        from llamagen.emit.onnx.profile import profile_named
         from llamagen.emit.onnx.session import open_session
 
-        emitted = emit_onnx(graph, dtype=dtype)
+        emitted = emit_onnx(graph, profile_named(profile), dtype, choices=choices)
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), threads))
 

@@ -20,11 +20,11 @@ from llamagen.ir.reference import evaluate
 from llamagen.ir.text import parse, render
 from llamagen.ir.verify import verify
 from llamagen.spec.registry import Registry
+from llamagen.verify.image_cases import image_scenarios
 from llamagen.verify.numerics import difference, measured_tolerance
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.llama4 import shrunk
-from tests.parity.llama4_pieces import RUNS, ReferenceRun, picture
 from tests.parity.models import RandomModel
 
 torch.set_num_threads(1)
@@ -185,16 +185,18 @@ def test_keys_that_something_else_reads_stay_whole() -> None:
     assert keeps(bound_caches(RandomModel.of_text(other.lstrip()).graph)) == ()
 
 
-@pytest.mark.parametrize("backend", RUNS)
+@pytest.mark.parametrize("backend", ["reference", "onnx", "torch"])
 def test_images_with_a_bounded_decoder(backend: str) -> None:
     model = model_of("llama/4/scout")
     bounded = model.bounded()
-    case = picture(60, tokens=9, side=24, padded=True)
-    reference = case.logits(ReferenceRun(model))
-    assert difference(case.logits(ReferenceRun(bounded)), reference).max_over_std < 1e-11
-    rounding = difference(case.logits(ReferenceRun(model, "float32")), reference)
-    found = difference(case.logits(RUNS[backend](bounded)), reference)
-    assert found.within(measured_tolerance("float32", rounding)), found
+    assert model.pipeline is not None and keeps(bounded.graphs["decoder"])
+    for case in image_scenarios(model.pipeline, model.graphs, model.vocab_size, steps=4):
+        reference = case.logits(model.whole("reference"))
+        rounding = difference(case.logits(model.whole("rounded")), reference)
+        found = difference(case.logits(bounded.whole(backend)), reference)
+        if backend == "reference":
+            assert found.max_over_std < 1e-11, case.name
+        assert found.within(measured_tolerance("float32", rounding)), (case.name, found)
 
 
 def test_the_file_says_what_a_slot_wants() -> None:
