@@ -29,6 +29,9 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 LAYER_MARK = "llamagen.layer"
 """Metadata of a value that a layer of a stack hands on: the layer's role path."""
 
+PACKED_LAYER_MARK = "llamagen.packed_layer"
+"""The same where the real tokens of every row come first, whatever their places in the call."""
+
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -251,9 +254,11 @@ class _Emitter:
 
     def mark_layers(self) -> None:
         """Say in the model which values are the residual stream, so that ``verify`` can look at them."""
+        packed = any(node.op == "pack_rows" for node in self.flat.nodes)
+        mark = PACKED_LAYER_MARK if packed else LAYER_MARK
         for layer in self.flat.layers:
             if layer.value in self.values:  # a rewrite may have no such value
-                self.values[layer.value].metadata_props.setdefault(LAYER_MARK, layer.path)
+                self.values[layer.value].metadata_props.setdefault(mark, layer.path)
 
     def present(self, name: str, value: ir.Value, shape: ir.Shape) -> None:
         value.name = self.b.name(name)
