@@ -10,15 +10,17 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
-from llamagen.emit.onnx.builder import ELEMENTS, Builder
+from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.choices import Choices, choices_of
+from llamagen.emit.onnx.initializer import Initializer, Source
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
-from llamagen.emit.onnx.model import Initializer, OnnxModel, Source
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.names import onnx_shape
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
+from llamagen.emit.onnx.weights import place_weights
 from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph, TensorType, parameters
@@ -89,10 +91,11 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table, context = self.table(), self.context()
-        weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
-        for entry, weight in zip(table, weights, strict=True):
-            self.parameters[entry.name] = b.loaded(weight)
+        taken = {value.name for value in inputs}
+        context = self.context()
+        placed = place_weights(b, self.flat, self.table(), self.choices.quantization)
+        table, weights = placed.table, placed.values
+        self.parameters = dict(placed.parameters)
         self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
@@ -128,6 +131,7 @@ class _Emitter:
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.fused else {}),
+                "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
