@@ -119,6 +119,8 @@ class Model:
         dtype: str = "float32",
         cache: CacheKind = "full",
         weights: str = "copy",
+        logits: str | None = None,
+        max_context: int | None = None,
         scan: bool = False,
         overwrite: bool = False,
         ignore_config: bool = False,
@@ -127,13 +129,16 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
+        ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
         A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
         cache, layers with a window or chunks hand on only what a later token can see.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
 
-        options = ExportOptions(profile, dtype, weights, scan, ignore_config, cache)
+        options = ExportOptions(
+            profile, dtype, weights, logits, max_context, scan, ignore_config, cache
+        )
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)

@@ -27,13 +27,30 @@ def export(
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
     ] = None,
-    profile: Annotated[str, typer.Option(help="The operators to use: portable.")] = "portable",
+    profile: Annotated[
+        str,
+        typer.Option(help="The operators to use: portable (ONNX alone), ort-cpu or ort-cuda."),
+    ] = "portable",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     cache: Cache = "full",
     weights: Annotated[
         str,
         typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
     ] = "copy",
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|all",
+            help="After the last token of a call, or after each; portable gives all, the others the last.",
+        ),
+    ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
+        ),
+    ] = None,
     scan: Annotated[
         bool,
         typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
@@ -64,6 +81,8 @@ def export(
             dtype=dtype,
             cache=cache,
             weights=weights,
+            logits=logits,
+            max_context=max_context,
             scan=scan,
             overwrite=overwrite,
             ignore_config=ignore_config,

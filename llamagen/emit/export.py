@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -31,8 +31,9 @@ from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
 
 if TYPE_CHECKING:
+    from llamagen.emit.onnx.choices import WeightPlaces
     from llamagen.emit.onnx.data import Placement
-    from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.onnx.model import OnnxModel
     from llamagen.emit.onnx.profile import OnnxDType
     from llamagen.emit.supply import Supply
     from llamagen.weights.pieces import Piece
@@ -95,13 +96,18 @@ class ExportJob:
         return Counter(self.progress, total)
 
     def emitted(self, stored: Mapping[str, OnnxDType]) -> dict[str, OnnxModel]:
-        """The text model, and a model of each further graph of the spec, by name. Raises LG701, LG702."""
+        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG706."""
+        from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
 
-        chosen = profile_named(self.options.profile)
+        chosen, options = profile_named(self.options.profile), self.options
+        found = choices_of(self.graph, chosen, options.logits, options.max_context)
+        weights: WeightPlaces = "copied" if options.mode == "copy" else "referenced"
+        choices = replace(found, weights=weights)
         return {
-            name: emit_onnx(one, chosen, self.dtype, stored) for name, one in self.graphs.items()
+            name: emit_onnx(one, chosen, self.dtype, stored, choices)
+            for name, one in self.graphs.items()
         }
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
@@ -159,6 +165,8 @@ class ExportJob:
             profile=main.profile.name,
             dtype=main.dtype,
             io_dtype=main.profile.io_dtypes[main.dtype],
+            logits=main.logits,
+            max_context=main.max_context,
             cache=self.options.cache,
             weights=weights,
             graphs={
@@ -178,8 +186,7 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
     it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
-    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG703 for unknown
-    options.
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG706 for options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference

@@ -92,6 +92,12 @@ class Manifest(Closed):
         description="`bounded`: inputs past_key_values.N of dimension `past_sequence_K` take K tokens at most.",
     )
     io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
+    logits: Literal["last", "all"] = Field(
+        description="After the last real token of a call, or after every one."
+    )
+    max_context: int | None = Field(
+        description="Tokens that the model's tables of positions cover; null where it computes them."
+    )
     weights: WeightsRecord
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."

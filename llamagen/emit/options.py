@@ -18,6 +18,10 @@ class ExportOptions:
     dtype: str = "float32"
     weights: str = "copy"
     """``copy`` writes data files; ``reference`` links the checkpoint's own."""
+    logits: str | None = None
+    """``last`` or ``all``; None is the profile's own choice."""
+    max_context: int | None = None
+    """Tokens that tables of positions cover; None is the model's context, within bounds."""
     scan: bool = False
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
     ignore_config: bool = False

@@ -18,7 +18,7 @@ from llamagen.weights.safetensors_file import TensorEntry, header_digest
 if TYPE_CHECKING:
     from llamagen.emit.export import ExportJob
     from llamagen.emit.onnx.data import Placement
-    from llamagen.emit.onnx.emit import OnnxModel
+    from llamagen.emit.onnx.model import OnnxModel
     from llamagen.emit.onnx.profile import OnnxDType
     from llamagen.emit.supply import CheckpointSupply
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.session import as_past, empty_cache, open_session
+from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.runtime.cache import Cache, cache_of
 from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.text import TOKENIZER_FILE, Text
 
-if TYPE_CHECKING:
-    from onnxruntime import OrtValue
-
 
 class Session:
-    """One sequence (batch 1). The cache stays in ONNX Runtime's memory between calls: nothing is copied."""
+    """One sequence (batch 1). The cache stays in ONNX Runtime's memory between calls."""
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         """Open ``folder``. Raises LG760 if it was not exported, LG711 to LG713 if ONNX Runtime refuses it."""
@@ -36,21 +34,22 @@ class Session:
         self.ort = ort
         self.session = open_session(folder / MODEL_FILE, threads)
         self.inputs = {i.name: i for i in self.session.get_inputs()}
-        self.outputs = [o.name for o in self.session.get_outputs()]
         self.vocab_size = int(self.session.get_outputs()[0].shape[-1])
-        self.past: dict[str, OrtValue] = {}
+        said = self.session.get_modelmeta().custom_metadata_map.get("llamagen.max_context")
+        self.max_context: int | None = int(said) if said is not None else None
+        self.cache: Cache = cache_of(self.session)
         self.length = 0
-        self.reset()
 
     def reset(self) -> None:
         """Forget every token."""
         self.length = 0
-        self.past = {}
-        for name, empty in empty_cache(self.session, batch=1).items():
-            self.past[name] = self.ort.OrtValue.ortvalue_from_numpy(empty)
+        self.cache.reset()
 
     def step(self, ids: Sequence[int]) -> npt.NDArray[np.floating]:
-        """Append tokens; the logits [V] after the last one. Raises LG763 for ids outside the vocabulary."""
+        """Append tokens; the logits [V] after the last one.
+
+        Raises LG763 for ids outside the vocabulary, LG764 beyond the tables of positions that the model has.
+        """
         wrong = [i for i in ids if not 0 <= i < self.vocab_size]
         if wrong or not ids:
             reason = f"token {wrong[0]} is not" if wrong else "there are no tokens"
@@ -59,6 +58,12 @@ class Session:
                 "LG763", f"{reason} in the vocabulary" if wrong else reason, help=help
             )
         end = self.length + len(ids)
+        if self.max_context is not None and end > self.max_context:
+            message = (
+                f"{end:,} tokens are more than the model was exported for, {self.max_context:,}"
+            )
+            help = "export it with a larger --max-context"
+            raise LlamagenError.of("LG764", message, help=help)
         feeds = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, end), np.int64),
@@ -69,12 +74,10 @@ class Session:
             for name, array in feeds.items()
             if name in self.inputs
         }
-        results = self.session.run_with_ort_values(self.outputs, {**values, **self.past})
-        named = dict(zip(self.outputs, results, strict=True))
-        self.past = as_past(named)
+        logits = self.cache.run(values, end)
         self.length = end
-        logits: npt.NDArray[np.floating] = named["logits"].numpy()[0, -1]
-        return logits
+        last: npt.NDArray[np.floating] = logits[0, -1]
+        return last
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,12 @@ def generate(
         ids = text.encode(prompt)
     else:
         ids = tuple(prompt)
-    context = _context(folder)
+    known = [c for c in (_context(folder), session.max_context) if c is not None]
+    context = min(known, default=None)
     if context is not None and len(ids) >= context:
         message = f"the prompt has {len(ids):,} tokens, the model's context is {context:,}"
         raise LlamagenError.of("LG764", message, help="shorten the prompt")
+    session.cache.reserve(min(len(ids) + max_new_tokens, context or sys.maxsize))
     return Generation(
         session, ids, text, sampling, max_new_tokens, _stop_tokens(folder), context, opened
     )

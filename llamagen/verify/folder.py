@@ -7,7 +7,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -133,12 +133,13 @@ class _Part:
     ) -> None:
         self.subject = subject
         self.graphs = {name: subject.graphs[name] for name in names}
-        self.cases = cases
+        last = subject.stored.metadata.get("llamagen.logits") == "last"
+        self.cases = tuple(replace(case, last=last) for case in cases)
         self.skipped = skipped
         self.bounds: dict[str, Tolerance] = {}
         self.exact: dict[str, FloatArray] = {}
         onnx = self.onnx() if cases else None
-        self.found = [case.logits(onnx) for case in cases if onnx is not None]
+        self.found = [case.logits(onnx) for case in self.cases if onnx is not None]
         ops = {node.op for graph in self.graphs.values() for node in flatten(graph).nodes}
         self.routed = "topk" in ops
         self.stretched = "attention_temperature" in ops

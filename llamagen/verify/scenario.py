@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -57,6 +57,8 @@ class Scenario:
     """Inputs of the graphs that are run once (``pixel_values`` ...), whole; none is a scenario of text."""
     beside: Values = field(default_factory=dict)
     """Inputs with one entry a token, [B, T, ...]; cut like the ids."""
+    last: bool = False
+    """Only the logits after the last token of each call, which is all that some models give."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
@@ -78,22 +80,20 @@ class Scenario:
             start = stop
 
     def logits(self, witness: Witness) -> FloatArray:
-        """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
+        """Logits of every real token, [tokens, V], row by row: the same order however it is cut.
+
+        With ``last``, of those that end a call.
+        """
         session = witness.start(self.images)
         pieces = [session.step(*call) for call in self.calls()]
+        if self.last:
+            ends = np.cumsum(self.splits) - 1
+            return np.stack([p[:, -1] for p in pieces], axis=1)[self.mask[:, ends] > 0]
         return np.concatenate(pieces, axis=1)[self.mask > 0]
 
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
-        return Scenario(
-            name,
-            self.input_ids,
-            self.mask,
-            tuple(splits),
-            self.shift,
-            self.images,
-            self.beside,
-        )
+        return replace(self, name=name, splits=tuple(splits))
 
     def alone(self, pipeline: Pipeline | None = None) -> tuple[Scenario, ...]:
         """Each row by itself, without its padding; calls that were all padding are left out.
@@ -117,7 +117,7 @@ class Scenario:
             own = {name: value[i] for name, value in images.items() if len(value[i])}
             ids, ones = self.input_ids[i : i + 1, mask], self.mask[i : i + 1, mask]
             name = f"{self.name}, row {i}"
-            rows.append(Scenario(name, ids, ones, splits, self.shift, own, beside))
+            rows.append(Scenario(name, ids, ones, splits, self.shift, own, beside, self.last))
         return tuple(rows)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     import torch
 
+    from llamagen.emit.onnx.choices import Choices
+
 WeightReader = Callable[[str], NDArray[np.generic]]
 """Role path -> tensor, read when it is asked for."""
 
@@ -76,14 +78,20 @@ class OnnxWitness:
 
     @staticmethod
     def of_graph(
-        graph: Graph, weights: WeightReader, dtype: RunDType = "float32", threads: int = 1
+        graph: Graph,
+        weights: WeightReader,
+        dtype: RunDType = "float32",
+        threads: int = 1,
+        profile: str = "portable",
+        choices: Choices | None = None,
     ) -> OnnxWitness:
         """Emit ``graph`` with its weights inside; for models far below 2 GB."""
         from llamagen.emit.onnx.data import attach_arrays, serialize
         from llamagen.emit.onnx.emit import emit_onnx
+        from llamagen.emit.onnx.profile import profile_named
         from llamagen.emit.onnx.session import open_session
 
-        emitted = emit_onnx(graph, dtype=dtype)
+        emitted = emit_onnx(graph, profile_named(profile), dtype, choices=choices)
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), threads))
 

@@ -97,9 +97,9 @@ def ropes(draw: DrawFn, head_dim: int) -> str:
 
 
 @st.composite
-def drafts(draw: DrawFn) -> Draft:
+def drafts(draw: DrawFn, head_dims: tuple[int, ...]) -> Draft:
     kv_heads = draw(st.integers(1, 3))
-    head_dim = pick(draw, 4, 2, 6, 10, 16, 20)
+    head_dim = pick(draw, *head_dims)
     sizes = Sizes(
         layers=draw(st.integers(1, 4)),
         hidden=pick(draw, 16, 8, 12, 20, 30),
@@ -326,9 +326,9 @@ def experts(draw: DrawFn) -> str:
 
 
 @st.composite
-def specs(draw: DrawFn) -> SpecText:
+def specs(draw: DrawFn, head_dims: tuple[int, ...] = (4, 2, 6, 10, 16, 20)) -> SpecText:
     """A valid spec. ``Spec`` of it builds, whatever is drawn."""
-    draft = draw(drafts())
+    draft = draw(drafts(head_dims))
     kinds, feeds = draft.kinds, draft.feeds
     blocks = [causal_lm(draw), decoder(draw, draft), decoder_layer(draw, draft)]
     blocks += [attention(draw, draft), feed_forward(draw), experts(draw)]

@@ -9,7 +9,7 @@ from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import genai_config
 from llamagen.emit.clients.readme import Exported, readme_text
 from llamagen.emit.clients.tokens import Settings, special_tokens
-from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph

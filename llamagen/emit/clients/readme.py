@@ -9,7 +9,8 @@ from typing import Literal
 from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import Settings, SpecialTokens
-from llamagen.emit.onnx.emit import OnnxModel, llamagen_version
+from llamagen.emit.onnx.emit import llamagen_version
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph

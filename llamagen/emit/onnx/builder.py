@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llamagen.emit.onnx.profile import MOVES, OnnxDType, Profile
+from llamagen.emit.onnx.names import Names
+from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
 from llamagen.ir.dims import Dim, P, kept_of
 from llamagen.ir.graph import DType
 
@@ -33,47 +34,21 @@ NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
     ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
 }
 
-DIM_NAMES: Mapping[str, str] = {
-    "B": "batch",
-    "S": "sequence",
-    "P": "past_sequence",
-    "P + S": "total_sequence",
-    "I": "images",
-}
-
-
-def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
-    """Fixed sizes as ints, ``B``, ``S``, pasts and totals under their ONNX names, other sizes by their formula."""
-    return ir.Shape([d.value if d.is_static else dim_name(d) for d in dims])
-
-
-def dim_name(dim: Dim) -> str:
-    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``."""
-    text = str(dim)
-    keep = kept_of(text.removesuffix(" + S"))
-    if keep is None:
-        return DIM_NAMES.get(text, text)
-    return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
-
-
-class Names:
-    """Makes names unique in the whole model, in the order they are asked for."""
-
-    def __init__(self) -> None:
-        self._used: dict[str, int] = {}
-
-    def unique(self, name: str) -> str:
-        count = self._used.get(name, 0)
-        self._used[name] = count + 1
-        return name if count == 0 else self.unique(f"{name}_{count}")
-
 
 class Builder:
     """The nodes of one graph. ``scope`` is the path that prefixes the names of what is added."""
 
-    def __init__(self, profile: Profile, dtype: OnnxDType, parent: Builder | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        dtype: OnnxDType,
+        parent: Builder | None = None,
+        max_context: int = 0,
+    ) -> None:
         self.profile = profile
         self.dtype: OnnxDType = dtype
+        self.max_context: int = parent.max_context if parent else max_context
+        """Tokens that tables of positions must cover; a profile without such tables has no use for it."""
         self.scope: str = parent.scope if parent else ""
         self.nodes: list[ir.Node] = []
         self._parent = parent
@@ -149,17 +124,17 @@ class Builder:
         self,
         kind: str,
         *inputs: ir.Value | None,
-        dtypes: Sequence[ir.DataType],
+        dtypes: Sequence[ir.DataType | None],
         **attributes: Attribute,
     ) -> tuple[ir.Value, ...]:
-        """One node with a result of each of ``dtypes``."""
+        """One node with a result of each of ``dtypes``; None leaves that result out."""
         return self._apply(kind, inputs, dtypes, attributes)
 
     def _apply(
         self,
         kind: str,
         inputs: Sequence[ir.Value | None],
-        dtypes: Sequence[ir.DataType],
+        dtypes: Sequence[ir.DataType | None],
         attributes: Mapping[str, Attribute],
     ) -> tuple[ir.Value, ...]:
         if self._widened is None or kind in MOVES:
@@ -167,7 +142,8 @@ class Builder:
         wide = [self._widen(x) for x in inputs]
         made = [ir.DataType.FLOAT if d is self._widened else d for d in dtypes]
         results = self._node(kind, wide, made, attributes)
-        return tuple(self.to(r, d) for r, d in zip(results, dtypes, strict=True))
+        wanted = (d for d in dtypes if d is not None)
+        return tuple(self.to(r, d) for r, d in zip(results, wanted, strict=True))
 
     def to(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         """``x`` cast to ``dtype``; made once a value, and nothing at all when it has that dtype."""
@@ -213,17 +189,21 @@ class Builder:
         self,
         kind: str,
         inputs: Sequence[ir.Value | None],
-        dtypes: Sequence[ir.DataType],
+        dtypes: Sequence[ir.DataType | None],
         attributes: Mapping[str, Attribute],
     ) -> tuple[ir.Value, ...]:
         name = self.name(f"{self.scope}/{kind}")
         outputs = [
-            ir.Value(name=f"{name}:{i}", type=ir.TensorType(dtype))
+            ir.Value(name="")
+            if dtype is None
+            else ir.Value(name=f"{name}:{i}", type=ir.TensorType(dtype))
             for i, dtype in enumerate(dtypes)
         ]
         given = {k: v for k, v in attributes.items() if v is not None}
-        self.nodes.append(ir.node(kind, inputs, given, outputs=outputs, name=name))
-        return tuple(outputs)
+        domain = CONTRIB_DOMAIN if kind in CONTRIB else ""
+        node = ir.node(kind, _trimmed(inputs), given, domain=domain, outputs=outputs, name=name)
+        self.nodes.append(node)
+        return tuple(v for v in outputs if v.name)
 
     # constants
 
@@ -332,6 +312,14 @@ class Builder:
         if id(x) not in self._flat:
             self._flat[id(x)] = self.op("Reshape", x, self.ints([-1, dims[-1].value]))
         return self._flat[id(x)]
+
+
+def _trimmed(inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
+    """Without absent inputs at the end."""
+    count = len(inputs)
+    while count and inputs[count - 1] is None:
+        count -= 1
+    return inputs[:count]
 
 
 def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
-from llamagen.emit.onnx.emit import Initializer, OnnxModel
+from llamagen.emit.onnx.model import Initializer, OnnxModel
+from llamagen.weights.pieces import Piece
 
 ALIGNMENT = 4096
 """Every tensor starts on a page, so that a runtime can map it."""
@@ -63,7 +64,7 @@ def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None
 
     What a tensor joins is written beside it, so that each parameter can be read back out of the folder.
     """
-    values = emitted.values
+    values = emitted.model.graph.initializers
     for spot in placements:
         entry = spot.initializer
         value = values[entry.name]
@@ -80,10 +81,43 @@ def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None
 
 
 def _sources(entry: Initializer) -> dict[str, str]:
-    """Under ``SOURCES``, a JSON list of [role path, shape]; nothing for a parameter under its own name."""
-    if [source.path for source in entry.sources] == [entry.name]:
+    """Under ``SOURCES``, a JSON list of [role path, shape]; nothing for a parameter under its own name or a table."""
+    if not entry.sources or [source.path for source in entry.sources] == [entry.name]:
         return {}
     return {SOURCES: json.dumps([[source.path, source.shape] for source in entry.sources])}
+
+
+LARGE_CONSTANT_BYTES = 1 << 16
+"""A computed table of this size has a place outside the model file, which stays a graph."""
+
+
+def large_constants(emitted: OnnxModel) -> dict[str, ir.Value]:
+    """Tables that the graph computes with and no checkpoint has, by name."""
+    weights = emitted.values
+    found: dict[str, ir.Value] = {}
+    for name, value in emitted.model.graph.initializers.items():
+        data = value.const_value
+        if (
+            name not in weights
+            and isinstance(data, ir.Tensor)
+            and data.nbytes >= LARGE_CONSTANT_BYTES
+        ):
+            found[name] = value
+    return found
+
+
+def table_entry(value: ir.Value) -> Initializer:
+    """A table as an initializer that has no sources."""
+    (dtype,) = (name for name, element in ELEMENTS.items() if element is value.dtype)
+    assert value.name is not None and value.const_value is not None
+    return Initializer(value.name, tuple(value.const_value.shape.numpy()), dtype, ())
+
+
+def table_piece(value: ir.Value, offset: int) -> Piece:
+    """The bytes of a table at ``offset`` of a file."""
+    assert value.const_value is not None
+    data = np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8)
+    return Piece(data.nbytes, lambda: [(offset, data)])
 
 
 def attach_arrays(emitted: OnnxModel, weight: Callable[[str], npt.NDArray[np.floating]]) -> None:

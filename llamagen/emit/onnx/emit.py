@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 import onnx_ir as ir
 
-from llamagen.emit.onnx.builder import ELEMENTS, Builder, onnx_shape
+from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
+from llamagen.emit.onnx.builder import ELEMENTS, Builder
+from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.lower_attention import append_to_cache
+from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
-from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.model import Initializer, OnnxModel, Source
+from llamagen.emit.onnx.names import onnx_shape
+from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
 from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
@@ -25,60 +29,6 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A parameter of the checkpoint: its role path and shape."""
-
-    path: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Initializer:
-    """A weight of the model: its name, its shape and its element type in the file.
-
-    ``sources`` are the parameters it holds, by role path, joined along the first axis: one, under its own name, or
-    the projections that a profile computes as one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: OnnxDType
-    sources: tuple[Source, ...]
-
-    @staticmethod
-    def of(path: str, shape: tuple[int, ...], dtype: OnnxDType) -> Initializer:
-        """The parameter ``path`` as it is."""
-        return Initializer(path, shape, dtype, (Source(path, shape),))
-
-    @staticmethod
-    def joined(name: str, sources: Sequence[Source], dtype: OnnxDType) -> Initializer:
-        """``sources``, alike but for their first sizes, as one tensor."""
-        rows = sum(source.shape[0] for source in sources)
-        return Initializer(name, (rows, *sources[0].shape[1:]), dtype, tuple(sources))
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxModel:
-    """``model`` lacks the data of ``initializers``; write.py or data.py attach it."""
-
-    model: ir.Model
-    initializers: tuple[Initializer, ...]
-    profile: Profile
-    dtype: OnnxDType
-
-    @property
-    def opsets(self) -> Mapping[str, int]:
-        """Versions of the operator sets in use, by domain; the standard one is ``""``."""
-        return self.model.graph.opset_imports
-
-    @property
-    def values(self) -> Mapping[str, ir.Value]:
-        """The initializers' values by name."""
-        found = self.model.graph.initializers
-        return {i.name: found[i.name] for i in self.initializers}
-
-
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
 
 
@@ -87,13 +37,14 @@ def emit_onnx(
     profile: Profile = PORTABLE,
     dtype: OnnxDType = "float32",
     stored: Mapping[str, OnnxDType] = AS_EXPORTED,
+    choices: Choices | None = None,
 ) -> OnnxModel:
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
 
     ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
-    in the graph.
+    in the graph. ``choices`` are the profile's own where there are none.
     """
-    return _Emitter(graph, profile, dtype, stored).run()
+    return _Emitter(graph, profile, dtype, stored, choices or choices_of(graph, profile)).run()
 
 
 def llamagen_version() -> str:
@@ -111,25 +62,28 @@ class _Emitter:
         profile: Profile,
         dtype: OnnxDType,
         stored: Mapping[str, OnnxDType],
+        choices: Choices,
     ) -> None:
         self.graph = graph
         self.stored = stored
-        self.flat: FlatGraph = flatten(graph)
-        self.b = Builder(profile, dtype)
+        self.choices = choices
+        export = Export(profile.name, dtype, choices.weights, choices.logits)
+        self.rewritten = rewrite(flatten(graph), export)
+        self.flat: FlatGraph = self.rewritten.flat
+        self.b = Builder(profile, dtype, max_context=choices.max_context)
         self.values: dict[str, ir.Value] = {}
         self.parameters: dict[str, ir.Value] = {}
         self.named: set[int] = set()
-        self.presents: list[ir.Value] = []
+        self.presents: dict[str, ir.Value] = {}
         self.slots: list[CacheSlot] = list(self.flat.slots)
+        self.fused = {r for n in self.flat.nodes if n.op == FUSED_ATTENTION for r in n.results}
+        """Results of attention that keeps its own cache, which the caller may hold in a longer buffer."""
         self.bounded = any(slot.keep is not None for slot in self.slots)
 
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table = tuple(
-            Initializer.of(path, p.shape, self.stored.get(path, dtype))
-            for path, p in parameters(self.graph).items()
-        )
+        table, context = self.table(), self.context()
         weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
         for entry, weight in zip(table, weights, strict=True):
             self.parameters[entry.name] = b.loaded(weight)
@@ -139,12 +93,15 @@ class _Emitter:
         outputs = self.outputs()
         nodes = _used(b.nodes, outputs)
         constants = [c for c in b.constants if c.uses()]
+        opsets = {"": b.profile.opset}
+        if any(node.domain for node in nodes):
+            opsets[CONTRIB_DOMAIN] = 1
         graph = ir.Graph(
             inputs,
             outputs,
             nodes=nodes,
             initializers=(*weights, *constants),
-            opset_imports={"": b.profile.opset},
+            opset_imports=opsets,
             name=self.graph.spec_id,
         )
         model = ir.Model(
@@ -161,14 +118,40 @@ class _Emitter:
                 "llamagen.dtype": dtype,
                 "llamagen.cache": "bounded" if self.bounded else "full",
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
+                "llamagen.logits": self.choices.logits,
+                **({} if context is None else {"llamagen.max_context": str(context)}),
+                **({"llamagen.in_place": "true"} if self.fused else {}),
             },
         )
-        return OnnxModel(model, table, b.profile, dtype)
+        return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
+
+    def context(self) -> int | None:
+        """Tokens that tables of positions cover, if there are such tables."""
+        rotated = (n for n in self.flat.nodes if n.op == FUSED_ATTENTION and n.attrs["rotary"])
+        return self.choices.max_context if any(rotated) else None
+
+    def table(self) -> tuple[Initializer, ...]:
+        """Each parameter once, in the order of the graph; joined ones where the first of them was."""
+        dtype, shapes = self.b.dtype, {n: p.shape for n, p in parameters(self.graph).items()}
+        joined = {paths[0]: name for name, paths in self.rewritten.joined.items()}
+        inside = {path for paths in self.rewritten.joined.values() for path in paths}
+        found: list[Initializer] = []
+        for path, shape in shapes.items():
+            if path in joined:
+                name = joined[path]
+                sources = [Source(p, shapes[p]) for p in self.rewritten.joined[name]]
+                found.append(Initializer.joined(name, sources, dtype))
+            elif path not in inside:
+                found.append(Initializer.of(path, shape, self.stored.get(path, dtype)))
+        return tuple(found)
 
     def inputs(self) -> list[ir.Value]:
         made: dict[str, ir.Value] = {}
         dims: list[tuple[ir.Value, Sequence[Dim]]] = []
+        read = {o for n in self.flat.nodes for o in n.operands}
         for value in self.graph.inputs:
+            if self.b.profile is not PORTABLE and value.id not in read:
+                continue  # positions that the fused attention counts itself
             name = INPUT_NAMES.get(value.id, value.id)
             made[name] = self.input(name, value.type)
             self.values[value.id] = self.b.inside(made[name], value.type.dtype)
@@ -180,6 +163,10 @@ class _Emitter:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
                 shape = (*new.shape[:2], slot.past, new.shape[3])
                 self.values[name] = self.input(name, TensorType(new.dtype, shape))
+                if slot.present_key in self.fused:
+                    self.values[name].shape = _buffer(shape, "past_buffer")
+                    found.append(self.values[name])
+                    continue
                 self.values[name].doc_string = _past_words(slot)
                 found.append(self.values[name])
                 dims.append((self.values[name], shape))
@@ -209,20 +196,26 @@ class _Emitter:
         b = self.b
         # The prelude has no path; what it computes is named for its first result.
         b.scope = _scope(node.path or node.results[0])
-        operands = tuple(self.values[o] for o in node.operands)
+        operands = tuple(self.values[o] for o in node.operands if o)
         if node.op == "cache":
             results = self.cache(node, operands)
         else:
             types = self.flat.types
             site = Site(
                 node.attrs,
-                tuple(types[o] for o in node.operands),
+                tuple(types[o] for o in node.operands if o),
                 tuple(types[r] for r in node.results),
                 {local: self.parameters[path] for local, path in node.parameters.items()},
             )
-            results = LOWERINGS[node.op](b, site, operands)
+            if node.op in FUSED_LOWERINGS:
+                given = tuple(self.values[o] if o else None for o in node.operands)
+                results = FUSED_LOWERINGS[node.op](b, site, given)
+            else:
+                results = LOWERINGS[node.op](b, site, operands)
         for name, value in zip(node.results, results, strict=True):
             self.values[name] = value
+            if node.op == FUSED_ATTENTION and name != node.results[0]:
+                self.present(name, value, _buffer(types[name].shape, "present_buffer"))
             self.describe(node, name, value)
 
     def describe(self, node: FlatNode, name: str, value: ir.Value) -> None:
@@ -238,29 +231,32 @@ class _Emitter:
         value.shape = onnx_shape(self.flat.types[name].shape)
 
     def cache(self, node: FlatNode, operands: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
-        slot = self.slots[len(self.presents) // 2]
+        slot = self.rewritten.slots[node.results[0]]
         results: list[ir.Value] = []
         for new, of, past, present in (
             (operands[0], slot.key, slot.past_key, slot.present_key),
             (operands[1], slot.value, slot.past_value, slot.present_value),
         ):
             outside, inside = append_to_cache(self.b, new, self.values[past], slot.keep)
-            outside.name = self.b.name(present)
-            if slot.keep is None:
-                outside.shape = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
-            else:
-                batch, heads = onnx_shape(of.shape[:2])
-                kept = f"present_sequence_{slot.keep}"
-                outside.shape = ir.Shape([batch, heads, kept, of.shape[3].value])
-            self.named.add(id(outside))
-            self.presents.append(outside)
+            kept = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
+            if slot.keep is not None:
+                kept = _buffer(of.shape, f"present_sequence_{slot.keep}")
+            self.present(present, outside, kept)
             results.append(inside)
         return tuple(results)
+
+    def present(self, name: str, value: ir.Value, shape: ir.Shape) -> None:
+        value.name = self.b.name(name)
+        value.shape = shape
+        self.named.add(id(value))
+        self.presents[name] = value
 
     def outputs(self) -> list[ir.Value]:
         b = self.b
         b.scope = ""
-        taken = {id(v) for v in self.presents}
+        names = [n for s in self.slots for n in (s.present_key, s.present_value)]
+        presents = [self.presents[name] for name in names]
+        taken = {id(v) for v in presents}
         results: list[ir.Value] = []
         for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True):
             value, of = self.values[inner], self.flat.types[inner]
@@ -272,7 +268,13 @@ class _Emitter:
             value.name = b.name(name)
             value.shape = onnx_shape(of.shape)
             results.append(value)
-        return [*results, *self.presents]
+        return [*results, *presents]
+
+
+def _buffer(shape: Sequence[Dim], name: str) -> ir.Shape:
+    """A cache [B, K, tokens, H] of a length that the caller chooses: at least the tokens in it."""
+    fixed = onnx_shape(shape)
+    return ir.Shape([*fixed[:2], name, fixed[3]])
 
 
 def _past_words(slot: CacheSlot) -> str | None:

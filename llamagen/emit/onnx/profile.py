@@ -2,16 +2,18 @@
 
 ``portable`` uses ai.onnx operators only and runs on every execution provider, the CPU's first. Measured with ONNX
 Runtime 1.32: opset 24 is the newest whose Attention the CPU runs natively (opset 25 inlines its function body), and
-no arithmetic operator of the CPU provider takes bfloat16.
+no arithmetic operator of the CPU provider takes bfloat16. ``ort-cpu`` and ``ort-cuda`` are rewritten by the rules of
+spec/rules/rewrites.yaml for operators that only ONNX Runtime has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
+from llamagen.analysis.rewrites.rewrite import Logits
 from llamagen.diagnostics import LlamagenError, did_you_mean
 
 OnnxDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
@@ -41,6 +43,14 @@ MOVES = frozenset(
 """Operators that move values without arithmetic; every provider takes them in every dtype."""
 
 
+CONTRIB = frozenset(
+    {"FusedMatMul", "GroupQueryAttention", "MoE", "QuickGelu", "SkipSimplifiedLayerNormalization"}
+)
+"""Operators of ONNX Runtime's own domain."""
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One row of ``PROFILES``.
@@ -49,11 +59,15 @@ class Profile:
     result is rounded back. ``io_dtypes`` gives the dtype of logits and key/value caches outside the graph.
     """
 
-    name: str
+    name: Literal["portable", "ort-cpu", "ort-cuda"]
     opset: int
     ir_version: int
     widened: frozenset[OnnxDType]
     io_dtypes: Mapping[OnnxDType, OnnxDType]
+    provider: str
+    """The execution provider it is made for."""
+    logits: Logits
+    """Which logits the model gives unless the export says otherwise."""
 
 
 PORTABLE = Profile(
@@ -64,9 +78,25 @@ PORTABLE = Profile(
     # numpy has no bfloat16, and ONNX Runtime's Python API can neither feed nor read it; the values passed as float32
     # are bfloat16 values, so nothing is lost.
     io_dtypes=MappingProxyType({"float32": "float32", "float16": "float16", "bfloat16": "float32"}),
+    provider="CPUExecutionProvider",
+    logits="all",
 )
 
-PROFILES: Mapping[str, Profile] = MappingProxyType({PORTABLE.name: PORTABLE})
+ORT_CPU = replace(PORTABLE, name="ort-cpu", logits="last")
+
+ORT_CUDA = Profile(
+    name="ort-cuda",
+    opset=24,
+    ir_version=11,
+    widened=frozenset(),
+    io_dtypes=MappingProxyType({d: d for d in ONNX_DTYPES}),
+    provider="CUDAExecutionProvider",
+    logits="last",
+)
+
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {p.name: p for p in (PORTABLE, ORT_CPU, ORT_CUDA)}
+)
 
 
 def profile_named(name: str) -> Profile:

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.model import OnnxModel
 
 _LAYER = re.compile(r"(?<![\w])([A-Za-z_]\w*)\.(\d+)(?=[./:\s,)]|$)")
 """A component of a path with a number: ``layers.3``, ``present.3``."""
@@ -97,7 +97,7 @@ def _data(value: ir.Value) -> str:
 
 def _node(node: ir.Node, indent: str) -> Iterator[str]:
     inputs = ", ".join("-" if v is None else str(v.name) for v in node.inputs)
-    outputs = ", ".join(_typed(v) for v in node.outputs)
+    outputs = ", ".join(_typed(v) if v.name else "-" for v in node.outputs)
     plain = [a for a in node.attributes.values() if a.type is not ir.AttributeType.GRAPH]
     words = "".join(f" {a.name}={_attribute(a)}" for a in plain)
     yield f"{indent}{outputs} = {node.op_type}({inputs}){words}"

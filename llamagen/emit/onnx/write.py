@@ -20,15 +20,19 @@ from llamagen.emit.onnx.data import (
     MAX_DATA_FILE_BYTES,
     Placement,
     attach_external,
+    large_constants,
     plan,
     serialize,
+    table_entry,
+    table_piece,
 )
-from llamagen.emit.onnx.emit import Initializer, OnnxModel
+from llamagen.emit.onnx.model import Initializer, OnnxModel
 from llamagen.emit.onnx.text import render
 from llamagen.weights.pieces import Piece, write_pieces
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+TABLES_SUFFIX = ".onnx.tables"
 
 WeightPieces: TypeAlias = Callable[[Placement], Iterable[Piece]]
 """The sources of an initializer, in order, from its offset on: row-major, little-endian, in its dtype."""
@@ -73,19 +77,36 @@ def write_models(
 def write_graphs(
     models: Mapping[str, OnnxModel], placements: Sequence[Placement], folder: Path
 ) -> dict[str, FileRecord]:
-    """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``."""
+    """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``.
+
+    Large tables of a model that no checkpoint has go into ``NAME.onnx.tables``.
+    """
     written: dict[str, FileRecord] = {}
     for stem, emitted in models.items():
+        text = render(emitted)  # before the tables are outside: it shows how they begin
+        written |= _write_tables(emitted, folder, f"{stem}{TABLES_SUFFIX}")
         own = {entry.name for entry in emitted.initializers}
         attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])
-        for suffix, data in (
-            (".onnx", serialize(emitted)),
-            (".onnx.txt", render(emitted).encode()),
-        ):
+        for suffix, data in ((".onnx", serialize(emitted)), (".onnx.txt", text.encode())):
             (folder / f"{stem}{suffix}").write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
             written[f"{stem}{suffix}"] = FileRecord(size=len(data), sha256=digest)
     return written
+
+
+def _write_tables(emitted: OnnxModel, folder: Path, location: str) -> dict[str, FileRecord]:
+    """Computed constants that are too large for a graph, in a file of their own; nothing where there are none."""
+    tables = large_constants(emitted)
+    spots = plan([table_entry(value) for value in tables.values()], location)
+    if not spots:
+        return {}
+    places = {spot.initializer.name: spot.offset for spot in spots}
+    pieces = {name: table_piece(value, places[name]) for name, value in tables.items()}
+    record = _write_data(
+        folder / location, spots, lambda spot: (pieces[spot.initializer.name],), _silent
+    )
+    attach_external(emitted, spots)
+    return {location: record}
 
 
 def together_initializers(models: Iterable[OnnxModel]) -> tuple[Initializer, ...]:

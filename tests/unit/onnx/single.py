@@ -12,7 +12,8 @@ import onnx
 import onnxruntime as ort
 
 from llamagen.emit.onnx.data import attach_arrays, serialize
-from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
+from llamagen.emit.onnx.emit import emit_onnx
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
 from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import flatten

@@ -17,7 +17,8 @@ import pytest
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import hashed
 from llamagen.emit.onnx.data import ALIGNMENT, Placement, attach_arrays, plan, serialize
-from llamagen.emit.onnx.emit import Initializer, OnnxModel, emit_onnx
+from llamagen.emit.onnx.emit import emit_onnx
+from llamagen.emit.onnx.model import Initializer, OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile_named
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.text import render, uncollapsed

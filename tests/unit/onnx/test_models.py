@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from llamagen.emit.onnx.data import attach_arrays
-from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
+from llamagen.emit.onnx.emit import emit_onnx
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
 from llamagen.ir.build import build
 from llamagen.ir.flatten import FlatGraph, flatten

@@ -12,7 +12,7 @@ import pytest
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import SOURCES, Placement, attach_arrays, serialize
-from llamagen.emit.onnx.emit import Initializer, OnnxModel, Source
+from llamagen.emit.onnx.model import Initializer, OnnxModel, Source
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import write_model
@@ -47,7 +47,7 @@ def model() -> OnnxModel:
     )
     properties = {"llamagen.spec_digest": "0"}
     made = ir.Model(graph, ir_version=11, metadata_props=properties)
-    return OnnxModel(made, table, PORTABLE, "float32")
+    return OnnxModel(made, table, PORTABLE, "float32", "all", None)
 
 
 def copy(spot: Placement) -> Iterator[Piece]:

@@ -1,0 +1,43 @@
+"""Names in a model: unique ones of values and nodes, and those of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from llamagen.ir.dims import Dim, kept_of
+
+DIM_NAMES: Mapping[str, str] = {
+    "B": "batch",
+    "S": "sequence",
+    "P": "past_sequence",
+    "P + S": "total_sequence",
+    "I": "images",
+}
+
+
+def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
+    """Fixed sizes as ints, ``B``, ``S``, pasts and totals under their ONNX names, other sizes by their formula."""
+    return ir.Shape([d.value if d.is_static else dim_name(d) for d in dims])
+
+
+def dim_name(dim: Dim) -> str:
+    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``."""
+    text = str(dim)
+    keep = kept_of(text.removesuffix(" + S"))
+    if keep is None:
+        return DIM_NAMES.get(text, text)
+    return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
+
+
+class Names:
+    """Makes names unique in the whole model, in the order they are asked for."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        count = self._used.get(name, 0)
+        self._used[name] = count + 1
+        return name if count == 0 else self.unique(f"{name}_{count}")
