@@ -32,6 +32,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     # optimum-onnx 0.1.0 asks for transformers below 4.58
     "optimum": Environment(("optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6")),
     "mobius": Environment(("mobius-onnx==0.1.0",)),
+    "transformers": Environment(("onnxscript==0.7.0",)),  # beside the transformers of the maker
     "genai": Environment(("onnxruntime-genai==0.18.0",)),
     "llama.cpp": Environment(("llama-cpp-python==0.3.36", "gguf==0.19.0"), alone=True),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),

@@ -66,6 +66,21 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {memory / 2**30:.0f} GiB"
 
 
+def peak_flops(threads: int = 2, repeats: int = 5) -> float:
+    """Float32 FLOP/s of a matrix product that fits no cache but the last."""
+    import torch
+
+    torch.set_num_threads(threads)
+    size = 2048
+    left, right = torch.ones(size, size), torch.ones(size, size)
+    times: list[float] = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / median(times)
+
+
 def bandwidth(threads: int = 2, repeats: int = 5) -> float:
     """Read bandwidth of main memory, bytes/s: a float32 matrix-vector product far larger than the caches."""
     import torch

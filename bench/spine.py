@@ -17,20 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from bench.checkpoint import checkpoint
 from bench.measure import Measured, bandwidth, machine, run
 
 PAST = 512
 STEPS = 12
-
-
-def checkpoint(spec: str, folder: Path) -> Path:
-    """A random checkpoint in the Hub's names and layout, made once."""
-    if not folder.exists():
-        command = ["random-checkpoint", spec, "--out", str(folder), "--seed", "0"]
-        done = run([sys.executable, "-m", "llamagen", *command])
-        if done.returncode:
-            raise SystemExit(done.output)
-    return folder
 
 
 def export(spec: str, source: Path, out: Path, runs: int) -> list[Measured]:

@@ -1,6 +1,6 @@
 """llamagen: one YAML spec of a LLaMA architecture becomes PyTorch, ONNX, configs, numbers and words.
 
-The public names are those of ``llamagen.api`` and ``llamagen.api_analysis``.
+The public names are those of ``llamagen.api``, ``llamagen.api_analysis`` and ``llamagen.api_verify``.
 They are imported when first used, so that ``import llamagen`` is cheap.
 """
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         random_checkpoint,
         run,
         schema_text,
-        verify_folder,
     )
     from llamagen.api_analysis import (
         compat,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         sql,
         timeline,
     )
+    from llamagen.api_verify import check_integrity, verify_folder, write_verify_report
     from llamagen.diagnostics import Diagnostic, LlamagenError
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Model",
     "check",
     "check_checkpoint",
+    "check_integrity",
     "compat",
     "cost",
     "diff",
@@ -74,6 +75,7 @@ __all__ = [
     "sql",
     "timeline",
     "verify_folder",
+    "write_verify_report",
 ]
 
 _DIAGNOSTICS = frozenset({"Diagnostic", "LlamagenError"})
@@ -98,6 +100,7 @@ _QUESTIONS = frozenset(
         "timeline",
     }
 )
+_FOLDERS = frozenset({"check_integrity", "verify_folder", "write_verify_report"})
 
 
 def __getattr__(name: str) -> object:
@@ -106,6 +109,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     home = "llamagen.api_analysis" if name in _QUESTIONS else "llamagen.api"
+    home = "llamagen.api_verify" if name in _FOLDERS else home
     home = "llamagen.diagnostics" if name in _DIAGNOSTICS else home
     found: object = getattr(import_module(home), name)
     globals()[name] = found

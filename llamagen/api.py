@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
+    from llamagen.emit.quantize_options import QuantizeOptions
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
     from llamagen.runtime.session import Generation
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.resolved_text import OriginRow
     from llamagen.spec.schema import Spec
-    from llamagen.verify.report import VerifyReport
-
-VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
 
 
 def _silent(done: int, total: int) -> None:
@@ -124,6 +122,7 @@ class Model:
         scan: bool = False,
         overwrite: bool = False,
         ignore_config: bool = False,
+        quantize: QuantizeOptions | None = None,
         progress: Progress = _silent,
     ) -> Written:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
@@ -131,13 +130,23 @@ class Model:
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
         ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
         A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
-        cache, layers with a window or chunks hand on only what a later token can see.
+        cache, layers with a window or chunks hand on only what a later token can see. ``quantize`` says what is
+        quantised, and how.
         """
         from llamagen.emit import export
         from llamagen.emit.options import ExportOptions
+        from llamagen.emit.quantize_options import QuantizeOptions
 
         options = ExportOptions(
-            profile, dtype, weights, logits, max_context, scan, ignore_config, cache
+            profile=profile,
+            dtype=dtype,
+            weights=weights,
+            logits=logits,
+            max_context=max_context,
+            scan=scan,
+            ignore_config=ignore_config,
+            cache=cache,
+            quantize=quantize or QuantizeOptions(),
         )
         job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
@@ -198,7 +207,7 @@ def schema_is_fresh() -> bool:
 
 def write_schema(path: Path) -> bool:
     """Write the schema unless the file has it already; whether it was written."""
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     written, _ = write_changed(path.parent, {path.name: schema_text()})
     return bool(written)
@@ -256,15 +265,6 @@ def random_checkpoint(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def verify_folder(
-    folder: str | Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
-) -> VerifyReport:
-    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, a padded batch."""
-    from llamagen.verify import folder as verification
-
-    return verification.verify_folder(Path(folder), against, steps)
 
 
 def run(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamagen.analysis.labels import MAINLINE
+from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
     from llamagen.analysis.ask import Model
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.numbers.cost import CostReport
     from llamagen.emit.config.read import Imported
     from llamagen.ir.bounded import CacheKind
+    from llamagen.ir.graph import Graph
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
@@ -55,7 +57,7 @@ def list_models(
 def save_counts() -> bool:
     """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
     from llamagen.analysis.numbers.counts import counts_path
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     path = counts_path()
     written, _ = write_changed(path.parent, {path.name: counts_text()})
@@ -99,13 +101,12 @@ def explain(subject: str, path: str | None = None) -> str:
 
 def side(target: str | Path) -> Model:
     """One side of a comparison: a target, a JSON file or a checkpoint folder. Its graph is none without wiring."""
-    from llamagen.analysis.ask import Model, graph_of, model_of
+    from llamagen.analysis.ask import built, model_of
 
     path = Path(target)
     if path.suffix != ".json" and not path.is_dir():
         return model_of(str(target))
-    resolved = import_config(path).resolved
-    return Model(resolved, graph_of(resolved))
+    return built(import_config(path).resolved)
 
 
 def diff(
@@ -115,25 +116,29 @@ def diff(
     context: int = 4096,
     batch: int = 1,
     dtype: str = "bfloat16",
+    device: str | None = None,
 ) -> Diff:
     """Every difference, judged for each surface; numbers for ``batch`` sequences of ``context`` tokens.
 
-    ``dtype`` stores the weights. Raises LG201 for an unknown id, LG901 for a workload that cannot be.
+    ``dtype`` stores the weights. With a ``device`` of spec/hardware.yaml memory is breaking where ``before`` fits it
+    and ``after`` does not. Raises LG201 for an unknown id, LG901 for a workload that cannot be or an unknown device.
     """
     from llamagen.analysis.diff.judge import diff as compare
+    from llamagen.analysis.numbers import hardware
     from llamagen.analysis.numbers.cost import workload
 
-    return compare(side(before), side(after), workload(context, batch, dtype))
+    chosen = (device, hardware.device(device)) if device is not None else None
+    return compare(side(before), side(after), workload(context, batch, dtype), chosen)
 
 
 def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
     """SVG of both towers with the changes of ``result`` marked. Raises LG401 without wiring."""
     from llamagen.analysis.pictures.svg import diff_svg
-    from llamagen.analysis.pictures.tower import changed_paths, tower
-    from llamagen.ir.build import build
+    from llamagen.analysis.pictures.tower import changed_paths, towers
+    from llamagen.ir.build_graphs import build_all
 
-    first, second = (tower(m.graph or build(m.resolved)) for m in (side(before), side(after)))
-    return diff_svg(first, second, changed_paths(result))
+    first, second = ((m.graphs or build_all(m.resolved)) for m in (side(before), side(after)))
+    return diff_svg(towers(first), towers(second), changed_paths(result))
 
 
 def overlay(before: str | Path, after: str | Path) -> str:
@@ -163,9 +168,12 @@ def cost(
     dtype: str = "bfloat16",
     device: str | None = None,
     tp: int = 1,
+    images: int = 1,
     cache: CacheKind = "full",
 ) -> CostReport:
     """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
+
+    A model that takes images is counted whole, and what ``images`` of them (or tiles) add for each sequence apart.
 
     With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
     without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
@@ -177,10 +185,10 @@ def cost(
     from llamagen.ir.bounded import with_caches
     from llamagen.ir.build_graphs import MAIN
 
-    load = workload(context, batch, dtype, tp)
+    load = workload(context, batch, dtype, tp, images)
     chosen = (device, hardware.device(device)) if device is not None else None
-    graph = with_caches({MAIN: wired(target)}, cache)[MAIN]
-    return cost_of(graph, load, chosen)
+    graphs = dict(with_caches(wired(target), cache))
+    return cost_of(graphs.pop(MAIN), load, chosen, graphs)
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
@@ -188,11 +196,12 @@ def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     from llamagen.analysis.ask import wired
     from llamagen.analysis.family.records import Family
     from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
+    from llamagen.ir.build_graphs import MAIN
     from llamagen.spec.registry import Registry
 
     registry = Registry()
     if targets:
-        graphs = [(name, wired(name, registry)) for name in targets]
+        graphs = [(name, wired(name, registry)[MAIN]) for name in targets]
     else:
         records = Family(registry).records()
         graphs = [(r.id, r.graph) for r in records if r.graph is not None]
@@ -264,26 +273,50 @@ def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
     return import_path(Path(source), spec_id)
 
 
-def graph_tower(target: str) -> str:
-    """The model as nested boxes, text. Raises LG401 without wiring."""
-    from llamagen.analysis.ask import wired
-    from llamagen.analysis.pictures.tower import tower, tower_text
+def graph_text(target: str, graph: str | None = None) -> str:
+    """Canonical text of every graph, or of the one named ``graph``. Raises LG401 without wiring, LG901."""
+    from llamagen.ir.text import render
 
-    return tower_text(tower(wired(target)))
+    return "\n".join(render(one) for one in _chosen(target, graph).values())
 
 
-def graph_svg(target: str) -> str:
-    """The model as nested boxes, SVG. Raises LG401 without wiring."""
-    from llamagen.analysis.ask import wired
+def graph_mermaid(target: str, graph: str | None = None) -> str:
+    """A Mermaid flowchart of the text model, or of the graph named ``graph``. Raises LG401 without wiring, LG901."""
+    from llamagen.analysis.pictures.mermaid import mermaid
+
+    return mermaid(next(iter(_chosen(target, graph).values())))
+
+
+def graph_tower(target: str, graph: str | None = None) -> str:
+    """The model as nested boxes, text, graph by graph. Raises LG401 without wiring, LG901."""
+    from llamagen.analysis.pictures.tower import tower_text, towers
+
+    return "\n".join(tower_text(box) for box in towers(_chosen(target, graph)))
+
+
+def graph_svg(target: str, graph: str | None = None) -> str:
+    """The model as nested boxes, SVG, graphs side by side. Raises LG401 without wiring, LG901."""
     from llamagen.analysis.pictures.svg import tower_svg
-    from llamagen.analysis.pictures.tower import tower
+    from llamagen.analysis.pictures.tower import towers
 
-    return tower_svg(tower(wired(target)))
+    return tower_svg(towers(_chosen(target, graph)))
 
 
-def graph_explorer(target: str) -> str:
-    """JSON for Model Explorer, shapes for one sequence of one token. Raises LG401 without wiring."""
-    from llamagen.analysis.ask import wired
+def graph_explorer(target: str, graph: str | None = None) -> str:
+    """JSON for Model Explorer, FLOPs for one sequence of one token and one image. Raises LG401 and LG901."""
     from llamagen.analysis.pictures.explorer import explorer_json
 
-    return explorer_json(wired(target), {"B": 1, "S": 1, "P": 0})
+    return explorer_json(_chosen(target, graph), {"B": 1, "S": 1, "P": 0, "I": 1})
+
+
+def _chosen(target: str, name: str | None) -> dict[str, Graph]:
+    """The graphs of a target, or the one of that name."""
+    from llamagen.analysis.ask import wired
+
+    graphs = wired(target)
+    if name is None:
+        return graphs
+    if name not in graphs:
+        help = f"it has {', '.join(f'`{one}`' for one in graphs)}"
+        raise LlamagenError.of("LG901", f"`{target}` has no graph `{name}`", help=help)
+    return {name: graphs[name]}

@@ -6,11 +6,12 @@ import io
 import subprocess
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build import build
+from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -22,31 +23,42 @@ _GIT_SECONDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A spec and its graph. ``graph`` is none for a record without published wiring."""
+    """A spec and its graphs. ``graph``, the text model, is none for a record without published wiring."""
 
     resolved: ResolvedSpec
     graph: Graph | None
+    beside: Mapping[str, Graph] = field(default_factory=dict)
+    """Further graphs by name: encoders, and what joins them to the text."""
 
     @property
     def id(self) -> str:
         return self.resolved.spec.id
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """All graphs by name, ``model`` (the text model) first; empty without wiring."""
+        return {MAIN: self.graph, **self.beside} if self.graph is not None else {}
 
 
 def model_of(target: str, registry: Registry | None = None) -> Model:
     """The model of an id, of a YAML file, or of ``rev:path``. Raises LlamagenError; LG401 never (graph is none)."""
     known = registry if registry is not None else Registry()
     resolved = _at_revision(target) if _is_revision(target) else known.load(target)
-    return Model(resolved, graph_of(resolved))
+    return built(resolved)
 
 
-def graph_of(resolved: ResolvedSpec) -> Graph | None:
-    """The graph, or none for a record whose wiring is not published."""
-    return build(resolved) if resolved.spec.root is not None else None
+def built(resolved: ResolvedSpec) -> Model:
+    """A spec with its graphs, if its wiring is published."""
+    if resolved.spec.root is None:
+        return Model(resolved, None)
+    graphs = build_all(resolved)
+    return Model(resolved, graphs.pop(MAIN), graphs)
 
 
-def wired(target: str, registry: Registry | None = None) -> Graph:
-    """The graph of a target. Raises LG401 for a record without wiring."""
-    return build(model_of(target, registry).resolved)
+def wired(target: str, registry: Registry | None = None) -> dict[str, Graph]:
+    """The graphs of a target by name. Raises LG401 for a record without wiring."""
+    found = model_of(target, registry)
+    return found.graphs or build_all(found.resolved)
 
 
 def _is_revision(target: str) -> bool:

@@ -35,7 +35,7 @@ def diff(
         list[Surface] | None, typer.Option(help="Only this surface; may be repeated.")
     ] = None,
     fail_on: Annotated[
-        Literal["breaking", "convertible", "compatible"] | None,
+        Literal["breaking", "convertible", "grows", "compatible"] | None,
         typer.Option(help="Exit 1 if a chosen surface is this bad or worse."),
     ] = None,
     format: Annotated[
@@ -45,6 +45,10 @@ def diff(
     context: Context = 4096,
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
+    device: Annotated[
+        str | None,
+        typer.Option(help="A device of spec/hardware.yaml: breaking if A fits it and B does not."),
+    ] = None,
     as_overlay: Annotated[
         bool, typer.Option("--as-overlay", help="Print the smallest spec that extends A and is B.")
     ] = False,
@@ -56,7 +60,7 @@ def diff(
         console.out(api.overlay(a, b))
         return
     chosen = tuple(surface or Surface)
-    result = api.diff(a, b, context=context, batch=batch, dtype=dtype)
+    result = api.diff(a, b, context=context, batch=batch, dtype=dtype, device=device)
     console.out(_diff_text(result, a, b, chosen, format))
     if fail_on is not None and any(_as_bad(result.verdict(s), Verdict(fail_on)) for s in chosen):
         raise typer.Exit(FINDINGS)
@@ -124,6 +128,9 @@ def cost(
         str | None, typer.Option(help="A device of spec/hardware.yaml: rooflines, and what fits.")
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images of a sequence, or tiles, for a model that takes any.")
+    ] = 1,
     cache: Cache = "full",
     format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
@@ -132,7 +139,14 @@ def cost(
     from llamagen.analysis.numbers import render as render_cost
 
     report = api.cost(
-        spec, context=context, batch=batch, dtype=dtype, device=device, tp=tp, cache=cache
+        spec,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        tp=tp,
+        images=images,
+        cache=cache,
     )
     console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
 

@@ -29,7 +29,7 @@ def import_config(
 ) -> None:
     """Turn a config.json, params.json or checkpoint folder into a spec, and say which known model it is."""
     from llamagen import api_analysis as api
-    from llamagen.emit.files import write_changed
+    from llamagen.writing import write_changed
 
     made = api.import_config(source, id)
     _report(made)

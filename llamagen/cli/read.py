@@ -142,20 +142,24 @@ def graph(
             help="Canonical text, a Mermaid flowchart, a tower as text or SVG, JSON for Model Explorer.",
         ),
     ] = "text",
+    name: Annotated[
+        str | None,
+        typer.Option("--graph", metavar="NAME", help="Of a model with images, only this graph."),
+    ] = None,
 ) -> None:
-    """Print the typed graph of a model."""
-    from llamagen import api, api_analysis
+    """Print the typed graphs of a model."""
+    from llamagen import api_analysis as api
 
     match form:
         case "text":
-            console.out(api.load(spec).graph_text())
+            console.out(api.graph_text(spec, name))
         case "mermaid":
-            console.out(api.load(spec).mermaid())
+            console.out(api.graph_mermaid(spec, name))
         case "tower":
-            console.out(api_analysis.graph_tower(spec))
+            console.out(api.graph_tower(spec, name))
         case "svg":
-            console.out(api_analysis.graph_svg(spec))
+            console.out(api.graph_svg(spec, name))
         case "explorer":
-            console.out(api_analysis.graph_explorer(spec))
+            console.out(api.graph_explorer(spec, name))
         case _:
             assert_never(form)

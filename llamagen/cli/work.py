@@ -55,6 +55,24 @@ def export(
         bool,
         typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
     ] = False,
+    quantize: Annotated[
+        str,
+        typer.Option(help="Weights of projections: none, int4, int8, or w8a8 with activations."),
+    ] = "none",
+    block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16 to 256.")] = 32,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="A zero point for each block too.")
+    ] = False,
+    accuracy_level: Annotated[
+        int, typer.Option(help="Products of int4 and int8: 1 in float32, 4 with int8 activations.")
+    ] = 4,
+    quantize_head: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Like the projections by default.")
+    ] = None,
+    quantize_embedding: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="none, int4, int8; like the head by default if tied."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -70,6 +88,7 @@ def export(
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
     from llamagen import api
     from llamagen.cli.progress import byte_progress
+    from llamagen.emit.quantize_options import QuantizeOptions
 
     model = api.load(spec)
     with byte_progress("writing weights") as progress:
@@ -84,6 +103,14 @@ def export(
             logits=logits,
             max_context=max_context,
             scan=scan,
+            quantize=QuantizeOptions(
+                quantize,
+                block_size,
+                asymmetric,
+                accuracy_level,
+                quantize_head,
+                quantize_embedding,
+            ),
             overwrite=overwrite,
             ignore_config=ignore_config,
             progress=progress,
@@ -130,15 +157,59 @@ def verify(
         ),
     ] = "torch,reference",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=2, help="More cross longer windows and chunks.")
+    ] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the token ids.")] = 0,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the evidence, errors of every layer included: FILE.html or FILE.json.",
+        ),
+    ] = None,
+    integrity: Annotated[
+        bool,
+        typer.Option(
+            "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
+        ),
+    ] = False,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
-    from llamagen import api
+    from llamagen import api_verify as api
 
-    report = api.verify_folder(
-        folder, tuple(w.strip() for w in against.split(",") if w.strip()), steps
+    if integrity:
+        _integrity(folder)
+        return
+    files = report or []
+    api.check_report_names(files)
+    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
+    found = api.verify_folder(
+        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
     )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in report.rows])
-    if not report.passed:
+    console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
+    for file in files:
+        api.write_verify_report(found, file)
+        console.line(f"wrote {file}")
+    if not found.passed:
+        raise typer.Exit(FINDINGS)
+
+
+def _integrity(folder: Path) -> None:
+    from llamagen import api_verify as api
+    from llamagen.cli.progress import byte_progress
+    from llamagen.units import bytes_text
+
+    with byte_progress("reading") as progress:
+        found = api.check_integrity(folder, progress)
+    if found.findings:
+        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
+    for name in found.unread:
+        console.line(f"{name}: only its size and header are known")
+    verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
+    console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
+    console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
+    if not found.whole:
         raise typer.Exit(FINDINGS)
 
 

@@ -94,3 +94,9 @@ def did_you_mean(
 
 def _folded(name: str) -> str:
     return name.casefold().replace("-", "_")
+
+
+def quoted(name: str, limit: int = 160) -> str:
+    """A name from a file, safe to print: control characters escaped, length bounded."""
+    shown = name if len(name) <= limit else name[: limit - 3] + "..."
+    return f"'{shown}'" if shown.isprintable() else ascii(shown)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.bounded import CacheKind, with_caches
@@ -45,33 +43,6 @@ def identity_of(graph: Graph) -> str:
 
     lines = render(graph).split("\n")
     return "\n".join(line for line in lines if not line.startswith(("graph ", "digest ")))
-
-
-def write_changed(
-    folder: Path, files: Mapping[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write the texts that differ from what is there, each by rename. Returns (written, unchanged) names."""
-    written: list[str] = []
-    unchanged: list[str] = []
-    for name, text in files.items():
-        path = folder / name
-        if current(path) == text:
-            unchanged.append(name)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-        written.append(name)
-    return tuple(written), tuple(unchanged)
-
-
-def current(path: Path) -> str | None:
-    """The text of a file, None if there is none or it is not text."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _text(subject: Subject) -> dict[str, str]:

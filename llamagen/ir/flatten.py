@@ -63,6 +63,14 @@ class CacheSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerOutput:
+    """What a layer of a stack hands on, the residual stream: its role path and the value's id."""
+
+    path: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class FlatGraph:
     nodes: tuple[FlatNode, ...]
     types: Mapping[str, TensorType]
@@ -70,6 +78,8 @@ class FlatGraph:
     outputs: tuple[str, ...]
     slots: tuple[CacheSlot, ...]
     """Cache slots in execution order; slot i is ``past_key_values.i`` outside."""
+    layers: tuple[LayerOutput, ...]
+    """Outputs of the layers of all stacks, in execution order."""
 
 
 class _Flattener:
@@ -78,6 +88,7 @@ class _Flattener:
         self.nodes: list[FlatNode] = []
         self.types: dict[str, TensorType] = {}
         self.slots: list[CacheSlot] = []
+        self.layers: list[LayerOutput] = []
 
     def run(self) -> FlatGraph:
         graph = self.graph
@@ -90,7 +101,9 @@ class _Flattener:
         inputs = tuple(v.id for v in graph.inputs)
         root = graph.root_block
         outputs = self.block(root, "", tuple(v.id for v in root.inputs))
-        return FlatGraph(tuple(self.nodes), self.types, inputs, outputs, tuple(self.slots))
+        return FlatGraph(
+            tuple(self.nodes), self.types, inputs, outputs, tuple(self.slots), tuple(self.layers)
+        )
 
     def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
         ids = dict(zip((v.id for v in block.inputs), operands, strict=True))
@@ -114,6 +127,7 @@ class _Flattener:
                 for i, below in enumerate(names):
                     here = join(join(path, name), str(i))
                     carried = self.block(self.graph.blocks[below], here, (*carried, *operands[1:]))
+                    self.layers.append(LayerOutput(here, carried[0]))
                 return carried
             case OpPart(name=name):
                 here = join(path, name)

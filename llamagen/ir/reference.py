@@ -85,7 +85,7 @@ def evaluate(
         **(inputs or {}),
     }
     wanted = {name: given[name] for name in flat.inputs}
-    return _evaluate(flat, weights, wanted, sizes, past, keep_values, rounding)
+    return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Precision(rounding))
 
 
 def evaluate_graph(
@@ -94,9 +94,14 @@ def evaluate_graph(
     inputs: Mapping[str, ArrayLike],
     past: Cache | None = None,
     *,
+    keep_values: bool = False,
     rounding: Rounding = None,
+    float32_angles: bool = False,
 ) -> ReferenceResult:
     """Run a graph that need not begin with ids: every input by name, sizes from their shapes.
+
+    ``float32_angles`` computes rotations in float32, which the op table asks of every backend: far
+    positions turn by angles that are wrong by up to position * 2^-24.
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
@@ -109,7 +114,8 @@ def evaluate_graph(
         for dim, size in zip(flat.types[name].shape, found, strict=True):
             sizes.setdefault(str(dim), size)
     given = {name: inputs[name] for name in flat.inputs}
-    return _evaluate(flat, weights, given, sizes, past, False, rounding)
+    precision = _Precision(rounding, float32_angles)
+    return _evaluate(flat, weights, given, sizes, past, keep_values, precision)
 
 
 def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
@@ -130,9 +136,9 @@ def _evaluate(
     sizes: Mapping[str, int],
     past: Cache | None,
     keep_values: bool,
-    rounding: Rounding,
+    precision: _Precision,
 ) -> ReferenceResult:
-    run = _Run(flat, weights, sizes, past, rounding)
+    run = _Run(flat, weights, sizes, past, precision)
     for name, value in given.items():
         run.put(name, _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)
@@ -144,6 +150,12 @@ def _evaluate(
     return ReferenceResult(outputs, tuple(run.present), run.values if keep_values else {})
 
 
+@dataclass(frozen=True, slots=True)
+class _Precision:
+    rounding: Rounding = None
+    float32_angles: bool = False
+
+
 class _Run:
     def __init__(
         self,
@@ -151,13 +163,14 @@ class _Run:
         weights: WeightSource,
         sizes: Mapping[str, int],
         past: Cache | None,
-        rounding: Rounding,
+        precision: _Precision,
     ) -> None:
         self.flat = flat
         self.weights = weights
         self.sizes = sizes
         self.past = past
-        self.rounding = rounding
+        self.rounding = precision.rounding
+        self.float32_angles = precision.float32_angles
         self.values: dict[str, Array] = {}
         self.present: list[tuple[Real, Real]] = []
 
@@ -167,7 +180,7 @@ class _Run:
             return self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
 
         tensors = [self.values[o] for o in node.operands]
-        operands = Operands(tensors, node.attrs, self.sizes, stored)
+        operands = Operands(tensors, node.attrs, self.sizes, stored, self.float32_angles)
         results = self.cache(operands) if node.op == "cache" else FORMULAS[node.op](operands)
         for name, result in zip(node.results, results, strict=True):
             self.put(name, result)

@@ -61,7 +61,11 @@ def _yarn(o: Operands, f: Real) -> Real:
 
 
 def _rope_table(o: Operands) -> tuple[Array, ...]:
-    angles = o.ints()[..., None].astype(np.float64) * frequencies(o)
+    positions, f = o.ints()[..., None].astype(np.float64), frequencies(o)
+    if o.float32_angles:
+        angles = (positions.astype(np.float32) * f.astype(np.float32)).astype(np.float64)
+    else:
+        angles = positions * f
     amplitude = o.number("attention_factor")
     return (amplitude * np.cos(angles), amplitude * np.sin(angles))
 

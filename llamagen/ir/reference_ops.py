@@ -28,13 +28,14 @@ class Operands:
     """What one application of an op is computed from.
 
     ``sizes`` are the values of ``B``, ``S`` and ``P``. ``stored`` gives a parameter by its local
-    name, in the dtype it is kept in.
+    name, in the dtype it is kept in. ``float32_angles`` rounds what a rotation is computed from.
     """
 
     tensors: Sequence[Array]
     attrs: Attrs
     sizes: Mapping[str, int]
     stored: Callable[[str], NDArray[np.generic]]
+    float32_angles: bool = False
 
     def real(self, i: int = 0) -> Real:
         array = self.tensors[i]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.spec.fmt import check_format, format_source
 from llamagen.spec.source import load_source
+from llamagen.writing import write_changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def format_files(targets: Sequence[Path], key_order: Sequence[str], *, write: bo
                 continue
             changed.append(path)
             if write:
-                _replace(path, format_source(source, key_order))
+                write_changed(path.parent, {path.name: format_source(source, key_order)})
             else:
                 found.append(finding)
         except LlamagenError as error:
@@ -51,10 +51,3 @@ def _files(targets: Iterable[Path]) -> list[Path]:
         below = sorted(target.rglob("*.yaml")) if target.is_dir() else [target]
         found.update(dict.fromkeys(below))
     return list(found)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.chmod(path.stat().st_mode & 0o777)
-    partial.replace(path)

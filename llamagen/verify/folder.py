@@ -7,7 +7,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.export import SPEC_FILE
-from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
 from llamagen.ir.flatten import flatten
@@ -23,7 +22,10 @@ from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
 from llamagen.spec.registry import Registry
+from llamagen.verify.exact_products import open_exact
+from llamagen.verify.facts import facts_of, far
 from llamagen.verify.image_cases import image_scenarios
+from llamagen.verify.layers import Layers, onnx_pieces
 from llamagen.verify.numerics import (
     TOLERANCES,
     Difference,
@@ -34,10 +36,14 @@ from llamagen.verify.numerics import (
     measured_tolerance,
 )
 from llamagen.verify.pieces import GraphsWitness
-from llamagen.verify.report import Row, VerifyReport, WitnessName
+from llamagen.verify.report import LayerRow, Row, VerifyReport, WitnessName
 from llamagen.verify.scenario import Scenario, Witness, scenarios
 from llamagen.verify.stored import StoredWeights, stored_weights
-from llamagen.verify.transformers_witness import COUNTS_PADDING, TransformersWitness
+from llamagen.verify.transformers_witness import (
+    COUNTS_PADDING,
+    COUNTS_PLACES,
+    TransformersWitness,
+)
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 
 WITNESSES: tuple[WitnessName, ...] = ("torch", "reference", "transformers")
@@ -46,22 +52,52 @@ MAX_REFERENCE_PARAMETERS = 300_000_000
 """Beyond, the float64 reference would run for hours: it reads and widens every weight at every step."""
 
 
-def verify_folder(
-    folder: Path, against: Sequence[str] = ("torch", "reference"), steps: int = 16
-) -> VerifyReport:
-    """Prefill, ``steps`` decode steps and a left-padded batch, compared with each witness.
+DROPS_SEEN = "a bounded cache of chunks is fed without padding between tokens: pad on the left"
+"""It keeps places, and chunks count tokens: padding in between pushes out what can still be seen."""
 
-    A folder with graphs for images is compared on text with images too, through all of them.
-    Weights are read lazily, but the torch and transformers witnesses hold the whole model in
-    float32. Raises LG770 (not an exported folder), LG771 (an unknown witness), LG772 (the folder's
-    spec is not the one the model was made from), LG773 (weights that do not fit), LG774 (a witness
-    that cannot run here), LG711 to LG713 (ONNX Runtime refuses the model).
+LAYER_CASES = ("prefill", "left padding", "images decode")
+"""Those whose layers are looked at: without a cache, with all that can go wrong with it, with images."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    prompt_tokens: int
+    steps: int
+    seed: int
+
+
+def verify_folder(
+    folder: Path,
+    against: Sequence[str] = ("torch", "reference"),
+    steps: int = 16,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
+    seed: int = 0,
+    layers: bool = False,
+) -> VerifyReport:
+    """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
+
+    A folder with graphs for images is compared on text with images too, through all of them. With
+    ``layers`` the residual stream after each layer is compared as well, with the reference or, for
+    a model too large for it, with torch. Weights are read lazily, but the torch and transformers
+    witnesses hold the whole model in float32. Raises LG770 (not an exported folder), LG771 (an
+    unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
+    (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX Runtime
+    refuses the model).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
     subject = _subject(folder)
-    rows = [row for part in _parts(subject, steps) for name in names for row in part.rows(name)]
+    rows: list[Row] = []
+    seen: list[LayerRow] = []
+    cases: list[Scenario] = []
+    for part in _parts(subject, _Feed(prompt_tokens, steps, seed)):
+        rows += [row for name in names for row in part.rows(name)]
+        seen += part.layer_rows(names) if layers else ()
+        cases += part.cases
     rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
-    return VerifyReport(subject.graphs[MAIN].spec_id, tuple(rows))
+    main = subject.graphs[MAIN]
+    facts = facts_of(subject.graphs, subject.stored, seed, cases)
+    return VerifyReport(main.spec_id, tuple(rows), facts, tuple(seen))
 
 
 def _known(name: str) -> WitnessName:
@@ -104,17 +140,18 @@ def _subject(folder: Path) -> _Subject:
     return _Subject(folder, graphs, pipeline_of(graphs), stored)
 
 
-def _parts(subject: _Subject, steps: int) -> Iterator[_Part]:
+def _parts(subject: _Subject, feed: _Feed) -> Iterator[_Part]:
     """Cases of text, then those with images: each needs some of the graphs, and no more are opened."""
     main = subject.graphs[MAIN]
     flat = flatten(main)
     vocab_size = flat.types[flat.outputs[0]].shape[-1].value
-    yield _Part(subject, (MAIN,), scenarios(vocab_size, PROMPT_TOKENS, steps))
+    text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, far(flat))
+    yield _Part(subject, (MAIN,), text)
     pipeline = subject.pipeline
     if pipeline is None:
         return
     try:
-        cases = image_scenarios(pipeline, subject.graphs, vocab_size, steps)
+        cases = image_scenarios(pipeline, subject.graphs, vocab_size, feed.steps, feed.seed + 1)
     except ValueError as error:
         yield _Part(subject, pipeline.graphs, (), f"images: {error}")
     else:
@@ -134,15 +171,21 @@ class _Part:
         self.subject = subject
         self.graphs = {name: subject.graphs[name] for name in names}
         last = subject.stored.metadata.get("llamagen.logits") == "last"
-        self.cases = tuple(replace(case, last=last) for case in cases)
+        self.cases = tuple(case.of_last() if last else case for case in cases)
         self.skipped = skipped
         self.bounds: dict[str, Tolerance] = {}
+        self.witnesses: dict[WitnessName, Witness] = {}
         self.exact: dict[str, FloatArray] = {}
+        self.made_exact = False
+        """Whether products of a quantised model are computed in float32 here."""
         onnx = self.onnx() if cases else None
         self.found = [case.logits(onnx) for case in self.cases if onnx is not None]
-        ops = {node.op for graph in self.graphs.values() for node in flatten(graph).nodes}
-        self.routed = "topk" in ops
-        self.stretched = "attention_temperature" in ops
+        nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
+        self.routed = any(node.op == "topk" for node in nodes)
+        chunked = any(node.attrs.get("chunk") is not None for node in nodes)
+        bounded = subject.stored.metadata.get("llamagen.cache") == "bounded"
+        self.drops_seen = chunked and bounded
+        self.stretched = any(node.op == "attention_temperature" for node in nodes)
 
     def rows(self, name: WitnessName) -> Iterator[Row]:
         size = self.subject.size
@@ -152,28 +195,80 @@ class _Part:
         if note:
             yield Row(name, "all", None, None, note)
             return
-        witness = None if name == "reference" else self.witness(name)
+        known: dict[str, FloatArray] = {}
         for case, found in zip(self.cases, self.found, strict=True):
-            alone = name == "transformers" and self.stretched and not case.mask.all()
-            rows = case.alone(self.subject.pipeline) if alone else (case,)
-            expected = (
-                self.exactly(case)
-                if witness is None
-                else np.concatenate([row.logits(witness) for row in rows])
-            )
+            if self.drops_seen and case.has_holes:
+                yield Row(name, case.name, None, None, DROPS_SEEN)
+                continue
+            by_place = name == "transformers" and self.stretched
+            if by_place and case.shift:
+                yield Row(name, case.name, None, None, COUNTS_PLACES)
+                continue
+            alone = by_place and not case.mask.all()
+            if case.same_as is not None:
+                expected = case.moved(known[case.same_as])
+            elif name == "reference":
+                expected = known[case.name] = self.exactly(case)
+            else:
+                rows = case.alone(self.subject.pipeline) if alone else (case,)
+                made = self.made(name)
+                expected = np.concatenate([row.logits(made) for row in rows])
+                known[case.name] = expected
             measured = self.robust(difference(found, expected))
             note = COUNTS_PADDING if alone else ""
-            yield Row(name, case.name, measured, self.tolerance(name, case), note)
+            what = f"{case.name}, float products" if self.made_exact else case.name
+            yield Row(name, what, measured, self.tolerance(name, case), note)
 
     def onnx(self) -> Witness:
         folder, names = self.subject.folder, self.graphs
-        pieces = {n: OnnxWitness(open_session(folder / f"{n}.onnx")) for n in names}
+        opened = {n: open_exact(folder / f"{n}.onnx") for n in names}
+        self.made_exact = any(changed for _, changed in opened.values())
+        pieces = {n: OnnxWitness(session) for n, (session, _) in opened.items()}
         return GraphsWitness("onnx", pieces, self.subject.pipeline)
 
-    def reference(self, rounding: Rounding = None) -> Witness:
+    def reference(self, rounding: Rounding = None, float32_angles: bool = False) -> GraphsWitness:
         read = self.subject.stored.read
-        pieces = {n: ReferenceWitness.of_graph(g, read, rounding) for n, g in self.graphs.items()}
+        pieces = {
+            name: ReferenceWitness.of_graph(graph, read, rounding, float32_angles)
+            for name, graph in self.graphs.items()
+        }
         return GraphsWitness("reference", pieces, self.subject.pipeline)
+
+    def made(self, name: Literal["torch", "transformers"]) -> Witness:
+        """Built once: it holds all weights."""
+        if name not in self.witnesses:
+            self.witnesses[name] = self.witness(name)
+        return self.witnesses[name]
+
+    def layer_rows(self, names: Sequence[WitnessName]) -> Iterator[LayerRow]:
+        """ONNX Runtime's layers and torch's, compared with the reference's or, without it, with torch's."""
+        large = self.subject.size > MAX_REFERENCE_PARAMETERS
+        cases = [case for case in self.cases if case.name in LAYER_CASES]
+        if not cases or (large and "torch" not in names):
+            return
+        pipeline = self.subject.pipeline
+        torch = None
+        if "torch" in names:
+            witness = self.made("torch")
+            assert isinstance(witness, GraphsWitness)
+            torch = Layers("torch", witness.pieces, pipeline)
+        pieces = onnx_pieces(self.subject.folder, tuple(self.graphs))
+        onnx = None if pieces is None else Layers("onnx", pieces, pipeline)
+        basis = torch if large else Layers("reference", self.reference().pieces, pipeline)
+        assert basis is not None
+        for case in cases:
+            wanted = basis.of(case)
+            found = {} if onnx is None else onnx.of(case)
+            other = {} if torch is None or large else torch.of(case)
+            for layer, exact in wanted.items():
+                yield LayerRow(
+                    case.name,
+                    layer.graph,
+                    layer.path,
+                    "torch" if large else "reference",
+                    difference(found[layer], exact) if layer in found else None,
+                    difference(other[layer], exact) if layer in other else None,
+                )
 
     def witness(self, name: Literal["torch", "transformers"]) -> Witness:
         subject = self.subject
@@ -193,9 +288,10 @@ class _Part:
 
     def tolerance(self, name: WitnessName, case: Scenario) -> Tolerance:
         """One bound a case for all witnesses; only between two float32 results is it wider."""
-        if case.name not in self.bounds:
-            self.bounds[case.name] = self.bound(case)
-        bound = self.bounds[case.name]
+        tokens = case.same_as or case.name
+        if tokens not in self.bounds:
+            self.bounds[tokens] = self.bound(case)
+        bound = self.bounds[tokens]
         return bound if name == "reference" else between_float32(self.subject.stored.dtype, bound)
 
     def bound(self, case: Scenario) -> Tolerance:
@@ -203,7 +299,7 @@ class _Part:
         dtype = self.subject.stored.dtype
         if self.subject.size > MAX_REFERENCE_PARAMETERS:
             return TOLERANCES[dtype]
-        rounded = case.logits(self.reference(dtype))
+        rounded = case.logits(self.reference(dtype, float32_angles=case.shift > 0))
         return measured_tolerance(dtype, self.robust(difference(rounded, self.exactly(case))))
 
     def exactly(self, case: Scenario) -> FloatArray:

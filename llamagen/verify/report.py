@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from llamagen.verify.numerics import Difference, Tolerance
+from llamagen.verify.numerics import Difference, RunDType, Tolerance
+from llamagen.verify.scenario import Scenario
 
 WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
 Verdict: TypeAlias = Literal["equal", "different", "skipped"]
@@ -43,11 +44,58 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRow:
+    """How far the residual stream after one layer is from that of ``basis``; None where it was not looked at."""
+
+    case: str
+    graph: str
+    path: str
+    basis: Literal["reference", "torch"]
+    onnx: Difference | None
+    torch: Difference | None
+
+
+LimitKind: TypeAlias = Literal["sliding window", "chunk", "original context of rope"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A length at which a model changes what it does, and how far the inputs went."""
+
+    kind: LimitKind
+    size: int
+    reached: int
+    """Slots of the longest case; for rope the positions."""
+
+    @property
+    def crossed(self) -> bool:
+        return self.reached > self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was verified, and with which inputs."""
+
+    digest: str
+    """SHA-256 of the graph."""
+    parameters: int
+    dtype: RunDType
+    profile: str
+    tied: tuple[str, ...]
+    """Role paths of parts that use the weight of another one."""
+    seed: int
+    cases: tuple[Scenario, ...]
+    limits: tuple[Limit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """Rows in the order of witnesses, then cases."""
+    """Rows in the order of witnesses, then cases; layers only where they were asked for."""
 
     spec_id: str
     rows: tuple[Row, ...]
+    facts: Facts
+    layers: tuple[LayerRow, ...] = ()
 
     @property
     def passed(self) -> bool:

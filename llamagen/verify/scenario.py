@@ -18,6 +18,9 @@ Values: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 NOTHING: Values = {}
 
+FAR = 1000
+"""Positions between the halves of a text, where the model's rope names no original context."""
+
 
 class Session(Protocol):
     """One sequence of calls; the key/value cache lives in it, and what was made of the images."""
@@ -43,9 +46,10 @@ class Witness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Ids [B, T] with a mask [B, T] of ones and left zeros; ``splits`` are the lengths of the calls.
+    """Ids [B, T] with a mask [B, T] of ones, and zeros for padding; ``splits`` are the lengths of the calls.
 
-    ``shift`` is added to every position: with rotary positions alone, the logits do not depend on it.
+    A position is the number of real tokens before it. ``shift`` is added to the positions of slots
+    from ``shift_from`` on: with rotary positions alone, a shift of all changes nothing.
     """
 
     name: str
@@ -57,6 +61,11 @@ class Scenario:
     """Inputs of the graphs that are run once (``pixel_values`` ...), whole; none is a scenario of text."""
     beside: Values = field(default_factory=dict)
     """Inputs with one entry a token, [B, T, ...]; cut like the ids."""
+    shift_from: int = 0
+    same_as: str | None = None
+    """The scenario that has these tokens in other calls or in another order, and so the same logits."""
+    order: tuple[int, ...] | None = None
+    """Row i is row ``order[i]`` of ``same_as``."""
     last: bool = False
     """Only the logits after the last token of each call, which is all that some models give."""
 
@@ -64,13 +73,24 @@ class Scenario:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
             raise ValueError(f"calls of {self.splits} do not make {self.input_ids.shape[1]} tokens")
         if self.mask.shape != self.input_ids.shape or not self.mask[:, -1].all():
-            raise ValueError("the mask has the shape of the ids; padding is on the left")
+            raise ValueError("the mask has the shape of the ids, and every row ends with a token")
         if any(v.shape[:2] != self.input_ids.shape for v in self.beside.values()):
             raise ValueError("what is beside the ids begins with their shape")
 
+    @property
+    def tokens(self) -> int:
+        """Real ones, of all rows."""
+        return int(self.mask.sum())
+
+    @property
+    def has_holes(self) -> bool:
+        """Padding behind a token."""
+        return bool((np.diff(self.mask, axis=1) < 0).any())
+
     def calls(self) -> Iterator[tuple[IntArray, IntArray, IntArray, Values]]:
         """Ids, mask, positions and what is beside them, of each call."""
-        positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0) + self.shift
+        positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
+        positions[:, self.shift_from :] += self.shift
         start = 0
         for length in self.splits:
             stop = start + length
@@ -89,11 +109,28 @@ class Scenario:
         if self.last:
             ends = np.cumsum(self.splits) - 1
             return np.stack([p[:, -1] for p in pieces], axis=1)[self.mask[:, ends] > 0]
+        return self.of_tokens(pieces)
+
+    def of_tokens(self, pieces: Sequence[FloatArray]) -> FloatArray:
+        """Results [B, S, N] of all calls -> [tokens, N], padding left out."""
         return np.concatenate(pieces, axis=1)[self.mask > 0]
+
+    def moved(self, logits: FloatArray) -> FloatArray:
+        """Logits of the scenario this is the ``same_as``, in the order of this one's rows."""
+        if self.order is None:
+            return logits
+        back = np.argsort(self.order)
+        counts = self.mask.sum(axis=1)[back]
+        rows = np.split(logits, np.cumsum(counts)[:-1])
+        return np.concatenate([rows[i] for i in self.order])
 
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
-        return replace(self, name=name, splits=tuple(splits))
+        return replace(self, name=name, splits=tuple(splits), same_as=self.name)
+
+    def of_last(self) -> Scenario:
+        """With only the logits that end a call, which another cut does not have."""
+        return replace(self, last=True, same_as=None, order=None)
 
     def alone(self, pipeline: Pipeline | None = None) -> tuple[Scenario, ...]:
         """Each row by itself, without its padding; calls that were all padding are left out.
@@ -117,14 +154,23 @@ class Scenario:
             own = {name: value[i] for name, value in images.items() if len(value[i])}
             ids, ones = self.input_ids[i : i + 1, mask], self.mask[i : i + 1, mask]
             name = f"{self.name}, row {i}"
-            rows.append(Scenario(name, ids, ones, splits, self.shift, own, beside, self.last))
+            rows.append(
+                Scenario(
+                    name, ids, ones, splits, self.shift, images=own, beside=beside, last=self.last
+                )
+            )
         return tuple(rows)
 
 
-def scenarios(vocab_size: int, length: int, steps: int, seed: int = 0) -> tuple[Scenario, ...]:
-    """Prefill alone, prefill and ``steps`` single tokens, and a left-padded batch of three, decoded.
+def scenarios(
+    vocab_size: int, length: int, steps: int, seed: int = 0, jump: int = FAR
+) -> tuple[Scenario, ...]:
+    """Ways of feeding a text model. Ids are random, ``length`` counts the prompt's tokens.
 
-    Ids are random. ``length`` counts the prompt's tokens.
+    The whole text in one call; a prompt and ``steps`` single tokens; a batch of three padded on the
+    left, decoded; the same on the right, where the padding stays between prompt and new tokens;
+    the first text cut anywhere; the rows of the batch in another order; and a text whose second
+    half is ``jump`` positions further on, where the bands of a scaled rope differ.
     """
     generator = np.random.default_rng(seed)
     total = length + steps
@@ -133,9 +179,29 @@ def scenarios(vocab_size: int, length: int, steps: int, seed: int = 0) -> tuple[
     single = (1,) * steps
     batch = generator.integers(0, vocab_size, (3, total), dtype=np.int64)
     padding = np.array([0, length // 2, length - 1])
-    mask = (np.arange(total) >= padding[:, None]).astype(np.int64)
+    slots = np.arange(total)
+    left = (slots >= padding[:, None]).astype(np.int64)
+    right = ((slots < length - padding[:, None]) | (slots >= length)).astype(np.int64)
+    order = (2, 0, 1)
+    prefill = Scenario("prefill", ids, whole, (total,))
+    padded = Scenario("left padding", batch, left, (length, *single))
+    rows = list(order)
     return (
-        Scenario("prefill", ids, whole, (total,)),
+        prefill,
         Scenario("decode", ids, whole, (length, *single)),
-        Scenario("padded batch", batch, mask, (length, *single)),
+        padded,
+        Scenario("right padding", batch, right, (length, *single)),
+        prefill.cut("cut anywhere", _pieces(generator, total)),
+        Scenario(
+            "rows exchanged", batch[rows], left[rows], (total,), same_as=padded.name, order=order
+        ),
+        Scenario(
+            "far apart", ids, whole, (length, total - length), shift=jump, shift_from=total // 2
+        ),
     )
+
+
+def _pieces(generator: np.random.Generator, total: int) -> tuple[int, ...]:
+    """Up to five pieces of random lengths that make ``total``."""
+    cuts = generator.choice(np.arange(1, total), size=min(4, total - 1), replace=False)
+    return tuple(int(n) for n in np.diff([0, *np.sort(cuts), total]))

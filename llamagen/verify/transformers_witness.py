@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 COUNTS_PADDING = "row by row: transformers takes padding for positions (facts 4.8)"
 """Its attention temperature grows with the place in the batch, padding included; a row alone has none."""
 
+COUNTS_PLACES = (
+    "transformers stretches scores by places in the cache, not by position_ids (facts 4.8)"
+)
+"""So a text with a gap in its positions cannot be compared with it."""
+
 
 @dataclass(frozen=True)
 class TransformersWitness:

@@ -40,13 +40,22 @@ class ReferenceWitness:
     name: str = "reference"
     outputs: tuple[str, ...] = ("logits",)
     """What the graph calls its results."""
+    float32_angles: bool = False
+    """Compute rotations in float32 too, which matters at far positions."""
 
     @staticmethod
     def of_graph(
-        graph: Graph, weights: WeightReader, rounding: Rounding = None
+        graph: Graph,
+        weights: WeightReader,
+        rounding: Rounding = None,
+        float32_angles: bool = False,
     ) -> ReferenceWitness:
         return ReferenceWitness(
-            flatten(graph), weights, rounding=rounding, outputs=graph.output_names
+            flatten(graph),
+            weights,
+            rounding=rounding,
+            outputs=graph.output_names,
+            float32_angles=float32_angles,
         )
 
     def open(self) -> OpenPiece:
@@ -64,7 +73,14 @@ class _OpenReference:
     def run(self, values: Values) -> Values:
         w = self.witness
         past = self.past if w.flat.slots else None
-        result = evaluate_graph(w.flat, w.weights, values, past, rounding=w.rounding)
+        result = evaluate_graph(
+            w.flat,
+            w.weights,
+            values,
+            past,
+            rounding=w.rounding,
+            float32_angles=w.float32_angles,
+        )
         self.past = result.present
         return dict(zip(w.outputs, result.outputs, strict=True))
 

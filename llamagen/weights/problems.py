@@ -6,16 +6,11 @@ import os
 from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.diagnostics import quoted as quoted
 
 
 def problem(code: str, message: str, help: str | None = None) -> LlamagenError:
     return LlamagenError(Diagnostic(code, "error", message, help=help))
-
-
-def quoted(name: str, limit: int = 160) -> str:
-    """A name from a file, safe to print: control characters escaped, length bounded."""
-    shown = name if len(name) <= limit else name[: limit - 3] + "..."
-    return f"'{shown}'" if shown.isprintable() else ascii(shown)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llamagen.diagnostics import LlamagenError
-from llamagen.units import bytes_text
 from llamagen.weights.problems import problem, quoted
+from llamagen.writing import translated
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h
@@ -41,7 +40,7 @@ def staged_folder(
     place = _resolved(Path(target))
     created = _make_parents(place.parent)
     try:
-        with _translated(place), _locked(place):
+        with translated(place), _locked(place):
             _sweep(place)
             _check_target(place, overwrite, manifest)
             staging = place.parent / f"{_prefix(place)}{secrets.token_hex(6)}"
@@ -76,7 +75,7 @@ def _make_parents(parent: Path) -> list[Path]:
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
-    with _translated(parent):
+    with translated(parent):
         parent.mkdir(parents=True, exist_ok=True)
     return missing
 
@@ -197,60 +196,3 @@ def _exchanged(staging: Path, place: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(place))
-
-
-@contextmanager
-def _translated(place: Path) -> Iterator[None]:
-    """OSErrors about the output become findings; those about other files pass through."""
-    try:
-        yield
-    except OSError as error:
-        found = _as_problem(error, place)
-        if found is None:
-            raise
-        raise found from error
-
-
-def _as_problem(error: OSError, place: Path) -> LlamagenError | None:
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return problem(
-                "LG632",
-                f"no space is left for {quoted(str(place))}: {_free(place.parent)}; nothing was "
-                "written there",
-                help="free space or choose another disk; the whole output is staged beside the "
-                "target",
-            )
-        case errno.EFBIG:
-            return problem(
-                "LG632",
-                f"a file of {quoted(str(place))} is too large for the file system or for "
-                "`ulimit -f`; nothing was written there",
-                help="choose another disk, or raise the limit",
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS if _about(error, place):
-            return problem(
-                "LG633",
-                f"cannot write {quoted(str(place))}: {error.strerror}; nothing was written there",
-                help=f"is {place.parent} writable for you?",
-            )
-        case errno.ENOTDIR | errno.EEXIST | errno.ENAMETOOLONG | errno.ENOTEMPTY if _about(
-            error, place
-        ):
-            return problem("LG634", f"cannot make {quoted(str(place))}: {error.strerror}")
-        case _:
-            return None
-
-
-def _about(error: OSError, place: Path) -> bool:
-    """Whether the error names no file, or one on the way to or inside the output."""
-    if error.filename is None:
-        return True
-    name = Path(os.path.abspath(os.fsdecode(error.filename)))
-    return name.is_relative_to(place.parent) or place.is_relative_to(name)
-
-
-def _free(folder: Path) -> str:
-    while not folder.exists():
-        folder = folder.parent
-    return f"{bytes_text(shutil.disk_usage(folder).free)} are free"

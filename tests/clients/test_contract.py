@@ -22,11 +22,14 @@ OUTSIDE = {"deepseek_v3"}
 """Its keys are wider than its values, and the runtime knows one head size."""
 
 
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_decoder_nobody_thought_of_runs_or_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_decoder_nobody_thought_of_runs_or_is_refused(
+    name: str, profile: str, tmp_path: Path
+) -> None:
     model = api.load(SPECS / "foreign" / f"{name}.yaml")
     contract = contract_of(model.graph)
-    model.export(tmp_path / "out", random_weights=3)
+    model.export(tmp_path / "out", random_weights=3, profile=profile)
     config = tmp_path / "out" / "genai_config.json"
     assert config.is_file() == isinstance(contract, Decoder)
     if isinstance(contract, Unfit):

@@ -60,22 +60,25 @@ def _ended(tokens: list[int], layout: Layout) -> list[int]:
 @pytest.mark.parametrize("made", MODELS, ids=lambda made: made.id)
 def test_same_text_as_transformers(made: TextModel, tmp_path: Path) -> None:
     checkpoint = made.checkpoint(tmp_path)
-    out = tmp_path / "out"
-    api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint)
     theirs = AutoTokenizer.from_pretrained(checkpoint)
     rows = [theirs(prompt).input_ids for prompt in PROMPTS]
     expected = greedy(checkpoint, rows, NEW_TOKENS)
     assert len({token for row in expected for token in row}) > NEW_TOKENS // 2, "a dull model"
 
-    model = og.Model(str(out))
-    tokenizer = og.Tokenizer(model)
-    tokenizer.update_options(add_special_tokens="true")
-    assert [tokenizer.encode(prompt).tolist() for prompt in PROMPTS] == rows
-    single = [generate(model, made.layout, [row], NEW_TOKENS)[0] for row in rows]
-    assert single == expected
-    assert generate(model, made.layout, rows, NEW_TOKENS) == expected
-    # a random model writes broken UTF-8, where the two libraries show another number of marks
-    assert [tokenizer.decode(row) for row in rows] == list(PROMPTS)
+    for profile, shared in (("portable", False), ("ort-cpu", True)):
+        out = tmp_path / profile
+        api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint, profile=profile)
+        search = json.loads((out / "genai_config.json").read_text())["search"]
+        assert search["past_present_share_buffer"] == shared
+        model = og.Model(str(out))
+        tokenizer = og.Tokenizer(model)
+        tokenizer.update_options(add_special_tokens="true")
+        assert [tokenizer.encode(prompt).tolist() for prompt in PROMPTS] == rows
+        # a random model writes broken UTF-8, where the two libraries show another number of marks
+        assert [tokenizer.decode(row) for row in rows] == list(PROMPTS)
+        single = [generate(model, made.layout, [row], NEW_TOKENS)[0] for row in rows]
+        assert single == expected, profile
+        assert generate(model, made.layout, rows, NEW_TOKENS) == expected, profile
 
 
 def test_same_chat_prompt_as_transformers(tmp_path: Path) -> None:

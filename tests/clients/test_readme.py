@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,15 @@ NEW_TOKENS = 16
 class Folder:
     """An exported folder and what its snippets must give."""
 
-    def __init__(self, made: TextModel, place: Path, *, text: bool, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        made: TextModel,
+        place: Path,
+        *,
+        text: bool,
+        dtype: str = "float32",
+        profile: str = "portable",
+    ) -> None:
         place.mkdir()
         self.made, self.place, self.text = made, place, text
         checkpoint = made.checkpoint(place)
@@ -34,7 +43,9 @@ class Folder:
             (checkpoint / "tokenizer.json").unlink()
             (checkpoint / "tokenizer_config.json").unlink()
         self.out = place / "out"
-        api.load(made.spec(place)).export(self.out, checkpoint=checkpoint, dtype=dtype)
+        api.load(made.spec(place)).export(
+            self.out, checkpoint=checkpoint, dtype=dtype, profile=profile
+        )
         self.snippets = snippets(self.out)
         prompt = tokenizer.encode(PROMPT).ids if text else [made.layout.bos, 1, 2, 3]
         (tokens,) = greedy(checkpoint, [prompt], NEW_TOKENS)
@@ -42,10 +53,11 @@ class Folder:
         self.words = tokenizer.decode(self.tokens)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["text", "ids"])
+@pytest.fixture(scope="module", params=["text", "ids", "fused"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    place = tmp_path_factory.mktemp("readme") / "it"
-    return Folder(TextModel("llama/3.2/1b"), place, text=request.param)
+    place = tmp_path_factory.mktemp("readme") / request.param
+    profile = "ort-cpu" if request.param == "fused" else "portable"
+    return Folder(TextModel("llama/3.2/1b"), place, text=request.param == "text", profile=profile)
 
 
 def run_here(code: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
@@ -60,8 +72,13 @@ def without_end(folder: Folder, tokens: list[int]) -> list[int]:
 
 
 def test_every_client_is_there(folder: Folder) -> None:
-    assert set(folder.snippets) == CLIENTS
-    assert "Not with this folder" not in (folder.out / "README.md").read_text()
+    refused = (folder.out / "README.md").read_text().partition("## Not with this folder")[2]
+    if folder.place.name == "fused":
+        assert set(folder.snippets) == CLIENTS - {"transformers.js"}
+        assert refused.count("\n- ") == refused.count("\n- transformers.js:") == 1
+    else:
+        assert set(folder.snippets) == CLIENTS
+        assert refused == ""
 
 
 def test_onnxruntime(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +114,10 @@ def test_optimum(folder: Folder) -> None:
 
 @pytest.mark.slow
 def test_transformers_js(folder: Folder) -> None:
+    if "transformers.js" not in folder.snippets:
+        return  # refused in its README, which test_every_client_is_there reads
     place = environment("transformers.js")
-    script = place / f"{folder.place.name}-{folder.text}.mjs"
+    script = place / f"{folder.place.name}.mjs"
     script.write_text(folder.snippets["transformers.js"])  # node finds packages beside the script
     printed = outside(Path("node"), [str(script)], folder.out)
     if folder.text:
@@ -129,3 +148,17 @@ def outside(program: Path, arguments: list[str], folder: Path) -> str:
 def test_snippets_are_python_of_this_version(folder: Folder) -> None:
     for client in ("onnxruntime", "onnxruntime-genai", "optimum"):
         ast.parse(folder.snippets[client], feature_version=sys.version_info[:2])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_folder_for_a_gpu_says_what_was_not_run(dtype: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = TextModel("llama/3.2/1b")
+    api.load(made.spec(tmp_path)).export(out, random_weights=3, profile="ort-cuda", dtype=dtype)
+    text = (out / "README.md").read_text()
+    assert "No GPU ran this folder before it was written." in text
+    runs = set(snippets(out))
+    assert ("onnxruntime" in runs) == (dtype == "float16")
+    assert runs - {"onnxruntime"} == {"llamagen", "onnxruntime-genai"}
+    session = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]
+    assert session["session_options"]["provider_options"] == [{"cuda": {}}]

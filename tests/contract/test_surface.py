@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import llamagen
-from llamagen import api, api_analysis
+from llamagen import api, api_analysis, api_verify
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -20,6 +20,7 @@ PUBLIC = [
     "Model",
     "check",
     "check_checkpoint",
+    "check_integrity",
     "compat",
     "cost",
     "diff",
@@ -45,6 +46,7 @@ PUBLIC = [
     "sql",
     "timeline",
     "verify_folder",
+    "write_verify_report",
 ]
 
 COMMANDS = [
@@ -103,7 +105,7 @@ def test_no_public_name_is_a_subpackage() -> None:
 
 def test_every_public_function_is_the_api() -> None:
     for name in PUBLIC[2:]:
-        home = api if hasattr(api, name) else api_analysis
+        (home,) = (one for one in (api, api_analysis, api_verify) if hasattr(one, name))
         assert getattr(llamagen, name) is getattr(home, name)
 
 

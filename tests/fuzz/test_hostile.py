@@ -131,8 +131,8 @@ def same_form(graph: Graph, harmless: Graph) -> None:
     assert onnx_operators(graph) == onnx_operators(harmless)
     assert lines(mermaid(graph)) == lines(mermaid(harmless))
     assert lines(tower_text(tower(graph))) == lines(tower_text(tower(harmless)))
-    assert_only_shapes(tower_svg(tower(graph)))
-    json.loads(explorer_json(graph, {"B": 1, "S": 2, "P": 3}))
+    assert_only_shapes(tower_svg([tower(graph)]))
+    json.loads(explorer_json({"model": graph}, {"B": 1, "S": 2, "P": 3}))
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -8,10 +8,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from llamagen import api
+from llamagen import api, verify_folder
 from llamagen.emit.manifest import read_manifest
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.resolved_text import resolved_text
+from llamagen.verify.folder import DROPS_SEEN
 from llamagen.verify.transformers_witness import COUNTS_PADDING
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel
@@ -37,9 +38,8 @@ def exported(model: RandomModel, folder: Path, *, by_checkpoint: bool) -> Path:
 
 
 CASES = (
-    "prefill",
-    "decode",
-    "padded batch",
+    *("prefill", "decode", "left padding", "right padding"),
+    *("cut anywhere", "rows exchanged", "far apart"),
     "image prefill",
     "images decode",
     "images padded batch",
@@ -49,12 +49,14 @@ CASES = (
 def test_a_folder_verifies_with_images(model: RandomModel, tmp_path: Path) -> None:
     out = exported(model, tmp_path, by_checkpoint=True)
     witnesses = ("reference", "torch", "transformers")
-    report = api.verify_folder(out, witnesses, steps=4)
+    report = verify_folder(out, witnesses, steps=4)
     assert report.passed, report
+    skipped = [row.case for row in report.rows if row.verdict == "skipped"]
+    assert skipped == ["far apart"], "transformers has no temperature by position"
     found = [(row.witness, row.case) for row in report.rows]
     assert found == [(witness, case) for witness in witnesses for case in CASES]
-    padded = [r.note for r in report.rows if r.witness == "transformers" and "padded" in r.case]
-    assert padded == [COUNTS_PADDING] * 2
+    alone = {r.case for r in report.rows if r.note == COUNTS_PADDING}
+    assert alone == {"left padding", "right padding", "rows exchanged", "images padded batch"}
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,29 @@ def test_weights_are_stored_once(model: RandomModel, random_folder: Path) -> Non
     assert {p.name for p in out.glob("*.onnx")} == {f"{name}.onnx" for name in model.graphs}
 
 
+def test_layers_of_every_graph_are_told(random_folder: Path) -> None:
+    report = verify_folder(random_folder, steps=1, layers=True)
+    text, images = "language_model.model.layers", "vision_model.model.layers"
+    assert {(row.case, row.graph, row.path.rpartition(".")[0]) for row in report.layers} == {
+        ("prefill", "model", text),
+        ("left padding", "model", text),
+        ("images decode", "vision_encoder", images),
+        ("images decode", "decoder", text),
+    }
+    for row in report.layers:
+        assert row.onnx is not None and row.onnx.rms_over_std < 1e-5, row
+        assert row.torch is not None and row.torch.rms_over_std < 1e-5, row
+
+
 def test_a_folder_with_bounded_caches(model: RandomModel, tmp_path: Path) -> None:
     """Verified against the model with whole caches, and told to whoever feeds it."""
     spec, out = tmp_path / "spec.yaml", tmp_path / "out"
     spec.write_text(resolved_text(model.resolved), encoding="utf-8")
     api.load(spec).export(out, random_weights=SEED, cache="bounded")
-    report = api.verify_folder(out, ("reference", "torch"), steps=4)
+    report = verify_folder(out, ("reference", "torch"), steps=4)
     assert report.passed and len(report.rows) == 2 * len(CASES), report
+    skipped = {(row.case, row.note) for row in report.rows if row.verdict == "skipped"}
+    assert skipped == {("right padding", DROPS_SEEN)}
     assert read_manifest(out).cache == "bounded"
     readme = (out / "README.md").read_text(encoding="utf-8")
     assert "bounded: at most 4 tokens in 6 of 8 caches" in readme
@@ -95,7 +113,7 @@ def test_a_mistake_in_a_graph_for_images_is_found(
     edited = onnx.load(str(model_file), load_external_data=False)
     mutate(edited.graph, graph)
     model_file.write_bytes(edited.SerializeToString())
-    verdicts = {row.case: row.verdict for row in api.verify_folder(out, ["torch"], steps=1).rows}
+    verdicts = {row.case: row.verdict for row in verify_folder(out, ["torch"], steps=1).rows}
     wrong = {case for case, verdict in verdicts.items() if verdict == "different"}
     assert wrong == {case for case in CASES if "image" in case}
 

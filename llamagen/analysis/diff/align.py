@@ -18,7 +18,7 @@ class Comparable(Protocol):
     @property
     def resolved(self) -> ResolvedSpec: ...
     @property
-    def graph(self) -> Graph | None: ...
+    def graphs(self) -> Mapping[str, Graph]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Pair:
 
 def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[Pair]:
     """Every difference; equal features are left out. Deterministic: A's order, then what only B has."""
-    a = list(features(before.resolved, before.graph, load))
-    b = list(features(after.resolved, after.graph, load))
+    a = list(features(before.resolved, before.graphs, load))
+    b = list(features(after.resolved, after.graphs, load))
     plain = list(
         _folded(
             [f for f in a if isinstance(f, Feature)],
@@ -198,6 +198,9 @@ class _Place:
 
 def _inside(place: tuple[str, tuple[int, ...]], gone: set[tuple[str, tuple[int, ...]]]) -> bool:
     """Whether a block above ``place`` is already reported as absent."""
+    graph, _, _ = place[0].rpartition("/")
+    if graph and place[0] != f"{graph}/" and (f"{graph}/", ()) in gone:
+        return True
     words = place[0].split(".")
     for n in range(1, len(words)):
         above = ".".join(words[:n])

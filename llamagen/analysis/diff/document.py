@@ -59,6 +59,7 @@ class WorkloadDocument(Closed):
     batch: int
     weights: str = Field(description="Storage format of the weights.")
     cache_bytes_per_value: int
+    device: str | None = Field(description="Device of spec/hardware.yaml that memory is judged by.")
 
 
 class DiffDocument(Closed):
@@ -84,6 +85,7 @@ def document(result: Diff) -> DiffDocument:
             batch=load.batch,
             weights=load.weights.name,
             cache_bytes_per_value=load.cache_bytes,
+            device=result.device,
         ),
         surfaces={s: result.verdict(s) for s in Surface},
         transforms=result.transforms(),

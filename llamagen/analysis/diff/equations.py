@@ -136,6 +136,8 @@ class _Writer:
         table = self.prelude.get(node.operands[1].removeprefix("@"))
         if table is None or not self.keep_names:
             return []
+        if table.op != "rope_table":
+            return [self.operand(node.operands[1]), *self.arguments(node)]
         scaling = str(table.attrs["scaling"])
         shown = {n: v for n, v in table.attrs.items() if n in _rope_names(scaling)}
         if scaling == "default":

@@ -6,17 +6,21 @@ A feature has a path that is the same for equal places of two models, with layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llamagen.analysis.diff.equations import canonical, equations, settings
+from llamagen.analysis.diff.runtimes import on_runtime, runtimes
 from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.cost import Workload
+from llamagen.analysis.numbers.cost import Workload, resident_bytes
+from llamagen.analysis.numbers.images import encoder_flops
 from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import Classifier, count_parameters, weight_bytes
+from llamagen.analysis.numbers.params import Classifier
 from llamagen.analysis.numbers.walk import behind
+from llamagen.analysis.numbers.whole import whole_parameters, whole_weight_bytes
 from llamagen.diagnostics import Span
+from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import names
@@ -39,6 +43,8 @@ class Kind(StrEnum):
     """Constants and switches of an op: eps, theta, window, top-k."""
     INTERFACE = "interface"
     OPERATOR = "operator"
+    RUNTIME = "runtime"
+    """What a runtime makes of the model: runs, slow, wrong, refuses."""
     NUMBER = "number"
 
 
@@ -74,17 +80,42 @@ SECTIONS: dict[str, Kind] = {
 
 
 def features(
-    resolved: ResolvedSpec, graph: Graph | None, load: Workload
+    resolved: ResolvedSpec, graphs: Mapping[str, Graph], load: Workload
 ) -> Iterator[Feature | Equations]:
-    """Everything of one model that a diff compares, in the order it is shown."""
+    """Everything of one model that a diff compares, in the order it is shown.
+
+    What a further graph has beside the text model (``graphs["model"]``) has its name in front: ``vision_encoder/``.
+    """
     yield from spec_features(resolved)
-    if graph is None:
-        return
-    yield from parameter_features(graph)
-    yield from block_features(graph)
-    yield from setting_features(graph)
-    yield from interface_features(graph)
-    yield from number_features(graph, load)
+    seen: set[tuple[object, ...]] = set()
+    for name, graph in graphs.items():
+        lead = "" if name == MAIN else f"{name}/"
+        found: tuple[Feature | Equations, ...] = (
+            *parameter_features(graph),
+            *block_features(graph),
+            *setting_features(graph),
+            *interface_features(graph),
+        )
+        for one in found:
+            key = _identity(one)
+            if key not in seen:
+                seen.add(key)
+                shared = isinstance(one, Feature) and one.kind in (Kind.PARAMETER, Kind.OPERATOR)
+                yield one if shared else replace(one, path=f"{lead}{one.path}")
+    if graphs:
+        yield from runtime_features(resolved, graphs, load)
+        yield from number_features(graphs, load)
+
+
+def _identity(one: Feature | Equations) -> tuple[object, ...]:
+    """What a further graph says again, in the same words, of a block that it shares with the text model."""
+    match one:
+        case Feature(kind=Kind.PARAMETER):
+            return (one.kind, one.path, one.index)
+        case Feature():
+            return (one.kind, one.path, one.index, one.text)
+        case Equations():
+            return (one.path, one.index, one.canonical)
 
 
 def spec_features(resolved: ResolvedSpec) -> Iterator[Feature]:
@@ -265,8 +296,21 @@ def _interface(name: str, index: tuple[int, ...], type_: TensorType, span: Span 
     return Feature(Kind.INTERFACE, name, index, str(type_), str(type_), span)
 
 
-def number_features(graph: Graph, load: Workload) -> Iterator[Feature]:
-    report = count_parameters(graph)
+def runtime_features(
+    resolved: ResolvedSpec, graphs: Mapping[str, Graph], load: Workload
+) -> Iterator[Feature]:
+    """Status on each runtime, weights in the workload's dtype; the notes behind it stand in the text."""
+    for name in runtimes():
+        report = on_runtime(resolved, graphs, name, load.weights.name)
+        if report.status is None:
+            continue
+        why = "; ".join(f.note for f in report.facts if f.status is report.status)
+        yield Feature(Kind.RUNTIME, name, (), report.status.value, f"{report.status}: {why}", None)
+
+
+def number_features(graphs: Mapping[str, Graph], load: Workload) -> Iterator[Feature]:
+    graph = graphs[MAIN]
+    report = whole_parameters(graphs)
     cache = cache_of(graph)
     flops = flops_of(graph)
     size = load.cache_bytes
@@ -275,12 +319,16 @@ def number_features(graph: Graph, load: Workload) -> Iterator[Feature]:
     numbers = {
         "parameters": report.total,
         "active_parameters": report.active,
-        "weight_bytes": weight_bytes(graph, load.weights),
+        "weight_bytes": whole_weight_bytes(graphs, load.weights),
         "kv_bytes_per_token": cache.per_token(size),
         "kv_bytes": load.batch * cache.allocated(load.context, size),
+        "resident_bytes": resident_bytes(graphs, load),
         "kv_bytes_needed": load.batch * cache.needed(load.context, size),
         "prefill_flops": prefill.total,
         "decode_flops": decode.total,
     }
+    seen = encoder_flops(graphs)
+    if seen is not None:
+        numbers["image_flops"] = seen
     for name, number in numbers.items():
         yield Feature(Kind.NUMBER, name, (), number, f"{number:,}", None)

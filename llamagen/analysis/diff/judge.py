@@ -13,6 +13,7 @@ from llamagen.analysis.diff.rules import DiffRule, diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Setting, Transform, WeightChange, candidate
 from llamagen.analysis.numbers.cost import Workload, workload
+from llamagen.analysis.numbers.hardware import Device
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import source_of
 from llamagen.diagnostics import Span
@@ -73,6 +74,8 @@ class Diff:
     after: str
     workload: Workload
     changes: tuple[Change, ...]
+    device: str | None = None
+    """Name of the device that memory is judged by, if any."""
 
     def verdict(self, surface: Surface) -> Verdict:
         """The worst verdict of any change on ``surface``."""
@@ -98,13 +101,22 @@ class How(StrEnum):
     REMOVED = "removed"
 
 
-def diff(before: Model, after: Model, load: Workload | None = None) -> Diff:
-    """Every difference, judged. Numbers are for ``load``: by default one sequence of 4,096 tokens in bfloat16."""
+def diff(
+    before: Model,
+    after: Model,
+    load: Workload | None = None,
+    device: tuple[str, Device] | None = None,
+) -> Diff:
+    """Every difference, judged. Numbers are for ``load``: by default one sequence of 4,096 tokens in bfloat16.
+
+    With a ``device`` memory is breaking where A fits it and B does not.
+    """
     load = load if load is not None else workload(DEFAULT_CONTEXT)
     pairs = list(pairs_of(before, after, load))
-    judge = _Judge(before, after, pairs)
+    judge = _Judge(before, after, pairs, device[1] if device is not None else None)
     changes = tuple(judge.change(pair) for pair in pairs)
-    return Diff(before.id, after.id, load, _with_derived(changes))
+    name = device[0] if device is not None else None
+    return Diff(before.id, after.id, load, _with_derived(changes), name)
 
 
 def _with_derived(changes: tuple[Change, ...]) -> tuple[Change, ...]:
@@ -131,7 +143,14 @@ def _with_derived(changes: tuple[Change, ...]) -> tuple[Change, ...]:
 
 
 class _Judge:
-    def __init__(self, before: Model, after: Model, pairs: list[Pair]) -> None:
+    def __init__(
+        self, before: Model, after: Model, pairs: list[Pair], device: Device | None
+    ) -> None:
+        self.device: Mapping[str, Static] | None = (
+            {"title": device.title, "memory_bytes": device.memory_bytes}
+            if device is not None
+            else None
+        )
         self.before = before
         self.after = after
         self.pairs = pairs
@@ -191,6 +210,7 @@ class _Judge:
             "after_text": after.text if after is not None else "none",
             "role": role,
             "transform": self.transform(pair, role),
+            "device": self.device,
             "a": self.a,
             "b": self.b,
         }
@@ -215,7 +235,14 @@ class _Judge:
 
     def causes(self, pair: Pair) -> Iterator[Cause]:
         """Changed values that the declaration reads; else those that changed from and to the same numbers."""
-        if pair.kind in (Kind.VALUE, Kind.NUMBER, Kind.RECORD, Kind.NAMING, Kind.TOKENIZER):
+        if pair.kind in (
+            Kind.VALUE,
+            Kind.NUMBER,
+            Kind.RECORD,
+            Kind.NAMING,
+            Kind.TOKENIZER,
+            Kind.RUNTIME,
+        ):
             return
         reads = {n for e in (pair.before, pair.after) if e is not None for n in e.reads}
         found = [v for v in self.values if len(w := v.path.split(".")) > 1 and w[1] in reads]

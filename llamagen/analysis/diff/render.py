@@ -18,6 +18,7 @@ def headline(result: Diff) -> str:
     return (
         f"at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}, "
         f"cache and activations in {8 * load.cache_bytes} bit"
+        f"{f', on {result.device}' if result.device is not None else ''}"
     )
 
 
@@ -152,7 +153,7 @@ _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;"
     "text-align:left;vertical-align:top}code{font-size:.9em}.breaking{color:#b00020}"
-    ".convertible{color:#8a5a00}.compatible{color:#1b6e3c}.same{color:#666}"
+    ".convertible{color:#8a5a00}.grows{color:#6a4a9c}.compatible{color:#1b6e3c}.same{color:#666}"
 )
 
 
@@ -189,6 +190,7 @@ def json_text(result: Diff) -> str:
 _LEVEL = {
     Verdict.BREAKING: "error",
     Verdict.CONVERTIBLE: "warning",
+    Verdict.GROWS: "notice",
     Verdict.COMPATIBLE: "notice",
     Verdict.SAME: "notice",
 }

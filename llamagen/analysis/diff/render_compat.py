@@ -13,6 +13,7 @@ from llamagen.analysis.diff.transforms import doc
 _SENTENCE = {
     Verdict.SAME: "runs as it is: same weights, same numbers",
     Verdict.COMPATIBLE: "runs as it is",
+    Verdict.GROWS: "runs as it is, and takes more",
     Verdict.CONVERTIBLE: "runs after conversion",
     Verdict.BREAKING: "does not run",
 }

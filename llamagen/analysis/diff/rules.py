@@ -25,6 +25,9 @@ class RuleCase(Closed):
 
     before: str
     after: str
+    device: str | None = Field(
+        default=None, description="Name of spec/hardware.yaml; default: none."
+    )
 
 
 class DiffRule(Closed):

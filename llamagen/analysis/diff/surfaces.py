@@ -15,16 +15,22 @@ class Surface(StrEnum):
     INTERFACE = "interface"
     """Inputs, outputs and cache layout of the exported model."""
     OPERATORS = "operators"
-    """What a runtime must implement."""
+    """What each runtime of spec/runtimes.yaml makes of the graph."""
     MEMORY = "memory"
+    """Bytes at the stated workload, and whether they fit the stated device."""
     COMPUTE = "compute"
+    """FLOPs at the stated workload."""
     RECORD = "record"
     """Dates, licence, lineage."""
 
 
 class Verdict(StrEnum):
+    """From harmless to fatal; of several changes the last one counts."""
+
     SAME = "same"
     COMPATIBLE = "compatible"
+    GROWS = "grows"
+    """It works as before and takes more: memory, work, or a slower path of a runtime."""
     CONVERTIBLE = "convertible"
     BREAKING = "breaking"
 

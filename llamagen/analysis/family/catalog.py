@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -169,12 +169,17 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
         if rows:
             yield Section(name, rows)
     if spec.root is not None and not spec.abstract:
-        from llamagen.ir.build import build
+        from llamagen.ir.build_graphs import MAIN, build_all
 
-        graph = build(resolved)
+        graphs = build_all(resolved)
         mark = "  (assumed)" if is_sketch(spec.id) else ""
-        yield Section("size", tuple((name, text + mark) for name, text in _size(graph)))
-        yield Section("blocks", tuple(_blocks(graph)))
+        yield Section("size", tuple((name, text + mark) for name, text in _size(graphs)))
+        shown: set[tuple[str, str]] = set()
+        for name, graph in graphs.items():
+            title = "blocks" if name == MAIN else f"blocks of {name}"
+            blocks = [row for row in _blocks(graph) if row not in shown]
+            shown.update(blocks)
+            yield Section(title, tuple(blocks))
     doubts = tuple((u.path, " ".join(u.why.split())) for u in uncertain(resolved))
     if doubts:
         yield Section("uncertain", doubts)
@@ -196,19 +201,28 @@ def _leaves(resolved: ResolvedSpec, section: str) -> Iterator[tuple[str, str]]:
         yield rest or head, text + mark
 
 
-def _size(graph: Graph) -> Iterator[tuple[str, str]]:
+def _size(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str]]:
+    from llamagen.analysis.numbers.images import image_cost
     from llamagen.analysis.numbers.memory import cache_of
-    from llamagen.analysis.numbers.params import count_parameters
+    from llamagen.analysis.numbers.whole import whole_parameters
+    from llamagen.ir.build_graphs import MAIN
 
-    report = count_parameters(graph)
+    report = whole_parameters(graphs)
     yield "parameters", count_text(report.total)
     if report.active != report.total:
         yield "active a token", count_text(report.active)
     for count in report.components:
         yield f"  {count.component}", count_text(count.count)
     yield "weights in bfloat16", bytes_text(report.total * BYTES_16)
-    cache = cache_of(graph)
+    cache = cache_of(graphs[MAIN])
     yield "cache a token in bfloat16", bytes_text(cache.per_token(BYTES_16))
+    images = image_cost(graphs, 1, 1, 1, BYTES_16)
+    if images is not None:
+        yield "image input", ", ".join(images.inputs)
+        yield "FLOPs an image input", count_text(images.encoder.total)
+        if images.tokens:
+            yield "tokens an image input", str(images.tokens)
+        yield "kept of it in bfloat16", bytes_text(images.kept_bytes)
 
 
 def _blocks(graph: Graph) -> Sequence[tuple[str, str]]:

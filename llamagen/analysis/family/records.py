@@ -12,9 +12,13 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.numbers.compute import count_flops, flops_of
 from llamagen.analysis.numbers.counts import counts_of
+from llamagen.analysis.numbers.images import encoder_flops
 from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.walk import Place, places, sum_parts
-from llamagen.ir.graph import Block, Graph, OpPart
+from llamagen.analysis.numbers.params import Component
+from llamagen.analysis.numbers.walk import Place, places
+from llamagen.analysis.numbers.whole import whole_parameters
+from llamagen.ir.build_graphs import MAIN, build_all
+from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.evaluate import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -50,8 +54,13 @@ class Record(Mapping[str, Static]):
 
     @property
     def graph(self) -> Graph | None:
-        """The graph, shared by models of the same architecture; none where the wiring is not published."""
-        return self.family.graph(self.resolved)
+        """The text model, shared by models of the same architecture; none where the wiring is not published."""
+        return self.graphs.get(MAIN)
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """All graphs by name; empty where the wiring is not published."""
+        return self.family.graphs(self.resolved)
 
     @cached_property
     def attentions(self) -> tuple[Place, ...]:
@@ -63,7 +72,7 @@ class Family:
     """The concrete models of a registry. Graphs are built once for each architecture."""
 
     registry: Registry
-    _graphs: dict[str, Graph] = field(default_factory=dict, repr=False)
+    _graphs: dict[str, dict[str, Graph]] = field(default_factory=dict, repr=False)
 
     def records(self) -> list[Record]:
         """By release date, then id; models without a date last."""
@@ -74,14 +83,12 @@ class Family:
         ]
         return sorted(found, key=lambda r: (str(r["released"] or "9999"), r.id))
 
-    def graph(self, resolved: ResolvedSpec) -> Graph | None:
+    def graphs(self, resolved: ResolvedSpec) -> dict[str, Graph]:
         if resolved.spec.root is None:
-            return None
-        from llamagen.ir.build import build
-
+            return {}
         digest = resolved.digest
         if digest not in self._graphs:
-            self._graphs[digest] = build(resolved)
+            self._graphs[digest] = build_all(resolved)
         return self._graphs[digest]
 
 
@@ -189,17 +196,23 @@ def _nope(record: Record) -> int:
 
 
 def _biases(graph: Graph) -> int:
-    def of_part(block: Block, part: OpPart) -> dict[str, int]:
-        return {"biases": sum(1 for p in part.parameters if p.kind == "bias")}
-
-    return sum_parts(graph, graph.root_block, of_part).get("biases", 0)
+    return sum(1 for p in parameters(graph).values() if p.kind == "bias")
 
 
 def _ops(record: Record) -> Static:
     if record.graph is None:
         return None
-    found = {node.op for block in record.graph.blocks.values() for node in block.nodes}
+    blocks = (block for graph in record.graphs.values() for block in graph.blocks.values())
+    found = {node.op for block in blocks for node in block.nodes}
     return tuple(sorted(found - {"call", "stack"}))
+
+
+def _vision(record: Record) -> int:
+    return whole_parameters(record.graphs).of(Component.VISION)
+
+
+def _image(record: Record) -> Static:
+    return encoder_flops(record.graphs) if record.graphs else None
 
 
 def _pattern_values(record: Record) -> Static:
@@ -289,8 +302,17 @@ COLUMNS: Mapping[str, Column] = {
         "attention layers without rotary positions", _layers(_nope), from_graph=True
     ),
     "moe_layers": Column("layers with routed experts", _layers(_moe), from_graph=True),
-    "biases": Column("bias tensors", _numbers(_biases), from_graph=True),
-    "ops": Column("names of the ops, sorted", _ops, from_graph=True),
+    "biases": Column("bias tensors of the text model", _numbers(_biases), from_graph=True),
+    "ops": Column("names of the ops of all graphs, sorted", _ops, from_graph=True),
+    "graphs": Column(
+        "names of its graphs; `model` is the one of text alone",
+        lambda r: tuple(r.graphs) or None,
+        from_graph=True,
+    ),
+    "vision_params": Column("parameters that see images alone", _layers(_vision), from_graph=True),
+    "image_flops": Column(
+        "FLOPs of seeing one image, or tile where each is an input", _image, from_graph=True
+    ),
     "uncertain": Column(
         "paths that rest on inference", lambda r: tuple(u.path for u in uncertain(r.resolved))
     ),

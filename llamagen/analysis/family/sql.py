@@ -15,7 +15,7 @@ from llamagen.analysis.family.records import COLUMNS, Family
 from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.sources import known_sources, source_of
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.graph import parameters
+from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.evaluate import Static
 
 Cell: TypeAlias = "str | int | float | None"
@@ -83,10 +83,8 @@ def _layers(family: Family) -> Iterator[Row]:
 
 def _parameters(family: Family) -> Iterator[Row]:
     for record in family.records():
-        if record.graph is None:
-            continue
         found: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
-        for path, parameter in parameters(record.graph).items():
+        for path, parameter in all_parameters(record.graphs).items():
             key = (collapse(path)[0], parameter.shape)
             times, _ = found.get(key, (0, 0))
             found[key] = (times + 1, parameter.count)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llamagen.analysis.numbers.compute import FlopCount, FlopReport, count_flops, flops_of
 from llamagen.analysis.numbers.hardware import Device
+from llamagen.analysis.numbers.images import ImageCost, image_cost
 from llamagen.analysis.numbers.memory import (
     ActivationReport,
     CacheReport,
@@ -18,12 +19,13 @@ from llamagen.analysis.numbers.params import (
     Component,
     ParameterReport,
     Storage,
-    count_parameters,
     expert_bytes,
     storage,
     weight_bytes,
 )
+from llamagen.analysis.numbers.whole import whole_parameters, whole_weight_bytes
 from llamagen.diagnostics import LlamagenError
+from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
 from llamagen.ir.optypes import a_int
 
@@ -40,17 +42,24 @@ class Workload:
     cache_bytes: int
     """Bytes of one cached number and of one activation."""
     tensor_parallel: int = 1
+    images: int = 1
+    """Images (or tiles, where each is an input) of a sequence, for a model that takes any."""
 
 
 def workload(
-    context: int, batch: int = 1, dtype: str = "bfloat16", tensor_parallel: int = 1
+    context: int,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+    tensor_parallel: int = 1,
+    images: int = 1,
 ) -> Workload:
     """A workload in the storage format ``dtype``. Raises LG901 for sizes below 1 or an unknown dtype."""
-    for name, size in (("context", context), ("batch", batch), ("tp", tensor_parallel)):
+    sizes = {"context": context, "batch": batch, "tp": tensor_parallel, "images": images}
+    for name, size in sizes.items():
         if not 1 <= size <= MAX_SEARCH:
             raise LlamagenError.of("LG901", f"{name} must be from 1 to {MAX_SEARCH}, not {size}")
     form = storage(dtype)
-    return Workload(context, batch, form, form.other_bits // 8, tensor_parallel)
+    return Workload(context, batch, form, form.other_bits // 8, tensor_parallel, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +135,28 @@ class CostReport:
     tensor_parallel: tuple[int, ...]
     """Degrees that divide every head count and every feed-forward width."""
     device: DeviceReport | None
+    images: ImageCost | None
+    """For a model that takes images: what they add. All other work and traffic is that of text alone."""
 
 
-def cost_of(graph: Graph, load: Workload, device: tuple[str, Device] | None = None) -> CostReport:
-    """Every number of ``graph`` at ``load``. Raises LG902 for an illegal tensor-parallel degree."""
+def cost_of(
+    graph: Graph,
+    load: Workload,
+    device: tuple[str, Device] | None = None,
+    beside: Mapping[str, Graph] | None = None,
+) -> CostReport:
+    """Every number of ``graph`` at ``load``, parameters and weights with those of the further graphs ``beside`` it.
+
+    Raises LG902 for an illegal tensor-parallel degree.
+    """
+    graphs = {MAIN: graph, **(beside or {})}
     degrees = tensor_parallel_degrees(graph)
     if load.tensor_parallel not in degrees:
         known = ", ".join(map(str, degrees))
         message = f"{graph.spec_id} cannot be split {load.tensor_parallel} ways"
         help = f"degrees that divide its heads and feed-forward widths: {known}"
         raise LlamagenError.of("LG902", message, help=help)
-    model = _Model(graph, load)
+    model = _Model(graphs, load)
     report = model.device_report(*device) if device is not None else None
     return CostReport(
         graph.spec_id,
@@ -150,17 +170,20 @@ def cost_of(graph: Graph, load: Workload, device: tuple[str, Device] | None = No
         model.phase(load.batch, 1, load.context),
         degrees,
         report,
+        image_cost(graphs, load.images, load.batch, load.context, load.cache_bytes),
     )
 
 
 class _Model:
     """The parts of a report that are computed once and evaluated at several workloads."""
 
-    def __init__(self, graph: Graph, load: Workload) -> None:
+    def __init__(self, graphs: Mapping[str, Graph], load: Workload) -> None:
+        graph = graphs[MAIN]
         self.graph = graph
         self.load = load
-        self.parameters: ParameterReport = count_parameters(graph)
-        self.weights = weight_bytes(graph, load.weights)
+        self.parameters: ParameterReport = whole_parameters(graphs)
+        self.weights = whole_weight_bytes(graphs, load.weights)
+        self.text_weights = weight_bytes(graph, load.weights)
         self.cache = cache_of(graph)
         self.flops: FlopReport = flops_of(graph)
         self.activations: ActivationReport = activations_of(graph, load.cache_bytes)
@@ -191,7 +214,7 @@ class _Model:
         if not self.parameters.tied:
             rows = tokens * _embedding_width(self.graph) * self.load.weights.other_bits // 8
             unread = max(0, self.embedding - rows)
-        return self.weights - idle - unread
+        return self.text_weights - idle - unread
 
     def device_report(self, name: str, device: Device) -> DeviceReport:
         load = self.load
@@ -228,6 +251,11 @@ class _Model:
             phase.bytes_moved / (device.bandwidth * degree),
             phase.tokens,
         )
+
+
+def resident_bytes(graphs: Mapping[str, Graph], load: Workload) -> int:
+    """Bytes that decode holds at once at ``load``: all weights, the whole cache, activations."""
+    return _Model(graphs, load).resident(load.batch, load.context)
 
 
 def largest(fits: Callable[[int], bool]) -> int:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from llamagen.analysis.numbers.cost import CostReport, DeviceReport, Phase, Roofline
+from llamagen.analysis.numbers.images import ImageCost
 from llamagen.spec.registry import is_sketch
 from llamagen.units import bytes_text, count_text, rate_text
 
@@ -48,6 +49,8 @@ def _lines(report: CostReport) -> Iterator[str]:
     yield ""
     yield from _phase("prefill", report.prefill, f"{load.batch} x {load.context} new tokens")
     yield from _phase("decode", report.decode, f"{load.batch} x 1 token after {load.context}")
+    if report.images is not None:
+        yield from _images(report, report.images)
     degrees = ", ".join(map(str, report.tensor_parallel))
     yield f"tensor parallel       {degrees}"
     if report.device is not None:
@@ -65,6 +68,19 @@ def _phase(name: str, phase: Phase, what: str) -> Iterator[str]:
     yield f"  bytes moved         {bytes_text(phase.bytes_moved)} at least"
     yield f"  intensity           {phase.intensity:.2f} FLOP/B"
     yield f"  activations         {bytes_text(phase.activation_peak)} at most, unfused"
+
+
+def _images(report: CostReport, images: ImageCost) -> Iterator[str]:
+    load = report.workload
+    yield f"images: {load.batch} x {images.count} of {', '.join(images.inputs)}"
+    yield f"  encoder FLOPs       {count_text(images.encoder.total)}"
+    yield f"    attention         {images.encoder.attention:,}"
+    if images.tokens:
+        yield f"  tokens              {images.tokens} of the {load.context} of each sequence"
+    yield f"  kept                {bytes_text(images.kept_bytes)} while text is generated"
+    yield f"  activations         {bytes_text(images.activation_peak)} at most, unfused"
+    yield f"  text beside them    {count_text(images.prefill.total)} FLOPs prefill"
+    yield f"                      {count_text(images.decode.total)} FLOPs decode"
 
 
 def _device(report: CostReport, found: DeviceReport) -> Iterator[str]:
@@ -118,9 +134,25 @@ def json_text(report: CostReport) -> str:
         "decode": _phase_json(report.decode),
         "tensor_parallel_degrees": list(report.tensor_parallel),
     }
+    if report.images is not None:
+        document["images"] = _images_json(report.images)
     if report.device is not None:
         document["device"] = _device_json(report.device)
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _images_json(images: ImageCost) -> dict[str, object]:
+    return {
+        "count": images.count,
+        "inputs": list(images.inputs),
+        "encoder_flops": images.encoder.total,
+        "encoder_flops_attention": images.encoder.attention,
+        "tokens": images.tokens,
+        "kept_bytes": images.kept_bytes,
+        "activation_bytes_peak": images.activation_peak,
+        "prefill_flops": images.prefill.total,
+        "decode_flops": images.decode.total,
+    }
 
 
 def _phase_json(phase: Phase) -> dict[str, object]:

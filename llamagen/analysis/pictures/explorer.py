@@ -11,8 +11,14 @@ from llamagen.ir.ops import OPS
 from llamagen.ir.optypes import elements
 
 
-def explorer_json(graph: Graph, sizes: Mapping[str, int]) -> str:
-    """A graph collection. ``sizes`` gives ``B``, ``S``, ``P`` for the FLOPs of each node."""
+def explorer_json(graphs: Mapping[str, Graph], sizes: Mapping[str, int]) -> str:
+    """A graph collection. ``sizes`` gives ``B``, ``S``, ``P`` and ``I`` for the FLOPs of each node."""
+    label = next(iter(graphs.values())).spec_id
+    drawn = [{"id": name, "nodes": _nodes(graph, sizes)} for name, graph in graphs.items()]
+    return json.dumps({"label": label, "graphs": drawn}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
     flat = flatten(graph)
     known = parameters(graph)
     ids: dict[str, str] = {}
@@ -31,7 +37,7 @@ def explorer_json(graph: Graph, sizes: Mapping[str, int]) -> str:
             data["flops"] = str(flops)
         data.update(_weights(node, known))
         if node.op == "cache":
-            past = {"B": sizes["B"], "S": 0, "P": sizes["P"] + sizes["S"]}
+            past = {**sizes, "S": 0, "P": sizes["P"] + sizes["S"]}
             values = sum(elements(t.shape).evaluate(past) for t in results)
             data["cache_values"] = str(values)
         edges = [
@@ -45,8 +51,7 @@ def explorer_json(graph: Graph, sizes: Mapping[str, int]) -> str:
     for k, name in enumerate(flat.outputs):
         edge = {"sourceNodeId": ids[name], "sourceNodeOutputId": "0", "targetNodeInputId": "0"}
         nodes.append(_node(f"output/{k}", graph.output_names[k], "", {}, [edge]))
-    collection = {"label": graph.spec_id, "graphs": [{"id": graph.spec_id, "nodes": nodes}]}
-    return json.dumps(collection, indent=1, ensure_ascii=False) + "\n"
+    return nodes
 
 
 def _weights(node: FlatNode, known: Mapping[str, Parameter]) -> dict[str, str]:

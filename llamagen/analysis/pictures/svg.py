@@ -20,6 +20,7 @@ _FILL = ("#ffffff", "#f3f6fb", "#e7edf7", "#dbe4f2", "#d0dbee")
 _CHANGED: Mapping[Verdict, str] = {
     Verdict.BREAKING: "#f6c9cd",
     Verdict.CONVERTIBLE: "#f7e3b5",
+    Verdict.GROWS: "#e2d8f3",
     Verdict.COMPATIBLE: "#cfe9d6",
 }
 
@@ -72,14 +73,15 @@ def _draw(
     return shapes
 
 
-def tower_svg(box: Box) -> str:
-    """One tower, executed from top to bottom."""
-    return _page([(box, {})], box.title)
+def tower_svg(boxes: Sequence[Box]) -> str:
+    """Towers side by side, each executed from top to bottom."""
+    return _page([(box, {}) for box in boxes], boxes[0].title)
 
 
-def diff_svg(before: Box, after: Box, marks: Mapping[str, Verdict]) -> str:
-    """Two towers side by side; boxes that differ are red (breaking), yellow (convertible) or green."""
-    return _page([(before, marks), (after, marks)], f"{before.title} → {after.title}")
+def diff_svg(before: Sequence[Box], after: Sequence[Box], marks: Mapping[str, Verdict]) -> str:
+    """The towers of both models; boxes that differ are red (breaking), yellow (convertible) or green."""
+    both = [(box, marks) for box in (*before, *after)]
+    return _page(both, f"{before[0].title} → {after[0].title}")
 
 
 def _page(towers: Sequence[tuple[Box, Mapping[str, Verdict]]], title: str) -> str:

@@ -9,6 +9,7 @@ from llamagen.analysis.diff.equations import equations, option_values
 from llamagen.analysis.diff.features import collapse
 from llamagen.analysis.diff.judge import Diff
 from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, BlockPart, Graph, OpPart, StackPart, join
 from llamagen.units import count_short
 
@@ -26,9 +27,15 @@ class Box:
     inside: tuple[Box, ...]
 
 
-def tower(graph: Graph) -> Box:
+def towers(graphs: Mapping[str, Graph]) -> tuple[Box, ...]:
+    """A box for each graph, those beside the text model with their names."""
+    return tuple(tower(graph, name) for name, graph in graphs.items())
+
+
+def tower(graph: Graph, name: str = MAIN) -> Box:
     """The root block as a box. Repeated layers appear once with ``times``; a repeating pattern is one box."""
-    return _block(graph, graph.root_block, "", graph.spec_id, 1)
+    title = graph.spec_id if name == MAIN else f"{graph.spec_id} {name}"
+    return _block(graph, graph.root_block, "", title, 1)
 
 
 def _block(graph: Graph, block: Block, path: str, title: str, times: int) -> Box:
@@ -128,7 +135,7 @@ def changed_paths(result: Diff) -> Mapping[str, Verdict]:
         if change.kind not in ("parameter", "equation", "setting", "block"):
             continue
         verdict = max((change.verdict(s) for s in Surface), key=lambda v: v.rank)
-        path = change.path.split(":", 1)[0]
+        path = change.path.split(":", 1)[0].rpartition("/")[2]
         if change.kind == "parameter":
             path = path.removesuffix(".weight").removesuffix(".bias")
         if change.kind == "setting":

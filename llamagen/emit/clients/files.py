@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
-from llamagen.emit.clients.genai import genai_config
+from llamagen.emit.clients.genai import PROVIDERS, genai_config
 from llamagen.emit.clients.readme import Exported, readme_text
 from llamagen.emit.clients.tokens import Settings, special_tokens
 from llamagen.emit.onnx.model import OnnxModel
@@ -30,7 +30,7 @@ def write_client_files(
     spec = resolved.spec
     settings = Settings.of_folder(folder)
     contract = contract_of(graphs[MAIN])
-    context = spec.hyperparameters.max_positions
+    context = _context(spec.hyperparameters.max_positions, model.max_context)
     if isinstance(contract, Decoder) and context is None:
         reason = "has no stated context length (`max_positions`)"
         contract = Unfit(
@@ -46,13 +46,19 @@ def write_client_files(
             filename=MODEL_FILE,
             context=context,
             hidden_size=spec.hyperparameters.hidden_size,
-            share_buffer=False,
+            share_buffer=model.model.metadata_props.get("llamagen.in_place") == "true",
+            providers=PROVIDERS[model.profile.provider],
         )
         _write(folder / GENAI_FILE, text)
     exported = Exported(
         resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder))
     )
     _write(folder / README_FILE, readme_text(exported))
+
+
+def _context(stated: int | None, tables: int | None) -> int | None:
+    """Tokens that the model can read: those of the spec, and no more than its tables of positions have."""
+    return min((limit for limit in (stated, tables) if limit is not None), default=None)
 
 
 def _names(folder: Path) -> list[str]:

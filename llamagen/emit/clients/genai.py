@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from llamagen.emit.clients.decoder import Decoder
@@ -20,6 +20,13 @@ NAMED = frozenset({"llama"})
 """Names of transformers that the runtime knows too; every other decoder is the generic one."""
 
 
+PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "CPUExecutionProvider": (),
+    "CUDAExecutionProvider": ("cuda",),
+}
+"""Execution provider -> what this runtime calls it beyond the CPU, which it always has."""
+
+
 def genai_config(
     decoder: Decoder,
     tokens: SpecialTokens,
@@ -29,6 +36,7 @@ def genai_config(
     context: int,
     hidden_size: int | None,
     share_buffer: bool,
+    providers: Sequence[str],
 ) -> str:
     """The file's text.
 
@@ -42,11 +50,14 @@ def genai_config(
         "context_length": context,
         "vocab_size": decoder.vocab_size,
         "bos_token_id": tokens.bos,
-        "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos),
+        "eos_token_id": _one_or_many(tokens.eos),
         "pad_token_id": pad,
         "decoder": {
             "filename": filename,
-            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "session_options": {
+                "log_id": "onnxruntime-genai",
+                "provider_options": [{name: {}} for name in providers],
+            },
             "head_size": decoder.head_dim,
             "hidden_size": hidden_size,
             "num_attention_heads": decoder.num_heads,
@@ -72,6 +83,16 @@ def genai_config(
     return json.dumps(_known({"model": model, "search": search}), indent=2) + "\n"
 
 
+def _one_or_many(ids: tuple[int, ...]) -> Json:
+    match ids:
+        case ():
+            return None
+        case (one,):
+            return one
+        case several:
+            return list(several)
+
+
 def _sampling(settings: Settings) -> dict[str, Json]:
     """As generation_config.json has it; greedy without one, as in transformers."""
     found: dict[str, Json] = {"do_sample": settings.generation.get("do_sample") is True}
@@ -87,5 +108,5 @@ def _known(tree: Mapping[str, Json]) -> dict[str, Json]:
     return {
         key: _known(value) if isinstance(value, dict) else value
         for key, value in tree.items()
-        if (value is not None and value != []) or key == "provider_options"
+        if value is not None
     }

@@ -11,6 +11,7 @@ from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import Settings, SpecialTokens
 from llamagen.emit.onnx.emit import llamagen_version
 from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.profile import CONTRIB_DOMAIN
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
@@ -24,6 +25,13 @@ TESTED: Mapping[str, str] = {
     "@huggingface/transformers": "4.3.1",
 }
 """The clients that the tests of llamagen run on its folders, and their versions."""
+
+CPU = "CPUExecutionProvider"
+
+OLDER = (
+    "uses operators as ONNX Runtime 1.32 has them, and transformers.js brings 1.30; "
+    "an export with `--profile portable` runs there"
+)
 
 TESTED_TYPES = frozenset({"llama"})
 """``model_type`` of the folders that optimum and transformers.js are tested with."""
@@ -97,6 +105,8 @@ class Page:
     feeds: tuple[str, ...]
     cache_dtype: str
     several_graphs: bool
+    provider: str
+    gpu: bool
 
 
 def page_of(exported: Exported) -> Page:
@@ -130,6 +140,8 @@ def page_of(exported: Exported) -> Page:
         feeds=contract.inputs,
         cache_dtype=model.profile.io_dtypes[model.dtype],
         several_graphs=len(exported.graphs) > 1,
+        provider=model.profile.provider,
+        gpu=model.profile.provider != CPU,
     )
 
 
@@ -144,10 +156,19 @@ def _refusals(exported: Exported) -> Iterator[Refusal]:
             yield Refusal(client, reasons)
         return
     kind = exported.settings.model_type
+    if exported.model.profile.provider != CPU:
+        if exported.model.profile.io_dtypes[exported.model.dtype] == "bfloat16":
+            yield Refusal("onnxruntime", "has bfloat16 caches, which numpy cannot hold")
+        yield Refusal("optimum", "is made for a GPU, which was not tested")
+        yield Refusal("transformers.js", "is made for a GPU, which was not tested")
+        return
+    if CONTRIB_DOMAIN in exported.model.opsets:
+        yield Refusal("transformers.js", OLDER)
     if kind not in TESTED_TYPES:
         named = "has no `config.json`" if kind is None else f"is a `{kind}`, which was not tested"
         yield Refusal("optimum", named)
-        yield Refusal("transformers.js", named)
+        if CONTRIB_DOMAIN not in exported.model.opsets:
+            yield Refusal("transformers.js", named)
     elif spec.hyperparameters.hidden_size != contract.num_heads * contract.head_dim:
         yield Refusal("optimum", "has heads that do not fill its width")
 
@@ -166,7 +187,7 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
     flat = flatten(exported.graphs[MAIN])
     if any(slot.keep is not None for slot in flat.slots):
-        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token"
+        kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token; pad on the left"
         yield Row("past keys and values", kept)
     yield Row("vocabulary", f"{exported.contract.vocab_size:,}")
     if spec.hyperparameters.max_positions is not None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
 _TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -27,9 +29,14 @@ V = TypeVar("V")
 
 
 def open_session(
-    model: Path | bytes, threads: int = 0, provider: str = CPU
+    model: Path | bytes,
+    threads: int = 0,
+    provider: str = CPU,
+    data_folder: Path | None = None,
 ) -> ort.InferenceSession:
-    """A session of ``model`` (a file, or bytes without external data); ``threads`` 0 lets ONNX Runtime choose.
+    """A session of ``model`` (a file, or bytes); ``threads`` 0 lets ONNX Runtime choose.
+
+    External data of a model given as bytes is in ``data_folder``.
 
     Raises LG711 when ``provider`` is not in this installation, LG712 when it lacks an operator of the model, LG713
     when the model cannot be loaded.
@@ -46,6 +53,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # its findings are raised below; a library prints nothing
+    if data_folder is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
     try:

@@ -12,6 +12,7 @@ from llamagen.analysis.diff import render as render_diff
 from llamagen.analysis.diff.judge import Diff, diff
 from llamagen.analysis.diff.rules import diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.numbers.hardware import device
 from llamagen.ir.build import build
 from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models
@@ -23,22 +24,23 @@ def side(resolved: ResolvedSpec) -> Model:
     return Model(resolved, build(resolved))
 
 
-def fired(before: str, after: str, folder: Path) -> set[str]:
+def fired(before: str, after: str, folder: Path, on: str | None = None) -> set[str]:
     a = side(models.overlaid(before, folder, name="one"))
     b = side(models.overlaid(after, folder, name="two"))
-    return {c.rule for c in diff(a, b).changes}
+    chosen = (on, device(on)) if on is not None else None
+    return {c.rule for c in diff(a, b, device=chosen).changes}
 
 
 @pytest.mark.parametrize("rule_id", RULES)
 def test_rule_fires(rule_id: str, tmp_path: Path) -> None:
     case = diff_rules()[rule_id].case
-    assert rule_id in fired(case.before, case.after, tmp_path)
+    assert rule_id in fired(case.before, case.after, tmp_path, case.device)
 
 
 @pytest.mark.parametrize("rule_id", RULES)
 def test_mirror_fires_the_other_way(rule_id: str, tmp_path: Path) -> None:
     rule = diff_rules()[rule_id]
-    assert rule.mirror in fired(rule.case.after, rule.case.before, tmp_path)
+    assert rule.mirror in fired(rule.case.after, rule.case.before, tmp_path, rule.case.device)
 
 
 @pytest.mark.parametrize("source", [models.LLAMA_3_8B, models.SCOUT])

@@ -69,7 +69,7 @@ def test_equations_read_as_written() -> None:
 
 def test_svg_escapes_text() -> None:
     hostile = Box("a", '</text><script>x&"', ('<b attr="1">',), 0, 1, ())
-    svg = tower_svg(hostile)
+    svg = tower_svg([hostile])
     assert "<script" not in svg
     assert texts(svg) == ['</text><script>x&"', '<b attr="1">']
 
@@ -82,7 +82,9 @@ def test_diff_svg_colours_what_changed() -> None:
     assert "model.layers.*.self_attn.q_proj" not in marks
     page = ElementTree.fromstring(
         diff_svg(
-            tower(models.graph(models.LLAMA_2_7B)), tower(models.graph(models.LLAMA_3_8B)), marks
+            [tower(models.graph(models.LLAMA_2_7B))],
+            [tower(models.graph(models.LLAMA_3_8B))],
+            marks,
         )
     )
     fills = {g.get("data-path"): g[0].get("fill") for g in page.iter(f"{SVG}g")}
@@ -102,7 +104,7 @@ def test_plot_bends_where_layers_are_local() -> None:
 def test_explorer_has_every_node_and_number() -> None:
     graph = models.graph(models.TINY)
     sizes = {"B": 1, "S": 1, "P": 3}
-    document = json.loads(explorer_json(graph, sizes))
+    document = json.loads(explorer_json({"model": graph}, sizes))
     nodes = document["graphs"][0]["nodes"]
     ids = {n["id"] for n in nodes}
     assert len(ids) == len(nodes)

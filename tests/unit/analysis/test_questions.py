@@ -8,7 +8,8 @@ import pytest
 
 from llamagen.analysis.ask import model_of
 from llamagen.analysis.diff import render_compat
-from llamagen.analysis.diff.compat import Status, compat, on_runtime, runtimes
+from llamagen.analysis.diff.compat import compat
+from llamagen.analysis.diff.runtimes import Status, on_runtime, runtimes
 from llamagen.analysis.diff.surfaces import Verdict
 from llamagen.analysis.diff.transforms import Transform
 from llamagen.analysis.family import render_timeline
@@ -132,20 +133,19 @@ def test_compat_of_variants_and_generations() -> None:
 
 def test_runtime_facts_apply_where_they_hold() -> None:
     def status(source: str, name: str, dtype: str) -> Status | None:
-        return on_runtime(models.spec(source), models.graph(source), name, dtype).status
+        graphs = {"model": models.graph(source)}
+        return on_runtime(models.spec(source), graphs, name, dtype).status
 
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "float32") is Status.RUNS
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "bfloat16") is Status.SLOW
     assert status(models.SCOUT, "transformers-exporter", "float32") is Status.REFUSES
     assert status(models.SCOUT, "onnxruntime-genai-builder", "float32") is Status.REFUSES
-    assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.REFUSES
-    genai = on_runtime(
-        models.spec(models.LLAMA_3_8B),
-        models.graph(models.LLAMA_3_8B),
-        "onnxruntime-genai",
-        "float32",
-    )
-    assert "`export` writes none" in genai.facts[0].note
+    assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.RUNS
+    narrow = models.LLAMA_3_8B.replace(
+        "v_proj: linear(hidden_size, num_kv_heads * head_dim)",
+        "v_proj: linear(hidden_size, num_kv_heads * 64)",
+    ).replace("o_proj: linear(num_heads * head_dim,", "o_proj: linear(num_heads * 64,")
+    assert status(narrow, "onnxruntime-genai", "float32") is Status.REFUSES
     assert all(f.source for r in runtimes().values() for f in r.facts)
 
 

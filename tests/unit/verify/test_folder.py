@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -14,6 +16,10 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.verify.folder import verify_folder
 from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
+
+CASES = (
+    "prefill", "decode", "left padding", "right padding", "cut anywhere", "rows exchanged", "far apart",
+)  # fmt: skip
 
 
 def exported(name: str, out: Path, dtype: str = "float32") -> Path:
@@ -30,12 +36,10 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
     report = verify_folder(exported("qwen3_moe", tmp_path / "out", dtype), steps=4)
     assert [(r.witness, r.case, r.verdict) for r in report.rows] == [
-        (witness, case, "equal")
-        for witness in ("torch", "reference")
-        for case in ("prefill", "decode", "padded batch")
+        (witness, case, "equal") for witness in ("torch", "reference") for case in CASES
     ]
     assert report.passed
-    bounds = {(r.witness, r.case): r.tolerance for r in report.rows}
+    bounds = {(r.witness, r.case): r.tolerance for r in report.rows if r.case != "far apart"}
     for (_, case), bound in bounds.items():
         reference = bounds["reference", case]
         assert bound is not None and reference is not None
@@ -67,8 +71,66 @@ def test_a_wrong_epsilon_is_found(mistral: Path, tmp_path: Path) -> None:
     assert edited
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     report = verify_folder(folder, steps=2)
-    assert {row.verdict for row in report.rows} == {"different"}
+    found = {row.case for row in report.rows if row.verdict == "different"}
+    assert found >= {*CASES} - {"far apart"}  # whose bound has room for angles in float32
     assert not report.passed
+
+
+def _edited(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    edit(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def _different(folder: Path, **options: int) -> set[str]:
+    report = verify_folder(folder, ["reference"], steps=4, **options)
+    return {row.case for row in report.rows if row.verdict == "different"}
+
+
+def test_far_positions_show_a_wrong_frequency(mistral: Path, tmp_path: Path) -> None:
+    def slower(model: onnx.ModelProto) -> None:
+        (table,) = (t for t in model.graph.initializer if t.name.endswith("inv_freq"))
+        values = onnx.numpy_helper.to_array(table).copy()
+        values[-1] *= 1.02
+        table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+
+    folder = _edited(shutil.copytree(mistral, tmp_path / "slow"), slower)
+    assert "far apart" in _different(folder)
+
+
+def test_padding_taken_for_tokens_is_found_on_the_right_only(mistral: Path, tmp_path: Path) -> None:
+    """Everything after the first token counts as one: true of left padding, wrong of right padding."""
+
+    def filled(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            for i, name in enumerate(node.input):
+                if name == "attention_mask" and node.op_type != "Shape":
+                    node.input[i] = "filled"
+        make, numbers = onnx.helper.make_node, onnx.numpy_helper.from_array
+        model.graph.initializer.append(numbers(np.array(1), "one"))
+        model.graph.node.insert(0, make("CumSum", ["attention_mask", "one"], ["counted"]))
+        model.graph.node.insert(1, make("Min", ["counted", "one"], ["filled"]))
+
+    folder = _edited(shutil.copytree(mistral, tmp_path / "filled"), filled)
+    assert _different(folder) == {"right padding"}
+
+
+def test_layers_show_where_an_error_begins(mistral: Path, tmp_path: Path) -> None:
+    def second_norm(model: onnx.ModelProto) -> None:
+        norms = [n for n in model.graph.node if "layers.1/post_attention" in n.output[0]]
+        (epsilon,) = (a for a in norms[0].attribute if a.name == "epsilon")
+        epsilon.f = 0.5
+
+    folder = _edited(shutil.copytree(mistral, tmp_path / "second"), second_norm)
+    report = verify_folder(folder, steps=2, layers=True)
+    assert not report.passed
+    for case in ("prefill", "left padding"):
+        first, second = (row for row in report.layers if row.case == case)
+        assert (first.path, second.path) == ("model.layers.0", "model.layers.1")
+        assert first.onnx is not None and second.onnx is not None
+        assert first.onnx.rms_over_std < 1.5e-6 < 1e-3 < second.onnx.rms_over_std
+        assert second.torch is not None and second.torch.rms_over_std < 1.5e-6
 
 
 def test_a_model_too_large_for_the_reference_is_not_called_equal(

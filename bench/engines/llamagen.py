@@ -1,0 +1,25 @@
+"""The folder that we exported in our own session, as ``llamagen run`` opens it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.engines.protocol import Engine, serve
+from llamagen.runtime.session import Session
+
+
+class Ours(Engine):
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.session = Session(folder, threads)
+
+    def reset(self) -> None:
+        self.session.reset()
+
+    def step(self, ids: Sequence[int]) -> int:
+        return int(self.session.step(ids).argmax())
+
+
+if __name__ == "__main__":
+    serve(lambda: Ours(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,75 @@
+"""What a bench and an engine say to each other: one line of JSON each way.
+
+An engine opens its model, says ``{"load_seconds", "anonymous", "peak_resident"}``, and then answers requests:
+
+    {"do": "prefill", "tokens": n}   -> {"seconds": s}    n tokens into an empty cache
+    {"do": "decode", "steps": n}     -> {"seconds": s}    n greedy tokens, one by one, behind what the cache holds
+    {"do": "tokens", "prompt": [...], "steps": n} -> {"tokens": [...]}    greedy, for a comparison of engines
+
+Standard library only: it is imported in the peers' environments.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+class Engine(ABC):
+    """A model with one sequence in its cache."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Empty the cache."""
+
+    @abstractmethod
+    def step(self, ids: Sequence[int]) -> int:
+        """Append tokens; the likeliest next one."""
+
+
+def serve(opened: Callable[[], Engine], vocab_size: int = 256) -> None:
+    """Open an engine and answer until the input ends. Ids of timed prompts stay below ``vocab_size``."""
+    started = time.perf_counter()
+    engine = opened()
+    load = time.perf_counter() - started
+    status = _status()
+    _say(load_seconds=load, anonymous=status["RssAnon"], peak_resident=status["VmHWM"])
+    last = 1
+    for line in sys.stdin:
+        asked = json.loads(line)
+        match asked["do"]:
+            case "prefill":
+                engine.reset()
+                ids = [i * 7 % vocab_size for i in range(asked["tokens"])]
+                started = time.perf_counter()
+                last = engine.step(ids)
+                _say(seconds=time.perf_counter() - started)
+            case "decode":
+                started = time.perf_counter()
+                for _ in range(asked["steps"]):
+                    last = engine.step([last])
+                _say(seconds=time.perf_counter() - started)
+            case "tokens":
+                engine.reset()
+                tokens = [engine.step(asked["prompt"])]
+                while len(tokens) < asked["steps"]:
+                    tokens.append(engine.step(tokens[-1:]))
+                _say(tokens=tokens)
+
+
+def _status() -> dict[str, int]:
+    """Memory of this process, bytes."""
+    found: dict[str, int] = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("RssAnon", "VmHWM"):
+            found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+def _say(**values: object) -> None:
+    print(json.dumps(values), flush=True)

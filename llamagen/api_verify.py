@@ -1,0 +1,60 @@
+"""Verifying exported folders from a program: against independent witnesses, and against their manifest.
+
+Importing this module is cheap: PyTorch, ONNX and ONNX Runtime are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamagen.emit.export import Progress
+    from llamagen.verify.integrity import Integrity
+    from llamagen.verify.report import VerifyReport
+
+VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+INTEGRITY_COLUMNS = ("file", "damage", "detail")
+
+
+def _silent(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+def verify_folder(
+    folder: str | Path,
+    against: Sequence[str] = ("torch", "reference"),
+    steps: int = 16,
+    *,
+    prompt_tokens: int = 12,
+    seed: int = 0,
+    layers: bool = False,
+) -> VerifyReport:
+    """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ..."""
+    from llamagen.verify import folder as verification
+
+    return verification.verify_folder(
+        Path(folder), against, steps, prompt_tokens=prompt_tokens, seed=seed, layers=layers
+    )
+
+
+def check_integrity(folder: str | Path, progress: Progress = _silent) -> Integrity:
+    """Compare every file of an exported folder with its MANIFEST.json; ``progress`` gets (bytes read, in all)."""
+    from llamagen.verify import integrity
+
+    return integrity.check_integrity(Path(folder), progress)
+
+
+def check_report_names(files: Sequence[Path]) -> None:
+    """Raises LG776 unless each is a .html or a .json."""
+    from llamagen.verify.write import check_names
+
+    check_names(files)
+
+
+def write_verify_report(report: VerifyReport, file: str | Path) -> None:
+    """Write a verification as .html or .json. Raises LG776 for another name, LG632 to LG634 for the place."""
+    from llamagen.verify.write import write_report
+
+    write_report(report, Path(file))

@@ -1,0 +1,137 @@
+"""Is a folder still what ``export`` wrote? Every file against MANIFEST.json, byte for byte.
+
+This is about damage: a flipped bit, a cut copy, a file too many. Whoever can change a file can change the manifest
+as well; keep a copy of the manifest, or its hash, elsewhere to know who wrote the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
+
+Damage: TypeAlias = Literal["missing", "extra", "not a file", "size", "content", "unreadable"]
+
+_CHUNK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileFinding:
+    """What is wrong with one file."""
+
+    file: str
+    damage: Damage
+    detail: str
+
+    def cells(self) -> tuple[str, str, str]:
+        return self.file, self.damage, self.detail
+
+
+@dataclass(frozen=True, slots=True)
+class Integrity:
+    """``manifest_sha256`` is what to keep elsewhere. ``unread`` files are only known by size and header."""
+
+    findings: tuple[FileFinding, ...]
+    files: int
+    bytes: int
+    manifest_sha256: str
+    unread: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        return not self.findings
+
+
+def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integrity:
+    """Read every file of ``folder`` once; ``progress`` gets (bytes read, bytes in all).
+
+    Raises LG775 for a folder without a manifest, or with one that cannot be read.
+    """
+    manifest = read_manifest(folder)
+    present = {p.relative_to(folder).as_posix(): p for p in _entries(folder)}
+    total = sum(record.size for record in manifest.files.values())
+    counter = _Counter(progress, total)
+    found: list[FileFinding] = []
+    for name, record in sorted(manifest.files.items()):
+        path = present.pop(name, None)
+        if path is None:
+            found.append(FileFinding(name, "missing", f"{record.size:,} bytes were written"))
+            counter.skip(record.size)
+            continue
+        found += _damage(name, path, record, counter)
+    present.pop(MANIFEST, None)
+    found += [FileFinding(name, "extra", "`export` did not write it") for name in sorted(present)]
+    data = (folder / MANIFEST).read_bytes()
+    return Integrity(
+        tuple(found),
+        len(manifest.files),
+        total,
+        hashlib.sha256(data).hexdigest(),
+        tuple(name for name, r in sorted(manifest.files.items()) if r.sha256 is None),
+    )
+
+
+class _Counter:
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = 0
+
+    def skip(self, count: int) -> None:
+        self.done += count
+        self.progress(self.done, self.total)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Everything below that is not a folder, links included."""
+    for where, folders, files in os.walk(folder):
+        place = Path(where)
+        yield from (place / name for name in files)
+        yield from (place / name for name in folders if (place / name).is_symlink())
+
+
+def _damage(name: str, path: Path, record: FileRecord, counter: _Counter) -> Iterator[FileFinding]:
+    """At most one finding; the content is read only where the size is right."""
+    if path.is_symlink() or not path.is_file():
+        counter.skip(record.size)
+        yield FileFinding(name, "not a file", "a link or a special file stands in its place")
+        return
+    size = path.stat().st_size
+    if size != record.size:
+        counter.skip(record.size)
+        yield FileFinding(name, "size", f"{size:,} bytes, {record.size:,} were written")
+        return
+    try:
+        digest, header = _digests(path, record, counter)
+    except OSError as error:
+        yield FileFinding(name, "unreadable", error.strerror or str(error))
+        return
+    if record.sha256 is not None and digest != record.sha256:
+        yield FileFinding(
+            name, "content", f"sha256 {digest[:16]}…, {record.sha256[:16]}… was written"
+        )
+    elif record.header_sha256 is not None and header != record.header_sha256:
+        yield FileFinding(name, "content", "the header of the safetensors file has changed")
+
+
+def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, str]:
+    """sha256 of the content (empty where none was recorded) and of a safetensors header (likewise)."""
+    whole, header = hashlib.sha256(), hashlib.sha256()
+    with path.open("rb") as file:
+        if record.header_sha256 is not None:
+            start = file.read(8)
+            length = min(int.from_bytes(start, "little"), record.size)
+            header.update(start + file.read(length))
+            file.seek(0)
+        if record.sha256 is None:
+            counter.skip(record.size)
+            return "", header.hexdigest()
+        while chunk := file.read(_CHUNK):
+            whole.update(chunk)
+            counter.skip(len(chunk))
+    return whole.hexdigest(), header.hexdigest()

@@ -1,0 +1,139 @@
+"""Damage of an exported folder is found and named, whatever it is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamagen.cli import main
+from llamagen.diagnostics import LlamagenError
+from llamagen.verify.integrity import Integrity, check_integrity
+from tests.unit.verify.test_folder import exported
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported("mistral", tmp_path_factory.mktemp("integrity") / "out")
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "out")
+
+
+def silent(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
+def damage(folder: Path) -> list[tuple[str, str]]:
+    return [(one.file, one.damage) for one in check_integrity(folder, silent).findings]
+
+
+def test_a_folder_as_it_was_written(folder: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    found = check_integrity(folder, lambda done, total: steps.append((done, total)))
+    assert found.whole and found.unread == ()
+    files = [p for p in folder.iterdir() if p.name != "MANIFEST.json"]
+    assert found.files == len(files) and found.bytes == sum(p.stat().st_size for p in files)
+    assert steps[-1] == (found.bytes, found.bytes) and steps == sorted(steps)
+    digest = hashlib.sha256((folder / "MANIFEST.json").read_bytes()).hexdigest()
+    assert found.manifest_sha256 == digest
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_flipped_bit(folder: Path, seed: int) -> None:
+    """In any file, anywhere."""
+    generator = random.Random(seed)
+    files = sorted(p for p in folder.iterdir() if p.name != "MANIFEST.json")
+    file = files[seed % len(files)]
+    data = bytearray(file.read_bytes())
+    data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+    file.write_bytes(data)
+    assert damage(folder) == [(file.name, "content")]
+
+
+def _cut(folder: Path) -> None:
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.truncate(5000)
+
+
+def _special(folder: Path) -> None:
+    (folder / "spec.yaml").unlink()
+    os.mkfifo(folder / "spec.yaml")
+
+
+def _linked(folder: Path) -> None:
+    (folder / "spec.yaml").rename(folder.parent / "elsewhere.yaml")
+    (folder / "spec.yaml").symlink_to(folder.parent / "elsewhere.yaml")
+
+
+def _linked_folder(folder: Path) -> None:
+    (folder / "more").symlink_to(folder.parent, target_is_directory=True)
+
+
+def _in_a_folder(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "evil.py").write_text("x")
+
+
+CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
+    "missing": (lambda f: (f / "model.onnx").unlink(), [("model.onnx", "missing")]),
+    "extra": (lambda f: (f / "x").write_text("x"), [("x", "extra")]),
+    "extra below": (_in_a_folder, [("sub/evil.py", "extra")]),
+    "link to a folder": (_linked_folder, [("more", "extra")]),
+    "cut": (_cut, [("model.onnx.data", "size")]),
+    "grown": (
+        lambda f: (f / "model.onnx.data").open("ab").write(b"x"),
+        [("model.onnx.data", "size")],
+    ),
+    "a pipe": (_special, [("spec.yaml", "not a file")]),
+    "a link": (_linked, [("spec.yaml", "not a file")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.timeout(20)
+def test_damage_is_named(folder: Path, name: str) -> None:
+    harm, expected = CASES[name]
+    harm(folder)
+    assert damage(folder) == expected
+
+
+def test_all_damage_at_once(folder: Path) -> None:
+    _cut(folder)
+    (folder / "model.onnx").unlink()
+    (folder / "x").write_text("x")
+    found = check_integrity(folder, silent)
+    assert [one.damage for one in found.findings] == ["missing", "size", "extra"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 2}', "[" * 5000, '{"files": {"../x": 1}}'])
+def test_a_manifest_that_cannot_be_used(folder: Path, text: str) -> None:
+    (folder / "MANIFEST.json").write_text(text)
+    with pytest.raises(LlamagenError, match="LG775"):
+        check_integrity(folder, silent)
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--integrity"]) == 0
+    assert "as they were written" in capsys.readouterr().out
+    (folder / "spec.yaml").write_text("spec: 2\n")
+    assert main(["verify", str(folder), "--integrity"]) == 1
+    out = capsys.readouterr().out
+    assert "spec.yaml  size" in out and "1 findings" in out
+    assert main(["verify", str(folder.parent), "--integrity"]) == 3
+
+
+def test_the_hash_of_the_manifest_tells_who_wrote_it(folder: Path) -> None:
+    """A folder whose manifest was changed with its files is whole, and another one."""
+    before: Integrity = check_integrity(folder, silent)
+    text = (folder / "MANIFEST.json").read_text()
+    (folder / "MANIFEST.json").write_text(text.replace('"seed": 5', '"seed": 6'))
+    after = check_integrity(folder, silent)
+    assert after.whole and after.manifest_sha256 != before.manifest_sha256

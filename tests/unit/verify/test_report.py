@@ -1,0 +1,198 @@
+"""The report of a verification: complete, escaped, the same on every machine but for the last digits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import onnx
+import pytest
+
+from llamagen.api import load
+from llamagen.cli import main
+from llamagen.diagnostics import LlamagenError
+from llamagen.verify.document import ReportDocument, document, json_text
+from llamagen.verify.folder import verify_folder
+from llamagen.verify.html import html_text
+from llamagen.verify.report import VerifyReport
+from llamagen.verify.write import write_report
+from tests.fuzz.hostile import TOGETHER
+from tests.parity.models import SPECS
+from tests.unit.verify.test_folder import exported
+
+WITH_WINDOW = "mistral"  # a window of 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(WITH_WINDOW, tmp_path_factory.mktemp("report") / "mistral")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> VerifyReport:
+    return verify_folder(folder, steps=3, seed=4, layers=True)
+
+
+class Page(HTMLParser):
+    """Tags, attributes, and what is between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.ids: list[str] = []
+        self.labels: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.labels += [value or "" for name, value in attrs if name == "aria-labelledby"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_document_tells_everything(report: VerifyReport) -> None:
+    found = document(report)
+    assert found.passed and found.seed == 4 and found.dtype == "float32"
+    assert {c.witness for c in found.comparisons} == {"torch", "reference"}
+    assert {c.case for c in found.comparisons} == {c.name for c in found.cases}
+    assert found.tokens == sum(case.tokens for case in found.cases) > 100
+    assert [(one.kind, one.size, one.crossed) for one in found.limits] == [
+        ("sliding window", 5, True)
+    ]
+    for layers in found.layers:
+        assert layers.basis == "reference"
+        assert [row.path for row in layers.layers] == ["model.layers.0", "model.layers.1"]
+        for row in layers.layers:
+            assert row.onnx is not None and 0 < row.onnx.rms_over_std < 1.5e-6
+            assert row.torch is not None and 0 < row.torch.rms_over_std < 1.5e-6
+    packages = {one.package for one in found.versions}
+    assert packages == {"llamagen", "onnxruntime", "onnx", "torch", "numpy"}
+
+
+@pytest.mark.parametrize("profile", ["ort-cpu", "ort-cuda"])
+def test_layers_of_rewritten_models_are_those_of_the_reference(
+    profile: str, tmp_path: Path
+) -> None:
+    """Whether padding is packed away or not, and whatever is fused."""
+    load("foreign/mistral", roots=(SPECS,)).export(
+        tmp_path / "out", random_weights=5, profile=profile
+    )
+    report = verify_folder(tmp_path / "out", ["reference"], steps=2, layers=True)
+    assert report.passed and len(report.layers) == 4
+    for row in report.layers:
+        assert row.onnx is not None and row.onnx.rms_over_std < 1.5e-6, row
+
+
+def test_json_round_trips(report: VerifyReport) -> None:
+    text = json_text(document(report))
+    assert json_text(ReportDocument.model_validate_json(text)) == text
+    assert json.loads(text)["report"] == 1
+
+
+def test_a_limit_that_was_not_reached_is_named(folder: Path) -> None:
+    found = document(verify_folder(folder, ["reference"], steps=1, prompt_tokens=3))
+    assert [(one.reached, one.crossed) for one in found.limits] == [(4, False)]
+    assert "sliding window of 5: not crossed" in Page(html_text(found)).text
+
+
+def test_the_page_is_whole_and_loads_nothing(report: VerifyReport) -> None:
+    found = document(report)
+    page = Page(html_text(found))
+    for tag in ("script", "link", "img", "iframe", "object", "form", "base"):
+        assert page.tags[tag] == 0
+    allowed = {"lang", "charset", "name", "content", "http-equiv", "class", "id", "scope", "style"}
+    assert page.attributes <= {*allowed, "aria-labelledby", "aria-hidden"}
+    assert sorted(page.ids) == sorted(page.labels) and len(set(page.ids)) == len(page.ids)
+    assert page.tags["table"] == page.tags["caption"] == 3 + len(found.layers)
+    for word in (found.model, found.spec_digest, "rows exchanged", "model.layers.1", "seed 4"):
+        assert word in page.text
+    assert "url(" not in html_text(found) and "@import" not in html_text(found)
+
+
+def test_a_difference_is_what_the_page_says_first(report: VerifyReport) -> None:
+    row = report.rows[0]
+    assert row.difference is not None
+    wrong = replace(row, difference=replace(row.difference, max_abs=1.0))
+    page = Page(html_text(document(replace(report, rows=(wrong, *report.rows[1:])))))
+    assert "1 of 14 comparisons are beyond their tolerances." in page.text
+    nothing = replace(report, rows=(replace(row, difference=None, note="too large"),))
+    assert "Nothing could be compared." in Page(html_text(document(nothing))).text
+
+
+def test_hostile_texts_of_a_model_file_stay_texts(report: VerifyReport, folder: Path) -> None:
+    """The profile and the names of layers come from model.onnx, which anyone can edit."""
+    found = document(report)
+    harmless, hostile = Page(html_text(found)), TOGETHER
+    layers = [
+        one.model_copy(update={"layers": [row.model_copy(update={"path": hostile})]})
+        for one in found.layers
+        for row in one.layers[:1]
+    ]
+    edited = found.model_copy(
+        update={
+            "model": hostile,
+            "profile": hostile,
+            "tied": (hostile,),
+            "layers": tuple(layers),
+            "comparisons": tuple(c.model_copy(update={"note": hostile}) for c in found.comparisons),
+        }
+    )
+    page = Page(html_text(edited))
+    assert page.attributes == harmless.attributes
+    assert set(page.tags) == set(harmless.tags) and page.tags["tr"] < harmless.tags["tr"]
+    assert hostile in page.text
+
+
+def test_the_same_report_twice_and_elsewhere(
+    report: VerifyReport, folder: Path, tmp_path: Path
+) -> None:
+    moved = folder.rename(folder.with_name("moved"))
+    try:
+        again = document(verify_folder(moved, steps=3, seed=4, layers=True))
+    finally:
+        moved.rename(folder)
+    assert again == document(report)
+    assert str(folder.parent) not in json_text(again) + html_text(again)
+
+
+def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html, data = tmp_path / "r.html", tmp_path / "r.json"
+    words = ["verify", str(folder), "--steps", "2", "--against", "reference"]
+    assert main([*words, "--report", str(html), "--report", str(data)]) == 0
+    assert f"wrote {html}\nwrote {data}\n" in capsys.readouterr().out
+    assert html.read_text() == html_text(ReportDocument.model_validate_json(data.read_text()))
+    assert {p.name for p in tmp_path.iterdir()} == {"r.html", "r.json"}
+
+
+def test_another_kind_of_report_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    assert main(["verify", str(tmp_path), "--report", str(tmp_path / "r.pdf")]) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(report: VerifyReport, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LlamagenError, match="LG634"):
+        write_report(report, tmp_path / "file" / "r.json")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_without_marks_has_no_layers_of_onnx(folder: Path, tmp_path: Path) -> None:
+    """Such as one that another tool has rewritten: the other witness is still shown."""
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "stripped")
+    model = onnx.load(str(copy / "model.onnx"), load_external_data=False)
+    del model.graph.value_info[:]
+    (copy / "model.onnx").write_bytes(model.SerializeToString())
+    found = document(verify_folder(copy, steps=1, layers=True))
+    assert {row.onnx for one in found.layers for row in one.layers} == {None}
+    assert "ONNX Runtime</th>" not in html_text(found)

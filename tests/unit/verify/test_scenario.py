@@ -1,0 +1,61 @@
+"""What is fed: the same tokens in other calls and orders, padding where it belongs, positions far apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llamagen.verify.scenario import FAR, Scenario, scenarios
+
+CASES = {case.name: case for case in scenarios(50, 12, 5, seed=3)}
+
+
+def test_seeds_are_the_inputs() -> None:
+    again, other = scenarios(50, 12, 5, seed=3), scenarios(50, 12, 5, seed=4)
+    for case, same, different in zip(CASES.values(), again, other, strict=True):
+        assert np.array_equal(case.input_ids, same.input_ids) and case.splits == same.splits
+        assert not np.array_equal(case.input_ids, different.input_ids)
+
+
+def test_padding_is_on_either_side_of_the_prompt() -> None:
+    left, right = CASES["left padding"].mask, CASES["right padding"].mask
+    assert left[:, 12:].all() and right[:, 12:].all()
+    assert left.sum() == right.sum()
+    for padded, mirrored in zip(left[:, :12], right[:, :12], strict=True):
+        assert np.array_equal(padded, mirrored[::-1])
+    assert not right[1:, 11].any(), "padding lies between the prompt and the new tokens"
+    *_, (_, _, positions, _) = CASES["right padding"].calls()
+    assert positions[:, -1].tolist() == (right.sum(axis=1) - 1).tolist()
+
+
+def test_halves_are_far_apart() -> None:
+    positions = np.concatenate([call[2] for call in CASES["far apart"].calls()], axis=1)
+    steps = np.diff(positions[0])
+    assert sorted(set(steps.tolist())) == [1, FAR + 1]
+
+
+def test_a_text_is_cut_anywhere() -> None:
+    cut = CASES["cut anywhere"]
+    assert cut.same_as == "prefill" and len(cut.splits) == 5 and sum(cut.splits) == 17
+    assert len({tuple(scenarios(50, 12, 5, seed=s)[4].splits) for s in range(20)}) > 10
+
+
+def test_rows_are_moved_with_their_logits() -> None:
+    """A stand-in for logits that names row and token: what is moved is what the other order computes."""
+    base, moved = CASES["left padding"], CASES["rows exchanged"]
+
+    def named(case: Scenario) -> np.ndarray:
+        return case.of_tokens([call[0][..., None].astype(np.float64) for call in case.calls()])
+
+    assert not np.array_equal(named(base), named(moved))
+    assert np.array_equal(moved.moved(named(base)), named(moved))
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_row_ends_with_a_token(last: int) -> None:
+    ids, mask = np.zeros((1, 3), np.int64), np.array([[1, 0, last]])
+    if last:
+        assert Scenario("holes", ids, mask, (3,)).tokens == 2
+    else:
+        with pytest.raises(ValueError, match="ends with a token"):
+            Scenario("open", ids, mask, (3,))
