@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llamagen.emit.onnx.emit import LAYER_MARK
+from llamagen.emit.onnx.emit import LAYER_MARK, PACKED_LAYER_MARK
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import Cache, evaluate_graph
 from llamagen.verify.numerics import FloatArray
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 Keep = Callable[[str, FloatArray], None]
 """Takes what a layer, by its role path, hands on."""
 
-_TAP = "llamagen.layer/"
-"""Prefix of the added outputs of a copied model, before the layer's role path."""
+_TAPS: Mapping[str, str] = {LAYER_MARK: "layer/", PACKED_LAYER_MARK: "packed layer/"}
+"""Mark of a value -> prefix of the output that is added for it, before the layer's role path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,25 @@ class _OnnxTold:
 
     def run(self, values: Values) -> Values:
         made = self.piece.run(values)
+        plain, packed = _TAPS[LAYER_MARK], _TAPS[PACKED_LAYER_MARK]
+        rest: dict[str, NDArray[np.generic]] = {}
         for name, value in made.items():
-            if name.startswith(_TAP):
-                self.keep(name.removeprefix(_TAP), np.asarray(value, dtype=np.float64))
-        return {name: value for name, value in made.items() if not name.startswith(_TAP)}
+            if name.startswith(plain):
+                self.keep(name.removeprefix(plain), np.asarray(value, dtype=np.float64))
+            elif name.startswith(packed):
+                self.keep(name.removeprefix(packed), _in_place(value, values["attention_mask"]))
+            else:
+                rest[name] = value
+        return rest
+
+
+def _in_place(packed: NDArray[np.generic], mask: NDArray[np.generic]) -> FloatArray:
+    """Rows [B, S, D] with real tokens first -> each where the mask [B, T] has it; padding is zero."""
+    new = np.asarray(mask, dtype=np.int64)[:, -packed.shape[1] :] > 0
+    found = np.zeros(packed.shape)
+    for row, real in enumerate(new):
+        found[row, real] = packed[row, : int(real.sum())]
+    return found
 
 
 def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:
@@ -177,15 +193,12 @@ def _tap(model: onnx.ModelProto) -> bool:
     from onnx import TensorProto, helper
 
     marked = {
-        value.name: entry.value
+        value.name: _TAPS[entry.key] + entry.value
         for value in (*model.graph.value_info, *model.graph.output)
         for entry in value.metadata_props
-        if entry.key == LAYER_MARK
+        if entry.key in _TAPS
     }
-    for name, path in marked.items():
-        cast = helper.make_node("Cast", [name], [_TAP + path], to=TensorProto.FLOAT)
-        model.graph.node.append(cast)
-        model.graph.output.append(
-            helper.make_tensor_value_info(_TAP + path, TensorProto.FLOAT, None)
-        )
+    for name, output in marked.items():
+        model.graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
+        model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     return bool(marked)

@@ -10,15 +10,17 @@ from types import MappingProxyType
 import onnx_ir as ir
 
 from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
-from llamagen.emit.onnx.builder import ELEMENTS, Builder
+from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.choices import Choices, choices_of
+from llamagen.emit.onnx.initializer import Initializer, Source
 from llamagen.emit.onnx.lower_attention import append_to_cache
 from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
 from llamagen.emit.onnx.lowering import LOWERINGS
-from llamagen.emit.onnx.model import Initializer, OnnxModel, Source
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.names import onnx_shape
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
+from llamagen.emit.onnx.weights import place_weights
 from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph, TensorType, parameters
@@ -28,6 +30,9 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 
 LAYER_MARK = "llamagen.layer"
 """Metadata of a value that a layer of a stack hands on: the layer's role path."""
+
+PACKED_LAYER_MARK = "llamagen.packed_layer"
+"""The same where the real tokens of every row come first, whatever their places in the call."""
 
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
@@ -86,10 +91,10 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
-        table, context = self.table(), self.context()
-        weights = [b.value(t.name, ELEMENTS[t.dtype], ir.Shape(t.shape)) for t in table]
-        for entry, weight in zip(table, weights, strict=True):
-            self.parameters[entry.name] = b.loaded(weight)
+        context = self.context()
+        placed = place_weights(b, self.flat, self.table(), self.choices.quantization)
+        table, weights = placed.table, placed.values
+        self.parameters = dict(placed.parameters)
         self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
@@ -251,9 +256,11 @@ class _Emitter:
 
     def mark_layers(self) -> None:
         """Say in the model which values are the residual stream, so that ``verify`` can look at them."""
+        packed = any(node.op == "pack_rows" for node in self.flat.nodes)
+        mark = PACKED_LAYER_MARK if packed else LAYER_MARK
         for layer in self.flat.layers:
             if layer.value in self.values:  # a rewrite may have no such value
-                self.values[layer.value].metadata_props.setdefault(LAYER_MARK, layer.path)
+                self.values[layer.value].metadata_props.setdefault(mark, layer.path)
 
     def present(self, name: str, value: ir.Value, shape: ir.Shape) -> None:
         value.name = self.b.name(name)

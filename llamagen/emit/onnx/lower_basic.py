@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from llamagen.emit.onnx.builder import Builder, numpy_type
+from llamagen.emit.onnx.builder import Builder
+from llamagen.emit.onnx.elements import numpy_type
 from llamagen.emit.onnx.site import Lowering, Site, Values
 from llamagen.ir.graph import DType
 from llamagen.ir.optypes import a_float, a_int, a_ints, a_str

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from llamagen.emit.onnx import lower_quantized
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.lower_basic import with_number
 from llamagen.emit.onnx.site import Lowering, Site, Values
@@ -16,11 +17,17 @@ FLOAT = ir.DataType.FLOAT
 
 def _embedding(b: Builder, site: Site, x: Values) -> Values:
     """Rows are cast after they were picked: a table in another dtype is never cast as a whole."""
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (lower_quantized.gather(b, parts, x[0]),)
     return (b.to(b.op("Gather", b.stored(site.parameters["weight"]), x[0], axis=0), b.model),)
 
 
 def _linear(b: Builder, site: Site, x: Values) -> Values:
     """Gemm reads the weight as stored, [out, in]: no transposed copy, and a tied embedding is one initializer."""
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (lower_quantized.linear(b, parts, x[0], site.parameters.get("bias")),)
     dims = site.dims()
     rows = b.flat(b.to(x[0], b.model), dims)
     bias = (site.parameters["bias"],) if "bias" in site.parameters else ()

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from llamagen.api import load
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.document import ReportDocument, document, json_text
@@ -19,6 +20,7 @@ from llamagen.verify.html import html_text
 from llamagen.verify.report import VerifyReport
 from llamagen.verify.write import write_report
 from tests.fuzz.hostile import TOGETHER
+from tests.parity.models import SPECS
 from tests.unit.verify.test_folder import exported
 
 WITH_WINDOW = "mistral"  # a window of 5
@@ -74,6 +76,20 @@ def test_the_document_tells_everything(report: VerifyReport) -> None:
             assert row.torch is not None and 0 < row.torch.rms_over_std < 1.5e-6
     packages = {one.package for one in found.versions}
     assert packages == {"llamagen", "onnxruntime", "onnx", "torch", "numpy"}
+
+
+@pytest.mark.parametrize("profile", ["ort-cpu", "ort-cuda"])
+def test_layers_of_rewritten_models_are_those_of_the_reference(
+    profile: str, tmp_path: Path
+) -> None:
+    """Whether padding is packed away or not, and whatever is fused."""
+    load("foreign/mistral", roots=(SPECS,)).export(
+        tmp_path / "out", random_weights=5, profile=profile
+    )
+    report = verify_folder(tmp_path / "out", ["reference"], steps=2, layers=True)
+    assert report.passed and len(report.layers) == 4
+    for row in report.layers:
+        assert row.onnx is not None and row.onnx.rms_over_std < 1.5e-6, row
 
 
 def test_json_round_trips(report: VerifyReport) -> None:
