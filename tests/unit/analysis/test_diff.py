@@ -149,7 +149,6 @@ FUSED = (
     [
         ("return down_proj(silu(a) * b)", "D304"),
         ("return down_proj(a * silu(b))", "D303"),
-        ("return down_proj(silu(a) * a)", "D303"),
         ("return down_proj(gelu(a) * b)", "D303"),
     ],
 )
