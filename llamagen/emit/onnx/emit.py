@@ -91,6 +91,7 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
+        taken = {value.name for value in inputs}
         context = self.context()
         placed = place_weights(b, self.flat, self.table(), self.choices.quantization)
         table, weights = placed.table, placed.values
@@ -130,6 +131,7 @@ class _Emitter:
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.fused else {}),
+                "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
