@@ -55,6 +55,24 @@ def export(
         bool,
         typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
     ] = False,
+    quantize: Annotated[
+        str,
+        typer.Option(help="Weights of projections: none, int4, int8, or w8a8 with activations."),
+    ] = "none",
+    block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16 to 256.")] = 32,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="A zero point for each block too.")
+    ] = False,
+    accuracy_level: Annotated[
+        int, typer.Option(help="Products of int4 and int8: 1 in float32, 4 with int8 activations.")
+    ] = 4,
+    quantize_head: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Like the projections by default.")
+    ] = None,
+    quantize_embedding: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="none, int4, int8; like the head by default if tied."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -70,6 +88,7 @@ def export(
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
     from llamagen import api
     from llamagen.cli.progress import byte_progress
+    from llamagen.emit.quantize_options import QuantizeOptions
 
     model = api.load(spec)
     with byte_progress("writing weights") as progress:
@@ -84,6 +103,14 @@ def export(
             logits=logits,
             max_context=max_context,
             scan=scan,
+            quantize=QuantizeOptions(
+                quantize,
+                block_size,
+                asymmetric,
+                accuracy_level,
+                quantize_head,
+                quantize_embedding,
+            ),
             overwrite=overwrite,
             ignore_config=ignore_config,
             progress=progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,27 +100,33 @@ class ExportJob:
         from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
+        from llamagen.emit.onnx.quantization import quantization_of
 
         chosen, options = profile_named(self.options.profile), self.options
         found = choices_of(self.graph, chosen, options.logits, options.max_context)
         weights: WeightPlaces = "copied" if options.mode == "copy" else "referenced"
         choices = replace(found, weights=weights)
+        text = replace(choices, quantization=quantization_of(options.quantize))
         return {
-            name: emit_onnx(one, chosen, self.dtype, stored, choices)
+            name: emit_onnx(one, chosen, self.dtype, stored, text if name == MAIN else choices)
             for name, one in self.graphs.items()
         }
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""
         from llamagen.emit.onnx.data import byte_count
+        from llamagen.emit.onnx.encode import encoded_pieces
         from llamagen.emit.onnx.write import together_initializers, write_models
 
         target = STORED[self.dtype]
         counter = self.counter(sum(map(byte_count, together_initializers(emitted.values()))))
 
-        def weights(spot: Placement) -> Iterator[Piece]:
-            offset = spot.offset
-            for source in spot.initializer.sources:
+        def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
+            if spots[0].initializer.part is not None:
+                yield from encoded_pieces(spots, supply.rows)
+                return
+            offset = spots[0].offset
+            for source in spots[0].initializer.sources:
                 for piece in supply.pieces(source.path, target, offset):
                     yield piece
                     offset += piece.length
@@ -157,6 +163,7 @@ class ExportJob:
         files: dict[str, FileRecord],
     ) -> Manifest:
         from llamagen.emit.onnx.emit import llamagen_version
+        from llamagen.emit.onnx.quantization import quantization_of
 
         main = emitted[MAIN]
         return Manifest(
@@ -169,6 +176,7 @@ class ExportJob:
             max_context=main.max_context,
             cache=self.options.cache,
             weights=weights,
+            quantization=quantization_of(self.options.quantize).record(self.options.quantize),
             graphs={
                 name: GraphRecord(
                     file=f"{name}.onnx",
@@ -186,7 +194,7 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
     it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
-    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG706 for options.
+    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG709 for options.
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference

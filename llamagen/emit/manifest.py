@@ -21,6 +21,8 @@ MANIFEST = "MANIFEST.json"
 WeightMode: TypeAlias = Literal["copy", "reference"]
 """Weights are data files of the folder, or the checkpoint's own files linked into it."""
 
+SchemeName: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
+
 Sha256: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 DTypeName: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
@@ -79,6 +81,18 @@ class WeightsRecord(Closed):
     source: Source
 
 
+class QuantizationRecord(Closed):
+    """How weights are encoded; `none` is the dtype of the computation."""
+
+    linear: SchemeName = Field(description="Projections.")
+    head: SchemeName = Field(description="The head, unless it is tied to the embedding.")
+    embedding: SchemeName
+    tied: SchemeName = Field(description="A table that is both embedding and head.")
+    block_size: int = Field(description="Weights of a row that share a scale; int4 and int8.")
+    symmetric: bool
+    accuracy_level: int = Field(description="Of MatMulNBits; 4 rounds activations to int8.")
+
+
 class Manifest(Closed):
     """Version 1, described by spec/manifest.schema.json."""
 
@@ -99,6 +113,7 @@ class Manifest(Closed):
         description="Tokens that the model's tables of positions cover; null where it computes them."
     )
     weights: WeightsRecord
+    quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."
     )

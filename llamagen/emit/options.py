@@ -7,6 +7,7 @@ from typing import get_args
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import WeightMode
+from llamagen.emit.quantize_options import NOT_QUANTIZED, QuantizeOptions
 from llamagen.ir.bounded import CacheKind
 
 
@@ -22,6 +23,7 @@ class ExportOptions:
     """``last`` or ``all``; None is the profile's own choice."""
     max_context: int | None = None
     """Tokens that tables of positions cover; None is the model's context, within bounds."""
+    quantize: QuantizeOptions = NOT_QUANTIZED
     scan: bool = False
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
     ignore_config: bool = False

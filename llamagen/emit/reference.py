@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import FileRecord, WeightsRecord
+from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
 from llamagen.weights.convert import overflow_magnitude
 from llamagen.weights.dtypes import TargetDType
@@ -33,6 +34,12 @@ def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...
     """
     from llamagen.emit.onnx.write import write_graphs
 
+    if job.options.quantize != NOT_QUANTIZED:
+        raise LlamagenError.of(
+            "LG707",
+            "quantised weights are computed, so they cannot be references into the checkpoint",
+            help="quantise with --weights copy",
+        )
     entries = as_stored(supply.bindings.values())
     target, scanned = STORED[job.dtype], job.options.scan
     dtypes = {path: _readable(path, e, target, scanned) for path, e in entries.items()}

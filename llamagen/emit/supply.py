@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
@@ -17,6 +17,10 @@ from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.pieces import Piece
 from llamagen.weights.reading import OpenFiles
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 COMPANIONS = (
     "config.json",
@@ -49,6 +53,9 @@ class Supply(Protocol):
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         """The parameter in ``dtype``, from byte ``offset`` of a file on."""
+
+    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows of a parameter [N, K], exact and finite."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,11 @@ class CheckpointSupply:
 
         return tensor_pieces(self.bindings[path], dtype, offset, self.files)
 
+    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        from llamagen.weights.stream import read_rows
+
+        return read_rows(self.bindings[path], start, stop, self.files)
+
 
 @dataclass(frozen=True)
 class RandomSupply:
@@ -137,3 +149,11 @@ class RandomSupply:
         parameter = self.wanted[path]
         tensor = RandomTensor(path, parameter.shape, parameter.kind)
         return random_pieces(self.seed, tensor, dtype, offset)
+
+    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        from llamagen.weights.random import RandomTensor, random_rows
+
+        parameter = self.wanted[path]
+        return random_rows(
+            self.seed, RandomTensor(path, parameter.shape, parameter.kind), start, stop
+        )

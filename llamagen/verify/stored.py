@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import SOURCES
+from llamagen.emit.onnx.data import ENCODING, SOURCES
+from llamagen.emit.onnx.records import EncodingRecord
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.graph import Parameter
+from llamagen.verify.codes import CodedPlace, Place
 from llamagen.verify.numerics import RunDType
 
 if TYPE_CHECKING:
@@ -27,21 +29,11 @@ _PARTS: TypeAdapter[list[tuple[str, tuple[int, ...]]]] = TypeAdapter(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a tensor's bytes are, and what they are."""
-
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-
 @dataclass(frozen=True)
 class StoredWeights:
-    """``read`` maps a tensor's pages and copies nothing; ``metadata`` are the model's properties."""
+    """``read`` maps a tensor's pages, or decodes a quantised one; ``metadata`` are the model's properties."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, Place | CodedPlace]
     metadata: Mapping[str, str]
 
     @property
@@ -53,12 +45,8 @@ class StoredWeights:
                 raise LlamagenError.of("LG773", f"the model's dtype is {other!r}, not one of ours")
 
     def read(self, path: str) -> NDArray[np.generic]:
-        """The tensor of a role path, as stored. Raises KeyError."""
-        place = self.places[path]
-        found: NDArray[np.generic] = np.memmap(
-            place.file, place.dtype, mode="r", offset=place.offset, shape=place.shape
-        )
-        return found
+        """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
+        return self.places[path].read()
 
     def joined(self, other: StoredWeights) -> StoredWeights:
         """With the weights that only another graph of the folder has."""
@@ -73,9 +61,10 @@ class StoredWeights:
             if place.shape != parameter.shape:
                 message = f"`{path}` is {list(place.shape)} in {file}"
                 raise LlamagenError.of("LG773", f"{message}, the spec says {list(parameter.shape)}")
-            end = place.offset + prod(place.shape) * place.dtype.itemsize
-            if end > place.file.stat().st_size:
-                raise LlamagenError.of("LG773", f"{place.file.name} ends inside `{path}`")
+            for part in place.parts:
+                end = part.offset + prod(part.shape) * part.dtype.itemsize
+                if end > part.file.stat().st_size:
+                    raise LlamagenError.of("LG773", f"{part.file.name} ends inside `{path}`")
 
 
 def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
@@ -90,30 +79,68 @@ def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
         model = onnx.load(str(model_file), load_external_data=False)
     except Exception as error:  # protobuf's errors share no public base class
         raise LlamagenError.of("LG770", f"{model_file} is not an ONNX model: {error}") from error
-    places: dict[str, Place] = {}
+    plain = external_places(folder, model)
+    places: dict[str, Place | CodedPlace] = {}
     for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            places |= _places(folder, tensor)
+        if tensor.name not in plain:
+            continue
+        about = {p.key: p.value for p in tensor.metadata_props}
+        if ENCODING in about:
+            places |= _coded(tensor.name, about, plain)
+        else:
+            places |= _places(tensor.name, plain[tensor.name], about.get(SOURCES))
     return StoredWeights(places, {p.key: p.value for p in model.metadata_props})
 
 
-def _places(folder: Path, tensor: onnx.TensorProto) -> dict[str, Place]:
-    """Role path -> its part of ``tensor``; parts lie one after the other. Raises LG773."""
-    whole = _place(folder, tensor)
-    joined = next((p.value for p in tensor.metadata_props if p.key == SOURCES), None)
+def external_places(folder: Path, model: onnx.ModelProto) -> dict[str, Place]:
+    """Name -> place of every initializer whose data is in a file. Raises LG773."""
+    import onnx
+
+    return {
+        tensor.name: _place(folder, tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+def _coded(
+    name: str, about: Mapping[str, str], plain: Mapping[str, Place]
+) -> dict[str, CodedPlace]:
+    """Role path -> its rows of the quantised tensor whose codes are ``name``. Raises LG773."""
+    try:
+        record = EncodingRecord.model_validate_json(about[ENCODING], strict=True)
+        parts = _PARTS.validate_json(about.get(SOURCES, ""), strict=True)
+        scales = plain[record.scales]
+        points = None if record.zero_points is None else plain[record.zero_points]
+    except (ValueError, KeyError) as error:
+        message = f"`{name}` does not say what its codes stand for"
+        raise LlamagenError.of("LG773", message) from error
+    places: dict[str, CodedPlace] = {}
+    first = 0
+    for path, shape in parts:
+        places[path] = CodedPlace(shape, first, record, plain[name], scales, points)
+        first += shape[0]
+    if scales.shape[0] != first:
+        message = f"`{name}` has scales for {scales.shape[0]} rows, but joins {first}"
+        raise LlamagenError.of("LG773", message)
+    return places
+
+
+def _places(name: str, whole: Place, joined: str | None) -> dict[str, Place]:
+    """Role path -> its part of a tensor; parts lie one after the other. Raises LG773."""
     if joined is None:
-        return {tensor.name: whole}
+        return {name: whole}
     try:
         parts = _PARTS.validate_json(joined, strict=True)
     except ValueError as error:
-        message = f"`{tensor.name}` does not say which parameters it joins: {joined[:80]!r}"
+        message = f"`{name}` does not say which parameters it joins: {joined[:80]!r}"
         raise LlamagenError.of("LG773", message) from error
     rows, *rest = whole.shape
     if any(list(shape[1:]) != rest or not shape for _, shape in parts) or rows != sum(
         shape[0] for _, shape in parts
     ):
         shapes = ", ".join(f"`{path}` {list(shape)}" for path, shape in parts)
-        message = f"`{tensor.name}` is {list(whole.shape)}, but joins {shapes or 'nothing'}"
+        message = f"`{name}` is {list(whole.shape)}, but joins {shapes or 'nothing'}"
         raise LlamagenError.of("LG773", message)
     places: dict[str, Place] = {}
     start = whole.offset

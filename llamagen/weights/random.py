@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llamagen.ir.graph import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
-from llamagen.weights.pieces import Bytes, Piece
+from llamagen.weights.pieces import Bytes, Piece, in_parallel
 from llamagen.weights.publish import staged_folder
 from llamagen.weights.safetensors_write import (
     NewTensor,
@@ -78,6 +78,16 @@ def random_block(seed: int, tensor: RandomTensor, block: int) -> npt.NDArray[np.
     if offset:
         values += np.float32(offset)
     return values
+
+
+def random_rows(seed: int, tensor: RandomTensor, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Rows [start, stop) of the tensor."""
+    width = prod(tensor.shape[1:])
+    first, last = start * width, stop * width
+    blocks = range(first // BLOCK, -(-last // BLOCK))
+    values = np.concatenate([random_block(seed, tensor, block) for block in blocks])
+    skipped = first - blocks.start * BLOCK
+    return values[skipped : skipped + last - first].reshape(stop - start, *tensor.shape[1:])
 
 
 def random_pieces(
@@ -168,5 +178,7 @@ def write_random_checkpoint(
 
 
 def _encoded(seed: int, tensor: RandomTensor, dtype: TargetDType) -> Iterator[memoryview]:
-    for values in random_blocks(seed, tensor):
-        yield values.astype(NUMPY_TYPES[dtype], copy=False).view(np.uint8).data
+    pieces = random_pieces(seed, tensor, dtype, 0)
+    for _, made in in_parallel(pieces, lambda piece: piece.make()):
+        for _, data in made:
+            yield data.data

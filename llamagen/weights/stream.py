@@ -23,8 +23,11 @@ from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.reading import Bits, OpenFiles, read
 
-BLOCK_ELEMENTS = 4 << 20
-"""Elements per block: 8 MiB of BF16. Rearranged tensors take twice that, in up to three copies."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements per block of a tensor that lies there as it is: what is read is still in the cache when it is converted,
+hashed and written."""
+REARRANGED_ELEMENTS = 8 << 20
+"""Elements per block of a rearranged tensor, in up to three copies: larger blocks have longer runs in the file."""
 
 
 class ByteSink(Protocol):
@@ -41,7 +44,7 @@ def tensor_pieces(
     Making a piece raises LG620 for a NaN or an infinity, LG621 for a finite value that becomes infinite in `dtype`,
     LG622 if a file cannot be read. `files` stays open until all are made.
     """
-    elements = BLOCK_ELEMENTS * (1 if isinstance(binding.source, Leaf) else 2)
+    elements = BLOCK_ELEMENTS if isinstance(binding.source, Leaf) else REARRANGED_ELEMENTS
     for region in blocks(binding.shape, elements):
         length = prod(stop - start for start, stop in region) * ITEM_SIZES[dtype]
         make = partial(_converted, binding, region, dtype, offset, files)
@@ -69,6 +72,14 @@ def checked(
     if dtype is not None:
         _check_range(binding, region, bits, magnitude, dtype)
     return bits
+
+
+def read_rows(binding: Binding, start: int, stop: int, files: OpenFiles) -> npt.NDArray[np.float32]:
+    """Rows [start, stop) of a tensor as float32, in which every stored value is exact. Raises LG620, LG622."""
+    inner = binding.shape[1:]
+    bits = checked(binding, ((start, stop), *((0, size) for size in inner)), files)
+    values = convert.convert(bits, binding.dtype, "F32").view(np.float32)
+    return values.reshape(stop - start, *inner)
 
 
 def copy_tensor(binding: Binding, out: ByteSink, dtype: TargetDType) -> None:

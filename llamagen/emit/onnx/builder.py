@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from llamagen.emit.onnx.elements import ELEMENTS, Quantized, numpy_type
 from llamagen.emit.onnx.names import Names
 from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
 from llamagen.ir.dims import Dim, P, kept_of
@@ -21,18 +21,6 @@ from llamagen.ir.graph import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
 """None leaves the attribute out."""
-
-ELEMENTS: Mapping[OnnxDType, ir.DataType] = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
-
-NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
-    ir.DataType.FLOAT: np.float32,
-    ir.DataType.FLOAT16: np.float16,
-    ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
-}
 
 
 class Builder:
@@ -59,6 +47,7 @@ class Builder:
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._stored: dict[int, ir.Value] = {}
+        self._quantized: dict[int, Quantized] = {}
         self._flat: dict[int, ir.Value] = {}
         self._sizes: dict[str, ir.Value] = {}
         self._shapes: dict[tuple[Dim, ...], ir.Value] = {}
@@ -165,6 +154,21 @@ class Builder:
         value = self.to(stored, self.model)
         self._root._stored[id(value)] = stored
         return value
+
+    @property
+    def scale_dtype(self) -> OnnxDType:
+        """Of the scales of quantised weights: that of the operators that read them."""
+        return "float32" if self._widened is not None else self.dtype
+
+    def quantized(self, name: str, parts: Quantized) -> ir.Value:
+        """Stands for a weight that is there in parts only; no node may read it."""
+        value = self.value(name, self.model, ir.Shape(parts.shape))
+        self._root._quantized[id(value)] = parts
+        return value
+
+    def parts(self, weight: ir.Value) -> Quantized | None:
+        """The parts of a weight that is quantised."""
+        return self._root._quantized.get(id(weight))
 
     def stored(self, weight: ir.Value) -> ir.Value:
         """The initializer behind ``loaded``, in its own dtype: for operators that read few of its rows."""
@@ -320,11 +324,6 @@ def _trimmed(inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
     while count and inputs[count - 1] is None:
         count -= 1
     return inputs[:count]
-
-
-def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:
-    """The numpy type of a model's element type."""
-    return NUMPY_TYPES[dtype]
 
 
 def _element(x: ir.Value | None) -> ir.DataType:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from llamagen.analysis.rewrites.rewrite import Logits
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.onnx.profile import Profile
+from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
 from llamagen.ir.graph import Graph
 
 DEFAULT_MAX_CONTEXT = 131_072
@@ -27,6 +28,7 @@ class Choices:
     logits: Logits
     max_context: int
     weights: WeightPlaces = "copied"
+    quantization: Quantization = NO_QUANTIZATION
 
 
 def choices_of(

@@ -8,7 +8,9 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from llamagen.emit.onnx.builder import Builder, numpy_type
+from llamagen.emit.onnx import lower_quantized
+from llamagen.emit.onnx.builder import Builder
+from llamagen.emit.onnx.elements import numpy_type
 from llamagen.emit.onnx.frequencies import inverse_frequencies
 from llamagen.emit.onnx.lower_basic import with_number
 from llamagen.emit.onnx.site import Site, Values
@@ -164,6 +166,9 @@ def _quick_gelu(b: Builder, site: Site, x: Given) -> Values:
 
 def _fused_matmul(b: Builder, site: Site, x: Given) -> Values:
     assert x[0] is not None
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (lower_quantized.linear(b, parts, x[0], None),)
     return (b.op("FusedMatMul", b.to(x[0], b.model), site.parameters["weight"], transB=1),)
 
 

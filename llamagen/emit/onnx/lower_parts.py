@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from llamagen.emit.onnx import lower_quantized
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.lower_basic import with_number
 from llamagen.emit.onnx.site import Lowering, Site, Values
@@ -16,11 +17,17 @@ FLOAT = ir.DataType.FLOAT
 
 def _embedding(b: Builder, site: Site, x: Values) -> Values:
     """Rows are cast after they were picked: a table in another dtype is never cast as a whole."""
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (lower_quantized.gather(b, parts, x[0]),)
     return (b.to(b.op("Gather", b.stored(site.parameters["weight"]), x[0], axis=0), b.model),)
 
 
 def _linear(b: Builder, site: Site, x: Values) -> Values:
     """Gemm reads the weight as stored, [out, in]: no transposed copy, and a tied embedding is one initializer."""
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (lower_quantized.linear(b, parts, x[0], site.parameters.get("bias")),)
     dims = site.dims()
     rows = b.flat(b.to(x[0], b.model), dims)
     bias = (site.parameters["bias"],) if "bias" in site.parameters else ()
@@ -29,6 +36,13 @@ def _linear(b: Builder, site: Site, x: Values) -> Values:
         return (product,)
     want = site.results[0].shape
     return (b.op("Reshape", product, b.shape(want)),)
+
+
+def _conv2d(b: Builder, site: Site, x: Values) -> Values:
+    bias = (site.parameters["bias"],) if "bias" in site.parameters else ()
+    stride = a_int(site.attrs, "stride")
+    weight = site.parameters["weight"]
+    return (b.op("Conv", b.to(x[0], b.model), weight, *bias, strides=(stride, stride)),)
 
 
 def _rms_norm(b: Builder, site: Site, x: Values) -> Values:
@@ -71,6 +85,7 @@ def _parameter(b: Builder, site: Site, x: Values) -> Values:
 PART_LOWERINGS: Mapping[str, Lowering] = {
     "embedding": _embedding,
     "linear": _linear,
+    "conv2d": _conv2d,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "parameter": _parameter,

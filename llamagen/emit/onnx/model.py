@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from llamagen.analysis.rewrites.rewrite import Logits
+from llamagen.emit.onnx.initializer import Initializer
 from llamagen.emit.onnx.profile import OnnxDType, Profile
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A parameter of the checkpoint: its role path and shape."""
-
-    path: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Initializer:
-    """A weight of the model: its name, its shape and its element type in the file.
-
-    ``sources`` are the parameters it holds, by role path, joined along the first axis: one, under its own name, or
-    the projections that a profile computes as one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: OnnxDType
-    sources: tuple[Source, ...]
-
-    @staticmethod
-    def of(path: str, shape: tuple[int, ...], dtype: OnnxDType) -> Initializer:
-        """The parameter ``path`` as it is."""
-        return Initializer(path, shape, dtype, (Source(path, shape),))
-
-    @staticmethod
-    def joined(name: str, sources: Sequence[Source], dtype: OnnxDType) -> Initializer:
-        """``sources``, alike but for their first sizes, as one tensor."""
-        rows = sum(source.shape[0] for source in sources)
-        return Initializer(name, (rows, *sources[0].shape[1:]), dtype, tuple(sources))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +28,11 @@ class OnnxModel:
     def opsets(self) -> Mapping[str, int]:
         """Versions of the operator sets in use, by domain; the standard one is ``""``."""
         return self.model.graph.opset_imports
+
+    @property
+    def in_place(self) -> bool:
+        """Whether past and present caches may be one buffer, which the model appends to."""
+        return self.model.metadata_props.get("llamagen.in_place") == "true"
 
     @property
     def values(self) -> Mapping[str, ir.Value]:

@@ -44,7 +44,16 @@ MOVES = frozenset(
 
 
 CONTRIB = frozenset(
-    {"FusedMatMul", "GroupQueryAttention", "MoE", "QuickGelu", "SkipSimplifiedLayerNormalization"}
+    {
+        "DynamicQuantizeMatMul",
+        "FusedMatMul",
+        "GatherBlockQuantized",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "MoE",
+        "QuickGelu",
+        "SkipSimplifiedLayerNormalization",
+    }
 )
 """Operators of ONNX Runtime's own domain."""
 

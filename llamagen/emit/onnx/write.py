@@ -20,13 +20,15 @@ from llamagen.emit.onnx.data import (
     MAX_DATA_FILE_BYTES,
     Placement,
     attach_external,
+    groups,
     large_constants,
     plan,
     serialize,
     table_entry,
     table_piece,
 )
-from llamagen.emit.onnx.model import Initializer, OnnxModel
+from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.text import render
 from llamagen.weights.pieces import Piece, write_pieces
 
@@ -34,8 +36,11 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 TABLES_SUFFIX = ".onnx.tables"
 
-WeightPieces: TypeAlias = Callable[[Placement], Iterable[Piece]]
-"""The sources of an initializer, in order, from its offset on: row-major, little-endian, in its dtype."""
+WeightPieces: TypeAlias = Callable[[Sequence[Placement]], Iterable[Piece]]
+"""Given the place of an initializer: its sources, in order, row-major, little-endian, in its dtype.
+
+Given those of the parts of a quantised weight: all of them.
+"""
 
 
 def _silent(count: int) -> None:
@@ -103,7 +108,7 @@ def _write_tables(emitted: OnnxModel, folder: Path, location: str) -> dict[str, 
     places = {spot.initializer.name: spot.offset for spot in spots}
     pieces = {name: table_piece(value, places[name]) for name, value in tables.items()}
     record = _write_data(
-        folder / location, spots, lambda spot: (pieces[spot.initializer.name],), _silent
+        folder / location, spots, lambda given: (pieces[given[0].initializer.name],), _silent
     )
     attach_external(emitted, spots)
     return {location: record}
@@ -123,23 +128,27 @@ def _write_data(
     gaps: list[tuple[int, int]] = []
     end = 0
     for spot in placements:
+        if spot.initializer.shares is not None:
+            continue
         if spot.offset > end:
             gaps.append((end, spot.offset))
         end = spot.offset + spot.length
+    places = {spot.initializer.name: spot for spot in placements}
+    together = [[places[e.name] for e in g] for g in groups([s.initializer for s in placements])]
     with path.open("xb+") as file:
         _claim(file, end)
-        pieces = (piece for spot in placements for piece in _of_its_size(spot, weights(spot)))
+        pieces = (piece for spots in together for piece in _of_its_size(spots, weights(spots)))
         digest = write_pieces(file.fileno(), end, pieces, gaps, report)
     return FileRecord(size=end, sha256=digest)
 
 
-def _of_its_size(spot: Placement, pieces: Iterable[Piece]) -> Iterator[Piece]:
-    length = 0
+def _of_its_size(spots: Sequence[Placement], pieces: Iterable[Piece]) -> Iterator[Piece]:
+    length, wanted = 0, sum(spot.length for spot in spots if spot.initializer.shares is None)
     for piece in pieces:
         length += piece.length
         yield piece
-    if length != spot.length:
-        message = f"{spot.initializer.name} came as {length:,} bytes, {spot.length:,} were expected"
+    if length != wanted:
+        message = f"{spots[0].initializer.name} came as {length:,} bytes, {wanted:,} were expected"
         raise LlamagenError.of("LG710", message)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import hashed
 from llamagen.emit.onnx.data import ALIGNMENT, Placement, attach_arrays, plan, serialize
 from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.model import Initializer, OnnxModel
+from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile_named
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.text import render, uncollapsed
@@ -35,8 +36,9 @@ GRAPH = build(Registry().load_text(SPECS["llama"], "llama.yaml"))
 WEIGHTS = random_weights(GRAPH)
 
 
-def copy(spot: Placement) -> Iterator[Piece]:
+def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
     """Stands for a checkpoint: the tensor in two pieces."""
+    (spot,) = spots
     assert spot.initializer.dtype == "float32"
     data = WEIGHTS[spot.initializer.name].astype("<f4").reshape(-1).view(np.uint8)
     yield Piece(10, lambda: [(spot.offset, data[:10])])
@@ -148,8 +150,8 @@ def test_plan_keeps_order_and_never_overlaps() -> None:
 
 
 def test_a_short_weight_is_refused(tmp_path: Path) -> None:
-    def short(spot: Placement) -> Iterator[Piece]:
-        yield Piece(4, lambda: [(spot.offset, np.zeros(4, np.uint8))])
+    def short(spots: Sequence[Placement]) -> Iterator[Piece]:
+        yield Piece(4, lambda: [(spots[0].offset, np.zeros(4, np.uint8))])
 
     with pytest.raises(LlamagenError) as caught:
         write_model(emitted(), tmp_path, short)

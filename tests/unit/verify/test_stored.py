@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ import pytest
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import SOURCES, Placement, attach_arrays, serialize
-from llamagen.emit.onnx.model import Initializer, OnnxModel, Source
+from llamagen.emit.onnx.initializer import Initializer, Source
+from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import write_model
@@ -50,7 +51,8 @@ def model() -> OnnxModel:
     return OnnxModel(made, table, PORTABLE, "float32", "all", None)
 
 
-def copy(spot: Placement) -> Iterator[Piece]:
+def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
+    (spot,) = spots
     parts = [WEIGHTS[source.path].reshape(-1) for source in spot.initializer.sources]
     data = np.concatenate(parts).view(np.uint8)
     yield Piece(len(data), lambda: [(spot.offset, data)])

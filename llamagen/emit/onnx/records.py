@@ -1,0 +1,39 @@
+"""How the codes of a quantised weight are read, as metadata of the tensor: what `verify` and other readers go by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Part
+from llamagen.spec.naming import Closed
+
+
+class EncodingRecord(Closed):
+    """weight[n, k] = (code - zero point) * scale."""
+
+    kind: Literal["blocks", "channels"] = Field(
+        description="A scale for each `block` weights of a row, or for a row; codes of channels are transposed."
+    )
+    bits: Literal[4, 8]
+    block: int | None
+    scales: str = Field(description="Name of the tensor of scales.")
+    zero_points: str | None = Field(
+        description="Name of the tensor of zero points; null: 2^(bits - 1) for blocks, 0 for channels."
+    )
+
+    @staticmethod
+    def of(part: Part) -> EncodingRecord:
+        """The record of the codes ``part``."""
+        scales = f"{part.weight}_scales"
+        match part.encoding:
+            case BlockEncoding(bits=bits, block=block, symmetric=symmetric):
+                points = None if symmetric else f"{part.weight}_zero_points"
+                return EncodingRecord(
+                    kind="blocks", bits=bits, block=block, scales=scales, zero_points=points
+                )
+            case ChannelEncoding():
+                return EncodingRecord(
+                    kind="channels", bits=8, block=None, scales=scales, zero_points=None
+                )

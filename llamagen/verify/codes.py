@@ -1,0 +1,78 @@
+"""Quantised weights read back as numbers, written from ONNX Runtime's description of its operators.
+
+MatMulNBits and GatherBlockQuantized: weight[n, k] = (code[n, k] - zero_point[n, k / block]) * scale[n, k / block]; two
+4-bit codes share a byte, the first in the low half. DynamicQuantizeMatMul: weight[n, k] = code[k, n] * scale[n].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagen.emit.onnx.records import EncodingRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's bytes are, and what they are."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def parts(self) -> tuple[Place, ...]:
+        """Tensors of the file that are read."""
+        return (self,)
+
+    def read(self) -> NDArray[np.generic]:
+        """The tensor's pages, mapped; nothing is copied."""
+        found: NDArray[np.generic] = np.memmap(
+            self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape
+        )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class CodedPlace:
+    """A quantised parameter [N, K]: rows from ``first`` on of its codes, scales and zero points."""
+
+    shape: tuple[int, ...]
+    first: int
+    record: EncodingRecord
+    codes: Place
+    scales: Place
+    zero_points: Place | None
+
+    @property
+    def parts(self) -> tuple[Place, ...]:
+        return tuple(p for p in (self.codes, self.scales, self.zero_points) if p is not None)
+
+    def read(self) -> NDArray[np.float32]:
+        """The numbers that the codes stand for, rounded to float32."""
+        rows, columns = self.shape
+        part = slice(self.first, self.first + rows)
+        scales = self.scales.read()[part].astype(np.float32)
+        if self.record.kind == "channels":
+            return self.codes.read()[:, part].T.astype(np.float32) * scales[:, None]
+        stored = self.codes.read()[part].reshape(*scales.shape, -1)
+        codes = _numbers(stored, self.record.bits).astype(np.float32)
+        points = np.full(scales.shape, 2.0 ** (self.record.bits - 1), np.float32)
+        if self.zero_points is not None:
+            numbers = _numbers(self.zero_points.read()[part], self.record.bits)
+            points = numbers[:, : scales.shape[1]].astype(np.float32)
+        codes -= points[..., None]
+        codes *= scales[..., None]
+        return codes.reshape(rows, -1)[:, :columns]
+
+
+def _numbers(stored: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
+    """One number an element: of each byte first the low half, then the high one, where there are 4 bits."""
+    plain = np.asarray(stored, np.uint8)
+    if bits == 8:
+        return plain
+    return np.stack([plain & 15, plain >> 4], axis=-1).reshape(*plain.shape[:-1], -1)

@@ -1,0 +1,144 @@
+"""Block-wise weight quantisation to 4 or 8 bits in the layout of ONNX Runtime's MatMulNBits, and int8 by channel.
+
+Rows of [out, in] weights are quantised as they are stored, some rows at a time. ONNX Runtime's own binding
+(`quantize_matmul_4bits`) gives the same numbers but wants [in, out] and quantises 0.04e9 elements a second on one core
+where this does 0.3e9, so it is no help here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Bits: TypeAlias = Literal[4, 8]
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+_STEP = 1 << 17
+"""Elements at a time: the temporaries stay in the cache."""
+_STRIP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Quantised rows: ``packed`` uint8 [n, blocks, block * bits / 8], ``scales`` [n, blocks], and ``zero_points`` uint8
+    [n, ceil(blocks * bits / 8)] or None if all are the middle. Of two 4-bit values in a byte the first is the low half.
+    """
+
+    packed: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.floating]
+    zero_points: npt.NDArray[np.uint8] | None
+
+
+def quantize_rows(
+    rows: Floats, bits: Bits, block: int, symmetric: bool, scale_dtype: npt.DTypeLike
+) -> Blocks:
+    """Quantise finite ``rows`` [n, K]; a last block that K does not fill is padded with zeros.
+
+    Symmetric: the largest magnitude d of a block becomes the end of the range, scale = d / -2^(bits - 1), so that
+    either sign can use the longer half. Asymmetric: the range of the block, widened to hold 0 exactly.
+    """
+    n, width = rows.shape
+    blocks = -(-width // block)
+    packed = np.empty((n, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((n, blocks), scale_dtype)
+    points = None if symmetric else np.empty((n, -(-blocks * bits // 8)), np.uint8)
+    step = max(1, _STEP // (blocks * block))
+    work = _Scratch(min(step, n) * blocks, block)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        x = _blocked(rows[part], blocks, block).reshape(-1, block)
+        codes, scale, middle = work.codes(x, bits, symmetric, scales.dtype)
+        shape = (-1, blocks)
+        packed[part] = (_nibbles(codes) if bits == 4 else codes).reshape(*shape, packed.shape[-1])
+        scales[part] = scale.reshape(shape)
+        if points is not None:
+            points[part] = _row_of_points(middle.astype(np.uint8).reshape(shape), bits)
+    return Blocks(packed, scales, points)
+
+
+def _blocked(rows: Floats, blocks: int, block: int) -> Floats:
+    n, width = rows.shape
+    if width == blocks * block:
+        return rows.reshape(n, blocks, block)
+    padded = np.zeros((n, blocks * block), np.float32)
+    padded[:, :width] = rows
+    return padded.reshape(n, blocks, block)
+
+
+class _Scratch:
+    """Temporaries of ``count`` blocks, allocated once: numpy's own would be mapped and faulted in at every step."""
+
+    def __init__(self, count: int, block: int) -> None:
+        self._across = np.empty((block, count), np.float32)
+        self._q = np.empty((count, block), np.float32)
+        self._codes = np.empty((count, block), np.uint8)
+
+    def extremes(self, x: Floats) -> tuple[Floats, Floats]:
+        """Maxima and minima of the rows of ``x`` [m, block]: across columns numpy is ten times faster."""
+        across = self._across[:, : len(x)]
+        for start in range(0, len(x), _STRIP):
+            across[:, start : start + _STRIP] = x[start : start + _STRIP].T
+        return across.max(axis=0), across.min(axis=0)
+
+    def codes(
+        self, x: Floats, bits: Bits, symmetric: bool, scale_dtype: npt.DTypeLike
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.floating], Floats]:
+        """Codes [m, block], scales and zero points [m] of ``x`` [m, block]."""
+        top, half = 2**bits - 1, 2 ** (bits - 1)
+        high, low = self.extremes(x)
+        if symmetric:
+            stored = (np.where(high > -low, high, low) * np.float32(-1 / half)).astype(scale_dtype)
+            middle = np.full(len(x), half, np.float32)
+        else:
+            high, low = np.maximum(high, 0), np.minimum(low, 0)
+            # each end apart: their difference may be beyond float32
+            ends = high * np.float32(1 / top) - low * np.float32(1 / top)
+            stored = ends.astype(scale_dtype)
+        scale = stored.astype(np.float32)  # codes are chosen for the scale as it is rounded
+        nothing = scale == 0
+        safe = np.where(nothing, np.float32(1), scale)
+        if not symmetric:
+            middle = np.clip(np.rint(-low / safe), 0, top)
+        q, codes = self._q[: len(x)], self._codes[: len(x)]
+        # A subnormal scale has no finite reciprocal: divide.
+        np.divide(x, safe[:, None], out=q)
+        np.rint(q, out=q)
+        q += np.float32(half) if symmetric else middle[:, None]
+        np.clip(q, 0, top, out=q)
+        if nothing.any():
+            q[nothing] = middle[nothing, None]
+        np.copyto(codes, q, casting="unsafe")
+        return codes, stored, middle
+
+
+def _nibbles(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    # As 16-bit words: low byte | high byte << 4, in one pass over contiguous memory.
+    words = codes.view("<u2")
+    found: npt.NDArray[np.uint8] = (words | (words >> 4)).astype(np.uint8)
+    return found
+
+
+def _row_of_points(points: npt.NDArray[np.uint8], bits: Bits) -> npt.NDArray[np.uint8]:
+    if bits == 8:
+        return points
+    even = np.zeros((points.shape[0], points.shape[1] + points.shape[1] % 2), np.uint8)
+    even[:, : points.shape[1]] = points
+    return _nibbles(even)
+
+
+def quantize_channels(rows: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """``rows`` [n, K] as int8 with one scale a row [n], symmetric: codes from -127 to 127."""
+    n, width = rows.shape
+    codes = np.empty((n, width), np.int8)
+    scales = np.empty(n, np.float32)
+    step = max(1, _STEP // width)
+    for start in range(0, n, step):
+        x = rows[start : start + step]
+        scale = np.maximum(x.max(axis=1), -x.min(axis=1)) * np.float32(1 / 127)
+        safe = np.where(scale == 0, np.float32(1), scale)
+        codes[start : start + step] = np.clip(np.rint(x / safe[:, None]), -127, 127)
+        scales[start : start + step] = scale
+    return codes, scales

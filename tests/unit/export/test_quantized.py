@@ -1,0 +1,198 @@
+"""Quantised folders: proven on the weights that their codes stand for, whatever is quantised and however."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from llamagen.api import load, random_checkpoint
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.export import Written
+from llamagen.emit.manifest import read_manifest
+from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.runtime.session import Session
+from llamagen.verify.folder import verify_folder
+from llamagen.verify.stored import stored_weights
+from llamagen.weights.random import random_values
+from tests.parity.models import SPECS
+
+DENSE = SPECS / "reduced" / "llama-3.1-8b.yaml"
+FOREIGN = SPECS / "foreign"
+INT4, INT8, W8A8 = QuantizeOptions("int4"), QuantizeOptions("int8"), QuantizeOptions("w8a8")
+
+
+def exported(spec: Path, out: Path, quantize: QuantizeOptions, **options: object) -> Written:
+    return load(spec).export(out, random_weights=1, quantize=quantize, **options)  # type: ignore[arg-type]
+
+
+def changed(folder: Path, *words: str) -> Path:
+    """The dense spec with words replaced by others, pair by pair."""
+    text = DENSE.read_text(encoding="utf-8")
+    for before, after in zip(words[::2], words[1::2], strict=True):
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    (folder / "changed.yaml").write_text(text)
+    return folder / "changed.yaml"
+
+
+def operators(out: Path) -> Counter[str]:
+    model = onnx.load(str(out / "model.onnx"), load_external_data=False)
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        INT4,
+        QuantizeOptions("int4", 64, asymmetric=True, head="int8", embedding="int8"),
+        QuantizeOptions("int8", 16, head="none"),
+        QuantizeOptions("int8", 64, asymmetric=True, embedding="int4", accuracy_level=1),
+        W8A8,
+        QuantizeOptions("w8a8", head="int4", embedding="int8"),
+    ],
+    ids=lambda q: f"{q.scheme}-{q.block_size}-{q.asymmetric}",
+)
+def test_the_computation_is_proven(profile: str, quantize: QuantizeOptions, tmp_path: Path) -> None:
+    exported(DENSE, tmp_path / "out", quantize, profile=profile)
+    report = verify_folder(tmp_path / "out", ("reference",), steps=3)
+    assert report.passed, [row.cells() for row in report.rows]
+    assert {row.verdict for row in report.rows} == {"equal"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "quantize"),
+    [
+        ("gpt_neox", QuantizeOptions("int4", 32)),  # 24 features: no whole block; biases
+        ("mixtral", QuantizeOptions("int8", 16, asymmetric=True)),  # a router, experts
+        ("gemma2", QuantizeOptions("int4", 16, embedding="none")),  # tied, capped logits
+        ("phi", W8A8),
+    ],
+)
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
+def test_other_architectures(
+    spec: str, quantize: QuantizeOptions, profile: str, tmp_path: Path
+) -> None:
+    exported(FOREIGN / f"{spec}.yaml", tmp_path / "out", quantize, profile=profile)
+    report = verify_folder(tmp_path / "out", ("reference",), steps=3)
+    assert report.passed, [row.cells() for row in report.rows]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_dtypes(dtype: str, tmp_path: Path) -> None:
+    quantize = QuantizeOptions("int4", 32, embedding="int8")
+    exported(DENSE, tmp_path / "out", quantize, dtype=dtype)
+    assert verify_folder(tmp_path / "out", ("reference",), steps=3).passed
+
+
+def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """int4 in blocks of 32 normal numbers: 1/16 of the largest, uniform, is 8 % of their spread."""
+    exported(DENSE, tmp_path / "out", INT4, profile="ort-cpu")
+    stored = stored_weights(tmp_path / "out")
+    for path, parameter in load(DENSE).parameters.items():
+        true = random_values(1, path, parameter.shape, parameter.kind)
+        error = np.sqrt(np.square(stored.read(path) - true).mean()) / true.std()
+        quantised = len(parameter.shape) == 2 and "embed" not in path
+        assert (0.05 < error < 0.11) if quantised else error == 0, path
+
+
+def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
+    spec = changed(tmp_path, "hyperparameters:", "hyperparameters:\n  tie_embeddings: true")
+    exported(spec, tmp_path / "out", QuantizeOptions("int4", head="int8"))
+    model = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False)
+    places = {
+        t.name: {e.key: e.value for e in t.external_data}
+        for t in model.graph.initializer
+        if t.external_data
+    }
+    codes, rows = (places[f"model.embed_tokens.weight_{what}"] for what in ("codes", "codes_rows"))
+    assert codes["offset"] == rows["offset"] and codes["length"] == rows["length"]
+    table = load(spec).parameters["model.embed_tokens.weight"].shape
+    assert int(codes["length"]) == table[0] * table[1]
+    assert operators(tmp_path / "out")["GatherBlockQuantized"] == 1
+    assert verify_folder(tmp_path / "out", ("reference",), steps=2).passed
+
+
+def test_packed_projections_are_one_product(tmp_path: Path) -> None:
+    """The fused attention has heads of 16: queries, keys and values are one weight of codes."""
+    spec = changed(tmp_path, "num_heads: 8\n", "num_heads: 4\n", "head_dim: 8", "head_dim: 16")
+    exported(spec, tmp_path / "out", QuantizeOptions("int4", asymmetric=True), profile="ort-cpu")
+    found = operators(tmp_path / "out")
+    assert found["GroupQueryAttention"] == 2 and found["MatMulNBits"] == 5 * 2 + 1
+    report = verify_folder(tmp_path / "out", ("reference", "torch"), steps=3)
+    # the fused attention counts positions itself: no caller can set them far apart
+    cells = [row.cells() for row in report.rows if "far apart" not in row.case]
+    assert len(cells) >= 6 and {c[-1] for c in cells} == {"equal"}, cells
+
+
+def test_a_checkpoint_and_random_weights_give_the_same_codes(tmp_path: Path) -> None:
+    random_checkpoint(DENSE, tmp_path / "checkpoint", seed=1, dtype="float32", shard_bytes=70_000)
+    model = load(DENSE)
+    for name, source in (
+        ("a", {"checkpoint": tmp_path / "checkpoint"}),
+        ("b", {"random_weights": 1}),
+    ):
+        model.export(tmp_path / name, quantize=W8A8, **source)  # type: ignore[arg-type]
+    for file in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    hashes = [read_manifest(tmp_path / name).files["model.onnx.data"] for name in "ab"]
+    assert hashes[0] == hashes[1]
+
+
+def test_the_manifest_says_what_is_quantised(tmp_path: Path) -> None:
+    exported(DENSE, tmp_path / "out", QuantizeOptions("int4", 64, True, 1, "int8"))
+    found = read_manifest(tmp_path / "out").quantization
+    assert found is not None
+    assert found.model_dump() == {
+        "linear": "int4",
+        "head": "int8",
+        "embedding": "none",
+        "tied": "int8",
+        "block_size": 64,
+        "symmetric": False,
+        "accuracy_level": 1,
+    }
+    exported(DENSE, tmp_path / "plain", QuantizeOptions())
+    assert read_manifest(tmp_path / "plain").quantization is None
+
+
+def test_it_generates(tmp_path: Path) -> None:
+    """Also with activations in int8, as it is used."""
+    exported(DENSE, tmp_path / "out", INT8, profile="ort-cpu")
+    exported(DENSE, tmp_path / "plain", QuantizeOptions(), profile="ort-cpu")
+    found, exact = (
+        Session(tmp_path / n, threads=1).step([3, 1, 4, 1, 5]) for n in ("out", "plain")
+    )
+    assert np.corrcoef(found, exact)[0, 1] > 0.995
+
+
+@pytest.mark.parametrize(
+    ("quantize", "code", "words"),
+    [
+        (QuantizeOptions("int5"), "LG707", "did you mean int8?"),
+        (QuantizeOptions("int4", head="q8"), "LG707", "known: none, int4, int8, w8a8"),
+        (QuantizeOptions("int4", embedding="w8a8"), "LG707", "known: none, int4, int8"),
+        (QuantizeOptions("int4", 48), "LG708", "16, 32, 64, 128, 256"),
+        (QuantizeOptions("int4", accuracy_level=3), "LG708", "0, 1, 4"),
+        (QuantizeOptions("none", 256, embedding="int8"), "LG709", "--block-size"),
+    ],
+)
+def test_what_is_refused(quantize: QuantizeOptions, code: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        exported(DENSE, tmp_path / "out", quantize)
+    (one,) = caught.value.diagnostics
+    assert one.code == code and words in f"{one.message} {one.help}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_are_not_quantised(tmp_path: Path) -> None:
+    random_checkpoint(DENSE, tmp_path / "checkpoint")
+    with pytest.raises(LlamagenError) as caught:
+        load(DENSE).export(
+            tmp_path / "out", checkpoint=tmp_path / "checkpoint", weights="reference", quantize=INT4
+        )
+    assert caught.value.diagnostics[0].code == "LG707"
