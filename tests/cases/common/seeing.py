@@ -8,8 +8,8 @@ from PIL import Image
 from llamagen import api
 
 
-def exported() -> None:
-    api.load("seeing.yaml").export("out", random_weights=7)
+def exported(spec: str = "seeing.yaml") -> None:
+    api.load(spec).export("out", random_weights=7)
     y, x = np.mgrid[0:40, 0:60]
     cat = np.stack([4 * x, 6 * y, (x * y) % 256], -1).astype(np.uint8)
     Image.fromarray(cat).save("cat.png")

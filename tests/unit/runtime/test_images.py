@@ -17,6 +17,7 @@ from llamagen.runtime.session import Session
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import Scenario
+from tests.parity import mllama
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel
 from tests.unit.images.pictures import photo
@@ -40,6 +41,23 @@ def folder(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.fixture(scope="module")
+def cross_model() -> RandomModel:
+    return mllama.shrunk(mllama.WIDE)
+
+
+@pytest.fixture(scope="module")
+def cross_folder(
+    cross_model: RandomModel, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("cross")
+    (out / "spec.yaml").write_text(resolved_text(cross_model.resolved), encoding="utf-8")
+    api.load(out / "spec.yaml").export(out / "out", random_weights=7)
+    for name in ("wide.png", "small.png"):
+        (out / name).write_bytes((folder / name).read_bytes())
+    return out
+
+
 def prompt(folder: Path, ids: tuple[int, ...], *names: str) -> Prompt:
     record = read_manifest(folder / "out").images
     assert record is not None and record.preprocessing is not None
@@ -48,10 +66,14 @@ def prompt(folder: Path, ids: tuple[int, ...], *names: str) -> Prompt:
 
 
 def by_reference(model: RandomModel, prompt: Prompt, new: tuple[int, ...]) -> FloatArray:
-    """Logits after the prompt and after each new token."""
+    """Logits after the prompt and after each new token, which sees what the last of the prompt sees."""
     ids = np.array([[*prompt.input_ids, *new]])
     calls = (len(prompt.input_ids), *(1 for _ in new))
-    case = Scenario("run", ids, np.ones_like(ids), calls, images=prompt.images)
+    beside = {
+        name: np.concatenate([value, *(value[:, -1:] for _ in new)], axis=1)
+        for name, value in prompt.beside.items()
+    }
+    case = Scenario("run", ids, np.ones_like(ids), calls, images=prompt.images, beside=beside)
     return case.logits(model.whole("reference"))[len(prompt.input_ids) - 1 :]
 
 
@@ -68,6 +90,31 @@ def test_what_runs_is_what_the_reference_computes(model: RandomModel, folder: Pa
     session.see(prompt(folder, (BOS, IMAGE), "wide.png").images)
     other = session.step(prompt(folder, (BOS, IMAGE), "wide.png").input_ids)
     assert np.abs(other - found[0]).max() > 0.01 * expected.std()
+
+
+@pytest.mark.parametrize(
+    "ids", [(61, 1, 5), (1, 61, 61, 5), (1, 4, 61, 9, 61), (61, 1, 3, 61, 4, 61, 61)]
+)
+def test_cross_attention_runs_as_the_reference_computes(
+    ids: tuple[int, ...], cross_model: RandomModel, cross_folder: Path
+) -> None:
+    names = ["wide.png", "small.png", "wide.png", "small.png"][: ids.count(61)]
+    case = prompt(cross_folder, ids, *names)
+    assert case.input_ids == ids
+    session = Session(
+        cross_folder / "out", threads=1, record=read_manifest(cross_folder / "out").images
+    )
+    session.see(case.images)
+    found = [session.step(ids, case.beside), session.step((5,)), session.step((6,))]
+    expected = by_reference(cross_model, case, (5, 6))
+    assert np.abs(np.array(found) - expected).max() <= 1e-4 * expected.std()
+
+
+def test_the_token_of_an_image_is_no_word(cross_folder: Path) -> None:
+    """Llama 3.2 Vision reads it and has no logit for it, so a text cannot hold it."""
+    with pytest.raises(LlamagenError) as caught:
+        Session(cross_folder / "out").step((1, 61))
+    assert caught.value.diagnostics[0].code == "LG763"
 
 
 def test_generation_reads_images_and_never_writes_their_tokens(folder: Path) -> None:
