@@ -29,7 +29,7 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 """Graph inputs whose name differs outside."""
 
 LAYER_MARK = "llamagen.layer"
-"""Metadata of a value that a layer of a stack hands on: the layer's role path."""
+"""Metadata of a value that a layer of a stack hands on: the layer's role path, or several of layers that pass it."""
 
 PACKED_LAYER_MARK = "llamagen.packed_layer"
 """The same where the real tokens of every row come first, whatever their places in the call."""
@@ -272,7 +272,8 @@ class _Emitter:
         mark = PACKED_LAYER_MARK if packed else LAYER_MARK
         for layer in self.flat.layers:
             if layer.value in self.values:  # a rewrite may have no such value
-                self.values[layer.value].metadata_props.setdefault(mark, layer.path)
+                marks = self.values[layer.value].metadata_props
+                marks[mark] = f"{marks[mark]} {layer.path}" if mark in marks else layer.path
 
     def present(self, name: str, value: ir.Value, shape: ir.Shape) -> None:
         value.name = self.b.name(name)
