@@ -23,8 +23,8 @@ _SHOWN: Mapping[RewrittenProfile, tuple[str, ...]] = {
 
 _PACKING = """\
 Where every attention is fused, ids (and positions, where they are still read) are sorted once as they enter, and hidden
-states go back to the places of their tokens before the head. Padding may stand anywhere. If anything but the fused
-attention mixes tokens, no attention is fused."""
+states go back to the places of their tokens before the head. Padding may stand anywhere. Where another attention
+remains (chunks), rows are sorted around each fused one instead, and rotations stay outside, by the positions given."""
 
 _LAST_ROW = """\
 The head is the largest product of a prompt, and only its last row is used to generate. `--logits last` is the default

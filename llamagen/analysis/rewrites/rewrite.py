@@ -9,7 +9,14 @@ from typing import Literal, TypeAlias
 
 from llamagen.analysis.rewrites.fused import result_types
 from llamagen.analysis.rewrites.match import Index, Match, match_at
-from llamagen.analysis.rewrites.rows import LAST_ROW, PACKING, last_rows, pack_rows
+from llamagen.analysis.rewrites.rows import (
+    LAST_ROW,
+    PACKING,
+    PACKING_AROUND,
+    last_rows,
+    pack_around,
+    pack_rows,
+)
 from llamagen.analysis.rewrites.table import Line, RewrittenProfile, Rule, rewrite_rules
 from llamagen.analysis.rules import fill, holds, value_of
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
@@ -20,6 +27,8 @@ Logits: TypeAlias = Literal["last", "all"]
 """Whether the model gives logits of the last real token of a call, [B, 1, V], or of every one, [B, S, V]."""
 
 FUSED_ATTENTION = "GroupQueryAttention"
+COUNTS_POSITIONS = "grouped-query-attention"
+"""The rule whose operator rotates by the positions that it counts, not by those that are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +66,15 @@ def rewrite(flat: FlatGraph, export: Export) -> Rewritten:
         if reason is None:
             fired = {**found.fired, PACKING: 1}
             return _with_logits(replace(found, flat=packed, fired=fired), export, packed=True)
-        attention = {
-            n
-            for n in names
-            if any(line.op == FUSED_ATTENTION for line in rewrite_rules()[n].replacement)
-        }
-        plain = _Rewriter(flat, export).run(tuple(n for n in names if n not in attention))
-        stopped = {**found.stopped, **plain.stopped, PACKING: {reason: 1}}
-        found = replace(plain, stopped=stopped)
+        # Other layers read the positions that are given, so none may count them itself.
+        again = _Rewriter(flat, export).run(tuple(n for n in names if n != COUNTS_POSITIONS))
+        around, count = pack_around(again.flat)
+        found = replace(
+            again,
+            flat=around,
+            fired={**again.fired, PACKING_AROUND: count},
+            stopped={**again.stopped, PACKING: {reason: 1}},
+        )
     return _with_logits(found, export, packed=False)
 
 

@@ -1,8 +1,9 @@
 """Rewrites of the rows of tokens, [B, S]: real tokens to the front, and logits of the last real token alone.
 
 The fused attention appends the real tokens of a chunk to each row's cache, one after the other, so it wants them at the
-front; clients put padding on the left, on the right or between. All other ops treat tokens one by one, so the order is
-changed once where tokens enter and changed back where logits leave, and it costs nothing in the layers.
+front; clients put padding on the left, on the right or between. Where all other ops treat tokens one by one, the order
+is changed once as tokens enter and changed back as logits leave, and it costs nothing in the layers. Where some layers
+keep their own attention, it is changed around each fused one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ir.graph import TensorType
 
 PACKING = "pack-rows"
+PACKING_AROUND = "pack-rows-around-attention"
 LAST_ROW = "last-logits"
 MASK = "attention_mask"
 
@@ -45,7 +47,10 @@ def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
     """The graph with its [B, S] inputs packed at the entry, or the reason why it cannot be."""
     for node in flat.nodes:
         if not _tokenwise(node, flat.types):
-            return flat, f"`{node.op}` at {node.path or 'the entry'} mixes tokens"
+            return (
+                flat,
+                f"`{node.op}` {f'at {node.path}' if node.path else 'for all layers'} mixes tokens",
+            )
     packed: dict[str, str] = {}
     entry: list[FlatNode] = []
     types = dict(flat.types)
@@ -58,6 +63,32 @@ def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
     used = {o for n in nodes for o in n.operands}
     entry = [n for n in entry if n.results[0] in used]
     return replace(flat, nodes=(*entry, *nodes), types=types), None
+
+
+def pack_around(flat: FlatGraph) -> tuple[FlatGraph, int]:
+    """Rows packed before every fused attention and unpacked behind it; how many attentions."""
+    types = dict(flat.types)
+    nodes: list[FlatNode] = []
+    packed: dict[str, str] = {}
+    count = 0
+    for node in flat.nodes:
+        if node.op != "GroupQueryAttention":
+            nodes.append(node)
+            continue
+        count += 1
+        for operand in filter(None, node.operands[:3]):
+            if operand not in packed:
+                packed[operand] = f"{operand}/packed"
+                types[packed[operand]] = types[operand]
+                entry = (operand, MASK), (packed[operand],)
+                nodes.append(FlatNode("pack_rows", node.path, *entry, {}, {}, None))
+        given = tuple(packed.get(o, o) for o in node.operands[:3]) + node.operands[3:]
+        result, *presents = node.results
+        inside = f"{result}/packed"
+        types[inside] = types[result]
+        nodes.append(replace(node, operands=given, results=(inside, *presents)))
+        nodes.append(FlatNode("unpack_rows", node.path, (inside, MASK), (result,), {}, {}, None))
+    return replace(flat, nodes=tuple(nodes), types=types), count
 
 
 def _tokenwise(node: FlatNode, types: Mapping[str, TensorType]) -> bool:

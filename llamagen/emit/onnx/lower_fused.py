@@ -121,16 +121,21 @@ def _pack_rows(b: Builder, site: Site, x: Given) -> Values:
             key = b.op("Add", b.op("Mul", padding, count), places)
             _, order = b.ops("TopK", key, size, dtypes=(INT64, INT64), axis=1, largest=0)
             b.shared["packed order"] = order
-    return (b.op("GatherElements", rows, b.shared["packed order"], axis=1),)
+    order = b.shared["packed order"]
+    if len(site.dims()) == 2:
+        return (b.op("GatherElements", rows, order, axis=1),)
+    return (b.op("GatherND", rows, b.op("Unsqueeze", order, b.ints([2])), batch_dims=1),)
 
 
 def _unpack_rows(b: Builder, site: Site, x: Given) -> Values:
     """Each token's row where the caller had it. Padding gets the row of the real token before it, or the first."""
     rows, mask = x
     assert rows is not None and mask is not None
-    before = b.op("Sub", b.op("CumSum", _new_mask(b, mask), b.whole(1)), b.whole(1))
-    places = b.op("Unsqueeze", b.op("Max", before, b.whole(0)), b.ints([2]))
-    return (b.op("GatherND", rows, places, batch_dims=1),)
+    if "places" not in b.shared:
+        with b.within("/rows"):
+            before = b.op("Sub", b.op("CumSum", _new_mask(b, mask), b.whole(1)), b.whole(1))
+            b.shared["places"] = b.op("Unsqueeze", b.op("Max", before, b.whole(0)), b.ints([2]))
+    return (b.op("GatherND", rows, b.shared["places"], batch_dims=1),)
 
 
 def _last_row(b: Builder, site: Site, x: Given) -> Values:
