@@ -130,11 +130,15 @@ class _Emitter:
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
-                **({"llamagen.in_place": "true"} if self.fused else {}),
+                **({"llamagen.in_place": "true"} if self.in_place() else {}),
                 "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
+
+    def in_place(self) -> bool:
+        """Whether every cache may be one buffer for past and present."""
+        return bool(self.slots) and all(slot.present_key in self.fused for slot in self.slots)
 
     def context(self) -> int | None:
         """Tokens that tables of positions cover, if there are such tables."""
