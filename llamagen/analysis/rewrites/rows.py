@@ -28,7 +28,13 @@ _TOKENWISE = frozenset(
         *("softcap", "clamp", "float32", "model_dtype", "rms_normalize", "rms_norm", "layer_norm"),
         *("embedding", "linear", "experts", "topk", "gather", "rotate", "rope_table"),
         *("attention_temperature", "split_heads", "merge_heads", "repeat_heads"),
-        *("GroupQueryAttention", "SkipSimplifiedLayerNormalization", "QuickGelu", "FusedMatMul"),
+        *(
+            "GroupQueryAttention",
+            "SkipSimplifiedLayerNormalization",
+            "QuickGelu",
+            "FusedMatMul",
+            "MoE",
+        ),
     }
 )
 """Ops whose result for a token depends on that token alone (the fused attention sorts its rows itself)."""
