@@ -76,7 +76,8 @@ class Session:
         }
         logits = self.cache.run(values, end)
         self.length = end
-        last: npt.NDArray[np.floating] = logits[0, -1]
+        # The next call writes its logits into the same memory.
+        last: npt.NDArray[np.floating] = logits[0, -1].copy()
         return last
 
 
