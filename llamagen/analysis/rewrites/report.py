@@ -58,13 +58,20 @@ def _rule(rule: Rule) -> Iterator[str]:
     yield f"  why: {' '.join(row.why.split())}"
 
 
-def profiles_text(graph: Graph) -> str:
-    """How often each rule applies to ``graph``, and why it does not, for each profile and dtype."""
+def profiles_text(graphs: Mapping[str, Graph]) -> str:
+    """How often each rule applies to each graph, and why it does not, for each profile and dtype."""
+    return "".join(
+        f"{name}.onnx\n{_graph(graph)}" if len(graphs) > 1 else _graph(graph)
+        for name, graph in graphs.items()
+    )
+
+
+def _graph(graph: Graph) -> str:
     flat = flatten(graph)
     lines: list[str] = []
     for profile in REWRITTEN_PROFILES:
         for dtype in _SHOWN[profile]:
-            found = rewrite(flat, Export(profile, dtype, logits="last"))
+            found = rewrite(flat, Export(profile, dtype, logits="last"), graph.output_names)
             lines.append(f"{profile} {dtype}: {len(flat.nodes)} ops become {len(found.flat.nodes)}")
             lines += (f"  {count:5} {name}" for name, count in found.fired.items() if count)
             lines += (

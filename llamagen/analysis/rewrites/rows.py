@@ -50,7 +50,7 @@ _ROWS_BEFORE = _FIRST | {"linear", "FusedMatMul", "rms_norm", "layer_norm", "tan
 
 
 def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
-    """The graph with its [B, S] inputs packed at the entry, or the reason why it cannot be."""
+    """The graph with its inputs [B, S, ...] packed at the entry, or the reason why it cannot be."""
     for node in flat.nodes:
         if not _tokenwise(node, flat.types):
             return (
@@ -61,7 +61,10 @@ def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
     entry: list[FlatNode] = []
     types = dict(flat.types)
     for name in flat.inputs:
-        if types[name].shape == (B, S):
+        shape = types[name].shape
+        if S in shape and shape[:2] != (B, S):
+            return flat, f"tokens are another dimension of `{name}`"
+        if S in shape:
             packed[name] = f"{name}/packed"
             types[packed[name]] = types[name]
             entry.append(FlatNode("pack_rows", "", (name, MASK), (packed[name],), {}, {}, None))
@@ -109,19 +112,15 @@ def _tokenwise(node: FlatNode, types: Mapping[str, TensorType]) -> bool:
     return False
 
 
-def last_rows(flat: FlatGraph, *, last: bool, packed: bool) -> tuple[FlatGraph, int]:
-    """The last real row of every output of tokens, or all rows where the client put them; how many outputs.
+def chosen_rows(flat: FlatGraph, last: Sequence[bool], *, packed: bool) -> FlatGraph:
+    """The last real row of outputs for which ``last`` says so, and all rows of the others where the client put them.
 
     The rows are chosen as early as possible: before the head, and before the norm where nothing else reads its operand.
     """
-    if not last and not packed:
-        return flat, 0
-    count = 0
     for i, output in enumerate(flat.outputs):
-        if len(flat.types[output].shape) == 3 and flat.types[output].shape[1] == S:
-            flat = _at(flat, i, "last_row" if last else "unpack_rows", packed)
-            count += 1
-    return flat, count
+        if (last[i] or packed) and S in flat.types[output].shape:
+            flat = _at(flat, i, "last_row" if last[i] else "unpack_rows", packed)
+    return flat
 
 
 def _at(flat: FlatGraph, output: int, op: str, packed: bool) -> FlatGraph:

@@ -76,7 +76,7 @@ class _Emitter:
         self.stored = stored
         self.choices = choices
         export = Export(profile.name, dtype, choices.weights, choices.logits)
-        self.rewritten = rewrite(flatten(graph), export)
+        self.rewritten = rewrite(flatten(graph), export, graph.output_names)
         self.flat: FlatGraph = self.rewritten.flat
         self.b = Builder(profile, dtype, max_context=choices.max_context)
         self.values: dict[str, ir.Value] = {}
