@@ -98,7 +98,7 @@ def ropes(draw: DrawFn, head_dim: int) -> str:
 
 
 @st.composite
-def drafts(draw: DrawFn, head_dims: tuple[int, ...]) -> Draft:
+def drafts(draw: DrawFn, head_dims: tuple[int, ...], kinds: tuple[str, ...]) -> Draft:
     kv_heads = draw(st.integers(1, 3))
     head_dim = pick(draw, *head_dims)
     sizes = Sizes(
@@ -121,7 +121,7 @@ def drafts(draw: DrawFn, head_dims: tuple[int, ...]) -> Draft:
         ("layer_norm", ", weight=false, bias=false"),
     )
     draft = Draft(sizes, norm)
-    draft.kinds = tuple(draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3)))
+    draft.kinds = tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)))
     draft.feeds = tuple(draw(st.lists(st.sampled_from(("dense", "moe")), min_size=1, max_size=2)))
     h = draft.hyper
     h["vocab_size"], h["hidden_size"] = str(sizes.vocab), str(sizes.hidden)
@@ -327,9 +327,13 @@ def experts(draw: DrawFn) -> str:
 
 
 @st.composite
-def specs(draw: DrawFn, head_dims: tuple[int, ...] = (4, 2, 6, 10, 16, 20)) -> SpecText:
+def specs(
+    draw: DrawFn,
+    head_dims: tuple[int, ...] = (4, 2, 6, 10, 16, 20),
+    kinds: tuple[str, ...] = KINDS,
+) -> SpecText:
     """A valid spec. ``Spec`` of it builds, whatever is drawn."""
-    draft = draw(drafts(head_dims))
+    draft = draw(drafts(head_dims, kinds))
     kinds, feeds = draft.kinds, draft.feeds
     blocks = [causal_lm(draw), decoder(draw, draft), decoder_layer(draw, draft)]
     blocks += [attention(draw, draft), feed_forward(draw), experts(draw)]
