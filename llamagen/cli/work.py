@@ -123,7 +123,7 @@ def random_checkpoint(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float8.")] = "bfloat16",
     shards: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
@@ -174,12 +174,22 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|random",
+            help="Only measure what quantising cost, against this checkpoint or the folder's seed.",
+        ),
+    ] = None,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     from llamagen import api_verify as api
 
     if integrity:
         _integrity(folder)
+        return
+    if quality is not None:
+        _quality(folder, None if quality == "random" else Path(quality))
         return
     files = report or []
     api.check_report_names(files)
@@ -193,6 +203,15 @@ def verify(
         console.line(f"wrote {file}")
     if not found.passed:
         raise typer.Exit(FINDINGS)
+
+
+def _quality(folder: Path, checkpoint: Path | None) -> None:
+    from llamagen import api_verify as api
+
+    found = api.measure_quality(folder, checkpoint)
+    console.line(f"KL divergence: mean {found.kl_mean:g} nats, largest {found.kl_max:g}")
+    console.line(f"same likeliest token: {found.top1_agreement:.1%} of {found.positions}")
+    console.line(f"inputs: {found.inputs}")
 
 
 def _integrity(folder: Path) -> None:
