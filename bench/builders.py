@@ -45,6 +45,10 @@ def _ours(*options: str) -> tuple[str, ...]:
     )
 
 
+def _fused(*options: str) -> tuple[str, ...]:
+    return _ours("--profile", "ort-cpu", *options)
+
+
 def _genai(precision: str) -> tuple[str, ...]:
     module = "onnxruntime_genai.models.builder"
     places = ("-i", "{checkpoint}", "-o", "{out}", "-c", "{out}-cache")
@@ -63,7 +67,13 @@ def _optimum(*options: str) -> tuple[str, ...]:
 
 BUILDERS: Mapping[str, Builder] = {
     "llamagen portable f32": Builder("f32", _ours()),
-    "llamagen portable f16": Builder("f16", _ours("--dtype", "float16")),
+    "llamagen ort-cpu f32": Builder("f32", _fused()),
+    "llamagen ort-cpu f32 by reference": Builder("f32", _fused("--weights", "reference")),
+    "llamagen ort-cuda f16": Builder("f16", _ours("--profile", "ort-cuda", "--dtype", "float16")),
+    "llamagen int8 block 32": Builder("int8", _fused("--quantize", "int8")),
+    "llamagen int4 block 32": Builder("int4", _fused("--quantize", "int4")),
+    "llamagen int4 block 128": Builder("int4", _fused("--quantize", "int4", "--block-size", "128")),
+    "llamagen w8a8": Builder("int8", _fused("--quantize", "w8a8")),
     "genai f32": Builder("f32", _genai("fp32"), "genai"),
     "genai int4": Builder("int4", _genai("int4"), "genai"),
     "mobius f32": Builder("f32", _mobius("--dtype", "f32"), "mobius"),

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from bench.builders import BUILDERS
 from bench.checkpoint import parameter_counts
 from bench.environments import environment
+
+if TYPE_CHECKING:
+    import onnx
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -35,6 +40,11 @@ class Contender:
 
 
 CONTENDERS: Mapping[str, Contender] = {
+    "llamagen": Contender("f32", "llamagen", "llamagen ort-cpu f32", ours=True),
+    "llamagen in genai": Contender("f32", "genai", "llamagen ort-cpu f32", "genai", ours=True),
+    "llamagen by reference": Contender(
+        "f32", "llamagen", "llamagen ort-cpu f32 by reference", ours=True
+    ),
     "llamagen portable": Contender("f32", "llamagen", "llamagen portable f32", ours=True),
     "llamagen portable in genai": Contender(
         "f32", "genai", "llamagen portable f32", "genai", ours=True
@@ -50,6 +60,13 @@ CONTENDERS: Mapping[str, Contender] = {
     "llama.cpp f32": Contender("f32", "llamacpp", "llama.cpp f32", "llama.cpp"),
     "genai builder int4 in genai": Contender("int4", "genai", "genai int4", "genai"),
     "genai builder int4 in onnxruntime": Contender("int4", "ort", "genai int4"),
+    "llamagen int4": Contender("int4", "llamagen", "llamagen int4 block 32", ours=True),
+    "llamagen int4 in genai": Contender(
+        "int4", "genai", "llamagen int4 block 32", "genai", ours=True
+    ),
+    "llamagen int4, block 128": Contender("int4", "llamagen", "llamagen int4 block 128", ours=True),
+    "llamagen int8": Contender("int8", "llamagen", "llamagen int8 block 32", ours=True),
+    "llamagen w8a8": Contender("int8", "llamagen", "llamagen w8a8", ours=True),
     "llama.cpp q4_0": Contender("int4", "llamacpp", "llama.cpp q4_0", "llama.cpp"),
     "llama.cpp q8_0": Contender("int8", "llamacpp", "llama.cpp q8_0", "llama.cpp"),
 }
@@ -136,18 +153,15 @@ def bytes_per_token(contender: Contender, work: Path) -> int:
     model = contender.model(work)
     if model.suffix == ".gguf":
         return model.stat().st_size
-    return _onnx_bytes(next(iter(sorted(model.glob("*.onnx")))))
+    return onnx_bytes(model / "model.onnx")
 
 
-def _onnx_bytes(model: Path) -> int:
+def onnx_bytes(model: Path) -> int:
+    """Bytes of an ONNX model's weights that one decoded token reads."""
     import onnx
 
     graph = onnx.load(str(model), load_external_data=False).graph
-    stored = {
-        tensor.name: int(next(e.value for e in tensor.external_data if e.key == "length"))
-        for tensor in graph.initializer
-        if tensor.external_data
-    }
+    stored = {tensor.name: _size(tensor) for tensor in graph.initializer}
     read = {
         name
         for node in graph.node
@@ -155,3 +169,15 @@ def _onnx_bytes(model: Path) -> int:
         if i not in ROWS.get(node.op_type, ())
     }
     return sum(size for name, size in stored.items() if name in read)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """Bytes in memory, where 16-bit weights that the CPU cannot compute with are widened at load."""
+    import onnx
+
+    elements = prod(tensor.dims)
+    if tensor.data_type == onnx.TensorProto.BFLOAT16:
+        return 4 * elements
+    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return (elements + 1) // 2
+    return elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize

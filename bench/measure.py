@@ -81,13 +81,13 @@ def peak_flops(threads: int = 2, repeats: int = 5) -> float:
     return 2 * size**3 / median(times)
 
 
-def bandwidth(threads: int = 2, repeats: int = 5) -> float:
+def bandwidth(threads: int = 2, repeats: int = 5, width: int = 16384) -> float:
     """Read bandwidth of main memory, bytes/s: a float32 matrix-vector product far larger than the caches."""
     import torch
 
     torch.set_num_threads(threads)
-    matrix = torch.ones(16384, 16384)
-    vector = torch.ones(16384)
+    matrix = torch.ones(width, width)
+    vector = torch.ones(width)
     times: list[float] = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -67,7 +67,14 @@ def _copy(source: Path, target: Path) -> float:
 
 
 def speed(
-    work: Path, names: Sequence[str], against: str | None, rounds: int, past: int, steps: int
+    work: Path,
+    names: Sequence[str],
+    against: str | None,
+    *,
+    rounds: int,
+    past: int,
+    steps: int,
+    probe: int,
 ) -> None:
     """Each contender in turn with ours of equal bits, a probe of the machine before every round."""
     threads = os.cpu_count() or 1
@@ -78,10 +85,10 @@ def speed(
         )
         with Running(contender, work, threads) as theirs:
             if ours is None or ours == name:
-                row = _measure([theirs], rounds, past, steps, threads)
+                row = _measure([theirs], rounds, past, steps, probe)
             else:
                 with Running(CONTENDERS[ours], work, threads) as mine:
-                    row = _measure([theirs, mine], rounds, past, steps, threads)
+                    row = _measure([theirs, mine], rounds, past, steps, probe)
                 row["against"] = ours
         row["bits"] = contender.bits
         row["bytes_per_token"] = bytes_per_token(contender, work)
@@ -90,14 +97,15 @@ def speed(
         _record(work, "speed", name, row)
 
 
-def _measure(running: Sequence[Running], rounds: int, past: int, steps: int, threads: int) -> Row:
+def _measure(running: Sequence[Running], rounds: int, past: int, steps: int, probe: int) -> Row:
     """Of the first, with ratios of rates to the second: above 1 the first is faster."""
+    threads = os.cpu_count() or 1
     answers = [r.ask(do="tokens", prompt=PROMPT, steps=8)["tokens"] for r in running]
     prefill: list[list[float]] = []
     decode: list[list[float]] = []
     limits, peaks = [], []
     for number in range(rounds + 1):
-        limits.append(bandwidth(threads))
+        limits.append(bandwidth(threads, width=probe))
         peaks.append(peak_flops(threads))
         pair = [
             (r.seconds(do="prefill", tokens=past), r.seconds(do="decode", steps=steps))
@@ -146,6 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--past", type=int, default=512)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--probe", type=int, default=16384, help="rows of the bandwidth probe")
     parser.add_argument("--discard", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -158,7 +167,15 @@ def main() -> None:
             export(options.work, options.spec, names, options.runs, options.discard)
         case "speed":
             built = [n for n in names if CONTENDERS[n].model(options.work).exists()]
-            speed(options.work, built, options.against, options.rounds, options.past, options.steps)
+            speed(
+                options.work,
+                built,
+                options.against,
+                rounds=options.rounds,
+                past=options.past,
+                steps=options.steps,
+                probe=options.probe,
+            )
         case "table":
             print(tables(json.loads((options.work / "results.json").read_text())))
         case "names":

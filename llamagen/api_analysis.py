@@ -82,12 +82,14 @@ def show(target: str | Path) -> list[Section]:
 
 
 def explain(subject: str, path: str | None = None) -> str:
-    """Words about a diagnostic code, the ``ops``, one op, or the value at ``path`` of a model."""
+    """Words about a diagnostic code, the ``ops``, one op, a profile's rules, or the value at ``path`` of a model."""
     if path is None and CODE.fullmatch(subject):
         from llamagen.diagnostics.codes import code_text
 
         return code_text(subject)
     from llamagen.analysis import explain as words
+    from llamagen.analysis.rewrites.report import rules_text
+    from llamagen.analysis.rewrites.table import REWRITTEN_PROFILES
 
     if path is not None:
         from llamagen.spec.registry import Registry
@@ -96,6 +98,9 @@ def explain(subject: str, path: str | None = None) -> str:
         return words.explain_value(registry, registry.load(subject), path)
     if subject == "ops":
         return words.explain_ops()
+    for profile in REWRITTEN_PROFILES:
+        if profile == subject:
+            return rules_text(profile)
     return words.explain_named(subject)
 
 

@@ -65,4 +65,4 @@ class Ort(Engine):
 
 
 if __name__ == "__main__":
-    serve(lambda: Ort(next(iter(sorted(Path(sys.argv[1]).glob("*.onnx")))), int(sys.argv[2])))
+    serve(lambda: Ort(Path(sys.argv[1]) / "model.onnx", int(sys.argv[2])))

@@ -118,7 +118,10 @@ def resolve(
 def explain(
     subject: Annotated[
         str,
-        typer.Argument(metavar="SUBJECT", help="An id, a diagnostic code, an op's name, or `ops`."),
+        typer.Argument(
+            metavar="SUBJECT",
+            help="An id, a diagnostic code, an op's name, `ops`, or a profile (ort-cpu, ort-cuda).",
+        ),
     ],
     path: Annotated[
         str | None,
@@ -127,7 +130,7 @@ def explain(
         ),
     ] = None,
 ) -> None:
-    """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or list the `ops`."""
+    """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or a profile's rewrites."""
     from llamagen import api_analysis
 
     console.out(api_analysis.explain(subject, path))

@@ -47,6 +47,7 @@ def identity_of(graph: Graph) -> str:
 
 def _text(subject: Subject) -> dict[str, str]:
     from llamagen.analysis.family.card import card_text
+    from llamagen.analysis.rewrites.report import profiles_text
     from llamagen.ir.build_graphs import MAIN
     from llamagen.ir.text import render
     from llamagen.spec.resolved_text import resolved_text
@@ -56,6 +57,7 @@ def _text(subject: Subject) -> dict[str, str]:
     return {
         "resolved.txt": resolved_text(subject.resolved),
         **texts,
+        "profiles.txt": profiles_text(graphs[MAIN]),
         "card.md": card_text(subject.resolved),
     }
 

@@ -59,7 +59,7 @@ def unused(flat: FlatGraph) -> set[str]:
     for name in flat.outputs:
         kept |= nx.ancestors(graph, name)
     for slot_node in flat.nodes:
-        if slot_node.op == "cache":
+        if slot_node.op in ("cache", "cross_cache_write"):
             kept.update(slot_node.results)
             for operand in slot_node.operands:
                 kept |= {operand} | nx.ancestors(graph, operand)

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
-from llamagen.ir.build_equations import SIZES, Equations
+from llamagen.ir.build_equations import Equations
 from llamagen.ir.build_parts import PartDeclaration, declare
+from llamagen.ir.build_terms import AMBIENT, size
 from llamagen.ir.dims import B, Dim, S, T
 from llamagen.ir.graph import (
     Attrs,
@@ -26,7 +27,7 @@ from llamagen.ir.naming import variant_names
 from llamagen.ir.ops import OPS
 from llamagen.ir.verify import verify
 from llamagen.spec.evaluate import Static, evaluate
-from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Name, parse
+from llamagen.spec.expr import Call, Expr, ExpressionError, ListExpr, Name, parse
 from llamagen.spec.expr import names as names_in
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.validate import expression_error, scope_of
@@ -84,6 +85,8 @@ class Builder:
         self.root = definition.root if definition is not None else resolved.spec.root
         self.outputs = definition.outputs if definition is not None else ("logits",)
         self.inputs: dict[str, TensorType] = dict(GRAPH_INPUTS)
+        self.everywhere: tuple[str, ...] = AMBIENT
+        """Graph inputs that every equation may name."""
 
     def run(self) -> Graph:
         spec, name = self.spec, self.root
@@ -118,21 +121,28 @@ class Builder:
         for name, text in self.spec.graphs[self.name].inputs.items():
             path = ("graphs", self.name, "inputs", name)
             try:
-                expr = parse(text)
-                if not isinstance(expr, ListExpr):
-                    raise ExpressionError(
-                        "a shape is a list such as `[I, 3, 336, 336]`", expr.extent
-                    )
-                self.inputs[name] = TensorType(DType.MODEL, tuple(map(self.size, expr.items)))
+                self.inputs[name] = self.input_type(parse(text))
+                self.everywhere = (*self.everywhere, name)
             except ExpressionError as error:
                 node = self.resolved.scalar(*path)
                 raise LlamagenError(expression_error("LG402", node, error, self.scope)) from None
 
+    def input_type(self, expr: Expr) -> TensorType:
+        """``[I, 3, 336, 336]`` in the model's dtype, or ``int64([B, I])``."""
+        match expr:
+            case ListExpr(items=items):
+                return TensorType(DType.MODEL, tuple(map(self.size, items)))
+            case Call(function=Name(id="int64"), arguments=(ListExpr(items=items),), keywords=()):
+                return TensorType(DType.INT64, tuple(map(self.size, items)))
+            case _:
+                message = "a shape is a list such as `[I, 3, 336, 336]` or `int64([B, I])`"
+                raise ExpressionError(message, expr.extent)
+
     def size(self, item: Expr) -> Dim:
-        if isinstance(item, Name) and item.id in SIZES:
-            return T if item.id == "T" else Dim.of(item.id)
-        value = evaluate(item, self.scope)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        value = size(item, lambda e: evaluate(e, self.scope))
+        if isinstance(value, bool) or not isinstance(value, int | str) or value in (0, ""):
+            raise ExpressionError(f"a size is a whole number above 0, not {value}", item.extent)
+        if isinstance(value, int) and value < 1:
             raise ExpressionError(f"a size is a whole number above 0, not {value}", item.extent)
         return Dim.of(value)
 

@@ -10,12 +10,13 @@ from llamagen.ir.attrs import Given, bind
 from llamagen.ir.build_notes import with_notes
 from llamagen.ir.build_sugar import SUGAR, arithmetic
 from llamagen.ir.build_terms import (
-    AMBIENT,
     Broken,
     Constant,
+    Listed,
     Several,
     Tensor,
     Term,
+    size,
 )
 from llamagen.ir.graph import (
     AttrValue,
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from llamagen.spec.source_nodes import Scalar
 
 MAX_EQUATIONS = 400
-SIZES = ("B", "S", "T", "I")
-"""Names of sizes in the shapes of ``reshape`` and ``expand``."""
 
 
 class Equations:
@@ -106,7 +105,9 @@ class Equations:
         self.find_unused(inputs)
 
     def report(self, error: ExpressionError) -> None:
-        known = dict.fromkeys([*self.names, *self.declarations, *self.scope, *AMBIENT, *OPS])
+        known = dict.fromkeys(
+            [*self.names, *self.declarations, *self.scope, *self.builder.everywhere, *OPS]
+        )
         code = "LG412" if isinstance(error, UnknownName) else "LG411"
         found = expression_error(code, self.text, error, known)
         notes = with_notes(found, self.builder.resolved, self.block, error.extent)
@@ -164,7 +165,7 @@ class Equations:
                 for what, names in (
                     ("a part", self.declarations),
                     ("a hyperparameter, constant, pattern or option", self.scope),
-                    ("known everywhere", AMBIENT),
+                    ("known everywhere", self.builder.everywhere),
                 )
                 if target.id in names
             ),
@@ -173,11 +174,15 @@ class Equations:
         if clash:
             raise ExpressionError(f"`{target.id}` is {clash}: choose another name", target.extent)
 
-    def bind(self, target: Name, term: Tensor | Constant) -> None:
+    def bind(self, target: Name, term: Tensor | Constant | Listed) -> None:
         self.assigned[target.id] = target.extent
         self.read.discard(target.id)
         if isinstance(term, Tensor) and term.id.startswith("%"):
             term = self.rename(term, target.id)
+        if isinstance(term, Listed):
+            fresh = [t for t in term.items if t.id.startswith("%")]
+            made = {t.id: self.rename(t, target.id) for t in fresh}
+            term = Listed(tuple(made.get(t.id, t) for t in term.items))
         self.names[target.id] = term
 
     def rename(self, term: Tensor, name: str) -> Tensor:
@@ -227,6 +232,9 @@ class Equations:
                 return term
             case Constant():
                 raise ExpressionError("needs a tensor here, found a number or text", expr.extent)
+            case Listed(items=items):
+                message = f"is a list of {len(items)} tensors: `concat` makes one of them"
+                raise ExpressionError(message, expr.extent)
             case Several(items=items):
                 raise ExpressionError(f"has {len(items)} results: name them first", expr.extent)
 
@@ -254,9 +262,7 @@ class Equations:
 
     def size(self, item: Expr) -> Static:
         """An item of a list: B, S, T and I stay names there, for shapes."""
-        if isinstance(item, Name) and item.id in SIZES and item.id not in self.scope:
-            return "P + S" if item.id == "T" else item.id
-        return self.static(item)
+        return size(item, self.static, self.scope)
 
     def static(self, expr: Expr) -> Static:
         local = {n: t.value for n, t in self.names.items() if isinstance(t, Constant)}
@@ -280,7 +286,7 @@ class Equations:
             if term is None:
                 raise Broken
             return term
-        if expr.id in AMBIENT:
+        if expr.id in self.builder.everywhere:
             return Tensor(f"@{expr.id}", self.builder.level_type(expr.id))
         if expr.id in self.declarations:
             declaration = self.declarations[expr.id]
@@ -347,7 +353,21 @@ class Equations:
             self.context |= made.context
         stack = StackPart(declaration.name, tuple(keys), declaration.span, declaration.count_source)
         self.add_part(stack, expr.extent)
-        return self.emit("stack", operands, types[:1], {}, expr.extent, declaration.name)
+        return self.stacked(declaration, operands, expr.extent)
+
+    def stacked(
+        self, declaration: PartDeclaration, operands: Sequence[Tensor], extent: Extent
+    ) -> Term:
+        """The carried tensor after the last layer; with ``collect`` also a list of those states."""
+        collected = declaration.collect
+        if collected is None:
+            return self.emit("stack", operands, [operands[0].type], {}, extent, declaration.name)
+        types = [operands[0].type] * (1 + len(collected))
+        attrs = {"collect": collected}
+        made = self.emit("stack", operands, types, attrs, extent, declaration.name)
+        assert isinstance(made, Several)
+        first, *states = (t for t in made.items if isinstance(t, Tensor))
+        return Several((first, Listed(tuple(states))))
 
     def assume_kept(self, operands: Sequence[Tensor]) -> Tensor:
         """Result of a broken block, so that the equations after it are still checked: most keep their type."""
@@ -380,10 +400,15 @@ class Equations:
             raise ExpressionError(f"`{op.name}` cannot be called here: {how}", expr.extent)
         terms = [(self.term(a), a) for a in expr.arguments]
         operands: list[Tensor] = []
-        while terms and isinstance(terms[0][0], Tensor):
-            first = terms.pop(0)[0]
-            assert isinstance(first, Tensor)
-            operands.append(first)
+        while terms:
+            first = terms[0][0]
+            if isinstance(first, Tensor):
+                operands.append(first)
+            elif isinstance(first, Listed) and op.variadic:
+                operands.extend(first.items)
+            else:
+                break
+            terms.pop(0)
         positional = [self.given(term, a) for term, a in terms]
         named = {k: self.given(self.term(a), a) for k, a in expr.keywords}
         attrs, sources = bind(op, positional, named, expr.extent)
@@ -421,7 +446,8 @@ class Equations:
     ) -> Term:
         results = self.shape(op, operands, attrs, extent)
         if op.hoisted and all(o.id.startswith("@") for o in operands):
-            return self.hoist(op, operands, attrs, (op.name,), extent)
+            made = self.hoist(op, operands, attrs, op.result_names or (op.name,), extent)
+            return made[0] if len(made) == 1 else Several(made)
         return self.emit(op.name, operands, results, attrs, extent, None, sources)
 
     def hoist(
@@ -431,12 +457,11 @@ class Equations:
         attrs: Mapping[str, AttrValue],
         names: tuple[str, ...],
         extent: Extent,
-    ) -> Term:
+    ) -> tuple[Tensor, ...]:
         self.shape(op, operands, attrs, extent)
         span = self.text.slice_span(*extent) if self.text is not None else None
         made = self.builder.ambient(op.name, tuple(o.id for o in operands), attrs, names, span)
-        items = tuple(Tensor(f"@{n}", self.builder.level_type(n)) for n in made)
-        return items[0] if len(items) == 1 else Several(items)
+        return tuple(Tensor(f"@{n}", self.builder.level_type(n)) for n in made)
 
 
 class _Layered(dict[str, Static]):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import Builder
+from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
 from llamagen.spec.resolve import ResolvedSpec
 
@@ -35,10 +37,14 @@ def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
 def _clash(graphs: Mapping[str, Graph]) -> str | None:
     handed: dict[str, tuple[str, TensorType]] = {}
     weights: dict[str, tuple[str, Parameter]] = {}
+    written = {n for graph in graphs.values() for n in _cross(graph, "write")}
     for name, graph in graphs.items():
-        root = graph.root_block
-        made = zip(graph.output_names, (root.values[o].type for o in root.outputs), strict=True)
-        for value, type_ in (*made, *((v.id, v.type) for v in graph.inputs)):
+        read = _cross(graph, "read")
+        missing = [n for n in read if n not in written]
+        if missing:
+            return f"graph `{name}` reads `{missing[0]}`, which no graph writes"
+        crossing = (*_cross(graph, "write").items(), *read.items())
+        for value, type_ in (*graph.outputs, *((v.id, v.type) for v in graph.inputs), *crossing):
             other, known = handed.setdefault(value, (name, type_))
             if known != type_:
                 return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
@@ -49,16 +55,36 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
     return None
 
 
+def _cross(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
+    """Names and types of the keys and values that a graph reads from another, or writes for others."""
+    if not any(n.op == f"cross_cache_{way}" for b in graph.blocks.values() for n in b.nodes):
+        return {}
+    flat = flatten(graph)
+    found = flat.handed_in if way == "read" else flat.handed_out
+    return {name: flat.types[id] for name, id in found.items()}
+
+
 def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:
-    """How names of weights begin that graph ``name`` does not have and others do, as short as can be."""
+    """How names of weights begin that graph ``name`` does not have and others do, as short as can be.
+
+    ``N`` stands for the number of a layer. A name that this graph has for some layers only stands as it is.
+    """
     own = parameters(graphs[name])
+    known = {any_layer(path) for path in own}
     found: dict[str, None] = {}
     for path in all_parameters(graphs):
-        words = path.split(".")
+        if path in own:
+            continue
+        words = any_layer(path).split(".")
         starts = (".".join(words[: i + 1]) + "." * (i + 1 < len(words)) for i in range(len(words)))
-        if path not in own:
-            found[next(s for s in starts if not any(o.startswith(s) for o in own))] = None
+        free = (s for s in starts if not any(o.startswith(s) for o in known))
+        found[next(free, any_layer(path))] = None
     return tuple(found)
+
+
+def any_layer(path: str) -> str:
+    """``model.layers.N.mlp`` for each layer."""
+    return ".".join("N" if word.isdecimal() else word for word in path.split("."))
 
 
 def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:

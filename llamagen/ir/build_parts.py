@@ -29,6 +29,8 @@ class PartDeclaration:
     layers: tuple[tuple[str, Options], ...] = ()
     span: Span | None = None
     count_source: Expr | None = None
+    collect: tuple[int, ...] | None = None
+    """Of a stack: the layers before which its state is a result too; the number of layers is the end."""
     broken: bool = field(default=False)
 
 
@@ -47,8 +49,10 @@ def declare(
             return None
         function, call = _head(expr)
         if function == "stack":
-            count, layers = _stack(call, scope, blocks)
-            return PartDeclaration(name, layers=layers, span=span, count_source=count)
+            count, layers, collect = _stack(call, scope, blocks)
+            return PartDeclaration(
+                name, layers=layers, span=span, count_source=count, collect=collect
+            )
         if function in blocks:
             options = _options(function, call, scope, blocks)
             return PartDeclaration(name, block=(function, options), span=span)
@@ -141,9 +145,9 @@ def _options(
 
 def _stack(
     call: Call, scope: Mapping[str, Static], blocks: Mapping[str, BlockDefinition]
-) -> tuple[Expr, tuple[tuple[str, Options], ...]]:
-    if len(call.arguments) != 2 or call.keywords:
-        raise ExpressionError("write `stack(count, Block(...))`", call.extent)
+) -> tuple[Expr, tuple[tuple[str, Options], ...], tuple[int, ...] | None]:
+    if len(call.arguments) != 2 or [k for k, _ in call.keywords] not in ([], ["collect"]):
+        raise ExpressionError("write `stack(count, Block(...), collect=[...])`", call.extent)
     count = evaluate(call.arguments[0], scope)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_LAYERS:
         message = f"a stack has 1 to {MAX_LAYERS} layers, not {count}"
@@ -156,7 +160,18 @@ def _stack(
         if function not in blocks:
             raise _unknown(function, expr, blocks)
         layers.append((function, _options(function, layer_call, here, blocks)))
-    return call.arguments[0], tuple(layers)
+    collect = [_collected(expr, count, scope) for _, expr in call.keywords]
+    return call.arguments[0], tuple(layers), collect[0] if collect else None
+
+
+def _collected(expr: Expr, count: int, scope: Mapping[str, Static]) -> tuple[int, ...]:
+    value = evaluate(expr, scope)
+    items = value if isinstance(value, tuple) else (value,)
+    layers = tuple(i for i in items if isinstance(i, int) and not isinstance(i, bool))
+    if not layers or len(layers) != len(items) or not all(0 <= i <= count for i in layers):
+        message = f"`collect` is a list of layers from 0 to {count}, the end, not {value}"
+        raise ExpressionError(message, expr.extent)
+    return layers
 
 
 class _WithLayer(dict[str, Static]):

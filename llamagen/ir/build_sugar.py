@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import did_you_mean
 from llamagen.ir.attrs import Given, bind
-from llamagen.ir.build_terms import AMBIENT, Constant, Several, Tensor, Term, number
+from llamagen.ir.build_terms import AMBIENT, Constant, Listed, Several, Tensor, Term, number
 from llamagen.ir.graph import DType
 from llamagen.ir.ops import OPS
 from llamagen.ir.ops_parts import ACTIVATIONS
@@ -46,10 +46,9 @@ def rope(block: Equations, expr: Call) -> Term:
     if not positions.id.startswith("@"):
         raise ExpressionError("the second argument is `positions`", expr.arguments[1].extent)
     tables = block.hoist(OPS["rope_table"], [positions], attrs, names, expr.extent)
-    assert isinstance(tables, Several)
     layout = config["layout"]
     assert isinstance(layout, str)
-    operands = [x, *tables.items]
+    operands = [x, *tables]
     return block.apply(OPS["rotate"], operands, {"layout": layout}, expr.extent)
 
 
@@ -67,14 +66,13 @@ def grid_rope(block: Equations, expr: Call) -> Term:
     named["dim"] = (x.type.shape[-1].value, expr)
     attrs, _ = bind(row, positional, named, expr.extent)
     tables = block.hoist(row, [], attrs, ("grid_cos", "grid_sin"), expr.extent)
-    assert isinstance(tables, Several)
-    return block.apply(OPS["rotate"], [x, *tables.items], {"layout": "interleaved"}, expr.extent)
+    return block.apply(OPS["rotate"], [x, *tables], {"layout": "interleaved"}, expr.extent)
 
 
 def attention(block: Equations, expr: Call) -> Term:
     """``attention(q, k, v, mask='causal', window=, chunk=, scale=, softcap=, alibi=, sinks=t)``.
 
-    The mask is in the prelude; ``sinks`` is a tensor.
+    The causal mask is in the prelude; ``sinks`` is a tensor, and ``mask`` may be one.
     """
     operands = [block.tensor(a) for a in expr.arguments]
     keywords = dict(expr.keywords)
@@ -82,10 +80,11 @@ def attention(block: Equations, expr: Call) -> Term:
     limits: dict[str, Given] = {
         k: (block.static(keywords.pop(k)), expr) for k in ("window", "chunk") if k in keywords
     }
-    kind = block.static(mask) if mask is not None else None
-    if kind not in (None, "causal", "none"):
+    given = block.term(mask) if mask is not None else Constant(None)
+    kind = given.value if isinstance(given, Constant) else None
+    if kind not in (None, "causal", "none") or isinstance(given, Several | Listed):
         assert mask is not None
-        raise ExpressionError("mask is 'causal' or 'none'", mask.extent)
+        raise ExpressionError("mask is 'causal', 'none' or a tensor of truth values", mask.extent)
     if len(operands) != 3:
         raise ExpressionError("write `attention(q, k, v, mask='causal')`", expr.extent)
     sinks = keywords.pop("sinks", None)
@@ -103,13 +102,13 @@ def attention(block: Equations, expr: Call) -> Term:
         limit, _ = bind(OPS["causal_mask"], [], limits, expr.extent)
         level = [Tensor(f"@{n}", block.builder.level_type(n)) for n in AMBIENT]
         name = "mask" + "".join(f"_{k}" for k in ("window", "chunk") if limit[k] is not None)
-        made = block.hoist(OPS["causal_mask"], level, limit, (name,), expr.extent)
-        assert isinstance(made, Tensor)
-        operands.append(made)
+        operands += block.hoist(OPS["causal_mask"], level, limit, (name,), expr.extent)
         if sinks is not None:
             operands.append(block.tensor(sinks))
     elif limits:
         raise ExpressionError("window and chunk need mask='causal'", expr.extent)
+    elif isinstance(given, Tensor):
+        operands.append(given)
     return block.apply(OPS["attention"], operands, attrs, expr.extent, sources)
 
 
@@ -170,9 +169,11 @@ class Spelling:
 
 SPELLINGS: Mapping[str, Spelling] = {
     "stack": Spelling(
-        "stack(count, Block(option=...))",
+        "stack(count, Block(option=...), collect=none)",
         "A part: `count` layers named 0, 1, ... run one after the other. The second argument is evaluated once a layer "
-        "with `layer` as its index, so `Block(kind=kinds[layer])` reads a pattern and `A() if test else B()` chooses.",
+        "with `layer` as its index, so `Block(kind=kinds[layer])` reads a pattern and `A() if test else B()` chooses. "
+        "With `collect=[3, 7]` a call has a second result, the list of the states before layers 3 and 7 (`count`: the "
+        "end), for `concat`.",
     ),
     "rope": Spelling(
         "rope(x, positions, rope)",
@@ -180,9 +181,10 @@ SPELLINGS: Mapping[str, Spelling] = {
         "`rope_local`): its kind, theta, layout and partial decide the table, which is computed once for all layers.",
     ),
     "attention": Spelling(
-        "attention(q, k, v, mask='causal'|'none', window=none, chunk=none, sinks=none, ...)",
+        "attention(q, k, v, mask='causal'|'none'|m, window=none, chunk=none, sinks=none, ...)",
         "`mask='causal'` hides later tokens and padding; `window=w` leaves the last w keys, itself included; `chunk=c` "
-        "those in the same block of c true positions; `sinks=t` adds one logit a head, t [heads], to the softmax. "
+        "those in the same block of c true positions; with a tensor `mask=m` a query sees the keys where m is true; "
+        "`sinks=t` adds one logit a head, t [heads], to the softmax. "
         "The other arguments are those of the op.",
     ),
     "activation": Spelling(

@@ -1,7 +1,7 @@
 """Symbolic dimensions: polynomials with integer coefficients over named sizes.
 
-``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` tiles of images; ``P8191`` is the past of a
-cache slot that keeps at most the last 8191 tokens. Every other size of a released model is an int.
+``B`` batch, ``S`` new tokens, ``P`` past tokens, ``T = P + S``, ``I`` images (Llama 4: tiles of images); ``P8191`` is
+the past of a cache slot that keeps at most the last 8191 tokens. Every other size of a released model is an int.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ B = Dim.of("B")
 S = Dim.of("S")
 P = Dim.of("P")
 T = P + S
+IMAGES = Dim.of("I")
 
 
 def past_of(keep: int | None) -> Dim:

@@ -63,6 +63,17 @@ class CacheSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossSlot:
+    """One use of ``cross_cache_write`` or ``cross_cache_read``: ids of its keys and values, their names outside."""
+
+    path: str
+    key: str
+    value: str
+    key_name: str
+    value_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class LayerOutput:
     """What a layer of a stack hands on, the residual stream: its role path and the value's id."""
 
@@ -80,6 +91,24 @@ class FlatGraph:
     """Cache slots in execution order; slot i is ``past_key_values.i`` outside."""
     layers: tuple[LayerOutput, ...]
     """Outputs of the layers of all stacks, in execution order."""
+    cross_reads: tuple[CrossSlot, ...] = ()
+    """Keys and values from another graph, in execution order: further inputs, ``cross_key_values.i`` outside."""
+    cross_writes: tuple[CrossSlot, ...] = ()
+    """The same for another graph: further outputs."""
+
+    @property
+    def handed_in(self) -> dict[str, str]:
+        """Name outside -> value, of keys and values from another graph."""
+        return _by_name(self.cross_reads)
+
+    @property
+    def handed_out(self) -> dict[str, str]:
+        """Name outside -> value, of keys and values for another graph."""
+        return _by_name(self.cross_writes)
+
+
+def _by_name(slots: tuple[CrossSlot, ...]) -> dict[str, str]:
+    return {name: id for s in slots for name, id in ((s.key_name, s.key), (s.value_name, s.value))}
 
 
 class _Flattener:
@@ -88,6 +117,7 @@ class _Flattener:
         self.nodes: list[FlatNode] = []
         self.types: dict[str, TensorType] = {}
         self.slots: list[CacheSlot] = []
+        self.cross: dict[str, list[CrossSlot]] = {"cross_cache_read": [], "cross_cache_write": []}
         self.layers: list[LayerOutput] = []
 
     def run(self) -> FlatGraph:
@@ -102,7 +132,14 @@ class _Flattener:
         root = graph.root_block
         outputs = self.block(root, "", tuple(v.id for v in root.inputs))
         return FlatGraph(
-            tuple(self.nodes), self.types, inputs, outputs, tuple(self.slots), tuple(self.layers)
+            tuple(self.nodes),
+            self.types,
+            inputs,
+            outputs[: len(graph.output_names)],
+            tuple(self.slots),
+            tuple(self.layers),
+            tuple(self.cross["cross_cache_read"]),
+            tuple(self.cross["cross_cache_write"]),
         )
 
     def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,12 +160,12 @@ class _Flattener:
             case BlockPart(name=name, block=below):
                 return self.block(self.graph.blocks[below], join(path, name), operands)
             case StackPart(name=name, blocks=names):
-                carried = operands[:1]
+                states = [operands[0]]
                 for i, below in enumerate(names):
-                    here = join(join(path, name), str(i))
-                    carried = self.block(self.graph.blocks[below], here, (*carried, *operands[1:]))
-                    self.layers.append(LayerOutput(here, carried[0]))
-                return carried
+                    here, given = join(join(path, name), str(i)), (states[-1], *operands[1:])
+                    states += self.block(self.graph.blocks[below], here, given)
+                    self.layers.append(LayerOutput(here, states[-1]))
+                return (states[-1], *(states[i] for i in collected(node)))
             case OpPart(name=name):
                 here = join(path, name)
                 return self.leaf(block, path, here, node, operands, _role_paths(here, part))
@@ -163,11 +200,23 @@ class _Flattener:
         )
         if node.op == "cache":
             i = len(self.slots)
-            key, value = (self.types[o] for o in operands)
+            of_key, of_value = (self.types[o] for o in operands)
             past = f"past_key_values.{i}"
             names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
-            self.slots.append(CacheSlot(path, key, value, *names, keep_of(node.attrs)))
+            self.slots.append(CacheSlot(path, of_key, of_value, *names, keep_of(node.attrs)))
+        if node.op in self.cross:
+            found = self.cross[node.op]
+            place = f"cross_key_values.{len(found)}"
+            key, value = results
+            found.append(CrossSlot(path, key, value, f"{place}.key", f"{place}.value"))
         return results
+
+
+def collected(node: Node) -> tuple[int, ...]:
+    """The layers of a stack whose states before them are results of ``node`` after the first."""
+    found = node.attrs.get("collect", ())
+    assert isinstance(found, tuple)
+    return tuple(int(i) for i in found)
 
 
 def _role_paths(here: str, part: OpPart) -> dict[str, str]:

@@ -78,8 +78,9 @@ class Node:
 
     ``op`` is a row of the op table, or ``call`` (run block part ``part``) or ``stack`` (run the blocks of stack part
     ``part`` one after the other: the first operand and the first result are carried, other operands are passed to
-    each layer unchanged). ``part`` is set for those two and for every op with parameters. An operand that begins
-    with ``@`` is a graph-level value: an input or a result of the prelude, the same for every layer.
+    each layer unchanged; further results are the carried states before the layers of ``attrs["collect"]``). ``part``
+    is set for those two and for every op with parameters. An operand that begins with ``@`` is a graph-level value: an
+    input or a result of the prelude, the same for every layer.
     """
 
     op: str
@@ -173,6 +174,13 @@ class Graph:
     @property
     def root_block(self) -> Block:
         return self.blocks[self.root]
+
+    @property
+    def outputs(self) -> tuple[tuple[str, TensorType], ...]:
+        """Names and types of what the root returns, as far as it is an output of the graph."""
+        root = self.root_block
+        types = (root.values[o].type for o in root.outputs)
+        return tuple(zip(self.output_names, types, strict=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llamagen.ir.dims import Dim, past_of
 from llamagen.ir.graph import Attrs, DType, TensorType
+from llamagen.ir.ops_basic import parse_dims
 from llamagen.ir.optypes import (
     AttrSpec,
     Op,
@@ -71,6 +72,20 @@ def _cache_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         results.append(TensorType(t.dtype, (*t.shape[:2], t.shape[2] + past, t.shape[3])))
     need(types[0].shape[:3] == types[1].shape[:3], f"keys {types[0]} and values {types[1]} differ")
     return tuple(results)
+
+
+def _cross_write_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    for t, what in zip(types, ("keys", "values"), strict=True):
+        need_rank(t, 4, f"cross-attention {what}")
+        need_real(t, f"cross-attention {what}")
+    need(types[0].shape[:3] == types[1].shape[:3], f"keys {types[0]} and values {types[1]} differ")
+    return tuple(types)
+
+
+def _cross_read_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    keys = TensorType(DType.MODEL, parse_dims(attrs))
+    need_rank(keys, 4, "cross-attention keys")
+    return (keys, keys)
 
 
 def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -200,6 +215,24 @@ ATTENTION_OPS: tuple[Op, ...] = (
         _cache_shape,
         Precision.EXACT,
         (AttrSpec("keep", "int", "tokens that stay for later calls", optional=True, derived=True),),
+    ),
+    Op(
+        "cross_cache_write",
+        "Hand keys and values of another sequence (an image, a source text) over to the graphs that attend to them: one "
+        "slot a use, in execution order, so that they are computed once and not at every step.",
+        "cross_key_values.n.key, cross_key_values.n.value = k, v",
+        ("k", "v"),
+        _cross_write_shape,
+        Precision.EXACT,
+    ),
+    Op(
+        "cross_cache_read",
+        "Keys and values that another graph wrote: the n-th use reads what its n-th ``cross_cache_write`` wrote.",
+        "k, v = cross_key_values.n.key, cross_key_values.n.value",
+        (),
+        _cross_read_shape,
+        Precision.EXACT,
+        (AttrSpec("shape", "dims", "of keys and of values, [B, heads, n, size]", required=True),),
     ),
     Op(
         "attention",

@@ -154,6 +154,19 @@ def _slice(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType(x.dtype, shape),)
 
 
+def _pad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = types
+    need_real(x, "the operand of pad")
+    axis, before, after = (
+        axis_of(attrs, len(x.shape)),
+        a_int(attrs, "before"),
+        a_int(attrs, "after"),
+    )
+    need(before >= 0 and after >= 0, f"pad adds elements: {before} before and {after} after")
+    shape = (*x.shape[:axis], x.shape[axis] + (before + after), *x.shape[axis + 1 :])
+    return (TensorType(x.dtype, shape),)
+
+
 def _axis(default: int = -1) -> AttrSpec:
     return AttrSpec("axis", "int", "which dimension; negative counts from the end", default=default)
 
@@ -353,6 +366,19 @@ BASIC_OPS: tuple[Op, ...] = (
         (
             AttrSpec("start", "int", "first index", default=0),
             AttrSpec("stop", "int", "index after the last", required=True),
+            _axis(),
+        ),
+    ),
+    Op(
+        "pad",
+        "Zeros before and after the elements of a dimension.",
+        "y = 0 (before times), x, 0 (after times)",
+        ("x",),
+        _pad,
+        Precision.EXACT,
+        (
+            AttrSpec("before", "int", "zeros before", default=0),
+            AttrSpec("after", "int", "zeros after", default=0),
             _axis(),
         ),
     ),

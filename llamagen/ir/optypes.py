@@ -80,6 +80,8 @@ class Op:
     """Depends on graph inputs alone: computed once a forward pass, in the graph's prelude."""
     internal: bool = False
     """Made by the builder from another spelling; not called by that name in a spec."""
+    result_names: tuple[str, ...] = ()
+    """Names of the results of a hoisted op in the prelude; the op's own name without."""
     cite: str = ""
 
     def attr(self, name: str) -> AttrSpec | None:

@@ -1,6 +1,7 @@
 """How the graphs of one model run together: what is run once for its images, and what for every piece of text.
 
-It follows from the graphs alone. An output of one graph is the input of that name of another. A graph that reads no
+It follows from the graphs alone. An output of one graph is the input of that name of another, and so are keys and
+values for cross-attention. A graph that reads no
 tokens (no ``S`` in its inputs) is run once for all images of a batch; the others are run at every call, the one that
 gives the logits last. Text without images needs the graph ``model`` only.
 """
@@ -52,11 +53,14 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
     beside_text = {name: graph for name, graph in graphs.items() if name != MAIN}
     if not beside_text:
         return None
-    made = {value: name for name, graph in beside_text.items() for value in graph.output_names}
+    flats = {name: flatten(graph) for name, graph in beside_text.items()}
+    makes = {n: (*beside_text[n].output_names, *flat.handed_out) for n, flat in flats.items()}
+    made = {value: name for name, values in makes.items() for value in values}
     last = made.get("logits")
     if last is None:
         raise LlamagenError.of("LG407", f"none of {_listed(beside_text)} gives `logits`")
-    order = _ordered(beside_text, made, last)
+    reads = {n: (*flat.inputs, *flat.handed_in) for n, flat in flats.items()}
+    order = _ordered(reads, made, last)
     once = tuple(name for name in order if not _reads_tokens(beside_text[name]))
     steps = tuple(name for name in order if name not in once)
     outside = {
@@ -66,18 +70,19 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
         if value.id not in made and value.id not in TOKEN_INPUTS
     }
     first = {v.id for name in once for v in beside_text[name].inputs}
-    flats = [flatten(beside_text[name]) for name in steps]
     return Pipeline(
         once,
         steps,
         images=tuple(name for name in outside if name in first),
         beside=tuple(name for name in outside if name not in first),
-        makes={name: beside_text[name].output_names for name in order},
-        placeholders={name: p for flat in flats for name, p in _placeholders(flat)},
+        makes={name: makes[name] for name in order},
+        placeholders={name: p for step in steps for name, p in _placeholders(flats[step])},
     )
 
 
-def _ordered(graphs: Mapping[str, Graph], made: Mapping[str, str], last: str) -> tuple[str, ...]:
+def _ordered(
+    reads: Mapping[str, Iterable[str]], made: Mapping[str, str], last: str
+) -> tuple[str, ...]:
     """What ``last`` needs, makers before readers. Raises LG407 for graphs that wait for each other."""
     done: dict[str, None] = {}
 
@@ -85,9 +90,9 @@ def _ordered(graphs: Mapping[str, Graph], made: Mapping[str, str], last: str) ->
         if name in above:
             circle = " and ".join(f"`{n}`" for n in above[above.index(name) :])
             raise LlamagenError.of("LG407", f"{circle} wait for each other")
-        for value in graphs[name].inputs:
-            if value.id in made and made[value.id] not in done:
-                visit(made[value.id], (*above, name))
+        for value in reads[name]:
+            if value in made and made[value] not in done:
+                visit(made[value], (*above, name))
         done[name] = None
 
     visit(last, ())

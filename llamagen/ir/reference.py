@@ -28,18 +28,22 @@ Cache: TypeAlias = Sequence[tuple[Real, Real]]
 Rounding: TypeAlias = Literal["float32", "float16", "bfloat16"] | None
 
 FORMULAS: Mapping[str, Formula] = {**OP_FORMULAS, **ATTENTION_FORMULAS}
-"""Every row of the op table but ``cache``, which the interpreter does itself."""
+"""Every row of the op table but the caches, which the interpreter does itself."""
 
-assert {*FORMULAS, "cache"} == {*OPS}, "the op table and the reference differ"
+CACHES = frozenset({"cache", "cross_cache_read", "cross_cache_write"})
+
+assert {*FORMULAS, *CACHES} == {*OPS}, "the op table and the reference differ"
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """``outputs`` in the graph's order, the cache after this step, all values if asked for."""
+    """``outputs`` in the graph's order, the cache after this step, what it wrote for other graphs by name, and all
+    values if asked for."""
 
     outputs: tuple[Array, ...]
     present: tuple[tuple[Real, Real], ...]
     values: Mapping[str, Array] = field(default_factory=dict)
+    cross: Mapping[str, Real] = field(default_factory=dict)
 
     @property
     def logits(self) -> Real:
@@ -63,9 +67,10 @@ def evaluate(
 
     ``attention_mask`` [B, T] is 1 for tokens and 0 for padding; none means no padding.
     ``positions`` [B, S] default to the number of tokens before each one. ``inputs`` are further
-    graph inputs by name. ``rounding`` rounds the result of every op to the model's dtype: not what
-    a backend computes, but a measure of how much that dtype can matter for this model. Raises
-    KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
+    graph inputs and ``cross_key_values`` by name. ``rounding`` rounds the result of every op to the
+    model's dtype: not what a backend computes, but a measure of how much that dtype can matter for
+    this model. Raises KeyError for a weight or an input that is not given, ValueError for shapes
+    that do not fit.
     """
     ids: Ints = np.asarray(input_ids, dtype=np.int64)
     batch, new = ids.shape
@@ -84,7 +89,8 @@ def evaluate(
         "positions": positions,
         **(inputs or {}),
     }
-    wanted = {name: given[name] for name in flat.inputs}
+    wanted = {name: given[name] for name in (*flat.inputs, *flat.handed_in)}
+    _read_sizes(flat, inputs or {}, sizes)
     return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Precision(rounding))
 
 
@@ -107,15 +113,21 @@ def evaluate_graph(
     """
     told = [np.shape(inputs[name])[1] for name in ("attention_mask", "positions") if name in inputs]
     sizes = {"P": _past(flat, past, told[0] - told[1] if len(told) == 2 else None)}
+    given = {name: inputs[name] for name in (*flat.inputs, *flat.handed_in)}
+    _read_sizes(flat, given, sizes)
+    precision = _Precision(rounding, float32_angles)
+    return _evaluate(flat, weights, given, sizes, past, keep_values, precision)
+
+
+def _read_sizes(flat: FlatGraph, given: Mapping[str, ArrayLike], sizes: dict[str, int]) -> None:
     for name in flat.inputs:
-        found = np.shape(inputs[name])
+        if name not in given:
+            continue
+        found = np.shape(given[name])
         if len(found) != len(flat.types[name].shape):
             raise ValueError(f"{name} is {found}, the graph says {flat.types[name]}")
         for dim, size in zip(flat.types[name].shape, found, strict=True):
             sizes.setdefault(str(dim), size)
-    given = {name: inputs[name] for name in flat.inputs}
-    precision = _Precision(rounding, float32_angles)
-    return _evaluate(flat, weights, given, sizes, past, keep_values, precision)
 
 
 def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
@@ -139,15 +151,17 @@ def _evaluate(
     precision: _Precision,
 ) -> ReferenceResult:
     run = _Run(flat, weights, sizes, past, precision)
+    handed = flat.handed_in
     for name, value in given.items():
-        run.put(name, _as_array(value))
+        run.put(handed.get(name, name), _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)
     for i, node in enumerate(flat.nodes):
         run.apply(node)
         for name in last_use.get(i, ()):
             run.values.pop(name, None)
     outputs = tuple(run.values[o] for o in flat.outputs)
-    return ReferenceResult(outputs, tuple(run.present), run.values if keep_values else {})
+    values = run.values if keep_values else {}
+    return ReferenceResult(outputs, tuple(run.present), values, run.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +187,33 @@ class _Run:
         self.float32_angles = precision.float32_angles
         self.values: dict[str, Array] = {}
         self.present: list[tuple[Real, Real]] = []
+        self.written: dict[str, Real] = {}
 
     def apply(self, node: FlatNode) -> None:
         def stored(name: str) -> NDArray[np.generic]:
             path = node.parameters[name]
             return self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
 
+        if node.op == "cross_cache_read":
+            return  # its results are inputs
         tensors = [self.values[o] for o in node.operands]
         operands = Operands(tensors, node.attrs, self.sizes, stored, self.float32_angles)
-        results = self.cache(operands) if node.op == "cache" else FORMULAS[node.op](operands)
+        results: tuple[Array, ...]
+        match node.op:
+            case "cache":
+                results = self.cache(operands)
+            case "cross_cache_write":
+                results = self.write(operands)
+            case op:
+                results = FORMULAS[op](operands)
         for name, result in zip(node.results, results, strict=True):
             self.put(name, result)
+
+    def write(self, o: Operands) -> tuple[Real, Real]:
+        slot = self.flat.cross_writes[len(self.written) // 2]
+        k, v = o.real(0), o.real(1)
+        self.written |= {slot.key_name: k, slot.value_name: v}
+        return k, v
 
     def cache(self, o: Operands) -> tuple[Real, Real]:
         slot = len(self.present)

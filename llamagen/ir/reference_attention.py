@@ -115,6 +115,22 @@ def _causal_mask(o: Operands) -> tuple[Array, ...]:
     return (visible[:, None, :, first:],)
 
 
+def _tile_mask(o: Operands) -> tuple[Array, ...]:
+    """Pair by pair of places, from the sentence of facts 4.7."""
+    used = o.ints().reshape(-1, o.ints().shape[-1]) != 0
+    tokens, padded = o.whole("tokens"), o.whole("padded")
+    tile, place = np.divmod(np.arange(used.shape[1] * padded), padded)
+    padding = (place >= tokens) | ~used[:, tile]
+    return (~(padding[:, None, :, None] & padding[:, None, None, :]),)
+
+
+def _cross_mask(o: Operands) -> tuple[Array, ...]:
+    tiles = o.ints()
+    flat = tiles.reshape(*tiles.shape[:2], -1) != 0
+    mask = np.repeat(flat, o.whole("tokens"), axis=2)[:, None]
+    return (mask, flat.any(axis=2, keepdims=True).astype(np.float64))
+
+
 def _attention(o: Operands) -> tuple[Array, ...]:
     q, k, v = o.real(0), o.real(1), o.real(2)
     scale, cap = o.number_or_none("scale"), o.number_or_none("softcap")
@@ -162,6 +178,8 @@ ATTENTION_FORMULAS: Mapping[str, Formula] = {
     "grid_rope_table": _grid_rope_table,
     "rotate": _rotate,
     "causal_mask": _causal_mask,
+    "tile_mask": _tile_mask,
+    "cross_mask": _cross_mask,
     "attention": _attention,
     "attention_temperature": _attention_temperature,
 }

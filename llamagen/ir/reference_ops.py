@@ -200,6 +200,26 @@ def _slice(o: Operands) -> tuple[Array, ...]:
     return (np.take(o.real(), wanted, axis=o.whole("axis")),)
 
 
+def _pad(o: Operands) -> tuple[Array, ...]:
+    x = o.real()
+    widths = [(0, 0)] * x.ndim
+    widths[o.whole("axis")] = (o.whole("before"), o.whole("after"))
+    return (np.pad(x, widths),)
+
+
+def _conv2d(o: Operands) -> tuple[Array, ...]:
+    """Place by place: the kernel against the patch below it."""
+    x, weight = o.real(), o.weight("weight")
+    kernel, stride = o.whole("kernel"), o.whole("stride")
+    rows, columns = ((side - kernel) // stride + 1 for side in x.shape[2:])
+    y = np.empty((len(x), len(weight), rows, columns))
+    for i, j in np.ndindex(rows, columns):
+        top, left = i * stride, j * stride
+        patch = x[:, :, top : top + kernel, left : left + kernel]
+        y[:, :, i, j] = np.einsum("ncuv,ocuv->no", patch, weight)
+    return (y + o.weight("bias")[:, None, None] if a_bool(o.attrs, "bias") else y,)
+
+
 def _embedding(o: Operands) -> tuple[Array, ...]:
     return (widened(o.stored("weight")[o.ints()]),)
 
@@ -281,6 +301,8 @@ OP_FORMULAS: Mapping[str, Formula] = {
     "replace_rows": _replace_rows,
     "permute": lambda o: (o.tensors[0].transpose(a_ints(o.attrs, "axes")),),
     "slice": _slice,
+    "pad": _pad,
+    "conv2d": _conv2d,
     "embedding": _embedding,
     "linear": _linear,
     "rms_norm": _rms_norm,

@@ -65,7 +65,7 @@ def _lines(graph: Graph) -> Iterator[str]:
         yield ""
         yield from _block(block)
     yield ""
-    yield f"root {graph.root} -> {', '.join(graph.output_names)}"
+    yield f"root {graph.root} -> {', '.join(graph.output_names) or 'nothing'}"
 
 
 def _block(block: Block) -> Iterator[str]:
@@ -77,7 +77,8 @@ def _block(block: Block) -> Iterator[str]:
     for node in block.nodes:
         results = ", ".join(_value(block.values[r]) for r in node.results)
         owner = f"{node.part}:" if node.part is not None else ""
-        attrs = f" {_attrs(node.attrs)}" if node.part is None and node.attrs else ""
+        own = node.part is None or node.op == "stack"
+        attrs = f" {_attrs(node.attrs)}" if own and node.attrs else ""
         yield f"  {results} = {owner}{node.op}({', '.join(node.operands)}){attrs}"
     yield f"  return {', '.join(block.outputs)}"
 
@@ -163,7 +164,7 @@ class _Reader:
             {v.id: v for v in _all_named(prelude_values.values())},
             blocks,
             root,
-            tuple(outputs.split(", ")),
+            tuple(outputs.split(", ")) if outputs != "nothing" else (),
         )
 
     def block(self, line: str) -> Block:

@@ -168,7 +168,7 @@ def _instances_are_bounded(graph: Graph) -> Iterator[Finding]:
 
 def _one_output(graph: Graph) -> Iterator[Finding]:
     outputs = graph.root_block.outputs
-    if len(outputs) != len(graph.output_names):
+    if graph.output_names and len(outputs) != len(graph.output_names):
         want = ", ".join(graph.output_names)
         yield (
             f"the root block returns {len(outputs)} values, it must return: {want}",

@@ -206,10 +206,12 @@ class GraphDefinition(Closed):
     root: BlockName = Field(description="The block that is this graph.")
     inputs: dict[Identifier, str] = Field(
         default={},
-        description="Shapes of inputs that are not ids or a mask: `[I, 3, vision.image_size]`, I images.",
+        description="Shapes of inputs beside `input_ids` and `attention_mask`, which every equation may name: "
+        "`[I, 3, vision.image_size]` or `int64([B, I])`, I images.",
     )
     outputs: tuple[Identifier, ...] = Field(
-        default=("logits",), description="Names of what the block returns.", min_length=1
+        default=("logits",),
+        description="Names of what the block returns; empty if all it hands over is what `cross_cache_write` wrote.",
     )
 
 

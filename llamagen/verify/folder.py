@@ -55,6 +55,9 @@ MAX_REFERENCE_PARAMETERS = 300_000_000
 DROPS_SEEN = "a bounded cache of chunks is fed without padding between tokens: pad on the left"
 """It keeps places, and chunks count tokens: padding in between pushes out what can still be seen."""
 
+COUNTS_ITSELF = "this model counts the tokens of its mask and takes no positions"
+"""Positions that jump cannot be given to it; a real text has none."""
+
 LAYER_CASES = ("prefill", "left padding", "images decode")
 """Those whose layers are looked at: without a cache, with all that can go wrong with it, with images."""
 
@@ -185,6 +188,7 @@ class _Part:
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
         bounded = subject.stored.metadata.get("llamagen.cache") == "bounded"
         self.drops_seen = chunked and bounded
+        self.counts = subject.stored.metadata.get("llamagen.positions") == "counted"
         self.stretched = any(node.op == "attention_temperature" for node in nodes)
 
     def rows(self, name: WitnessName) -> Iterator[Row]:
@@ -199,6 +203,9 @@ class _Part:
         for case, found in zip(self.cases, self.found, strict=True):
             if self.drops_seen and case.has_holes:
                 yield Row(name, case.name, None, None, DROPS_SEEN)
+                continue
+            if self.counts and case.shift:
+                yield Row(name, case.name, None, None, COUNTS_ITSELF)
                 continue
             by_place = name == "transformers" and self.stretched
             if by_place and case.shift:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from llamagen.ir.graph import DType, Graph, TensorType
 from llamagen.ir.pipeline import Pipeline
-from llamagen.verify.scenario import IntArray, Scenario, Values
-
-Piece = int | None
-"""So many words, or None for one item (a tile) of what the images became."""
+from llamagen.verify.scenario import IntArray, Piece, Scenario, Values
+from llamagen.verify.tiled_cases import TiledMaker, is_tiled
 
 ONE: Sequence[Piece] = (4, None, 3)
 SEVERAL: Sequence[Piece] = (2, None, None, 2, None, 3)
@@ -25,19 +23,28 @@ def image_scenarios(
 ) -> tuple[Scenario, ...]:
     """One image in a prefill; two, and ``steps`` single tokens; a padded batch of rows with none, one and two.
 
-    Raises ValueError with the reason for a pipeline that reads other things than tiles.
+    Raises ValueError with the reason for a pipeline that reads neither tiles alone nor those that text attends to.
     """
+    generator, single = np.random.default_rng(seed), (1,) * steps
+    if is_tiled(pipeline):
+        tiled = TiledMaker(pipeline, graphs, vocab_size, generator)
+        return _cases(tiled.scenario, single)
     types = {v.id: v.type for name in pipeline.graphs for v in graphs[name].inputs}
     unknown = [n for n in pipeline.images if not _is_tiles(types[n])] + list(pipeline.beside)
     if unknown or len(pipeline.placeholders) != 1:
         names = ", ".join(f"`{n}`" for n in unknown) or "several hand-overs that tokens stand for"
         raise ValueError(f"no case is known for graphs with {names}")
-    make = _Maker(pipeline, types, vocab_size, np.random.default_rng(seed))
-    single = (1,) * steps
+    return _cases(_Maker(pipeline, types, vocab_size, generator).scenario, single)
+
+
+def _cases(
+    make: Callable[[str, Sequence[Sequence[Piece]], Sequence[int]], Scenario],
+    single: Sequence[int],
+) -> tuple[Scenario, ...]:
     return (
-        make.scenario("image prefill", (ONE,), ()),
-        make.scenario("images decode", (SEVERAL,), single),
-        make.scenario("images padded batch", BATCH, single),
+        make("image prefill", (ONE,), ()),
+        make("images decode", (SEVERAL,), single),
+        make("images padded batch", BATCH, single),
     )
 
 

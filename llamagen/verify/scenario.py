@@ -18,6 +18,9 @@ Values: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 NOTHING: Values = {}
 
+Piece: TypeAlias = int | None
+"""Of a row of text: so many words, or None for one item (an image, a tile) of what is read beside them."""
+
 FAR = 1000
 """Positions between the halves of a text, where the model's rope names no original context."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.verify.corrections import CORRECTIONS
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
 from llamagen.verify.witnesses import WeightReader
@@ -56,8 +57,12 @@ class TransformersWitness:
         config = library.AutoConfig.from_pretrained(folder)
         state = {p: torch.from_numpy(np.array(weights(p), dtype=np.float32)) for p in paths}
         auto = library.AutoModelForImageTextToText if images else library.AutoModelForCausalLM
-        with torch.device("meta"):
-            kind = type(auto.from_config(config))
+        try:
+            with torch.device("meta"):
+                kind = type(auto.from_config(config))
+        except Exception as error:  # whatever its constructors assert
+            message = f"transformers cannot build the model of config.json: {error}"
+            raise LlamagenError.of("LG774", message) from error
         # from_pretrained, because it knows the names of checkpoints; without a folder it reads none
         model, report = kind.from_pretrained(
             None,
@@ -71,6 +76,8 @@ class TransformersWitness:
             if report[what]:
                 message = f"transformers' {what.replace('_', ' ')}: {sorted(report[what])[:3]}"
                 raise LlamagenError.of("LG774", message)
+        for correction in CORRECTIONS.get(config.model_type, ()) if images else ():
+            correction.apply(model)
         return TransformersWitness(model.eval())
 
     def start(self, images: Values = NOTHING) -> Session:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from llamagen.emit.onnx.choices import Choices
 
+CROSS = "cross_key_values"
+"""What the generated module takes keys and values of another graph as, and how their names begin outside."""
+
 WeightReader = Callable[[str], NDArray[np.generic]]
 """Role path -> tensor, read when it is asked for."""
 
@@ -82,7 +85,7 @@ class _OpenReference:
             float32_angles=w.float32_angles,
         )
         self.past = result.present
-        return dict(zip(w.outputs, result.outputs, strict=True))
+        return {**dict(zip(w.outputs, result.outputs, strict=True)), **result.cross}
 
 
 @dataclass(frozen=True)
@@ -193,14 +196,28 @@ class _OpenTorch:
         from llamagen.emit.onnx.emit import INPUT_NAMES
 
         named = {INPUT_NAMES.get(name, name): value for name, value in values.items()}
-        given = {n: self.tensor(v) for n, v in named.items() if n in self.arguments}
+        given: dict[str, object] = {
+            n: self.tensor(v) for n, v in named.items() if n in self.arguments
+        }
+        if CROSS in self.arguments:
+            given[CROSS] = self.pairs(values)
         with torch.no_grad():
             if "past" not in self.arguments:
                 made = self.model(**given)
             else:
                 made, self.past = self.model(**given, past=self.past)
-        several = made if isinstance(made, tuple) else (made,)
-        return {n: v.float().numpy() for n, v in zip(self.outputs, several, strict=True)}
+        several = list(made) if isinstance(made, tuple) else [made]
+        written = several.pop() if len(several) > len(self.outputs) or not self.outputs else []
+        found = dict(zip(self.outputs, several, strict=True))
+        for i, (key, value) in enumerate(written):
+            found |= {f"{CROSS}.{i}.key": key, f"{CROSS}.{i}.value": value}
+        return {name: value.float().numpy() for name, value in found.items()}
+
+    def pairs(self, values: Values) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of another graph, in the order of their slots."""
+        count = sum(name.startswith(f"{CROSS}.") for name in values) // 2
+        names = [(f"{CROSS}.{i}.key", f"{CROSS}.{i}.value") for i in range(count)]
+        return [(self.tensor(values[k]), self.tensor(values[v])) for k, v in names]
 
     def tensor(self, value: NDArray[np.generic]) -> torch.Tensor:
         """Ids and masks as they are, anything else in the model's dtype."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from llamagen.analysis.numbers.walk import Place, behind, operand_types, places
 from llamagen.ir.dims import Dim
-from llamagen.ir.flatten import flatten
+from llamagen.ir.flatten import collected, flatten
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart
 from llamagen.ir.optypes import elements, keep_of
 
@@ -141,7 +141,8 @@ def activations_of(graph: Graph, model_bytes: int) -> ActivationReport:
     size = {
         name: elements(t.shape) * type_bytes(t.dtype, model_bytes) for name, t in flat.types.items()
     }
-    kept_by_cache = {r for node in flat.nodes if node.op == "cache" for r in node.results}
+    caches = ("cache", "cross_cache_read", "cross_cache_write")
+    kept_by_cache = {r for node in flat.nodes if node.op in caches for r in node.results}
     last_use = {name: i for i, node in enumerate(flat.nodes) for name in node.operands}
     last_use.update(dict.fromkeys(flat.outputs, len(flat.nodes)))
     live = Dim.of(0)
@@ -164,12 +165,16 @@ def activations_of(graph: Graph, model_bytes: int) -> ActivationReport:
 
 
 def _shortened(graph: Graph) -> Graph:
-    """``graph`` with every stack cut to two rounds of its distinct layers: the same amounts are live in each."""
+    """``graph`` with every stack cut to two rounds of its distinct layers: the same amounts are live in each.
+
+    A stack that collects states stays whole: more of them are live in every layer.
+    """
     blocks: dict[str, Block] = {}
     for name, block in graph.blocks.items():
+        whole = {node.part for node in block.nodes if collected(node)}
         parts = {
             key: replace(part, blocks=tuple(dict.fromkeys(part.blocks)) * 2)
-            if isinstance(part, StackPart)
+            if isinstance(part, StackPart) and key not in whole
             else part
             for key, part in block.parts.items()
         }

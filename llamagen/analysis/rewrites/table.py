@@ -28,10 +28,11 @@ class Need(Closed):
 
 
 class Case(Closed):
-    """YAML laid over the test model: what the rule rewrites, and what it leaves."""
+    """YAML laid over the test model: what the rule rewrites, and what it leaves when exported in ``dtype``."""
 
     fires: str
     silent: str
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 class RewriteRow(Closed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
@@ -30,6 +31,9 @@ def write_client_files(
     spec = resolved.spec
     settings = Settings.of_folder(folder)
     contract = contract_of(graphs[MAIN])
+    # A profile may count positions itself.
+    taken = {value.name for value in model.model.graph.inputs}
+    contract = replace(contract, inputs=tuple(n for n in contract.inputs if n in taken))
     context = _context(spec.hyperparameters.max_positions, model.max_context)
     if isinstance(contract, Decoder) and context is None:
         reason = "has no stated context length (`max_positions`)"
@@ -46,7 +50,7 @@ def write_client_files(
             filename=MODEL_FILE,
             context=context,
             hidden_size=spec.hyperparameters.hidden_size,
-            share_buffer=model.model.metadata_props.get("llamagen.in_place") == "true",
+            share_buffer=model.in_place,
             providers=PROVIDERS[model.profile.provider],
         )
         _write(folder / GENAI_FILE, text)

@@ -84,6 +84,7 @@ class _Emitter:
         self.named: set[int] = set()
         self.presents: dict[str, ir.Value] = {}
         self.slots: list[CacheSlot] = list(self.flat.slots)
+        self.written: list[ir.Value] = []
         self.fused = {r for n in self.flat.nodes if n.op == FUSED_ATTENTION for r in n.results}
         """Results of attention that keeps its own cache, which the caller may hold in a longer buffer."""
         self.bounded = any(slot.keep is not None for slot in self.slots)
@@ -91,6 +92,7 @@ class _Emitter:
     def run(self) -> OnnxModel:
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
+        taken = {value.name for value in inputs}
         context = self.context()
         placed = place_weights(b, self.flat, self.table(), self.choices.quantization)
         table, weights = placed.table, placed.values
@@ -130,6 +132,7 @@ class _Emitter:
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.fused else {}),
+                "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
@@ -168,6 +171,10 @@ class _Emitter:
         order = [n for n in INPUT_ORDER if n in made]
         order += [n for n in made if n not in INPUT_ORDER]
         found = [made[n] for n in order]
+        for name, id in self.flat.handed_in.items():
+            of = self.flat.types[id]
+            found.append(self.input(name, of))
+            self.values[id] = self.b.inside(found[-1], of.dtype)
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
                 shape = (*new.shape[:2], slot.past, new.shape[3])
@@ -203,11 +210,16 @@ class _Emitter:
 
     def lower(self, node: FlatNode) -> None:
         b = self.b
+        if node.op == "cross_cache_read":
+            return  # its results are inputs
         # The prelude has no path; what it computes is named for its first result.
         b.scope = _scope(node.path or node.results[0])
         operands = tuple(self.values[o] for o in node.operands if o)
         if node.op == "cache":
             results = self.cache(node, operands)
+        elif node.op == "cross_cache_write":
+            self.written += operands
+            results = operands
         else:
             types = self.flat.types
             site = Site(
@@ -275,8 +287,13 @@ class _Emitter:
         presents = [self.presents[name] for name in names]
         taken = {id(v) for v in presents}
         results: list[ir.Value] = []
-        for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True):
-            value, of = self.values[inner], self.flat.types[inner]
+        made = [
+            (name, self.values[inner], self.flat.types[inner])
+            for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True)
+        ]
+        for (name, inner), value in zip(self.flat.handed_out.items(), self.written, strict=True):
+            made.append((name, value, self.flat.types[inner]))
+        for name, value, of in made:
             if value.dtype is b.model:
                 value = b.to(value, b.io)
             if value.producer() is None or id(value) in taken:

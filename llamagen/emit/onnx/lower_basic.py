@@ -215,6 +215,11 @@ def _slice(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("Slice", x[0], b.ints([start]), b.ints([stop]), b.ints([site.axis()])),)
 
 
+def _pad(b: Builder, site: Site, x: Values) -> Values:
+    widths = b.ints([a_int(site.attrs, "before"), a_int(site.attrs, "after")])
+    return (b.op("Pad", x[0], widths, None, b.ints([site.axis()])),)
+
+
 BASIC_LOWERINGS: Mapping[str, Lowering] = {
     "add": _pair("Add"),
     "sub": _pair("Sub"),
@@ -255,4 +260,5 @@ BASIC_LOWERINGS: Mapping[str, Lowering] = {
     "replace_rows": _replace_rows,
     "permute": _permute,
     "slice": _slice,
+    "pad": _pad,
 }

@@ -38,6 +38,13 @@ def _linear(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("Reshape", product, b.shape(want)),)
 
 
+def _conv2d(b: Builder, site: Site, x: Values) -> Values:
+    bias = (site.parameters["bias"],) if "bias" in site.parameters else ()
+    stride = a_int(site.attrs, "stride")
+    weight = site.parameters["weight"]
+    return (b.op("Conv", b.to(x[0], b.model), weight, *bias, strides=(stride, stride)),)
+
+
 def _rms_norm(b: Builder, site: Site, x: Values) -> Values:
     """``before_weight`` is what RMSNormalization with stash_type 1 does: float32 inside, cast, then the gain."""
     dtype = b.element(site.results[0].dtype)
@@ -78,6 +85,7 @@ def _parameter(b: Builder, site: Site, x: Values) -> Values:
 PART_LOWERINGS: Mapping[str, Lowering] = {
     "embedding": _embedding,
     "linear": _linear,
+    "conv2d": _conv2d,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "parameter": _parameter,

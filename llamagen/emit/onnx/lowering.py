@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from llamagen.emit.onnx.lower_attention import ATTENTION_LOWERINGS
 from llamagen.emit.onnx.lower_basic import BASIC_LOWERINGS
 from llamagen.emit.onnx.lower_experts import experts
+from llamagen.emit.onnx.lower_images import IMAGE_LOWERINGS
 from llamagen.emit.onnx.lower_parts import PART_LOWERINGS
 from llamagen.emit.onnx.site import Lowering
 
 LOWERINGS: Mapping[str, Lowering] = {
     **BASIC_LOWERINGS,
     **ATTENTION_LOWERINGS,
+    **IMAGE_LOWERINGS,
     **PART_LOWERINGS,
     "experts": experts,
 }

@@ -30,6 +30,11 @@ class OnnxModel:
         return self.model.graph.opset_imports
 
     @property
+    def in_place(self) -> bool:
+        """Whether past and present caches may be one buffer, which the model appends to."""
+        return self.model.metadata_props.get("llamagen.in_place") == "true"
+
+    @property
     def values(self) -> Mapping[str, ir.Value]:
         """The initializers' values by name."""
         found = self.model.graph.initializers

@@ -23,12 +23,16 @@ def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
 
 
 def dim_name(dim: Dim) -> str:
-    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``."""
+    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``, ``4100*I`` is ``4100*images``."""
     text = str(dim)
     keep = kept_of(text.removesuffix(" + S"))
-    if keep is None:
+    if keep is not None:
+        return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
+    if text in DIM_NAMES or len(dim.terms) > 1:
         return DIM_NAMES.get(text, text)
-    return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
+    (names, coefficient), *_ = dim.terms
+    factors = [str(coefficient)] if coefficient != 1 else []
+    return "*".join((*factors, *(DIM_NAMES.get(n, n) for n in names)))
 
 
 class Names:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.code import (
@@ -14,17 +15,20 @@ from llamagen.emit.torch.code import (
     Call,
     Code,
     Text,
+    Tuple,
     call,
     fits,
     flat,
+    literal,
     statement,
 )
 from llamagen.emit.torch.constants import Constants, kept_text
 from llamagen.emit.torch.lower import Lowering, lower, shape_of
 from llamagen.emit.torch.names import local
 from llamagen.ir.dims import Dim
+from llamagen.ir.flatten import collected
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart, TensorType, Value
-from llamagen.ir.optypes import keep_of
+from llamagen.ir.optypes import a_int, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Body:
         self.variables: dict[str, str] = {}
         self.codes: dict[str, Code] = {}
         self.inline: set[str] = set()
+        self.lists: dict[tuple[str, ...], str] = {}
+        """Collected states -> the list that holds them."""
         self.taken = {*around.arguments.get(block.name, ()), *around.constants.order}
         for value in block.inputs:
             self.codes[value.id] = Text(self.name(value))
@@ -64,7 +70,7 @@ class Body:
         other = copy(self)
         other.lines, other.left = list(self.lines), Counter(self.left)
         other.variables, other.codes = dict(self.variables), dict(self.codes)
-        other.inline = set(self.inline)
+        other.inline, other.lists = set(self.inline), dict(self.lists)
         return other
 
     def bind_graph_inputs(self) -> None:
@@ -103,6 +109,10 @@ class Body:
                 if keep is not None:
                     given.append(Text(kept_text(self.around.constants, keep)))
                 self.assign(node, call("cache.append", *given))
+            elif node.op == "cross_cache_read":
+                self.assign(node, call("next", Text("cross")))
+            elif node.op == "cross_cache_write":
+                self.write(node)
             else:
                 self.assign(node, self.expression(node))
 
@@ -111,6 +121,9 @@ class Body:
             return self.call(node)
         operands = node.operands[:2] if node.op == "rotate" else node.operands
         args = [self.read(o) for o in operands]
+        if node.op == "concat" and node.operands in self.lists:
+            axis = literal(a_int(node.attrs, "axis"))
+            return call("torch.cat", Text(self.lists[node.operands]), dim=axis)
         if node.op == "rotate":
             self.left[node.operands[2]] -= 1
         lowering = Lowering(
@@ -124,6 +137,7 @@ class Body:
             result_types=tuple(self.type(r) for r in node.results),
             model_dtype=self.model_dtype,
             size=self.size,
+            sizes=self.sizes,
             helper=self.around.helper,
             attend=Text(self.around.attend),
             unmasked=Text(self.around.unmasked),
@@ -173,9 +187,46 @@ class Body:
             self.lines += statement(f"{carried} = ", first, 2)
         below = self.around.arguments[part.blocks[0]]
         step = call("layer", Text(carried), *others, *(Text(a) for a in below))
+        self.codes[node.results[0]] = Text(carried)
+        if len(node.results) > 1:
+            self.collect(node, part, carried, step)
+            return
         self.lines.append(f"        for layer in self.{part.name}.values():")
         self.lines += statement(f"{carried} = ", step, 3)
-        self.codes[node.results[0]] = Text(carried)
+
+    def collect(self, node: Node, part: StackPart, carried: str, step: Code) -> None:
+        """The loop, with a list of the states before some layers in the order of the layers."""
+        layers, states = collected(node), node.results[1:]
+        name = self.name(self.block.values[states[0]], "states")
+        ranks = {layer: rank for rank, layer in enumerate(sorted(set(layers)))}
+        for layer, result in zip(layers, states, strict=True):
+            self.variables[result] = name
+            self.codes[result] = Text(f"{name}[{ranks[layer]}]")
+        if list(layers) == list(ranks):
+            self.lists[states] = name
+        before = Tuple(tuple(literal(layer) for layer in ranks if layer < len(part.blocks)))
+        self.lines.append(f"        {name} = []")
+        self.lines.append(f"        for i, layer in self.{part.name}.items():")
+        if before.items:
+            self.lines.append(f"            if int(i) in {flat(before, 1)}:")
+            self.lines.append(f"                {name}.append({carried})")
+        self.lines += statement(f"{carried} = ", step, 3)
+        if len(part.blocks) in ranks:
+            self.lines.append(f"        {name}.append({carried})")
+
+    def write(self, node: Node) -> None:
+        """``cross.append((k, v))``; its results are its operands."""
+        args = [self.read(o) for o in node.operands]
+        for i, result in enumerate(node.results):
+            code = args[i]
+            if self.left[result] > 0 and not isinstance(code, Text):
+                name = self.name(self.block.values[result], "y")
+                self.lines += self.put(f"{name} = ", code)
+                code = args[i] = Text(name)
+            if isinstance(code, Text):
+                self.variables[result] = code.text
+            self.codes[result] = code
+        self.lines += statement("", call("cross.append", Tuple(tuple(args))), self.depth)
 
     def free(self, variable: str) -> bool:
         return all(self.left[k] <= 0 for k, v in self.variables.items() if v == variable)
@@ -227,8 +278,32 @@ class Body:
     def size(self, dim: Dim) -> Code:
         if dim.is_static:
             return Text(self.around.constants.number_like(dim.value, "head_dim"))
+        found = self.at_hand(dim)
+        if found is not None:
+            return found
+        if any(dim == Dim.of(name) for name in dim.symbols):
+            message = f"block `{self.block.name}` needs the size {dim}, which nothing at hand has"
+            raise LlamagenError.of("LG741", message, self.block.span)
+        total: Code | None = None
+        for names, coefficient in dim.terms:
+            factors = [self.size(Dim.of(name)) for name in names]
+            if coefficient != 1 or not factors:
+                factors.append(literal(coefficient))
+            term = reduce(lambda a, b: Binary("*", a, b), factors)
+            total = term if total is None else Binary("+", total, term)
+        assert total is not None, "a size that is not fixed has terms"
+        return total
+
+    def at_hand(self, dim: Dim) -> Code | None:
+        """A variable that has this size."""
         for name, type_ in self.latest().items():
             if dim in type_.shape:
                 return shape_of(Text(name), type_.shape.index(dim))
-        message = f"block `{self.block.name}` needs the size {dim}, which nothing at hand has"
-        raise LlamagenError.of("LG741", message, self.block.span)
+        return None
+
+    def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:
+        """A new shape; the one size that nothing at hand has is -1."""
+        far = [i for i, d in enumerate(dims) if not d.is_static and self.at_hand(d) is None]
+        if len(far) != 1:
+            return tuple(map(self.size, dims))
+        return tuple(literal(-1) if i == far[0] else self.size(d) for i, d in enumerate(dims))

@@ -29,8 +29,8 @@ _NODES: tuple[type[ast.AST], ...] = (
 )  # fmt: skip
 _NAMES = frozenset(
     {
-        "ValueError", "bool", "cls", "dict", "float", "int", "len", "list", "max", "min", "next", "property",
-        "classmethod", "range", "self", "set", "sorted", "str", "super", "tuple",
+        "ValueError", "bool", "cls", "dict", "float", "int", "iter", "len", "list", "max", "min", "next",
+        "property", "classmethod", "range", "self", "set", "sorted", "str", "super", "tuple",
     }
 )  # fmt: skip
 _ATTRIBUTES = frozenset({"__init__"})

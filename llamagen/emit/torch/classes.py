@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llamagen.diagnostics import LlamagenError
@@ -165,6 +166,8 @@ def _op_part(plan: Plan, part: OpPart) -> Call:
             return call("nn.Linear", number("in_features"), number("out_features"), bias)
         case "embedding":
             return call("nn.Embedding", number("rows"), number("features"))
+        case "conv2d":
+            return _conv2d(part, number)
         case "rms_norm":
             return call(plan.norm_class(part.attrs), number("features"), eps=number("eps"))
         case "layer_norm":
@@ -178,6 +181,12 @@ def _op_part(plan: Plan, part: OpPart) -> Call:
         case _:
             message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
             raise LlamagenError.of("LG741", message, part.span)
+
+
+def _conv2d(part: OpPart, number: Callable[[str], Code]) -> Call:
+    channels = [number(n) for n in ("in_channels", "out_channels", "kernel")]
+    bias = literal(a_bool(part.attrs, "bias"))
+    return call("nn.Conv2d", *channels, stride=number("stride"), bias=bias)
 
 
 def _layer_norm(part: OpPart, features: Code, eps: Code) -> Call:

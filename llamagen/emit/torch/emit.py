@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -119,6 +119,16 @@ class FileView:
     """How names of weights begin that belong to other graphs of the model."""
 
     @property
+    def numbered(self) -> bool:
+        """Whether layers of one stack are in several graphs."""
+        return any(".N." in start for start in self.elsewhere)
+
+    @property
+    def not_elsewhere(self) -> str:
+        name = "any_layer(name)" if self.numbered else "name"
+        return f"not {name}.startswith(ELSEWHERE)"
+
+    @property
     def elsewhere_lines(self) -> list[str]:
         starts = [literal(start).text for start in self.elsewhere]
         line = f"ELSEWHERE = ({', '.join(starts)}{',' * (len(starts) == 1)})"
@@ -134,6 +144,7 @@ class FileView:
     def collections(self) -> str:
         names = ["Callable"] if self.attention.sdpa else []
         names += ["Collection"] if self.root.generates else []
+        names += ["Iterator"] if self.root.reads_cross else []
         names += ["Sequence"] if self.root.caches or self.root.staged else []
         return ", ".join(names)
 
@@ -141,7 +152,7 @@ class FileView:
 def file_view(graph: Graph, elsewhere: Sequence[str] = ()) -> FileView:
     """Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
     plan = make_plan(graph)
-    classes = tuple(class_view(plan, b) for b in graph.blocks.values() if b.name != graph.root)
+    classes = _classes(plan)
     root = root_view(plan)
     return FileView(
         spec_id=docstring_text(graph.spec_id),
@@ -156,6 +167,17 @@ def file_view(graph: Graph, elsewhere: Sequence[str] = ()) -> FileView:
         root=root,
         elsewhere=tuple(elsewhere),
     )
+
+
+def _classes(plan: Plan) -> tuple[ClassView, ...]:
+    """Blocks that differ in shapes alone read the same: one class is enough. Those below come first."""
+    kept: dict[tuple[str, ClassView], ClassView] = {}
+    for block in plan.graph.blocks.values():
+        if block.name != plan.graph.root:
+            view = class_view(plan, block)
+            first = kept.setdefault((block.definition, replace(view, name="")), view)
+            plan.names[block.name] = first.name
+    return tuple(kept.values())
 
 
 def _attention(plan: Plan) -> AttentionView:

@@ -40,6 +40,8 @@ class Lowering:
     """An expression for the dtype the model runs in."""
     size: Callable[[Dim], Code]
     """An expression for a symbolic size."""
+    sizes: Callable[[Sequence[Dim]], tuple[Code, ...]]
+    """Expressions for a new shape of the same elements."""
     helper: Callable[[str], None]
     """Notes that a helper of the templates is used."""
     attend: Text
@@ -61,7 +63,8 @@ LOWERED = frozenset(
         "rms_normalize", "float32", "model_dtype", "softmax", "topk", "gather", "sum", "mean", "split_heads",
         "repeat_heads", "merge_heads", "split", "concat", "reshape", "permute", "slice", "rotate", "cache",
         "attention", "embedding", "linear", "rms_norm", "layer_norm", "parameter", "experts", "rope_table",
-        "causal_mask", "attention_temperature", "grid_rope_table", "expand", "replace_rows",
+        "causal_mask", "attention_temperature", "grid_rope_table", "expand", "replace_rows", "pad", "conv2d",
+        "tile_mask", "cross_mask", "cross_cache_read", "cross_cache_write",
     }
 )  # fmt: skip
 """Every row of the op table; a test compares the two. Tables, masks and temperatures: see prelude.py."""
@@ -130,7 +133,7 @@ def lower(node: Node, args: Sequence[Code], at: Lowering) -> Code:
         case "concat":
             return call("torch.cat", Tuple(tuple(args)), dim=literal(a_int(attrs, "axis")))
         case "reshape":
-            return method(args[0], "reshape", *(at.size(d) for d in parse_dims(attrs)))
+            return method(args[0], "reshape", *at.sizes(parse_dims(attrs)))
         case "expand":
             return method(args[0], "expand", *(at.size(d) for d in parse_dims(attrs)))
         case "replace_rows":
@@ -154,7 +157,9 @@ def lower(node: Node, args: Sequence[Code], at: Lowering) -> Code:
             if at.operand_types[0].dtype is DType.FLOAT32:
                 operand = method(operand, "to", at.model_dtype())
             return call(_part(node), operand)
-        case "embedding" | "rms_norm" | "layer_norm" | "experts":
+        case "pad":
+            return _pad(args[0], node, at)
+        case "embedding" | "rms_norm" | "layer_norm" | "experts" | "conv2d":
             return call(_part(node), *args)
         case "parameter":
             return Text(_part(node))
@@ -169,9 +174,19 @@ def _part(node: Node) -> str:
 
 
 def _with_number(op: str, value: float, x: Code, at: Lowering) -> Code:
+    if op == "add_scalar" and isinstance(x, Negative):
+        return Binary("-", at.number("value"), x.operand)
     if op == "add_scalar" and value < 0:
         return Binary("-", x, literal(-value))
     return Binary(_WITH_NUMBER[op], x, at.number("value"))
+
+
+def _pad(x: Code, node: Node, at: Lowering) -> Code:
+    """``F.pad`` counts pairs of widths from the last dimension on."""
+    rank = len(at.operand_types[0].shape)
+    later = rank - 1 - a_int(node.attrs, "axis") % rank
+    widths = (*[literal(0)] * (2 * later), at.number("before"), at.number("after"))
+    return call("F.pad", x, Tuple(widths))
 
 
 def _slice(x: Code, node: Node, at: Lowering) -> Code:

@@ -12,13 +12,13 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
 HELPER_NAMES = frozenset(
     {
-        "ATTENTION", "Attend", "Callable", "Collection", "Experts", "F", "KVCache", "KeyValue", "Path",
-        "RMSNorm", "Rope", "RoundedLateRMSNorm", "Self", "Sequence", "ShiftedRMSNorm",
-        "ShiftedRoundedLateRMSNorm", "TIED", "Tensor", "ValueError", "alibi_slopes", "attend", "bool", "cache",
-        "causal_mask", "chunked_mask", "eager", "float", "full_attention", "int", "json", "layer", "len",
+        "ATTENTION", "Attend", "Callable", "Collection", "Experts", "F", "Iterator", "KVCache", "KeyValue", "Path",
+        "RMSNorm", "Rope", "RoundedLateRMSNorm", "Self", "Sequence", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm",
+        "TIED", "Tensor", "ValueError", "alibi_slopes", "any_layer", "attend", "bool", "cache", "causal_mask",
+        "chunked_mask", "cross", "cross_masks", "eager", "float", "full_attention", "int", "json", "layer", "len",
         "list", "math", "merge_heads", "next", "nn", "positions", "range", "rms_normalize", "rotate",
-        "rotate_interleaved", "sample", "sdpa", "self", "sliding_mask", "softcap", "split_heads", "str",
-        "super", "temperature_table", "torch", "tuple", "weight_files",
+        "rotate_interleaved", "sample", "sdpa", "self", "sliding_mask", "softcap", "split_heads", "str", "super",
+        "temperature_table", "tile_mask", "torch", "tuple", "weight_files",
     }
 )  # fmt: skip
 """Names that the templates use; values and blocks of a spec give way to them."""

@@ -112,7 +112,10 @@ class Plan:
 
     @property
     def caches(self) -> bool:
-        return any(n.op == "cache" for b in self.graph.blocks.values() for n in b.nodes)
+        return self.has("cache")
+
+    def has(self, op: str) -> bool:
+        return any(n.op == op for b in self.graph.blocks.values() for n in b.nodes)
 
     @property
     def around(self) -> Surroundings:
@@ -173,6 +176,10 @@ def make_plan(graph: Graph) -> Plan:
         m.variable: "Tensor | None" if m.plain and not special else "Tensor" for m in prelude.masks
     }
     types |= {t.variable: "Tensor" for t in prelude.temperatures}
+    types |= {v: "Tensor" for m in prelude.tiled for v in m.variables}
+    types |= dict.fromkeys(prelude.declared, "Tensor")
+    reads = any(n.op == "cross_cache_read" for b in graph.blocks.values() for n in b.nodes)
+    types["cross"] = "Iterator[KeyValue]" if reads else "list[KeyValue]"
     return Plan(
         graph=graph,
         constants=constants,
@@ -216,12 +223,18 @@ def _upwards(graph: Graph, start: set[str]) -> set[str]:
 
 def _arguments(graph: Graph, prelude: Prelude) -> dict[str, tuple[str, ...]]:
     """What each forward takes besides its inputs. Layers of one stack take the same."""
-    order = (*prelude.order, "cache")
+    order = (*prelude.order, "cache", "cross")
     caching = {b.name for b in graph.blocks.values() if any(n.op == "cache" for n in b.nodes)}
+    crossing = {
+        b.name
+        for b in graph.blocks.values()
+        if any(n.op in ("cross_cache_read", "cross_cache_write") for n in b.nodes)
+    }
     needs: dict[str, set[str]] = {}
     for block in graph.blocks.values():
         own = {prelude.variables[c] for c in block.context}
         own |= {"cache"} if block.name in caching else set()
+        own |= {"cross"} if block.name in crossing else set()
         needs[block.name] = own.union(*(needs[name] for name in _below(block)))
     for block in graph.blocks.values():
         for part in block.parts.values():

@@ -10,6 +10,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.code import Text, call, statement
 from llamagen.emit.torch.constants import Constants, kept_text
 from llamagen.emit.torch.names import identifier
+from llamagen.emit.torch.tiled import TiledView, tiled_view
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import Graph, Node
 from llamagen.ir.optypes import a_float, a_int, a_str, keep_of
@@ -102,6 +103,9 @@ class Prelude:
     grids: tuple[GridView, ...]
     masks: tuple[MaskView, ...]
     temperatures: tuple[TemperatureView, ...]
+    tiled: tuple[TiledView, ...]
+    declared: tuple[str, ...]
+    """Inputs that the spec declares for this graph."""
     variables: Mapping[str, str]
     """Graph-level value -> the Python variable that carries it (both rope tables are one)."""
 
@@ -134,7 +138,12 @@ class Prelude:
         made += [v.variable for v in self.grids]
         made += [v.variable for v in self.masks]
         made += [v.variable for v in self.temperatures]
-        return ("position_ids", *made, "attention_mask")
+        made += [name for v in self.tiled for name in v.variables]
+        return ("position_ids", *made, *self.declared, "attention_mask")
+
+    def masks_by(self, function: str) -> bool:
+        """Whether a mask of images is made by this function."""
+        return any(v.function == function for v in self.tiled)
 
 
 def read_prelude(graph: Graph, constants: Constants) -> Prelude:
@@ -143,7 +152,10 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
     grids: list[GridView] = []
     masks: list[MaskView] = []
     temperatures: list[TemperatureView] = []
+    tiled: list[TiledView] = []
     variables = {"positions": "position_ids", "attention_mask": "attention_mask"}
+    declared = [v.id for v in graph.inputs if v.id not in ("input_ids", *variables)]
+    variables.update({name: identifier(name, "input") for name in declared})
     several = sum(n.op == "causal_mask" for n in graph.prelude) > 1
     tables = sum(n.op == "rope_table" for n in graph.prelude)
     for node in graph.prelude:
@@ -161,6 +173,10 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
             case "attention_temperature":
                 variable = first.replace("attention_temperature", "temperature")
                 temperatures.append(_temperature(node, variable, constants))
+            case "tile_mask" | "cross_mask":
+                tiled.append(tiled_view(node, variables, constants))
+                variables.update(zip(node.results, tiled[-1].variables, strict=True))
+                continue
             case _:
                 message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
                 raise LlamagenError.of("LG741", message, node.span)
@@ -169,7 +185,15 @@ def read_prelude(graph: Graph, constants: Constants) -> Prelude:
         m.keep for m in masks
     ):  # functions of masks then take how many past keys there are at most
         masks = [m if m.plain or m.keep else replace(m, keep="P") for m in masks]
-    return Prelude(tuple(ropes), tuple(grids), tuple(masks), tuple(temperatures), variables)
+    return Prelude(
+        tuple(ropes),
+        tuple(grids),
+        tuple(masks),
+        tuple(temperatures),
+        tuple(tiled),
+        tuple(declared),
+        variables,
+    )
 
 
 def _grid(node: Node, variable: str, constants: Constants) -> GridView:

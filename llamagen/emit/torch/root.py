@@ -12,11 +12,24 @@ from llamagen.emit.torch.names import part_name
 from llamagen.emit.torch.plan import Plan
 from llamagen.emit.torch.staged import enter, guard, leave
 from llamagen.emit.torch.stages import Cut
+from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
 
 _LAST = ":, -logits_to_keep:"
+TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask")
 _MIXES_TOKENS = frozenset(
-    {"attention", "cache", "call", "concat", "permute", "reshape", "rotate", "stack"}
+    {
+        "attention",
+        "cache",
+        "call",
+        "concat",
+        "conv2d",
+        "pad",
+        "permute",
+        "reshape",
+        "rotate",
+        "stack",
+    }
 )
 
 
@@ -53,11 +66,15 @@ class RootView:
     """Whether the prologue needs positions at all."""
     reads_mask: bool
     inputs: tuple[str, ...]
-    """Variables of the root's inputs; the first of a text model is what stands for its tokens."""
+    """Variables of the graph's inputs; the first of a text model is what stands for its tokens."""
+    reads_cross: bool
+    """Whether it attends to keys and values of another graph."""
+    writes_cross: bool
+    """Whether it makes keys and values for another graph."""
     piece: bool
     """Whether it has neither tokens in order nor a cache: an encoder, what joins embeddings."""
-    shapes: str
-    """Inputs and outputs of a piece, for its docstring."""
+    doc: tuple[str, ...]
+    """Docstring of a model without stages: what a piece takes and returns."""
 
     @property
     def source(self) -> str:
@@ -69,12 +86,39 @@ class RootView:
 
     @property
     def generates(self) -> bool:
-        return self.caches and self.reads_ids
+        return self.caches and self.reads_ids and not self.more
+
+    @property
+    def more(self) -> tuple[str, ...]:
+        """What a text model takes after its tokens, without defaults."""
+        if self.piece:
+            return ()
+        cross = ("cross_key_values",) if self.reads_cross else ()
+        return (*(i for i in self.inputs[1:] if i not in TEXT_INPUTS), *cross)
+
+    @property
+    def more_parameters(self) -> tuple[str, ...]:
+        types = {"cross_key_values": "Sequence[KeyValue]"}
+        return tuple(f"{name}: {types.get(name, 'Tensor')}" for name in self.more)
+
+    @property
+    def call(self) -> str:
+        """Arguments of a call, for the head of the file."""
+        return ", ".join((self.source, *self.more))
 
     @property
     def signature(self) -> list[str]:
         """Of a piece's forward."""
-        return signature("forward", ["self", *(f"{i}: Tensor" for i in self.inputs)], "Tensor", 1)
+        made = ["Tensor"] if self.result else []
+        made += ["list[KeyValue]"] if self.writes_cross else []
+        type_ = made[0] if len(made) == 1 else f"tuple[{', '.join(made)}]"
+        return signature("forward", ["self", *(f"{i}: Tensor" for i in self.inputs)], type_, 1)
+
+    @property
+    def made(self) -> str:
+        """Names of what a piece returns."""
+        cross = ("cross_key_values",) if self.writes_cross else ()
+        return ", ".join((*((self.result,) if self.result else ()), *cross))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -117,8 +161,9 @@ def root_view(plan: Plan) -> RootView:
     body = Body(block, plan.around)
     body.bind_graph_inputs()
     cut = plan.cuts.get(block.name)
+    writes = plan.has("cross_cache_write")
     if piece:
-        lines, result = _piece(body, graph.output_names[0])
+        lines, result = _piece(body, graph.output_names, writes)
     else:
         lines, result = _staged(body, cut) if cut is not None else _whole(body)
     return RootView(
@@ -134,26 +179,50 @@ def root_view(plan: Plan) -> RootView:
         bounded=plan.prelude.bounded,
         places=places,
         reads_mask="attention_mask" in plan.arguments[block.name],
-        inputs=body.input_names,
+        inputs=tuple(dict.fromkeys((*body.input_names, *plan.prelude.declared))),
+        reads_cross=plan.has("cross_cache_read"),
+        writes_cross=writes,
         piece=piece,
-        shapes=_shapes(graph),
+        doc=_doc(graph, piece),
     )
 
 
-def _shapes(graph: Graph) -> str:
-    """``pixel_values [I, 3, 336, 336] -> image_features [I, 144, 5120]``"""
-    root = graph.root_block
-    given = [(v.id, v.type) for v in root.inputs]
-    made = zip(graph.output_names, (root.values[o].type for o in root.outputs), strict=True)
-    sides = (
-        ", ".join(f"{n} [{', '.join(map(str, t.shape))}]" for n, t in s) for s in (given, made)
+def _doc(graph: Graph, piece: bool) -> tuple[str, ...]:
+    if not piece:
+        return ('    """The whole model."""',)
+    inputs, outputs = _shapes(graph)
+    line = f'    """One graph of the model: {inputs} -> {outputs}."""'
+    if len(line) <= WIDTH:
+        return (line,)
+    return (
+        '    """One graph of the model:',
+        "",
+        f"    {inputs}",
+        f"    -> {outputs}",
+        '    """',
     )
-    return " -> ".join(sides)
 
 
-def _piece(body: Body, output: str) -> tuple[list[str], str]:
+def _shapes(graph: Graph) -> tuple[str, str]:
+    """``pixel_values [I, 3, 336, 336]`` and ``image_features [I, 144, 5120]``"""
+    given = [(v.id, v.type) for v in graph.inputs]
+    sides = [
+        [f"{n} [{', '.join(map(str, t.shape))}]" for n, t in s] for s in (given, graph.outputs)
+    ]
+    slots = flatten(graph).cross_writes
+    if slots:
+        sides[1].append(f"(key, value) for each of {len(slots)} layers")
+    return ", ".join(sides[0]), ", ".join(sides[1])
+
+
+def _piece(body: Body, outputs: tuple[str, ...], writes: bool) -> tuple[list[str], str]:
     body.run(body.block.nodes)
-    return [*body.lines, *body.put("return ", body.results())], output
+    result = body.results()
+    if not outputs:
+        return [*body.lines, *body.put("", result), "        return cross"], ""
+    if writes:
+        return [*body.lines, *body.put("x = ", result), "        return x, cross"], outputs[0]
+    return [*body.lines, *body.put("return ", result)], outputs[0]
 
 
 def _whole(body: Body) -> tuple[list[str], str]:

@@ -53,6 +53,11 @@ def manifests(kind: str) -> dict[str, Shapes]:
     return found
 
 
+def in_files(name: str) -> Shapes:
+    """Names and shapes as the Hub's files have them."""
+    return manifests("safetensors").get(name) or manifests("hub")[name]
+
+
 def _expanded(line: str) -> Shapes:
     name, _, sizes = line.removesuffix("]").partition(" [")
     shape = tuple(int(size) for size in sizes.split(", "))

@@ -53,6 +53,7 @@ def unary(op: str, **attrs: AttrValue) -> Case:
 
 
 EXPERTS = {"num_experts": 5, "features": 12, "intermediate": 7}
+CONV = {"in_channels": 3, "out_channels": 5}
 ROPE = {"theta": 10000.0, "dim": 6}
 LLAMA3 = {"scaling": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -138,6 +139,15 @@ CASES = (
     Case("replace_rows", (X, model(1, 3, 12), int64("B", "S")), {"id": 1}),
     Case("grid_rope_table", (), {"rows": 3, "columns": 4, "dim": 16, "theta": 100.0, "extra": 2}),
     Case("grid_rope_table", (), {"rows": 2, "columns": 5, "dim": 4, "theta": 1e4}),
+    unary("pad", after=3),
+    unary("pad", before=2, after=1, axis=1),
+    unary("pad"),
+    Case("conv2d", (model("B", 3, 7, 9),), CONV | {"kernel": 3, "stride": 2, "bias": True}),
+    Case("conv2d", (model("12*S", 3, 8, 8),), CONV | {"kernel": 4, "stride": 4}),
+    Case("tile_mask", (int64("B", 3),), {"tokens": 5, "padded": 8}),
+    Case("tile_mask", (int64("B", "S", 2),), {"tokens": 3, "padded": 3}),
+    Case("cross_mask", (int64("B", "S", 2, 3),), {"tokens": 4}),
+    Case("cross_mask", (int64("B", "S", 4),), {"tokens": 1}),
     Case("rotate", (HEADS, ONE_TABLE, ONE_TABLE), {"layout": "interleaved"}),
     Case("rotate", (HEADS, TABLE, TABLE)),
     Case("rotate", (HEADS, TABLE, TABLE), {"layout": "interleaved"}),
@@ -189,6 +199,10 @@ def operands_of(case: Case) -> list[Array]:
                 arrays.append(rng.integers(0, 12, shape))
             case "replace_rows", DType.INT64:
                 arrays.append(np.array([[1, 0, 1], [0, 1, 0]]))
+            case "tile_mask" | "cross_mask", _:
+                marks = rng.integers(0, 2, shape)
+                marks[1, 0] = 0  # text that sees no tile, or an image without one
+                arrays.append(marks)
             case "embedding", _:
                 arrays.append(rng.integers(0, 9, shape))
             case "causal_mask", _ if i == 1:

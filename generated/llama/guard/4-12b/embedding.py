@@ -55,7 +55,11 @@ class LanguageModelEmbedding(nn.Module):
 
 
 class FusedEmbedding(nn.Module):
-    """One graph of the model: input_ids [B, S], image_features [I, 144, 5120] -> inputs_embeds [B, S, 5120]."""
+    """One graph of the model:
+
+    input_ids [B, S], image_features [I, 144, 5120]
+    -> inputs_embeds [B, S, 5120]
+    """
 
     def __init__(self) -> None:
         super().__init__()

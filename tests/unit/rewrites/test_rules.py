@@ -1,0 +1,101 @@
+"""Every rule has a case in which it rewrites and one in which it must not; both mean what the model means."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from llamagen.analysis.rewrites.rewrite import Export, Rewritten, rewrite
+from llamagen.analysis.rewrites.table import line_of, rewrite_rules
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.onnx.choices import Choices
+from llamagen.verify.numerics import difference, measured_tolerance
+from llamagen.verify.scenario import scenarios
+from llamagen.verify.witnesses import OnnxWitness
+from tests.parity.models import RandomModel
+from tests.unit.analysis.models import overlaid, text
+
+RULES = rewrite_rules()
+TINY = text(
+    "t/base", vocab=32, hidden=32, layers=2, heads=2, kv=2, head_dim=16, ffn=48, positions=64,
+    rope="{kind: default, theta: 100.0}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rules")
+
+
+def case_of(overlay: str, folder: Path) -> RandomModel:
+    return RandomModel(overlaid(overlay, folder, base=TINY))
+
+
+def rewritten(model: RandomModel, name: str, dtype: str = "float32") -> Rewritten:
+    profile = RULES[name].row.profiles[0]
+    return rewrite(model.flat, Export(profile, dtype))
+
+
+@cache
+def same_meaning(name: str, overlay: str, folder: Path) -> None:
+    model = case_of(overlay, folder)
+    profile = RULES[name].row.profiles[0]
+    choices = Choices("all", 64)
+    witness = OnnxWitness.of_graph(model.graph, model.weight, profile=profile, choices=choices)
+    for scenario in scenarios(model.vocab_size, 6, 3):
+        if scenario.shift:  # far positions are a matter of rotations, not of rules
+            continue
+        reference = scenario.logits(model.reference)
+        rounding = difference(scenario.logits(model.rounded), reference)
+        found = difference(scenario.logits(witness), reference)
+        assert found.within(measured_tolerance("float32", rounding)), (scenario.name, found)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_fires(name: str, folder: Path) -> None:
+    overlay = RULES[name].row.case.fires
+    found = rewritten(case_of(overlay, folder), name)
+    assert found.fired.get(name, 0) > 0, (dict(found.fired), dict(found.stopped))
+    same_meaning(name, overlay, folder)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_stopped(name: str, folder: Path) -> None:
+    """By a condition that says why; a rule without conditions by another wiring."""
+    case = RULES[name].row.case
+    found = rewritten(case_of(case.silent, folder), name, case.dtype)
+    if RULES[name].row.needs:
+        assert found.stopped.get(name), (dict(found.fired), dict(found.stopped))
+    else:
+        assert name not in found.fired
+    if case.dtype == "float32":
+        same_meaning(name, case.silent, folder)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_told_in_full(name: str) -> None:
+    row = RULES[name].row
+    assert row.title and row.why.strip().endswith(".")
+    assert all(not need.reason.endswith(".") for need in row.needs)
+
+
+def test_the_flat_graph_stays_one(folder: Path) -> None:
+    """Every operand is made before it is read, every value once, and every result has a type."""
+    for row in (rule.row for rule in RULES.values()):
+        flat = rewrite(case_of(row.case.fires, folder).flat, Export("ort-cpu", "float32")).flat
+        known = {*flat.inputs, *(n for s in flat.slots for n in (s.past_key, s.past_value))}
+        for node in flat.nodes:
+            assert set(filter(None, node.operands)) <= known, node
+            assert not set(node.results) & known, node
+            assert set(node.results) <= set(flat.types)
+            known |= set(node.results)
+        assert set(flat.outputs) <= known
+
+
+@pytest.mark.parametrize("line", ["y = f(x", "y f(x)", "y = f(x) of z", "= f(x)", "y = f(x; a=1"])
+def test_what_is_not_a_line_is_refused(line: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        line_of(line)
+    assert caught.value.diagnostics[0].code == "LG103"
