@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llamagen.emit.quantize_options import QuantizeOptions
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
-    from llamagen.runtime.session import Generation
+    from llamagen.runtime.generation import Generation
     from llamagen.spec.fmt_files import FormatReport
     from llamagen.spec.registry import Registry
     from llamagen.spec.resolve import ResolvedSpec
@@ -271,6 +271,8 @@ def run(
     folder: str | Path,
     prompt: str | Sequence[int],
     *,
+    images: Sequence[str | Path] = (),
+    chat: bool = False,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -278,9 +280,14 @@ def run(
     seed: int = 0,
     threads: int = 0,
 ) -> Generation:
-    """Generate from an exported folder: iterate the result for tokens and text as they come."""
+    """Generate from an exported folder: iterate the result for tokens and text as they come.
+
+    ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
+    With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
+    """
+    from llamagen.runtime.generation import generate
     from llamagen.runtime.sampling import Sampling
-    from llamagen.runtime.session import generate
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    return generate(Path(folder), prompt, sampling, max_new_tokens, threads)
+    pictures = [Path(image) for image in images]
+    return generate(Path(folder), prompt, sampling, max_new_tokens, threads, pictures, chat)

@@ -240,6 +240,17 @@ def run(
     ids: Annotated[
         str | None, typer.Option(metavar="LIST", help="Token ids instead, comma-separated.")
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image; repeat it for more. They stand where the prompt says `<|image|>`, or in front.",
+        ),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="The prompt is a message; use the folder's chat template."),
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 for all.")] = 0,
@@ -252,12 +263,16 @@ def run(
     """Generate with ONNX Runtime from an exported folder; tokens go to stdout as they come."""
     if (prompt is None) == (ids is None):
         raise typer.BadParameter("give either --prompt TEXT or --ids 1,2,3")
+    if chat and prompt is None:
+        raise typer.BadParameter("--chat needs --prompt TEXT")
     from llamagen import api
 
     given = prompt if ids is None else _ids(ids)
     stream = api.run(
         folder,
         given if given is not None else "",
+        images=image or (),
+        chat=chat,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
