@@ -70,7 +70,7 @@ def _lint(resolved: ResolvedSpec, graph: Graph | None) -> Iterator[Diagnostic]:
 
 
 def _paths(registry: Registry, targets: Sequence[str]) -> tuple[Path, ...]:
-    names: Iterable[str] = targets or registry.ids()
+    names: Iterable[str] = targets or registry.ids(sketches=True)
     missing: list[Diagnostic] = []
     paths: dict[Path, None] = {}
     for name in names:

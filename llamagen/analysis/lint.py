@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from llamagen.analysis.doubts import uncertain
 from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
 from llamagen.analysis.numbers.params import count_parameters
 from llamagen.analysis.numbers.walk import behind, operand_types, places
@@ -138,6 +139,9 @@ class _Subjects:
     def values(self) -> Scoped:
         if self.resolved.spec.abstract:
             return
+        release = self.resolved.spec.release
+        sketch = release is not None and release.status == "sketch"
+        doubts = uncertain(self.resolved)
         for path, leaf in self.resolved.leaves():
             section = path.split(".", 1)[0]
             if section in _SOURCED:
@@ -148,6 +152,8 @@ class _Subjects:
                     "text": leaf.origins[-1].text,
                     "source": source,
                     "written_in": leaf.origins[-1].spec_id,
+                    "sketch": sketch,
+                    "doubted": any(matches(doubt.path, path) for doubt in doubts),
                 }
                 yield scope, leaf.node.span
 
