@@ -36,7 +36,6 @@ PACKED_LAYER_MARK = "llamagen.packed_layer"
 
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
-
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
 
 
