@@ -173,8 +173,8 @@ class ExportJob:
         weights: WeightsRecord,
         files: dict[str, FileRecord],
     ) -> Manifest:
-        from llamagen.emit.onnx.emit import llamagen_version
         from llamagen.emit.onnx.quantization import quantization_of
+        from llamagen.emit.version import llamagen_version
 
         main = emitted[MAIN]
         return Manifest(
