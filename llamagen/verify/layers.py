@@ -108,7 +108,7 @@ class _ReferenceTold:
         self.past = result.present
         for layer in w.flat.layers:
             self.keep(layer.path, np.asarray(result.values[layer.value], dtype=np.float64))
-        return dict(zip(w.outputs, result.outputs, strict=True))
+        return {**dict(zip(w.outputs, result.outputs, strict=True)), **result.cross}
 
 
 class _TorchTold:
