@@ -17,12 +17,13 @@ from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
+    from llamagen.emit.convert import Converted
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
     from llamagen.emit.quantize_options import QuantizeOptions
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
-    from llamagen.runtime.session import Generation
+    from llamagen.runtime.generation import Generation
     from llamagen.spec.fmt_files import FormatReport
     from llamagen.spec.registry import Registry
     from llamagen.spec.resolve import ResolvedSpec
@@ -241,6 +242,40 @@ def generate_check(
     return list(stale(Registry(), ids, targets or TARGETS, to, cache))
 
 
+def convert(
+    checkpoint: str | Path,
+    before: str | Path,
+    after: str | Path,
+    out: str | Path,
+    *,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+    ignore_config: bool = False,
+    other_logits: bool = False,
+    progress: Progress = _silent,
+) -> Converted:
+    """Write a checkpoint of ``before`` as one of ``after``, in the Hub's format; tensors keep their stored type.
+
+    Raises LG902 where no exact conversion exists, LG903 where ``after`` computes other logits, unless
+    ``other_logits``; LG6xx for a checkpoint that does not fit ``before``, and for the output.
+    """
+    from llamagen.emit.convert import convert
+
+    sides = (load(before), load(after))
+    return convert(
+        Path(checkpoint),
+        sides[0].resolved,
+        sides[1].resolved,
+        Path(out),
+        registry=sides[0].registry,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+        ignore_config=ignore_config,
+        other_logits=other_logits,
+        progress=progress,
+    )
+
+
 def random_checkpoint(
     target: str | Path,
     out: str | Path,
@@ -271,6 +306,8 @@ def run(
     folder: str | Path,
     prompt: str | Sequence[int],
     *,
+    images: Sequence[str | Path] = (),
+    chat: bool = False,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -278,9 +315,14 @@ def run(
     seed: int = 0,
     threads: int = 0,
 ) -> Generation:
-    """Generate from an exported folder: iterate the result for tokens and text as they come."""
+    """Generate from an exported folder: iterate the result for tokens and text as they come.
+
+    ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
+    With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
+    """
+    from llamagen.runtime.generation import generate
     from llamagen.runtime.sampling import Sampling
-    from llamagen.runtime.session import generate
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    return generate(Path(folder), prompt, sampling, max_new_tokens, threads)
+    pictures = [Path(image) for image in images]
+    return generate(Path(folder), prompt, sampling, max_new_tokens, threads, pictures, chat)

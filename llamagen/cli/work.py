@@ -119,6 +119,57 @@ def export(
     console.diagnostics(written.notes)
 
 
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Hub folder, Meta folder or a .safetensors file of A.")
+    ],
+    before: Annotated[str, typer.Option("--from", metavar="A", help="What the checkpoint is.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="B", help="What it becomes; A, in the Hub's names, by default."
+        ),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that an earlier conversion wrote.")
+    ] = False,
+    ignore_config: Annotated[
+        bool,
+        typer.Option("--ignore-config", help="A counts, whatever the checkpoint's config says."),
+    ] = False,
+    other_logits: Annotated[
+        bool,
+        typer.Option("--other-logits", help="Convert although B computes other logits than A."),
+    ] = False,
+) -> None:
+    """Write A's checkpoint as one of B: rows reordered, repeated, split or joined, where that is exact."""
+    from llamagen import api
+    from llamagen.cli.progress import byte_progress
+
+    limit = None if shards is None else _size(shards)
+    with byte_progress("writing weights") as progress:
+        done = api.convert(
+            checkpoint,
+            before,
+            after or before,
+            out,
+            shard_bytes=limit,
+            overwrite=overwrite,
+            ignore_config=ignore_config,
+            other_logits=other_logits,
+            progress=progress,
+        )
+    console.files(done.written.folder, done.written.files, done.written.seconds)
+    for name, count in done.transforms:
+        console.line(f"{name}: {count} tensor{'s' * (count != 1)}")
+    console.line(f"as they were: {done.unchanged} tensor{'s' * (done.unchanged != 1)}")
+
+
 def random_checkpoint(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
@@ -224,6 +275,17 @@ def run(
     ids: Annotated[
         str | None, typer.Option(metavar="LIST", help="Token ids instead, comma-separated.")
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image; repeat it for more. They stand where the prompt says `<|image|>`, or in front.",
+        ),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="The prompt is a message; use the folder's chat template."),
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 for all.")] = 0,
@@ -236,12 +298,16 @@ def run(
     """Generate with ONNX Runtime from an exported folder; tokens go to stdout as they come."""
     if (prompt is None) == (ids is None):
         raise typer.BadParameter("give either --prompt TEXT or --ids 1,2,3")
+    if chat and prompt is None:
+        raise typer.BadParameter("--chat needs --prompt TEXT")
     from llamagen import api
 
     given = prompt if ids is None else _ids(ids)
     stream = api.run(
         folder,
         given if given is not None else "",
+        images=image or (),
+        chat=chat,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,

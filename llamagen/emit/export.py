@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.images_record import images_record
 from llamagen.emit.manifest import (
     MANIFEST,
     FileRecord,
@@ -185,6 +186,7 @@ class ExportJob:
                 )
                 for name, one in emitted.items()
             },
+            images=images_record(self.resolved),
             files=files,
         )
 

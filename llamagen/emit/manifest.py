@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.images_record import ImagesRecord
 from llamagen.ir.bounded import CacheKind
 from llamagen.spec.naming import Closed
 
@@ -116,6 +117,9 @@ class Manifest(Closed):
     quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."
+    )
+    images: ImagesRecord | None = Field(
+        default=None, description="How images go through the graphs; null for a model of text."
     )
     files: dict[str, FileRecord] = Field(
         description="Every file but this one, by its path in the folder."

@@ -32,6 +32,8 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.model",
+    "preprocessor_config.json",
+    "processor_config.json",
     "LICENSE",
     "LICENSE.txt",
     "USE_POLICY.md",

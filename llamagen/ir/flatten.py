@@ -164,8 +164,7 @@ class _Flattener:
                 for i, below in enumerate(names):
                     here, given = join(join(path, name), str(i)), (states[-1], *operands[1:])
                     states += self.block(self.graph.blocks[below], here, given)
-                    if states[-1] != given[0]:  # else it is not there, such as a skipped layer
-                        self.layers.append(LayerOutput(here, states[-1]))
+                    self.layers.append(LayerOutput(here, states[-1]))
                 return (states[-1], *(states[i] for i in collected(node)))
             case OpPart(name=name):
                 here = join(path, name)

@@ -39,7 +39,9 @@ class Pipeline:
     beside: tuple[str, ...]
     """Inputs of ``steps`` that no graph makes and that have one entry a token, ``[B, S, ...]``."""
     makes: Mapping[str, tuple[str, ...]]
-    """Graph -> what it hands over."""
+    """Graph -> what it gives, ``logits`` included."""
+    reads: Mapping[str, tuple[str, ...]]
+    """Graph -> what it reads."""
     placeholders: Mapping[str, Placeholder] = field(default_factory=dict)
     """Hand-overs that are used up; any other is read whole at every call."""
 
@@ -76,6 +78,7 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
         images=tuple(name for name in outside if name in first),
         beside=tuple(name for name in outside if name not in first),
         makes={name: makes[name] for name in order},
+        reads={name: reads[name] for name in order},
         placeholders={name: p for step in steps for name, p in _placeholders(flats[step])},
     )
 

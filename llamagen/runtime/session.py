@@ -1,62 +1,117 @@
-"""An exported folder in ONNX Runtime: logits with a key/value cache, and generation token by token."""
+"""An exported folder in ONNX Runtime: logits with a key/value cache, of text and of text with images."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import as_input, open_session
 from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.images.prompt import Values
 from llamagen.runtime.cache import Cache, cache_of
-from llamagen.runtime.sampling import Sampler, Sampling
-from llamagen.runtime.text import TOKENIZER_FILE, Text
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+    from llamagen.emit.images_record import HandOver, ImagesRecord
+
+NOTHING: Values = {}
+
+
+class Graph:
+    """One graph in ONNX Runtime."""
+
+    def __init__(self, file: Path, threads: int = 0) -> None:
+        """Raises LG760 if there is no such file, LG711 to LG713 if ONNX Runtime refuses it."""
+        import onnxruntime as ort
+
+        if not file.is_file():
+            message = f"{str(file.parent)!r} has no {file.name}"
+            help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
+            raise LlamagenError.of("LG760", message, help=help)
+        self.value = ort.OrtValue.ortvalue_from_numpy
+        self.session = open_session(file, threads)
+        self.inputs = {i.name: i.type for i in self.session.get_inputs()}
+
+    def feeds(self, arrays: Values, made: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
+        """What the graph reads of ``arrays``, in the types it wants, and of what other graphs made."""
+        given = {
+            name: self.value(as_input(array, self.inputs[name]))
+            for name, array in arrays.items()
+            if name in self.inputs
+        }
+        return {**given, **{name: v for name, v in made.items() if name in self.inputs}}
+
+    def run(self, feeds: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
+        """Outputs by name, of a graph without a cache."""
+        names = [o.name for o in self.session.get_outputs()]
+        return dict(zip(names, self.session.run_with_ort_values(names, dict(feeds)), strict=True))
 
 
 class Session:
-    """One sequence (batch 1). The cache stays in ONNX Runtime's memory between calls."""
+    """One sequence (batch 1). With ``record`` it reads images, by graphs of their own; without, text.
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
+    The cache stays in ONNX Runtime's memory between calls.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0, record: ImagesRecord | None = None) -> None:
         """Open ``folder``. Raises LG760 if it was not exported, LG711 to LG713 if ONNX Runtime refuses it."""
-        import onnxruntime as ort
-
-        if not (folder / MODEL_FILE).is_file():
-            message = f"{str(folder)!r} has no {MODEL_FILE}"
-            help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
-            raise LlamagenError.of("LG760", message, help=help)
-        self.ort = ort
-        self.session = open_session(folder / MODEL_FILE, threads)
-        self.inputs = {i.name: i for i in self.session.get_inputs()}
-        self.vocab_size = int(self.session.get_outputs()[0].shape[-1])
-        said = self.session.get_modelmeta().custom_metadata_map.get("llamagen.max_context")
+        self.folder = folder
+        self.threads = threads
+        self.record = record
+        files = [MODEL_FILE] if record is None else [f"{name}.onnx" for name in record.steps]
+        *self.before, self.last = (Graph(folder / file, threads) for file in files)
+        session = self.last.session
+        self.vocab_size = int(session.get_outputs()[0].shape[-1])
+        said = session.get_modelmeta().custom_metadata_map.get("llamagen.max_context")
         self.max_context: int | None = int(said) if said is not None else None
-        self.cache: Cache = cache_of(self.session)
+        self.cache: Cache = cache_of(session)
         self.length = 0
+        self.seen: dict[str, OrtValue] = {}
+        self.rows: dict[str, npt.NDArray[np.generic]] = {}
+        self.beside: dict[str, npt.NDArray[np.generic]] = {}
+
+    @property
+    def placeholders(self) -> dict[str, HandOver]:
+        """Hand-overs whose rows tokens stand for."""
+        found = self.record.hand_overs if self.record is not None else {}
+        return {name: one for name, one in found.items() if one.placeholder is not None}
+
+    @property
+    def never(self) -> frozenset[int]:
+        """Tokens that stand for a part of an image: there is none that could be generated."""
+        return frozenset(
+            one.placeholder for one in self.placeholders.values() if one.placeholder is not None
+        )
 
     def reset(self) -> None:
-        """Forget every token."""
+        """Forget every token and image."""
         self.length = 0
+        self.seen, self.rows, self.beside = {}, {}, {}
         self.cache.reset()
 
-    def step(self, ids: Sequence[int]) -> npt.NDArray[np.floating]:
+    def see(self, images: Values) -> None:
+        """Read the images of the prompt that comes next; the graphs for it are closed afterwards."""
+        assert self.record is not None, "a session of text sees no images"
+        made: dict[str, OrtValue] = {}
+        for name in self.record.once:
+            graph = Graph(self.folder / f"{name}.onnx", self.threads)
+            made.update(graph.run(graph.feeds(images, made)))
+        self.rows = {name: made.pop(name).numpy() for name in self.placeholders if name in made}
+        self.seen = made
+
+    def step(self, ids: Sequence[int], beside: Values = NOTHING) -> npt.NDArray[np.floating]:
         """Append tokens; the logits [V] after the last one.
 
+        ``beside`` holds what is read beside the tokens, [1, S, ...]; without it each token is as the one before.
         Raises LG763 for ids outside the vocabulary, LG764 beyond the tables of positions that the model has.
         """
-        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
-        if wrong or not ids:
-            reason = f"token {wrong[0]} is not" if wrong else "there are no tokens"
-            help = f"ids are from 0 to {self.vocab_size - 1}"
-            raise LlamagenError.of(
-                "LG763", f"{reason} in the vocabulary" if wrong else reason, help=help
-            )
+        self.require(ids, beside)
         end = self.length + len(ids)
         if self.max_context is not None and end > self.max_context:
             message = (
@@ -64,144 +119,44 @@ class Session:
             )
             help = "export it with a larger --max-context"
             raise LlamagenError.of("LG764", message, help=help)
-        feeds = {
+        arrays: dict[str, npt.NDArray[np.generic]] = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, end), np.int64),
             "position_ids": np.arange(self.length, end, dtype=np.int64)[None],
+            **self.by_token(len(ids), beside),
+            **self.stood_for(ids),
         }
-        values = {
-            name: self.ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in feeds.items()
-            if name in self.inputs
-        }
-        logits = self.cache.run(values, end)
+        made = dict(self.seen)
+        for graph in self.before:
+            made.update(graph.run(graph.feeds(arrays, made)))
+        logits = self.cache.run(self.last.feeds(arrays, made), end)
         self.length = end
-        last: npt.NDArray[np.floating] = logits[0, -1]
+        # The next call writes its logits into the same memory.
+        last: npt.NDArray[np.floating] = logits[0, -1].copy()
         return last
 
+    def require(self, ids: Sequence[int], beside: Values) -> None:
+        """Tokens that are only read, as ``<|image|>`` of Llama 3.2 Vision, come with a prompt of images."""
+        recipe = self.record.preprocessing if self.record is not None else None
+        read = {recipe.image_token} if recipe is not None and beside else set()
+        wrong = [i for i in ids if not 0 <= i < self.vocab_size and i not in read]
+        if wrong or not ids:
+            reason = (
+                f"token {wrong[0]} is not in the vocabulary" if wrong else "there are no tokens"
+            )
+            help = f"ids are from 0 to {self.vocab_size - 1}"
+            raise LlamagenError.of("LG763", reason, help=help)
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One new token and what it adds to the text (the id itself, without a tokenizer)."""
+    def by_token(self, count: int, given: Values) -> Values:
+        """What is read beside ``count`` tokens; the last of it is kept for the next."""
+        found = given or {n: np.repeat(last, count, axis=1) for n, last in self.beside.items()}
+        self.beside = {name: value[:, -1:] for name, value in found.items()}
+        return found
 
-    token: int
-    text: str
-
-
-@dataclass
-class Generation:
-    """Iterate it once to get the pieces; the times are complete afterwards."""
-
-    session: Session
-    prompt: tuple[int, ...]
-    text: Text | None
-    sampling: Sampling
-    max_new_tokens: int
-    stop: frozenset[int]
-    context: int | None
-    load_seconds: float
-    tokens: list[int] = field(default_factory=list)
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-
-    def __iter__(self) -> Iterator[Piece]:
-        sampler = Sampler(self.sampling)
-        started = time.perf_counter()
-        logits = self.session.step(self.prompt)
-        self.prefill_seconds = time.perf_counter() - started
-        room = self.max_new_tokens
-        if self.context is not None:
-            room = min(room, self.context - len(self.prompt))
-        while len(self.tokens) < room:
-            token = sampler.next(logits)
-            if token in self.stop:
-                return
-            self.tokens.append(token)
-            yield Piece(token, self._text(token))
-            if len(self.tokens) < room:
-                started = time.perf_counter()
-                logits = self.session.step((token,))
-                self.decode_seconds += time.perf_counter() - started
-
-    def _text(self, token: int) -> str:
-        if self.text is not None:
-            return self.text.push(token)
-        return f"{token}" if len(self.tokens) == 1 else f" {token}"
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens per second after the first, which comes from the prefill."""
-        steps = max(len(self.tokens) - 1, 0)
-        return steps / self.decode_seconds if self.decode_seconds else 0.0
-
-    def summary(self) -> str:
-        """One line with the times."""
-        from llamagen.units import rate_text
-
-        prefill = len(self.prompt) / self.prefill_seconds if self.prefill_seconds else 0.0
-        return (
-            f"{len(self.prompt)} tokens read at {rate_text(prefill, 'tokens')}, "
-            f"{len(self.tokens)} written at {rate_text(self.decode_rate, 'tokens')}, "
-            f"opened in {self.load_seconds:.2f} s"
-        )
-
-
-def generate(
-    folder: Path,
-    prompt: str | Sequence[int],
-    sampling: Sampling,
-    max_new_tokens: int = 64,
-    threads: int = 0,
-) -> Generation:
-    """Open ``folder`` and prepare a generation; nothing is computed before it is iterated.
-
-    Raises LG760 (not an exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a
-    prompt longer than the context).
-    """
-    started = time.perf_counter()
-    session = Session(folder, threads)
-    opened = time.perf_counter() - started
-    text = Text.of_folder(folder)
-    if isinstance(prompt, str):
-        if text is None:
-            message = f"{str(folder)!r} has no {TOKENIZER_FILE}, so it cannot read text"
-            help = "give token ids with --ids, or copy the model's tokenizer.json there"
-            raise LlamagenError.of("LG761", message, help=help)
-        ids = text.encode(prompt)
-    else:
-        ids = tuple(prompt)
-    known = [c for c in (_context(folder), session.max_context) if c is not None]
-    context = min(known, default=None)
-    if context is not None and len(ids) >= context:
-        message = f"the prompt has {len(ids):,} tokens, the model's context is {context:,}"
-        raise LlamagenError.of("LG764", message, help="shorten the prompt")
-    session.cache.reserve(min(len(ids) + max_new_tokens, context or sys.maxsize))
-    return Generation(
-        session, ids, text, sampling, max_new_tokens, _stop_tokens(folder), context, opened
-    )
-
-
-def _context(folder: Path) -> int | None:
-    found = _config(folder / "config.json").get("max_position_embeddings")
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
-
-
-def _stop_tokens(folder: Path) -> frozenset[int]:
-    """``eos_token_id`` of generation_config.json, else of config.json."""
-    for name in ("generation_config.json", "config.json"):
-        found = _config(folder / name).get("eos_token_id")
-        several = found if isinstance(found, list) else [found]
-        ids = frozenset(i for i in several if isinstance(i, int) and not isinstance(i, bool))
-        if ids:
-            return ids
-    return frozenset()
-
-
-def _config(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        loaded: object = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LlamagenError.of("LG765", f"{path} is not JSON: {error}") from error
-    return {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {}
+    def stood_for(self, ids: Sequence[int]) -> Values:
+        """The rows that placeholders among ``ids`` stand for; they are used up."""
+        found: dict[str, npt.NDArray[np.generic]] = {}
+        for name, one in self.placeholders.items():
+            count = sum(token == one.placeholder for token in ids) // (one.rows or 1)
+            found[name], self.rows[name] = np.split(self.rows[name], [count])
+        return found

@@ -36,9 +36,9 @@ class Text:
             message = f"{path} cannot be read: {error}"
             raise LlamagenError.of("LG762", message, help="copy the file again") from error
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
-        """Ids of a prompt, with the special tokens that the tokenizer adds."""
-        return tuple(self.tokenizer.encode(prompt).ids)
+    def encode(self, prompt: str, *, bare: bool = False) -> tuple[int, ...]:
+        """Ids of a prompt, with the special tokens that the tokenizer adds unless it is ``bare``."""
+        return tuple(self.tokenizer.encode(prompt, add_special_tokens=not bare).ids)
 
     def push(self, token: int) -> str:
         """What a further token adds to the text; empty while a character is incomplete."""

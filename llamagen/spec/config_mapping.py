@@ -52,3 +52,9 @@ class ConfigMapping(Closed):
     generation: dict[str, Expression] = Field(
         default={}, description="Keys of generation_config.json; none leaves a key out."
     )
+    preprocessor: dict[str, Expression | dict[str, Expression]] = Field(
+        default={}, description="Keys of preprocessor_config.json, for a model that reads images."
+    )
+    processor: dict[str, Expression] = Field(
+        default={}, description="Keys of processor_config.json, which joins images and text."
+    )

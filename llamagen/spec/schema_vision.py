@@ -9,6 +9,9 @@ from pydantic import Field
 from llamagen.spec.naming import Closed
 
 _Size: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Colours: TypeAlias = tuple[_Share, _Share, _Share]
+"""One number each for red, green and blue."""
 
 
 class VisionBase(Closed):
@@ -21,6 +24,12 @@ class VisionBase(Closed):
     patch_size: _Size = Field(description="Side of a patch, pixels.")
     num_channels: _Size = Field(description="Colours.")
     output_size: _Size = Field(description="Width of what the projector reads.")
+    max_tiles: _Size = Field(description="Tiles an image is cut into at most.")
+    image_mean: Colours = Field(description="Subtracted from colours in [0, 1].")
+    image_std: Colours = Field(description="What colours are divided by then.")
+    pixel_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Type that each step of this normalisation is rounded to."
+    )
 
 
 class TiledVision(VisionBase):
@@ -28,7 +37,6 @@ class TiledVision(VisionBase):
 
     kind: Literal["tiled"]
     num_global_layers: _Size = Field(description="Gated layers over all tiles at the end.")
-    max_tiles: _Size = Field(description="Tiles an image is cut into at most.")
     intermediate_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         description="Local layers whose states are appended to the output."
     )

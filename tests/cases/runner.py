@@ -33,7 +33,7 @@ _UNSTABLE = (
         r"\1 <size>",
     ),
     (re.compile(r"^(wrote out): .*$", re.M), r"\1: <size>"),
-    (re.compile(r"opened in \d+\.\d\d s"), "opened in <seconds> s"),
+    (re.compile(r"(opened|seen) in \d+\.\d\d s"), r"\1 in <seconds> s"),
 )
 
 

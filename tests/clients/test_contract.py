@@ -14,6 +14,8 @@ from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import MAX_LENGTH
 from llamagen.runtime.session import Session
 from llamagen.spec.registry import Registry
+from llamagen.spec.resolved_text import resolved_text
+from tests.parity import llama4, mllama
 from tests.parity.models import FOREIGN, SPECS
 
 PROMPT = [5, 17, 2, 9, 33]
@@ -104,3 +106,25 @@ def test_defaults_of_the_folder(tmp_path: Path) -> None:
     }
     assert og.Model(str(tmp_path / "out")).type == "llama"
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
+
+
+@pytest.mark.parametrize("images", ["llama/4/scout", "llama/3.2/11b-vision"])
+def test_the_text_of_a_model_with_images(images: str, tmp_path: Path) -> None:
+    """Chunked layers without rotation, and layers that images skip: within the contract while there are no images."""
+    model = llama4.shrunk(images) if "4" in images.split("/")[1] else mllama.shrunk(mllama.WIDE)
+    spec, out = tmp_path / "spec.yaml", tmp_path / "out"
+    spec.write_text(resolved_text(model.resolved), encoding="utf-8")
+    api.load(spec).export(out, random_weights=3)
+    assert "`llamagen verify` runs all graphs together" in (out / "README.md").read_text()
+    expected = [piece.token for piece in api.run(out, PROMPT, max_new_tokens=16)]
+    loaded = og.Model(str(out))
+    params = og.GeneratorParams(loaded)
+    params.set_search_options(max_length=len(PROMPT) + 16)
+    generator = og.Generator(loaded, params)
+    generator.append_tokens(np.array([PROMPT], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = generator.get_sequence(0)[len(PROMPT) :].tolist()
+    assert found[: len(expected)] == expected
+    assert len(found) - len(expected) <= 1  # the end token
+    assert len(expected) > 10  # beyond two chunks

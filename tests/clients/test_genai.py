@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llamagen import api
+from llamagen.emit.quantize_options import QuantizeOptions
 from tests.clients.models import LLAMA_2, Layout, TextModel, greedy
 
 MODELS = (
@@ -91,3 +92,32 @@ def test_same_chat_prompt_as_transformers(tmp_path: Path) -> None:
     tokenizer = og.Tokenizer(og.Model(str(out)))
     prompt = tokenizer.apply_chat_template(json.dumps(CHAT), add_generation_prompt=True)
     assert tokenizer.encode(prompt).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("profile", "how", "scheme", "said"),
+    [
+        ("ort-cpu", "reference", "none", "bfloat16"),
+        ("ort-cpu", "copy", "int4", "int4 in blocks of 32 (107,008); float32 (448)"),
+        ("portable", "copy", "int8", "int8 in blocks of 32 (107,008); float32 (448)"),
+    ],
+    ids=["reference", "int4", "int8"],
+)
+def test_same_tokens_as_our_own_session(
+    profile: str, how: str, scheme: str, said: str, tmp_path: Path
+) -> None:
+    made = TextModel("llama/3.2/1b")
+    checkpoint = made.checkpoint(tmp_path)
+    out = tmp_path / "out"
+    api.load(made.spec(tmp_path)).export(
+        out,
+        checkpoint=checkpoint,
+        profile=profile,
+        weights=how,
+        quantize=QuantizeOptions(scheme),
+    )
+    assert f"| weights | {said} |\n" in (out / "README.md").read_text()
+    prompt = made.tokenizer().encode(PROMPTS[0]).ids
+    ours = [piece.token for piece in api.run(out, prompt, max_new_tokens=NEW_TOKENS)]
+    (theirs,) = generate(og.Model(str(out)), made.layout, [prompt], NEW_TOKENS)
+    assert [token for token in theirs if token not in made.layout.ends] == ours

@@ -21,6 +21,7 @@ from tests.clients.snippets import snippets
 CLIENTS = {"llamagen", "onnxruntime", "onnxruntime-genai", "optimum", "transformers.js"}
 PROMPT = "The capital of France is"
 NEW_TOKENS = 16
+REDUCED_SCOUT = Path(__file__).parents[1] / "specs" / "reduced" / "llama-4-scout.yaml"
 
 
 class Folder:
@@ -162,3 +163,26 @@ def test_a_folder_for_a_gpu_says_what_was_not_run(dtype: str, tmp_path: Path) ->
     assert runs - {"onnxruntime"} == {"llamagen", "onnxruntime-genai"}
     session = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]
     assert session["session_options"]["provider_options"] == [{"cuda": {}}]
+
+
+def test_bounded_caches_are_refused_to_clients_and_run_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunked layers that forget: onnxruntime-genai wants pasts of one length, a loop over a session does not."""
+    model = api.load(REDUCED_SCOUT)
+    answers = []
+    for cache in ("full", "bounded"):
+        out = tmp_path / cache
+        model.export(out, random_weights=3, cache=cache)
+        assert (out / "genai_config.json").is_file() == (cache == "full")
+        assert ("onnxruntime-genai" in snippets(out)) == (cache == "full")
+        monkeypatch.chdir(out)
+        names: dict[str, object] = {}
+        exec(compile(snippets(out)["onnxruntime"], "README.md", "exec"), names)
+        answers.append(names["answer"])
+    full, bounded = answers
+    assert full == bounded
+    assert isinstance(full, list)
+    assert len(full) > 10  # twice the chunk
+    refused = (tmp_path / "bounded" / "README.md").read_text().partition("## Not with")[2]
+    assert "onnxruntime-genai: the model keeps at most 4 tokens in" in refused

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Literal, assert_never
 
 from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
-from llamagen.emit.clients.tokens import Settings, SpecialTokens
+from llamagen.emit.clients.tokens import SpecialTokens
+from llamagen.emit.config.settings import Settings
 from llamagen.emit.onnx.emit import llamagen_version
+from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Encoding
 from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.profile import CONTRIB_DOMAIN
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
@@ -29,7 +32,7 @@ TESTED: Mapping[str, str] = {
 CPU = "CPUExecutionProvider"
 
 OLDER = (
-    "uses operators as ONNX Runtime 1.32 has them, and transformers.js brings 1.30; "
+    "uses GroupQueryAttention as ONNX Runtime 1.32 has it, and transformers.js brings 1.30; "
     "an export with `--profile portable` runs there"
 )
 
@@ -162,12 +165,12 @@ def _refusals(exported: Exported) -> Iterator[Refusal]:
         yield Refusal("optimum", "is made for a GPU, which was not tested")
         yield Refusal("transformers.js", "is made for a GPU, which was not tested")
         return
-    if CONTRIB_DOMAIN in exported.model.opsets:
+    if exported.model.in_place:
         yield Refusal("transformers.js", OLDER)
     if kind not in TESTED_TYPES:
         named = "has no `config.json`" if kind is None else f"is a `{kind}`, which was not tested"
         yield Refusal("optimum", named)
-        if CONTRIB_DOMAIN not in exported.model.opsets:
+        if not exported.model.in_place:
             yield Refusal("transformers.js", named)
     elif spec.hyperparameters.hidden_size != contract.num_heads * contract.head_dim:
         yield Refusal("optimum", "has heads that do not fill its width")
@@ -181,7 +184,8 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("architecture", f"`{spec.id}`, digest `{exported.graphs[MAIN].digest[:16]}`")
     count = sum(p.count for p in all_parameters(dict(exported.graphs)).values())
     yield Row("parameters", count_text(count))
-    yield Row("weights", model.dtype)
+    yield Row("weights", "; ".join(_stored(model)))
+    yield Row("computation", model.dtype)
     profile = model.profile
     yield Row("operators", f"profile {profile.name}, opset {profile.opset}")
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
@@ -198,9 +202,33 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("written by", f"llamagen {llamagen_version()}")
 
 
+def _stored(model: OnnxModel) -> Iterator[str]:
+    """What the parameters are stored as, the most first, with their number where there are several kinds."""
+    counts: Counter[str] = Counter()
+    for entry in model.initializers:
+        if entry.shares is not None or (entry.part is not None and entry.part.role != "codes"):
+            continue
+        label = entry.dtype if entry.part is None else _encoding(entry.part.encoding)
+        counts[label] += sum(prod(source.shape) for source in entry.sources)
+    for label, count in counts.most_common():
+        yield label if len(counts) == 1 else f"{label} ({count:,})"
+
+
+def _encoding(encoding: Encoding) -> str:
+    match encoding:
+        case BlockEncoding(bits=bits, block=block):
+            return f"int{bits} in blocks of {block}"
+        case ChannelEncoding():
+            return "int8 by row, with activations in int8"
+        case _:
+            assert_never(encoding)
+
+
 def _files(exported: Exported) -> Iterator[Row]:
     for stem in exported.graphs:
-        yield Row(f"{stem}.onnx", "a graph" if stem != MAIN else "the model's graph")
+        yield Row(
+            f"{stem}.onnx", "the model's graph" if stem == MAIN else "one of the graphs for images"
+        )
         yield Row(f"{stem}.onnx.txt", "the same to read")
     for name in sorted(n for n in exported.names if _is_data(n)):
         yield Row(name, "weights")

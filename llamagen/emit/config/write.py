@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of a spec, by its `config:` table."""
+"""config.json of a spec and the files beside it, by its `config:` table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llamagen.emit.config.table import (
     absences,
     config_scope,
     fixed_of,
+    flat,
     literals_of,
     mapping_of,
     plain,
@@ -23,6 +24,8 @@ from llamagen.spec.schema import Spec
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
 
 
 def config_files(resolved: ResolvedSpec) -> dict[str, str]:
@@ -38,7 +41,18 @@ def config_files(resolved: ResolvedSpec) -> dict[str, str]:
     special = generation_values(resolved.spec, mapping)
     if special:
         made[GENERATION_FILE] = _text({"_from_model_config": True, **special})
+    for file, table in (
+        (PREPROCESSOR_FILE, flat(mapping.preprocessor)),
+        (PROCESSOR_FILE, mapping.processor),
+    ):
+        if table:
+            made[file] = _text(nested(_evaluated(resolved.spec, table)))
     return made
+
+
+def _evaluated(spec: Spec, table: Mapping[str, str]) -> dict[str, Json]:
+    scope = config_scope(spec)
+    return {key: plain(value_of(text, scope)) for key, text in table.items()}
 
 
 def config_values(spec: Spec, mapping: ConfigMapping) -> dict[str, Json]:
@@ -57,8 +71,7 @@ def config_values(spec: Spec, mapping: ConfigMapping) -> dict[str, Json]:
 
 def generation_values(spec: Spec, mapping: ConfigMapping) -> dict[str, Json]:
     """Key -> value of generation_config.json; what is not known is left out."""
-    scope = config_scope(spec)
-    found = {key: plain(value_of(text, scope)) for key, text in mapping.generation.items()}
+    found = _evaluated(spec, mapping.generation)
     if all(value is None for value in found.values()):
         return {}
     return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,172 @@
+"""Generation from an exported folder, token by token."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.images_record import ImagesRecord
+from llamagen.emit.manifest import MANIFEST, read_manifest
+from llamagen.images.decode import read_image
+from llamagen.images.prompt import Prompt, prompt_of
+from llamagen.images.recipe import Recipe
+from llamagen.runtime.chat import chat_text
+from llamagen.runtime.configs import context_of, stop_tokens
+from llamagen.runtime.sampling import Sampler, Sampling
+from llamagen.runtime.session import Session
+from llamagen.runtime.text import TOKENIZER_FILE, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One new token and what it adds to the text (the id itself, without a tokenizer)."""
+
+    token: int
+    text: str
+
+
+@dataclass
+class Generation:
+    """Iterate it once to get the pieces; the times are complete afterwards."""
+
+    session: Session
+    prompt: Prompt
+    text: Text | None
+    sampling: Sampling
+    max_new_tokens: int
+    stop: frozenset[int]
+    context: int | None
+    load_seconds: float
+    image_count: int = 0
+    tokens: list[int] = field(default_factory=list)
+    image_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[Piece]:
+        sampler = Sampler(self.sampling)
+        prompt = self.prompt
+        if prompt.images:
+            started = time.perf_counter()
+            self.session.see(prompt.images)
+            self.image_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        logits = self.session.step(prompt.input_ids, prompt.beside)
+        self.prefill_seconds = time.perf_counter() - started
+        room = self.max_new_tokens
+        if self.context is not None:
+            room = min(room, self.context - len(prompt.input_ids))
+        never = sorted(self.session.never)
+        while len(self.tokens) < room:
+            if never:
+                logits = logits.copy()
+                logits[never] = -np.inf
+            token = sampler.next(logits)
+            if token in self.stop:
+                return
+            self.tokens.append(token)
+            yield Piece(token, self._text(token))
+            if len(self.tokens) < room:
+                started = time.perf_counter()
+                logits = self.session.step((token,))
+                self.decode_seconds += time.perf_counter() - started
+
+    def _text(self, token: int) -> str:
+        if self.text is not None:
+            return self.text.push(token)
+        return f"{token}" if len(self.tokens) == 1 else f" {token}"
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second after the first, which comes from the prefill."""
+        steps = max(len(self.tokens) - 1, 0)
+        return steps / self.decode_seconds if self.decode_seconds else 0.0
+
+    def summary(self) -> str:
+        """One line with the times."""
+        from llamagen.units import rate_text
+
+        read = len(self.prompt.input_ids)
+        prefill = read / self.prefill_seconds if self.prefill_seconds else 0.0
+        images = ""
+        if self.image_count:
+            noun = "image" if self.image_count == 1 else "images"
+            images = f"{self.image_count} {noun} seen in {self.image_seconds:.2f} s, "
+        return (
+            f"{images}{read} tokens read at {rate_text(prefill, 'tokens')}, "
+            f"{len(self.tokens)} written at {rate_text(self.decode_rate, 'tokens')}, "
+            f"opened in {self.load_seconds:.2f} s"
+        )
+
+
+def generate(
+    folder: Path,
+    prompt: str | Sequence[int],
+    sampling: Sampling,
+    max_new_tokens: int = 64,
+    threads: int = 0,
+    images: Sequence[Path] = (),
+    chat: bool = False,
+) -> Generation:
+    """Open ``folder`` and prepare a generation; nothing is computed before it is iterated.
+
+    With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
+
+    Raises LG760 (not an exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a
+    prompt longer than the context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places
+    differ in number), LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
+    """
+    text = Text.of_folder(folder)
+    if isinstance(prompt, str):
+        if text is None:
+            message = f"{str(folder)!r} has no {TOKENIZER_FILE}, so it cannot read text"
+            help = "give token ids with --ids, or copy the model's tokenizer.json there"
+            raise LlamagenError.of("LG761", message, help=help)
+        given = chat_text(folder, prompt, len(images)) if chat else prompt
+        ids = text.encode(given, bare=chat)
+    else:
+        ids = tuple(prompt)
+    record, prepared = _prepared(folder, ids, images, encoded=isinstance(prompt, str))
+    started = time.perf_counter()
+    session = Session(folder, threads, record)
+    opened = time.perf_counter() - started
+    known = [c for c in (context_of(folder), session.max_context) if c is not None]
+    context = min(known, default=None)
+    read = len(prepared.input_ids)
+    if context is not None and read >= context:
+        message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
+        raise LlamagenError.of("LG764", message, help="shorten the prompt")
+    session.cache.reserve(min(read + max_new_tokens, context or sys.maxsize))
+    return Generation(
+        session,
+        prepared,
+        text,
+        sampling,
+        max_new_tokens,
+        stop_tokens(folder),
+        context,
+        opened,
+        len(images),
+    )
+
+
+def _prepared(
+    folder: Path, ids: tuple[int, ...], images: Sequence[Path], *, encoded: bool
+) -> tuple[ImagesRecord | None, Prompt]:
+    """The prompt, and what the folder says about images if the prompt has some."""
+    record = read_manifest(folder).images if (folder / MANIFEST).is_file() else None
+    recipe: Recipe | None = record.preprocessing if record is not None else None
+    if images and recipe is None:
+        known = "this model reads text only" if record is None else "its tokens are not published"
+        message = f"{str(folder)!r} cannot read an image: {known}"
+        raise LlamagenError.of("LG783", message, help="leave --image out")
+    if recipe is None or not (images or recipe.image_token in ids):
+        return None, Prompt(ids, {}, {})
+    pictures = [read_image(path) for path in images]
+    return record, prompt_of(ids, pictures, recipe, encoded=encoded)

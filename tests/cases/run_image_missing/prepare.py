@@ -1,0 +1,3 @@
+from seeing import exported
+
+exported()
