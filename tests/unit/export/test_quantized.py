@@ -202,6 +202,12 @@ def test_what_is_refused(quantize: QuantizeOptions, code: str, words: str, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_w8a8_has_no_kernel_on_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        exported(DENSE, tmp_path / "out", W8A8, profile="ort-cuda", dtype="float16")
+    assert caught.value.diagnostics[0].code == "LG707"
+
+
 def test_references_are_not_quantised(tmp_path: Path) -> None:
     random_checkpoint(DENSE, tmp_path / "checkpoint")
     with pytest.raises(LlamagenError) as caught:
