@@ -42,8 +42,9 @@ def write_changed(
     unchanged = tuple(name for name in files if name not in changed)
     partials: dict[Path, Path] = {}
     with ExitStack() as held, translated(Path(os.path.abspath(folder))):
-        for one in sorted({(folder / name).parent for name in changed}):
-            one.mkdir(parents=True, exist_ok=True)
+        for name in changed:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for one in sorted({(folder / name).parent for name in files}):
             held.enter_context(_swept(one))
         try:
             for name in changed:

@@ -37,6 +37,8 @@ def test_leftovers_of_the_dead_are_removed_and_nothing_else(tmp_path: Path) -> N
     for name in (ours, ".x.llamagen-012.tmp", ".x.tmp", "x.llamagen-0123456789ab.tmp"):
         (tmp_path / name).write_text("half")
     write_changed(tmp_path, {"x": "1"})
+    (tmp_path / ours).write_text("half")
+    write_changed(tmp_path, {"x": "1"})  # also where nothing is left to write
     assert names(tmp_path) == [".x.llamagen-012.tmp", ".x.tmp", "x", "x.llamagen-0123456789ab.tmp"]
 
 
