@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from llamagen.cli import console
-from llamagen.cli.entry import FINDINGS
 from llamagen.cli.read import Cache, Id
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
+from llamagen.cli.verify import Folder
 
 
 def export(
@@ -119,11 +117,62 @@ def export(
     console.diagnostics(written.notes)
 
 
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Hub folder, Meta folder or a .safetensors file of A.")
+    ],
+    before: Annotated[str, typer.Option("--from", metavar="A", help="What the checkpoint is.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="B", help="What it becomes; A, in the Hub's names, by default."
+        ),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that an earlier conversion wrote.")
+    ] = False,
+    ignore_config: Annotated[
+        bool,
+        typer.Option("--ignore-config", help="A counts, whatever the checkpoint's config says."),
+    ] = False,
+    other_logits: Annotated[
+        bool,
+        typer.Option("--other-logits", help="Convert although B computes other logits than A."),
+    ] = False,
+) -> None:
+    """Write A's checkpoint as one of B: rows reordered, repeated, split or joined, where that is exact."""
+    from llamagen import api
+    from llamagen.cli.progress import byte_progress
+
+    limit = None if shards is None else _size(shards)
+    with byte_progress("writing weights") as progress:
+        done = api.convert(
+            checkpoint,
+            before,
+            after or before,
+            out,
+            shard_bytes=limit,
+            overwrite=overwrite,
+            ignore_config=ignore_config,
+            other_logits=other_logits,
+            progress=progress,
+        )
+    console.files(done.written.folder, done.written.files, done.written.seconds)
+    for name, count in done.transforms:
+        console.line(f"{name}: {count} tensor{'s' * (count != 1)}")
+    console.line(f"as they were: {done.unchanged} tensor{'s' * (done.unchanged != 1)}")
+
+
 def random_checkpoint(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float8.")] = "bfloat16",
     shards: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
@@ -146,71 +195,6 @@ def random_checkpoint(
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)
-
-
-def verify(
-    folder: Folder,
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers."
-        ),
-    ] = "torch,reference",
-    steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
-    prompt_tokens: Annotated[
-        int, typer.Option(min=2, help="More cross longer windows and chunks.")
-    ] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Of the token ids.")] = 0,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the evidence, errors of every layer included: FILE.html or FILE.json.",
-        ),
-    ] = None,
-    integrity: Annotated[
-        bool,
-        typer.Option(
-            "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
-        ),
-    ] = False,
-) -> None:
-    """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
-    from llamagen import api_verify as api
-
-    if integrity:
-        _integrity(folder)
-        return
-    files = report or []
-    api.check_report_names(files)
-    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
-    found = api.verify_folder(
-        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
-    )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
-    for file in files:
-        api.write_verify_report(found, file)
-        console.line(f"wrote {file}")
-    if not found.passed:
-        raise typer.Exit(FINDINGS)
-
-
-def _integrity(folder: Path) -> None:
-    from llamagen import api_verify as api
-    from llamagen.cli.progress import byte_progress
-    from llamagen.units import bytes_text
-
-    with byte_progress("reading") as progress:
-        found = api.check_integrity(folder, progress)
-    if found.findings:
-        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
-    for name in found.unread:
-        console.line(f"{name}: only its size and header are known")
-    verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
-    console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
-    console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
-    if not found.whole:
-        raise typer.Exit(FINDINGS)
 
 
 def run(

@@ -12,6 +12,7 @@ from itertools import product
 from math import prod
 from typing import assert_never
 
+from llamagen.weights.dtypes import WeightDType
 from llamagen.weights.problems import shape_text
 from llamagen.weights.safetensors_file import TensorEntry
 
@@ -42,6 +43,18 @@ class Leaf:
     """A stored tensor."""
 
     entry: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A float8 tensor times its scales, as float32: of [out, in] scales [out, 1], of [E, in, out] scales [E, 1, out].
+
+    `swapped` scales are [E, out, 1], as transformers stores those of `down_proj`.
+    """
+
+    entry: TensorEntry
+    scale: TensorEntry
+    swapped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +109,41 @@ class TileTable:
     child: Lazy
 
 
-Lazy = Leaf | SwapLast | RopeRows | Concat | Stack | Reshape | Slice | TileTable
+@dataclass(frozen=True, slots=True)
+class TakeRows:
+    """Rows of dimension 0, in any order, any number of times."""
+
+    child: Lazy
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """Elements that no file has; all bits are zero."""
+
+    shape: Shape
+    dtype: WeightDType
+
+
+Lazy = (
+    Leaf
+    | Scaled
+    | SwapLast
+    | RopeRows
+    | Concat
+    | Stack
+    | Reshape
+    | Slice
+    | TileTable
+    | TakeRows
+    | Zeros
+)
 
 
 def shape_of(node: Lazy) -> Shape:
     """The shape of a node. Raises ShapeProblem if a rearrangement does not fit its operand."""
     match node:
-        case Leaf(entry):
+        case Leaf(entry) | Scaled(entry, _, _):
             return entry.shape
         case SwapLast(child):
             inner = shape_of(child)
@@ -150,6 +191,13 @@ def shape_of(node: Lazy) -> Shape:
             if len(inner) != 4 or inner[:2] != (MAX_TILES, MAX_TILES):
                 raise ShapeProblem(f"{shape_text(inner)} is not a grid of 4 x 4 tiles")
             return (len(TILE_GRIDS) + 1, MAX_TILES * inner[2] * inner[3])
+        case TakeRows(child, rows):
+            inner = shape_of(child)
+            if not inner or not rows or min(rows) < 0 or max(rows) >= inner[0]:
+                raise ShapeProblem(f"{shape_text(inner)} does not have all of these rows")
+            return (len(rows), *inner[1:])
+        case Zeros(shape):
+            return shape
         case _:
             assert_never(node)
 
@@ -159,11 +207,16 @@ def leaves(node: Lazy) -> Iterator[TensorEntry]:
     match node:
         case Leaf(entry):
             yield entry
+        case Scaled(entry, scale, _):
+            yield entry
+            yield scale
         case Concat(children, _) | Stack(children):
             for child in children:
                 yield from leaves(child)
-        case SwapLast() | RopeRows() | Reshape() | Slice() | TileTable():
+        case SwapLast() | RopeRows() | Reshape() | Slice() | TileTable() | TakeRows():
             yield from leaves(node.child)
+        case Zeros():
+            return
         case _:
             assert_never(node)
 

@@ -135,3 +135,34 @@ def test_machine_forms(seven_to_eight: Diff) -> None:
     assert "<text>" not in page
     assert page.count("<table>") == 6
     assert "| weights | breaking | 10 |" in render_diff.markdown(seven_to_eight)
+
+
+FUSED = (
+    "blocks: {{SwiGLU: {{parts: {{gate_proj: none, up_proj: none, gate_up_proj: 'linear(hidden_size, 2 *"
+    " intermediate_size)'}}, forward: \"a, b = split(gate_up_proj(x), sizes=[intermediate_size,"
+    ' intermediate_size])\\n{}\\n"}}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("return down_proj(silu(a) * b)", "D304"),
+        ("return down_proj(a * silu(b))", "D303"),
+        ("return down_proj(gelu(a) * b)", "D303"),
+    ],
+)
+def test_only_the_same_product_of_fused_weights_is_compatible(
+    line: str, rule: str, tmp_path: Path
+) -> None:
+    assert fired("title: same", FUSED.format(line), tmp_path) & {"D303", "D304"} == {rule}
+
+
+def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
+    a = side(models.overlaid("title: same", tmp_path, name="one"))
+    b = side(
+        models.overlaid("hyperparameters: {num_layers: 1, norm_eps: 1.0e-6}", tmp_path, name="two")
+    )
+    gone = [c for c in diff(a, b).on(Surface.WEIGHTS) if c.kind == "parameter"]
+    assert len(gone) == 9
+    assert {x.path for c in gone for x in c.causes} == {"hyperparameters.num_layers"}

@@ -49,7 +49,7 @@ def test_no_value_is_stated_as_a_fact(spec_id: str) -> None:
 
 def test_a_fact_in_a_sketch_is_a_finding() -> None:
     bare = "spec: 1\nid: mine/model\nextends: llama/4/scout\nrelease: {status: sketch}\n"
-    found = [d.message for d in lint(REGISTRY.load_text(bare)) if d.code == "LG513"]
+    found = [d.message for d in lint(REGISTRY.load_text(bare)) if d.code == "LG515"]
     assert "`hyperparameters.hidden_size` of a sketch is not marked as uncertain" in found
 
 
