@@ -144,6 +144,7 @@ class ExportJob:
         record = WeightsRecord(mode="copy", scanned=True, source=supply.source)
         with self.published(emitted, supply, record) as (staging, known):
             known |= write_models(emitted, staging, weights, report=counter.add)
+            supply.require_unchanged()
 
     @contextmanager
     def published(

@@ -50,6 +50,7 @@ def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...
         if scanned:
             known |= _scanned(job, supply, linked, target)
         known |= write_graphs(emitted, _placements(emitted, entries), staging)
+        supply.require_unchanged()
     return () if scanned else (_NOT_SCANNED,)
 
 

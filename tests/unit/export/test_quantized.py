@@ -100,6 +100,13 @@ def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
         assert (0.05 < error < 0.11) if quantised else error == 0, path
 
 
+def test_layers_are_compared_with_exact_products_too(tmp_path: Path) -> None:
+    exported(DENSE, tmp_path / "out", INT4)
+    report = verify_folder(tmp_path / "out", ("reference",), steps=2, layers=True)
+    found = [row.onnx for row in report.layers if row.onnx is not None]
+    assert found and max(difference.max_over_std for difference in found) < 1e-5
+
+
 def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
     spec = FOREIGN / "mixtral.yaml"
     exported(spec, tmp_path / "out", QuantizeOptions("int4", 16))
