@@ -17,6 +17,7 @@ from llamagen.emit.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
+    from llamagen.emit.convert import Converted
     from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
     from llamagen.emit.quantize_options import QuantizeOptions
@@ -239,6 +240,40 @@ def generate_check(
     from llamagen.spec.registry import Registry
 
     return list(stale(Registry(), ids, targets or TARGETS, to, cache))
+
+
+def convert(
+    checkpoint: str | Path,
+    before: str | Path,
+    after: str | Path,
+    out: str | Path,
+    *,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+    ignore_config: bool = False,
+    other_logits: bool = False,
+    progress: Progress = _silent,
+) -> Converted:
+    """Write a checkpoint of ``before`` as one of ``after``, in the Hub's format; tensors keep their stored type.
+
+    Raises LG902 where no exact conversion exists, LG903 where ``after`` computes other logits, unless
+    ``other_logits``; LG6xx for a checkpoint that does not fit ``before``, and for the output.
+    """
+    from llamagen.emit.convert import convert
+
+    sides = (load(before), load(after))
+    return convert(
+        Path(checkpoint),
+        sides[0].resolved,
+        sides[1].resolved,
+        Path(out),
+        registry=sides[0].registry,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+        ignore_config=ignore_config,
+        other_logits=other_logits,
+        progress=progress,
+    )
 
 
 def random_checkpoint(

@@ -40,15 +40,17 @@ def check_specs(
     """
     paths = _paths(registry, targets)
     found: dict[Diagnostic, None] = {}
-    seen: set[str] = set()
+    graphs: dict[str, Graph | None] = {}
     for path in paths:
         try:
             resolved = registry.load(path)
             found.update(dict.fromkeys(resolved.warnings))
             # rules about the wiring see the same places in every variant of an architecture
-            graph = None if resolved.digest in seen else _graph(resolved)
-            seen.add(resolved.digest)
-            found.update(dict.fromkeys(_lint(resolved, graph)))
+            first = resolved.digest not in graphs
+            if first:
+                graphs[resolved.digest] = _graph(resolved)
+            graph = graphs[resolved.digest]
+            found.update(dict.fromkeys(_lint(resolved, graph, wiring=first)))
         except LlamagenError as error:
             found.update(dict.fromkeys(error.diagnostics))
     kept = (one for one in found if notes or one.severity != "note")
@@ -62,15 +64,15 @@ def _graph(resolved: ResolvedSpec) -> Graph | None:
     return build_all(resolved)[MAIN]
 
 
-def _lint(resolved: ResolvedSpec, graph: Graph | None) -> Iterator[Diagnostic]:
-    for found in lint(resolved, graph):
+def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Iterator[Diagnostic]:
+    for found in lint(resolved, graph, wiring=wiring):
         # who states no source at all does not keep sources; the shipped specs all do
         if found.code != _UNSOURCED or resolved.spec.provenance:
             yield found
 
 
 def _paths(registry: Registry, targets: Sequence[str]) -> tuple[Path, ...]:
-    names: Iterable[str] = targets or registry.ids()
+    names: Iterable[str] = targets or registry.ids(sketches=True)
     missing: list[Diagnostic] = []
     paths: dict[Path, None] = {}
     for name in names:

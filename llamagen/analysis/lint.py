@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from llamagen.analysis.doubts import uncertain
 from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
 from llamagen.analysis.numbers.params import count_parameters
 from llamagen.analysis.numbers.walk import behind, operand_types, places
@@ -19,7 +20,9 @@ from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolve import ResolvedSpec
 
-Subject = Literal["model", "value", "provenance", "attention", "linear"]
+Subject = Literal["model", "value", "provenance", "attention", "linear", "token", "release"]
+
+_WIRING: frozenset[Subject] = frozenset({"model", "attention", "linear"})
 
 
 class Case(Closed):
@@ -58,11 +61,18 @@ def lint_rules() -> dict[str, LintRule]:
     return dict(load_table("rules/lint.yaml", LintRules).rules)
 
 
-def lint(resolved: ResolvedSpec, graph: Graph | None = None) -> tuple[Diagnostic, ...]:
-    """Findings of all rules, by place and id. Without a graph (abstract specs) rules about the wiring rest."""
+def lint(
+    resolved: ResolvedSpec, graph: Graph | None = None, *, wiring: bool = True
+) -> tuple[Diagnostic, ...]:
+    """Findings of all rules, by place and id. Without a graph (abstract specs) rules about the wiring rest.
+
+    They also rest without ``wiring``, for a graph whose findings another spec has already got.
+    """
     found: list[Diagnostic] = []
     subjects = _Subjects(resolved, graph)
     for rule_id, rule in lint_rules().items():
+        if rule.over in _WIRING and not wiring:
+            continue
         seen: set[tuple[str, Span | None]] = set()
         for scope, span in subjects.of(rule.over):
             if not holds(rule.when, scope):
@@ -116,6 +126,10 @@ class _Subjects:
                 yield from self.attentions()
             case "linear":
                 yield from self.linears()
+            case "token":
+                yield from self.tokens()
+            case "release":
+                yield from self.release()
 
     def model(self) -> Scoped:
         if self.graph is None:
@@ -138,6 +152,9 @@ class _Subjects:
     def values(self) -> Scoped:
         if self.resolved.spec.abstract:
             return
+        release = self.resolved.spec.release
+        sketch = release is not None and release.status == "sketch"
+        doubts = uncertain(self.resolved)
         for path, leaf in self.resolved.leaves():
             section = path.split(".", 1)[0]
             if section in _SOURCED:
@@ -148,6 +165,8 @@ class _Subjects:
                     "text": leaf.origins[-1].text,
                     "source": source,
                     "written_in": leaf.origins[-1].spec_id,
+                    "sketch": sketch,
+                    "doubted": any(matches(doubt.path, path) for doubt in doubts),
                 }
                 yield scope, leaf.node.span
 
@@ -200,6 +219,43 @@ class _Subjects:
             "rotated_query_only": "rotate" in ops["q"] and "rotate" not in ops["k"],
             "reach": min(bounds) if bounds else None,
         }
+
+    def tokens(self) -> Scoped:
+        tokens = self.resolved.spec.tokenizer
+        if tokens is None or self.graph is None:
+            return
+        rows = [
+            parameter.shape[0]
+            for block in self.graph.blocks.values()
+            for part in block.parts.values()
+            if isinstance(part, OpPart) and part.op == "embedding"
+            for parameter in part.parameters
+        ]
+        named = [
+            ("bos_id", tokens.bos_id, ("bos_id",)),
+            *(("eos_ids", one, ("eos_ids",)) for one in tokens.eos_ids),
+            ("pad_id", tokens.pad_id, ("pad_id",)),
+            *((n, one, ("special_tokens", n)) for n, one in tokens.special_tokens.items()),
+        ]
+        for name, one, path in named:
+            if one is not None and rows:
+                scope: dict[str, Static] = {"name": name, "id": one, "rows": max(rows)}
+                yield scope, self.resolved.place("tokenizer", *path)
+
+    def release(self) -> Scoped:
+        """The repository that a spec claims as its own publication."""
+        repo = self.resolved.leaf("release", "repo")
+        if repo is None or self.resolved.spec.abstract:
+            return
+        writer = repo.origins[-1].spec_id
+        yield (
+            {
+                "repo": repo.origins[-1].text,
+                "written_in": writer,
+                "own": writer == self.resolved.spec.id,
+            },
+            self.resolved.place("extends") or self.resolved.place("id"),
+        )
 
     def linears(self) -> Scoped:
         if self.graph is None:

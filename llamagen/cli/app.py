@@ -67,4 +67,5 @@ app.command(short_help="Write PyTorch code, ONNX graph, configs and texts.")(mak
 app.command(short_help="Write an ONNX folder with weights.")(work.export)
 app.command(short_help="Compare an exported folder with independent witnesses.")(work.verify)
 app.command("run", short_help="Generate with an exported folder.")(work.run)
+app.command(short_help="Write A's checkpoint as one of B, where that is exact.")(work.convert)
 app.command(short_help="Write a checkpoint with random weights.")(work.random_checkpoint)

@@ -119,6 +119,57 @@ def export(
     console.diagnostics(written.notes)
 
 
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Hub folder, Meta folder or a .safetensors file of A.")
+    ],
+    before: Annotated[str, typer.Option("--from", metavar="A", help="What the checkpoint is.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="B", help="What it becomes; A, in the Hub's names, by default."
+        ),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that an earlier conversion wrote.")
+    ] = False,
+    ignore_config: Annotated[
+        bool,
+        typer.Option("--ignore-config", help="A counts, whatever the checkpoint's config says."),
+    ] = False,
+    other_logits: Annotated[
+        bool,
+        typer.Option("--other-logits", help="Convert although B computes other logits than A."),
+    ] = False,
+) -> None:
+    """Write A's checkpoint as one of B: rows reordered, repeated, split or joined, where that is exact."""
+    from llamagen import api
+    from llamagen.cli.progress import byte_progress
+
+    limit = None if shards is None else _size(shards)
+    with byte_progress("writing weights") as progress:
+        done = api.convert(
+            checkpoint,
+            before,
+            after or before,
+            out,
+            shard_bytes=limit,
+            overwrite=overwrite,
+            ignore_config=ignore_config,
+            other_logits=other_logits,
+            progress=progress,
+        )
+    console.files(done.written.folder, done.written.files, done.written.seconds)
+    for name, count in done.transforms:
+        console.line(f"{name}: {count} tensor{'s' * (count != 1)}")
+    console.line(f"as they were: {done.unchanged} tensor{'s' * (done.unchanged != 1)}")
+
+
 def random_checkpoint(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],

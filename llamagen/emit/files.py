@@ -57,7 +57,7 @@ def _text(subject: Subject) -> dict[str, str]:
     return {
         "resolved.txt": resolved_text(subject.resolved),
         **texts,
-        "profiles.txt": profiles_text(graphs[MAIN]),
+        "profiles.txt": profiles_text(graphs),
         "card.md": card_text(subject.resolved),
     }
 

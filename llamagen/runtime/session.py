@@ -131,7 +131,8 @@ class Session:
             made.update(graph.run(graph.feeds(arrays, made)))
         logits = self.cache.run(self.last.feeds(arrays, made), end)
         self.length = end
-        last: npt.NDArray[np.floating] = logits[0, -1]
+        # The next call writes its logits into the same memory.
+        last: npt.NDArray[np.floating] = logits[0, -1].copy()
         return last
 
     def require(self, ids: Sequence[int], beside: Values) -> None:

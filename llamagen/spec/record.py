@@ -34,8 +34,9 @@ class Amount(Closed):
 
 
 class Release(Closed):
-    status: Literal["released", "announced", "unreleased"] = Field(
-        description="released: weights are out; announced: promised in public; unreleased: trained, kept back."
+    status: Literal["released", "announced", "unreleased", "sketch"] = Field(
+        description="released: weights are out; announced: promised in public; unreleased: trained, kept back; "
+        "sketch: assumed, no model's record (below `sketch/`)."
     )
     date: Date | None = Field(
         default=None, description="First publication of the weights, or of the announcement."

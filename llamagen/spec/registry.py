@@ -17,6 +17,11 @@ MAX_CHAIN = 32
 _NOT_MODELS = frozenset({"rules", "dialects"})
 
 
+def is_sketch(spec_id: str) -> bool:
+    """Whether a spec is assumed, dimensions and all: those below ``sketch/`` are."""
+    return spec_id.startswith("sketch/")
+
+
 @dataclass
 class Registry:
     """Specs of one or more roots; files read once. The installed ``spec/`` folder is the last root if ``shipped``."""
@@ -31,10 +36,14 @@ class Registry:
         last = (data_folder("spec"),) if self.shipped else ()
         self.roots = (*(Path(r) for r in self.roots), *last)
 
-    def ids(self, *, abstract: bool = True) -> list[str]:
-        """Every id, sorted. Names that begin with ``_`` are abstract by convention."""
+    def ids(self, *, abstract: bool = True, sketches: bool = False) -> list[str]:
+        """Every id, sorted. Names that begin with ``_`` are abstract by convention.
+
+        ``sketches`` are no records of models: what goes over the family leaves them out, an id alone reaches them.
+        """
         found = {i for root in self.roots for i in _ids_below(root)}
-        return sorted(i for i in found if abstract or not i.rsplit("/", 1)[-1].startswith("_"))
+        kept = (i for i in found if abstract or not i.rsplit("/", 1)[-1].startswith("_"))
+        return sorted(i for i in kept if sketches or not is_sketch(i))
 
     def path_of(self, spec_id: str) -> Path | None:
         for root in self.roots:
@@ -65,7 +74,7 @@ class Registry:
             return path
         if (known := self.path_of(text)) is not None:
             return known
-        hint = did_you_mean(text, self.ids())
+        hint = did_you_mean(text, self.ids(sketches=True))
         help = f"did you mean `{hint}`?" if hint else "`llamagen list` shows the ids that are known"
         raise LlamagenError.of("LG201", f"there is no spec with the id `{text}`", help=help)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llamagen.diagnostics import Span
 from llamagen.spec.fmt import format_source
+from llamagen.spec.plain_yaml import INDENT, flow_node, key_text
 from llamagen.spec.resolve import Branch, Origin, ResolvedSpec
-from llamagen.spec.source import Map, Node, Plain, Scalar, Seq, load_source
+from llamagen.spec.source import Plain, load_source
 
-_INDENT = 2
 _DROPPED = frozenset({"extends"})
 
 
@@ -53,12 +52,12 @@ def origin_rows(resolved: ResolvedSpec) -> tuple[OriginRow, ...]:
 
 def _branch(tree: Branch, plain: Mapping[str, Plain], depth: int) -> Iterator[str]:
     """``plain`` is the same tree without what was unset or removed; the nodes know how numbers were written."""
-    pad = " " * (_INDENT * depth)
+    pad = INDENT * depth
     for name, value in plain.items():
         if depth == 0 and name in _DROPPED:
             continue
         below = tree.entries[name]
-        key = name if name.isidentifier() else json.dumps(name)
+        key = key_text(name)
         if value is None:
             yield f"{pad}{key}: null"
         elif isinstance(below, Branch):
@@ -66,27 +65,5 @@ def _branch(tree: Branch, plain: Mapping[str, Plain], depth: int) -> Iterator[st
             lines = list(_branch(below, value, depth + 1))
             yield f"{pad}{key}:" if lines else f"{pad}{key}: {{}}"
             yield from lines
-        elif isinstance(value, str) and "\n" in value:
-            yield from _literal(f"{pad}{key}:", value, depth + 1)
         else:
-            yield f"{pad}{key}: {_flow(below.node)}"
-
-
-def _literal(head: str, text: str, depth: int) -> Iterator[str]:
-    pad = " " * (_INDENT * depth)
-    keep = "" if text.endswith("\n") else "-"
-    yield f"{head} |{keep}"
-    for line in text.rstrip("\n").split("\n"):
-        yield pad + line if line else pad
-
-
-def _flow(node: Node) -> str:
-    match node:
-        case Scalar(value=str(text)):
-            return json.dumps(text, ensure_ascii=False)
-        case Scalar(text=text, value=value):
-            return text if value is not None else "null"
-        case Seq(items=items):
-            return f"[{', '.join(map(_flow, items))}]"
-        case Map(entries=entries):
-            return f"{{{', '.join(f'{json.dumps(k.text)}: {_flow(v)}' for k, v in entries)}}}"
+            yield f"{pad}{key}: {flow_node(below.node)}"

@@ -58,6 +58,10 @@ DROPS_SEEN = "a bounded cache of chunks is fed without padding between tokens: p
 COUNTS_ITSELF = "this model counts the tokens of its mask and takes no positions"
 """Positions that jump cannot be given to it; a real text has none."""
 
+WINDOWS_COUNT_TOKENS = (
+    "row by row: windows of the fused attention count tokens, not padding between them"
+)
+
 LAYER_CASES = ("prefill", "left padding", "images decode")
 """Those whose layers are looked at: without a cache, with all that can go wrong with it, with images."""
 
@@ -188,6 +192,7 @@ class _Part:
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
         bounded = subject.stored.metadata.get("llamagen.cache") == "bounded"
         self.drops_seen = chunked and bounded
+        self.windows_count_tokens = subject.stored.metadata.get("llamagen.window") == "tokens"
         self.counts = subject.stored.metadata.get("llamagen.positions") == "counted"
         self.stretched = any(node.op == "attention_temperature" for node in nodes)
 
@@ -211,7 +216,8 @@ class _Part:
             if by_place and case.shift:
                 yield Row(name, case.name, None, None, COUNTS_PLACES)
                 continue
-            alone = by_place and not case.mask.all()
+            by_token = self.windows_count_tokens and case.has_holes
+            alone = (by_place and not case.mask.all()) or by_token
             if case.same_as is not None:
                 expected = case.moved(known[case.same_as])
             elif name == "reference":
@@ -222,7 +228,7 @@ class _Part:
                 expected = np.concatenate([row.logits(made) for row in rows])
                 known[case.name] = expected
             measured = self.robust(difference(found, expected))
-            note = COUNTS_PADDING if alone else ""
+            note = WINDOWS_COUNT_TOKENS if by_token else COUNTS_PADDING if alone else ""
             what = f"{case.name}, float products" if self.made_exact else case.name
             yield Row(name, what, measured, self.tolerance(name, case), note)
 
@@ -312,7 +318,10 @@ class _Part:
     def exactly(self, case: Scenario) -> FloatArray:
         """By the reference, computed once: it is a witness, and what the bound is measured with."""
         if case.name not in self.exact:
-            self.exact[case.name] = case.logits(self.reference())
+            by_token = self.windows_count_tokens and case.has_holes
+            rows = case.alone(self.subject.pipeline) if by_token else (case,)
+            reference = self.reference()
+            self.exact[case.name] = np.concatenate([row.logits(reference) for row in rows])
         return self.exact[case.name]
 
     def robust(self, found: Difference) -> Difference:

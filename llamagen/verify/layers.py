@@ -7,7 +7,7 @@ models, in memory, with one more output a layer; a copy may be fused differently
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.emit.onnx.emit import LAYER_MARK, PACKED_LAYER_MARK
+from llamagen.ir.flatten import FlatGraph
 from llamagen.ir.pipeline import Pipeline
-from llamagen.ir.reference import Cache, evaluate_graph
+from llamagen.ir.reference import ReferenceResult
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.pieces import GraphsWitness, OpenPiece, Piece
 from llamagen.verify.scenario import Scenario, Values
@@ -85,8 +86,8 @@ class _Told:
 
     def open(self) -> OpenPiece:
         match self.piece:
-            case ReferenceWitness():
-                return _ReferenceTold(self.piece, self.keep)
+            case ReferenceWitness(flat=flat):
+                return replace(self.piece, told=_of_reference(flat, self.keep)).open()
             case TorchWitness():
                 return _TorchTold(self.piece, self.keep)
             case OnnxWitness():
@@ -95,20 +96,12 @@ class _Told:
                 raise TypeError(f"{other.name} cannot tell what its layers do")
 
 
-class _ReferenceTold:
-    def __init__(self, witness: ReferenceWitness, keep: Keep) -> None:
-        self.witness = witness
-        self.keep = keep
-        self.past: Cache | None = None
+def _of_reference(flat: FlatGraph, keep: Keep) -> Callable[[ReferenceResult], None]:
+    def told(result: ReferenceResult) -> None:
+        for layer in flat.layers:
+            keep(layer.path, np.asarray(result.values[layer.value], dtype=np.float64))
 
-    def run(self, values: Values) -> Values:
-        w = self.witness
-        past = self.past if w.flat.slots else None
-        result = evaluate_graph(w.flat, w.weights, values, past, keep_values=True)
-        self.past = result.present
-        for layer in w.flat.layers:
-            self.keep(layer.path, np.asarray(result.values[layer.value], dtype=np.float64))
-        return dict(zip(w.outputs, result.outputs, strict=True))
+    return told
 
 
 class _TorchTold:
@@ -192,13 +185,14 @@ def _tap(model: onnx.ModelProto) -> bool:
     """Add a float32 output for every value marked as a layer; whether there is one."""
     from onnx import TensorProto, helper
 
-    marked = {
-        value.name: _TAPS[entry.key] + entry.value
+    marked = [
+        (value.name, _TAPS[entry.key] + path)
         for value in (*model.graph.value_info, *model.graph.output)
         for entry in value.metadata_props
         if entry.key in _TAPS
-    }
-    for name, output in marked.items():
+        for path in entry.value.split()
+    ]
+    for name, output in marked:
         model.graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
         model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     return bool(marked)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
-from llamagen.ir.reference import Rounding, evaluate_graph
+from llamagen.ir.reference import ReferenceResult, Rounding, evaluate_graph
 from llamagen.verify.numerics import FloatArray, RunDType
 from llamagen.verify.pieces import OpenPiece, PieceSession
 from llamagen.verify.scenario import NOTHING, Session, Values
@@ -45,6 +45,8 @@ class ReferenceWitness:
     """What the graph calls its results."""
     float32_angles: bool = False
     """Compute rotations in float32 too, which matters at far positions."""
+    told: Callable[[ReferenceResult], None] | None = None
+    """Gets the result of every step with all values in it, if someone wants them."""
 
     @staticmethod
     def of_graph(
@@ -81,9 +83,12 @@ class _OpenReference:
             w.weights,
             values,
             past,
+            keep_values=w.told is not None,
             rounding=w.rounding,
             float32_angles=w.float32_angles,
         )
+        if w.told is not None:
+            w.told(result)
         self.past = result.present
         return {**dict(zip(w.outputs, result.outputs, strict=True)), **result.cross}
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +24,8 @@ from llamagen.weights.dtypes import ITEM_SIZES, element_count
 from llamagen.weights.problems import open_regular, problem, quoted, shape_text
 from llamagen.weights.safetensors_file import TensorEntry
 
-_PICKLE_LIMIT = 64 << 20
+_PICKLE_LIMIT = 8 << 20
+"""Bytes; 1,200 tensors take 0.3 MB."""
 _LOCAL_HEADER = 30
 """Bytes of a zip local file header before its name (PKWARE APPNOTE 4.3.7)."""
 
@@ -41,6 +44,29 @@ _STORAGES: Mapping[str, str] = MappingProxyType(
         "ComplexFloatStorage": "C64",
     }
 )
+
+
+_OPCODES = frozenset(
+    {
+        *(
+            "PROTO",
+            "FRAME",
+            "STOP",
+            "MARK",
+            "MEMOIZE",
+            "BINPUT",
+            "LONG_BINPUT",
+            "BINGET",
+            "LONG_BINGET",
+        ),
+        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "NONE", "NEWTRUE", "NEWFALSE"),
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
+        *("EMPTY_DICT", "SETITEM", "SETITEMS"),
+        "NEWOBJ",  # what it would make is refused by name
+    }
+)
+"""What `torch.save` writes, in any protocol."""
 
 
 class _StorageType(NamedTuple):
@@ -121,7 +147,15 @@ def read_pth(path: Path) -> tuple[TensorEntry, ...]:
         try:
             with zipfile.ZipFile(stream) as archive:
                 return _entries(path, stream, archive)
-        except zipfile.BadZipFile as error:
+        # zipfile lets these through for records that are damaged, encrypted or compressed in other ways
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            EOFError,
+            RuntimeError,
+            ValueError,
+            zlib.error,
+        ) as error:
             raise problem(
                 "LG605",
                 f"{quoted(str(path))} is not a torch zip file: {error}",
@@ -134,6 +168,8 @@ def _entries(
     path: Path, stream: io.BufferedIOBase, archive: zipfile.ZipFile
 ) -> tuple[TensorEntry, ...]:
     records = {info.filename: info for info in archive.infolist()}
+    if len(records) != len(archive.infolist()):
+        raise problem("LG605", f"{quoted(str(path))} has two records of one name")
     pickles = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1 or records[pickles[0]].file_size > _PICKLE_LIMIT:
         raise problem("LG605", f"{quoted(str(path))} has no usable data.pkl inside")
@@ -152,8 +188,24 @@ def _entries(
     return tuple(entries)
 
 
+def _check_opcodes(text: bytes) -> None:
+    """Only what a state dict needs, nothing after it, the memo in order: a far index takes memory for all before."""
+    stored, end = 0, 0
+    for opcode, argument, place in pickletools.genops(text):
+        if opcode.name not in _OPCODES:
+            raise _Refused(f"the pickle operation {opcode.name}, which no state dict needs")
+        if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            if opcode.name != "MEMOIZE" and argument != stored:
+                raise _Refused(f"a memo entry {argument} where {stored} is next")
+            stored += 1
+        end = (place or 0) + 1
+    if end != len(text):
+        raise _Refused(f"{len(text) - end:,} bytes after the end of its pickle")
+
+
 def _state_dict(path: Path, text: bytes) -> dict[str, _Tensor]:
     try:
+        _check_opcodes(text)
         state = _Unpickler(io.BytesIO(text)).load()
     except _Refused as error:
         raise problem(

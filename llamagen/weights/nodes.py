@@ -12,6 +12,7 @@ from itertools import product
 from math import prod
 from typing import assert_never
 
+from llamagen.weights.dtypes import WeightDType
 from llamagen.weights.problems import shape_text
 from llamagen.weights.safetensors_file import TensorEntry
 
@@ -96,7 +97,23 @@ class TileTable:
     child: Lazy
 
 
-Lazy = Leaf | SwapLast | RopeRows | Concat | Stack | Reshape | Slice | TileTable
+@dataclass(frozen=True, slots=True)
+class TakeRows:
+    """Rows of dimension 0, in any order, any number of times."""
+
+    child: Lazy
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """Elements that no file has; all bits are zero."""
+
+    shape: Shape
+    dtype: WeightDType
+
+
+Lazy = Leaf | SwapLast | RopeRows | Concat | Stack | Reshape | Slice | TileTable | TakeRows | Zeros
 
 
 def shape_of(node: Lazy) -> Shape:
@@ -150,6 +167,13 @@ def shape_of(node: Lazy) -> Shape:
             if len(inner) != 4 or inner[:2] != (MAX_TILES, MAX_TILES):
                 raise ShapeProblem(f"{shape_text(inner)} is not a grid of 4 x 4 tiles")
             return (len(TILE_GRIDS) + 1, MAX_TILES * inner[2] * inner[3])
+        case TakeRows(child, rows):
+            inner = shape_of(child)
+            if not inner or not rows or min(rows) < 0 or max(rows) >= inner[0]:
+                raise ShapeProblem(f"{shape_text(inner)} does not have all of these rows")
+            return (len(rows), *inner[1:])
+        case Zeros(shape):
+            return shape
         case _:
             assert_never(node)
 
@@ -162,8 +186,10 @@ def leaves(node: Lazy) -> Iterator[TensorEntry]:
         case Concat(children, _) | Stack(children):
             for child in children:
                 yield from leaves(child)
-        case SwapLast() | RopeRows() | Reshape() | Slice() | TileTable():
+        case SwapLast() | RopeRows() | Reshape() | Slice() | TileTable() | TakeRows():
             yield from leaves(node.child)
+        case Zeros():
+            return
         case _:
             assert_never(node)
 

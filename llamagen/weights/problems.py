@@ -27,7 +27,9 @@ def open_regular(path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         reason = error.strerror or str(error)
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not os.path.exists(
+            path
+        ):  # False for what no file system can name
             reason = f"the link points to {quoted(str(path.readlink()))}, which does not exist"
         raise problem(
             "LG601",

@@ -27,7 +27,9 @@ from llamagen.weights.nodes import (
     Slice,
     Stack,
     SwapLast,
+    TakeRows,
     TileTable,
+    Zeros,
     shape_of,
     whole,
 )
@@ -107,6 +109,13 @@ def read(node: Lazy, region: Region, files: OpenFiles) -> Bits:
             start, stop = region[dim]
             moved = (*region[:dim], (start + offset, stop + offset), *region[dim + 1 :])
             return read(child, moved, files)
+        case TakeRows(child, rows):
+            wanted, inner = rows[region[0][0] : region[0][1]], region[1:]
+            low, high = min(wanted, default=0), max(wanted, default=-1) + 1
+            return read(child, ((low, high), *inner), files)[[row - low for row in wanted]]
+        case Zeros(_, dtype):
+            sizes = tuple(stop - start for start, stop in region)
+            return np.zeros(sizes, dtype=f"<u{ITEM_SIZES[dtype]}")
         case TileTable(child):
             (first, last), (left, right) = region
             return _tile_table(read(child, whole(shape_of(child)), files))[first:last, left:right]

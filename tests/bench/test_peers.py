@@ -12,6 +12,7 @@ from bench.builders import BUILDERS
 from bench.contenders import CONTENDERS
 from bench.environments import ENVIRONMENTS
 from bench.tables import tables
+from llamagen.emit.clients.readme import TESTED
 from tests.bench.test_gpu import SPEC
 
 
@@ -22,6 +23,14 @@ def test_names_lead_somewhere() -> None:
         assert contender.builder is None or contender.builder in BUILDERS
         assert contender.environment is None or contender.environment in ENVIRONMENTS
     assert {c.bits for c in CONTENDERS.values()} == {c.bits for c in CONTENDERS.values() if c.ours}
+
+
+def test_versions_in_a_folder_are_those_that_are_tested() -> None:
+    pins = {pin for one in ENVIRONMENTS.values() for pin in one.pins}
+    for client, version in TESTED.items():
+        assert {f"{client}=={version}", f"{client}@{version}"} & pins, client
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert f'"onnxruntime-genai=={TESTED["onnxruntime-genai"]}"' in project.read_text()
 
 
 def test_tables() -> None:

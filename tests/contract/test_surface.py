@@ -22,6 +22,7 @@ PUBLIC = [
     "check_checkpoint",
     "check_integrity",
     "compat",
+    "convert",
     "cost",
     "diff",
     "explain",
@@ -70,6 +71,7 @@ COMMANDS = [
     "export",
     "verify",
     "run",
+    "convert",
     "random-checkpoint",
 ]
 

@@ -8,6 +8,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 
+from tests.counting import count
 from tests.fuzz.targets import Target, corpus, mutated
 
 SLOW = 3.0
@@ -53,6 +54,7 @@ def try_one(target: Target, data: bytes, outcome: Outcome) -> None:
         outcome.findings.append(Finding(data, traceback.format_exc(limit=-6)))
     took = time.process_time() - began
     outcome.tried += 1
+    count("damaged inputs")
     outcome.slowest = max(outcome.slowest, took)
     if took > SLOW:
         outcome.findings.append(Finding(data, f"took {took:.1f} s"))

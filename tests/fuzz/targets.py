@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from llamagen.spec.expr import parse as parse_expression
 from llamagen.spec.registry import Registry
 from llamagen.spec.source import load_source, to_plain
 from llamagen.weights.safetensors_file import read_header
+from tests.fuzz import targets_files as files
+from tests.fuzz.scratch import ROOT, scratch
 
-ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).with_name("corpus")
 
 
@@ -127,13 +127,8 @@ def _graphs() -> list[bytes]:
     return [render(build(_registry().load(n))).encode() for n in names]
 
 
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="fuzz-")
-
-
 def safetensors(data: bytes) -> bool:
-    path = Path(_folder().name) / "model.safetensors"
+    path = scratch() / "model.safetensors"
     path.write_bytes(data)
     try:
         header = read_header(path)
@@ -188,6 +183,11 @@ TARGETS: Mapping[str, Target] = {
         Target("expression", expression, _expressions, EXPRESSION_WORDS),
         Target("spec", spec, _specs, YAML_WORDS),
         Target("graph_text", graph_text, _graphs, GRAPH_WORDS),
+        Target("config", files.config, files.configs, files.CONFIG_WORDS),
+        Target("index", files.index, files.indices, files.INDEX_WORDS),
+        Target("manifest", files.manifest, files.manifests, files.MANIFEST_WORDS),
+        Target("pth", files.pth, files.zips, files.PICKLE_WORDS),
+        Target("pth_pickle", files.pth_pickle, files.pickles, files.PICKLE_WORDS),
         Target("safetensors", safetensors, _files, ('"', "{", "}", "[", "]", "NaN", "1e9", "-1", "null", "__metadata__")),
     )
 }  # fmt: skip

@@ -10,7 +10,18 @@ import pytest
 from tests.fuzz.engine import GROWTH, Outcome, fuzz, peak, try_one
 from tests.fuzz.targets import TARGETS, Target, kept
 
-COUNTS = {"yaml": 250, "expression": 900, "spec": 400, "graph_text": 300, "safetensors": 2500}
+COUNTS = {
+    "yaml": 250,
+    "expression": 900,
+    "spec": 400,
+    "graph_text": 300,
+    "safetensors": 2500,
+    "config": 400,
+    "index": 800,
+    "manifest": 800,
+    "pth": 800,
+    "pth_pickle": 1200,
+}
 """Inputs, seeds included: a few seconds a target."""
 
 

@@ -27,6 +27,7 @@ from llamagen.ir.graph import Graph
 from llamagen.ir.text import parse, render
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
+from tests.counting import count
 from tests.fuzz.engine import peak
 from tests.fuzz.hostile import MARK, PAYLOADS, REFUSED, TINY, TOGETHER
 
@@ -44,6 +45,7 @@ def changed(before: str, after: str, text: str = TINY) -> str:
 @pytest.mark.timeout(10)
 def test_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a code, quickly, in little memory, and without a trace on the disk."""
+    count("hostile specs")
     before, after, code = REFUSED[name]
     monkeypatch.chdir(tmp_path)
     memory = peak()

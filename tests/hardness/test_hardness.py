@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.counting import count
+
 ROOT = Path(__file__).resolve().parents[2]
 
 NAIVE = """
@@ -53,6 +55,7 @@ def test_every_attack_once() -> None:
     out = run("-m", "tests.hardness", "--only", "writers", "--minutes", "0").stdout
     figures = re.search(r"([\d,]+) kills survived; 0 findings", out)
     assert figures is not None and int(figures[1].replace(",", "")) > 100, out
+    count("kills survived", int(figures[1].replace(",", "")))
     for name in ("export", "random-checkpoint", "generate", "fmt"):
         assert f"{name}: SIGKILL before each file operation" in out
 

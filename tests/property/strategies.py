@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from llamagen.verify.scenario import Scenario
+from tests.counting import count
 
 
 class SpecText(str):
@@ -97,7 +98,7 @@ def ropes(draw: DrawFn, head_dim: int) -> str:
 
 
 @st.composite
-def drafts(draw: DrawFn, head_dims: tuple[int, ...]) -> Draft:
+def drafts(draw: DrawFn, head_dims: tuple[int, ...], kinds: tuple[str, ...]) -> Draft:
     kv_heads = draw(st.integers(1, 3))
     head_dim = pick(draw, *head_dims)
     sizes = Sizes(
@@ -120,7 +121,7 @@ def drafts(draw: DrawFn, head_dims: tuple[int, ...]) -> Draft:
         ("layer_norm", ", weight=false, bias=false"),
     )
     draft = Draft(sizes, norm)
-    draft.kinds = tuple(draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3)))
+    draft.kinds = tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)))
     draft.feeds = tuple(draw(st.lists(st.sampled_from(("dense", "moe")), min_size=1, max_size=2)))
     h = draft.hyper
     h["vocab_size"], h["hidden_size"] = str(sizes.vocab), str(sizes.hidden)
@@ -326,9 +327,13 @@ def experts(draw: DrawFn) -> str:
 
 
 @st.composite
-def specs(draw: DrawFn, head_dims: tuple[int, ...] = (4, 2, 6, 10, 16, 20)) -> SpecText:
+def specs(
+    draw: DrawFn,
+    head_dims: tuple[int, ...] = (4, 2, 6, 10, 16, 20),
+    kinds: tuple[str, ...] = KINDS,
+) -> SpecText:
     """A valid spec. ``Spec`` of it builds, whatever is drawn."""
-    draft = draw(drafts(head_dims))
+    draft = draw(drafts(head_dims, kinds))
     kinds, feeds = draft.kinds, draft.feeds
     blocks = [causal_lm(draw), decoder(draw, draft), decoder_layer(draw, draft)]
     blocks += [attention(draw, draft), feed_forward(draw), experts(draw)]
@@ -347,18 +352,29 @@ def specs(draw: DrawFn, head_dims: tuple[int, ...] = (4, 2, 6, 10, 16, 20)) -> S
         "blocks:",
         *blocks,
     ]
+    count("random specs")
     return SpecText("\n".join(lines) + "\n")
 
 
 @st.composite
-def inputs(draw: DrawFn, vocab_size: int, least: int = 2, most: int = 10) -> Scenario:
-    """``least`` to ``most`` tokens, rows with left padding of their own, cut anywhere, inside the padding too."""
+def inputs(
+    draw: DrawFn, vocab_size: int, least: int = 2, most: int = 10, right: bool = False
+) -> Scenario:
+    """``least`` to ``most`` tokens, rows with left padding of their own, cut anywhere, inside the padding too.
+
+    With ``right`` the padding of a row lies behind its prompt, before the new tokens.
+    """
     batch, length = draw(st.integers(1, 3)), draw(st.integers(least, most))
-    padding = [draw(st.integers(0, length - 1)) for _ in range(batch)]
+    padding = np.array([draw(st.integers(0, length - 1)) for _ in range(batch)])[:, None]
     cuts = draw(st.sets(st.integers(1, length - 1), max_size=3))
     edges = [0, *sorted(cuts), length]
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))
     ids = generator.integers(0, vocab_size, (batch, length), dtype=np.int64)
-    mask = (np.arange(length) >= np.array(padding)[:, None]).astype(np.int64)
+    slots = np.arange(length)
+    mask = slots >= padding
+    if right:
+        end = draw(st.integers(1, length - 1))
+        mask = (slots >= end) | (slots < np.maximum(end - padding, 1))
     splits = tuple(b - a for a, b in pairwise(edges))
-    return Scenario("drawn", ids, mask, splits)
+    count("random inputs")
+    return Scenario("drawn", ids, mask.astype(np.int64), splits)

@@ -2,33 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
 from llamagen.emit.onnx.choices import Choices
+from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness
 from tests.parity.models import RandomModel
-from tests.property.strategies import SpecText, inputs, specs
+from tests.property.strategies import KINDS, SpecText, inputs, specs
 from tests.property.test_witnesses import MARGIN, agree, examples, least_margin
 
 FUSED_HEADS = (16, 32, 8, 24, 20)
 """Mostly sizes that the fused attention takes, with and without the rotation inside."""
 
+FUSED_KINDS = tuple(kind for kind in KINDS if kind != "chunked")
+
 CONTEXT = 16
 """The longest drawn scenario has 10 tokens."""
 
 
-@examples(60)
-@given(text=specs(FUSED_HEADS), data=st.data())
-def test_ort_cpu_equals_reference(text: SpecText, data: st.DataObject) -> None:
-    model = RandomModel.of_text(text)
-    scenario = data.draw(inputs(model.vocab_size))
-    fired = rewrite(model.flat, Export("ort-cpu", "float32")).fired
-    for rule in fired:
+def without_alibi(text: str) -> str:
+    """Half of the drawn specs have it, and it stops the fused attention."""
+    return text.replace(", alibi=true", "")
+
+
+def compare(text: SpecText, scenario: Scenario, *, last: bool = False, alone: bool = False) -> None:
+    model = RandomModel.of_text(without_alibi(text))
+    for rule in rewrite(model.flat, Export("ort-cpu", "float32")).fired:
         event(rule)
     assume(least_margin(model, scenario) > MARGIN)
-    witness = OnnxWitness.of_graph(
-        model.graph, model.weight, profile="ort-cpu", choices=Choices("all", CONTEXT)
-    )
-    agree(model, scenario, witness, scenario.logits(model.reference))
+    choices = Choices("last" if last else "all", CONTEXT)
+    witness = OnnxWitness.of_graph(model.graph, model.weight, profile="ort-cpu", choices=choices)
+    scenario = replace(scenario, last=last)
+    rows = scenario.alone() if alone else (scenario,)
+    agree(model, scenario, witness, np.concatenate([row.logits(model.reference) for row in rows]))
+
+
+@st.composite
+def scattered(draw: st.DrawFn, vocab_size: int) -> Scenario:
+    """Padding anywhere, also behind and between tokens, as clients that pad on the right leave it."""
+    batch, length = draw(st.integers(1, 3)), draw(st.integers(2, 9))
+    bits = st.lists(st.booleans(), min_size=length - 1, max_size=length - 1)
+    mask = np.array([[*draw(bits), True] for _ in range(batch)], dtype=np.int64)
+    cut = draw(st.integers(1, length - 1))
+    ids = np.random.default_rng(draw(st.integers(0, 2**16))).integers(0, vocab_size, mask.shape)
+    return Scenario("scattered", ids, mask, (cut, length - cut))
+
+
+@examples(50)
+@given(text=specs(FUSED_HEADS, FUSED_KINDS), data=st.data())
+def test_fused_models_equal_the_reference(text: SpecText, data: st.DataObject) -> None:
+    compare(text, data.draw(inputs(RandomModel.of_text(text).vocab_size)))
+
+
+@examples(25)
+@given(text=specs((16, 24), ("chunked", "full", "nope", "tempered")), data=st.data())
+def test_mixed_models_equal_the_reference(text: SpecText, data: st.DataObject) -> None:
+    compare(text, data.draw(inputs(RandomModel.of_text(text).vocab_size)))
+
+
+@examples(25)
+@given(text=specs((16,), ("full", "sliding", "nope", "local", "tempered")), data=st.data())
+def test_padding_may_stand_anywhere(text: SpecText, data: st.DataObject) -> None:
+    """A token sees what it sees in its row alone; windows count tokens, not padding between them."""
+    compare(text, data.draw(scattered(RandomModel.of_text(text).vocab_size)), alone=True)
+
+
+@examples(20)
+@given(text=specs((16, 20)), data=st.data())
+def test_last_logits_are_those_after_the_last_token(text: SpecText, data: st.DataObject) -> None:
+    compare(text, data.draw(inputs(RandomModel.of_text(text).vocab_size)), last=True)

@@ -81,6 +81,20 @@ def test_torch_equals_reference(text: SpecText, data: st.DataObject) -> None:
     agree(model, scenario, model.torch, reference)
 
 
+@examples(15)
+@given(text=specs(), data=st.data())
+def test_padding_behind_a_prompt(text: SpecText, data: st.DataObject) -> None:
+    """What right padding means: not seen, no position, and its slot counts for windows, as it does everywhere."""
+    model = RandomModel.of_text(text)
+    scenario = data.draw(inputs(model.vocab_size, right=True))
+    assume(least_margin(model, scenario) > MARGIN)
+    reference = scenario.logits(model.reference)
+    agree(model, scenario, model.onnx, reference)
+    agree(model, scenario, model.torch, reference)
+    whole = scenario.cut("whole", [scenario.input_ids.shape[1]])
+    same(reference, whole.logits(model.reference))
+
+
 @examples(30)
 @given(text=specs(), data=st.data())
 def test_steps_equal_one_call(text: SpecText, data: st.DataObject) -> None:

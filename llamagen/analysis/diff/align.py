@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Protocol, TypeAlias
 
+from llamagen.analysis.diff.equations import canonical
 from llamagen.analysis.diff.features import Equations, Feature, Kind, features
 from llamagen.analysis.numbers.cost import Workload
 from llamagen.ir.graph import Graph
@@ -33,6 +34,8 @@ class Pair:
     after: Feature | None
     group: tuple[tuple[int, ...], ...] = ()
     """For weights: shapes of the tensors on the other side that hold the same rows."""
+    regrouped: bool = False
+    """For equations: the same but for weights that one side has fused and the other apart."""
 
 
 def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[Pair]:
@@ -45,16 +48,18 @@ def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[
             [f for f in b if isinstance(f, Feature)],
         )
     )
+    # A place that one model lacks is one change; settings of its ops would only repeat it.
+    kept = [p for p in plain if p.kind is not Kind.SETTING or (p.before and p.after)]
+    grouped, fused = _grouped(kept)
     lines = list(
         _folded_equations(
             [f for f in a if isinstance(f, Equations)],
             [f for f in b if isinstance(f, Equations)],
+            fused,
         )
     )
-    # A place that one model lacks is one change; settings of its ops would only repeat it.
-    kept = [p for p in plain if p.kind is not Kind.SETTING or (p.before and p.after)]
     order = list(Kind)
-    found = [*(_grouped(kept)), *lines]
+    found = [*grouped, *lines]
     yield from sorted(found, key=lambda p: order.index(p.kind))
 
 
@@ -117,14 +122,20 @@ def layer_text(indices: Sequence[tuple[int, ...]]) -> str:
     return ",".join(texts)
 
 
-def _grouped(pairs: Sequence[Pair]) -> Iterator[Pair]:
-    """Mark weights that only one side has, but whose rows the other side keeps in other tensors."""
+def _grouped(
+    pairs: Sequence[Pair],
+) -> tuple[list[Pair], Mapping[str, Mapping[str, tuple[str, ...]]]]:
+    """Mark weights that only one side has, but whose rows the other side keeps in other tensors.
+
+    Also, by block, the fused parts and the parts that they are made of.
+    """
+    fused: dict[str, dict[str, tuple[str, ...]]] = {}
     alone = [p for p in pairs if p.kind is Kind.PARAMETER and (p.before is None or p.after is None)]
     marked: dict[int, tuple[tuple[int, ...], ...]] = {}
     parents: dict[str, list[Pair]] = {}
     for pair in alone:
         parents.setdefault(pair.path.rsplit(".", 2)[0], []).append(pair)
-    for several in parents.values():
+    for parent, several in parents.items():
         removed = [p for p in several if p.after is None and p.before]
         added = [p for p in several if p.before is None and p.after]
         for one, many in ((removed, added), (added, removed)):
@@ -133,8 +144,15 @@ def _grouped(pairs: Sequence[Pair]) -> Iterator[Pair]:
                 if match:
                     marked[id(whole)] = tuple(_shape(p) for p in match)
                     marked.update({id(p): (_shape(whole),) for p in match})
-    for pair in pairs:
-        yield replace(pair, group=marked[id(pair)]) if id(pair) in marked else pair
+                    names = tuple(_part(p.path) for p in match)
+                    fused.setdefault(parent, {})[_part(whole.path)] = names
+    changed = [replace(p, group=marked[id(p)]) if id(p) in marked else p for p in pairs]
+    return changed, fused
+
+
+def _part(path: str) -> str:
+    """``gate_proj`` of ``model.layers.*.mlp.gate_proj.weight``."""
+    return path.rsplit(".", 2)[-2]
 
 
 def _pieces(whole: Pair, candidates: Sequence[Pair]) -> list[Pair]:
@@ -168,7 +186,11 @@ def _sizes(feature: Feature) -> tuple[int, ...]:
     return tuple(n for n in value if isinstance(n, int)) if isinstance(value, tuple) else ()
 
 
-def _folded_equations(a: Sequence[Equations], b: Sequence[Equations]) -> Iterator[Pair]:
+def _folded_equations(
+    a: Sequence[Equations],
+    b: Sequence[Equations],
+    fused: Mapping[str, Mapping[str, tuple[str, ...]]],
+) -> Iterator[Pair]:
     left = {(e.path, e.index): e for e in a}
     right = {(e.path, e.index): e for e in b}
     groups: dict[tuple[str, tuple[str, ...] | None, tuple[str, ...] | None], list[_Place]] = {}
@@ -186,7 +208,19 @@ def _folded_equations(a: Sequence[Equations], b: Sequence[Equations]) -> Iterato
     for (path, _, _), places in groups.items():
         first = places[0]
         layers = layer_text([p.index for p in places])
-        yield from _line_pairs(path, len(places), layers, first.before, first.after)
+        same = path in fused and _same_apart(first.before, first.after, fused[path])
+        for pair in _line_pairs(path, len(places), layers, first.before, first.after):
+            yield replace(pair, regrouped=same)
+
+
+def _same_apart(
+    x: Equations | None, y: Equations | None, fused: Mapping[str, tuple[str, ...]]
+) -> bool:
+    """Whether two blocks compute the same once every fused part is written as its pieces."""
+    if x is None or y is None:
+        return False
+    texts = [canonical(e.graph, e.block, fused) for e in (x, y)]
+    return texts[0] == texts[1]
 
 
 @dataclass(frozen=True, slots=True)

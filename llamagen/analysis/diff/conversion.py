@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.align import fused_group
 from llamagen.analysis.diff.features import Feature, Kind, parameter_features, setting_features
 from llamagen.analysis.diff.transforms import (
@@ -24,8 +25,6 @@ from llamagen.analysis.diff.transforms import (
 )
 from llamagen.analysis.rules import hyperparameter_scope
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.ir.graph import Graph
-from llamagen.spec.resolve import ResolvedSpec
 
 MAX_FINDINGS = 10
 
@@ -43,24 +42,25 @@ class _Side:
         return value if isinstance(value, int) else 0
 
 
-def conversion(
-    before: tuple[ResolvedSpec, Graph], after: tuple[ResolvedSpec, Graph]
-) -> tuple[Plan, ...]:
+def conversion(before: Model, after: Model) -> tuple[Plan, ...]:
     """A plan for every tensor of B that is not A's tensor of the same name as it is, in B's order.
 
     Raises LG902 with the tensors that no exact conversion gives.
     """
-    return tuple(_Converter(_side(*before), _side(*after)).run())
+    return tuple(_Converter(_side(before), _side(after)).run())
 
 
-def _side(resolved: ResolvedSpec, graph: Graph) -> _Side:
-    weights = {_full(f): f for f in parameter_features(graph)}
-    layouts = {
-        _full(f).split(":", 1)[0].rsplit(".", 1)[0]: f.text
-        for f in setting_features(graph)
-        if f.path.endswith("rope:layout")
-    }
-    return _Side(weights, layouts, hyperparameter_scope(resolved))
+def _side(model: Model) -> _Side:
+    weights: dict[str, Feature] = {}
+    layouts: dict[str, str] = {}
+    for graph in model.graphs.values():
+        for feature in parameter_features(graph):
+            weights.setdefault(_full(feature), feature)
+        for feature in setting_features(graph):
+            if feature.path.endswith("rope:layout"):
+                block = _full(feature).split(":", 1)[0].rsplit(".", 1)[0]
+                layouts.setdefault(block, feature.text)
+    return _Side(weights, layouts, hyperparameter_scope(model.resolved))
 
 
 def _full(feature: Feature) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Attrs, Block, Graph, Node
@@ -32,9 +33,16 @@ def equations(graph: Graph, block: Block) -> tuple[Equation, ...]:
     return tuple(_Writer(graph, block, keep_names=True).lines())
 
 
-def canonical(graph: Graph, block: Block) -> tuple[str, ...]:
-    """As ``equations`` without the author's names: equal for blocks that differ in names of values only."""
-    return tuple(e.text for e in _Writer(graph, block, keep_names=False).lines())
+Fused: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Name of a linear part whose result is split -> names that its pieces have as parts of their own."""
+
+
+def canonical(graph: Graph, block: Block, fused: Fused | None = None) -> tuple[str, ...]:
+    """As ``equations`` without the author's names: equal for blocks that differ in names of values only.
+
+    Parts named in ``fused`` are written as their pieces: a block that has these apart gives the same text.
+    """
+    return tuple(e.text for e in _Writer(graph, block, keep_names=False, fused=fused).lines())
 
 
 def option_values(block: Block) -> str:
@@ -49,7 +57,11 @@ def _quoted(value: object) -> str:
 
 
 class _Writer:
-    def __init__(self, graph: Graph, block: Block, *, keep_names: bool) -> None:
+    def __init__(
+        self, graph: Graph, block: Block, *, keep_names: bool, fused: Fused | None = None
+    ) -> None:
+        self.fused = fused or {}
+        self.producers = {r: node for node in block.nodes for r in node.results}
         self.block = block
         self.keep_names = keep_names
         self.numbers: dict[str, int] = {}
@@ -63,6 +75,15 @@ class _Writer:
     def lines(self) -> list[Equation]:
         lines: list[Equation] = []
         for node in self.block.nodes:
+            if node.part in self.fused:
+                continue
+            if (pieces := self.pieces(node)) is not None:
+                for result, text in zip(node.results, pieces, strict=True):
+                    if self.uses[result] == 1:
+                        self.text[result] = text
+                    else:
+                        lines.append(Equation(f"{self.target(result)} = {text}", node.span))
+                continue
             text, loose = self.expression(node)
             single = len(node.results) == 1
             value = self.block.values.get(node.results[0])
@@ -77,6 +98,14 @@ class _Writer:
         results = ", ".join(self.operand(o) for o in self.block.outputs)
         last = self.block.nodes[-1].span if self.block.nodes else self.block.span
         return [*lines, Equation(f"return {results}", last)]
+
+    def pieces(self, node: Node) -> list[str] | None:
+        """The results of a split of a fused part, as if each were a part; none for any other node."""
+        source = self.producers.get(node.operands[0]) if node.op == "split" else None
+        if source is None or source.part is None or source.part not in self.fused:
+            return None
+        given = ", ".join(self.operand(o) for o in source.operands)
+        return [f"{name}({given})" for name in self.fused[source.part]]
 
     def target(self, value: str) -> str:
         return self.operand(value) if self.uses[value] else "_"

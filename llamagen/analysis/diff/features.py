@@ -7,7 +7,7 @@ A feature has a path that is the same for equal places of two models, with layer
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from llamagen.analysis.diff.equations import canonical, equations, settings
@@ -213,6 +213,8 @@ class Equations:
     span: Span | None
     canonical: tuple[str, ...]
     """The same without the author's names; what decides whether two are equal."""
+    graph: Graph = field(compare=False, repr=False)
+    block: Block = field(compare=False, repr=False)
 
 
 def block_features(graph: Graph) -> Iterator[Equations]:
@@ -229,6 +231,8 @@ def block_features(graph: Graph) -> Iterator[Equations]:
             tuple(e.span for e in lines),
             here.block.span,
             unnamed[here.block.name],
+            graph,
+            here.block,
         )
 
 

@@ -211,6 +211,7 @@ class _Judge:
             "role": role,
             "transform": self.transform(pair, role),
             "device": self.device,
+            "regrouped": pair.regrouped,
             "a": self.a,
             "b": self.b,
         }

@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.fmt import format_source
+from llamagen.spec.plain_yaml import lines
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import (
     APPENDED,
@@ -97,8 +98,9 @@ def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:
     remarks += [
         f"# {path} of {before.spec.id} stays: inheritance only adds to it\n" for path in stays
     ]
-    lines = [*remarks, *_yaml({**head, **_minimal(kept_a, kept_b, ())}, 0)]
-    source = load_source("".join(lines), f"<overlay of {before.spec.id}>")
+    made = lines({**head, **_minimal(kept_a, kept_b, ())})
+    body = [f"{line}\n" for _, line in made]
+    source = load_source("".join([*remarks, *body]), f"<overlay of {before.spec.id}>")
     text = format_source(source, tuple(Spec.model_fields))
     expected = {k: v for k, v in b.items() if k not in ("spec", "extends", *stays)}
     check(before, load_source(text, source.file), expected, stays)
@@ -177,59 +179,3 @@ def _appended(a: Plain, b: Plain) -> Plain:
     if isinstance(a, list) and isinstance(b, list):
         return b[len(a) :] if _begins(b, a) else [item for item in b if item not in a]
     return b
-
-
-def _yaml(tree: Mapping[str, Plain], depth: int) -> Iterator[str]:
-    pad = "  " * depth
-    for name, value in tree.items():
-        key = name if _bare_key(name) else json.dumps(name)
-        match value:
-            case dict() if value:
-                yield f"{pad}{key}:\n"
-                yield from _yaml(value, depth + 1)
-            case str() if "\n" in value and value[0] not in " \n" and not value.endswith("\n\n"):
-                yield f"{pad}{key}: |{'' if value.endswith(chr(10)) else '-'}\n"
-                for line in value.rstrip("\n").split("\n"):
-                    yield f"{pad}  {line}\n" if line else "\n"
-            case _:
-                yield f"{pad}{key}: {flow(value)}\n"
-
-
-def _bare_key(name: str) -> bool:
-    words = name.replace("_", "").replace("-", "")
-    return words.isascii() and words.isalnum() and not words.isdigit() and words not in _WORDS
-
-
-_WORDS = frozenset({"on", "off", "yes", "no", "true", "false", "null", "y", "n"})
-
-
-def flow(value: Plain) -> str:
-    """A value on one line, in the strict subset that the loader reads back unchanged."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case int():
-            return str(value)
-        case float():
-            return float_text(value)
-        case str():
-            return json.dumps(value, ensure_ascii=False)
-        case list():
-            return f"[{', '.join(map(flow, value))}]"
-        case dict():
-            pairs = (f"{n if _bare_key(n) else json.dumps(n)}: {flow(v)}" for n, v in value.items())
-            return f"{{{', '.join(pairs)}}}"
-
-
-def float_text(value: float) -> str:
-    """A float that YAML 1.1 and 1.2 readers agree on: digits on both sides of the point, a signed exponent."""
-    text = repr(value)
-    if "e" not in text:
-        return text
-    mantissa, exponent = text.split("e")
-    if "." not in mantissa:
-        mantissa += ".0"
-    sign = "" if exponent[0] in "+-" else "+"
-    return f"{mantissa}e{sign}{exponent}"

@@ -45,7 +45,8 @@ def arrow(change: Change) -> str:
 
 
 def _number(side: Side, short: Callable[[int], str], unit: str) -> str:
-    assert side.text is not None
+    if side.text is None:
+        return "none"
     number = int(side.text.replace(",", ""))
     return f"{number:,}{unit} ({short(number)})"
 
@@ -54,6 +55,17 @@ def cause_text(cause: Cause) -> str:
     proof = f" [{cause.source}]" if cause.source else ""
     name = cause.path.split(".", 1)[1]
     return f"{name} {cause.before or 'none'} → {cause.after or 'none'}{proof}"
+
+
+_CAUSES = 6
+
+
+def causes_text(change: Change) -> str:
+    """The values that brought a change about; of many the first."""
+    texts = [cause_text(cause) for cause in change.causes]
+    if len(texts) > _CAUSES:
+        texts = [*texts[: _CAUSES - 1], f"and {len(texts) - _CAUSES + 1} more"]
+    return "; ".join(texts)
 
 
 def proof(change: Change) -> str:
@@ -100,7 +112,7 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
                 f"{arrow(change)}{proof(change) if not change.causes else ''}"
             )
             if change.causes:
-                yield f"       because {'; '.join(map(cause_text, change.causes))}"
+                yield f"       because {causes_text(change)}"
     needed = result.transforms()
     if needed:
         yield ""
@@ -143,7 +155,7 @@ def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
             "| --- | --- | --- | --- | --- |",
         ]
         for c in changes:
-            why = "; ".join(map(cause_text, c.causes)) or proof(c).strip()
+            why = causes_text(c) or proof(c).strip()
             cells = (c.rule, c.verdict(surface).value, f"`{where(c)}`", arrow(c), why)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -168,7 +180,7 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         rows = [
             f'<tr><td>{e(c.rule)}</td><td class="{c.verdict(surface).value}">'
             f"{c.verdict(surface).value}</td><td><code>{e(where(c))}</code></td>"
-            f"<td>{e(arrow(c))}</td><td>{e('; '.join(map(cause_text, c.causes)))}</td></tr>"
+            f"<td>{e(arrow(c))}</td><td>{e(causes_text(c))}</td></tr>"
             for c in result.on(surface)
         ]
         if rows:

@@ -10,7 +10,7 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.numbers.counts import counts_of
 from llamagen.analysis.sources import matches
-from llamagen.spec.registry import Registry
+from llamagen.spec.registry import Registry, is_sketch
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
 from llamagen.units import bytes_text, count_text
@@ -92,7 +92,7 @@ def rows(
 ) -> list[Row]:
     """The models that pass every filter, by release date and id."""
     found: list[Row] = []
-    for spec_id in registry.ids(abstract=False):
+    for spec_id in registry.ids(abstract=False, sketches=status == "sketch"):
         if generation is not None and generation not in spec_id.split("/")[1:-1]:
             continue
         resolved = registry.load(spec_id)
@@ -172,7 +172,8 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
         from llamagen.ir.build_graphs import MAIN, build_all
 
         graphs = build_all(resolved)
-        yield Section("size", tuple(_size(graphs)))
+        mark = "  (assumed)" if is_sketch(spec.id) else ""
+        yield Section("size", tuple((name, text + mark) for name, text in _size(graphs)))
         shown: set[tuple[str, str]] = set()
         for name, graph in graphs.items():
             title = "blocks" if name == MAIN else f"blocks of {name}"

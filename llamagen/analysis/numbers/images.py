@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llamagen.analysis.numbers.compute import FlopCount, flops_of
 from llamagen.analysis.numbers.memory import activations_of
-from llamagen.ir.flatten import flatten
+from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, TensorType
 from llamagen.ir.optypes import elements
 from llamagen.ir.pipeline import pipeline_of
@@ -44,7 +44,9 @@ def image_cost(
     each_row = any("B" in dim.symbols for type_ in given.values() for dim in type_.shape)
     images = {"I": count if each_row else count * batch}
     encoded = {"B": batch, "S": 0, "P": 0, **images}
-    kept = [t for f, name in zip(flat, pipeline.once, strict=True) for t in _handed(graphs[name])]
+    kept = [
+        t for f, name in zip(flat, pipeline.once, strict=True) for t in _handed(graphs[name], f)
+    ]
     return ImageCost(
         count,
         tuple(f"{name} {type_}" for name, type_ in given.items()),
@@ -63,9 +65,10 @@ def encoder_flops(graphs: Mapping[str, Graph]) -> int | None:
     return found.encoder.total if found is not None else None
 
 
-def _handed(graph: Graph) -> tuple[TensorType, ...]:
-    root = graph.root_block
-    return tuple(root.values[o].type for o in root.outputs)
+def _handed(graph: Graph, flat: FlatGraph) -> Iterator[TensorType]:
+    """What a graph makes for others: its outputs, and keys and values for their cross-attention."""
+    yield from (type_ for _, type_ in graph.outputs)
+    yield from (flat.types[id] for id in flat.handed_out.values())
 
 
 def _flops(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from llamagen.analysis.numbers.cost import CostReport, DeviceReport, Phase, Roofline
 from llamagen.analysis.numbers.images import ImageCost
+from llamagen.spec.registry import is_sketch
 from llamagen.units import bytes_text, count_text, rate_text
 
 
@@ -18,6 +19,8 @@ def _lines(report: CostReport) -> Iterator[str]:
     load = report.workload
     size = 8 * load.cache_bytes
     yield f"{report.spec_id} at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}"
+    if is_sketch(report.spec_id):
+        yield "a sketch: every dimension is assumed, so no number below is a fact about a model"
     yield ""
     yield f"parameters            {count_text(report.parameters.total)}"
     for row in report.parameters.components:
@@ -105,6 +108,7 @@ def json_text(report: CostReport) -> str:
     document: dict[str, object] = {
         "version": 1,
         "id": report.spec_id,
+        "sketch": is_sketch(report.spec_id),
         "workload": {
             "context": load.context,
             "batch": load.batch,

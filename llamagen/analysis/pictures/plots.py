@@ -35,7 +35,7 @@ def cache_plot(
     if not by_points:
         raise LlamagenError.of("LG901", "there is no model with a cache to plot")
     curves = [
-        Curve(names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}", points)
+        Curve(names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", points)
         for points, names in sorted(by_points.items(), reverse=True)
     ]
     title = f"KV cache, one sequence, {8 * bytes_per_value} bit"

@@ -37,16 +37,20 @@ class _Placed:
 def _place(box: Box) -> _Placed:
     inside = tuple(_place(b) for b in box.inside)
     lines = (_head(box), *box.lines)
-    text = max(len(line) for line in lines) * _CHAR + 2 * _PAD
+    gap = len(_count(box)) + 3
+    text = max(len(lines[0]) + gap, *map(len, lines)) * _CHAR + 2 * _PAD
     width = max([text, _MIN, *(p.width + 2 * _PAD for p in inside)])
     height = 2 * _PAD + len(lines) * _LINE + sum(p.height + _GAP for p in inside)
     return _Placed(box, lines, width, height, inside)
 
 
 def _head(box: Box) -> str:
-    times = f" ×{box.times}" if box.times > 1 else ""
-    count = f"   {count_short(box.parameters)}" if box.parameters else ""
-    return f"{box.title}{times}{count}"
+    return f"{box.title} ×{box.times}" if box.times > 1 else box.title
+
+
+def _count(box: Box) -> str:
+    """Parameters of one instance, for the right end of the first line."""
+    return count_short(box.parameters) if box.parameters else ""
 
 
 def _draw(
@@ -65,6 +69,9 @@ def _draw(
     for i, line in enumerate(placed.lines):
         weight = ' font-weight="bold"' if i == 0 else ""
         shapes.append(f'<text x="{x + _PAD:g}" y="{at:g}"{weight}>{escape(line)}</text>')
+        if i == 0 and (count := _count(placed.box)):
+            right = f'x="{x + width - _PAD:g}" y="{at:g}" text-anchor="end" fill="#44506a"'
+            shapes.append(f"<text {right}>{escape(count)}</text>")
         at += _LINE
     top = at - 12 + _GAP
     for inner in placed.inside:
@@ -87,13 +94,28 @@ def diff_svg(before: Sequence[Box], after: Sequence[Box], marks: Mapping[str, Ve
 def _page(towers: Sequence[tuple[Box, Mapping[str, Verdict]]], title: str) -> str:
     placed = [(_place(box), marks) for box, marks in towers]
     width = sum(p.width for p, _ in placed) + _PAD * (len(placed) + 1)
-    height = max(p.height for p, _ in placed) + 2 * _PAD
-    shapes: list[str] = []
+    shapes = _legend({verdict for _, marks in towers for verdict in marks.values()})
+    top = _PAD + (_LINE + _GAP if shapes else 0)
+    height = max(p.height for p, _ in placed) + top + _PAD
     x: float = _PAD
     for one, marks in placed:
-        shapes += _draw(one, x, _PAD, one.width, 0, marks)
+        shapes += _draw(one, x, top, one.width, 0, marks)
         x += one.width + _PAD
     return _svg(width, height, title, shapes)
+
+
+def _legend(verdicts: set[Verdict]) -> list[str]:
+    """What the colours mean, those that occur."""
+    shapes: list[str] = []
+    x: float = _PAD
+    for verdict, fill in _CHANGED.items():
+        if verdict in verdicts:
+            shapes.append(
+                f'<rect x="{x:g}" y="{_PAD}" width="14" height="14" rx="3" fill="{fill}" stroke="#5b6b8c"/>'
+                f'<text x="{x + 20:g}" y="{_PAD + 11}">{verdict.value}</text>'
+            )
+            x += 20 + (len(verdict.value) + 3) * _CHAR
+    return shapes
 
 
 def _svg(width: float, height: float, title: str, shapes: Sequence[str]) -> str:

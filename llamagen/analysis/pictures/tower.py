@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamagen.analysis.diff.equations import equations, option_values
 from llamagen.analysis.diff.features import collapse
@@ -28,8 +28,29 @@ class Box:
 
 
 def towers(graphs: Mapping[str, Graph]) -> tuple[Box, ...]:
-    """A box for each graph, those beside the text model with their names."""
-    return tuple(tower(graph, name) for name, graph in graphs.items())
+    """A box for each graph, those beside the text model with their names.
+
+    What a further graph has in common with an earlier one is drawn once, and named there.
+    """
+    drawn: set[Box] = set()
+    found: list[Box] = []
+    for name, graph in graphs.items():
+        box = tower(graph, name)
+        found.append(_once(box, drawn))
+        drawn.update(_all(box))
+    return tuple(found)
+
+
+def _once(box: Box, drawn: set[Box]) -> Box:
+    if box in drawn and box.inside:
+        return replace(box, lines=("as in the text model",), inside=())
+    return replace(box, inside=tuple(_once(inner, drawn) for inner in box.inside))
+
+
+def _all(box: Box) -> Iterator[Box]:
+    yield box
+    for inner in box.inside:
+        yield from _all(inner)
 
 
 def tower(graph: Graph, name: str = MAIN) -> Box:

@@ -56,6 +56,7 @@ FUSED: Mapping[str, FusedShape] = {
     "SkipSimplifiedLayerNormalization": _skip_norm,
     "QuickGelu": _same,
     "FusedMatMul": _product,
+    "MoE": _same,
     "pack_rows": _same,
     "unpack_rows": _same,
     "last_row": _last_row,

@@ -55,7 +55,8 @@ class Match:
             attrs = (
                 dict(index.nodes[maker].attrs) if maker is not None and name in self._made() else {}
             )
-            seen[name] = {**attrs, **_type(index.types.get(value))}
+            kind = _type(index.types.get(value))
+            seen[name] = {**attrs, **kind, "positive": positive(value, index)}
         return seen
 
     def _made(self) -> set[str]:
@@ -68,6 +69,33 @@ def _type(of: TensorType | None) -> dict[str, Static]:
         return {"present": False}
     sizes: tuple[Static, ...] = tuple(d.value if d.is_static else str(d) for d in of.shape)
     return {"present": True, "dtype": str(of.dtype), "shape": sizes}
+
+
+_ABOVE = frozenset({"softmax", "sigmoid", "exp", "softplus"})
+_KEEPS = frozenset({"model_dtype", "float32", "gather", "sum", "topk", "sqrt"})
+_OF_BOTH = frozenset({"add", "mul", "div"})
+_OF_NUMBER = frozenset({"mul_scalar", "div_scalar"})
+
+
+def positive(value: str, index: Index) -> bool:
+    """Whether ``value`` is above 0 for all inputs, as far as the ops that make it show."""
+    maker = index.makers.get(value)
+    if maker is None:
+        return False
+    node = index.nodes[maker]
+    if node.op in _ABOVE:
+        return True
+    if node.op in _KEEPS:
+        return value == node.results[0] and positive(node.operands[0], index)
+    if node.op in _OF_BOTH:
+        return all(positive(operand, index) for operand in node.operands)
+    number = node.attrs.get("value")
+    return (
+        node.op in _OF_NUMBER
+        and isinstance(number, int | float)
+        and number > 0
+        and positive(node.operands[0], index)
+    )
 
 
 def match_at(rule: Rule, root: int, index: Index) -> Match | None:

@@ -23,8 +23,8 @@ _SHOWN: Mapping[RewrittenProfile, tuple[str, ...]] = {
 
 _PACKING = """\
 Where every attention is fused, ids (and positions, where they are still read) are sorted once as they enter, and hidden
-states go back to the places of their tokens before the head. Padding may stand anywhere. If anything but the fused
-attention mixes tokens, no attention is fused."""
+states go back to the places of their tokens before the head. Padding may stand anywhere. Where another attention
+remains (chunks), rows are sorted around each fused one instead, and rotations stay outside, by the positions given."""
 
 _LAST_ROW = """\
 The head is the largest product of a prompt, and only its last row is used to generate. `--logits last` is the default
@@ -58,13 +58,20 @@ def _rule(rule: Rule) -> Iterator[str]:
     yield f"  why: {' '.join(row.why.split())}"
 
 
-def profiles_text(graph: Graph) -> str:
-    """How often each rule applies to ``graph``, and why it does not, for each profile and dtype."""
+def profiles_text(graphs: Mapping[str, Graph]) -> str:
+    """How often each rule applies to each graph, and why it does not, for each profile and dtype."""
+    return "".join(
+        f"{name}.onnx\n{_graph(graph)}" if len(graphs) > 1 else _graph(graph)
+        for name, graph in graphs.items()
+    )
+
+
+def _graph(graph: Graph) -> str:
     flat = flatten(graph)
     lines: list[str] = []
     for profile in REWRITTEN_PROFILES:
         for dtype in _SHOWN[profile]:
-            found = rewrite(flat, Export(profile, dtype, logits="last"))
+            found = rewrite(flat, Export(profile, dtype, logits="last"), graph.output_names)
             lines.append(f"{profile} {dtype}: {len(flat.nodes)} ops become {len(found.flat.nodes)}")
             lines += (f"  {count:5} {name}" for name, count in found.fired.items() if count)
             lines += (

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from llamagen.analysis.rewrites.fused import result_types
 from llamagen.analysis.rewrites.match import Index, Match, match_at
-from llamagen.analysis.rewrites.rows import LAST_ROW, PACKING, last_rows, pack_rows
+from llamagen.analysis.rewrites.rows import (
+    LAST_ROW,
+    PACKING,
+    PACKING_AROUND,
+    chosen_rows,
+    pack_around,
+    pack_rows,
+)
 from llamagen.analysis.rewrites.table import Line, RewrittenProfile, Rule, rewrite_rules
 from llamagen.analysis.rules import fill, holds, value_of
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
@@ -19,7 +26,14 @@ from llamagen.spec.evaluate import Static
 Logits: TypeAlias = Literal["last", "all"]
 """Whether the model gives logits of the last real token of a call, [B, 1, V], or of every one, [B, S, V]."""
 
+LOGITS = "logits"
 FUSED_ATTENTION = "GroupQueryAttention"
+COUNTS_POSITIONS = "grouped-query-attention"
+"""The rule whose operator rotates by the positions that it counts, not by those that are given."""
+
+
+_LEAVING = frozenset({"cache", "cross_cache_write", FUSED_ATTENTION})
+"""Ops whose results leave the graph beside its outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +60,40 @@ class Rewritten:
     """Rule -> reason -> places where the wiring fits and a condition does not hold."""
 
 
-def rewrite(flat: FlatGraph, export: Export) -> Rewritten:
-    """The graph as the profile of ``export`` has it. The IR's meaning is kept, also for padded rows."""
+def rewrite(flat: FlatGraph, export: Export, outputs: Sequence[str] = (LOGITS,)) -> Rewritten:
+    """The graph as the profile of ``export`` has it. The IR's meaning is kept, also for padded rows.
+
+    ``outputs`` are the names of the graph's outputs: only one of the name ``logits`` can be cut to the last row.
+    """
     if export.profile == "portable":
-        return _with_logits(Rewritten(flat, cache_slots(flat)), export, packed=False)
+        return _with_logits(Rewritten(flat, cache_slots(flat)), export, outputs, packed=False)
     names = tuple(n for n, r in rewrite_rules().items() if export.profile in r.row.profiles)
     found = _Rewriter(flat, export).run(names)
     if any(node.op == FUSED_ATTENTION for node in found.flat.nodes):
         packed, reason = pack_rows(found.flat)
         if reason is None:
             fired = {**found.fired, PACKING: 1}
-            return _with_logits(replace(found, flat=packed, fired=fired), export, packed=True)
-        attention = {
-            n
-            for n in names
-            if any(line.op == FUSED_ATTENTION for line in rewrite_rules()[n].replacement)
-        }
-        plain = _Rewriter(flat, export).run(tuple(n for n in names if n not in attention))
-        stopped = {**found.stopped, **plain.stopped, PACKING: {reason: 1}}
-        found = replace(plain, stopped=stopped)
-    return _with_logits(found, export, packed=False)
+            return _with_logits(
+                replace(found, flat=packed, fired=fired), export, outputs, packed=True
+            )
+        # Other layers read the positions that are given, so none may count them itself.
+        again = _Rewriter(flat, export).run(tuple(n for n in names if n != COUNTS_POSITIONS))
+        around, count = pack_around(again.flat)
+        found = replace(
+            again,
+            flat=around,
+            fired={**again.fired, PACKING_AROUND: count},
+            stopped={**again.stopped, PACKING: {reason: 1}},
+        )
+    return _with_logits(found, export, outputs, packed=False)
 
 
-def _with_logits(found: Rewritten, export: Export, *, packed: bool) -> Rewritten:
-    flat, rows = last_rows(found.flat, last=export.logits == "last", packed=packed)
-    fired = {**found.fired, LAST_ROW: rows} if export.logits == "last" else dict(found.fired)
+def _with_logits(
+    found: Rewritten, export: Export, outputs: Sequence[str], *, packed: bool
+) -> Rewritten:
+    last = [export.logits == "last" and name == LOGITS for name in outputs]
+    flat = chosen_rows(found.flat, last, packed=packed)
+    fired = {**found.fired, LAST_ROW: 1} if any(last) else dict(found.fired)
     return replace(found, flat=flat, fired=fired)
 
 
@@ -109,8 +132,7 @@ class _Rewriter:
 
     def presents(self) -> tuple[str, ...]:
         """What the caches leave: they stay, whoever reads them."""
-        kept = ("cache", FUSED_ATTENTION)
-        return tuple(r for node in self.nodes if node.op in kept for r in node.results)
+        return tuple(r for node in self.nodes if node.op in _LEAVING for r in node.results)
 
     def apply(self, rule: Rule) -> None:
         """One pass: places do not overlap, for a replaced op is not matched again in it."""

@@ -1,8 +1,9 @@
 """Rewrites of the rows of tokens, [B, S]: real tokens to the front, and logits of the last real token alone.
 
 The fused attention appends the real tokens of a chunk to each row's cache, one after the other, so it wants them at the
-front; clients put padding on the left, on the right or between. All other ops treat tokens one by one, so the order is
-changed once where tokens enter and changed back where logits leave, and it costs nothing in the layers.
+front; clients put padding on the left, on the right or between. Where all other ops treat tokens one by one, the order
+is changed once as tokens enter and changed back as logits leave, and it costs nothing in the layers. Where some layers
+keep their own attention, it is changed around each fused one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ir.graph import TensorType
 
 PACKING = "pack-rows"
+PACKING_AROUND = "pack-rows-around-attention"
 LAST_ROW = "last-logits"
 MASK = "attention_mask"
 
@@ -26,7 +28,13 @@ _TOKENWISE = frozenset(
         *("softcap", "clamp", "float32", "model_dtype", "rms_normalize", "rms_norm", "layer_norm"),
         *("embedding", "linear", "experts", "topk", "gather", "rotate", "rope_table"),
         *("attention_temperature", "split_heads", "merge_heads", "repeat_heads"),
-        *("GroupQueryAttention", "SkipSimplifiedLayerNormalization", "QuickGelu", "FusedMatMul"),
+        *(
+            "GroupQueryAttention",
+            "SkipSimplifiedLayerNormalization",
+            "QuickGelu",
+            "FusedMatMul",
+            "MoE",
+        ),
     }
 )
 """Ops whose result for a token depends on that token alone (the fused attention sorts its rows itself)."""
@@ -42,15 +50,21 @@ _ROWS_BEFORE = _FIRST | {"linear", "FusedMatMul", "rms_norm", "layer_norm", "tan
 
 
 def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
-    """The graph with its [B, S] inputs packed at the entry, or the reason why it cannot be."""
+    """The graph with its inputs [B, S, ...] packed at the entry, or the reason why it cannot be."""
     for node in flat.nodes:
         if not _tokenwise(node, flat.types):
-            return flat, f"`{node.op}` at {node.path or 'the entry'} mixes tokens"
+            return (
+                flat,
+                f"`{node.op}` {f'at {node.path}' if node.path else 'for all layers'} mixes tokens",
+            )
     packed: dict[str, str] = {}
     entry: list[FlatNode] = []
     types = dict(flat.types)
     for name in flat.inputs:
-        if types[name].shape == (B, S):
+        shape = types[name].shape
+        if S in shape and shape[:2] != (B, S):
+            return flat, f"tokens are another dimension of `{name}`"
+        if S in shape:
             packed[name] = f"{name}/packed"
             types[packed[name]] = types[name]
             entry.append(FlatNode("pack_rows", "", (name, MASK), (packed[name],), {}, {}, None))
@@ -58,6 +72,32 @@ def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
     used = {o for n in nodes for o in n.operands}
     entry = [n for n in entry if n.results[0] in used]
     return replace(flat, nodes=(*entry, *nodes), types=types), None
+
+
+def pack_around(flat: FlatGraph) -> tuple[FlatGraph, int]:
+    """Rows packed before every fused attention and unpacked behind it; how many attentions."""
+    types = dict(flat.types)
+    nodes: list[FlatNode] = []
+    packed: dict[str, str] = {}
+    count = 0
+    for node in flat.nodes:
+        if node.op != "GroupQueryAttention":
+            nodes.append(node)
+            continue
+        count += 1
+        for operand in filter(None, node.operands[:3]):
+            if operand not in packed:
+                packed[operand] = f"{operand}/packed"
+                types[packed[operand]] = types[operand]
+                entry = (operand, MASK), (packed[operand],)
+                nodes.append(FlatNode("pack_rows", node.path, *entry, {}, {}, None))
+        given = tuple(packed.get(o, o) for o in node.operands[:3]) + node.operands[3:]
+        result, *presents = node.results
+        inside = f"{result}/packed"
+        types[inside] = types[result]
+        nodes.append(replace(node, operands=given, results=(inside, *presents)))
+        nodes.append(FlatNode("unpack_rows", node.path, (inside, MASK), (result,), {}, {}, None))
+    return replace(flat, nodes=tuple(nodes), types=types), count
 
 
 def _tokenwise(node: FlatNode, types: Mapping[str, TensorType]) -> bool:
@@ -72,19 +112,15 @@ def _tokenwise(node: FlatNode, types: Mapping[str, TensorType]) -> bool:
     return False
 
 
-def last_rows(flat: FlatGraph, *, last: bool, packed: bool) -> tuple[FlatGraph, int]:
-    """The last real row of every output of tokens, or all rows where the client put them; how many outputs.
+def chosen_rows(flat: FlatGraph, last: Sequence[bool], *, packed: bool) -> FlatGraph:
+    """The last real row of outputs for which ``last`` says so, and all rows of the others where the client put them.
 
     The rows are chosen as early as possible: before the head, and before the norm where nothing else reads its operand.
     """
-    if not last and not packed:
-        return flat, 0
-    count = 0
     for i, output in enumerate(flat.outputs):
-        if len(flat.types[output].shape) == 3 and flat.types[output].shape[1] == S:
-            flat = _at(flat, i, "last_row" if last else "unpack_rows", packed)
-            count += 1
-    return flat, count
+        if (last[i] or packed) and S in flat.types[output].shape:
+            flat = _at(flat, i, "last_row" if last[i] else "unpack_rows", packed)
+    return flat
 
 
 def _at(flat: FlatGraph, output: int, op: str, packed: bool) -> FlatGraph:

@@ -9,7 +9,8 @@ from pathlib import Path
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import PROVIDERS, genai_config
 from llamagen.emit.clients.readme import Exported, readme_text
-from llamagen.emit.clients.tokens import Settings, special_tokens
+from llamagen.emit.clients.tokens import special_tokens
+from llamagen.emit.config.settings import Settings
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.build_graphs import MAIN

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from llamagen.emit.clients.decoder import Decoder
-from llamagen.emit.clients.tokens import Settings, SpecialTokens
+from llamagen.emit.clients.tokens import SpecialTokens
+from llamagen.emit.config.settings import Settings
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 

@@ -10,7 +10,8 @@ from typing import Literal, assert_never
 
 from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
-from llamagen.emit.clients.tokens import Settings, SpecialTokens
+from llamagen.emit.clients.tokens import SpecialTokens
+from llamagen.emit.config.settings import Settings
 from llamagen.emit.onnx.emit import llamagen_version
 from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Encoding
 from llamagen.emit.onnx.model import OnnxModel

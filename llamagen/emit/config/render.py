@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llamagen.analysis.family.identify import same
 from llamagen.emit.config.codecs import Json
+from llamagen.spec.plain_yaml import lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,45 +19,12 @@ class Draft:
 
 
 def draft(head: Mapping[str, Json], body: Mapping[str, Json]) -> Draft:
-    lines: list[str] = [f"{key}: {_scalar(value)}" for key, value in head.items()]
+    text: list[str] = [line for _, line in lines(head)]
     places: dict[int, str] = {}
-    for path, line in _lines(body, (), 0):
-        lines.append(line)
-        places[len(lines)] = path
-    return Draft("\n".join(lines) + "\n", places)
-
-
-def _lines(
-    tree: Mapping[str, Json], path: tuple[str, ...], depth: int
-) -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        here = (*path, key)
-        lead = f"{'  ' * depth}{key if key.isidentifier() else json.dumps(key)}:"
-        if isinstance(value, Mapping) and value:
-            yield ".".join(here), lead
-            yield from _lines(value, here, depth + 1)
-        else:
-            yield ".".join(here), f"{lead} {_scalar(value)}"
-
-
-def _scalar(value: Json) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case float():
-            text = repr(value)
-            mantissa, e, exponent = text.partition("e")
-            return text if "." in mantissa or not e else f"{mantissa}.0e{exponent}"
-        case int():
-            return str(value)
-        case str():
-            return json.dumps(value, ensure_ascii=False)
-        case Mapping():
-            return "{" + ", ".join(f"{json.dumps(k)}: {_scalar(v)}" for k, v in value.items()) + "}"
-        case _:
-            return f"[{', '.join(map(_scalar, value))}]"
+    for path, line in lines(body):
+        text.append(line)
+        places[len(text)] = path
+    return Draft("\n".join(text) + "\n", places)
 
 
 def changed(new: Mapping[str, Json], old: Mapping[str, Json]) -> dict[str, Json]:

@@ -110,7 +110,7 @@ def _scaling(value: Json) -> Json:
 
 
 _USUAL_INTERVAL = 4
-"""Llama 4: the layers without positions that transformers fills in for an empty `no_rope_layers`."""
+"""Llama 4: the layers without positions that transformers fills in for an empty or null `no_rope_layers`."""
 
 
 def _undo_filling(values: dict[str, Json], source: JsonSource) -> dict[str, str]:
@@ -120,12 +120,18 @@ def _undo_filling(values: dict[str, Json], source: JsonSource) -> dict[str, str]
     """
     lead = "text_config."
     interval = values.get(f"{lead}no_rope_layer_interval", _USUAL_INTERVAL)
+    given = {f"{lead}no_rope_layers", f"{lead}no_rope_layer_interval"} & values.keys()
     flags, count = values.get(f"{lead}no_rope_layers"), values.get(f"{lead}num_hidden_layers")
+    if flags is None and given:  # transformers fills in for null as for an empty list
+        flags = []
     if not isinstance(flags, list) or type(count) is not int or type(interval) is not int:
         return {}
     if interval < 1 or not 0 < count <= 10_000:
         return {}
     ignored: dict[str, str] = {}
+    if f"{lead}moe_layers" in values and values[f"{lead}moe_layers"] is None:
+        del values[f"{lead}moe_layers"]
+        ignored[f"{lead}moe_layers"] = "null is what interleave_moe_layer_step says"
     full = list(flags) or _flags(count, interval)
     values[f"{lead}no_rope_layers"] = [] if full == _flags(count, _USUAL_INTERVAL) else full
     if values.pop(f"{lead}no_rope_layer_interval", None) is not None:

@@ -29,7 +29,7 @@ INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 """Graph inputs whose name differs outside."""
 
 LAYER_MARK = "llamagen.layer"
-"""Metadata of a value that a layer of a stack hands on: the layer's role path."""
+"""Metadata of a value that a layer of a stack hands on: the layer's role path, or several of layers that pass it."""
 
 PACKED_LAYER_MARK = "llamagen.packed_layer"
 """The same where the real tokens of every row come first, whatever their places in the call."""
@@ -76,7 +76,7 @@ class _Emitter:
         self.stored = stored
         self.choices = choices
         export = Export(profile.name, dtype, choices.weights, choices.logits)
-        self.rewritten = rewrite(flatten(graph), export)
+        self.rewritten = rewrite(flatten(graph), export, graph.output_names)
         self.flat: FlatGraph = self.rewritten.flat
         self.b = Builder(profile, dtype, max_context=choices.max_context)
         self.values: dict[str, ir.Value] = {}
@@ -131,11 +131,21 @@ class _Emitter:
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
-                **({"llamagen.in_place": "true"} if self.fused else {}),
+                **({"llamagen.in_place": "true"} if self.in_place() else {}),
+                **({"llamagen.window": "tokens"} if self.windows() else {}),
                 "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
         return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
+
+    def in_place(self) -> bool:
+        """Whether every cache may be one buffer for past and present."""
+        return bool(self.slots) and all(slot.present_key in self.fused for slot in self.slots)
+
+    def windows(self) -> bool:
+        """Whether fused attention has a window: it counts tokens, not padding between them."""
+        fused = (n for n in self.flat.nodes if n.op == FUSED_ATTENTION)
+        return any(n.attrs["window"] is not None for n in fused)
 
     def context(self) -> int | None:
         """Tokens that tables of positions cover, if there are such tables."""
@@ -272,7 +282,8 @@ class _Emitter:
         mark = PACKED_LAYER_MARK if packed else LAYER_MARK
         for layer in self.flat.layers:
             if layer.value in self.values:  # a rewrite may have no such value
-                self.values[layer.value].metadata_props.setdefault(mark, layer.path)
+                marks = self.values[layer.value].metadata_props
+                marks[mark] = f"{marks[mark]} {layer.path}" if mark in marks else layer.path
 
     def present(self, name: str, value: ir.Value, shape: ir.Shape) -> None:
         value.name = self.b.name(name)

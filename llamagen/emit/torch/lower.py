@@ -57,18 +57,6 @@ _METHODS = {"sigmoid": "sigmoid", "tanh": "tanh", "exp": "exp", "square": "squar
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _WITH_NUMBER = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}
 
-LOWERED = frozenset(
-    {
-        *_FUNCTIONS, *_METHODS, *_OPERATORS, *_WITH_NUMBER, "neg", "relu2", "gelu", "softcap", "clamp",
-        "rms_normalize", "float32", "model_dtype", "softmax", "topk", "gather", "sum", "mean", "split_heads",
-        "repeat_heads", "merge_heads", "split", "concat", "reshape", "permute", "slice", "rotate", "cache",
-        "attention", "embedding", "linear", "rms_norm", "layer_norm", "parameter", "experts", "rope_table",
-        "causal_mask", "attention_temperature", "grid_rope_table", "expand", "replace_rows", "pad", "conv2d",
-        "tile_mask", "cross_mask", "cross_cache_read", "cross_cache_write",
-    }
-)  # fmt: skip
-"""Every row of the op table; a test compares the two. Tables, masks and temperatures: see prelude.py."""
-
 
 def lower(node: Node, args: Sequence[Code], at: Lowering) -> Code:
     """The expression for ``node``. Raises LlamagenError (LG741) for what PyTorch cannot express."""

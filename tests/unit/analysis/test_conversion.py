@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from llamagen.analysis.ask import Model, built
 from llamagen.analysis.diff.conversion import conversion
 from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan, Transform
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build import build
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.reference import evaluate
-from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models
 
 Weights = dict[str, NDArray[np.float64]]
@@ -65,11 +64,16 @@ def logits(graph: Graph, weights: Weights) -> NDArray[np.float64]:
     return evaluate(flatten(graph), weights, IDS).logits
 
 
-def both(before: str, after: str, folder: Path) -> tuple[tuple[ResolvedSpec, Graph], ...]:
+def graph_of(model: Model) -> Graph:
+    assert model.graph is not None
+    return model.graph
+
+
+def both(before: str, after: str, folder: Path) -> tuple[Model, ...]:
     sides = []
     for name, overlay in (("one", before), ("two", after)):
         resolved = models.overlaid(overlay, folder, base=SMALL, name=name)
-        sides.append((resolved, build(resolved)))
+        sides.append(built(resolved))
     return tuple(sides)
 
 
@@ -96,11 +100,12 @@ def test_converted_weights_give_the_same_logits(
     a, b = both(before, after, tmp_path)
     plans = conversion(a, b)
     assert {p.transform for p in plans} == transforms
-    weights = random_weights(a[1])
-    wanted = logits(a[1], weights)
-    converted = convert(weights, plans, b[1])
-    assert set(converted) == set(parameters(b[1]))
-    found = logits(b[1], converted)
+    first, second = graph_of(a), graph_of(b)
+    weights = random_weights(first)
+    wanted = logits(first, weights)
+    converted = convert(weights, plans, second)
+    assert set(converted) == set(parameters(second))
+    found = logits(second, converted)
     vocab = wanted.shape[-1]
     np.testing.assert_allclose(found[..., :vocab], wanted, rtol=0, atol=1e-12 * wanted.std())
     assert not found[..., vocab:].any()
@@ -111,8 +116,9 @@ def test_without_the_conversion_logits_differ(
     before: str, after: str, transforms: set[Transform], tmp_path: Path
 ) -> None:
     a, b = both(before, after, tmp_path)
-    weights = random_weights(a[1])
-    assert np.abs(logits(b[1], weights) - logits(a[1], weights)).max() > 0.1
+    first, second = graph_of(a), graph_of(b)
+    weights = random_weights(first)
+    assert np.abs(logits(second, weights) - logits(first, weights)).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,24 @@ def test_machine_forms(seven_to_eight: Diff) -> None:
     assert "<text>" not in page
     assert page.count("<table>") == 6
     assert "| weights | breaking | 10 |" in render_diff.markdown(seven_to_eight)
+
+
+FUSED = (
+    "blocks: {{SwiGLU: {{parts: {{gate_proj: none, up_proj: none, gate_up_proj: 'linear(hidden_size, 2 *"
+    " intermediate_size)'}}, forward: \"a, b = split(gate_up_proj(x), sizes=[intermediate_size,"
+    ' intermediate_size])\\n{}\\n"}}}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("return down_proj(silu(a) * b)", "D304"),
+        ("return down_proj(a * silu(b))", "D303"),
+        ("return down_proj(gelu(a) * b)", "D303"),
+    ],
+)
+def test_only_the_same_product_of_fused_weights_is_compatible(
+    line: str, rule: str, tmp_path: Path
+) -> None:
+    assert fired("title: same", FUSED.format(line), tmp_path) & {"D303", "D304"} == {rule}

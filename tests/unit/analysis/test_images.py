@@ -49,6 +49,44 @@ def test_all_graphs_are_counted(spec_id: str, total: int, active: int) -> None:
     assert cost.decode.weight_bytes_read < 2 * active, "text alone reads no encoder"
 
 
+@pytest.mark.parametrize(
+    ("spec_id", "total", "vision", "kept"),
+    [
+        ("llama/3.2/11b-vision", 10_642_941_475, 867_749_395, 8 * 2 * 1024 * 4 * 1025 * 2),
+        ("llama/3.2/11b-vision-instruct", 10_670_220_835, 895_028_755, 8 * 2 * 1024 * 4 * 1601 * 2),
+        ("llama/3.2/90b-vision", 88_593_355_323, 926_490_131, 20 * 2 * 1024 * 4 * 1601 * 2),
+    ],
+)
+def test_keys_and_values_of_cross_layers_belong_to_the_text(
+    spec_id: str, total: int, vision: int, kept: int
+) -> None:
+    """The encoder makes them, the decoder's layers own their weights; they are kept for every image."""
+    graphs = model(spec_id).graphs
+    report = whole_parameters(graphs)
+    assert (report.total, report.of(Component.VISION)) == (total, vision)
+    found = image_cost(graphs, 1, 1, 4096, 2)
+    assert found is not None
+    assert found.kept_bytes == kept
+    text = api.cost(spec_id)
+    assert text.images is not None
+    assert text.images.decode.total > text.decode.flops.total, "cross layers run beside an image"
+    assert text.cache.per_token(2) == 2 * 2 * 1024 * (32 if "11b" in spec_id else 80)
+
+
+def test_tiled_encoder_flops_are_those_that_torch_counts() -> None:
+    graphs = model("llama/3.2/11b-vision").graphs
+    graph = graphs["vision_encoder"]
+    with torch.device("meta"):
+        encoder = getattr(load_module(emit_torch(graph)), graph.root_block.name)()
+        pixels = torch.zeros((1, 2, 4, 3, 448, 448))
+        ids, mask = torch.ones((1, 2), dtype=torch.int64), torch.ones((1, 2, 4), dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        encoder(pixels, ids, mask)
+    found = image_cost(graphs, 2, 1, 1, 2)
+    assert found is not None
+    assert found.encoder.total == counter.get_total_flops()
+
+
 @pytest.mark.parametrize("tiles", [1, 5])
 def test_encoder_flops_are_those_that_torch_counts(tiles: int) -> None:
     graphs = model(SCOUT).graphs

@@ -17,7 +17,9 @@ BASE = models.text(
 
 def codes(overlay: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder = tmp_path_factory.mktemp("lint")
-    (folder / "base.yaml").write_text(BASE, encoding="utf-8")
+    (folder / "base.yaml").write_text(
+        f"{BASE}release: {{status: released, repo: the/base}}\n", encoding="utf-8"
+    )
     path = folder / "case.yaml"
     path.write_text(f"spec: 1\nid: t/case\nextends: base.yaml\n{overlay}\n", encoding="utf-8")
     resolved = Registry().load(path)

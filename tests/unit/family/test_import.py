@@ -14,6 +14,9 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config import CONFIG_FILE
 from llamagen.emit.config.importing import import_path
 from llamagen.emit.config.json_source import parse_json
+from llamagen.emit.files import identity_of
+from llamagen.ir.build import build
+from llamagen.spec.registry import Registry
 from llamagen.spec.schema import EveryPattern
 from tests.unit.family.facts import configs, manifests, records
 from tests.unit.family.importing import base, imported, imported_params, written
@@ -54,6 +57,36 @@ def test_what_transformers_saves_again_is_recognised(name: str, tmp_path: Path) 
     made = import_path(tmp_path / CONFIG_FILE)
     assert records()[name]["id"] in made.alike
     assert not made.nearest.differences
+
+
+FLAGS = [int((i + 1) % 4 != 0) for i in range(48)]
+KINDS = ["chunked_attention" if flag else "full_attention" for flag in FLAGS]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(
+    "written_out",
+    [
+        {"no_rope_layers": FLAGS},
+        {"no_rope_layers": None, "moe_layers": None},
+        {"no_rope_layers": [], "no_rope_layer_interval": 4},
+        {"no_rope_layer_interval": 4},
+        {"no_rope_layers": FLAGS, "moe_layers": "all", "layer_types": KINDS},
+    ],
+)
+def test_layers_of_llama_4_in_full(step: int, written_out: dict[str, object]) -> None:
+    """As files on the Hub write them: every flag, every layer with experts, null, or an interval."""
+    name, spec_id = (
+        ("llama-4-scout-17b-16e", "llama/4/scout"),
+        ("llama-4-maverick-17b-128e", "llama/4/maverick"),
+    )[step - 1]
+    config = configs()[name]
+    if written_out.get("moe_layers") == "all":
+        written_out = {**written_out, "moe_layers": list(range(step - 1, 48, step))}
+    text = {k: v for k, v in config["text_config"].items() if k != "no_rope_layers"}
+    made = imported({**config, "text_config": {**text, **written_out}})
+    assert spec_id in made.alike and not made.nearest.differences
+    assert identity_of(build(made.resolved)) == identity_of(build(Registry().load(spec_id)))
 
 
 def test_layer_types_that_contradict_the_flags_are_refused() -> None:

@@ -10,17 +10,68 @@ import pytest
 
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
+from llamagen.runtime.cache import BufferCache
 from llamagen.runtime.session import Session
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 IDS = (5, 17, 2, 80, 33, 9, 61)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["portable", "ort-cpu"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "out"
-    api.load(TINY).export(out, random_weights=3)
+    api.load(TINY).export(out, random_weights=3, profile=request.param)
     return out
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose attention is fused, with room for 40 tokens."""
+    folder = tmp_path_factory.mktemp("fused")
+    text = TINY.read_text().replace("head_dim: 8", "head_dim: 16")
+    (folder / "wide.yaml").write_text(text)
+    out = folder / "out"
+    model = api.load(folder / "wide.yaml")
+    model.export(out, random_weights=3, profile="ort-cpu", max_context=40)
+    model.export(folder / "portable", random_weights=3)
+    return out
+
+
+def test_a_cache_in_place_grows_and_forgets(fused: Path) -> None:
+    """Token by token from a buffer of one token on, after a text that has to be forgotten."""
+    session = Session(fused, threads=1)
+    assert isinstance(session.cache, BufferCache)
+    session.step((9, 9, 9))
+    session.reset()
+    whole = Session(fused.parent / "portable", threads=1)
+    for n, token in enumerate(IDS, 1):
+        found = session.step((token,))
+        assert session.cache.capacity >= n
+    expected = whole.step(IDS)
+    assert np.abs(found - expected).max() <= 2e-5 * expected.std()
+    assert session.cache.capacity < 4 * len(IDS)
+
+
+def test_decode_moves_nothing(fused: Path) -> None:
+    session = Session(fused, threads=1)
+    session.cache.reserve(20)
+    assert isinstance(session.cache, BufferCache)
+    places = {name: value.data_ptr() for name, value in session.cache.buffers.items()}
+    for token in IDS:
+        session.step((token,))
+    assert {n: v.data_ptr() for n, v in session.cache.buffers.items()} == places
+    key = session.cache.buffers["past_key_values.0.key"].numpy()
+    assert key[:, :, : len(IDS)].any(axis=-1).all() and not key[:, :, len(IDS) :].any()
+
+
+def test_the_context_of_the_tables_is_a_limit(fused: Path) -> None:
+    assert len(list(api.run(fused, IDS, max_new_tokens=500, threads=1))) == 40 - len(IDS)
+    session = Session(fused, threads=1)
+    session.step((1,) * 40)
+    with pytest.raises(LlamagenError) as failure:
+        session.step((1,))
+    assert failure.value.diagnostics[0].code == "LG764"
+    assert "41 tokens are more than the model was exported for, 40" in str(failure.value)
 
 
 def test_steps_are_equal_to_one_call(folder: Path) -> None:

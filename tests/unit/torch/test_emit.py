@@ -17,11 +17,9 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.code import Binary, Call, Code, Text, call, flat, literal, statement
 from llamagen.emit.torch.constants import Constants
-from llamagen.emit.torch.lower import LOWERED
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, local
 from llamagen.emit.torch.stages import cuts
 from llamagen.ir.graph import Graph, parameters
-from llamagen.ir.ops import OPS
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
 from tests.unit.torch.models import LLAMA3, SPECS, TIED, changed, graph, module
@@ -97,10 +95,6 @@ def test_blocks_read_like_their_equations() -> None:
         "        self.q_proj = nn.Linear(HIDDEN_SIZE, NUM_HEADS * HEAD_DIM, bias=False)",
     ):
         assert f"{line}\n" in text
-
-
-def test_every_op_is_lowered() -> None:
-    assert OPS.keys() == LOWERED
 
 
 def test_torch_owns_no_name_that_is_let_through() -> None:

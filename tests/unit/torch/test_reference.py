@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from llamagen.api import load
 from llamagen.emit.torch.stages import cuts
+from llamagen.ir.build_graphs import build_all
 from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import Graph
+from llamagen.ir.ops import OPS
 from llamagen.ir.reference import evaluate
-from tests.unit.torch.models import changed, ids, module, padded, scatter
+from tests import reports
+from tests.parity.models import FOREIGN
+from tests.unit.torch.models import changed, graph, ids, module, padded, scatter
 from tests.unit.torch.wirings import WIRINGS, wiring
 
 
@@ -90,3 +96,42 @@ def test_what_is_stated_as_float32_is_computed_in_it() -> None:
 def test_what_can_be_cut_into_stages() -> None:
     cannot = {name for name in WIRINGS if not cuts(wiring(name))}
     assert cannot == {"an extra operand", "no stack", "two stacks"}
+
+
+FORMS = {
+    "neg": "-gate_proj(x) * up_proj(x)",
+    "sub": "gate_proj(x) - up_proj(x)",
+    "square": "square(gate_proj(x)) * up_proj(x)",
+    "sqrt": "sqrt(square(gate_proj(x)) + 1) * up_proj(x)",
+    "exp": "exp(tanh(gate_proj(x))) * up_proj(x)",
+    "tanh": "tanh(gate_proj(x)) * up_proj(x)",
+    "softplus": "softplus(gate_proj(x)) * up_proj(x)",
+    "relu": "relu(gate_proj(x)) * up_proj(x)",
+    "mean": "gate_proj(x) * mean(up_proj(x))",
+}
+"""Ops that stand in no other compared model, each where a mistake in it reaches the logits."""
+
+
+def formed(op: str) -> Graph:
+    return changed(blocks=f'  FeedForward:\n    forward: "return down_proj({FORMS[op]})"\n')
+
+
+@pytest.mark.parametrize("op", FORMS)
+@torch.no_grad()
+def test_form(op: str) -> None:
+    made = formed(op)
+    model = scatter(module(made).CausalLM())
+    state = {path: value.numpy() for path, value in model.state_dict().items()}
+    expected = evaluate(flatten(made), state.__getitem__, ids(2, 9).numpy())
+    close(model(ids(2, 9))[0], expected.logits)
+
+
+def test_torch_is_compared_with_the_reference_on_every_op() -> None:
+    """Here, in tests/parity (foreign and Llama 4 models), or in the reports of every generation."""
+    compared = [graph(f"foreign/{name}") for name in FOREIGN]
+    compared += [*map(formed, FORMS), *map(wiring, WIRINGS)]
+    for name in reports.names():
+        compared += build_all(load(reports.SPECS / f"{name}.yaml").resolved).values()
+    ops = {node.op for one in compared for node in flatten(one).nodes}
+    assert ops == OPS.keys()
+    assert {op for op in FORMS if op not in {n.op for n in flatten(formed(op)).nodes}} == set()

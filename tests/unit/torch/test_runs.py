@@ -80,6 +80,45 @@ def test_compile_in_one_graph(spec_id: str) -> None:
         assert torch.equal(logits, model(**given)[0])
 
 
+@torch.no_grad()
+def test_experts_compile_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two experts a token; some that nobody chose, in the graph of a single token too."""
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    model = model_of("foreign/mixtral")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    past, past_compiled = None, None
+    for new in (7, 1, 1):
+        logits, past_compiled = compiled(ids(2, new), past=past_compiled)
+        expected, past = model(ids(2, new), past=past)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_experts_compile_with_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    experts = model_of("foreign/mixtral").model.layers["0"].mlp.experts
+    compiled = torch.compile(experts, fullgraph=True, dynamic=True)
+    x, weights = torch.randn(1, 3, 24), torch.rand(1, 3, 2)
+    for chosen in ([[[0, 3], [3, 1], [0, 1]]], [[[2, 3], [2, 1], [2, 0]]]):
+        given = x, torch.tensor(chosen), weights
+        torch.testing.assert_close(compiled(*given), experts(*given), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_of_other_experts_are_not_read() -> None:
+    """NaN in an expert that no token chose stays where it is; one that a token chose spreads."""
+    experts = model_of("foreign/mixtral").model.layers["0"].mlp.experts
+    state = {name: p.clone() for name, p in experts.state_dict().items()}
+    try:
+        experts.gate_up_proj[2], experts.down_proj[2] = torch.nan, torch.nan
+        x, half = torch.randn(1, 2, 24), torch.full((1, 2, 2), 0.5)
+        assert experts(x, torch.tensor([[[0, 3], [3, 1]]]), half).isfinite().all()
+        assert experts(x, torch.tensor([[[0, 3], [2, 1]]]), half)[0, 1].isnan().all()
+    finally:
+        experts.load_state_dict(state)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_compile_with_inductor() -> None:

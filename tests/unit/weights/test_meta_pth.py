@@ -123,3 +123,54 @@ def test_a_missing_rank(tmp_path: Path) -> None:
     for rank in (0, 2):
         torch.save({"a": torch.zeros(2)}, tmp_path / f"consolidated.{rank:02d}.pth")
     assert "consolidated.01.pth" in message(tmp_path)
+
+
+def _with_pickle(folder: Path, text: bytes) -> Path:
+    path = folder / "consolidated.00.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "a memo entry 2147483647"),
+        (b"\x80\x02}q\x05.", "a memo entry 5 where 0 is next"),
+        (b"\x80\x02}.and more", "8 bytes after the end"),
+        (b"\x80\x02\x82\x01.", "operation EXT1"),
+        (b"(dp0\n.", "operation DICT"),
+        (b"\x80\x02c__builtin__\neval\n(tR.", "__builtin__.eval"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
+        (b"\x80\x02}", "damaged"),
+        (b"", "damaged"),
+    ],
+)
+def test_pickles_that_no_state_dict_needs(tmp_path: Path, text: bytes, reason: str) -> None:
+    """The first one would have the unpickler of CPython allocate 34 GB."""
+    found = message(_with_pickle(tmp_path, text))
+    assert "LG605" in found and reason in found
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_of_torch_save(tmp_path: Path, protocol: int) -> None:
+    state = {"a": torch.randn(3, 5), "b": torch.nn.Parameter(torch.randn(300).bfloat16())}
+    path = tmp_path / "consolidated.00.pth"
+    torch.save(OrderedDict(state), path, pickle_protocol=protocol)
+    assert [(entry.name, entry.shape) for entry in read_pth(path)] == [("a", (3, 5)), ("b", (300,))]
+
+
+def test_two_records_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "consolidated.00.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(archive.namelist()[0], b"other")
+    assert "two records of one name" in message(path)
+
+
+def test_a_record_before_the_file(tmp_path: Path) -> None:
+    """What the fuzzer found: a directory that begins late puts records at negative places."""
+    path = tmp_path / "consolidated.00.pth"
+    torch.save({"a": torch.zeros(2)}, path)
+    path.write_bytes(path.read_bytes()[200:])
+    assert "LG605" in message(path)

@@ -166,7 +166,11 @@ class RMSNorm(nn.Module):
 
 
 class Experts(nn.Module):
-    """Gated feed-forwards, each run on the tokens that chose it (indices, weights: [B, S, k])."""
+    """Gated feed-forwards, each run on the tokens that chose it (indices, weights: [B, S, k]).
+
+    The weights of experts that no token chose are not read. torch.compile(fullgraph=True) needs
+    torch._dynamo.config.capture_dynamic_output_shape_ops; its graph has every expert.
+    """
 
     def __init__(self, num_experts: int, features: int, intermediate: int) -> None:
         super().__init__()
@@ -176,7 +180,8 @@ class Experts(nn.Module):
     def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
         y = torch.zeros_like(x)
-        for expert in range(len(self.down_proj)):
+        every = range(len(self.down_proj))
+        for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
             gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
             token, choice = torch.where(indices == expert)
             weight = weights[token, choice, None]

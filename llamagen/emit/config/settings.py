@@ -1,0 +1,65 @@
+"""What the configuration files of a folder say, however it came by them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.config.write import CONFIG_FILE, GENERATION_FILE
+
+Object = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What config.json and generation_config.json of a folder say. About generation the latter wins."""
+
+    config: Object
+    generation: Object
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Settings:
+        """Raises LG765 for a file that is not JSON."""
+        return cls(_object(folder / CONFIG_FILE), _object(folder / GENERATION_FILE))
+
+    def architecture(self, key: str) -> object:
+        """A value of config.json, or of its part about text, where a model has images."""
+        below = self.config.get("text_config")
+        return self.config.get(key, below.get(key) if isinstance(below, dict) else None)
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids, of which a file states one or a list; none where neither file has them."""
+        for found in (self.generation.get(key), self.architecture(key)):
+            if ids := tuple(_ids(found)):
+                return ids
+        return ()
+
+    def number(self, key: str) -> float | None:
+        found = self.generation.get(key)
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    @property
+    def model_type(self) -> str | None:
+        """The name transformers has for the architecture."""
+        found = self.config.get("model_type")
+        return found if isinstance(found, str) else None
+
+
+def _ids(found: object) -> Iterator[int]:
+    """One id or a list of them."""
+    for one in found if isinstance(found, list) else [found]:
+        if isinstance(one, int) and not isinstance(one, bool):
+            yield one
+
+
+def _object(path: Path) -> Object:
+    if not path.is_file():
+        return {}
+    try:
+        loaded: object = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LlamagenError.of("LG765", f"{path} is not JSON: {error}") from error
+    return {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {}

@@ -1,0 +1,239 @@
+"""A checkpoint of one architecture as a checkpoint of another, where rows of its tensors are all that it takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llamagen.analysis.ask import Model, built
+from llamagen.analysis.diff.conversion import conversion
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.render import arrow, where
+from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.export import Progress, Written, sizes_of
+from llamagen.emit.supply import COMPANIONS, CONFIGS
+from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+
+if TYPE_CHECKING:
+    from llamagen.weights.binding import Binding
+    from llamagen.weights.dtypes import TargetDType
+    from llamagen.weights.nodes import Lazy
+    from llamagen.weights.reading import OpenFiles
+
+RECORD = "conversion.json"
+"""Written last: what was made of what, and how. A folder without it is not replaced."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written, how many tensors each transform made, and how many stayed as they were."""
+
+    written: Written
+    transforms: tuple[tuple[str, int], ...]
+    unchanged: int
+
+
+def convert(
+    checkpoint: Path,
+    before: ResolvedSpec,
+    after: ResolvedSpec,
+    out: Path,
+    *,
+    registry: Registry,
+    shard_bytes: int | None,
+    overwrite: bool,
+    ignore_config: bool,
+    other_logits: bool,
+    progress: Progress,
+) -> Converted:
+    """Write a checkpoint of ``before`` as one of ``after``: Hub names, tensors in their stored type, streamed.
+
+    Raises LG902 with the tensors that no exact conversion gives, LG903 where ``after`` computes other logits, LG60x,
+    LG61x and LG607 for a checkpoint that does not fit ``before``, LG620 and LG622 for its values, LG63x for ``out``.
+    """
+    started = time.monotonic()
+    plans, parameters = _planned(built(before), built(after), other_logits=other_logits)
+    bound, folder = _bound(before, checkpoint, registry, ignore_config=ignore_config)
+    made = {p.target: _made(p, bound, parameters[p.target]) for p in plans}
+    tensors = {path: made.get(path) or bound[path] for path in parameters}
+    counts = Counter(plan.transform.value for plan in plans)
+    record = {
+        "version": 1,
+        "from": {"id": before.spec.id, "digest": before.digest},
+        "to": {"id": after.spec.id, "digest": after.digest},
+        "transforms": dict(sorted(counts.items())),
+    }
+    _write(tensors, after, folder, out, record, shard_bytes, overwrite, progress)
+    written = Written(out, sizes_of(out), time.monotonic() - started)
+    return Converted(written, tuple(sorted(counts.items())), len(tensors) - len(plans))
+
+
+def _planned(
+    before: Model, after: Model, *, other_logits: bool
+) -> tuple[tuple[Plan, ...], Mapping[str, tuple[int, ...]]]:
+    """Plans, and the shape of every tensor to be written."""
+    for model in (before, after):
+        if not model.graphs:
+            build_all(model.resolved)  # raises LG401: a record without wiring
+    plans = conversion(before, after)
+    if before.resolved.digest != after.resolved.digest and not other_logits:
+        broken = [
+            change
+            for change in diff(before, after).on(Surface.NUMERICS)
+            if change.kind != "value" and change.verdict(Surface.NUMERICS) is Verdict.BREAKING
+        ]
+        if broken:
+            shown = "; ".join(f"{where(change)}: {arrow(change)}" for change in broken[:_SHOWN])
+            more = f", and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+            message = f"`{after.id}` computes other logits than `{before.id}`: {shown}{more}"
+            help = "pass --other-logits if only the shapes matter"
+            raise LlamagenError.of("LG903", message, help=help)
+    return plans, {path: p.shape for path, p in all_parameters(after.graphs).items()}
+
+
+def _bound(
+    resolved: ResolvedSpec, checkpoint: Path, registry: Registry, *, ignore_config: bool
+) -> tuple[dict[str, Binding], Path]:
+    """Role path -> stored tensor of A, and the folder of the checkpoint."""
+    from llamagen.emit.config.agree import disagreements
+    from llamagen.weights.checkpoint import Checkpoint
+    from llamagen.weights.fit import bind, explained
+
+    stored = Checkpoint.open(checkpoint)
+    graph = built(resolved).graph
+    assert graph is not None
+    found = bind(resolved, graph, stored)
+    if any(one.severity == "error" for one in found.diagnostics):
+        raise LlamagenError(explained(found, resolved, graph, stored, registry))
+    if not ignore_config:
+        clashes = disagreements(resolved, stored.config_file, registry)
+        if any(one.severity == "error" for one in clashes):
+            raise LlamagenError(clashes)
+    folder = stored.path if stored.path.is_dir() else stored.path.parent
+    return {binding.name: binding for binding in found.bindings}, folder
+
+
+def _made(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> Binding:
+    from llamagen.weights.binding import Binding
+    from llamagen.weights.nodes import Concat, Zeros, shape_of
+
+    sources = [bound[piece.source] for piece in plan.pieces if piece.source != ZERO_ROWS]
+    dtypes = {source.dtype for source in sources}
+    if len(dtypes) > 1:
+        message = f"the parts of `{plan.target}` are stored in {' and '.join(sorted(dtypes))}"
+        raise LlamagenError.of("LG902", message, help="store them in one type first")
+    dtype = sources[0].dtype
+    nodes: list[Lazy] = [
+        Zeros((len(piece.rows), *shape[1:]), dtype)
+        if piece.source == ZERO_ROWS
+        else _rows(bound[piece.source], piece.rows)
+        for piece in plan.pieces
+    ]
+    node = nodes[0] if len(nodes) == 1 else Concat(tuple(nodes), 0)
+    assert shape_of(node) == shape, (plan.target, shape_of(node), shape)
+    names = tuple(name for source in sources for name in source.sources)
+    return Binding(plan.target, shape, dtype, node, names)
+
+
+def _rows(source: Binding, rows: Sequence[int]) -> Lazy:
+    from llamagen.weights.nodes import Slice, TakeRows
+
+    start, stop = rows[0], rows[0] + len(rows)
+    if tuple(rows) != tuple(range(start, stop)):
+        return TakeRows(source.source, tuple(rows))
+    whole = (start, stop) == (0, source.shape[0])
+    return source.source if whole else Slice(source.source, 0, start, stop)
+
+
+def _write(
+    tensors: Mapping[str, Binding],
+    after: ResolvedSpec,
+    folder: Path,
+    out: Path,
+    record: Mapping[str, object],
+    shard_bytes: int | None,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    from llamagen.emit.config import config_files
+    from llamagen.weights.publish import staged_folder
+    from llamagen.weights.reading import OpenFiles
+    from llamagen.weights.safetensors_write import (
+        NewTensor,
+        shard_names,
+        shards,
+        write_index,
+        write_json,
+        write_safetensors,
+    )
+
+    types = {path: _writable(binding) for path, binding in tensors.items()}
+    new = [NewTensor(path, types[path], binding.shape) for path, binding in tensors.items()]
+    groups = list(shards(new, shard_bytes))
+    files = dict(zip(shard_names(len(groups)), groups, strict=True))
+    total, done = sum(tensor.nbytes for tensor in new), 0
+
+    def counted(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(done, total)
+
+    with staged_folder(out, overwrite=overwrite, manifest=RECORD) as staging, OpenFiles() as opened:
+        for file, group in files.items():
+            write_safetensors(
+                staging / file,
+                (
+                    (one, _bytes(tensors[one.name], types[one.name], opened, counted))
+                    for one in group
+                ),
+            )
+        if len(files) > 1:
+            write_index(staging, files)
+        for name, text in config_files(after).items():
+            (staging / name).write_text(_with_dtype(text, types), encoding="utf-8", newline="\n")
+        for name in COMPANIONS:
+            if name not in CONFIGS and (folder / name).is_file():
+                shutil.copyfile(folder / name, staging / name)
+        write_json(staging / RECORD, dict(record))
+
+
+def _writable(binding: Binding) -> TargetDType:
+    if binding.dtype == "F32" or binding.dtype == "F16" or binding.dtype == "BF16":
+        return binding.dtype
+    message = f"`{binding.name}` is stored in {binding.dtype}; its scales do not follow its rows"
+    raise LlamagenError(Diagnostic("LG902", "error", message, help="convert the 16-bit checkpoint"))
+
+
+def _bytes(
+    binding: Binding, dtype: TargetDType, files: OpenFiles, report: Callable[[int], None]
+) -> Iterator[memoryview]:
+    from llamagen.weights.stream import tensor_pieces
+
+    for piece in tensor_pieces(binding, dtype, 0, files):
+        for _, data in piece.make():
+            yield data.data
+        report(piece.length)
+
+
+_NAMES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _with_dtype(text: str, types: Mapping[str, TargetDType]) -> str:
+    """config.json with the type that most tensors are stored in."""
+    config: dict[str, object] = json.loads(text)
+    if "torch_dtype" not in config:
+        return text
+    (most, _), *_ = Counter(types.values()).most_common(1)
+    return json.dumps({**config, "torch_dtype": _NAMES[most]}, indent=2, ensure_ascii=False) + "\n"

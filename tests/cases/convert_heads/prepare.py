@@ -1,0 +1,5 @@
+"""A checkpoint with two key/value heads."""
+
+from llamagen import api
+
+api.random_checkpoint("tiny.yaml", "checkpoint")

@@ -1,0 +1,88 @@
+"""Rules about the tests themselves: no exception becomes a skip, whatever is skipped names what is missing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+SKIPS = ("skip", "skipif", "xfail", "importorskip", "SkipTest", "skipTest")
+ALLOWED = {
+    "tests/bench/test_gpu.py": "what is said without a GPU is not said where there is one",
+    "tests/unit/export/test_errors.py": "mounting a file system needs rights that not every machine gives",
+    "tests/unit/weights/test_stream.py": "a format without an infinity cannot hold one",
+}
+"""Files that may skip, and why."""
+
+
+def files() -> list[Path]:
+    return sorted(p for p in TESTS.rglob("*.py") if "corpus" not in p.parts)
+
+
+def name_of(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def skips(tree: ast.AST) -> Iterator[ast.expr]:
+    """Every mention of a way to skip."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in SKIPS:
+            yield node
+        elif isinstance(node, ast.ImportFrom) and {a.name for a in node.names} & {*SKIPS}:
+            raise AssertionError(f"line {node.lineno}: write `pytest.skip`, so that it is found")
+
+
+def skips_in_handlers(tree: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            yield from skips(node)
+
+
+def swallowed(tree: ast.AST) -> Iterator[int]:
+    """Lines where a test function catches everything and goes on."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef) or not function.name.startswith("test_"):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.ExceptHandler) and (
+                node.type is None or name_of(node.type) in ("Exception", "BaseException")
+            ):
+                yield node.lineno
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: p.relative_to(TESTS).as_posix())
+def test_no_exception_becomes_a_skip(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [node.lineno for node in skips_in_handlers(tree)] == []
+    assert list(swallowed(tree)) == []
+    name = path.relative_to(TESTS.parent).as_posix()
+    if path.name != Path(__file__).name and name not in ALLOWED:
+        assert [node.lineno for node in skips(tree)] == [], "say here why a test may be skipped"
+
+
+def test_those_that_may_skip_do() -> None:
+    for name in ALLOWED:
+        assert list(skips(ast.parse((TESTS.parent / name).read_text(encoding="utf-8")))), name
+
+
+BAD = """
+def test_a():
+    try:
+        import torch
+    except ImportError:
+        pytest.skip("no torch")
+
+def test_b():
+    try:
+        compare()
+    except Exception:
+        pass
+"""
+
+
+def test_the_rules_fire() -> None:
+    tree = ast.parse(BAD)
+    assert len(list(skips_in_handlers(tree))) == 1 and list(swallowed(tree)) == [11]

@@ -1,0 +1,228 @@
+"""Rewritten models: what ONNX Runtime says of every node, limits, and numbers in the dtypes that the CPU runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import yaml
+from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
+from llamagen.analysis.rewrites.rewrite import Export, rewrite
+from llamagen.analysis.rewrites.table import rewrite_rules
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.onnx.choices import DEFAULT_MAX_CONTEXT, Choices, choices_of
+from llamagen.emit.onnx.data import attach_arrays, large_constants, serialize
+from llamagen.emit.onnx.emit import emit_onnx
+from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.session import open_session
+from llamagen.verify.numerics import TOLERANCES, FloatArray, difference
+from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness
+from tests.parity.models import RandomModel
+from tests.unit.analysis.models import overlaid, text
+
+CONTEXT = 64
+CUDA_KERNELS = Path(__file__).parents[2] / "data/cuda_kernels.yaml"
+CASES = {name: rule.row.case.fires for name, rule in rewrite_rules().items()}
+BASE = text(
+    "t/base", vocab=32, hidden=32, layers=2, heads=4, kv=2, head_dim=16, ffn=48, positions=512,
+    rope="{kind: default, theta: 100.0}",
+)  # fmt: skip
+EXTRAS = {
+    "window, sinks, cap": """
+blocks:
+  Attention:
+    parts: {sinks: "parameter(num_heads, kind='bias')"}
+    forward: |
+      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
+      k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
+      k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
+      return o_proj(merge_heads(attention(q, k, v, mask='causal', window=3, softcap=2.0, scale=0.3, sinks=sinks)))
+""",
+    "interleaved, scaled": "hyperparameters: {rope: {kind: yarn, factor: 4.0, attention_factor: 1.2,"
+    " theta: 50.0, original_max_positions: 64, layout: interleaved}}",
+    "biases": "blocks: {Attention: {parts: {q_proj: 'linear(hidden_size, num_heads * head_dim, bias=true)',"
+    " k_proj: 'linear(hidden_size, num_kv_heads * head_dim, bias=true)',"
+    " v_proj: 'linear(hidden_size, num_kv_heads * head_dim, bias=true)',"
+    " o_proj: 'linear(num_heads * head_dim, hidden_size, bias=true)'}}}",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("profiles")
+
+
+@cache
+def model_of(name: str, folder: Path) -> RandomModel:
+    overlay = EXTRAS.get(name) or CASES[name]
+    base = BASE.replace("num_kv_heads: 2", "num_kv_heads: 4") if name == "packed-split" else BASE
+    return RandomModel(overlaid(overlay, folder, base=base))
+
+
+def emitted(model: RandomModel, profile: Profile, dtype: OnnxDType = "float32") -> OnnxModel:
+    return emit_onnx(model.graph, profile, dtype, choices=Choices("all", CONTEXT))
+
+
+def nodes(found: OnnxModel) -> Iterator[ir.Node]:
+    yield from ir.traversal.RecursiveGraphIterator(found.model.graph)
+
+
+@cache
+def schemas() -> Mapping[str, binding.OpSchema]:
+    return {s.name: s for s in binding.get_all_operator_schema() if s.domain == "com.microsoft"}
+
+
+@pytest.mark.parametrize("name", [*CASES, *EXTRAS])
+@pytest.mark.parametrize("profile", [ORT_CPU, ORT_CUDA], ids=lambda p: p.name)
+def test_every_node_fits_its_schema(name: str, profile: Profile, folder: Path) -> None:
+    """Of the installed runtime: inputs, outputs and attributes that it knows, and none that it wants is missing."""
+    for node in nodes(emitted(model_of(name, folder), profile, "float16")):
+        if not node.domain:
+            continue
+        schema = schemas()[node.op_type]
+        assert node.op_type in CONTRIB
+        given = [i for i, value in enumerate(node.inputs) if value is not None]
+        wanted = [
+            i for i, formal in enumerate(schema.inputs) if str(formal.option).endswith("Single")
+        ]
+        assert set(wanted) <= set(given), node
+        assert len(node.inputs) <= len(schema.inputs)
+        assert len(node.outputs) <= len(schema.outputs)
+        assert set(node.attributes) <= set(schema.attributes), node
+        needed = {n for n, a in schema.attributes.items() if a.required}
+        assert needed <= set(node.attributes), node
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_cuda_has_a_kernel_for_the_types_of_every_node(dtype: OnnxDType, folder: Path) -> None:
+    kernels = yaml.safe_load(CUDA_KERNELS.read_text())
+    names = {"FLOAT": "float", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT32": "int32"}
+    seen: set[str] = set()
+    for name in (*CASES, *EXTRAS):
+        for node in nodes(emitted(model_of(name, folder), ORT_CUDA, dtype)):
+            kernel = kernels.get(node.op_type)
+            assert kernel is not None or not node.domain, f"no CUDA kernel of {node.op_type}"
+            if kernel is None:
+                continue
+            seen.add(node.op_type)
+            known = {kind for kinds in kernel.values() for kind in kinds}
+            used = {names.get(v.dtype.name) for v in node.inputs if v is not None and v.dtype}
+            assert used <= known, (node.op_type, used)
+            floats = used - {"int32"}
+            assert len(floats) == 1, "kernels take one float type"
+    assert ("GroupQueryAttention" in seen) == (dtype != "float32")
+
+
+@pytest.mark.parametrize("name", [*CASES, *EXTRAS])
+def test_the_checker_of_onnx_accepts_it(name: str, folder: Path) -> None:
+    found = emitted(model_of(name, folder), ORT_CPU)
+    attach_arrays(found, model_of(name, folder).weight)
+    onnx.checker.check_model(onnx.load_from_string(serialize(found)), full_check=True)
+
+
+def tokens_alone(scenario: Scenario, reference: ReferenceWitness) -> FloatArray:
+    """Each row by itself: a window of the fused attention counts tokens, that of the mask padding between them too."""
+    return np.concatenate([row.logits(reference) for row in scenario.alone()])
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize(
+    ("profile", "dtype"),
+    [("ort-cpu", "float16"), ("ort-cpu", "bfloat16"), ("ort-cuda", "float16")],
+)
+def test_low_precisions_agree(
+    name: str,
+    profile: Literal["ort-cpu", "ort-cuda"],
+    dtype: Literal["float16", "bfloat16"],
+    folder: Path,
+) -> None:
+    """The float16 graph for CUDA runs on the CPU's kernels of the same operators."""
+    model = model_of(name, folder)
+    kind = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
+
+    def read(path: str) -> npt.NDArray[np.generic]:
+        return model.weight(path).astype(kind)
+
+    assert rewrite(model.flat, Export(profile, dtype)).fired["pack-rows"] == 1
+    witness = OnnxWitness.of_graph(
+        model.graph, model.weight, dtype, profile=profile, choices=Choices("all", CONTEXT)
+    )
+    for scenario in scenarios(model.vocab_size, 6, 3):
+        if not scenario.shift:
+            expected = tokens_alone(scenario, ReferenceWitness(model.flat, read))
+            found = difference(scenario.logits(witness), expected)
+            assert found.within(TOLERANCES[dtype]), (scenario.name, found)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_float32_agrees(name: str, folder: Path) -> None:
+    model = model_of(name, folder)
+    witness = OnnxWitness.of_graph(
+        model.graph, model.weight, profile="ort-cpu", choices=Choices("all", CONTEXT)
+    )
+    for scenario in scenarios(model.vocab_size, 6, 3):
+        if not scenario.shift:
+            expected = tokens_alone(scenario, model.reference)
+            found = difference(scenario.logits(witness), expected)
+            assert found.within(TOLERANCES["float32"]), (scenario.name, found)
+
+
+def test_tables_are_no_larger_than_the_context(folder: Path) -> None:
+    graph = model_of("biases", folder).graph
+    found = emitted(model_of("biases", folder), ORT_CPU)
+    shapes = {n: v.shape for n, v in found.model.graph.initializers.items() if "rope" in n}
+    assert {n: tuple(s.numpy()) for n, s in shapes.items() if s} == {
+        "/rope/cos_cache": (CONTEXT, 8),
+        "/rope/sin_cache": (CONTEXT, 8),
+    }
+    assert choices_of(graph, ORT_CPU).max_context == 512
+    assert choices_of(graph, ORT_CPU, max_context=9).max_context == 9
+    assert emit_onnx(graph, PORTABLE).max_context is None
+    whole = emit_onnx(graph, ORT_CPU)
+    assert whole.max_context == 512 and not large_constants(whole)
+
+
+def test_a_context_of_ten_million_has_a_bounded_table() -> None:
+    model = RandomModel.named("foreign/mistral")
+    constants = {**model.graph.constants, "max_positions": 10_485_760}
+    object.__setattr__(model.graph, "constants", constants)
+    assert choices_of(model.graph, ORT_CPU).max_context == DEFAULT_MAX_CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("logits", "context", "code"),
+    [("none", None, "LG704"), (None, 0, "LG706"), (None, 513, "LG706")],
+)
+def test_choices_that_are_not_possible(
+    logits: str | None, context: int | None, code: str, folder: Path
+) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        choices_of(model_of("biases", folder).graph, ORT_CPU, logits, context)
+    assert caught.value.diagnostics[0].code == code
+
+
+def test_the_kernel_refuses_what_lies_beyond_the_table(folder: Path) -> None:
+    """Whoever runs the file: nothing is clamped."""
+    model = model_of("biases", folder)
+    found = emitted(model, ORT_CPU)
+    attach_arrays(found, model.weight)
+    session = open_session(serialize(found), threads=1)
+    ids = np.ones((1, CONTEXT + 1), np.int64)
+    feeds = {"input_ids": ids, "attention_mask": ids}
+    for value in session.get_inputs():
+        if value.name not in feeds:
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+    with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="cos_cache"):
+        session.run(["logits"], feeds)
