@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llamagen.emit.export import Progress
+    from llamagen.emit.manifest import QualityRecord
     from llamagen.verify.integrity import Integrity
     from llamagen.verify.report import VerifyReport
 
@@ -37,6 +38,16 @@ def verify_folder(
     return verification.verify_folder(
         Path(folder), against, steps, prompt_tokens=prompt_tokens, seed=seed, layers=layers
     )
+
+
+def measure_quality(folder: str | Path, checkpoint: str | Path | None = None) -> QualityRecord:
+    """KL divergence and top-1 agreement of an exported folder with the float32 model; written into its manifest.
+
+    The float32 weights are those of ``checkpoint``, or of the folder's own seed.
+    """
+    from llamagen.verify import quality
+
+    return quality.measure_quality(Path(folder), None if checkpoint is None else Path(checkpoint))
 
 
 def check_integrity(folder: str | Path, progress: Progress = _silent) -> Integrity:

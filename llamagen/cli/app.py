@@ -6,6 +6,7 @@ import typer
 
 from llamagen.cli import commands_analysis, import_command, make, read, work
 from llamagen.cli.options import OPTIONS
+from llamagen.cli.verify import verify
 
 app = typer.Typer(
     name="llamagen",
@@ -65,7 +66,7 @@ app.command(short_help="Write specs in canonical form.")(make.fmt)
 app.command(short_help="Print the JSON schema of spec files.")(make.schema)
 app.command(short_help="Write PyTorch code, ONNX graph, configs and texts.")(make.generate)
 app.command(short_help="Write an ONNX folder with weights.")(work.export)
-app.command(short_help="Compare an exported folder with independent witnesses.")(work.verify)
+app.command(short_help="Compare an exported folder with independent witnesses.")(verify)
 app.command("run", short_help="Generate with an exported folder.")(work.run)
 app.command(short_help="Write A's checkpoint as one of B, where that is exact.")(work.convert)
 app.command(short_help="Write a checkpoint with random weights.")(work.random_checkpoint)

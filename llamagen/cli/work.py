@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from llamagen.cli import console
-from llamagen.cli.entry import FINDINGS
 from llamagen.cli.read import Cache, Id
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
+from llamagen.cli.verify import Folder
 
 
 def export(
@@ -174,7 +172,7 @@ def random_checkpoint(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16 or float8.")] = "bfloat16",
     shards: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Largest file, e.g. '5 GB'; one file by default."),
@@ -197,71 +195,6 @@ def random_checkpoint(
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)
-
-
-def verify(
-    folder: Folder,
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers."
-        ),
-    ] = "torch,reference",
-    steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
-    prompt_tokens: Annotated[
-        int, typer.Option(min=2, help="More cross longer windows and chunks.")
-    ] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Of the token ids.")] = 0,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the evidence, errors of every layer included: FILE.html or FILE.json.",
-        ),
-    ] = None,
-    integrity: Annotated[
-        bool,
-        typer.Option(
-            "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
-        ),
-    ] = False,
-) -> None:
-    """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
-    from llamagen import api_verify as api
-
-    if integrity:
-        _integrity(folder)
-        return
-    files = report or []
-    api.check_report_names(files)
-    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
-    found = api.verify_folder(
-        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
-    )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
-    for file in files:
-        api.write_verify_report(found, file)
-        console.line(f"wrote {file}")
-    if not found.passed:
-        raise typer.Exit(FINDINGS)
-
-
-def _integrity(folder: Path) -> None:
-    from llamagen import api_verify as api
-    from llamagen.cli.progress import byte_progress
-    from llamagen.units import bytes_text
-
-    with byte_progress("reading") as progress:
-        found = api.check_integrity(folder, progress)
-    if found.findings:
-        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
-    for name in found.unread:
-        console.line(f"{name}: only its size and header are known")
-    verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
-    console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
-    console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
-    if not found.whole:
-        raise typer.Exit(FINDINGS)
 
 
 def run(

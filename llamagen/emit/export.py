@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from llamagen.emit.manifest import (
     all_files,
 )
 from llamagen.emit.options import ExportOptions
+from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
@@ -113,6 +113,13 @@ class ExportJob:
             for name, one in self.graphs.items()
         }
 
+    def about_quality(self, source: str) -> tuple[Diagnostic, ...]:
+        """Where the quality of a quantised model can be had."""
+        if self.options.quantize == NOT_QUANTIZED:
+            return ()
+        help = f"`llamagen verify {self.out} --quality {source}` measures it"
+        return (Diagnostic("LG644", "note", "what quantising cost was not measured", help=help),)
+
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""
         from llamagen.emit.onnx.data import byte_count
@@ -143,6 +150,7 @@ class ExportJob:
         """The staging folder and the records of its files, which the body fills; then all other files are added."""
         from llamagen.emit.clients import write_client_files
         from llamagen.emit.config import config_files
+        from llamagen.emit.supply import place_companion
         from llamagen.weights.publish import staged_folder
 
         with staged_folder(self.out, overwrite=self.overwrite, manifest=MANIFEST) as staging:
@@ -152,7 +160,7 @@ class ExportJob:
             for name, text in config_files(self.resolved).items():
                 _write_text(staging / name, text)
             for file in supply.companions:  # a checkpoint's own config wins
-                shutil.copyfile(file, staging / file.name)
+                place_companion(file, staging)
             write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
             files = all_files(staging, known)
             _write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
@@ -163,8 +171,8 @@ class ExportJob:
         weights: WeightsRecord,
         files: dict[str, FileRecord],
     ) -> Manifest:
-        from llamagen.emit.onnx.emit import llamagen_version
         from llamagen.emit.onnx.quantization import quantization_of
+        from llamagen.emit.version import llamagen_version
 
         main = emitted[MAIN]
         return Manifest(
@@ -219,6 +227,7 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
         notes = supply.notes
         if copies:
             job.copy(job.emitted(AS_EXPORTED), supply)
+            notes += job.about_quality(str(checkpoint))
         else:
             notes += reference(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
@@ -239,7 +248,8 @@ def export_random(job: ExportJob, seed: int) -> Written:
         )
     wanted = wanted_by(job.resolved, job.graph)
     job.copy(job.emitted(AS_EXPORTED), RandomSupply(wanted, seed))
-    return Written(job.out, sizes_of(job.out), time.monotonic() - started)
+    notes = job.about_quality("random")
+    return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -94,6 +94,16 @@ class QuantizationRecord(Closed):
     accuracy_level: int = Field(description="Of MatMulNBits; 4 rounds activations to int8.")
 
 
+class QualityRecord(Closed):
+    """The folder as it runs against the float32 model; `llamagen verify DIR --quality CHECKPOINT` measures it."""
+
+    inputs: str
+    positions: int = Field(description="Tokens whose next one is compared.")
+    kl_mean: float = Field(description="KL(float32 || folder) of the next token, nats, mean.")
+    kl_max: float
+    top1_agreement: float = Field(description="Share of positions with the same likeliest token.")
+
+
 class Manifest(Closed):
     """Version 1, described by spec/manifest.schema.json."""
 
@@ -115,6 +125,7 @@ class Manifest(Closed):
     )
     weights: WeightsRecord
     quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
+    quality: QualityRecord | None = Field(default=None, description="null: it was not measured.")
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."
     )

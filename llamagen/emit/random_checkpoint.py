@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Literal
 
 from llamagen.emit.export import Progress, Written, sizes_of
 from llamagen.ir.graph import Graph
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.dtypes import TargetDType
+
+FLOAT8_NAME = "float8"
 
 
 def _config(resolved: ResolvedSpec, dtype: str) -> dict[str, object] | None:
@@ -18,7 +22,14 @@ def _config(resolved: ResolvedSpec, dtype: str) -> dict[str, object] | None:
     if text is None:
         return None
     config: dict[str, object] = json.loads(text)
-    return {**config, "torch_dtype": dtype}
+    if dtype != FLOAT8_NAME:
+        return {**config, "torch_dtype": dtype}
+    how = {
+        "quant_method": "fbgemm_fp8",
+        "activation_scale_ub": 1200.0,
+        "modules_to_not_convert": ["lm_head"],
+    }
+    return {**config, "torch_dtype": "bfloat16", "quantization_config": how}
 
 
 def random_checkpoint(
@@ -36,6 +47,8 @@ def random_checkpoint(
 
     ``progress`` is called with (bytes written, bytes in all).
 
+    ``float8`` is what Meta's FP8 releases are: projections as float8 with a scale for each output, the rest bfloat16.
+
     Raises LG630 to LG634 for the output, LG702 for an unknown dtype.
     """
     from llamagen.emit.onnx.profile import dtype_named
@@ -47,7 +60,9 @@ def random_checkpoint(
     tensors = [
         RandomTensor(path, p.shape, p.kind) for path, p in wanted_by(resolved, graph).items()
     ]
-    stored = STORED[dtype_named(dtype)]
+    stored: TargetDType | Literal["F8_E4M3"] = (
+        "F8_E4M3" if dtype == FLOAT8_NAME else STORED[dtype_named(dtype)]
+    )
     config = _config(resolved, dtype)
     write_random_checkpoint(out, tensors, seed, stored, shard_bytes, config, overwrite, progress)
     return Written(out, sizes_of(out), time.monotonic() - started)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from llamagen.weights.reading import OpenFiles
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+CONFIG_FILE = "config.json"
 
 COMPANIONS = (
     "config.json",
@@ -58,6 +62,25 @@ class Supply(Protocol):
 
     def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows of a parameter [N, K], exact and finite."""
+
+
+def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
+    if not scaled:
+        return ()
+    message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
+    help = "activations, which its kernels round to float8 as well, are not rounded here"
+    return (Diagnostic("LG645", "note", message, help=help),)
+
+
+def place_companion(file: Path, folder: Path) -> None:
+    """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have."""
+    if file.name == CONFIG_FILE:
+        found: object = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.pop("quantization_config", None) is not None:
+            text = json.dumps(found, indent=2) + "\n"
+            (folder / file.name).write_text(text, encoding="utf-8", newline="\n")
+            return
+    shutil.copyfile(file, folder / file.name)
 
 
 @dataclass(frozen=True)
@@ -102,12 +125,13 @@ class CheckpointSupply:
             if any(one.severity == "error" for one in clashes):
                 raise LlamagenError(clashes)
         assert found.layout is not None
+        scaled = sum(tensor.scale is not None for tensor in stored.tensors.values())
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
             stored.path if stored.path.is_dir() else stored.path.parent,
             found.layout,
             stack.enter_context(OpenFiles()),
-            found.diagnostics,
+            (*found.diagnostics, *_about_float8(scaled)),
             tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
         )
 

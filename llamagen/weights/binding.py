@@ -28,6 +28,7 @@ from llamagen.weights.nodes import (
     Leaf,
     Reshape,
     RopeRows,
+    Scaled,
     Shape,
     ShapeProblem,
     Slice,
@@ -135,6 +136,8 @@ def _rank_dims(tensor: StoredTensor, layout: BoundLayout) -> tuple[int | None, .
 
 
 def _joined(tensor: StoredTensor, dim: int | None) -> Lazy:
+    if tensor.scale is not None:
+        return Scaled(tensor.pieces[0], tensor.scale, tensor.swapped_scale)
     if dim is None:
         return Leaf(tensor.pieces[0])
     if dim >= len(tensor.shape):

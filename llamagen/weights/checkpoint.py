@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.weights.dtypes import element_count
+from llamagen.weights.float8 import paired
 from llamagen.weights.meta_pth import read_pth
 from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.safetensors_file import TensorEntry, read_header
@@ -39,6 +40,14 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[TensorEntry, ...]
+    scale: TensorEntry | None = None
+    """What a float8 tensor is multiplied with."""
+    swapped_scale: bool = False
+
+    @property
+    def read_as(self) -> str:
+        """The dtype its values have when they are read."""
+        return self.dtype if self.scale is None else "F32"
 
     @property
     def elements(self) -> int:
@@ -120,8 +129,9 @@ class Checkpoint:
                 continue
             for entry in header.tensors:
                 tensors[entry.name] = StoredTensor(entry.name, entry.dtype, entry.shape, (entry,))
-        if found:
-            raise LlamagenError(found)
+        tensors, misfits = paired(tensors)
+        if found or misfits:
+            raise LlamagenError([*found, *misfits])
         folder = path if path.is_dir() else path.parent
         config = folder / "config.json"
         return cls(

@@ -18,7 +18,7 @@ import numpy as np
 
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
-from llamagen.weights.nodes import Leaf, Region, blocks
+from llamagen.weights.nodes import Leaf, Region, Scaled, blocks
 from llamagen.weights.pieces import Bytes, Piece, in_parallel
 from llamagen.weights.problems import problem, quoted
 from llamagen.weights.reading import OpenFiles
@@ -36,6 +36,13 @@ def as_stored(bindings: Iterable[Binding]) -> dict[str, TensorEntry]:
         match binding.source:
             case Leaf(entry) if entry.file.suffix == ".safetensors":
                 found[binding.name] = entry
+            case Scaled():
+                raise problem(
+                    "LG640",
+                    f"{quoted(binding.name)} cannot be read in place: it is float8, and each value is a product with "
+                    "a scale",
+                    help=_COPY,
+                )
             case _:
                 sources = ", ".join(map(quoted, binding.sources[:2]))
                 raise problem(

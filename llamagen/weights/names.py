@@ -124,7 +124,7 @@ def _bind(
 ) -> Binding | None:
     stored = [tensor for row in rows for tensor in row]
     origin = _origin(name, [tensor.name for tensor in stored])
-    kinds = list(dict.fromkeys(tensor.dtype for tensor in stored))
+    kinds = list(dict.fromkeys(tensor.read_as for tensor in stored))
     dtype = as_weight_dtype(kinds[0])
     if dtype is None or len(kinds) > 1:
         mistyped[name] = f"{quoted(name)}{origin} is stored as {' and '.join(kinds)}"

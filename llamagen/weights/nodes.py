@@ -46,6 +46,18 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """A float8 tensor times its scales, as float32: of [out, in] scales [out, 1], of [E, in, out] scales [E, 1, out].
+
+    `swapped` scales are [E, out, 1], as transformers stores those of `down_proj`.
+    """
+
+    entry: TensorEntry
+    scale: TensorEntry
+    swapped: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SwapLast:
     """[..., A, B] -> [..., B, A]."""
 
@@ -113,13 +125,25 @@ class Zeros:
     dtype: WeightDType
 
 
-Lazy = Leaf | SwapLast | RopeRows | Concat | Stack | Reshape | Slice | TileTable | TakeRows | Zeros
+Lazy = (
+    Leaf
+    | Scaled
+    | SwapLast
+    | RopeRows
+    | Concat
+    | Stack
+    | Reshape
+    | Slice
+    | TileTable
+    | TakeRows
+    | Zeros
+)
 
 
 def shape_of(node: Lazy) -> Shape:
     """The shape of a node. Raises ShapeProblem if a rearrangement does not fit its operand."""
     match node:
-        case Leaf(entry):
+        case Leaf(entry) | Scaled(entry, _, _):
             return entry.shape
         case SwapLast(child):
             inner = shape_of(child)
@@ -183,6 +207,9 @@ def leaves(node: Lazy) -> Iterator[TensorEntry]:
     match node:
         case Leaf(entry):
             yield entry
+        case Scaled(entry, scale, _):
+            yield entry
+            yield scale
         case Concat(children, _) | Stack(children):
             for child in children:
                 yield from leaves(child)

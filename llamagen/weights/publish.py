@@ -57,6 +57,19 @@ def staged_folder(
                 folder.rmdir()  # only if nothing was published into it
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of a published folder anew, in one step: whoever reads it sees the old text or the new one."""
+    with translated(path.parent):
+        staging = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            staging.write_text(text, encoding="utf-8", newline="\n")
+            _sync(staging)
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+        _sync(path.parent)
+
+
 def _resolved(target: Path) -> Path:
     place = Path(os.path.abspath(target))
     if place.name == "" or place.parent == place:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod, sqrt
 from pathlib import Path
-from typing import NamedTuple, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -138,7 +138,7 @@ def write_random_checkpoint(
     folder: Path,
     tensors: Sequence[RandomTensor],
     seed: int,
-    dtype: TargetDType,
+    dtype: TargetDType | Literal["F8_E4M3"],
     max_shard_bytes: int | None = None,
     config: Mapping[str, object] | None = None,
     overwrite: bool = False,
@@ -149,10 +149,14 @@ def write_random_checkpoint(
     Memory does not depend on the sizes. ``progress`` is called with (bytes written, bytes in all).
     Raises LG630 to LG634 as `staged_folder` does.
     """
-    by_name = {tensor.name: tensor for tensor in tensors}
-    if len(by_name) != len(tensors):
+    if len({tensor.name for tensor in tensors}) != len(tensors):
         raise ValueError("two tensors have the same name")
-    new = [NewTensor(tensor.name, dtype, tensor.shape) for tensor in tensors]
+    makers: dict[str, Callable[[], Iterator[memoryview]]] = {}
+    new: list[NewTensor] = []
+    for tensor in tensors:
+        for one, make in _written(seed, tensor, dtype):
+            new.append(one)
+            makers[one.name] = make
     groups = list(shards(new, max_shard_bytes))
     files = dict(zip(shard_names(len(groups)), groups, strict=True))
     total, done = sum(tensor.nbytes for tensor in new), 0
@@ -169,12 +173,27 @@ def write_random_checkpoint(
         for file, group in files.items():
             write_safetensors(
                 staging / file,
-                ((tensor, count(_encoded(seed, by_name[tensor.name], dtype))) for tensor in group),
+                ((tensor, count(makers[tensor.name]())) for tensor in group),
             )
         if len(files) > 1:
             write_index(staging, files)
         if config is not None:
             write_json(staging / "config.json", dict(config))
+
+
+def _written(
+    seed: int, tensor: RandomTensor, dtype: TargetDType | Literal["F8_E4M3"]
+) -> Iterator[tuple[NewTensor, Callable[[], Iterator[memoryview]]]]:
+    """What is stored of a tensor, in order: itself, or float8 codes and then their scales."""
+    from llamagen.weights.random_float8 import Float8Tensor, is_projection
+
+    if dtype == "F8_E4M3" and is_projection(tensor):
+        made = Float8Tensor(seed, tensor)
+        yield made.new[0], made.codes
+        yield made.new[1], made.scales
+        return
+    plain: TargetDType = "BF16" if dtype == "F8_E4M3" else dtype
+    yield NewTensor(tensor.name, plain, tensor.shape), partial(_encoded, seed, tensor, plain)
 
 
 def _encoded(seed: int, tensor: RandomTensor, dtype: TargetDType) -> Iterator[memoryview]:

@@ -7,9 +7,10 @@ from itertools import product
 from math import prod
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, assert_never
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +24,7 @@ from llamagen.weights.nodes import (
     Region,
     Reshape,
     RopeRows,
+    Scaled,
     Shape,
     Slice,
     Stack,
@@ -37,6 +39,15 @@ from llamagen.weights.problems import open_regular, problem, quoted
 from llamagen.weights.safetensors_file import TensorEntry
 
 Bits = npt.NDArray[np.unsignedinteger]
+
+_FLOATS = MappingProxyType(
+    {
+        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+        "BF16": np.dtype(ml_dtypes.bfloat16),
+        "F16": np.dtype("<f2"),
+        "F32": np.dtype("<f4"),
+    }
+)
 
 _DENSE_PITCH = 16 << 10
 """Rows closer than this are read together: a call costs as much as copying some 16 KiB."""
@@ -93,6 +104,8 @@ def read(node: Lazy, region: Region, files: OpenFiles) -> Bits:
     match node:
         case Leaf(entry):
             return _read_leaf(entry, region, files)
+        case Scaled(entry, scale, exchanged):
+            return _read_scaled(entry, scale, exchanged, region, files)
         case SwapLast(child):
             swapped = (*region[:-2], region[-1], region[-2])
             return _swapped(read(child, swapped, files))
@@ -148,6 +161,22 @@ def _read_leaf(entry: TensorEntry, region: Region, files: OpenFiles) -> Bits:
                 target = runs[position, row].view(np.uint8).data
                 files.read_into(entry, base + skipped + row * pitch, target)
     return out
+
+
+def _read_scaled(
+    entry: TensorEntry, scale: TensorEntry, swapped: bool, region: Region, files: OpenFiles
+) -> Bits:
+    """float32 bits; the product of a float8 and a bfloat16 or float32 scale is rounded once."""
+    shape = (*scale.shape[:-2], *scale.shape[:-3:-1]) if swapped else scale.shape
+    part = tuple(span if size > 1 else (0, 1) for span, size in zip(region, shape, strict=True))
+    stored = (*part[:-2], part[-1], part[-2]) if swapped else part
+    factors = _read_leaf(scale, stored, files).view(_FLOATS[scale.dtype]).astype(np.float32)
+    if swapped:
+        factors = factors.swapaxes(-1, -2)
+    values = _read_leaf(entry, region, files).view(_FLOATS[entry.dtype]).astype(np.float32)
+    values *= factors
+    found: Bits = values.view(np.uint32)
+    return found
 
 
 def _read_columns(entry: TensorEntry, start: int, pitch: int, out: Bits, files: OpenFiles) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from llamagen.weights import convert
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType, element_count
-from llamagen.weights.nodes import Leaf, Region, Shape, blocks
+from llamagen.weights.nodes import Leaf, Region, Scaled, Shape, blocks
 from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.reading import Bits, OpenFiles, read
@@ -44,7 +44,8 @@ def tensor_pieces(
     Making a piece raises LG620 for a NaN or an infinity, LG621 for a finite value that becomes infinite in `dtype`,
     LG622 if a file cannot be read. `files` stays open until all are made.
     """
-    elements = BLOCK_ELEMENTS if isinstance(binding.source, Leaf) else REARRANGED_ELEMENTS
+    as_it_is = isinstance(binding.source, Leaf | Scaled)
+    elements = BLOCK_ELEMENTS if as_it_is else REARRANGED_ELEMENTS
     for region in blocks(binding.shape, elements):
         length = prod(stop - start for start, stop in region) * ITEM_SIZES[dtype]
         make = partial(_converted, binding, region, dtype, offset, files)

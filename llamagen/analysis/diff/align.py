@@ -34,6 +34,8 @@ class Pair:
     after: Feature | None
     group: tuple[tuple[int, ...], ...] = ()
     """For weights: shapes of the tensors on the other side that hold the same rows."""
+    elsewhere: bool = False
+    """Of a place that one model lacks: whether both have it in other layers."""
     regrouped: bool = False
     """For equations: the same but for weights that one side has fused and the other apart."""
 
@@ -89,7 +91,9 @@ def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
         for both, indices in groups.items():
             x, y = ends[both]
             kind, path = key
-            yield Pair(kind, path, len(indices), layer_text(indices), x, y)
+            yield Pair(
+                kind, path, len(indices), layer_text(indices), x, y, elsewhere=bool(here and there)
+            )
 
 
 def _same(x: Feature, y: Feature) -> bool:

@@ -191,7 +191,7 @@ _POSITIONAL: Final = frozenset({"heads", "sizes", "shape", "axes"})
 def _argument(node: Node, name: str) -> str:
     """The number; a size as its author wrote it, if that says the same for every block: in hyperparameters."""
     source = node.sources.get(name)
-    if source is not None and name in _SIZES and isinstance(source, Name | Binary | ListExpr):
+    if source is not None and name in SIZES and isinstance(source, Name | Binary | ListExpr):
         used = {n.id for n in names(source)}
         if used and used <= Hyperparameters.model_fields.keys():
             return unparse(source)
@@ -204,23 +204,24 @@ def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:
     The rope table's and the mask's settings are shown at the ops that use them.
     """
     prelude = {f"@{r}": made for made in graph.prelude for r in made.results}
-    shown = {name: _plain(v) for name, v in attrs.items() if name not in _SIZES}
+    shown = {name: _plain(v) for name, v in attrs.items() if name not in SIZES}
     for operand in node.operands:
         if operand in prelude:
             made = prelude[operand]
-            kept = {n: v for n, v in made.attrs.items() if n not in _SIZES}
+            kept = {n: v for n, v in made.attrs.items() if n not in SIZES}
             if made.op == "rope_table":
                 kept = {n: v for n, v in kept.items() if n in _rope_names(str(kept["scaling"]))}
             shown.update({name: _plain(value) for name, value in kept.items()})
     return shown
 
 
-_SIZES: Final = frozenset(
+SIZES: Final = frozenset(
     {
         "features", "rows", "in_features", "out_features", "num_experts", "intermediate", "heads",
         "dim", "shape", "sizes", "axes", "start", "stop", "bias", "tied_to", "kind",
     }
 )  # fmt: skip
+"""Attributes that make shapes and weights; all others are what an op computes with."""
 
 
 def _rope_names(scaling: str) -> frozenset[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from llamagen.analysis.diff.equations import canonical, equations, settings
+from llamagen.analysis.diff.equations import SIZES, canonical, equations, settings
 from llamagen.analysis.diff.runtimes import on_runtime, runtimes
 from llamagen.analysis.numbers.compute import count_flops, flops_of
 from llamagen.analysis.numbers.cost import Workload, resident_bytes
@@ -153,7 +153,8 @@ def parameter_features(graph: Graph) -> Iterator[Feature]:
         for part in here.block.parts.values():
             if not isinstance(part, OpPart):
                 continue
-            reads = frozenset(n.id for e in part.sources.values() for n in names(e))
+            sizes = (e for name, e in part.sources.items() if name in SIZES)
+            reads = frozenset(n.id for e in sizes for n in names(e))
             role = roles.get((here.block.name, part.name), "other")
             splits = _splits(here.block, part.name)
             for parameter in part.parameters:

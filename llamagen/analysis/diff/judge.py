@@ -247,6 +247,8 @@ class _Judge:
             return
         reads = {n for e in (pair.before, pair.after) if e is not None for n in e.reads}
         found = [v for v in self.values if len(w := v.path.split(".")) > 1 and w[1] in reads]
+        if not found and pair.elsewhere and pair.layers and not (pair.before and pair.after):
+            found = [v for v in self.values if v.path == "hyperparameters.num_layers"]
         if not found and pair.before is not None and pair.after is not None:
             ends = (pair.before.value, pair.after.value)
             found = [v for v in self.values if _ends(v) == ends]

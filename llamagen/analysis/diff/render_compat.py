@@ -11,12 +11,20 @@ from llamagen.analysis.diff.surfaces import Verdict
 from llamagen.analysis.diff.transforms import doc
 
 _SENTENCE = {
-    Verdict.SAME: "runs as it is: same weights, same numbers",
-    Verdict.COMPATIBLE: "runs as it is",
-    Verdict.GROWS: "runs as it is, and takes more",
-    Verdict.CONVERTIBLE: "runs after conversion",
-    Verdict.BREAKING: "does not run",
+    Verdict.SAME: "run as they are: same weights, same numbers",
+    Verdict.COMPATIBLE: "run as they are",
+    Verdict.GROWS: "run as they are, and take more",
+    Verdict.CONVERTIBLE: "run after conversion (`llamagen convert`)",
 }
+
+
+def _sentence(report: CompatReport) -> str:
+    if report.verdict is not Verdict.BREAKING:
+        return _SENTENCE[report.verdict]
+    if report.weights is Verdict.BREAKING:
+        return "do not load"
+    loads = "load" if report.weights.rank < Verdict.CONVERTIBLE.rank else "load after conversion"
+    return f"{loads}, and compute something else"
 
 
 def text(report: CompatReport) -> str:
@@ -24,7 +32,7 @@ def text(report: CompatReport) -> str:
 
 
 def _lines(report: CompatReport) -> Iterator[str]:
-    yield f"weights of {report.before} in {report.after}: {_SENTENCE[report.verdict]}"
+    yield f"weights of {report.before} in {report.after}: {_sentence(report)}"
     yield f"  weights {report.weights.value}, numerics {report.numerics.value}"
     for transform in report.transforms:
         yield f"  convert by {transform.value}: {doc(transform)}"

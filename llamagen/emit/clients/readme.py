@@ -12,9 +12,9 @@ from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import SpecialTokens
 from llamagen.emit.config.settings import Settings
-from llamagen.emit.onnx.emit import llamagen_version
 from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Encoding
 from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.version import llamagen_version
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -21,6 +20,7 @@ from llamagen.emit.onnx.names import onnx_shape
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.site import Site
 from llamagen.emit.onnx.weights import place_weights
+from llamagen.emit.version import llamagen_version
 from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph, TensorType, parameters
@@ -35,7 +35,6 @@ PACKED_LAYER_MARK = "llamagen.packed_layer"
 """The same where the real tokens of every row come first, whatever their places in the call."""
 
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
-
 
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
 
@@ -53,14 +52,6 @@ def emit_onnx(
     in the graph. ``choices`` are the profile's own where there are none.
     """
     return _Emitter(graph, profile, dtype, stored, choices or choices_of(graph, profile)).run()
-
-
-def llamagen_version() -> str:
-    """Version of the installed package; ``0`` in a checkout that is not installed."""
-    try:
-        return version("llamagen")
-    except PackageNotFoundError:
-        return "0"
 
 
 class _Emitter:

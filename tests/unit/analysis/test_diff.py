@@ -156,3 +156,13 @@ def test_only_the_same_product_of_fused_weights_is_compatible(
     line: str, rule: str, tmp_path: Path
 ) -> None:
     assert fired("title: same", FUSED.format(line), tmp_path) & {"D303", "D304"} == {rule}
+
+
+def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
+    a = side(models.overlaid("title: same", tmp_path, name="one"))
+    b = side(
+        models.overlaid("hyperparameters: {num_layers: 1, norm_eps: 1.0e-6}", tmp_path, name="two")
+    )
+    gone = [c for c in diff(a, b).on(Surface.WEIGHTS) if c.kind == "parameter"]
+    assert len(gone) == 9
+    assert {x.path for c in gone for x in c.causes} == {"hyperparameters.num_layers"}

@@ -122,7 +122,7 @@ def test_sql_only_reads(family: Family, statement: str) -> None:
 def test_compat_of_variants_and_generations() -> None:
     same = compat(model_of("llama/3.1/8b"), model_of("llama/3.1/8b-instruct"))
     assert same.verdict is Verdict.SAME
-    assert "runs as it is" in render_compat.text(same)
+    assert "run as they are" in render_compat.text(same)
     padded = compat(model_of("llama/code/7b-python"), model_of("llama/code/7b"))
     assert padded.verdict is Verdict.CONVERTIBLE
     assert padded.transforms == (Transform.PAD_VOCAB,)

@@ -100,6 +100,19 @@ def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
         assert (0.05 < error < 0.11) if quantised else error == 0, path
 
 
+def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
+    spec = FOREIGN / "mixtral.yaml"
+    exported(spec, tmp_path / "out", QuantizeOptions("int4", 16))
+    stored = stored_weights(tmp_path / "out")
+    exact = {
+        path
+        for path, p in load(spec).parameters.items()
+        if np.array_equal(stored.read(path), random_values(1, path, p.shape, p.kind))
+    }
+    changed = sorted({path.split(".")[-2] for path in set(load(spec).parameters) - exact})
+    assert changed == ["k_proj", "lm_head", "o_proj", "q_proj", "v_proj"]
+
+
 def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     spec = changed(tmp_path, "hyperparameters:", "hyperparameters:\n  tie_embeddings: true")
     exported(spec, tmp_path / "out", QuantizeOptions("int4", head="int8"))

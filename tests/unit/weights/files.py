@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor
-from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.safetensors_file import TensorEntry, read_header
 
 Array = npt.NDArray[np.generic]
 NUMPY = {
@@ -48,6 +48,16 @@ def checkpoint(folder: Path, tensors: Mapping[str, Array]) -> Checkpoint:
     folder.mkdir(exist_ok=True)
     save(folder / "model.safetensors", tensors)
     return Checkpoint.open(folder)
+
+
+def plain(folder: Path, tensors: Mapping[str, Array]) -> Checkpoint:
+    """The same, each tensor as its bytes say: also float8 ones without the scales that they need."""
+    folder.mkdir(exist_ok=True)
+    path = save(folder / "model.safetensors", tensors)
+    found = {
+        t.name: StoredTensor(t.name, t.dtype, t.shape, (t,)) for t in read_header(path).tensors
+    }
+    return Checkpoint(folder, "safetensors", found, (path,))
 
 
 def ranks(folder: Path, shards: list[Mapping[str, Array]]) -> Checkpoint:

@@ -20,7 +20,7 @@ from llamagen.weights.convert import convert, is_bad, largest_magnitude, overflo
 from llamagen.weights.dtypes import TargetDType, WeightDType, as_weight_dtype
 from llamagen.weights.nodes import Leaf
 from llamagen.weights.stream import copy_tensor, first_difference, read_tensor
-from tests.unit.weights.files import NUMPY, Array, checkpoint, noise
+from tests.unit.weights.files import NUMPY, Array, checkpoint, noise, plain
 
 SOURCES: list[WeightDType] = ["F32", "F16", "BF16", "F8_E4M3"]
 TARGETS: list[TargetDType] = ["F32", "F16", "BF16"]
@@ -111,7 +111,7 @@ def test_copy(
 ) -> None:
     monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 50)  # many blocks
     value = noise(1, 9, 4, 13, dtype=source)
-    binding = bind(checkpoint(tmp_path, {"t": value}))
+    binding = bind(plain(tmp_path, {"t": value}))
     expected = value.astype(NUMPY[target])
     assert copied(binding, target) == expected.tobytes()
     np.testing.assert_array_equal(read_tensor(binding, target), expected)
@@ -132,7 +132,7 @@ def test_nan_is_refused_with_its_place(
     value = noise(1, 6, 7, dtype=source)
     value[4, 3] = bad
     value[5, 0] = np.nan
-    binding = bind(checkpoint(tmp_path, {"t": value}))
+    binding = bind(plain(tmp_path, {"t": value}))
     found = refusal(binding, "F32")
     assert found.code == "LG620" and "'t'[4, 3]" in found.message
     assert ("NaN" if np.isnan(bad) else "infinite") in found.message
@@ -141,7 +141,7 @@ def test_nan_is_refused_with_its_place(
 def test_overflow_names_the_value(tmp_path: Path) -> None:
     value = noise(1, 6, 7, dtype="BF16")
     value[2, 5] = -70144.0
-    binding = bind(checkpoint(tmp_path, {"t": value}))
+    binding = bind(plain(tmp_path, {"t": value}))
     found = refusal(binding, "F16")
     assert found.code == "LG621" and "'t'[2, 5]" in found.message and "-70144" in found.message
     copied(binding, "BF16"), copied(binding, "F32")
@@ -164,7 +164,7 @@ def test_short_writes_are_continued(tmp_path: Path) -> None:
 
     value = noise(1, 5, 5)
     out = Reluctant()
-    copy_tensor(bind(checkpoint(tmp_path, {"t": value})), out, "F32")
+    copy_tensor(bind(plain(tmp_path, {"t": value})), out, "F32")
     assert out.getvalue() == value.tobytes()
 
 

@@ -1,0 +1,127 @@
+"""What quantising cost: the folder as it runs against the float32 model, on a fixed set of inputs.
+
+`verify` proves that the computation is right; this says how far the quantised weights and activations move the
+distribution of the next token.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.export import SPEC_FILE
+from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSource, read_manifest
+from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
+from llamagen.ir.build import build
+from llamagen.ir.graph import Graph, parameters
+from llamagen.spec.registry import Registry
+from llamagen.verify.numerics import FloatArray
+from llamagen.verify.scenario import Scenario
+from llamagen.verify.witnesses import OnnxWitness, TorchWitness
+from llamagen.weights.fit import wanted_by
+from llamagen.weights.publish import replace_text
+
+SEQUENCES, PROMPT, STEPS, SEED = 8, 16, 32, 0
+DESCRIPTION = (
+    f"{SEQUENCES} sequences of random ids (seed {SEED}): the next token after {PROMPT} tokens "
+    f"and after each of {STEPS} more"
+)
+MEMORY_SHARE = 0.8
+"""Of the machine's memory, that the float32 model may take."""
+
+
+def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
+    """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
+
+    Raises LG775 for a folder without a manifest, LG778 for weights that cannot be had or held, and as an export does
+    for a checkpoint that does not fit.
+    """
+    manifest = read_manifest(folder)
+    text = (folder / SPEC_FILE).read_text(encoding="utf-8")
+    registry = Registry()
+    resolved = registry.load_text(text, f"{folder / SPEC_FILE}")
+    graph = build(resolved)
+    _fits_memory(graph)
+    with ExitStack() as stack:
+        supply: Supply
+        if checkpoint is not None:
+            supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
+        else:
+            supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
+        found = _measured(folder, graph, supply)
+    whole = manifest.model_copy(update={"quality": found})
+    replace_text(folder / MANIFEST, whole.text())
+    return found
+
+
+def _seed(manifest: Manifest) -> int:
+    match manifest.weights.source:
+        case RandomSource(seed=seed):
+            return seed
+        case _:
+            raise LlamagenError.of(
+                "LG778",
+                "the folder's weights are those of a checkpoint, not of a seed",
+                help="give the checkpoint: --quality DIR",
+            )
+
+
+def _fits_memory(graph: Graph) -> None:
+    needed = 4 * sum(p.count for p in parameters(graph).values())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > MEMORY_SHARE * there:
+        from llamagen.units import bytes_text
+
+        raise LlamagenError.of(
+            "LG778",
+            f"the float32 model takes {bytes_text(needed)}, this machine has {bytes_text(there)}",
+            help="measure on a larger machine; the result goes into the folder's manifest",
+        )
+
+
+def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
+    shapes = {path: p.shape for path, p in parameters(graph).items()}
+
+    def read(path: str) -> NDArray[np.generic]:
+        rows = shapes[path][0] if shapes[path] else 1
+        return supply.rows(path, 0, rows)
+
+    session = open_session(folder / MODEL_FILE)
+    vocabulary = int(session.get_outputs()[0].shape[-1])
+    ids = np.random.default_rng(SEED).integers(0, vocabulary, (SEQUENCES, PROMPT + STEPS))
+    case = Scenario("quality", ids, np.ones_like(ids), (PROMPT, *(1,) * STEPS), last=True)
+    found = case.logits(OnnxWitness(session))
+    del session  # two models need not be in memory at once
+    expected = case.logits(TorchWitness.of_graph(graph, read))
+    return compared(found, expected)
+
+
+def compared(found: FloatArray, expected: FloatArray) -> QualityRecord:
+    """Of logits [positions, V] and those of the float32 model."""
+    p, q = _log_softmax(expected), _log_softmax(found)
+    divergence = (np.exp(p) * (p - q)).sum(axis=1)
+    same = found.argmax(axis=1) == expected.argmax(axis=1)
+    return QualityRecord(
+        inputs=DESCRIPTION,
+        positions=len(found),
+        kl_mean=_rounded(divergence.mean()),
+        kl_max=_rounded(divergence.max()),
+        top1_agreement=_rounded(same.mean()),
+    )
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    found: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
+
+
+def _rounded(value: np.floating) -> float:
+    return float(f"{max(float(value), 0.0):.4g}")
