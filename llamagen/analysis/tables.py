@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.resources import data_folder
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import to_plain
 
 T = TypeVar("T", bound=BaseModel)
+V = TypeVar("V")
 
 
 def load_table(name: str, model: type[T]) -> T:
@@ -27,6 +29,15 @@ def load_table(name: str, model: type[T]) -> T:
 def _load(name: str, model: type[BaseModel]) -> BaseModel:
     source = load_source(data_folder("spec") / name, f"spec/{name}")
     return parse_table(json.dumps(to_plain(source.root)), f"spec/{name}", model)
+
+
+def chosen(known: Mapping[str, V], name: str, what: str) -> V:
+    """The entry ``name``. Raises LG901, "`name` is not ``what``", with the nearest known one."""
+    if name not in known:
+        hint = did_you_mean(name, known)
+        help = f"did you mean `{hint}`?" if hint else f"known: {', '.join(known)}"
+        raise LlamagenError.of("LG901", f"`{name}` is not {what}", help=help)
+    return known[name]
 
 
 def parse_table(text: str, file: str, model: type[T]) -> T:

@@ -101,13 +101,15 @@ class ExportJob:
         from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
-        from llamagen.emit.onnx.quantization import quantization_of
+        from llamagen.emit.onnx.quantization import fits_provider, quantization_of
 
         chosen, options = profile_named(self.options.profile), self.options
         found = choices_of(self.graph, chosen, options.logits, options.max_context)
         weights: WeightPlaces = "copied" if options.mode == "copy" else "referenced"
         choices = replace(found, weights=weights)
-        text = replace(choices, quantization=quantization_of(options.quantize))
+        text = replace(
+            choices, quantization=fits_provider(quantization_of(options.quantize), chosen)
+        )
         return {
             name: emit_onnx(one, chosen, self.dtype, stored, text if name == MAIN else choices)
             for name, one in self.graphs.items()
@@ -142,6 +144,7 @@ class ExportJob:
         record = WeightsRecord(mode="copy", scanned=True, source=supply.source)
         with self.published(emitted, supply, record) as (staging, known):
             known |= write_models(emitted, staging, weights, report=counter.add)
+            supply.require_unchanged()
 
     @contextmanager
     def published(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -42,8 +42,7 @@ def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...
         )
     entries = as_stored(supply.bindings.values())
     target, scanned = STORED[job.dtype], job.options.scan
-    dtypes = {path: _readable(path, e, target, scanned) for path, e in entries.items()}
-    emitted = job.emitted(dtypes)
+    emitted = job.emitted(_readable(entries, target, scanned))
     record = WeightsRecord(mode="reference", scanned=scanned, source=supply.source)
     with job.published(emitted, supply, record) as (staging, known):
         linked = link(list(entries.values()), staging)
@@ -51,6 +50,7 @@ def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...
         if scanned:
             known |= _scanned(job, supply, linked, target)
         known |= write_graphs(emitted, _placements(emitted, entries), staging)
+        supply.require_unchanged()
     return () if scanned else (_NOT_SCANNED,)
 
 
@@ -62,23 +62,40 @@ _NOT_SCANNED = Diagnostic(
 )
 
 
-def _readable(path: str, entry: TensorEntry, target: TargetDType, scanned: bool) -> OnnxDType:
-    """The dtype of a stored tensor. Raises LG642 where a graph cannot cast it, or may lose values unseen."""
-    for stored, name in _ONNX.items():
-        if stored != entry.dtype:
+def _readable(
+    entries: Mapping[str, TensorEntry], target: TargetDType, scanned: bool
+) -> dict[str, OnnxDType]:
+    """The dtypes of stored tensors. Raises LG642 for those a graph cannot cast, or may lose values of unseen."""
+    found: dict[str, OnnxDType] = {}
+    strange: list[str] = []
+    narrowed: list[str] = []
+    for path, entry in entries.items():
+        name = _ONNX.get(entry.dtype)
+        if name is None:
+            strange.append(path)
             continue
+        found[path] = name
         if not scanned and overflow_magnitude(STORED[name], target) is not None:
-            raise LlamagenError.of(
-                "LG642",
-                f"`{path}` is {entry.dtype}: values beyond {target} would become infinite without a word",
-                help="add --scan, which looks at every value, or --weights copy",
-            )
-        return name
-    raise LlamagenError.of(
-        "LG642",
-        f"`{path}` is stored as {entry.dtype}, which a graph cannot read in place",
-        help="copy the weights with --weights copy",
-    )
+            narrowed.append(path)
+    problems: list[Diagnostic] = []
+    if strange:
+        what = f"{_counted(strange)} stored as {entries[strange[0]].dtype}"
+        message = f"{what}, which a graph cannot read in place"
+        help = "copy the weights with --weights copy"
+        problems.append(Diagnostic("LG642", "error", message, help=help))
+    if narrowed:
+        what = f"{_counted(narrowed)} stored as {entries[narrowed[0]].dtype}"
+        message = f"{what}: values beyond {target} would become infinite without a word"
+        help = "add --scan, which looks at every value, or --weights copy"
+        problems.append(Diagnostic("LG642", "error", message, help=help))
+    if problems:
+        raise LlamagenError(problems)
+    return found
+
+
+def _counted(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
+    return f"`{paths[0]}`{more}"
 
 
 def _placements(

@@ -19,6 +19,7 @@ from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.pieces import Piece
 from llamagen.weights.reading import OpenFiles
+from llamagen.weights.stamps import Stamp, require_unchanged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +64,9 @@ class Supply(Protocol):
     def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows of a parameter [N, K], exact and finite."""
 
+    def require_unchanged(self) -> None:
+        """To be asked after the last read. Raises LG622 for files that were changed meanwhile."""
+
 
 def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
     if not scaled:
@@ -93,6 +97,8 @@ class CheckpointSupply:
     files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
+    stamps: Mapping[Path, Stamp | None]
+    """What its files were before anything was read."""
     kept: tuple[str, ...] = COMPANIONS
     """Names of small files to copy from the checkpoint's folder."""
 
@@ -132,6 +138,7 @@ class CheckpointSupply:
             found.layout,
             stack.enter_context(OpenFiles()),
             (*found.diagnostics, *_about_float8(scaled)),
+            stored.stamps,
             tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
         )
 
@@ -152,6 +159,9 @@ class CheckpointSupply:
         from llamagen.weights.stream import read_rows
 
         return read_rows(self.bindings[path], start, stop, self.files)
+
+    def require_unchanged(self) -> None:
+        require_unchanged(self.stamps)
 
 
 @dataclass(frozen=True)
@@ -183,3 +193,6 @@ class RandomSupply:
         return random_rows(
             self.seed, RandomTensor(path, parameter.shape, parameter.kind), start, stop
         )
+
+    def require_unchanged(self) -> None:
+        """Nothing is read."""

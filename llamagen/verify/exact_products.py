@@ -24,17 +24,23 @@ def open_exact(model_file: Path) -> tuple[ort.InferenceSession, bool]:
     import onnx
 
     model = onnx.load(str(model_file), load_external_data=False)
+    if not make_exact(model):
+        return open_session(model_file), False
+    return open_session(model.SerializeToString(), data_folder=model_file.parent), True
+
+
+def make_exact(model: onnx.ModelProto) -> bool:
+    """Let the quantised products of ``model`` be in float32; whether there were any."""
     nodes: list[onnx.NodeProto] = []
     changed = False
     for node in model.graph.node:
         made = _exact(node)
         changed = changed or made is not None
         nodes += [node] if made is None else made
-    if not changed:
-        return open_session(model_file), False
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return open_session(model.SerializeToString(), data_folder=model_file.parent), True
+    if changed:
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    return changed
 
 
 def _exact(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-from llamagen.resources import data_folder
+from llamagen.resources import templates
 from llamagen.verify.document import (
     CaseDocument,
     ComparisonDocument,
@@ -120,17 +120,7 @@ def page_of(found: ReportDocument) -> PageView:
 
 def html_text(found: ReportDocument) -> str:
     """One self-contained page. Deterministic."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates") / "docs"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=True,
-    )
-    return environment.get_template("verify.html.j2").render(page=page_of(found))
+    return templates("docs", html=True).get_template("verify.html.j2").render(page=page_of(found))
 
 
 def _sentence(compared: int, different: int) -> str:

@@ -18,6 +18,7 @@ from llamagen.emit.onnx.emit import LAYER_MARK, PACKED_LAYER_MARK
 from llamagen.ir.flatten import FlatGraph
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import ReferenceResult
+from llamagen.verify.exact_products import make_exact
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.pieces import GraphsWitness, OpenPiece, Piece
 from llamagen.verify.scenario import Scenario, Values
@@ -176,6 +177,7 @@ def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:
     marked = False
     for name in graphs:
         model = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
+        make_exact(model)
         marked |= _tap(model)
         found[name] = OnnxWitness(open_session(model.SerializeToString(), data_folder=folder))
     return found if marked else None

@@ -18,6 +18,7 @@ from llamagen.weights.float8 import paired
 from llamagen.weights.meta_pth import read_pth
 from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.safetensors_file import TensorEntry, read_header
+from llamagen.weights.stamps import Stamp, stamp_of
 from llamagen.weights.strict_json import parse_strict
 
 CheckpointKind = Literal["safetensors", "meta"]
@@ -65,6 +66,8 @@ class Checkpoint:
     files: tuple[Path, ...]
     config_file: Path | None = field(default=None)
     """`config.json` (Hub) or `params.json` (Meta) beside the weights, if there is one."""
+    stamps: Mapping[Path, Stamp | None] = field(default_factory=dict)
+    """What the files were before their headers were read."""
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -117,6 +120,7 @@ class Checkpoint:
     def _from_safetensors(cls, path: Path, files: Mapping[Path, frozenset[str] | None]) -> Self:
         tensors: dict[str, StoredTensor] = {}
         found: list[Diagnostic] = []
+        stamps = {file: stamp_of(file) for file in files}
         for file, announced in files.items():
             try:
                 header = read_header(file)
@@ -140,12 +144,14 @@ class Checkpoint:
             MappingProxyType(tensors),
             tuple(files),
             config if config.is_file() else None,
+            stamps,
         )
 
     @classmethod
     def _from_meta(cls, path: Path, files: Sequence[Path]) -> Self:
         ranks: list[dict[str, TensorEntry]] = []
         found: list[Diagnostic] = []
+        stamps = {file: stamp_of(file) for file in files}
         for file in files:
             try:
                 ranks.append({entry.name: entry for entry in read_pth(file)})
@@ -172,6 +178,7 @@ class Checkpoint:
             MappingProxyType(tensors),
             tuple(files),
             params if params.is_file() else None,
+            stamps,
         )
 
 

@@ -1,17 +1,24 @@
-"""``python -m tests.mutants [PATTERN ...]``: apply every mutant (or those whose id matches), write TABLE.md.
+"""``python -m tests.mutants [PATTERN ...] [--jobs N]``: apply every mutant (or those whose id matches), write TABLE.md.
 
-With patterns only those rows are run, and TABLE.md keeps the others. Exit 1 if a mutant is not killed.
+The test that killed a mutant last time is tried first. With patterns only those rows are run, and TABLE.md keeps the
+others. Exit 1 if a mutant is not killed.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
+import os
+import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from tests.mutants.runner import Result, Runner, copied_tree, preload
-from tests.mutants.table import Table, read_table
+from tests.mutants.table import Mutant, Table, read_table
 
 REPORT = Path(__file__).with_name("TABLE.md")
 HEAD = """\
@@ -46,27 +53,74 @@ def earlier() -> dict[str, str]:
     return {r.split(" | ")[0].removeprefix("| "): r for r in lines}
 
 
-def main(patterns: list[str]) -> int:
+def killers() -> dict[str, str]:
+    """The test that killed each mutant when the report was written."""
+    found = {i: re.search(r"\| `(tests/[^`]+)` \|", line) for i, line in earlier().items()}
+    return {i: match[1].replace("\\|", "|") for i, match in found.items() if match}
+
+
+def work(table: Table, mutants: Sequence[Mutant], answers: SimpleQueue[Result | None]) -> None:
+    """One worker, with a copy of the tree of its own."""
+    try:
+        with copied_tree() as copy:
+            runner = Runner(table, copy, killers())
+            for mutant in mutants:
+                answers.put(runner.run(mutant))
+    finally:
+        answers.put(None)
+
+
+def results(table: Table, wanted: Sequence[Mutant], jobs: int) -> Iterator[Result]:
+    """From ``jobs`` processes, forked here: they share the libraries that are loaded already."""
+    context = multiprocessing.get_context("fork")
+    answers: SimpleQueue[Result | None] = context.SimpleQueue()
+    workers = [
+        context.Process(target=work, args=(table, wanted[n::jobs], answers)) for n in range(jobs)
+    ]
+    for worker in workers:
+        worker.start()
+    ended = 0
+    while ended < jobs:
+        answer = answers.get()
+        ended += answer is None
+        if answer is not None:
+            yield answer
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            raise RuntimeError("a worker ended before its mutants were tried")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants")
+    parser.add_argument("patterns", nargs="*", help="of ids, such as 'ref-*'")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args(arguments)
     table = read_table()
-    wanted = [m for m in table.mutants if not patterns or any(fnmatch(m.id, p) for p in patterns)]
+    wanted = [
+        m
+        for m in table.mutants
+        if not given.patterns or any(fnmatch(m.id, p) for p in given.patterns)
+    ]
     known = {m.id for m in table.mutants}
-    rows = {k: v for k, v in earlier().items() if patterns and k in known}
+    rows = {k: v for k, v in earlier().items() if given.patterns and k in known}
     preload()
     alive = 0
     began = time.monotonic()
-    with copied_tree() as copy:
-        runner = Runner(table, copy)
-        for n, mutant in enumerate(wanted, 1):
-            result = runner.run(mutant)
-            rows[mutant.id] = row(result)
-            alive += result.verdict != "killed"
-            print(
-                f"[{n}/{len(wanted)}] {result.verdict:8} {result.seconds:6.1f} s  {mutant.id}"
-                f"  {result.killer}",
-                flush=True,
-            )
-            REPORT.write_text(report(table, rows))
-    print(f"{len(wanted) - alive} of {len(wanted)} killed in {time.monotonic() - began:.0f} s")
+    jobs = max(1, min(given.jobs, len(wanted)))
+    for n, result in enumerate(results(table, wanted, jobs), 1):
+        rows[result.mutant.id] = row(result)
+        alive += result.verdict != "killed"
+        left = (len(wanted) - n) * (time.monotonic() - began) / n
+        print(
+            f"[{n}/{len(wanted)}, {left:.0f} s left] {result.verdict:8} {result.seconds:6.1f} s"
+            f"  {result.mutant.id}  {result.killer}",
+            flush=True,
+        )
+    if rows:
+        REPORT.write_text(report(table, rows))
+    killed = len(wanted) - alive
+    print(f"{killed} of {len(wanted)} killed in {time.monotonic() - began:.0f} s")
     return 1 if alive else 0
 
 

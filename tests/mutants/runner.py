@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,16 +159,22 @@ def _child(copy: Path, arguments: Sequence[str], log: Path, answer: Path) -> Non
 
 
 class Runner:
-    """Remembers which tests pass on the unchanged copy."""
+    """Remembers which tests pass on the unchanged copy. ``killers`` are those of an earlier run, by mutant."""
 
-    def __init__(self, table: Table, copy: Path) -> None:
+    def __init__(self, table: Table, copy: Path, killers: Mapping[str, str]) -> None:
         self.table = table
         self.copy = copy
+        self.killers = killers
         self.sound: dict[str, bool] = {}
 
     def run(self, mutant: Mutant) -> Result:
-        """Apply ``mutant`` and run its suites until a test fails that passes without it."""
+        """Apply ``mutant`` and run its last killer, then its suites, until a test fails that passes without it."""
         seconds = 0.0
+        if (killer := self.killers.get(mutant.id)) is not None and self.exists(killer):
+            found = self.mutated(mutant, [killer])
+            seconds += found.seconds
+            if found.failed is not None and self.passes_unchanged(found.failed):
+                return Result(mutant, "killed", found.failed, seconds)
         for arguments in suites_of(self.table, mutant):
             while True:
                 found = self.mutated(mutant, [*arguments, *self.deselected()])
@@ -182,6 +188,9 @@ class Runner:
             if found.failed is not None:
                 return Result(mutant, "killed", found.failed, seconds)
         return Result(mutant, "survived", "", seconds)
+
+    def exists(self, test: str) -> bool:
+        return (self.copy / test.partition("::")[0]).is_file()
 
     def mutated(self, mutant: Mutant, arguments: Sequence[str]) -> Attempt:
         change = change_of(mutant, self.copy)

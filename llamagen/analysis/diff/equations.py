@@ -12,8 +12,10 @@ from typing import Final, TypeAlias
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Attrs, Block, Graph, Node
 from llamagen.ir.ops import OPS
+from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Binary, ListExpr, Name, names, unparse
 from llamagen.spec.schema import Hyperparameters
+from llamagen.spec.validate import unparse_static
 
 _INFIX: Final = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _SCALAR: Final = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}
@@ -50,10 +52,10 @@ def option_values(block: Block) -> str:
     return ", ".join(f"{name}={_quoted(value)}" for name, value in block.options.items())
 
 
-def _quoted(value: object) -> str:
+def _quoted(value: Static) -> str:
     """A text that is not a plain word is quoted: it must not look like the rest of the line, or end it."""
     plain = not isinstance(value, str) or re.fullmatch(r"[\w.-]+", value, re.ASCII)
-    return _plain(value) if plain else json.dumps(value)
+    return unparse_static(value) if plain else json.dumps(value)
 
 
 class _Writer:
@@ -142,7 +144,7 @@ class _Writer:
             operand = node.operands[0]
             loose = sign in _ADDITIVE
             left = self.operand(operand) if loose else self.tight(operand)
-            return f"{left} {sign} {_plain(node.attrs['value'])}", loose
+            return f"{left} {sign} {unparse_static(node.attrs['value'])}", loose
         if node.op == "neg":
             return f"-{self.tight(node.operands[0])}", False
         if node.op == "parameter" and node.part is not None:
@@ -204,14 +206,14 @@ def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:
     The rope table's and the mask's settings are shown at the ops that use them.
     """
     prelude = {f"@{r}": made for made in graph.prelude for r in made.results}
-    shown = {name: _plain(v) for name, v in attrs.items() if name not in SIZES}
+    shown = {name: unparse_static(v) for name, v in attrs.items() if name not in SIZES}
     for operand in node.operands:
         if operand in prelude:
             made = prelude[operand]
             kept = {n: v for n, v in made.attrs.items() if n not in SIZES}
             if made.op == "rope_table":
                 kept = {n: v for n, v in kept.items() if n in _rope_names(str(kept["scaling"]))}
-            shown.update({name: _plain(value) for name, value in kept.items()})
+            shown.update({name: unparse_static(value) for name, value in kept.items()})
     return shown
 
 
@@ -233,15 +235,3 @@ def _rope_names(scaling: str) -> frozenset[str]:
     if scaling == "yarn":
         names |= {"beta_fast", "beta_slow", "original_max_positions", "attention_factor"}
     return frozenset(names)
-
-
-def _plain(value: object) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return f"[{', '.join(map(_plain, value))}]"
-        case _:
-            return str(value)

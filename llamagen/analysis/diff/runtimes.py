@@ -10,8 +10,7 @@ from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import is_tied
 from llamagen.analysis.numbers.walk import operand_types, places
 from llamagen.analysis.rules import holds, hyperparameter_scope
-from llamagen.analysis.tables import load_table
-from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
 from llamagen.spec.evaluate import Static
@@ -67,12 +66,7 @@ def runtimes() -> dict[str, Runtime]:
 
 def runtime(name: str) -> Runtime:
     """The runtime ``name``. Raises LG901 with the nearest known one."""
-    known = runtimes()
-    if name not in known:
-        hint = did_you_mean(name, known)
-        help = f"did you mean `{hint}`?" if hint else f"known: {', '.join(known)}"
-        raise LlamagenError.of("LG901", f"`{name}` is not a runtime of runtimes.yaml", help=help)
-    return known[name]
+    return chosen(runtimes(), name, "a runtime of runtimes.yaml")
 
 
 def on_runtime(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llamagen.analysis.family.catalog import sections
 from llamagen.analysis.sources import source_of
-from llamagen.resources import data_folder
+from llamagen.resources import templates
 from llamagen.spec.resolve import ResolvedSpec
 
 SOURCED = frozenset({"release", "training", "tokenizer", "lineage", "hyperparameters"})
@@ -60,17 +60,7 @@ def card_of(resolved: ResolvedSpec) -> Card:
 
 def card_text(resolved: ResolvedSpec) -> str:
     """The card as Markdown. Deterministic."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates") / "docs"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown; cell escapes
-    )
-    return environment.get_template("card.md.j2").render(card=card_of(resolved))
+    return templates("docs").get_template("card.md.j2").render(card=card_of(resolved))
 
 
 def cell(text: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from llamagen.analysis.tables import load_table
-from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.analysis.tables import chosen, load_table
 from llamagen.spec.naming import Closed
 
 
@@ -38,9 +37,4 @@ def devices() -> dict[str, Device]:
 
 def device(name: str) -> Device:
     """The device ``name``. Raises LG901 with the nearest known name."""
-    known = devices()
-    if name not in known:
-        hint = did_you_mean(name, known)
-        help = f"did you mean `{hint}`?" if hint else f"known: {', '.join(known)}"
-        raise LlamagenError.of("LG901", f"`{name}` is not a device of hardware.yaml", help=help)
-    return known[name]
+    return chosen(devices(), name, "a device of hardware.yaml")

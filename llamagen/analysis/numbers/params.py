@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from llamagen.analysis.numbers.walk import behind, operand_types, sum_parts
-from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.analysis.tables import chosen
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
 from llamagen.ir.optypes import a_int
 
@@ -62,11 +62,7 @@ STORAGE: Final[Mapping[str, Storage]] = {
 
 def storage(name: str) -> Storage:
     """The storage format ``name``. Raises LG901."""
-    if name not in STORAGE:
-        hint = did_you_mean(name, STORAGE)
-        help = f"did you mean `{hint}`?" if hint else f"known: {', '.join(STORAGE)}"
-        raise LlamagenError.of("LG901", f"`{name}` is not a storage format", help=help)
-    return STORAGE[name]
+    return chosen(STORAGE, name, "a storage format")
 
 
 @dataclass(frozen=True, slots=True)

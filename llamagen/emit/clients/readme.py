@@ -18,7 +18,7 @@ from llamagen.emit.version import llamagen_version
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
-from llamagen.resources import data_folder
+from llamagen.resources import templates
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.units import count_text
 
@@ -246,14 +246,4 @@ def _is_data(name: str) -> bool:
 
 def readme_text(exported: Exported) -> str:
     """The README as Markdown. Deterministic."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates") / "docs"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown; cell escapes what a spec says
-    )
-    return environment.get_template("folder.md.j2").render(folder=page_of(exported))
+    return templates("docs").get_template("folder.md.j2").render(folder=page_of(exported))

@@ -10,11 +10,14 @@ from typing import Literal, TypeAlias, get_args
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import QuantizationRecord
 from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Encoding
+from llamagen.emit.onnx.profile import Profile
 from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.ir.flatten import FlatGraph, FlatNode
 
 Scheme: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
 TableScheme: TypeAlias = Literal["none", "int4", "int8"]
+
+CPU_PROVIDER = "CPUExecutionProvider"
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
@@ -82,6 +85,18 @@ def quantization_of(options: QuantizeOptions) -> Quantization:
         _table(embedding, options),
         _table(shared, options),
     )
+
+
+def fits_provider(chosen: Quantization, profile: Profile) -> Quantization:
+    """``chosen``, if the provider of ``profile`` has its kernels. Raises LG707."""
+    channels = ChannelEncoding() in (chosen.linear, chosen.head)
+    if channels and profile.provider != CPU_PROVIDER:
+        raise LlamagenError.of(
+            "LG707",
+            f"w8a8 is computed by a kernel that only the CPU has; the profile is {profile.name}",
+            help="use int8 or int4, or the profile ort-cpu",
+        )
+    return chosen
 
 
 def _named(name: str, known: tuple[str, ...]) -> str:

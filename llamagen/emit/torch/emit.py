@@ -15,6 +15,7 @@ from llamagen.emit.torch.plan import ExpertsView, Extra, NormView, Plan, make_pl
 from llamagen.emit.torch.prelude import Prelude
 from llamagen.emit.torch.root import RootView, root_view
 from llamagen.ir.graph import Graph
+from llamagen.resources import templates
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -194,18 +195,7 @@ def _attention(plan: Plan) -> AttentionView:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    from llamagen.resources import data_folder
-
-    return Environment(
-        loader=FileSystemLoader(data_folder("templates") / "torch"),
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    return templates("torch")
 
 
 def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:

@@ -100,6 +100,13 @@ def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
         assert (0.05 < error < 0.11) if quantised else error == 0, path
 
 
+def test_layers_are_compared_with_exact_products_too(tmp_path: Path) -> None:
+    exported(DENSE, tmp_path / "out", INT4)
+    report = verify_folder(tmp_path / "out", ("reference",), steps=2, layers=True)
+    found = [row.onnx for row in report.layers if row.onnx is not None]
+    assert found and max(difference.max_over_std for difference in found) < 1e-5
+
+
 def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
     spec = FOREIGN / "mixtral.yaml"
     exported(spec, tmp_path / "out", QuantizeOptions("int4", 16))
@@ -200,6 +207,12 @@ def test_what_is_refused(quantize: QuantizeOptions, code: str, words: str, tmp_p
     (one,) = caught.value.diagnostics
     assert one.code == code and words in f"{one.message} {one.help}"
     assert not (tmp_path / "out").exists()
+
+
+def test_w8a8_has_no_kernel_on_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        exported(DENSE, tmp_path / "out", W8A8, profile="ort-cuda", dtype="float16")
+    assert caught.value.diagnostics[0].code == "LG707"
 
 
 def test_references_are_not_quantised(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""A checkpoint that changes while it is exported gives no folder, whatever became of its bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamagen import api
+from llamagen.diagnostics import LlamagenError
+from tests.parity.models import SPECS
+
+SPEC = SPECS / "reduced/llama-2-70b.yaml"
+
+
+def written_to(file: Path) -> None:
+    """One bit, in place."""
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last ^ 1]))
+    found = file.stat()
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns + 1_000_000))  # coarse clocks
+
+
+def replaced(file: Path) -> None:
+    """What a downloader does at the end: the same bytes under the same name, another file."""
+    other = file.with_name("other")
+    shutil.copy2(file, other)
+    other.replace(file)
+
+
+def grown(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"x")
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("change", [written_to, replaced, grown, removed])
+@pytest.mark.parametrize("shard_bytes", [None, 60_000])
+def test_a_file_that_changes(
+    change: Callable[[Path], None], shard_bytes: int | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    api.random_checkpoint(SPEC, folder, seed=1, shard_bytes=shard_bytes)
+    first = min(folder.glob("*.safetensors"))
+    changed: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        if not changed and done > total // 2:
+            changed.append(done)
+            change(first)
+
+    with pytest.raises(LlamagenError, match=r"LG622.*was changed while it was read"):
+        api.load(SPEC).export(tmp_path / "out", checkpoint=folder, progress=progress)
+    assert changed and [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_file_that_stays(tmp_path: Path) -> None:
+    """Links and other files of the folder do not matter."""
+    api.random_checkpoint(SPEC, tmp_path / "blobs", seed=1)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (folder / file.name).symlink_to(file)
+
+    def progress(done: int, total: int) -> None:
+        (folder / "notes.txt").write_text(f"{done}")
+
+    api.load(SPEC).export(tmp_path / "out", checkpoint=folder, progress=progress)
+    assert (tmp_path / "out" / "model.onnx").is_file()
