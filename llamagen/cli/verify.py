@@ -63,6 +63,9 @@ def verify(
         folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
     )
     console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
+    for row in found.rows:
+        if row.note and row.difference is not None:
+            console.line(f"{row.witness}, {row.case}: {row.note}")
     for file in files:
         api.write_verify_report(found, file)
         console.line(f"wrote {file}")

@@ -7,62 +7,83 @@ much the plain one is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+Undo = Callable[[], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """One difference. ``apply`` changes a model of transformers in place, for good."""
+    """One difference. ``apply`` changes a model of transformers in place and returns what takes that back."""
 
     name: str
     reference: str
     """What the authors' code does, and where."""
     library: str
     """What transformers does instead, and since when."""
-    apply: Callable[[torch.nn.Module], None]
+    apply: Callable[[torch.nn.Module], Undo]
 
 
-def _states_before_layers(model: torch.nn.Module) -> None:
+@contextmanager
+def corrected(model: torch.nn.Module, corrections: Sequence[Correction]) -> Iterator[None]:
+    """In this block ``model`` is corrected."""
+    with ExitStack() as stack:
+        for correction in corrections:
+            stack.callback(correction.apply(model))
+        yield
+
+
+def _states_before_layers(model: torch.nn.Module) -> Undo:
     """Entry i of its list is what comes out of layer i: the state before layer i is entry i - 1."""
+    changed: list[tuple[torch.nn.Module, list[int]]] = []
     for module in model.modules():
         if type(module).__name__ == "MllamaVisionModel":
             late: list[int] = module.intermediate_layers_indices  # type: ignore[assignment]
+            changed.append((module, late))
             module.intermediate_layers_indices = [i - 1 for i in late]  # type: ignore[assignment]
 
+    def undo() -> None:
+        for module, late in changed:
+            module.intermediate_layers_indices = late  # type: ignore[assignment]
 
-def _unseen_rows_are_zero(model: torch.nn.Module) -> None:
+    return undo
+
+
+class _RowMask:
+    """Keeps the row mask that a cross-attention layer is called with, and multiplies what its ``o_proj`` reads."""
+
+    def __init__(self) -> None:
+        self.rows: torch.Tensor | None = None
+
+    def remember(
+        self, module: torch.nn.Module, args: tuple[object, ...], given: dict[str, torch.Tensor]
+    ) -> None:
+        self.rows = given["full_text_row_masked_out_mask"]
+
+    def multiply(
+        self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...] | None:
+        return None if self.rows is None else (args[0] * self.rows[:, 0],)
+
+
+def _unseen_rows_are_zero(model: torch.nn.Module) -> Undo:
     """The layer's row mask, which it keeps for the feed-forward, also on what ``o_proj`` reads."""
-    import torch
-
-    for module in model.modules():
-        if type(module).__name__ != "MllamaCrossAttentionDecoderLayer":
-            continue
-        rows: list[torch.Tensor | None] = [None]
-
-        def remember(
-            _: torch.nn.Module,
-            args: tuple[object, ...],
-            given: dict[str, object],
-            rows: list[torch.Tensor | None] = rows,
-        ) -> None:
-            mask = given["full_text_row_masked_out_mask"]
-            assert mask is None or isinstance(mask, torch.Tensor)
-            rows[0] = mask
-
-        def multiply(
-            _: torch.nn.Module,
-            args: tuple[torch.Tensor, ...],
-            rows: list[torch.Tensor | None] = rows,
-        ) -> tuple[torch.Tensor, ...] | None:
-            return None if rows[0] is None else (args[0] * rows[0][:, 0],)
-
-        module.register_forward_pre_hook(remember, with_kwargs=True)
-        module.cross_attn.o_proj.register_forward_pre_hook(multiply)  # type: ignore[union-attr]
+    with ExitStack() as stack:
+        for module in model.modules():
+            if type(module).__name__ == "MllamaCrossAttentionDecoderLayer":
+                mask = _RowMask()
+                output: torch.nn.Module = module.cross_attn.o_proj  # type: ignore[assignment, union-attr]
+                kept = module.register_forward_pre_hook(mask.remember, with_kwargs=True)
+                stack.callback(kept.remove)
+                stack.callback(output.register_forward_pre_hook(mask.multiply).remove)
+        kept_open = stack.pop_all()
+    return kept_open.close
 
 
 LATE_STATES = Correction(

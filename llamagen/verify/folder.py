@@ -229,6 +229,7 @@ class _Part:
                 known[case.name] = expected
             measured = self.robust(difference(found, expected))
             note = WINDOWS_COUNT_TOKENS if by_token else COUNTS_PADDING if alone else ""
+            note = note or self.departures(case, found, name)
             what = f"{case.name}, float products" if self.made_exact else case.name
             yield Row(name, what, measured, self.tolerance(name, case), note)
 
@@ -252,6 +253,21 @@ class _Part:
         if name not in self.witnesses:
             self.witnesses[name] = self.witness(name)
         return self.witnesses[name]
+
+    def departures(self, case: Scenario, found: FloatArray, name: WitnessName) -> str:
+        """What is corrected in transformers, and how far it is from the folder without, one at a time."""
+        if name != "transformers" or not case.images:
+            return ""
+        witness = self.made(name)
+        assert isinstance(witness, TransformersWitness)
+        told: list[str] = []
+        for one in witness.corrections:
+            apart = ""
+            if self.subject.size <= MAX_REFERENCE_PARAMETERS:
+                plain = difference(found, case.logits(witness.without(one)))
+                apart = f" (without, {plain.max_over_std:.1f} std apart)"
+            told.append(f"{one.name}{apart}")
+        return f"corrected in transformers: {', '.join(told)}" if told else ""
 
     def layer_rows(self, names: Sequence[WitnessName]) -> Iterator[LayerRow]:
         """ONNX Runtime's layers and torch's, compared with the reference's or, without it, with torch's."""

@@ -176,7 +176,7 @@ def _comparison(found: ComparisonDocument) -> ComparisonView:
         f"{error.max_over_std:.1e}",
         f"{error.rms_over_std:.1e}",
         _bound(bound),
-        bound.rule,
+        "; ".join(filter(None, (bound.rule, found.note))),
         Bar(f"{share:.0%}", min(100, round(100 * share))),
     )
 

@@ -14,7 +14,7 @@ Verdict: TypeAlias = Literal["equal", "different", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison; without a difference it was skipped, and ``note`` says why."""
+    """One comparison; without a difference it was skipped, and ``note`` says why. Else it is a remark."""
 
     witness: WitnessName
     case: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.verify.corrections import CORRECTIONS
+from llamagen.verify.corrections import CORRECTIONS, Correction, corrected
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
 from llamagen.verify.witnesses import WeightReader
@@ -34,6 +34,8 @@ class TransformersWitness:
 
     model: torch.nn.Module
     name: str = "transformers"
+    corrections: tuple[Correction, ...] = ()
+    """Where it departs from the code the model was trained with: corrected while it runs."""
 
     @staticmethod
     def of_folder(
@@ -76,20 +78,30 @@ class TransformersWitness:
             if report[what]:
                 message = f"transformers' {what.replace('_', ' ')}: {sorted(report[what])[:3]}"
                 raise LlamagenError.of("LG774", message)
-        for correction in CORRECTIONS.get(config.model_type, ()) if images else ():
-            correction.apply(model)
-        return TransformersWitness(model.eval())
+        known = CORRECTIONS.get(config.model_type, ()) if images else ()
+        return TransformersWitness(model.eval(), corrections=known)
+
+    def without(self, correction: Correction) -> TransformersWitness:
+        """The same model, one correction less."""
+        kept = tuple(one for one in self.corrections if one is not correction)
+        return replace(self, corrections=kept)
 
     def start(self, images: Values = NOTHING) -> Session:
-        return TransformersSession(self.model, images)
+        return TransformersSession(self.model, images, self.corrections)
 
 
 class TransformersSession:
     """Images go in with the first call; their names are those of the graphs' inputs."""
 
-    def __init__(self, model: torch.nn.Module, images: Values = NOTHING) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        images: Values = NOTHING,
+        corrections: tuple[Correction, ...] = (),
+    ) -> None:
         self.model = model
         self.images = images
+        self.corrections = corrections
         self.past: object = None
 
     def step(
@@ -104,7 +116,7 @@ class TransformersSession:
             **beside,
             **self.images,
         }
-        with torch.no_grad():
+        with torch.no_grad(), corrected(self.model, self.corrections):
             result = self.model(
                 **{name: torch.from_numpy(np.array(v)) for name, v in given.items()},
                 past_key_values=self.past,

@@ -108,13 +108,14 @@ def test_defaults_of_the_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
 
 
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
 @pytest.mark.parametrize("images", ["llama/4/scout", "llama/3.2/11b-vision"])
-def test_the_text_of_a_model_with_images(images: str, tmp_path: Path) -> None:
+def test_the_text_of_a_model_with_images(images: str, profile: str, tmp_path: Path) -> None:
     """Chunked layers without rotation, and layers that images skip: within the contract while there are no images."""
     model = llama4.shrunk(images) if "4" in images.split("/")[1] else mllama.shrunk(mllama.WIDE)
     spec, out = tmp_path / "spec.yaml", tmp_path / "out"
     spec.write_text(resolved_text(model.resolved), encoding="utf-8")
-    api.load(spec).export(out, random_weights=3)
+    api.load(spec).export(out, random_weights=3, profile=profile)
     assert "`llamagen verify` runs all graphs together" in (out / "README.md").read_text()
     expected = [piece.token for piece in api.run(out, PROMPT, max_new_tokens=16)]
     loaded = og.Model(str(out))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +12,6 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 from llamagen.spec.schema import AtPattern, Spec
 from llamagen.spec.schema_vision import TiledVision
-from llamagen.verify.corrections import Correction
 from llamagen.verify.scenario import Piece, Scenario
 from llamagen.verify.tiled_cases import TiledMaker
 from tests.parity.models import RandomModel
@@ -20,45 +19,22 @@ from tests.parity.peers import common
 
 Row: TypeAlias = tuple[Piece, ...]
 
-WIDE = "llama/3.2/11b-vision-instruct"
-TALL = "llama/3.2/90b-vision"
+WIDE, TALL = "wide", "tall"
 
-SIZES = """
+TALLER = """
 spec: 1
-id: shrunk/model
-extends: {target}
-hyperparameters:
-  vocab_size: 61
-  hidden_size: 24
-  num_layers: 7
-  num_heads: 4
-  num_kv_heads: 2
-  head_dim: 6
-  intermediate_size: 28
-  max_positions: 128
-  rope: {{original_max_positions: 64}}
-  vision:
-    hidden_size: 16
-    num_layers: 5
-    num_global_layers: 2
-    num_heads: 2
-    intermediate_size: 24
-    image_size: {image}
-    patch_size: 4
-    intermediate_layers: [1, 2, 4]
-    output_size: 64
-tokenizer: {{bos_id: 1, eos_ids: [2], pad_id: 0, special_tokens: {{image_token: 61}}}}
-patterns: {{layer_kinds: {{default: self, at: {{cross: {cross}}}}}}}
+id: shrunk/taller
+extends: reduced/llama-3.2-11b-vision
+hyperparameters: {num_kv_heads: 1, vision: {image_size: 20, num_global_layers: 1, num_heads: 4}}
+patterns: {layer_kinds: {default: self, at: {cross: [2, 3, 6]}}}
 """
 
 
-def shrunk(target: str) -> RandomModel:
-    """``target`` with four self- and three cross-attention layers, two of them in a row.
-
-    A tile has 9 + 1 tokens; that of the 90B model 25 + 1, and its cross-attention is elsewhere.
-    """
-    image, cross = (20, "[2, 3, 6]") if "90b" in target else (12, "[1, 4, 5]")
-    return RandomModel.of_text(SIZES.format(target=target, image=image, cross=cross).lstrip())
+def shrunk(which: str) -> RandomModel:
+    """The model of tests/specs/reduced, or one with 25 + 1 tokens a tile and cross-attention in other layers."""
+    if which == WIDE:
+        return RandomModel.named("reduced/llama-3.2-11b-vision")
+    return RandomModel.of_text(TALLER.lstrip())
 
 
 def _vision(spec: Spec) -> TiledVision:
@@ -76,7 +52,7 @@ def peer_name(path: str) -> str:
     return f"model.{path}"
 
 
-def whole_peer(model: RandomModel, corrections: Sequence[Correction]) -> torch.nn.Module:
+def whole_peer(model: RandomModel) -> torch.nn.Module:
     """MllamaForConditionalGeneration with the weights of ``model``. Call it inside ``everything_float64``."""
     spec = model.resolved.spec
     v, kinds = _vision(spec), spec.patterns["layer_kinds"]
@@ -108,8 +84,6 @@ def whole_peer(model: RandomModel, corrections: Sequence[Correction]) -> torch.n
     }
     peer.load_state_dict(state, strict=True)
     peer.double().train(False)
-    for correction in corrections:
-        correction.apply(peer)
     return peer
 
 

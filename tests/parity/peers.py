@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llamagen.spec.schema import Hyperparameters, Spec
+from llamagen.verify.corrections import Correction
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
 from llamagen.verify.transformers_witness import TransformersSession
@@ -343,9 +344,11 @@ def peer_model(
 class PeerWitness:
     model: torch.nn.Module
     name: str = "transformers"
+    corrections: tuple[Correction, ...] = ()
 
     def start(self, images: Values = NOTHING) -> Session:
-        return _PeerSession(self.model, {n: _widened(v) for n, v in images.items()})
+        wide = {n: _widened(v) for n, v in images.items()}
+        return _PeerSession(self.model, wide, self.corrections)
 
 
 def _widened(value: NDArray[np.generic]) -> NDArray[np.generic]:

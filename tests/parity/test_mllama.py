@@ -51,9 +51,13 @@ def reference_of(name: str, case: str) -> FloatArray:
 
 
 @cache
-def peer_of(name: str, corrections: tuple[Correction, ...]) -> PeerWitness:
+def library_of(name: str) -> torch.nn.Module:
     with everything_float64():
-        return PeerWitness(whole_peer(model_of(name), corrections))
+        return whole_peer(model_of(name))
+
+
+def peer_of(name: str, corrections: tuple[Correction, ...]) -> PeerWitness:
+    return PeerWitness(library_of(name), corrections=corrections)
 
 
 def apart(name: str, case: str, corrections: tuple[Correction, ...]) -> float:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from llamagen import api
 from llamagen.analysis.numbers.compute import count_flops, flops_of
 from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import count_parameters
+from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.ir.graph import Graph
 from tests.unit.analysis import models
 
 CONTEXT = 5
+REDUCED = Path(__file__).resolve().parents[2] / "specs" / "reduced"
 
 
 def generated(graph: Graph) -> torch.nn.Module:
@@ -40,6 +45,31 @@ def test_torch_flop_counter_and_parameters(source: str) -> None:
     with FlopCounterMode(display=False) as decode:
         model(ids[:, :1], past=past)
     assert decode.get_total_flops() == count_flops(report, 2, 1, CONTEXT).total
+
+
+@pytest.mark.parametrize("name", ["llama-4-scout", "llama-4-maverick"])
+def test_experts_and_chunks_cost_what_torch_counts(name: str) -> None:
+    """Reduced: routing depends on values, so the module runs on the CPU; each token pays for its one expert."""
+    model = api.load(REDUCED / f"{name}.yaml")
+    graph = model.graph
+    made = load_module(emit_torch(graph))
+    module = getattr(made, graph.root_block.name)(attention="eager")
+    report, cache = flops_of(graph), cache_of(graph)
+    assert any(layer.chunk is not None for layer in cache.layers)
+    ids = torch.arange(2 * 19).reshape(2, 19)
+    with torch.no_grad(), FlopCounterMode(display=False) as prefill:
+        _, past = module(ids)
+    assert prefill.get_total_flops() == count_flops(report, 2, 19, 0).total
+    assert sum(k.numel() + v.numel() for k, v in past) == 2 * cache.allocated(19, 1)
+    with torch.no_grad(), FlopCounterMode(display=False) as decode:
+        module(ids[:, :1], past=past)
+    assert decode.get_total_flops() == count_flops(report, 2, 1, 19).total
+    emitted = emit_onnx(graph).model.graph.inputs
+    slots = [
+        v.shape for v in emitted if v.name is not None and v.name.startswith("past_key_values.")
+    ]
+    values = sum(int(s[1]) * int(s[3]) for s in slots if s is not None)  # type: ignore[call-overload]
+    assert values == cache.per_token(1)
 
 
 def test_cache_inputs_of_the_onnx_graph() -> None:
