@@ -239,7 +239,9 @@ class _Subjects:
         ]
         for name, one, path in named:
             if one is not None and rows:
-                scope: dict[str, Static] = {"name": name, "id": one, "rows": max(rows)}
+                leaf = self.resolved.leaf("tokenizer", *path)
+                own = leaf is not None and leaf.origins[-1].spec_id == self.resolved.spec.id
+                scope: dict[str, Static] = {"name": name, "id": one, "rows": max(rows), "own": own}
                 yield scope, self.resolved.place("tokenizer", *path)
 
     def release(self) -> Scoped:

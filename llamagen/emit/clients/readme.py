@@ -51,6 +51,8 @@ PURPOSES: tuple[tuple[str, str], ...] = (
     ("tokenizer_config.json", "its settings"),
     ("tokenizer.model", "the tokenizer as Meta released it"),
     ("chat_template.jinja", "turns a conversation into a prompt"),
+    ("preprocessor_config.json", "how transformers prepares images"),
+    ("processor_config.json", "joins them and the tokenizer in transformers"),
     ("LICENSE", "of the weights"),
     ("LICENSE.txt", "of the weights"),
     ("USE_POLICY.md", "of the weights"),

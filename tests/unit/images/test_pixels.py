@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.images import pixels, tiles
+from llamagen.images import canvas, pixels, tiles
 from llamagen.images.canvas import CanvasImage, packed
 from llamagen.images.prompt import prompt_of, with_places
 from llamagen.images.recipe import CanvasRecipe, TilesRecipe
@@ -98,3 +99,79 @@ def test_a_batch_needs_an_image() -> None:
     found = packed([[], [one]], CANVAS)
     assert found.aspect_ratio_ids.tolist() == [[0], [1]]
     assert found.aspect_ratio_mask.tolist() == [[[1, 0]], [[1, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "fitted"),
+    [
+        ((8, 8), (1, 1), (8, 8)),
+        ((4, 4), (1, 1), (8, 8)),  # smaller than a tile: enlarged to one
+        ((8, 16), (1, 2), (8, 16)),
+        ((9, 9), (2, 2), (9, 9)),  # not enlarged
+        ((100, 10), (4, 1), (32, 3)),
+        ((10, 100), (1, 4), (3, 32)),
+        ((41, 41), (2, 2), (16, 15)),  # 41 * (16 / 41) is below 16 in float32
+    ],
+)
+def test_grids_and_fits(
+    size: tuple[int, int], grid: tuple[int, int], fitted: tuple[int, int]
+) -> None:
+    found = tiles.grid_for(size, TILES)
+    assert found == grid
+    assert tiles.fit(size, (found[0] * 8, found[1] * 8), 8) == fitted
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio_id", "fitted"),
+    [
+        ((8, 8), 1, (8, 8)),
+        ((8, 4), 1, (8, 4)),
+        ((4, 4), 1, (8, 8)),
+        ((8, 16), 2, (8, 16)),
+        ((41, 20), 3, (16, 7)),
+        ((41, 41), 1, (8, 8)),
+    ],
+)
+def test_canvases(size: tuple[int, int], ratio_id: int, fitted: tuple[int, int]) -> None:
+    image = canvas.on_canvas(photo(*size), CANVAS)
+    assert image.ratio_id == ratio_id
+    rows, columns = CANVAS.aspect_ratios[ratio_id - 1]
+    assert canvas.fit(size, (rows * 8, columns * 8), 8) == fitted
+    assert image.tiles.shape == (rows * columns, 3, 8, 8)
+
+
+def test_padding_is_black_at_the_right_and_below() -> None:
+    narrow, flat = (canvas.on_canvas(photo(*size), CANVAS).tiles[0] for size in ((8, 4), (4, 8)))
+    black = pixels.normalized(np.zeros((1, 1, 3), np.uint8), CANVAS)
+    assert (narrow[:, :, 4:] == black).all() and (flat[:, 4:] == black).all()
+    assert not (narrow[:, :, :4] == black).all(axis=(0, 1)).any()
+
+
+def test_the_last_tile_is_the_whole_image_resized() -> None:
+    image = photo(16, 40)
+    whole = Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR)
+    found = tiles.tiled(image, TILES)
+    assert len(found.tiles) == found.rows * found.columns + 1
+    assert np.array_equal(found.tiles[-1], pixels.normalized(np.asarray(whole), TILES))
+
+
+def test_bfloat16_is_rounded_at_every_step() -> None:
+    import torch
+
+    recipe = TILES.model_copy(update={"mean": (0.3, 0.4, 0.6), "std": (0.7, 0.3, 0.9)})
+    image = photo(9, 9)
+    exact = torch.from_numpy(image).permute(2, 0, 1).to(torch.bfloat16) * (1 / 255)
+    mean, std = (
+        torch.tensor(v).to(torch.bfloat16)[:, None, None] for v in (recipe.mean, recipe.std)
+    )
+    expected = ((exact - mean) / std).float().numpy()
+    assert np.array_equal(pixels.normalized(image, recipe), expected)
+
+
+def test_which_text_sees_which_image() -> None:
+    """Text from an image on to the next; neighbours together; only tiles that are there."""
+    two = CANVAS.model_copy(update={"max_tiles": 2})
+    found = canvas.seen_by([[7, 90, 7, 90, 90, 7]], [[1, 2, 1]], two)
+    assert found[0, :, 0].tolist() == [[0, 0], [1, 0], [1, 0], [0, 0], [0, 0], [0, 0]]
+    assert found[0, :, 1].tolist() == [[0, 0], [0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
+    assert found[0, :, 2].tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [1, 0], [1, 0]]
