@@ -214,6 +214,7 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     from llamagen.emit.supply import CheckpointSupply
 
     started = time.monotonic()
+    job, about_size = _sized(job, checkpoint, registry)
     copies = job.options.mode == "copy"
     # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
     compare = copies or job.options.scan
@@ -227,13 +228,27 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
             compare_values=compare,
             ignore_config=job.options.ignore_config,
         )
-        notes = supply.notes
+        notes = about_size + supply.notes
         if copies:
             job.copy(job.emitted(AS_EXPORTED), supply)
             notes += job.about_quality(str(checkpoint))
         else:
             notes += reference(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
+
+
+def _sized(
+    job: ExportJob, checkpoint: Path, registry: Registry
+) -> tuple[ExportJob, tuple[Diagnostic, ...]]:
+    """The job in the sizes of a checkpoint that is the model of its spec but for them, which a note says."""
+    from llamagen.emit.config.resized import resized
+
+    if job.options.ignore_config:
+        return job, ()
+    found = resized(job.resolved, job.graph, checkpoint, registry)
+    if found is None:
+        return job, ()
+    return replace(job, resolved=found.resolved, graph=found.graph), (found.note,)
 
 
 def export_random(job: ExportJob, seed: int) -> Written:

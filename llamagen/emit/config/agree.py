@@ -7,7 +7,7 @@ config.json or params.json beside them can. Only keys that the graph depends on 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,12 @@ def disagreements(
     )
 
 
+def fitting(wanted: Wanted, models: Sequence[Known], reads: frozenset[str]) -> tuple[str, ...]:
+    """Ids of the models whose graph a file makes, where the graph depends on the names ``reads`` of a spec."""
+    kin = (one for one in models if one.mapping.kind == wanted.kind)
+    return tuple(one.spec.id for one in kin if not any(_clashes(wanted, one, reads)))
+
+
 def _clashes(wanted: Wanted, model: Known, reads: frozenset[str]) -> Iterator[_Clash]:
     """Keys by which ``wanted`` is another graph than ``model``, which reads these names of its spec."""
     expressions = flat(model.mapping.fields)
@@ -109,11 +115,11 @@ def _said(wanted: Wanted, model: Known) -> Mapping[str, Json]:
 
 def _help(wanted: Wanted, models: list[Known], reads: frozenset[str], spec_id: str) -> str:
     rest = f"or let `{spec_id}` count with `export --ignore-config`"
+    equal = fitting(wanted, models, reads)
+    if equal:
+        return f"the file is that of {listed(equal)}: take its spec, {rest}"
     kin = [one for one in models if one.mapping.kind == wanted.kind]
     counts = [(sum(1 for _ in _clashes(wanted, one, reads)), one.spec.id) for one in kin]
-    fitting = [name for count, name in counts if not count]
-    if fitting:
-        return f"the file is that of {listed(fitting)}: take its spec, {rest}"
     fewest, name = min(counts, default=(_FAR, ""), key=lambda one: one[0])
     if fewest < _FAR:
         but = f"`{name}` is nearest, but for {fewest} value{'s' * (fewest > 1)}"

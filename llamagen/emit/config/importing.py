@@ -29,13 +29,13 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     if path.is_dir():
         found = next((path / name for name in _FILES if (path / name).is_file()), None)
         if found is None:
-            return _by_shapes(path, spec_id or _id_of(path / _FILES[0]))
+            return _by_shapes(path, spec_id or id_of(path / _FILES[0]))
         file = found
     registry = Registry()
     models = known_models(registry)
     source = read_json(file)
     wanted = wanted_of(source, tuple(sorted({one.mapping.kind for one in models})))
-    made = import_wanted(wanted, spec_id or _id_of(file), models, registry)
+    made = import_wanted(wanted, spec_id or id_of(file), models, registry)
     return _checked(made, path, registry) if path.is_dir() else made
 
 
@@ -46,7 +46,8 @@ def wanted_of(source: JsonSource, kinds: tuple[str, ...]) -> Wanted:
     return read_config(source, kinds)
 
 
-def _id_of(file: Path) -> str:
+def id_of(file: Path) -> str:
+    """An id for the spec of a configuration file, made from its folder's name."""
     folder = file.absolute().parent.name if file.name in _FILES else file.stem
     name = _NOT_IN_IDS.sub("-", folder.lower()).strip("-._")
     return f"imported/{name or 'model'}"

@@ -21,6 +21,7 @@ from llamagen.emit.config.table import (
     value_of,
     written_fields,
 )
+from llamagen.emit.config.ties import tied_values
 from llamagen.emit.config.wanted import Wanted
 from llamagen.emit.config.write import config_values
 from llamagen.ir.build import build
@@ -160,6 +161,11 @@ class _Writer:
         body = self.body()
         loose = self.draft(body, dict.fromkeys(self.base.spec.invariants))
         spec = self.load(loose).spec
+        for section, tied in tied_values(self.base.mapping.requires, spec).items():
+            given = body.get(section, {})
+            assert isinstance(given, dict)
+            body = {**body, section: {**given, **tied}}
+        spec = self.load(self.draft(body, dict.fromkeys(self.base.spec.invariants))).spec
         dropped = tuple(
             name for name, text in self.base.spec.invariants.items() if not _holds(text, spec)
         )

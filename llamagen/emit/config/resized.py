@@ -1,0 +1,79 @@
+"""A checkpoint of a known architecture in other sizes, as people train and test with: its config.json gives the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.analysis.family.identify import Difference
+from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.config.agree import fitting
+from llamagen.emit.config.importing import id_of, wanted_of
+from llamagen.emit.config.json_source import read_json
+from llamagen.emit.config.known import Known, known_models
+from llamagen.emit.config.read import import_wanted
+from llamagen.emit.config.table import mapping_of
+from llamagen.ir.build import build
+from llamagen.ir.build_graphs import names_read
+from llamagen.ir.graph import Graph
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.fit import bind
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The spec that a checkpoint is of, and what to say about it."""
+
+    resolved: ResolvedSpec
+    graph: Graph
+    note: Diagnostic
+
+
+def resized(
+    resolved: ResolvedSpec, graph: Graph, checkpoint: Path, registry: Registry
+) -> Resized | None:
+    """``resolved`` in the sizes of ``checkpoint``, if both its config.json and its tensors say it is just that.
+
+    None when the tensors fit as they are (then a config.json that differs is no matter of size), when the file is that
+    of another known model, when it says what this architecture cannot, or when the tensors are not those of the file.
+    Raises LG60x and LG10x for files that cannot be read.
+    """
+    stored = Checkpoint.open(checkpoint)
+    mapping = mapping_of(resolved)
+    if stored.config_file is None or mapping is None or _fits(resolved, graph, stored):
+        return None
+    source = read_json(stored.config_file)
+    known = known_models(registry)
+    wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in known)})))
+    if wanted.kind != mapping.kind or fitting(wanted, known, names_read(resolved)):
+        return None
+    try:
+        made = import_wanted(
+            wanted, id_of(stored.config_file), [Known(resolved, mapping)], registry
+        )
+    except LlamagenError:
+        return None  # the tensors that do not fit say more than what the file cannot say
+    other = build(made.resolved)
+    if not _fits(made.resolved, other, stored):
+        return None
+    message = f"this is `{resolved.spec.id}` in other sizes, by its {stored.config_file.name}: "
+    message += _list(made.nearest.differences)
+    help = "the folder's spec.yaml has all of them"
+    return Resized(made.resolved, other, Diagnostic("LG646", "note", message, help=help))
+
+
+def _fits(resolved: ResolvedSpec, graph: Graph, stored: Checkpoint) -> bool:
+    found = bind(resolved, graph, stored, compare_values=False)
+    return all(one.severity != "error" for one in found.diagnostics)
+
+
+def _list(differences: Sequence[Difference]) -> str:
+    plain = [one for one in differences if isinstance(one.here, int) and one.known is not None]
+    shown = [f"{one.key} {one.here} for {one.known}" for one in plain[:_SHOWN]]
+    more = len(differences) - len(shown)
+    return ", ".join([*shown, *([f"{more} more"] if more else [])])
