@@ -35,10 +35,15 @@ def facts_of(
     )
 
 
-def far(flat: FlatGraph) -> int:
-    """Positions far enough apart for the bands of a scaled rope to differ."""
-    originals = [size for kind, size in _sizes(flat) if kind == "original context of rope"]
-    return max(originals, default=FAR)
+def far(graph: Graph, tokens: int) -> int:
+    """By how much positions of ``tokens`` slots can jump: so far that the bands of a scaled rope differ, and no further
+    than the model's context, where a table of learned positions ends."""
+    originals = [
+        size for kind, size in _sizes(flatten(graph)) if kind == "original context of rope"
+    ]
+    jump = max(originals, default=FAR)
+    context = graph.constants.get("max_positions")
+    return max(min(jump, context - tokens), 0) if isinstance(context, int) else jump
 
 
 def _sizes(flat: FlatGraph) -> Iterator[tuple[LimitKind, int]]:

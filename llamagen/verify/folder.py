@@ -152,7 +152,8 @@ def _parts(subject: _Subject, feed: _Feed) -> Iterator[_Part]:
     main = subject.graphs[MAIN]
     flat = flatten(main)
     vocab_size = flat.types[flat.outputs[0]].shape[-1].value
-    text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, far(flat))
+    jump = far(main, feed.prompt_tokens + feed.steps)
+    text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, jump)
     yield _Part(subject, (MAIN,), text)
     pipeline = subject.pipeline
     if pipeline is None:

@@ -90,6 +90,11 @@ class Scenario:
         """Padding behind a token."""
         return bool((np.diff(self.mask, axis=1) < 0).any())
 
+    @property
+    def plain(self) -> bool:
+        """Whether the position of every token is its slot."""
+        return not self.shift and bool(self.mask.all())
+
     def calls(self) -> Iterator[tuple[IntArray, IntArray, IntArray, Values]]:
         """Ids, mask, positions and what is beside them, of each call."""
         positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)

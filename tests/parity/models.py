@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.verify.pieces import GraphsWitness, Piece
+from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from llamagen.weights.random import random_values
 
@@ -92,6 +93,10 @@ class RandomModel:
         return ReferenceWitness(
             self.flat, self.weight, rounding="float32", name="rounded reference"
         )
+
+    def rounded_for(self, scenario: Scenario) -> ReferenceWitness:
+        """What rounding alone does; with far positions the angles are rounded too, as both backends do."""
+        return replace(self.rounded, float32_angles=scenario.shift > 0)
 
     @cached_property
     def pipeline(self) -> Pipeline | None:

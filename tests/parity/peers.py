@@ -93,7 +93,7 @@ class Peer:
     rename: Callable[[str], str] = lambda path: path
     transposed: tuple[str, ...] = ()
     """Last parts of the names whose matrices the peer stores as [in, out]."""
-    counts_padding: bool = False
+    counts_slots: bool = False
     """Takes left padding for tokens (facts 4.8): a padded batch cannot be compared with it."""
     zeroed: tuple[str, ...] = ()
     """Names of the peer with this in them are not in the spec and set to zero."""
@@ -307,7 +307,7 @@ PEERS: Mapping[str, Peer] = {
         },
         zeroed=(".mlp.", "post_attention_layernorm"),
     ),
-    "llama4_text": Peer("llama4_text", _llama4, counts_padding=True),
+    "llama4_text": Peer("llama4_text", _llama4, counts_slots=True),
     "deepseek_v3": Peer(
         "deepseek_v3", _deepseek, lambda p: p.replace("mlp.e_score", "mlp.gate.e_score")
     ),

@@ -1,4 +1,4 @@
-"""A checkpoint of a known architecture in other sizes, as people train and test with: its config.json gives the sizes."""
+"""A checkpoint of a known architecture in other sizes, as people make to try things: its config.json has them."""
 
 from __future__ import annotations
 

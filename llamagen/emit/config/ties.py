@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamagen.emit.config.codecs import Json
-from llamagen.emit.config.table import CONFIG_FUNCTIONS, config_scope, plain
+from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
+from llamagen.emit.config.table import config_scope, plain
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import Binary, Expr, Name, parse
 from llamagen.spec.schema import Hyperparameters, Spec
