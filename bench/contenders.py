@@ -54,7 +54,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "mobius": Contender("f32", "ort", "mobius f32"),
     "mobius cpu": Contender("f32", "ort", "mobius f32 cpu"),
     "transformers exporter": Contender("f32", "ort", "transformers exporter f32"),
-    "transformers exporter, fused": Contender("f32", "ort", "transformers exporter f32 fused"),
+    "transformers exporter fused": Contender("f32", "ort", "transformers exporter f32 fused"),
     "optimum": Contender("f32", "ort", "optimum f32"),
     "transformers eager": Contender("f32", "transformers", None, options=("float32",)),
     "llama.cpp f32": Contender("f32", "llamacpp", "llama.cpp f32", "llama.cpp"),
@@ -64,7 +64,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "llamagen int4 in genai": Contender(
         "int4", "genai", "llamagen int4 block 32", "genai", ours=True
     ),
-    "llamagen int4, block 128": Contender("int4", "llamagen", "llamagen int4 block 128", ours=True),
+    "llamagen int4 block 128": Contender("int4", "llamagen", "llamagen int4 block 128", ours=True),
     "llamagen int8": Contender("int8", "llamagen", "llamagen int8 block 32", ours=True),
     "llamagen w8a8": Contender("int8", "llamagen", "llamagen w8a8", ours=True),
     "llama.cpp q4_0": Contender("int4", "llamacpp", "llama.cpp q4_0", "llama.cpp"),
