@@ -54,9 +54,11 @@ def disagreements(
         message = f"`{resolved.spec.id}` has no `config` table to compare {config.name} with"
         return (Diagnostic("LG608", "note", message),)
     source = read_json(config)
-    models = known_models(registry)
-    wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in models)})))
     own = Known(resolved, mapping)
+    # Most files are of the spec's own kind and agree: the other models are read when they can help.
+    alike = source.value.get("model_type") == mapping.kind
+    models = [] if alike else known_models(registry)
+    wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in models)})))
     reads = names_read(resolved)
     if wanted.kind != mapping.kind:
         found = [_Clash("model_type", wanted.kind, mapping.kind, source.place("model_type"))]
@@ -64,7 +66,7 @@ def disagreements(
         found = list(_clashes(wanted, own, reads))
     if not found:
         return ()
-    help = _help(wanted, models, reads, resolved.spec.id)
+    help = _help(wanted, models or known_models(registry), reads, resolved.spec.id)
     return tuple(
         Diagnostic(
             "LG607",
