@@ -63,7 +63,7 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
         raise LlamagenError.of("LG407", f"none of {_listed(beside_text)} gives `logits`")
     reads = {n: (*flat.inputs, *flat.handed_in) for n, flat in flats.items()}
     order = _ordered(reads, made, last)
-    once = tuple(name for name in order if not _reads_tokens(beside_text[name]))
+    once = tuple(name for name in order if not reads_tokens(beside_text[name]))
     steps = tuple(name for name in order if name not in once)
     outside = {
         value.id: value.type
@@ -102,7 +102,8 @@ def _ordered(
     return tuple(done)
 
 
-def _reads_tokens(graph: Graph) -> bool:
+def reads_tokens(graph: Graph) -> bool:
+    """Whether a graph is run for every piece of text; one that is not sees images alone."""
     return any("S" in dim.symbols for value in graph.inputs for dim in value.type.shape)
 
 

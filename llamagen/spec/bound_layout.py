@@ -14,6 +14,7 @@ from llamagen.spec.naming import (
     RopePermute,
     ShardRule,
     SlicePart,
+    TileTableRows,
     Transform,
 )
 
@@ -57,6 +58,8 @@ def _step(step: Transform, scope: Scope) -> Transform:
             return RopePermute(heads=_number(heads, scope))
         case SlicePart(dim=dim, start=start, stop=stop):
             return SlicePart(dim=dim, start=_number(start, scope), stop=_number(stop, scope))
+        case TileTableRows(grids=grids):
+            return TileTableRows(grids=_pairs(grids, scope))
         case _:
             return step
 
@@ -79,6 +82,21 @@ def _numbers(value: str | tuple[int, ...], scope: Scope) -> tuple[int, ...]:
         message = f"`{value}` is {found!r}, not a list of whole numbers"
         raise ExpressionError(message, (0, len(value)))
     return tuple(item for item in found if isinstance(item, int))
+
+
+def _pairs(value: str | tuple[tuple[int, int], ...], scope: Scope) -> tuple[tuple[int, int], ...]:
+    if isinstance(value, tuple):
+        return value
+    found = evaluate(parse(value), scope)
+    pairs: list[tuple[int, int]] = []
+    for item in found if isinstance(found, tuple) else (None,):
+        match item:
+            case (int(rows), int(columns)):
+                pairs.append((rows, columns))
+            case _:
+                message = f"`{value}` is {found!r}, not a list of rows and columns"
+                raise ExpressionError(message, (0, len(value)))
+    return tuple(pairs)
 
 
 def _is_int(value: Static) -> bool:

@@ -28,6 +28,10 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _pairs(value: object) -> object:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
 class Identity(Closed):
     """As it is stored."""
 
@@ -77,9 +81,11 @@ class SlicePart(Closed):
 
 
 class TileTableRows(Closed):
-    """mllama: a [4, 4, ...] grid by tile position to a table by aspect-ratio id (facts 4.10)."""
+    """A grid [rows, columns, ...] by tile position to a table by aspect-ratio id (facts 4.10)."""
 
     kind: Literal["tile_table"] = "tile_table"
+    grids: Annotated[str | tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
+    """Rows and columns of tiles by aspect-ratio id, from id 1 on."""
 
 
 Transform: TypeAlias = Annotated[

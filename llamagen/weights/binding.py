@@ -166,8 +166,9 @@ def _applied(rule: NameRule, grid: list[list[Lazy]], shape: Shape) -> Lazy:
             case SlicePart(dim=dim, start=start, stop=stop):
                 assert isinstance(start, int) and isinstance(stop, int), "bind_layout comes first"
                 grid = [[Slice(node, dim, start, stop) for node in row] for row in grid]
-            case TileTableRows():
-                grid = [[TileTable(node) for node in row] for row in grid]
+            case TileTableRows(grids=grids):
+                assert isinstance(grids, tuple), "bind_layout comes first"
+                grid = [[TileTable(node, grids) for node in row] for row in grid]
             case _:
                 assert_never(step)
     ((result,),) = grid

@@ -20,19 +20,6 @@ Shape = tuple[int, ...]
 Region = tuple[tuple[int, int], ...]
 """(start, stop) per dimension."""
 
-TILE_GRIDS: tuple[tuple[int, int], ...] = (
-    (1, 1),
-    (1, 2),
-    (1, 3),
-    (1, 4),
-    (2, 1),
-    (2, 2),
-    (3, 1),
-    (4, 1),
-)
-"""Canvases (rows, columns) of at most 4 tiles; the aspect-ratio id is the position + 1."""
-MAX_TILES = 4
-
 
 class ShapeProblem(ValueError):
     """A rearrangement does not fit the stored shape; the text is the end of a sentence."""
@@ -101,12 +88,17 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class TileTable:
-    """Meta's grid [4, 4, L, W] -> table [9, 4*L*W]: row a = grid[:h, :w] flattened, zero-padded.
+    """Meta's grid [R, C, L, W] -> table [1 + grids, T*L*W]: row a = grid[:h, :w] flattened, zero-padded.
 
-    (h, w) = TILE_GRIDS[a - 1]; row 0 (no image) is zero. facts.md 4.10, mllama.
+    (h, w) = grids[a - 1], T tiles in the largest; row 0 (no image) is zero. facts.md 4.10, mllama.
     """
 
     child: Lazy
+    grids: tuple[tuple[int, int], ...]
+
+    @property
+    def tiles(self) -> int:
+        return max(rows * columns for rows, columns in self.grids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +178,11 @@ def shape_of(node: Lazy) -> Shape:
                     f"{shape_text(inner)} has no part {start}:{stop} along dimension {dim}"
                 )
             return (*inner[:dim], stop - start, *inner[dim + 1 :])
-        case TileTable(child):
-            inner = shape_of(child)
-            if len(inner) != 4 or inner[:2] != (MAX_TILES, MAX_TILES):
-                raise ShapeProblem(f"{shape_text(inner)} is not a grid of 4 x 4 tiles")
-            return (len(TILE_GRIDS) + 1, MAX_TILES * inner[2] * inner[3])
+        case TileTable(child, grids):
+            inner, most = shape_of(child), tuple(map(max, zip(*grids, strict=True)))
+            if len(inner) != 4 or inner[:2] != most:
+                raise ShapeProblem(f"{shape_text(inner)} is not a grid of {most} tiles")
+            return (len(grids) + 1, node.tiles * inner[2] * inner[3])
         case TakeRows(child, rows):
             inner = shape_of(child)
             if not inner or not rows or min(rows) < 0 or max(rows) >= inner[0]:

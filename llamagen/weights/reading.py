@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from llamagen.weights.dtypes import ITEM_SIZES
 from llamagen.weights.nodes import (
-    MAX_TILES,
-    TILE_GRIDS,
     Concat,
     Lazy,
     Leaf,
@@ -129,9 +127,10 @@ def read(node: Lazy, region: Region, files: OpenFiles) -> Bits:
         case Zeros(_, dtype):
             sizes = tuple(stop - start for start, stop in region)
             return np.zeros(sizes, dtype=f"<u{ITEM_SIZES[dtype]}")
-        case TileTable(child):
+        case TileTable(child, grids):
             (first, last), (left, right) = region
-            return _tile_table(read(child, whole(shape_of(child)), files))[first:last, left:right]
+            grid = read(child, whole(shape_of(child)), files)
+            return _tile_table(grid, grids, node.tiles)[first:last, left:right]
         case _:
             assert_never(node)
 
@@ -240,9 +239,9 @@ def _read_reshaped(child: Lazy, shape: Shape, region: Region, files: OpenFiles) 
     )
 
 
-def _tile_table(grid: Bits) -> Bits:
+def _tile_table(grid: Bits, grids: tuple[tuple[int, int], ...], tiles: int) -> Bits:
     tile = grid.shape[2] * grid.shape[3]
-    table: Bits = np.zeros((len(TILE_GRIDS) + 1, MAX_TILES * tile), dtype=grid.dtype)
-    for position, (rows, columns) in enumerate(TILE_GRIDS, start=1):
+    table: Bits = np.zeros((len(grids) + 1, tiles * tile), dtype=grid.dtype)
+    for position, (rows, columns) in enumerate(grids, start=1):
         table[position, : rows * columns * tile] = grid[:rows, :columns].reshape(-1)
     return table

@@ -18,6 +18,7 @@ from llamagen.analysis.numbers.params import (
 )
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, Graph, OpPart, instances, join
+from llamagen.ir.pipeline import reads_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,6 @@ def whole_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
 def whole_weight_bytes(graphs: Mapping[str, Graph], form: Storage) -> int:
     """Bytes of the weights of all graphs in ``form``, each weight once."""
     return weight_bytes(graphs[MAIN], form) + sum(part_bytes(e.part, form) for e in _extras(graphs))
-
-
-def reads_tokens(graph: Graph) -> bool:
-    """Whether a graph is run for every piece of text; one that is not sees images alone."""
-    return any("S" in dim.symbols for value in graph.inputs for dim in value.type.shape)
 
 
 def _extras(graphs: Mapping[str, Graph]) -> Iterator[_Extra]:

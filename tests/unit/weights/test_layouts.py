@@ -44,7 +44,9 @@ STATED = """
         - {from: router, to: r, transform: {kind: transpose}}
         - {from: [a, b], to: ab, transform: {kind: concat, dim: 1}}
         - {from: conv, to: patch, transform: {kind: reshape}}
-        - {from: grid, to: table, transform: {kind: tile_table}}
+        - from: grid
+          to: table
+          transform: {kind: tile_table, grids: [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]}
         - {from: fused, to: part, transform: {kind: slice, dim: 0, start: num_heads - 31, stop: 3}}
         - {from: "side.{j}", to: "l.{odd[j]}.side"}
 """

@@ -288,7 +288,10 @@ def test_known_dialects_need_what_they_say() -> None:
     assert names() == ["hub", "meta-llama4"]
     assert names(num_heads=2, num_kv_heads=1) == ["hub", "meta", "meta-llama4"]
     kinds: Static = ("self", "cross", "self")
-    assert names(num_heads=2, num_kv_heads=1, layer_kinds=kinds) == list(known_dialects())
+    assert "meta-mllama" not in names(num_heads=2, num_kv_heads=1, layer_kinds=kinds)
+    tiled: Static = {"aspect_ratios": ((1, 1), (1, 2))}
+    scope: dict[str, Static] = {"layer_kinds": kinds, "vision": tiled}
+    assert names(num_heads=2, num_kv_heads=1, **scope) == list(known_dialects())
 
 
 def test_shipped_vision_models_have_what_their_dialect_asks_for() -> None:

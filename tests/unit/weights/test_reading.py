@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from llamagen.diagnostics import LlamagenError
 from llamagen.weights import reading
 from llamagen.weights.nodes import (
-    TILE_GRIDS,
     Concat,
     Lazy,
     Leaf,
@@ -122,12 +121,15 @@ def test_rectangles_and_blocks_equal_numpy(
     np.testing.assert_array_equal(flat, value.reshape(-1))
 
 
+GRIDS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
+
+
 def test_tile_table(numbers: Path) -> None:
     node, grid = leaf(numbers, 1, 4, 4, 2, 3)
     with OpenFiles() as files:
-        table = read(TileTable(node), whole((9, 24)), files).reshape(9, 4, 2, 3)
+        table = read(TileTable(node, GRIDS), whole((9, 24)), files).reshape(9, 4, 2, 3)
     assert not table[0].any()
-    for row, (h, w) in enumerate(TILE_GRIDS, start=1):
+    for row, (h, w) in enumerate(GRIDS, start=1):
         for y in range(h):
             for x in range(w):
                 np.testing.assert_array_equal(table[row, y * w + x], grid[y, x])
@@ -146,7 +148,7 @@ def test_shapes_that_do_not_fit(numbers: Path) -> None:
         Reshape(matrix, (5, 2)),
         Slice(matrix, 0, 3, 7),
         Slice(matrix, 2, 0, 1),
-        TileTable(matrix),
+        TileTable(matrix, GRIDS),
     ]
     for node in bad:
         with pytest.raises(ShapeProblem):
