@@ -13,6 +13,7 @@ import numpy as np
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.emit.manifest import MANIFEST, read_manifest
+from llamagen.emit.onnx.session import provider_of
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
 from llamagen.images.recipe import Recipe
@@ -113,15 +114,18 @@ def generate(
     threads: int = 0,
     images: Sequence[Path] = (),
     chat: bool = False,
+    provider: str = "cpu",
 ) -> Generation:
     """Open ``folder`` and prepare a generation; nothing is computed before it is iterated.
 
     With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
 
-    Raises LG760 (not an exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a
-    prompt longer than the context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places
-    differ in number), LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
+    Raises LG711 (ONNX Runtime has no such ``provider``), LG760 (not an exported folder), LG761 (text without a
+    tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the context), LG780 and LG781 (an image that
+    cannot be read), LG782 (images and their places differ in number), LG783 (a model that reads no images), LG784 (no
+    chat template, or one that fails).
     """
+    execution = provider_of(provider)
     text = Text.of_folder(folder)
     if isinstance(prompt, str):
         if text is None:
@@ -134,7 +138,7 @@ def generate(
         ids = tuple(prompt)
     record, prepared = _prepared(folder, ids, images, encoded=isinstance(prompt, str))
     started = time.perf_counter()
-    session = Session(folder, threads, record)
+    session = Session(folder, threads, record, execution)
     opened = time.perf_counter() - started
     known = [c for c in (context_of(folder), session.max_context) if c is not None]
     context = min(known, default=None)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from llamagen import api
@@ -117,3 +119,53 @@ def test_other_dtypes_run(dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     api.load(TINY).export(out, random_weights=3, dtype=dtype)
     assert len(list(api.run(out, IDS, max_new_tokens=3, threads=1))) == 3
+
+
+BFLOAT16_MODEL = """
+<ir_version: 10, opset_import: ["" : 21]>
+counting (int64[1, S] input_ids, bfloat16[1, 1, P, 1] "past_key_values.0.key")
+    => (bfloat16[1, 1, 300] logits, bfloat16[1, 1, T, 1] "present.0.key")
+    <int64[4] shape = {1, 1, -1, 1}, int64[3] wide = {1, 1, 300}>
+{
+    new = Cast <to: int = 16> (input_ids)
+    rows = Reshape (new, shape)
+    "present.0.key" = Concat <axis: int = 2> ("past_key_values.0.key", rows)
+    numbers = Cast <to: int = 1> ("present.0.key")
+    sum = ReduceSum <keepdims: int = 0> (numbers)
+    line = Expand (sum, wide)
+    logits = Cast <to: int = 16> (line)
+}
+"""
+
+
+def test_bfloat16_crosses_the_border(tmp_path: Path) -> None:
+    """numpy has no bfloat16: the cache stays in ONNX Runtime, logits come as the float32 of the same value."""
+    onnx.save(onnx.parser.parse_model(BFLOAT16_MODEL), tmp_path / "model.onnx")
+    session = Session(tmp_path, threads=1)
+    assert session.step((3, 256)).tolist() == [260.0] * 300  # 259 is between two of 8 bits
+    found = session.step((1,))
+    assert found.dtype == np.float32
+    assert found.tolist() == [260.0] * 300
+    session.reset()
+    assert session.step((2,)).tolist() == [2.0] * 300
+
+
+@pytest.mark.parametrize(
+    ("word", "has", "reason"),
+    [
+        ("gpu", [], "there is no provider 'gpu'"),
+        ("cuda", ["CPUExecutionProvider"], "this ONNX Runtime has no CUDAExecutionProvider"),
+        ("cuda", ["CUDAExecutionProvider"], "CUDAExecutionProvider does not start"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_no_provider_stands_in_for_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, word: str, has: list[str], reason: str
+) -> None:
+    if onnxruntime.get_device() != "CPU":
+        pytest.skip("this onnxruntime can start CUDA; the test needs a build for the CPU")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: has)
+    with pytest.raises(LlamagenError) as caught:
+        api.run(folder, (1, 2), provider=word)
+    assert caught.value.diagnostics[0].code == "LG711"
+    assert reason in caught.value.diagnostics[0].message
