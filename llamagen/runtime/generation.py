@@ -20,7 +20,7 @@ from llamagen.images.recipe import Recipe
 from llamagen.runtime.chat import chat_text
 from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.runtime.text import TOKENIZER_FILE, Text
 
 
@@ -136,12 +136,15 @@ def generate(
         ids = text.encode(given, bare=chat)
     else:
         ids = tuple(prompt)
-    record, prepared = _prepared(folder, ids, images, encoded=isinstance(prompt, str))
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    known = manifest.images if manifest is not None else None
+    record, prepared = _prepared(folder, known, ids, images, encoded=isinstance(prompt, str))
+    how = OpenOptions(threads, execution, manifest.session if manifest is not None else {})
     started = time.perf_counter()
-    session = Session(folder, threads, record, execution)
+    session = Session(folder, how, record)
     opened = time.perf_counter() - started
-    known = [c for c in (context_of(folder), session.max_context) if c is not None]
-    context = min(known, default=None)
+    limits = [c for c in (context_of(folder), session.max_context) if c is not None]
+    context = min(limits, default=None)
     read = len(prepared.input_ids)
     if context is not None and read >= context:
         message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
@@ -161,10 +164,14 @@ def generate(
 
 
 def _prepared(
-    folder: Path, ids: tuple[int, ...], images: Sequence[Path], *, encoded: bool
+    folder: Path,
+    record: ImagesRecord | None,
+    ids: tuple[int, ...],
+    images: Sequence[Path],
+    *,
+    encoded: bool,
 ) -> tuple[ImagesRecord | None, Prompt]:
     """The prompt, and what the folder says about images if the prompt has some."""
-    record = read_manifest(folder).images if (folder / MANIFEST).is_file() else None
     recipe: Recipe | None = record.preprocessing if record is not None else None
     if images and recipe is None:
         known = "this model reads text only" if record is None else "its tokens are not published"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import ml_dtypes
@@ -23,6 +24,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
 """A device, as ONNX Runtime calls it, and the execution provider that computes there."""
+NONE: Mapping[str, str] = MappingProxyType({})
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16; numpy has no such type of its own."""
 
@@ -43,10 +45,11 @@ def open_session(
     threads: int = 0,
     provider: str = CPU,
     data_folder: Path | None = None,
+    settings: Mapping[str, str] = NONE,
 ) -> ort.InferenceSession:
     """A session of ``model`` (a file, or bytes); ``threads`` 0 lets ONNX Runtime choose.
 
-    External data of a model given as bytes is in ``data_folder``.
+    External data of a model given as bytes is in ``data_folder``; ``settings`` are configuration entries.
 
     float32 is float32 on a GPU too: without the 10 bits of TF32.
 
@@ -67,11 +70,13 @@ def open_session(
     options.log_severity_level = 4  # its findings are raised below; a library prints nothing
     if data_folder is not None:
         options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+    for name, value in settings.items():
+        options.add_session_config_entry(name, value)
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
-    settings: dict[str, str] = {"use_tf32": "0"} if provider == CUDA else {}
+    of_provider = {"use_tf32": "0"} if provider == CUDA else {}
     try:
-        session = ort.InferenceSession(source, options, providers=[(provider, settings)])
+        session = ort.InferenceSession(source, options, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
     if session.get_providers()[0] != provider:  # it goes on with the CPU
