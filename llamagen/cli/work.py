@@ -71,6 +71,10 @@ def export(
         str | None,
         typer.Option(metavar="TEXT", help="none, int4, int8; like the head by default if tied."),
     ] = None,
+    quantize_experts: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="none, int4, int8; like the projections by default."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -108,6 +112,7 @@ def export(
                 accuracy_level,
                 quantize_head,
                 quantize_embedding,
+                quantize_experts,
             ),
             overwrite=overwrite,
             ignore_config=ignore_config,

@@ -26,7 +26,7 @@ from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
@@ -110,8 +110,16 @@ class ExportJob:
         text = replace(
             choices, quantization=fits_provider(quantization_of(options.quantize), chosen)
         )
+        main = set(parameters(self.graphs[MAIN]))
         return {
-            name: emit_onnx(one, chosen, self.dtype, stored, text if name == MAIN else choices)
+            # a graph that shares weights with the text model has the same codes; one for pixels stays as it is
+            name: emit_onnx(
+                one,
+                chosen,
+                self.dtype,
+                stored,
+                choices if main.isdisjoint(parameters(one)) else text,
+            )
             for name, one in self.graphs.items()
         }
 
@@ -133,7 +141,7 @@ class ExportJob:
 
         def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
             if spots[0].initializer.part is not None:
-                yield from encoded_pieces(spots, supply.rows)
+                yield from encoded_pieces(spots, supply.part)
                 return
             offset = spots[0].offset
             for source in spots[0].initializer.sources:

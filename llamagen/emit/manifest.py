@@ -89,9 +89,12 @@ class QuantizationRecord(Closed):
     head: SchemeName = Field(description="The head, unless it is tied to the embedding.")
     embedding: SchemeName
     tied: SchemeName = Field(description="A table that is both embedding and head.")
+    experts: SchemeName = Field(default="none", description="Stacked experts; never w8a8.")
     block_size: int = Field(description="Weights of a row that share a scale; int4 and int8.")
     symmetric: bool
-    accuracy_level: int = Field(description="Of MatMulNBits; 4 rounds activations to int8.")
+    accuracy_level: int = Field(
+        description="Of MatMulNBits and QMoE; 4 rounds activations to int8."
+    )
 
 
 class QualityRecord(Closed):

@@ -17,6 +17,8 @@ class QuantizeOptions:
     """None: as the projections."""
     embedding: str | None = None
     """None: a tied table is the head's, another stays as it is."""
+    experts: str | None = None
+    """None: as the projections, with int8 where those are w8a8."""
 
 
 NOT_QUANTIZED = QuantizeOptions()

@@ -17,6 +17,7 @@ from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.nodes import Region
 from llamagen.weights.pieces import Piece
 from llamagen.weights.reading import OpenFiles
 from llamagen.weights.stamps import Stamp, require_unchanged
@@ -61,8 +62,8 @@ class Supply(Protocol):
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         """The parameter in ``dtype``, from byte ``offset`` of a file on."""
 
-    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows of a parameter [N, K], exact and finite."""
+    def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
+        """A rectangle of a parameter, exact and finite."""
 
     def require_unchanged(self) -> None:
         """To be asked after the last read. Raises LG622 for files that were changed meanwhile."""
@@ -155,10 +156,10 @@ class CheckpointSupply:
 
         return tensor_pieces(self.bindings[path], dtype, offset, self.files)
 
-    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        from llamagen.weights.stream import read_rows
+    def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
+        from llamagen.weights.stream import read_part
 
-        return read_rows(self.bindings[path], start, stop, self.files)
+        return read_part(self.bindings[path], region, self.files)
 
     def require_unchanged(self) -> None:
         require_unchanged(self.stamps)
@@ -186,13 +187,15 @@ class RandomSupply:
         tensor = RandomTensor(path, parameter.shape, parameter.kind)
         return random_pieces(self.seed, tensor, dtype, offset)
 
-    def rows(self, path: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+    def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
         from llamagen.weights.random import RandomTensor, random_rows
 
         parameter = self.wanted[path]
-        return random_rows(
-            self.seed, RandomTensor(path, parameter.shape, parameter.kind), start, stop
-        )
+        tensor = RandomTensor(path, parameter.shape, parameter.kind)
+        start, stop = region[0] if region else (0, 1)
+        rows = random_rows(self.seed, tensor, start, stop)
+        inner = tuple(slice(first, last) for first, last in region[1:])
+        return rows[:, *inner] if region else rows.reshape(())
 
     def require_unchanged(self) -> None:
         """Nothing is read."""

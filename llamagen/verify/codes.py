@@ -1,7 +1,8 @@
 """Quantised weights read back as numbers, written from ONNX Runtime's description of its operators.
 
 MatMulNBits and GatherBlockQuantized: weight[n, k] = (code[n, k] - zero_point[n, k / block]) * scale[n, k / block]; two
-4-bit codes share a byte, the first in the low half. DynamicQuantizeMatMul: weight[n, k] = code[k, n] * scale[n].
+4-bit codes share a byte, the first in the low half. QMoE: the same for each expert. DynamicQuantizeMatMul:
+weight[n, k] = code[k, n] * scale[n].
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class CodedPlace:
-    """A quantised parameter [N, K]: rows from ``first`` on of its codes, scales and zero points."""
+    """A quantised parameter, [N, K] or experts: rows from ``first`` on of its codes, scales and zero points."""
 
     shape: tuple[int, ...]
     first: int
@@ -54,8 +55,7 @@ class CodedPlace:
 
     def read(self) -> NDArray[np.float32]:
         """The numbers that the codes stand for, rounded to float32."""
-        rows, columns = self.shape
-        part = slice(self.first, self.first + rows)
+        part = slice(self.first, self.first + self.shape[0])
         scales = self.scales.read()[part].astype(np.float32)
         if self.record.kind == "channels":
             return self.codes.read()[:, part].T.astype(np.float32) * scales[:, None]
@@ -64,10 +64,16 @@ class CodedPlace:
         points = np.full(scales.shape, 2.0 ** (self.record.bits - 1), np.float32)
         if self.zero_points is not None:
             numbers = _numbers(self.zero_points.read()[part], self.record.bits)
-            points = numbers[:, : scales.shape[1]].astype(np.float32)
+            points = numbers[..., : scales.shape[-1]].astype(np.float32)
         codes -= points[..., None]
         codes *= scales[..., None]
-        return codes.reshape(rows, -1)[:, :columns]
+        inputs = self.shape[-2 if self.record.transposed else -1]
+        found = codes.reshape(*scales.shape[:-1], -1)[..., :inputs]
+        if self.record.paired:
+            experts, rows = found.shape[:2]
+            found = found.reshape(experts, rows // 2, 2, inputs).swapaxes(1, 2)
+            found = found.reshape(experts, rows, inputs)
+        return found.swapaxes(-1, -2) if self.record.transposed else found
 
 
 def _numbers(stored: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:

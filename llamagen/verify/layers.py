@@ -177,7 +177,7 @@ def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:
     marked = False
     for name in graphs:
         model = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
-        make_exact(model)
+        make_exact(model.graph)
         marked |= _tap(model)
         found[name] = OnnxWitness(open_session(model.SerializeToString(), data_folder=folder))
     return found if marked else None

@@ -26,6 +26,7 @@ from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.fit import wanted_by
+from llamagen.weights.nodes import whole
 from llamagen.weights.publish import replace_text
 
 SEQUENCES, PROMPT, STEPS, SEED = 8, 16, 32, 0
@@ -56,8 +57,8 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
         else:
             supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
         found = _measured(folder, graph, supply)
-    whole = manifest.model_copy(update={"quality": found})
-    replace_text(folder / MANIFEST, whole.text())
+    complete = manifest.model_copy(update={"quality": found})
+    replace_text(folder / MANIFEST, complete.text())
     return found
 
 
@@ -90,8 +91,7 @@ def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
     shapes = {path: p.shape for path, p in parameters(graph).items()}
 
     def read(path: str) -> NDArray[np.generic]:
-        rows = shapes[path][0] if shapes[path] else 1
-        return supply.rows(path, 0, rows)
+        return supply.part(path, whole(shapes[path]))
 
     session = open_session(folder / MODEL_FILE)
     vocabulary = int(session.get_outputs()[0].shape[-1])

@@ -2,8 +2,9 @@
 
 Meta's FP8 releases (fbgemm: Llama-3.1-405B-Instruct-FP8) and transformers' `fbgemm_fp8` store a float8 tensor X beside
 X_scale, the number that its values are multiplied with: [out, 1] for X [out, in]; for stacked experts [E, in, out] a
-scale [E, 1, out], or [E, out, 1] for `down_proj`. `input_scale_ub` bounds activations of their kernels; it is no
-weight.
+scale [E, 1, out], or [E, out, 1] for `down_proj`. Llama-4-Maverick-17B-128E-Instruct-FP8 (compressed-tensors) has every
+expert by itself, [out, in] beside [out, 1]; spec/dialects/hub-llama4-experts.yaml stacks them. `input_scale_ub` bounds
+activations of their kernels; it is no weight.
 """
 
 from __future__ import annotations

@@ -75,12 +75,11 @@ def checked(
     return bits
 
 
-def read_rows(binding: Binding, start: int, stop: int, files: OpenFiles) -> npt.NDArray[np.float32]:
-    """Rows [start, stop) of a tensor as float32, in which every stored value is exact. Raises LG620, LG622."""
-    inner = binding.shape[1:]
-    bits = checked(binding, ((start, stop), *((0, size) for size in inner)), files)
+def read_part(binding: Binding, region: Region, files: OpenFiles) -> npt.NDArray[np.float32]:
+    """A rectangle of a tensor as float32, in which every stored value is exact. Raises LG620, LG622."""
+    bits = checked(binding, region, files)
     values = convert.convert(bits, binding.dtype, "F32").view(np.float32)
-    return values.reshape(stop - start, *inner)
+    return values.reshape([stop - start for start, stop in region])
 
 
 def copy_tensor(binding: Binding, out: ByteSink, dtype: TargetDType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
 from llamagen.emit.onnx.choices import Choices
+from llamagen.emit.onnx.quantization import expert_codes
 from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness
+from tests.codes import INT4, of_experts, on_codes
 from tests.parity.models import RandomModel
 from tests.property.strategies import KINDS, SpecText, inputs, specs
 from tests.property.test_witnesses import MARGIN, agree, examples, least_margin
@@ -30,6 +33,13 @@ def without_alibi(text: str) -> str:
     return text.replace(", alibi=true", "")
 
 
+def with_codes(text: str, width: int) -> str:
+    """Experts of ``width`` features of silu, and a hidden size of whole blocks of 16: what the fused kernel takes."""
+    wide = re.sub(r"expert_intermediate_size: \d+", f"expert_intermediate_size: {width}", text)
+    silu = re.sub(r"hidden_act: \w+", "hidden_act: silu", wide)
+    return re.sub(r"hidden_size: \d+", "hidden_size: 32", silu)
+
+
 def compare(text: SpecText, scenario: Scenario, *, last: bool = False, alone: bool = False) -> None:
     model = RandomModel.of_text(without_alibi(text))
     for rule in rewrite(model.flat, Export("ort-cpu", "float32")).fired:
@@ -40,6 +50,35 @@ def compare(text: SpecText, scenario: Scenario, *, last: bool = False, alone: bo
     scenario = replace(scenario, last=last)
     rows = scenario.alone() if alone else (scenario,)
     agree(model, scenario, witness, np.concatenate([row.logits(model.reference) for row in rows]))
+
+
+@examples(40)
+@given(
+    text=specs((16, 8), ("full", "nope", "sliding")),
+    profile=st.sampled_from(("portable", "ort-cpu")),
+    width=st.sampled_from((16, 48, 32, 7, None)),
+    data=st.data(),
+)
+def test_models_of_quantised_experts_equal_the_reference(
+    text: SpecText, profile: str, width: int | None, data: st.DataObject
+) -> None:
+    """Weights that codes of 4 or 8 bits stand for exactly: what differs is the graph."""
+    assume("moe" in text.partition("\nroot:")[0])
+    encoding = replace(INT4, bits=data.draw(st.sampled_from((4, 4, 8))))
+    plain = without_alibi(text)
+    drawn = plain if width is None else with_codes(plain, width)
+    model = on_codes(RandomModel.of_text(drawn), encoding)
+    codes = of_experts(encoding)
+    export = Export("ort-cpu", "float32", experts=expert_codes(codes))
+    found = rewrite(model.flat, export)
+    event(f"{profile} {encoding.bits} bits: {found.fired.get('quantized-mixture', 0) > 0}")
+    for reason in found.stopped.get("quantized-mixture", ()):
+        event(reason)
+    scenario = data.draw(inputs(model.vocab_size))
+    assume(least_margin(model, scenario) > MARGIN)
+    choices = Choices("all", CONTEXT, quantization=codes)
+    witness = OnnxWitness.of_graph(model.graph, model.weight, profile=profile, choices=choices)
+    agree(model, scenario, witness, scenario.logits(model.reference))
 
 
 @st.composite

@@ -57,6 +57,7 @@ FUSED: Mapping[str, FusedShape] = {
     "QuickGelu": _same,
     "FusedMatMul": _product,
     "MoE": _same,
+    "QMoE": _same,
     "pack_rows": _same,
     "unpack_rows": _same,
     "last_row": _last_row,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
+from llamagen.analysis.rewrites.rewrite import Export, ExpertCodes, rewrite
 from llamagen.analysis.rewrites.rows import LAST_ROW, PACKING
 from llamagen.analysis.rewrites.table import (
     REWRITTEN_PROFILES,
@@ -20,6 +21,9 @@ _SHOWN: Mapping[RewrittenProfile, tuple[str, ...]] = {
     "ort-cuda": ("float16", "float32"),
 }
 """Dtypes whose rewrites differ; bfloat16 is rewritten like float16 on CUDA, and without skip-norm on the CPU."""
+
+_CODES = ExpertCodes(bits=4, block=32, level=4)
+"""What `--quantize int4` gives."""
 
 _PACKING = """\
 Where every attention is fused, ids (and positions, where they are still read) are sorted once as they enter, and hidden
@@ -68,11 +72,16 @@ def profiles_text(graphs: Mapping[str, Graph]) -> str:
 
 def _graph(graph: Graph) -> str:
     flat = flatten(graph)
+    choices: list[ExpertCodes | None] = [None]
+    if any(node.op == "experts" for node in flat.nodes):
+        choices.append(_CODES)
     lines: list[str] = []
     for profile in REWRITTEN_PROFILES:
-        for dtype in _SHOWN[profile]:
-            found = rewrite(flat, Export(profile, dtype, logits="last"), graph.output_names)
-            lines.append(f"{profile} {dtype}: {len(flat.nodes)} ops become {len(found.flat.nodes)}")
+        for dtype, codes in product(_SHOWN[profile], choices):
+            export = Export(profile, dtype, logits="last", experts=codes)
+            found = rewrite(flat, export, graph.output_names)
+            kind = dtype if codes is None else f"{dtype}, experts int{codes.bits}"
+            lines.append(f"{profile} {kind}: {len(flat.nodes)} ops become {len(found.flat.nodes)}")
             lines += (f"  {count:5} {name}" for name, count in found.fired.items() if count)
             lines += (
                 f"  {count:5} not {name}: {reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from llamagen.analysis.rewrites.fused import result_types
@@ -37,6 +37,15 @@ _LEAVING = frozenset({"cache", "cross_cache_write", FUSED_ATTENTION})
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertCodes:
+    """How an export quantises experts: bits a weight, inputs that share a scale, the accuracy level of products."""
+
+    bits: int
+    block: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """What conditions may depend on beside the graph. ``dtype`` is the export's."""
 
@@ -44,6 +53,8 @@ class Export:
     dtype: str
     weights: Literal["copied", "referenced"] = "copied"
     logits: Logits = "all"
+    experts: ExpertCodes | None = None
+    """None: in ``dtype``."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +174,12 @@ class _Rewriter:
         self.outputs = tuple(_last(o, aliases) for o in self.outputs)
 
     def scope(self, match: Match, index: Index) -> dict[str, Static]:
-        scope = match.scope(index)
+        scope, codes = match.scope(index), self.export.experts
         scope |= {
             "profile": self.export.profile,
             "dtype": self.export.dtype,
             "weights": self.export.weights,
+            "codes": None if codes is None else asdict(codes),
         }
         for name, text in match.rule.row.let.items():
             scope[name] = value_of(text, scope)

@@ -34,6 +34,7 @@ _TOKENWISE = frozenset(
             "QuickGelu",
             "FusedMatMul",
             "MoE",
+            "QMoE",
         ),
     }
 )

@@ -33,6 +33,8 @@ class Case(Closed):
     fires: str
     silent: str
     dtype: Literal["float32", "float16"] = "float32"
+    codes: Literal["none", "int4"] = "none"
+    """Of the experts, in blocks of 16."""
 
 
 class RewriteRow(Closed):

@@ -12,7 +12,12 @@ from llamagen.analysis.family.card import cell
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import SpecialTokens
 from llamagen.emit.config.settings import Settings
-from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Encoding
+from llamagen.emit.onnx.initializer import (
+    BlockEncoding,
+    ChannelEncoding,
+    Encoding,
+    ExpertEncoding,
+)
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.version import llamagen_version
 from llamagen.ir.build_graphs import MAIN, all_parameters
@@ -222,6 +227,8 @@ def _encoding(encoding: Encoding) -> str:
     match encoding:
         case BlockEncoding(bits=bits, block=block):
             return f"int{bits} in blocks of {block}"
+        case ExpertEncoding(blocks=BlockEncoding(bits=bits, block=block)):
+            return f"experts int{bits} in blocks of {block}"
         case ChannelEncoding():
             return "int8 by row, with activations in int8"
         case _:

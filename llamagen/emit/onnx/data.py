@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
-from llamagen.emit.onnx.encode import encode_rows
-from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.encode import encode_rows, expert_rows
+from llamagen.emit.onnx.initializer import ExpertEncoding, Initializer
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.records import EncodingRecord
 from llamagen.weights.pieces import Piece
@@ -182,9 +182,12 @@ def _arrays(
     """Data of initializers that are made together of one array."""
     if entries[0].part is None:
         return [array.astype(numpy_type(ELEMENTS[entries[0].dtype]))]
-    found = encode_rows(entries, array.astype(np.float32))
-    codes = found[entries[0].name]
-    return [found[e.name] if e.shares is None else codes.reshape(e.shape) for e in entries]
+    rows = array.astype(np.float32)
+    if isinstance(entries[0].part.encoding, ExpertEncoding):
+        rows = expert_rows(rows, entries[0].part.encoding)
+    found = encode_rows(entries, rows)
+    codes = entries[0].name
+    return [found[e.name if e.shares is None else codes].reshape(e.shape) for e in entries]
 
 
 def serialize(emitted: OnnxModel) -> bytes:

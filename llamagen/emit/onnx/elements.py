@@ -31,7 +31,7 @@ NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantised weight [N, K]: its parts, and its codes as rows to gather."""
+    """A quantised weight, [N, K] or a stack of experts: its parts, and its codes as rows to gather."""
 
     encoding: Encoding
     shape: tuple[int, ...]

@@ -18,6 +18,7 @@ from llamagen.emit.onnx.lowering import LOWERINGS
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.names import onnx_shape
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.quantization import expert_codes
 from llamagen.emit.onnx.site import Site
 from llamagen.emit.onnx.weights import place_weights
 from llamagen.emit.version import llamagen_version
@@ -66,7 +67,8 @@ class _Emitter:
         self.graph = graph
         self.stored = stored
         self.choices = choices
-        export = Export(profile.name, dtype, choices.weights, choices.logits)
+        codes = expert_codes(choices.quantization)
+        export = Export(profile.name, dtype, choices.weights, choices.logits, codes)
         self.rewritten = rewrite(flatten(graph), export, graph.output_names)
         self.flat: FlatGraph = self.rewritten.flat
         self.b = Builder(profile, dtype, max_context=choices.max_context)

@@ -1,4 +1,8 @@
-"""Quantised weights as bytes: rows of a weight become rows of its codes, scales and zero points."""
+"""Quantised weights as bytes: rows of a weight become rows of its codes, scales and zero points.
+
+Experts lie in one order, [E, outputs, inputs], in the codes, whatever the order in the checkpoint is: a piece is some
+outputs of one expert, so that memory does not grow with an expert.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +14,49 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
-from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Initializer
+from llamagen.emit.onnx.initializer import (
+    BlockEncoding,
+    ChannelEncoding,
+    ExpertEncoding,
+    Initializer,
+    Source,
+)
+from llamagen.weights.nodes import Region
 from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.quantize import quantize_channels, quantize_rows
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.data import Placement
 
-Rows: TypeAlias = Callable[[str, int, int], npt.NDArray[np.float32]]
-"""Role path, first and last row + 1 -> those rows [n, K], all finite."""
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+Part: TypeAlias = Callable[[str, Region], Floats]
+"""Role path and a rectangle of the parameter -> its values, all finite."""
 
 BLOCK_ELEMENTS = 1 << 20
 TRANSPOSED_ELEMENTS = 1 << 24
 """Codes that are stored transposed are written a column at a time: more rows make longer runs."""
+EXPERT_ELEMENTS = 8 << 20
+"""Of an expert at a time: where it lies transposed, runs in its file are some KiB."""
+_STRIP = 64
 
 
-def encode_rows(
-    entries: Sequence[Initializer], rows: npt.NDArray[np.float32]
-) -> dict[str, npt.NDArray[np.generic]]:
-    """The parts ``entries`` of the weight ``rows`` [n, K], by name; codes of channels as [K, n]."""
+def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.NDArray[np.generic]]:
+    """The parts ``entries`` of the weight ``rows`` [n, K], by name; codes of channels as [K, n].
+
+    Of experts: some outputs of one, and codes as [n, bytes].
+    """
     part = entries[0].part
     assert part is not None
     match part.encoding:
-        case BlockEncoding(bits=bits, block=block, symmetric=symmetric):
+        case (
+            BlockEncoding(bits=bits, block=block, symmetric=symmetric)
+            | ExpertEncoding(blocks=BlockEncoding(bits=bits, block=block, symmetric=symmetric))
+        ):
             dtype = numpy_type(ELEMENTS[entries[1].dtype])
             found = quantize_rows(rows, bits, block, symmetric, dtype)
             arrays: list[npt.NDArray[np.generic] | None] = [
-                found.packed.reshape(len(rows), *entries[0].shape[1:]),
+                _as_stored(found.packed, entries[0], part.encoding),
                 found.scales,
                 found.zero_points,
             ]
@@ -50,44 +70,128 @@ def encode_rows(
     }
 
 
-def encoded_pieces(spots: Sequence[Placement], rows: Rows) -> Iterator[Piece]:
+def _as_stored(
+    packed: npt.NDArray[np.uint8], codes: Initializer, encoding: BlockEncoding | ExpertEncoding
+) -> npt.NDArray[np.uint8]:
+    inner = codes.shape[2:] if isinstance(encoding, ExpertEncoding) else codes.shape[1:]
+    return packed.reshape(len(packed), *inner)
+
+
+def encoded_pieces(spots: Sequence[Placement], part: Part) -> Iterator[Piece]:
     """The places of the parts of one quantised weight, some rows at a time."""
     spots = [spot for spot in spots if spot.initializer.shares is None]
-    part = spots[0].initializer.part
-    assert part is not None
-    channels = isinstance(part.encoding, ChannelEncoding)
+    about = spots[0].initializer.part
+    assert about is not None
+    match about.encoding:
+        case ExpertEncoding() as how:
+            yield from _expert_pieces(spots, part, how)
+        case BlockEncoding():
+            for start, stop, read in _rows(spots[0].initializer, part, BLOCK_ELEMENTS):
+                yield _by_rows(spots, read, start, stop)
+        case ChannelEncoding():
+            for start, stop, read in _rows(spots[0].initializer, part, TRANSPOSED_ELEMENTS):
+                length = sum(_row_bytes(spot) for spot in spots) * (stop - start)
+                yield Piece(length, partial(_columns, spots, read, start))
+
+
+def _rows(
+    entry: Initializer, part: Part, elements: int
+) -> Iterator[tuple[int, int, Callable[[], Floats]]]:
+    """First row, last + 1 and what reads them, of the weight that joins the sources of ``entry``."""
     done = 0
-    for source in spots[0].initializer.sources:
+    for source in entry.sources:
         count, width = source.shape
-        step = max(1, (TRANSPOSED_ELEMENTS if channels else BLOCK_ELEMENTS) // width)
+        step = max(1, elements // width)
         for start in range(0, count, step):
             stop = min(start + step, count)
-            read = partial(rows, source.path, start, stop)
-            length = sum(_row_bytes(spot, width) for spot in spots) * (stop - start)
-            write = _by_columns if channels else _by_rows
-            yield Piece(length, partial(write, spots, read, done + start))
+            region = ((start, stop), (0, width))
+            yield done + start, done + stop, partial(part, source.path, region)
         done += count
 
 
-def _row_bytes(spot: Placement, width: int) -> int:
+def _expert_pieces(spots: Sequence[Placement], part: Part, how: ExpertEncoding) -> Iterator[Piece]:
+    (source,) = spots[0].initializer.sources
+    experts, rows, _ = spots[0].initializer.shape
+    width = source.shape[1 if how.transposed else 2]
+    step = max(1, EXPERT_ELEMENTS // width // 2) * 2  # a gate never without its other half
+    for expert in range(experts):
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            read = partial(_outputs, part, source, how, expert, start, stop)
+            yield _by_rows(spots, read, expert * rows + start, expert * rows + stop)
+
+
+def _outputs(
+    part: Part, source: Source, how: ExpertEncoding, expert: int, start: int, stop: int
+) -> Floats:
+    """Rows [start, stop) of one expert, in the order of its codes, as [n, inputs]."""
+    if not how.paired:
+        return _some_outputs(part, source, how.transposed, expert, start, stop)
+    half = source.shape[2 if how.transposed else 1] // 2
+    gate, linear = (
+        _some_outputs(part, source, how.transposed, expert, first + start // 2, first + stop // 2)
+        for first in (0, half)
+    )
+    rows: Floats = np.stack([gate, linear], axis=1).reshape(stop - start, -1)
+    return rows
+
+
+def _some_outputs(
+    part: Part, source: Source, transposed: bool, expert: int, start: int, stop: int
+) -> Floats:
+    """Outputs [start, stop) of one expert as the checkpoint has them."""
+    if not transposed:
+        region = ((expert, expert + 1), (start, stop), (0, source.shape[2]))
+        found: Floats = part(source.path, region)[0]
+        return found
+    found = part(source.path, ((expert, expert + 1), (0, source.shape[1]), (start, stop)))[0]
+    out = np.empty((stop - start, source.shape[1]), np.float32)
+    for first in range(0, len(found), _STRIP):  # several times faster than numpy's own copy
+        out[:, first : first + _STRIP] = found[first : first + _STRIP].T
+    return out
+
+
+def expert_rows(whole: Floats, how: ExpertEncoding) -> Floats:
+    """All experts of a small parameter in the order of their codes, [E * outputs, inputs]."""
+    rows = whole.swapaxes(1, 2) if how.transposed else whole
+    experts, outputs, inputs = rows.shape
+    if how.paired:
+        rows = rows.reshape(experts, 2, outputs // 2, inputs).swapaxes(1, 2)
+    return rows.reshape(experts * outputs, inputs)
+
+
+def _row_bytes(spot: Placement) -> int:
     """Bytes of one row of the weight in a part of it."""
-    rows = sum(source.shape[0] for source in spot.initializer.sources)
+    entry = spot.initializer
+    assert entry.part is not None
+    match entry.part.encoding:
+        case ExpertEncoding():
+            rows = entry.shape[0] * entry.shape[1]
+        case BlockEncoding() | ChannelEncoding():
+            rows = sum(source.shape[0] for source in entry.sources)
     return spot.length // rows
 
 
 def _by_rows(
-    spots: Sequence[Placement], read: Callable[[], npt.NDArray[np.float32]], first: int
-) -> list[tuple[int, Bytes]]:
-    found = encode_rows([spot.initializer for spot in spots], read())
-    made: list[tuple[int, Bytes]] = []
-    for spot in spots:
-        data = found[spot.initializer.name].reshape(-1).view(np.uint8)
-        made.append((spot.offset + first * _row_bytes(spot, 0), data))
-    return made
+    spots: Sequence[Placement], read: Callable[[], Floats], start: int, stop: int
+) -> Piece:
+    """Rows [start, stop) of the weight as rows of all its parts."""
+
+    def make() -> list[tuple[int, Bytes]]:
+        found = encode_rows([spot.initializer for spot in spots], read())
+        return [
+            (
+                spot.offset + start * _row_bytes(spot),
+                found[spot.initializer.name].reshape(-1).view(np.uint8),
+            )
+            for spot in spots
+        ]
+
+    return Piece(sum(map(_row_bytes, spots)) * (stop - start), make)
 
 
-def _by_columns(
-    spots: Sequence[Placement], read: Callable[[], npt.NDArray[np.float32]], first: int
+def _columns(
+    spots: Sequence[Placement], read: Callable[[], Floats], first: int
 ) -> list[tuple[int, Bytes]]:
     codes, scales = spots
     found = encode_rows([codes.initializer, scales.initializer], read())

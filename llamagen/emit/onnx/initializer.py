@@ -38,7 +38,18 @@ class ChannelEncoding:
     """int8 and a scale for each row, stored transposed; DynamicQuantizeMatMul quantises the activations too."""
 
 
-Encoding: TypeAlias = BlockEncoding | ChannelEncoding
+@dataclass(frozen=True, slots=True)
+class ExpertEncoding:
+    """The matrices of experts in blocks along their inputs: codes [E, outputs, bytes], however the parameter lies."""
+
+    blocks: BlockEncoding
+    transposed: bool
+    """The parameter is [E, inputs, outputs]."""
+    paired: bool
+    """Rows of the gate and of the linear half in turns, as QMoE reads them; in the parameter the gate comes first."""
+
+
+Encoding: TypeAlias = BlockEncoding | ChannelEncoding | ExpertEncoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +90,8 @@ class Initializer:
 
 
 def encoded(whole: Initializer, encoding: Encoding, scales: OnnxDType) -> tuple[Initializer, ...]:
-    """The parts of ``whole`` [N, K], codes first."""
-    name, (rows, columns) = whole.name, whole.shape
+    """The parts of ``whole`` [N, K], or [E, N, K] and [E, K, N] of experts, codes first."""
+    name, (*_, rows, columns) = whole.name, whole.shape
 
     def part(role: PartRole, shape: tuple[int, ...], dtype: StorageDType) -> Initializer:
         about = Part(name, role, encoding)
@@ -96,6 +107,17 @@ def encoded(whole: Initializer, encoding: Encoding, scales: OnnxDType) -> tuple[
             if symmetric:
                 return found
             return *found, part("zero_points", (rows, -(-blocks * bits // 8)), "uint8")
+        case ExpertEncoding(blocks=inner, transposed=transposed):
+            if transposed:
+                rows, columns = columns, rows
+            experts, blocks = whole.shape[0], -(-columns // inner.block)
+            sizes: list[tuple[PartRole, int, StorageDType]] = [
+                ("codes", blocks * inner.block * inner.bits // 8, "uint8"),
+                ("scales", blocks, scales),
+            ]
+            if not inner.symmetric:
+                sizes.append(("zero_points", -(-blocks * inner.bits // 8), "uint8"))
+            return tuple(part(role, (experts, rows, size), dtype) for role, size, dtype in sizes)
 
 
 def gathered(codes: Initializer) -> Initializer:

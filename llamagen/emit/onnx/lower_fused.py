@@ -8,19 +8,16 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from llamagen.emit.onnx import lower_quantized
+from llamagen.emit.onnx import lower_mixture, lower_quantized
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.elements import numpy_type
 from llamagen.emit.onnx.frequencies import inverse_frequencies
 from llamagen.emit.onnx.lower_basic import with_number
-from llamagen.emit.onnx.site import Site, Values
+from llamagen.emit.onnx.site import Given, Site, Values
 from llamagen.ir.dims import S, T
 from llamagen.ir.optypes import a_bool, a_float, a_int, a_str
 
 INT32, INT64, FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
-
-Given: TypeAlias = "tuple[ir.Value | None, ...]"
-"""Operands; None for an absent one."""
 
 FusedLowering: TypeAlias = Callable[[Builder, Site, Given], Values]
 
@@ -177,77 +174,13 @@ def _fused_matmul(b: Builder, site: Site, x: Given) -> Values:
     return (b.op("FusedMatMul", b.to(x[0], b.model), site.parameters["weight"], transB=1),)
 
 
-_LEAST = 1e-37
-"""A weight that rounds to 0 stays a number with a logarithm."""
-
-_NOT_CHOSEN = -1e30
-"""The logarithm of no weight at all; finite, so that no difference of two of them is undefined."""
-
-
-def _mixture(b: Builder, site: Site, x: Given) -> Values:
-    """The operator's weights are softmax(logits) over its k largest, so log(w) gives w / sum(w).
-
-    One expert has weight 1 there; its own weight goes to the side that the model scales.
-    """
-    tokens, chosen, weights = (b.flat(_there(t), site.dims(i)) for i, t in enumerate(x))
-    experts, k = a_int(site.attrs, "num_experts"), a_int(site.attrs, "k")
-    scaled = "input" if k == 1 and a_str(site.attrs, "scale") == "input" else "output"
-    wide = b.to(weights, FLOAT)
-    if k == 1:
-        logs = b.op("Mul", wide, b.number(0.0, FLOAT))
-    else:
-        logs = b.op("Log", b.op("Max", wide, b.number(_LEAST, FLOAT)))
-    count = b.op("Shape", chosen, dtype=INT64, start=0, end=1)
-    shape = b.op("Concat", count, b.ints([experts]), axis=0)
-    nothing = ir.Tensor(np.array([_NOT_CHOSEN], dtype=np.float32))
-    empty = b.op("ConstantOfShape", shape, dtype=FLOAT, value=nothing)
-    logits = b.op("ScatterElements", empty, chosen, logs, axis=1)
-    if scaled == "input":
-        tokens = b.op("Mul", tokens, weights)
-    up, down = _stacked(b, site)
-    result = b.op(
-        "MoE",
-        *(tokens, logits, up, None, down),
-        k=k,
-        normalize_routing_weights=1,
-        activation_type="swiglu",
-        activation_alpha=1.0,
-        activation_beta=0.0,
-        swiglu_fusion=1,
-    )
-    if scaled == "output":
-        result = b.op("Mul", result, b.op("ReduceSum", wide, b.ints([1]), keepdims=1))
-    dims = site.dims()
-    return (result if len(dims) == 2 else b.op("Reshape", result, b.shape(dims)),)
-
-
-def _stacked(b: Builder, site: Site) -> Values:
-    """[E, 2 F, D] with a gate row and an up row in turns, and [E, D, F]; folded when a session opens."""
-    experts, features, width = (
-        a_int(site.attrs, n) for n in ("num_experts", "features", "intermediate")
-    )
-    up, down = site.parameters["gate_up_proj"], site.parameters["down_proj"]
-    if a_str(site.attrs, "layout") == "out_in":
-        apart = b.op("Reshape", up, b.ints([experts, 2, width, features]))
-        turns = b.op("Transpose", apart, perm=(0, 2, 1, 3))
-    else:
-        apart = b.op("Reshape", up, b.ints([experts, features, 2, width]))
-        turns = b.op("Transpose", apart, perm=(0, 3, 2, 1))
-        down = b.op("Transpose", down, perm=(0, 2, 1))
-    return b.op("Reshape", turns, b.ints([experts, 2 * width, features])), down
-
-
-def _there(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
-
-
 FUSED_LOWERINGS: Mapping[str, FusedLowering] = {
     "GroupQueryAttention": _attention,
     "SkipSimplifiedLayerNormalization": _skip_norm,
     "QuickGelu": _quick_gelu,
     "FusedMatMul": _fused_matmul,
-    "MoE": _mixture,
+    "MoE": lower_mixture.mixture,
+    "QMoE": lower_mixture.quantized_mixture,
     "pack_rows": _pack_rows,
     "unpack_rows": _unpack_rows,
     "last_row": _last_row,

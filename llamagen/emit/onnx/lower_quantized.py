@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.elements import Quantized
-from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding
+from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, ExpertEncoding
 
 FLOAT = ir.DataType.FLOAT
 
@@ -32,6 +32,8 @@ def linear(b: Builder, parts: Quantized, x: ir.Value, bias: ir.Value | None) -> 
                 "DynamicQuantizeMatMul", b.to(x, FLOAT), parts.codes, parts.scales, None, wide
             )
             return b.to(result, b.model)
+        case ExpertEncoding():
+            raise ValueError("the weight of a linear part is no stack of experts")
 
 
 def gather(b: Builder, parts: Quantized, ids: ir.Value) -> ir.Value:

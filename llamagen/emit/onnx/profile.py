@@ -51,6 +51,7 @@ CONTRIB = frozenset(
         "GroupQueryAttention",
         "MatMulNBits",
         "MoE",
+        "QMoE",
         "QuickGelu",
         "SkipSimplifiedLayerNormalization",
     }

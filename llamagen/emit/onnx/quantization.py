@@ -1,4 +1,4 @@
-"""Which weights are quantised, and how: projections, the head and the embedding are chosen apart."""
+"""Which weights are quantised, and how: projections, experts, the head and the embedding are chosen apart."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from llamagen.analysis.rewrites.rewrite import ExpertCodes
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import QuantizationRecord
-from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, Encoding
+from llamagen.emit.onnx.initializer import (
+    BlockEncoding,
+    ChannelEncoding,
+    Encoding,
+    ExpertEncoding,
+)
 from llamagen.emit.onnx.profile import Profile
 from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.ir.flatten import FlatGraph, FlatNode
+from llamagen.ir.optypes import a_str
 
 Scheme: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
 TableScheme: TypeAlias = Literal["none", "int4", "int8"]
@@ -23,6 +30,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
 
 LINEAR = frozenset({"linear", "FusedMatMul"})
+EXPERTS = frozenset({"experts", "MoE", "QMoE"})
 _ROWS = frozenset({"last_row", "unpack_rows"})
 """Ops that pick rows of their first operand."""
 _ROUTING_HOPS = 4
@@ -30,13 +38,14 @@ _ROUTING_HOPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """The encodings of the three kinds of weights; None leaves them in the model's dtype."""
+    """The encodings of the kinds of weights; None leaves them in the model's dtype."""
 
     linear: Encoding | None
     head: Encoding | None
     embedding: BlockEncoding | None
     tied: BlockEncoding | None
     """Of a table that is both embedding and head."""
+    experts: BlockEncoding | None
 
     def record(self, options: QuantizeOptions) -> QuantizationRecord | None:
         """For the manifest; None when nothing is quantised."""
@@ -47,6 +56,7 @@ class Quantization:
             head=_scheme(self.head),
             embedding=_scheme(self.embedding),
             tied=_scheme(self.tied),
+            experts=_scheme(self.experts),
             block_size=options.block_size,
             symmetric=not options.asymmetric,
             accuracy_level=options.accuracy_level,
@@ -59,11 +69,11 @@ def _scheme(encoding: Encoding | None) -> Scheme:
             return "none"
         case ChannelEncoding():
             return "w8a8"
-        case BlockEncoding(bits=bits):
+        case BlockEncoding(bits=bits) | ExpertEncoding(blocks=BlockEncoding(bits=bits)):
             return "int4" if bits == 4 else "int8"
 
 
-NO_QUANTIZATION = Quantization(None, None, None, None)
+NO_QUANTIZATION = Quantization(None, None, None, None, None)
 
 
 def quantization_of(options: QuantizeOptions) -> Quantization:
@@ -75,16 +85,32 @@ def quantization_of(options: QuantizeOptions) -> Quantization:
     linear = _named(options.scheme, get_args(Scheme))
     head = linear if options.head is None else _named(options.head, get_args(Scheme))
     # A table is read row by row, so that scales by channel are of no use to it.
-    shared = "int8" if head == "w8a8" else head
+    shared = _without_channels(head)
     embedding = _named(options.embedding or "none", get_args(TableScheme))
     if options.embedding is not None:
         shared = embedding
+    experts = _named(options.experts or _without_channels(linear), get_args(TableScheme))
     return Quantization(
         _encoding(linear, options),
         _encoding(head, options),
         _table(embedding, options),
         _table(shared, options),
+        _table(experts, options),
     )
+
+
+def _without_channels(scheme: str) -> str:
+    """What stands for ``scheme`` where there is no operator for scales by channel: 8 bits in blocks."""
+    return "int8" if scheme == "w8a8" else scheme
+
+
+def expert_codes(chosen: Quantization) -> ExpertCodes | None:
+    """What rules of a profile may ask about quantised experts."""
+    match chosen.experts:
+        case None:
+            return None
+        case BlockEncoding(bits=bits, block=block, accuracy_level=level):
+            return ExpertCodes(bits, block, level)
 
 
 def fits_provider(chosen: Quantization, profile: Profile) -> Quantization:
@@ -138,7 +164,7 @@ def encodings(
 ) -> Mapping[str, Encoding]:
     """Weight name -> encoding: the choice applied to a graph.
 
-    Routers stay exact: a small weight decides which expert runs. Experts stay, as no operator reads codes of them.
+    Routers stay exact: a small weight decides which expert runs.
     Raises LG709 for an embedding whose rows are not whole blocks.
     """
     readers: dict[str, list[FlatNode]] = defaultdict(list)
@@ -161,9 +187,21 @@ def encodings(
     for name in tables - set(linear):
         if chosen.embedding is not None:
             found[name] = chosen.embedding
+    if chosen.experts is not None:
+        for node in flat.nodes:
+            if node.op in EXPERTS:
+                found |= _experts(node, chosen.experts)
     for name in tables & set(found):
         _whole_blocks(name, shapes[name], found[name])
     return found
+
+
+def _experts(node: FlatNode, blocks: BlockEncoding) -> dict[str, Encoding]:
+    transposed = a_str(node.attrs, "layout") == "in_out"
+    return {
+        name: ExpertEncoding(blocks, transposed, paired=local == "gate_up_proj")
+        for local, name in node.parameters.items()
+    }
 
 
 def _heads(flat: FlatGraph) -> set[str]:

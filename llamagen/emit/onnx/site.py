@@ -33,4 +33,6 @@ class Site:
 
 
 Values: TypeAlias = tuple[ir.Value, ...]
+Given: TypeAlias = "tuple[ir.Value | None, ...]"
+"""Operands of a rewritten op; None for an absent one."""
 Lowering: TypeAlias = Callable[[Builder, Site, Values], Values]

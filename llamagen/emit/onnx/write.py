@@ -115,8 +115,14 @@ def _write_tables(emitted: OnnxModel, folder: Path, location: str) -> dict[str, 
 
 
 def together_initializers(models: Iterable[OnnxModel]) -> tuple[Initializer, ...]:
-    """The weights of all models, each once, in the order they are first read."""
-    return tuple({entry.name: entry for m in models for entry in m.initializers}.values())
+    """The weights of all models, each once, in the order they are first read. Raises LG709."""
+    found: dict[str, Initializer] = {}
+    for entry in (entry for model in models for entry in model.initializers):
+        if found.setdefault(entry.name, entry) != entry:
+            message = f"two graphs of this model read `{entry.name}` in different codes"
+            help = "quantise embedding and head alike, or neither: --quantize-head, --quantize-embedding"
+            raise LlamagenError.of("LG709", message, help=help)
+    return tuple(found.values())
 
 
 def _write_data(

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from llamagen.api import check_checkpoint, load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.config import config_files
+from llamagen.emit.manifest import CheckpointSource, read_manifest
 from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.random import random_values
 from tests.parity.models import SPECS
+from tests.unit.weights.files import save
 
 DENSE = SPECS / "reduced" / "llama-3.1-8b.yaml"
 EXPERTS = SPECS / "foreign" / "llama4_text.yaml"
@@ -43,6 +48,79 @@ def test_an_export_is_proven_and_near_the_weights(spec: Path, tmp_path: Path) ->
         assert (0.015 < error < 0.03) if projection else error < 2**-8, path
         quantised += projection
     assert quantised > 10
+
+
+def apart(spec: Path, folder: Path, lost: str | None = None) -> tuple[Path, dict[str, np.ndarray]]:
+    """Meta's FP8 Maverick: each expert by itself, float8 beside a bfloat16 scale a row; and what it all stands for."""
+    tensors: dict[str, np.ndarray] = {}
+    expected: dict[str, np.ndarray] = {}
+    resolved = load(spec).resolved
+    for path, p in all_parameters(build_all(resolved)).items():
+        made = random_values(1, path, p.shape, p.kind)
+        if ".experts." not in path:
+            tensors[path] = made.astype(ml_dtypes.bfloat16)
+            expected[path] = tensors[path].astype(np.float32)
+            continue
+        name, _, kind = path.rpartition(".")
+        halves = np.split(made, 2, axis=2) if kind == "gate_up_proj" else [made]
+        names = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+        stands_for = [np.empty_like(half) for half in halves]
+        for part, half, whole in zip(names, halves, stands_for, strict=True):
+            for expert, matrix in enumerate(half):
+                linear = matrix.T
+                scale = (np.abs(linear).max(1, keepdims=True) / 448).astype(ml_dtypes.bfloat16)
+                codes = (linear / scale.astype(np.float32)).astype(ml_dtypes.float8_e4m3fn)
+                tensors[f"{name}.{expert}.{part}.weight"] = codes
+                tensors[f"{name}.{expert}.{part}.weight_scale"] = scale
+                for row in range(len(linear)):  # by the definition, one output at a time
+                    factor = np.float32(scale[row, 0])
+                    whole[expert, :, row] = codes[row].astype(np.float32) * factor
+        expected[path] = np.concatenate(stands_for, axis=2)
+    folder.mkdir()
+    kept = {n: t for n, t in tensors.items() if lost is None or not n.endswith(lost)}
+    save(folder / "model.safetensors", kept)
+    config = json.loads(config_files(resolved)["config.json"])
+    how = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": how}))
+    return folder, expected
+
+
+def test_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
+    spec = SPECS / "reduced" / "llama-4-maverick.yaml"
+    checkpoint, expected = apart(spec, tmp_path / "fp8")
+    written = load(spec).export(tmp_path / "out", checkpoint=checkpoint)
+    assert [note.code for note in written.notes] == ["LG645"]
+    source = read_manifest(tmp_path / "out").weights.source
+    assert isinstance(source, CheckpointSource) and source.layout == "hub-llama4-experts"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    stored_here = stored_weights(tmp_path / "out")
+    for graph in ("vision_encoder", "embedding", "decoder"):
+        stored_here = stored_here.joined(stored_weights(tmp_path / "out", f"{graph}.onnx"))
+    assert set(stored_here.places) == set(expected)
+    for path, values in expected.items():
+        assert np.array_equal(stored_here.read(path), values), path
+
+
+def test_experts_that_are_stored_one_by_one_quantised(tmp_path: Path) -> None:
+    """int8 in blocks is finer than float8: its error alone is small."""
+    spec = SPECS / "reduced" / "llama-4-maverick.yaml"
+    checkpoint, expected = apart(spec, tmp_path / "fp8")
+    quantize = QuantizeOptions("int8", 16)
+    load(spec).export(tmp_path / "out", checkpoint=checkpoint, quantize=quantize)
+    found = stored_weights(tmp_path / "out")
+    for path in (p for p in expected if ".experts." in p):
+        error = np.abs(found.read(path) - expected[path]).max()
+        assert 0 < error < expected[path].max() / 100, path
+
+
+@pytest.mark.parametrize("lost", ["experts.3.up_proj.weight", "experts.2.gate_proj.weight_scale"])
+def test_an_expert_that_is_not_whole_is_refused(lost: str, tmp_path: Path) -> None:
+    spec = SPECS / "reduced" / "llama-4-maverick.yaml"
+    checkpoint, _ = apart(spec, tmp_path / "fp8", lost)
+    with pytest.raises(LlamagenError) as caught:
+        load(spec).export(tmp_path / "out", checkpoint=checkpoint)
+    assert any(lost in one.message for one in caught.value.diagnostics)
 
 
 def test_the_configuration_says_nothing_that_is_no_longer_true(tmp_path: Path) -> None:

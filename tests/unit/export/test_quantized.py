@@ -107,7 +107,7 @@ def test_layers_are_compared_with_exact_products_too(tmp_path: Path) -> None:
     assert found and max(difference.max_over_std for difference in found) < 1e-5
 
 
-def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
+def test_routers_stay_as_they_are(tmp_path: Path) -> None:
     spec = FOREIGN / "mixtral.yaml"
     exported(spec, tmp_path / "out", QuantizeOptions("int4", 16))
     stored = stored_weights(tmp_path / "out")
@@ -117,7 +117,7 @@ def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
         if np.array_equal(stored.read(path), random_values(1, path, p.shape, p.kind))
     }
     changed = sorted({path.split(".")[-2] for path in set(load(spec).parameters) - exact})
-    assert changed == ["k_proj", "lm_head", "o_proj", "q_proj", "v_proj"]
+    assert changed == ["experts", "k_proj", "lm_head", "o_proj", "q_proj", "v_proj"]
 
 
 def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
@@ -172,6 +172,7 @@ def test_the_manifest_says_what_is_quantised(tmp_path: Path) -> None:
         "head": "int8",
         "embedding": "none",
         "tied": "int8",
+        "experts": "int4",
         "block_size": 64,
         "symmetric": False,
         "accuracy_level": 1,
@@ -197,6 +198,7 @@ def test_it_generates(tmp_path: Path) -> None:
         (QuantizeOptions("int5"), "LG707", "did you mean int8?"),
         (QuantizeOptions("int4", head="q8"), "LG707", "known: none, int4, int8, w8a8"),
         (QuantizeOptions("int4", embedding="w8a8"), "LG707", "known: none, int4, int8"),
+        (QuantizeOptions("int4", experts="w8a8"), "LG707", "known: none, int4, int8"),
         (QuantizeOptions("int4", 48), "LG708", "16, 32, 64, 128, 256"),
         (QuantizeOptions("int4", accuracy_level=3), "LG708", "0, 1, 4"),
         (QuantizeOptions("none", 256, embedding="int8"), "LG709", "--block-size"),

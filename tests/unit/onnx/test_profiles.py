@@ -25,10 +25,12 @@ from llamagen.emit.onnx.data import attach_arrays, large_constants, serialize
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, PORTABLE, OnnxDType, Profile
+from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
 from llamagen.emit.onnx.session import open_session
 from llamagen.verify.numerics import TOLERANCES, FloatArray, difference
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness
+from tests.codes import of_experts
 from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 
@@ -71,8 +73,14 @@ def model_of(name: str, folder: Path) -> RandomModel:
     return RandomModel(overlaid(overlay, folder, base=base))
 
 
-def emitted(model: RandomModel, profile: Profile, dtype: OnnxDType = "float32") -> OnnxModel:
-    return emit_onnx(model.graph, profile, dtype, choices=Choices("all", CONTEXT))
+def emitted(
+    model: RandomModel,
+    profile: Profile,
+    dtype: OnnxDType = "float32",
+    codes: Quantization = NO_QUANTIZATION,
+) -> OnnxModel:
+    choices = Choices("all", CONTEXT, quantization=codes)
+    return emit_onnx(model.graph, profile, dtype, choices=choices)
 
 
 def nodes(found: OnnxModel) -> Iterator[ir.Node]:
@@ -88,7 +96,13 @@ def schemas() -> Mapping[str, binding.OpSchema]:
 @pytest.mark.parametrize("profile", [ORT_CPU, ORT_CUDA], ids=lambda p: p.name)
 def test_every_node_fits_its_schema(name: str, profile: Profile, folder: Path) -> None:
     """Of the installed runtime: inputs, outputs and attributes that it knows, and none that it wants is missing."""
-    for node in nodes(emitted(model_of(name, folder), profile, "float16")):
+    coded = name in CASES and rewrite_rules()[name].row.case.codes != "none"
+    codes = of_experts() if coded else NO_QUANTIZATION
+    made = tuple(nodes(emitted(model_of(name, folder), profile, "float16", codes)))
+    if coded:
+        kind = "QMoE" if profile is ORT_CPU else "MatMulNBits"
+        assert any(node.op_type == kind for node in made)
+    for node in made:
         if not node.domain:
             continue
         schema = schemas()[node.op_type]

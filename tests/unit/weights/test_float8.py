@@ -12,9 +12,9 @@ import pytest
 from llamagen.diagnostics import LlamagenError
 from llamagen.weights.binding import Binding
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.nodes import Scaled
+from llamagen.weights.nodes import Scaled, whole
 from llamagen.weights.reading import OpenFiles
-from llamagen.weights.stream import copy_tensor, read_rows, read_tensor
+from llamagen.weights.stream import copy_tensor, read_part, read_tensor
 from tests.unit.weights.files import Array, checkpoint
 
 RANDOM = np.random.default_rng(0)
@@ -55,7 +55,10 @@ def test_values_are_products(
     binding = bound(found)
     assert np.array_equal(read_tensor(binding, "F32"), exact.astype(np.float32))
     with OpenFiles() as files:
-        assert np.array_equal(read_rows(binding, 1, 3, files), exact[1:3].astype(np.float32))
+        assert np.array_equal(
+            read_part(binding, ((1, 3), *whole(binding.shape[1:])), files),
+            exact[1:3].astype(np.float32),
+        )
     swapped = np.swapaxes(exact, -1, -2).astype(np.float32)
     assert np.array_equal(read_tensor(binding.transposed(), "F32"), swapped)
     part = binding.part(len(shape) - 1, 2, 5)

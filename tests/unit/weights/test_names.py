@@ -284,9 +284,10 @@ def test_known_dialects_need_what_they_say() -> None:
     def names(**scope: Static) -> list[str]:
         return [layout.name for layout in dialects_for(scope)]
 
-    assert list(known_dialects()) == ["hub", "meta", "meta-llama4", "meta-mllama"]
-    assert names() == ["hub", "meta-llama4"]
-    assert names(num_heads=2, num_kv_heads=1) == ["hub", "meta", "meta-llama4"]
+    hub = ("hub", "hub-llama4-experts")
+    assert list(known_dialects()) == [*hub, "meta", "meta-llama4", "meta-mllama"]
+    assert names() == [*hub, "meta-llama4"]
+    assert names(num_heads=2, num_kv_heads=1) == [*hub, "meta", "meta-llama4"]
     kinds: Static = ("self", "cross", "self")
     assert "meta-mllama" not in names(num_heads=2, num_kv_heads=1, layer_kinds=kinds)
     tiled: Static = {"aspect_ratios": ((1, 1), (1, 2))}
