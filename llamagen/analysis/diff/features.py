@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from llamagen.analysis.diff.equations import SIZES, canonical, equations, settings
 from llamagen.analysis.diff.runtimes import on_runtime, runtimes
+from llamagen.analysis.labels import collapse
 from llamagen.analysis.numbers.compute import count_flops, flops_of
 from llamagen.analysis.numbers.cost import Workload, resident_bytes
 from llamagen.analysis.numbers.images import encoder_flops
@@ -138,13 +139,6 @@ def _comparable(text: str) -> Static:
         return float(text)
     except ValueError:
         return text
-
-
-def collapse(path: str) -> tuple[str, tuple[int, ...]]:
-    """``model.layers.3.mlp`` -> ``model.layers.*.mlp``, ``(3,)``."""
-    words = path.split(".")
-    index = tuple(int(w) for w in words if w.isdigit())
-    return ".".join("*" if w.isdigit() else w for w in words), index
 
 
 def parameter_features(graph: Graph) -> Iterator[Feature]:
