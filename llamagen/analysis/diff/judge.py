@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.align import Pair, pairs_of
-from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.features import Feature, Kind
 from llamagen.analysis.diff.rules import DiffRule, diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Setting, Transform, WeightChange, candidate
@@ -179,20 +179,18 @@ class _Judge:
             pair.path,
             pair.times,
             pair.layers,
-            self.side(pair, self.before, first=True),
-            self.side(pair, self.after, first=False),
+            self.side(pair.before, self.before, pair.path, causes),
+            self.side(pair.after, self.after, pair.path, causes),
             effects,
             causes,
         )
 
-    def side(self, pair: Pair, model: Model, *, first: bool) -> Side:
-        end = pair.before if first else pair.after
+    def side(self, end: Feature | None, model: Model, path: str, causes: tuple[Cause, ...]) -> Side:
+        """What one model has at ``path``, proven by the source of the value or else of one of its ``causes``."""
         if end is None:
             return Side(None, None, None)
-        source = source_of(model.resolved, pair.path)
-        if source is None:
-            paths = [c.path for c in self.causes(pair)] if pair.kind is not Kind.VALUE else []
-            source = next((s for p in paths if (s := source_of(model.resolved, p))), None)
+        paths = (path, *(cause.path for cause in causes))
+        source = next((s for p in paths if (s := source_of(model.resolved, p))), None)
         return Side(end.text, end.span, source)
 
     def scope(self, pair: Pair) -> dict[str, Static]:
