@@ -8,11 +8,12 @@ from enum import StrEnum
 
 from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import is_tied
-from llamagen.analysis.numbers.walk import operand_types, places
+from llamagen.analysis.numbers.walk import operand_types
 from llamagen.analysis.rules import holds, hyperparameter_scope
 from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
+from llamagen.ir.places import places
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolve import ResolvedSpec

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llamagen.analysis.numbers.walk import Place, behind, operand_types, places
+from llamagen.analysis.numbers.walk import behind, operand_types
 from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import collected, flatten
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart
 from llamagen.ir.optypes import elements, keep_of
+from llamagen.ir.places import Place, places
 
 
 @dataclass(frozen=True, slots=True)
