@@ -156,6 +156,7 @@ class _Judge:
         self.pairs = pairs
         self.a = hyperparameter_scope(before.resolved)
         self.b = hyperparameter_scope(after.resolved)
+        self.sources: dict[tuple[bool, str], str | None] = {}
         self.values = [p for p in pairs if p.kind is Kind.VALUE]
         self.setting = Setting(
             _both(self.a, self.b, "num_heads"),
@@ -190,8 +191,15 @@ class _Judge:
         if end is None:
             return Side(None, None, None)
         paths = (path, *(cause.path for cause in causes))
-        source = next((s for p in paths if (s := source_of(model.resolved, p))), None)
+        source = next((s for p in paths if (s := self.source(model, p))), None)
         return Side(end.text, end.span, source)
+
+    def source(self, model: Model, path: str) -> str | None:
+        """What proves the value at ``path``; many changes rest on few values."""
+        key = (model is self.after, path)
+        if key not in self.sources:
+            self.sources[key] = source_of(model.resolved, path)
+        return self.sources[key]
 
     def scope(self, pair: Pair) -> dict[str, Static]:
         before, after = pair.before, pair.after
@@ -260,7 +268,7 @@ class _Judge:
                 value.path,
                 before.text if before is not None else None,
                 after.text if after is not None else None,
-                source_of(self.after.resolved, value.path),
+                self.source(self.after, value.path),
             )
 
 

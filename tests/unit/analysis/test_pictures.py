@@ -110,7 +110,16 @@ def test_explorer_has_every_node_and_number() -> None:
     nodes = document["graphs"][0]["nodes"]
     ids = {n["id"] for n in nodes}
     assert len(ids) == len(nodes)
-    assert all(e["sourceNodeId"] in ids for n in nodes for e in n["incomingEdges"])
+    made = {(n["id"], r["id"]): r["attrs"][0] for n in nodes for r in n["outputsMetadata"]}
+    edges = [e for n in nodes for e in n["incomingEdges"]]
+    assert all((e["sourceNodeId"], e["sourceNodeOutputId"]) in made for e in edges)
+    assert any(e["sourceNodeOutputId"] == "1" for e in edges), "values of a cache"
+    by_label = {n["label"]: n for n in nodes}
+    assert by_label["lm_head"]["namespace"] == ""
+    assert by_label["embed_tokens"]["namespace"] == "model"
+    logits = made[by_label["logits"]["incomingEdges"][0]["sourceNodeId"], "0"]
+    assert logits["key"] == "shape"
+    assert logits["value"].startswith("model[B, S, ")
     data = [{a["key"]: a["value"] for a in n["attrs"]} for n in nodes]
     from llamagen.analysis.numbers.compute import count_flops, flops_of
     from llamagen.analysis.numbers.params import count_parameters
