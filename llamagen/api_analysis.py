@@ -54,23 +54,23 @@ def list_models(
     return rows(Registry(), generation, status, modality)
 
 
-def save_counts() -> bool:
-    """Count the parameters of every shipped model and save them in spec/counts.json; whether the file changed."""
-    from llamagen.analysis.numbers.counts import counts_path
+def save_numbers() -> bool:
+    """Measure the graphs of every shipped model and save the numbers in spec/numbers.json; whether the file changed."""
+    from llamagen.analysis.family.architecture import numbers_path
     from llamagen.writing import write_changed
 
-    path = counts_path()
-    written, _ = write_changed(path.parent, {path.name: counts_text()})
+    path = numbers_path()
+    written, _ = write_changed(path.parent, {path.name: numbers_text()})
     return bool(written)
 
 
-def counts_text() -> str:
-    """What spec/counts.json must hold."""
-    from llamagen.analysis.numbers.counts import counts_text
+def numbers_text() -> str:
+    """What spec/numbers.json must hold."""
+    from llamagen.analysis.family.architecture import numbers_text
     from llamagen.spec.registry import Registry
 
     registry = Registry()
-    return counts_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
+    return numbers_text(registry.load(spec_id) for spec_id in registry.ids(abstract=False))
 
 
 def show(target: str | Path) -> list[Section]:
@@ -200,18 +200,19 @@ def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
     from llamagen.analysis.ask import wired
     from llamagen.analysis.family.records import Family
+    from llamagen.analysis.numbers.memory import cache_of
     from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
     from llamagen.ir.build_graphs import MAIN
     from llamagen.spec.registry import Registry
 
     registry = Registry()
     if targets:
-        graphs = [(name, wired(name, registry)[MAIN]) for name in targets]
+        caches = [(name, cache_of(wired(name, registry)[MAIN])) for name in targets]
     else:
         records = Family(registry).records()
-        graphs = [(r.id, r.graph) for r in records if r.graph is not None]
+        caches = [(r.id, r.architecture.cache) for r in records if r.architecture is not None]
     contexts = [n for n in CONTEXTS if n < longest]
-    return cache_plot(graphs, contexts=(*contexts, longest))
+    return cache_plot(caches, contexts=(*contexts, longest))
 
 
 def query(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
-import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -81,6 +77,10 @@ class _Extracted(Registry):
 
 def _at_revision(target: str) -> ResolvedSpec:
     """A spec as it was at a commit, with the bases it had then. Nothing is checked out."""
+    import io
+    import tarfile
+    import tempfile
+
     revision, _, name = target.partition(":")
     if not revision or revision.startswith("-") or not name:
         raise LlamagenError.of("LG901", f"`{target}` is not REVISION:PATH of a spec")
@@ -105,6 +105,8 @@ def _at_revision(target: str) -> ResolvedSpec:
 
 
 def _git(arguments: list[str], target: str) -> bytes:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, check=False, timeout=_GIT_SECONDS

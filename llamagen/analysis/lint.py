@@ -10,12 +10,13 @@ from pydantic import Field, StringConstraints
 from llamagen.analysis.doubts import uncertain
 from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
 from llamagen.analysis.numbers.params import count_parameters
-from llamagen.analysis.numbers.walk import behind, operand_types, places
+from llamagen.analysis.numbers.walk import behind, operand_types
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import Diagnostic, Severity, Span
 from llamagen.ir.graph import Block, Graph, Node, OpPart
+from llamagen.ir.places import places
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolve import ResolvedSpec

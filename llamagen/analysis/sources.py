@@ -39,12 +39,15 @@ def _depth(resolved: ResolvedSpec, spec_id: str) -> int:
 
 def matches(glob: str, path: str) -> bool:
     """Whether ``path`` is what ``glob`` says or lies below it."""
-    return _pattern(glob).match(path) is not None
+    start, pattern = _pattern(glob)
+    return path.startswith(start) and pattern.match(path) is not None
 
 
 @cache
-def _pattern(glob: str) -> re.Pattern[str]:
-    return re.compile(rf"{translate(glob)}|{re.escape(glob)}\.")
+def _pattern(glob: str) -> tuple[str, re.Pattern[str]]:
+    """What a path must begin with, which is quickly seen, and all that it must be."""
+    start = re.split(r"[*?\[]", glob, maxsplit=1)[0]
+    return start, re.compile(rf"{translate(glob)}|{re.escape(glob)}\.")
 
 
 class _Authority(Closed):

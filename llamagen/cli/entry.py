@@ -23,14 +23,14 @@ _INTERRUPTED = 130
 def run(argv: Sequence[str]) -> int:
     """Parse and run. Every exception ends here."""
     _fix_streams()
-    gc.set_threshold(100_000)  # a tenth of a short command is spent collecting what imports made
+    gc.set_threshold(200_000)  # a tenth of a short command is spent collecting what imports made
     # Validation is ours alone: pydantic would search every installed package for plugins, which also takes its time.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    from llamagen.cli.app import app
+    from llamagen.cli.app import app_of
     from llamagen.cli.options import OPTIONS
 
     try:
-        app(list(argv), prog_name="llamagen")
+        app_of(argv)(list(argv), prog_name="llamagen")
     except SystemExit as end:
         return _flushed(end.code if isinstance(end.code, int) else CLEAN)
     except LlamagenError as error:

@@ -64,18 +64,18 @@ def list_models(
         typer.Option(help="Only models with or without image input."),
     ] = None,
     format: Annotated[TableFormat, typer.Option(help="How the list is printed.")] = "table",
-    save_counts: Annotated[
+    save_numbers: Annotated[
         bool,
         typer.Option(
-            "--save-counts", help="First count every model again and save spec/counts.json."
+            "--save-numbers", help="First measure every model again and save spec/numbers.json."
         ),
     ] = False,
 ) -> None:
     """List the models with dates, exact parameters, attention, context and licence."""
     from llamagen import api_analysis
 
-    if save_counts:
-        api_analysis.save_counts()
+    if save_numbers:
+        api_analysis.save_numbers()
     rows = api_analysis.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
         console.table(api_analysis.LIST_COLUMNS, [row.cells() for row in rows], format)

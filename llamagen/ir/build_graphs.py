@@ -7,8 +7,9 @@ from typing import Literal
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import Builder
-from llamagen.ir.flatten import flatten
+from llamagen.ir.flatten import cross_name
 from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
+from llamagen.ir.places import places
 from llamagen.spec.resolve import ResolvedSpec
 
 MAIN = "model"
@@ -37,14 +38,15 @@ def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
 def _clash(graphs: Mapping[str, Graph]) -> str | None:
     handed: dict[str, tuple[str, TensorType]] = {}
     weights: dict[str, tuple[str, Parameter]] = {}
-    written = {n for graph in graphs.values() for n in _cross(graph, "write")}
+    writes = {name: crossing(graph, "write") for name, graph in graphs.items()}
+    written = {n for names in writes.values() for n in names}
     for name, graph in graphs.items():
-        read = _cross(graph, "read")
+        read = crossing(graph, "read")
         missing = [n for n in read if n not in written]
         if missing:
             return f"graph `{name}` reads `{missing[0]}`, which no graph writes"
-        crossing = (*_cross(graph, "write").items(), *read.items())
-        for value, type_ in (*graph.outputs, *((v.id, v.type) for v in graph.inputs), *crossing):
+        handed_over = (*writes[name].items(), *read.items())
+        for value, type_ in (*graph.outputs, *((v.id, v.type) for v in graph.inputs), *handed_over):
             other, known = handed.setdefault(value, (name, type_))
             if known != type_:
                 return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
@@ -55,13 +57,13 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
     return None
 
 
-def _cross(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
+def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
     """Names and types of the keys and values that a graph reads from another, or writes for others."""
-    if not any(n.op == f"cross_cache_{way}" for b in graph.blocks.values() for n in b.nodes):
-        return {}
-    flat = flatten(graph)
-    found = flat.handed_in if way == "read" else flat.handed_out
-    return {name: flat.types[id] for name, id in found.items()}
+    found: dict[str, TensorType] = {}
+    for i, here in enumerate(places(graph, frozenset({f"cross_cache_{way}"}))):
+        for end, value in zip(("key", "value"), here.node.results, strict=True):
+            found[cross_name(i, end)] = here.block.values[value].type
+    return found
 
 
 def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:

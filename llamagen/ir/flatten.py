@@ -206,10 +206,15 @@ class _Flattener:
             self.slots.append(CacheSlot(path, of_key, of_value, *names, keep_of(node.attrs)))
         if node.op in self.cross:
             found = self.cross[node.op]
-            place = f"cross_key_values.{len(found)}"
             key, value = results
-            found.append(CrossSlot(path, key, value, f"{place}.key", f"{place}.value"))
+            names_outside = (cross_name(len(found), "key"), cross_name(len(found), "value"))
+            found.append(CrossSlot(path, key, value, *names_outside))
         return results
+
+
+def cross_name(slot: int, end: str) -> str:
+    """Outside a graph, the keys or values (``end``) of its ``slot``-th cross-attention."""
+    return f"cross_key_values.{slot}.{end}"
 
 
 def collected(node: Node) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -152,7 +153,7 @@ class Block:
     """The spec's line for readers."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Graph:
     """One model. ``inputs`` and prelude results are the graph-level values that operands reach as ``@name``.
 
@@ -182,6 +183,14 @@ class Graph:
         types = (root.values[o].type for o in root.outputs)
         return tuple(zip(self.output_names, types, strict=False))
 
+    @cached_property
+    def _instances(self) -> tuple[Instance, ...]:
+        return tuple(_walk(self))
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, Parameter]:
+        return dict(_named(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -195,8 +204,12 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def instances(graph: Graph) -> Iterator[Instance]:
-    """Every block instance, in the order of the parts, parents first."""
+def instances(graph: Graph) -> tuple[Instance, ...]:
+    """Every block instance, in the order of the parts, parents first; walked once for each graph."""
+    return graph._instances
+
+
+def _walk(graph: Graph) -> Iterator[Instance]:
     stack = [Instance("", graph.root_block)]
     while stack:
         here = stack.pop()
@@ -218,12 +231,14 @@ def instances(graph: Graph) -> Iterator[Instance]:
 
 def parameters(graph: Graph) -> dict[str, Parameter]:
     """Role path -> parameter, each weight once (a tied head has none of its own)."""
-    found: dict[str, Parameter] = {}
+    return dict(graph._parameters)
+
+
+def _named(graph: Graph) -> Iterator[tuple[str, Parameter]]:
     for here in instances(graph):
         for part in here.block.parts.values():
             if isinstance(part, OpPart):
                 for parameter in part.parameters:
                     name = parameter.name
                     path = join(here.path, part.name)
-                    found[join(path, name) if name else path] = parameter
-    return found
+                    yield join(path, name) if name else path, parameter

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.flatten import FlatGraph, flatten
+from llamagen.ir.build_graphs import MAIN, crossing
+from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "positions")
@@ -55,13 +55,12 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
     beside_text = {name: graph for name, graph in graphs.items() if name != MAIN}
     if not beside_text:
         return None
-    flats = {name: flatten(graph) for name, graph in beside_text.items()}
-    makes = {n: (*beside_text[n].output_names, *flat.handed_out) for n, flat in flats.items()}
+    makes = {n: (*g.output_names, *crossing(g, "write")) for n, g in beside_text.items()}
     made = {value: name for name, values in makes.items() for value in values}
     last = made.get("logits")
     if last is None:
         raise LlamagenError.of("LG407", f"none of {_listed(beside_text)} gives `logits`")
-    reads = {n: (*flat.inputs, *flat.handed_in) for n, flat in flats.items()}
+    reads = {n: (*(v.id for v in g.inputs), *crossing(g, "read")) for n, g in beside_text.items()}
     order = _ordered(reads, made, last)
     once = tuple(name for name in order if not reads_tokens(beside_text[name]))
     steps = tuple(name for name in order if name not in once)
@@ -79,7 +78,7 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
         beside=tuple(name for name in outside if name not in first),
         makes={name: makes[name] for name in order},
         reads={name: reads[name] for name in order},
-        placeholders={name: p for step in steps for name, p in _placeholders(flats[step])},
+        placeholders={name: p for step in steps for name, p in _placeholders(beside_text[step])},
     )
 
 
@@ -107,7 +106,10 @@ def reads_tokens(graph: Graph) -> bool:
     return any("S" in dim.symbols for value in graph.inputs for dim in value.type.shape)
 
 
-def _placeholders(flat: FlatGraph) -> Iterable[tuple[str, Placeholder]]:
+def _placeholders(graph: Graph) -> Iterable[tuple[str, Placeholder]]:
+    if not any(n.op == "replace_rows" for b in graph.blocks.values() for n in b.nodes):
+        return
+    flat = flatten(graph)
     for node in flat.nodes:
         if node.op == "replace_rows" and node.operands[1] in flat.inputs:
             name, token = node.operands[1], node.attrs["id"]

@@ -103,12 +103,14 @@ def evaluate(
 ) -> Static:
     """Value of ``expr`` where names come from ``scope``. Raises ExpressionError (UnknownName) with a place."""
     match expr:
-        case Literal_(value=value):
-            return value
         case Name(id=name, extent=extent):
             if name not in scope:
                 raise UnknownName(name, extent)
             return scope[name]
+        case Literal_(value=value):
+            return value
+        case Binary():
+            return _binary(expr, scope, functions)
         case Attribute(base=base, name=name, extent=extent):
             record = evaluate(base, scope, functions)
             if not isinstance(record, Mapping):
@@ -116,10 +118,10 @@ def evaluate(
             if name not in record:
                 raise UnknownName(name, extent)
             return record[name]
-        case Index(base=base, index=index, extent=extent):
-            return _index(
-                evaluate(base, scope, functions), evaluate(index, scope, functions), extent
-            )
+        case Unary(op="not", operand=operand):
+            return not evaluate(operand, scope, functions)
+        case Unary(operand=operand, extent=extent):
+            return _apply(operator.neg, [_number(operand, scope, functions)], "-", extent)
         case Call(function=Name(id=name), arguments=arguments, keywords=(), extent=extent):
             if name not in functions:
                 raise UnknownName(name, extent)
@@ -127,33 +129,10 @@ def evaluate(
             return _apply(functions[name], given, f"{name}()", extent)
         case Call(extent=extent):
             raise ExpressionError("only functions of the language can be called here", extent)
-        case Unary(op="not", operand=operand):
-            return not evaluate(operand, scope, functions)
-        case Unary(operand=operand, extent=extent):
-            return _apply(operator.neg, [_number(operand, scope, functions)], "-", extent)
-        case Binary(op="and", left=left, right=right):
-            return evaluate(left, scope, functions) and evaluate(right, scope, functions)
-        case Binary(op="or", left=left, right=right):
-            return evaluate(left, scope, functions) or evaluate(right, scope, functions)
-        case Binary(op=("in" | "not in") as op, left=left, right=right, extent=extent):
-            items = evaluate(right, scope, functions)
-            if not isinstance(items, tuple | str | Mapping):
-                raise ExpressionError(f"`in` needs a list or a text, not {_kind(items)}", extent)
-            found = _apply(operator.contains, [items, evaluate(left, scope, functions)], op, extent)
-            return bool(found) == (op == "in")
-        case Binary(op=op, left=left, right=right, extent=extent) if op in _COMPARE:
-            pair = [evaluate(left, scope, functions), evaluate(right, scope, functions)]
-            return _apply(_COMPARE[op], pair, op, extent)
-        case Binary(op="+", left=left, right=right, extent=extent):
-            pair = [evaluate(left, scope, functions), evaluate(right, scope, functions)]
-            if isinstance(pair[0], str | tuple) and type(pair[0]) is type(pair[1]):
-                return _apply(operator.add, pair, "+", extent)
-            return _arithmetic("+", _check(pair[0], left), _check(pair[1], right), extent)
-        case Binary(op=op, left=left, right=right, extent=extent):
-            if op not in _ARITHMETIC:
-                raise ExpressionError(f"`{op}` works on tensors only", extent)
-            a, b = _number(left, scope, functions), _number(right, scope, functions)
-            return _arithmetic(op, a, b, extent)
+        case Index(base=base, index=index, extent=extent):
+            return _index(
+                evaluate(base, scope, functions), evaluate(index, scope, functions), extent
+            )
         case Conditional(then=then, test=test, otherwise=otherwise):
             chosen = then if evaluate(test, scope, functions) else otherwise
             return evaluate(chosen, scope, functions)
@@ -161,6 +140,32 @@ def evaluate(
             return tuple(evaluate(i, scope, functions) for i in items)
         case _:
             assert_never(expr)
+
+
+def _binary(expr: Binary, scope: Scope, functions: Mapping[str, Callable[..., Static]]) -> Static:
+    op, extent = expr.op, expr.extent
+    if op == "@":
+        raise ExpressionError(f"`{op}` works on tensors only", extent)
+    left = evaluate(expr.left, scope, functions)
+    if op == "and":
+        return left and evaluate(expr.right, scope, functions)
+    if op == "or":
+        return left or evaluate(expr.right, scope, functions)
+    if op in ("in", "not in"):
+        items = evaluate(expr.right, scope, functions)
+        if not isinstance(items, tuple | str | Mapping):
+            raise ExpressionError(f"`in` needs a list or a text, not {_kind(items)}", extent)
+        return bool(_apply(operator.contains, [items, left], op, extent)) == (op == "in")
+    if op in _COMPARE:
+        right = evaluate(expr.right, scope, functions)
+        return _apply(_COMPARE[op], [left, right], op, extent)
+    if op == "+" and isinstance(left, str | tuple):
+        right = evaluate(expr.right, scope, functions)
+        if type(left) is type(right):
+            return _apply(operator.add, [left, right], op, extent)
+        return _arithmetic(op, _check(left, expr.left), _check(right, expr.right), extent)
+    a = _check(left, expr.left)
+    return _arithmetic(op, a, _number(expr.right, scope, functions), extent)
 
 
 def _number(

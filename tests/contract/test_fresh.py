@@ -13,9 +13,9 @@ def test_schema_is_fresh() -> None:
     assert api.schema_is_fresh(), "run `llamagen schema --to spec/schema.json`"
 
 
-def test_saved_counts_are_those_of_the_graphs() -> None:
-    saved = (REPOSITORY / "spec/counts.json").read_text(encoding="utf-8")
-    assert saved == api_analysis.counts_text(), "run `llamagen list --save-counts`"
+def test_saved_numbers_are_those_of_the_graphs() -> None:
+    saved = (REPOSITORY / "spec/numbers.json").read_text(encoding="utf-8")
+    assert saved == api_analysis.numbers_text(), "run `llamagen list --save-numbers`"
 
 
 def test_schema_knows_every_key_with_a_hover() -> None:

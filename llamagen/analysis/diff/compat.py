@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.judge import Change, Diff, diff
-from llamagen.analysis.diff.runtimes import RuntimeReport, on_runtime, runtimes
+from llamagen.analysis.diff.runtimes import RuntimeReport, on_runtimes, runtimes
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
 
@@ -44,7 +44,7 @@ def compat(
     reports: tuple[RuntimeReport, ...] = ()
     if after.graphs:
         chosen = names or tuple(runtimes())
-        reports = tuple(on_runtime(after.resolved, after.graphs, n, dtype) for n in chosen)
+        reports = on_runtimes(after.resolved, after.graphs, chosen, dtype)
     return CompatReport(
         before.id,
         after.id,

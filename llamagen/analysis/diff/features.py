@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from llamagen.analysis.diff.equations import SIZES, canonical, equations, settings
-from llamagen.analysis.diff.runtimes import on_runtime, runtimes
-from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.cost import Workload, resident_bytes
+from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
+from llamagen.analysis.labels import collapse
+from llamagen.analysis.numbers.compute import count_flops
+from llamagen.analysis.numbers.cost import Counted, Workload
 from llamagen.analysis.numbers.images import encoder_flops
 from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import Classifier
 from llamagen.analysis.numbers.walk import behind
-from llamagen.analysis.numbers.whole import whole_parameters, whole_weight_bytes
 from llamagen.diagnostics import Span
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
@@ -64,6 +64,20 @@ class Feature:
     parts: tuple[tuple[int, ...], ...] = ()
     """For a fused matrix: the sizes that its result is split into, one tuple a split."""
 
+    def within(self, path: str, index: tuple[int, ...]) -> Feature:
+        """The same in the block instance at ``path``, whose layers are ``index``."""
+        return Feature(
+            self.kind,
+            join(path, self.path),
+            index,
+            self.value,
+            self.text,
+            self.span,
+            self.reads,
+            self.role,
+            self.parts,
+        )
+
 
 SECTIONS: dict[str, Kind] = {
     "hyperparameters": Kind.VALUE,
@@ -89,7 +103,7 @@ def features(
     yield from spec_features(resolved)
     seen: set[tuple[object, ...]] = set()
     for name, graph in graphs.items():
-        lead = "" if name == MAIN else f"{name}/"
+        own = name == MAIN
         found: tuple[Feature | Equations, ...] = (
             *parameter_features(graph),
             *block_features(graph),
@@ -101,7 +115,7 @@ def features(
             if key not in seen:
                 seen.add(key)
                 shared = isinstance(one, Feature) and one.kind in (Kind.PARAMETER, Kind.OPERATOR)
-                yield one if shared else replace(one, path=f"{lead}{one.path}")
+                yield one if own or shared else replace(one, path=f"{name}/{one.path}")
     if graphs:
         yield from runtime_features(resolved, graphs, load)
         yield from number_features(graphs, load)
@@ -140,39 +154,30 @@ def _comparable(text: str) -> Static:
         return text
 
 
-def collapse(path: str) -> tuple[str, tuple[int, ...]]:
-    """``model.layers.3.mlp`` -> ``model.layers.*.mlp``, ``(3,)``."""
-    words = path.split(".")
-    index = tuple(int(w) for w in words if w.isdigit())
-    return ".".join("*" if w.isdigit() else w for w in words), index
-
-
 def parameter_features(graph: Graph) -> Iterator[Feature]:
     roles = _roles(graph)
+    made = {name: tuple(_parameters(block, roles)) for name, block in graph.blocks.items()}
     for here in instances(graph):
-        for part in here.block.parts.values():
-            if not isinstance(part, OpPart):
-                continue
-            sizes = (e for name, e in part.sources.items() if name in SIZES)
-            reads = frozenset(n.id for e in sizes for n in names(e))
-            role = roles.get((here.block.name, part.name), "other")
-            splits = _splits(here.block, part.name)
-            for parameter in part.parameters:
-                full = join(here.path, part.name)
-                full = join(full, parameter.name) if parameter.name else full
-                path, index = collapse(full)
-                text = "×".join(map(str, parameter.shape))
-                yield Feature(
-                    Kind.PARAMETER,
-                    path,
-                    index,
-                    parameter.shape,
-                    text,
-                    part.span,
-                    reads,
-                    role,
-                    splits,
-                )
+        path, index = collapse(here.path)
+        for one in made[here.block.name]:
+            yield one.within(path, index)
+
+
+def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[Feature]:
+    """The weights of a block's own parts; their paths begin at the block."""
+    for part in block.parts.values():
+        if not isinstance(part, OpPart):
+            continue
+        sizes = (e for name, e in part.sources.items() if name in SIZES)
+        reads = frozenset(n.id for e in sizes for n in names(e))
+        role = roles.get((block.name, part.name), "other")
+        splits = _splits(block, part.name)
+        for parameter in part.parameters:
+            path = join(part.name, parameter.name) if parameter.name else part.name
+            text = "×".join(map(str, parameter.shape))
+            yield Feature(
+                Kind.PARAMETER, path, (), parameter.shape, text, part.span, reads, role, splits
+            )
 
 
 def _roles(graph: Graph) -> dict[tuple[str, str], str]:
@@ -241,14 +246,12 @@ def setting_features(graph: Graph) -> Iterator[Feature]:
     made = {name: tuple(_settings(graph, block)) for name, block in graph.blocks.items()}
     for here in instances(graph):
         path, index = collapse(here.path)
-        for local, name, text, span, reads in made[here.block.name]:
-            full = join(path, f"{local}:{name}")
-            yield Feature(Kind.SETTING, full, index, _comparable(text), text, span, reads, local)
+        for one in made[here.block.name]:
+            yield one.within(path, index)
 
 
-def _settings(
-    graph: Graph, block: Block
-) -> Iterator[tuple[str, str, str, Span | None, frozenset[str]]]:
+def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
+    """The settings of a block's own ops; their paths begin at the block."""
     seen: dict[str, int] = {}
     for node in block.nodes:
         if node.op in ("call", "stack"):
@@ -269,7 +272,8 @@ def _settings(
             reads = (
                 frozenset(n.id for n in names(sources[name])) if name in sources else frozenset()
             )
-            yield label, name, text, node.span, reads
+            path = f"{label}:{name}"
+            yield Feature(Kind.SETTING, path, (), _comparable(text), text, node.span, reads, label)
 
 
 def interface_features(graph: Graph) -> Iterator[Feature]:
@@ -305,29 +309,26 @@ def runtime_features(
     resolved: ResolvedSpec, graphs: Mapping[str, Graph], load: Workload
 ) -> Iterator[Feature]:
     """Status on each runtime, weights in the workload's dtype; the notes behind it stand in the text."""
-    for name in runtimes():
-        report = on_runtime(resolved, graphs, name, load.weights.name)
+    for report in on_runtimes(resolved, graphs, runtimes(), load.weights.name):
         if report.status is None:
             continue
         why = "; ".join(f.note for f in report.facts if f.status is report.status)
-        yield Feature(Kind.RUNTIME, name, (), report.status.value, f"{report.status}: {why}", None)
+        text = f"{report.status}: {why}"
+        yield Feature(Kind.RUNTIME, report.name, (), report.status.value, text, None)
 
 
 def number_features(graphs: Mapping[str, Graph], load: Workload) -> Iterator[Feature]:
-    graph = graphs[MAIN]
-    report = whole_parameters(graphs)
-    cache = cache_of(graph)
-    flops = flops_of(graph)
-    size = load.cache_bytes
-    prefill = count_flops(flops, load.batch, load.context, 0)
-    decode = count_flops(flops, load.batch, 1, load.context)
+    counted = Counted(graphs, load)
+    cache, size = counted.cache, load.cache_bytes
+    prefill = count_flops(counted.flops, load.batch, load.context, 0)
+    decode = count_flops(counted.flops, load.batch, 1, load.context)
     numbers = {
-        "parameters": report.total,
-        "active_parameters": report.active,
-        "weight_bytes": whole_weight_bytes(graphs, load.weights),
+        "parameters": counted.parameters.total,
+        "active_parameters": counted.parameters.active,
+        "weight_bytes": counted.weights,
         "kv_bytes_per_token": cache.per_token(size),
         "kv_bytes": load.batch * cache.allocated(load.context, size),
-        "resident_bytes": resident_bytes(graphs, load),
+        "resident_bytes": counted.resident(load.batch, load.context),
         "kv_bytes_needed": load.batch * cache.needed(load.context, size),
         "prefill_flops": prefill.total,
         "decode_flops": decode.total,

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.align import Pair, pairs_of
-from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.features import Feature, Kind
 from llamagen.analysis.diff.rules import DiffRule, diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Setting, Transform, WeightChange, candidate
@@ -156,6 +156,7 @@ class _Judge:
         self.pairs = pairs
         self.a = hyperparameter_scope(before.resolved)
         self.b = hyperparameter_scope(after.resolved)
+        self.sources: dict[tuple[bool, str], str | None] = {}
         self.values = [p for p in pairs if p.kind is Kind.VALUE]
         self.setting = Setting(
             _both(self.a, self.b, "num_heads"),
@@ -179,21 +180,26 @@ class _Judge:
             pair.path,
             pair.times,
             pair.layers,
-            self.side(pair, self.before, first=True),
-            self.side(pair, self.after, first=False),
+            self.side(pair.before, self.before, pair.path, causes),
+            self.side(pair.after, self.after, pair.path, causes),
             effects,
             causes,
         )
 
-    def side(self, pair: Pair, model: Model, *, first: bool) -> Side:
-        end = pair.before if first else pair.after
+    def side(self, end: Feature | None, model: Model, path: str, causes: tuple[Cause, ...]) -> Side:
+        """What one model has at ``path``, proven by the source of the value or else of one of its ``causes``."""
         if end is None:
             return Side(None, None, None)
-        source = source_of(model.resolved, pair.path)
-        if source is None:
-            paths = [c.path for c in self.causes(pair)] if pair.kind is not Kind.VALUE else []
-            source = next((s for p in paths if (s := source_of(model.resolved, p))), None)
+        paths = (path, *(cause.path for cause in causes))
+        source = next((s for p in paths if (s := self.source(model, p))), None)
         return Side(end.text, end.span, source)
+
+    def source(self, model: Model, path: str) -> str | None:
+        """What proves the value at ``path``; many changes rest on few values."""
+        key = (model is self.after, path)
+        if key not in self.sources:
+            self.sources[key] = source_of(model.resolved, path)
+        return self.sources[key]
 
     def scope(self, pair: Pair) -> dict[str, Static]:
         before, after = pair.before, pair.after
@@ -262,7 +268,7 @@ class _Judge:
                 value.path,
                 before.text if before is not None else None,
                 after.text if after is not None else None,
-                source_of(self.after.resolved, value.path),
+                self.source(self.after, value.path),
             )
 
 

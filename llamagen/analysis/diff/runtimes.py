@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import is_tied
-from llamagen.analysis.numbers.walk import operand_types, places
+from llamagen.analysis.numbers.walk import operand_types
 from llamagen.analysis.rules import holds, hyperparameter_scope
 from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
+from llamagen.ir.places import places
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolve import ResolvedSpec
@@ -69,13 +70,16 @@ def runtime(name: str) -> Runtime:
     return chosen(runtimes(), name, "a runtime of runtimes.yaml")
 
 
-def on_runtime(
-    resolved: ResolvedSpec, graphs: Mapping[str, Graph], name: str, dtype: str
-) -> RuntimeReport:
-    """What is known about ``graphs`` on the runtime ``name`` in ``dtype``."""
-    found = runtime(name)
+def on_runtimes(
+    resolved: ResolvedSpec, graphs: Mapping[str, Graph], names: Iterable[str], dtype: str
+) -> tuple[RuntimeReport, ...]:
+    """What is known about ``graphs`` on the runtimes ``names`` in ``dtype``. Raises LG901 for an unknown one."""
+    found = {name: runtime(name) for name in names}
     scope = _scope(resolved, graphs, dtype)
-    return RuntimeReport(name, found, tuple(f for f in found.facts if holds(f.when, scope)))
+    return tuple(
+        RuntimeReport(name, one, tuple(f for f in one.facts if holds(f.when, scope)))
+        for name, one in found.items()
+    )
 
 
 def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> dict[str, Static]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from llamagen.analysis.doubts import conflicts, uncertain
+from llamagen.analysis.family.architecture import architecture_of
 from llamagen.analysis.labels import BYTES_16, attention_kind
-from llamagen.analysis.numbers.counts import counts_of
 from llamagen.analysis.sources import matches
 from llamagen.spec.registry import Registry, is_sketch
 from llamagen.spec.resolve import ResolvedSpec
@@ -107,7 +107,8 @@ def rows(
 def row(resolved: ResolvedSpec) -> Row:
     """One model's row."""
     spec = resolved.spec
-    counts = counts_of(resolved)
+    built = architecture_of(resolved)
+    counts = built.totals if built is not None else None
     values = spec.hyperparameters
     release, training = spec.release, spec.training
     advertised = training.advertised_context if training is not None else None
@@ -115,8 +116,8 @@ def row(resolved: ResolvedSpec) -> Row:
         id=spec.id,
         released=str(release.date) if release is not None and release.date else None,
         status=_status(resolved),
-        parameters=counts.total if counts is not None else None,
-        active=counts.active if counts is not None else None,
+        parameters=counts.params if counts is not None else None,
+        active=counts.active_params if counts is not None else None,
         layers=values.num_layers,
         hidden=values.hidden_size,
         attention=attention(values),

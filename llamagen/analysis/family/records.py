@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from pydantic import BaseModel
 
 from llamagen.analysis.doubts import conflicts, uncertain
-from llamagen.analysis.labels import BYTES_16, attention_kind
-from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.counts import counts_of
-from llamagen.analysis.numbers.images import encoder_flops
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import Component
-from llamagen.analysis.numbers.walk import Place, places
-from llamagen.analysis.numbers.whole import whole_parameters
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph, parameters
+from llamagen.analysis.family.architecture import Architecture, architecture_of
+from llamagen.analysis.labels import attention_kind
 from llamagen.spec.evaluate import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -29,9 +21,8 @@ from llamagen.spec.validate import expand
 class Record(Mapping[str, Static]):
     """One model. Names are those of ``COLUMNS``; unpublished values are none, unknown names raise KeyError."""
 
-    def __init__(self, resolved: ResolvedSpec, family: Family) -> None:
+    def __init__(self, resolved: ResolvedSpec) -> None:
         self.resolved = resolved
-        self.family = family
         self._known: dict[str, Static] = {}
 
     def __getitem__(self, name: str) -> Static:
@@ -52,44 +43,26 @@ class Record(Mapping[str, Static]):
     def id(self) -> str:
         return self.resolved.spec.id
 
-    @property
-    def graph(self) -> Graph | None:
-        """The text model, shared by models of the same architecture; none where the wiring is not published."""
-        return self.graphs.get(MAIN)
-
-    @property
-    def graphs(self) -> Mapping[str, Graph]:
-        """All graphs by name; empty where the wiring is not published."""
-        return self.family.graphs(self.resolved)
-
     @cached_property
-    def attentions(self) -> tuple[Place, ...]:
-        return tuple(places(self.graph, frozenset({"attention"}))) if self.graph else ()
+    def architecture(self) -> Architecture | None:
+        """Numbers of its graphs; none where the wiring is not published."""
+        return architecture_of(self.resolved)
 
 
 @dataclass
 class Family:
-    """The concrete models of a registry. Graphs are built once for each architecture."""
+    """The concrete models of a registry."""
 
     registry: Registry
-    _graphs: dict[str, dict[str, Graph]] = field(default_factory=dict, repr=False)
 
     def records(self) -> list[Record]:
         """By release date, then id; models without a date last."""
         found = [
-            Record(resolved, self)
+            Record(resolved)
             for spec_id in self.registry.ids(abstract=False)
             if not (resolved := self.registry.load(spec_id)).spec.abstract
         ]
         return sorted(found, key=lambda r: (str(r["released"] or "9999"), r.id))
-
-    def graphs(self, resolved: ResolvedSpec) -> dict[str, Graph]:
-        if resolved.spec.root is None:
-            return {}
-        digest = resolved.digest
-        if digest not in self._graphs:
-            self._graphs[digest] = build_all(resolved)
-        return self._graphs[digest]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,25 +119,15 @@ def _tokens(record: Record) -> Static:
     return training.tokens.value if training is not None and training.tokens is not None else None
 
 
-def _numbers(of: Callable[[Graph], int]) -> Callable[[Record], Static]:
+def _built(of: Callable[[Architecture], Static]) -> Callable[[Record], Static]:
     def value(record: Record) -> Static:
-        return of(record.graph) if record.graph is not None else None
+        return of(record.architecture) if record.architecture is not None else None
 
     return value
 
 
-def _total(record: Record) -> Static:
-    counts = counts_of(record.resolved)
-    return counts.total if counts is not None else None
-
-
-def _active(record: Record) -> Static:
-    counts = counts_of(record.resolved)
-    return counts.active if counts is not None else None
-
-
-def _decode_flops(graph: Graph) -> int:
-    return count_flops(flops_of(graph), 1, 1, 0).total
+def _total(name: str) -> Callable[[Record], Static]:
+    return _built(lambda built: getattr(built.totals, name))
 
 
 def _attention(record: Record) -> Static:
@@ -172,47 +135,6 @@ def _attention(record: Record) -> Static:
     if not isinstance(heads, int) or not (kv is None or isinstance(kv, int)):
         return None
     return attention_kind(heads, kv)
-
-
-def _layers(kind: Callable[[Record], int]) -> Callable[[Record], Static]:
-    def value(record: Record) -> Static:
-        return kind(record) if record.graph is not None else None
-
-    return value
-
-
-def _local(record: Record) -> int:
-    assert record.graph is not None
-    return sum(1 for layer in cache_of(record.graph).layers if layer.reach is not None)
-
-
-def _moe(record: Record) -> int:
-    assert record.graph is not None
-    return sum(1 for _ in places(record.graph, frozenset({"experts"})))
-
-
-def _nope(record: Record) -> int:
-    return sum(1 for a in record.attentions if all(node.op != "rotate" for node in a.block.nodes))
-
-
-def _biases(graph: Graph) -> int:
-    return sum(1 for p in parameters(graph).values() if p.kind == "bias")
-
-
-def _ops(record: Record) -> Static:
-    if record.graph is None:
-        return None
-    blocks = (block for graph in record.graphs.values() for block in graph.blocks.values())
-    found = {node.op for block in blocks for node in block.nodes}
-    return tuple(sorted(found - {"call", "stack"}))
-
-
-def _vision(record: Record) -> int:
-    return whole_parameters(record.graphs).of(Component.VISION)
-
-
-def _image(record: Record) -> Static:
-    return encoder_flops(record.graphs) if record.graphs else None
 
 
 def _pattern_values(record: Record) -> Static:
@@ -281,37 +203,39 @@ COLUMNS: Mapping[str, Column] = {
     "rope_factor": Column("factor of the frequency scaling", _rope("factor")),
     "patterns": Column("per-layer values by pattern name", _pattern_values),
     "attention": Column("MHA, GQA or MQA", _attention),
-    "params": Column(
-        "parameters, each weight once",
-        _total,
-        from_graph=True,
-    ),
-    "active_params": Column("parameters one token uses", _active, from_graph=True),
+    "params": Column("parameters, each weight once", _total("params"), from_graph=True),
+    "active_params": Column("parameters one token uses", _total("active_params"), from_graph=True),
     "kv_bytes_per_token": Column(
         "bytes of cache one more token takes, 16 bit",
-        _numbers(lambda g: cache_of(g).per_token(BYTES_16)),
+        _total("kv_bytes_per_token"),
         from_graph=True,
     ),
     "flops_per_token": Column(
-        "FLOPs of one token without a past", _numbers(_decode_flops), from_graph=True
+        "FLOPs of one token without a past", _total("flops_per_token"), from_graph=True
     ),
     "local_layers": Column(
-        "attention layers with a window or chunk", _layers(_local), from_graph=True
+        "attention layers with a window or chunk", _total("local_layers"), from_graph=True
     ),
     "nope_layers": Column(
-        "attention layers without rotary positions", _layers(_nope), from_graph=True
+        "attention layers without rotary positions", _total("nope_layers"), from_graph=True
     ),
-    "moe_layers": Column("layers with routed experts", _layers(_moe), from_graph=True),
-    "biases": Column("bias tensors of the text model", _numbers(_biases), from_graph=True),
-    "ops": Column("names of the ops of all graphs, sorted", _ops, from_graph=True),
+    "moe_layers": Column("layers with routed experts", _total("moe_layers"), from_graph=True),
+    "biases": Column("bias tensors of the text model", _total("biases"), from_graph=True),
+    "ops": Column(
+        "names of the ops of all graphs, sorted", _built(lambda b: b.ops), from_graph=True
+    ),
     "graphs": Column(
         "names of its graphs; `model` is the one of text alone",
-        lambda r: tuple(r.graphs) or None,
+        _built(lambda b: b.graphs),
         from_graph=True,
     ),
-    "vision_params": Column("parameters that see images alone", _layers(_vision), from_graph=True),
+    "vision_params": Column(
+        "parameters that see images alone", _total("vision_params"), from_graph=True
+    ),
     "image_flops": Column(
-        "FLOPs of seeing one image, or tile where each is an input", _image, from_graph=True
+        "FLOPs of seeing one image, or tile where each is an input",
+        _total("image_flops"),
+        from_graph=True,
     ),
     "uncertain": Column(
         "paths that rest on inference", lambda r: tuple(u.path for u in uncertain(r.resolved))

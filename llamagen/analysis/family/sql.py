@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from llamagen.analysis.diff.features import collapse
-from llamagen.analysis.diff.overlay import leaf_changes, plain_of
 from llamagen.analysis.family.records import COLUMNS, Family
-from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.sources import known_sources, source_of
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build_graphs import all_parameters
 from llamagen.spec.evaluate import Static
 
 Cell: TypeAlias = "str | int | float | None"
 Row: TypeAlias = tuple[Cell, ...]
+Columns: TypeAlias = frozenset[str]
+"""Columns of a table that a statement reads."""
 
 MAX_STEPS: Final = 50_000_000
 """Virtual machine steps of one statement, about a second."""
@@ -29,11 +26,11 @@ MAX_ROWS: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``rows`` is run only when a statement names the table."""
+    """``rows`` is run only when a statement reads the table; columns that it does not read may be left empty."""
 
     columns: tuple[str, ...]
     doc: str
-    rows: Callable[[Family], Iterator[Row]]
+    rows: Callable[[Family, Columns], Iterator[Row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +52,16 @@ def _cell(value: Static) -> Cell:
 _MODEL_COLUMNS = tuple(COLUMNS)
 
 
-def _models(family: Family) -> Iterator[Row]:
+def _models(family: Family, wanted: Columns) -> Iterator[Row]:
     for record in family.records():
-        yield tuple(_cell(record[name]) for name in _MODEL_COLUMNS)
+        yield tuple(_cell(record[name]) if name in wanted else None for name in _MODEL_COLUMNS)
 
 
-def _layers(family: Family) -> Iterator[Row]:
+def _layers(family: Family, _: Columns) -> Iterator[Row]:
     for record in family.records():
-        if record.graph is None:
+        if record.architecture is None:
             continue
-        rotated = {
-            a.path: int(any(node.op == "rotate" for node in a.block.nodes))
-            for a in record.attentions
-        }
-        for i, slot in enumerate(cache_of(record.graph).layers):
+        for i, slot in enumerate(record.architecture.layers):
             yield (
                 record.id,
                 i,
@@ -77,22 +70,20 @@ def _layers(family: Family) -> Iterator[Row]:
                 slot.key_dim,
                 slot.window,
                 slot.chunk,
-                rotated.get(slot.path),
+                None if slot.rope is None else int(slot.rope),
             )
 
 
-def _parameters(family: Family) -> Iterator[Row]:
+def _parameters(family: Family, _: Columns) -> Iterator[Row]:
     for record in family.records():
-        found: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
-        for path, parameter in all_parameters(record.graphs).items():
-            key = (collapse(path)[0], parameter.shape)
-            times, _ = found.get(key, (0, 0))
-            found[key] = (times + 1, parameter.count)
-        for (path, shape), (times, count) in found.items():
-            yield (record.id, path, times, "×".join(map(str, shape)), count, times * count)
+        for one in record.architecture.weights if record.architecture is not None else ():
+            shape = "×".join(map(str, one.shape))
+            yield (record.id, one.path, one.times, shape, one.count, one.times * one.count)
 
 
-def _changes(family: Family) -> Iterator[Row]:
+def _changes(family: Family, _: Columns) -> Iterator[Row]:
+    from llamagen.analysis.diff.overlay import leaf_changes, plain_of
+
     for record in family.records():
         base = record.resolved.spec.extends
         if base is None or base.endswith((".yaml", ".yml")):
@@ -108,12 +99,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _sources(family: Family) -> Iterator[Row]:
-    known = known_sources()
+def _sources(family: Family, wanted: Columns) -> Iterator[Row]:
+    known = known_sources() if "title" in wanted else {}
+    proven = not wanted.isdisjoint(("source", "title"))
     for record in family.records():
         for path, leaf in record.resolved.leaves():
             if path.startswith(("hyperparameters.", "release.", "training.", "tokenizer.")):
-                source = source_of(record.resolved, path)
+                source = source_of(record.resolved, path) if proven else None
                 key = source.split("#", 1)[0] if source is not None else None
                 title = known.get(key) if key is not None else None
                 value = " ".join(leaf.origins[-1].text.split())
@@ -149,11 +141,16 @@ def sql(family: Family, statement: str) -> Result:
     """Run one SELECT. Raises LG905 for anything else, for an error of SQL, and for one that runs too long."""
     connection = sqlite3.connect(":memory:")
     try:
-        words = set(re.findall(r"[a-z_]+", statement.lower()))
         for name, table in TABLES.items():
-            if name in words:
-                _fill(connection, name, table, family)
-        connection.set_authorizer(_authorize)
+            declared = ", ".join(f'"{c}"' for c in table.columns)
+            connection.execute(f"CREATE TABLE {name} ({declared})")
+        reads = _Reads()
+        connection.set_authorizer(reads)
+        connection.execute(f"EXPLAIN {statement}")
+        connection.set_authorizer(None)
+        for name, columns in reads.columns.items():
+            _fill(connection, name, frozenset(columns), family)
+        connection.set_authorizer(reads)
         connection.set_progress_handler(lambda: 1, MAX_STEPS)
         cursor = connection.execute(statement)
         rows = cursor.fetchmany(MAX_ROWS + 1)
@@ -174,17 +171,24 @@ def _columns(description: Sequence[Sequence[object]] | None) -> tuple[str, ...]:
     return tuple(str(column[0]) for column in description or ())
 
 
-def _fill(connection: sqlite3.Connection, name: str, table: Table, family: Family) -> None:
-    columns = ", ".join(f'"{c}"' for c in table.columns)
-    marks = ", ".join("?" for _ in table.columns)
-    connection.execute(f"CREATE TABLE {name} ({columns})")
-    connection.executemany(f"INSERT INTO {name} VALUES ({marks})", table.rows(family))
-
-
 _ALLOWED = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
 
 
-def _authorize(action: int, *_: object) -> int:
-    return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
+class _Reads:
+    """Lets sqlite compile a SELECT only, and notes which columns of which tables it reads (none: it counts rows)."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, set[str]] = {}
+
+    def __call__(self, action: int, table: str | None, column: str | None, *_: str | None) -> int:
+        if action == sqlite3.SQLITE_READ and table is not None and table in TABLES:
+            self.columns.setdefault(table, set()).add(column or "")
+        return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
+
+
+def _fill(connection: sqlite3.Connection, name: str, read: Columns, family: Family) -> None:
+    marks = ", ".join("?" for _ in TABLES[name].columns)
+    rows = TABLES[name].rows(family, read)
+    connection.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)

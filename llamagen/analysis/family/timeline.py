@@ -73,7 +73,7 @@ def _timeline(records: list[Record], left_out: tuple[str, ...], path: str, where
     by_date: dict[str, dict[str, tuple[Static, list[str]]]] = {}
     wired = any(n.id in COLUMNS and COLUMNS[n.id].from_graph for n in names(parsed(path)))
     for record in records:
-        if wired and record.graph is None:
+        if wired and record.architecture is None:
             continue
         here = value(record, path)
         date = static_text(record["released"])

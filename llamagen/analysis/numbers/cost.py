@@ -156,7 +156,7 @@ def cost_of(
         message = f"{graph.spec_id} cannot be split {load.tensor_parallel} ways"
         help = f"degrees that divide its heads and feed-forward widths: {known}"
         raise LlamagenError.of("LG902", message, help=help)
-    model = _Model(graphs, load)
+    model = Counted(graphs, load)
     report = model.device_report(*device) if device is not None else None
     return CostReport(
         graph.spec_id,
@@ -174,7 +174,7 @@ def cost_of(
     )
 
 
-class _Model:
+class Counted:
     """The parts of a report that are computed once and evaluated at several workloads."""
 
     def __init__(self, graphs: Mapping[str, Graph], load: Workload) -> None:
@@ -251,11 +251,6 @@ class _Model:
             phase.bytes_moved / (device.bandwidth * degree),
             phase.tokens,
         )
-
-
-def resident_bytes(graphs: Mapping[str, Graph], load: Workload) -> int:
-    """Bytes that decode holds at once at ``load``: all weights, the whole cache, activations."""
-    return _Model(graphs, load).resident(load.batch, load.context)
 
 
 def largest(fits: Callable[[int], bool]) -> int:

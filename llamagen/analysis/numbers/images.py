@@ -61,8 +61,10 @@ def image_cost(
 
 def encoder_flops(graphs: Mapping[str, Graph]) -> int | None:
     """FLOPs of seeing one image or tile; none for a model of text."""
-    found = image_cost(graphs, 1, 1, 1, 2)
-    return found.encoder.total if found is not None else None
+    pipeline = pipeline_of(graphs)
+    if pipeline is None or not pipeline.once:
+        return None
+    return _flops(graphs, pipeline.once, {"B": 1, "S": 0, "P": 0, "I": 1}).total
 
 
 def _handed(graph: Graph, flat: FlatGraph) -> Iterator[TensorType]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llamagen.analysis.numbers.walk import Place, behind, operand_types, places
+from llamagen.analysis.numbers.walk import behind, operand_types
 from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import collected, flatten
 from llamagen.ir.graph import Block, DType, Graph, Node, StackPart
 from llamagen.ir.optypes import elements, keep_of
+from llamagen.ir.places import Place, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,14 @@ _CACHE_OPS = frozenset({"cache"})
 def cache_of(graph: Graph) -> CacheReport:
     """Every cache slot in execution order (slot i is ``past_key_values.i`` outside)."""
     masks = {r: node for node in graph.prelude for r in node.results if node.op == "causal_mask"}
-    return CacheReport(tuple(_layer(graph, here, masks) for here in places(graph, _CACHE_OPS)))
+    alike: dict[tuple[str, str], CacheLayer] = {}
+    layers: list[CacheLayer] = []
+    for here in places(graph, _CACHE_OPS):
+        key = (here.block.name, here.node.results[0])
+        if key not in alike:
+            alike[key] = _layer(graph, here, masks)
+        layers.append(replace(alike[key], path=here.path))
+    return CacheReport(tuple(layers))
 
 
 def _layer(graph: Graph, here: Place, masks: Mapping[str, Node]) -> CacheLayer:

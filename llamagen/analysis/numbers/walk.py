@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TypeVar, assert_never
 
 from llamagen.ir.dims import Dim
@@ -19,7 +18,6 @@ from llamagen.ir.graph import (
     OpPart,
     StackPart,
     TensorType,
-    join,
 )
 
 K = TypeVar("K")
@@ -104,59 +102,6 @@ def sum_parts(
                 assert_never(part)
 
     return dict(total(start))
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One op application of the model, in execution order. ``path`` is the block instance's role path."""
-
-    path: str
-    block: Block
-    node: Node
-
-
-def places(graph: Graph, ops: frozenset[str]) -> Iterator[Place]:
-    """Every application of one of ``ops``, in execution order; blocks without any are skipped whole."""
-    holds: dict[str, bool] = {}
-
-    def any_below(name: str) -> bool:
-        if name not in holds:
-            block = graph.blocks[name]
-            holds[name] = any(n.op in ops for n in block.nodes) or any(
-                any_below(below) for part in block.parts.values() for below in set(below_of(part))
-            )
-        return holds[name]
-
-    def visit(path: str, block: Block) -> Iterator[Place]:
-        for node in block.nodes:
-            if node.op in ops:
-                yield Place(path, block, node)
-            part = block.parts[node.part] if node.part is not None else None
-            match part:
-                case BlockPart(name=name, block=below) if any_below(below):
-                    yield from visit(join(path, name), graph.blocks[below])
-                case StackPart(name=name, blocks=names):
-                    for i, below in enumerate(names):
-                        if any_below(below):
-                            yield from visit(join(path, f"{name}.{i}"), graph.blocks[below])
-                case _:
-                    pass
-
-    if any_below(graph.root):
-        yield from visit("", graph.root_block)
-
-
-def below_of(part: OpPart | BlockPart | StackPart) -> tuple[str, ...]:
-    """Names of the blocks directly below a part, one entry an instance."""
-    match part:
-        case OpPart():
-            return ()
-        case BlockPart(block=name):
-            return (name,)
-        case StackPart(blocks=names):
-            return names
-        case _:
-            assert_never(part)
 
 
 def behind(block: Block, value: str) -> set[str]:

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llamagen.ir.flatten import FlatNode, flatten
-from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
 from llamagen.ir.ops import OPS
 from llamagen.ir.optypes import elements
 
 
 def explorer_json(graphs: Mapping[str, Graph], sizes: Mapping[str, int]) -> str:
-    """A graph collection. ``sizes`` gives ``B``, ``S``, ``P`` and ``I`` for the FLOPs of each node."""
+    """A graph collection, one node a line. ``sizes`` gives ``B``, ``S``, ``P`` and ``I`` for the FLOPs of each node."""
     label = next(iter(graphs.values())).spec_id
-    drawn = [{"id": name, "nodes": _nodes(graph, sizes)} for name, graph in graphs.items()]
-    return json.dumps({"label": label, "graphs": drawn}, indent=1, ensure_ascii=False) + "\n"
+    drawn = ",\n".join(
+        f'{{"id": {_json(name)}, "nodes": [\n'
+        + ",\n".join(map(_json, _nodes(graph, sizes)))
+        + "\n]}"
+        for name, graph in graphs.items()
+    )
+    return f'{{"label": {_json(label)}, "graphs": [\n{drawn}\n]}}\n'
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
     flat = flatten(graph)
     known = parameters(graph)
-    ids: dict[str, str] = {}
+    ids: dict[str, tuple[str, int]] = {}
+    """Value -> the node that makes it, and which of its results it is."""
     nodes: list[dict[str, object]] = []
     for name in flat.inputs:
-        ids[name] = f"input/{name}"
-        type_ = str(flat.types[name])
-        nodes.append(_node(ids[name], name, "", {"type": type_}, []))
+        ids[name] = (f"input/{name}", 0)
+        nodes.append(_node(f"input/{name}", name, "", {}, [], [flat.types[name]]))
     for i, node in enumerate(flat.nodes):
         here = f"{i}:{node.path}:{node.op}"
         operands = [flat.types[o] for o in node.operands]
         results = [flat.types[r] for r in node.results]
         flops = OPS[node.op].flops(operands, results, node.attrs).evaluate(sizes)
-        data = {"op": node.op, "result": ", ".join(map(str, results))}
+        data = {"op": node.op}
         if flops:
             data["flops"] = str(flops)
         data.update(_weights(node, known))
@@ -40,18 +49,23 @@ def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
             past = {**sizes, "S": 0, "P": sizes["P"] + sizes["S"]}
             values = sum(elements(t.shape).evaluate(past) for t in results)
             data["cache_values"] = str(values)
-        edges = [
-            {"sourceNodeId": ids[o], "sourceNodeOutputId": "0", "targetNodeInputId": str(k)}
-            for k, o in enumerate(node.operands)
-        ]
-        ids.update(dict.fromkeys(node.results, here))
+        edges = [_edge(*ids[o], k) for k, o in enumerate(node.operands)]
+        ids.update({result: (here, k) for k, result in enumerate(node.results)})
         label = node.path.rsplit(".", 1)[-1] if node.parameters else node.op
-        space = node.path.rsplit(".", 1)[0] if node.parameters else node.path
-        nodes.append(_node(here, label, space.replace(".", "/"), data, edges))
+        space = node.path.rpartition(".")[0] if node.parameters else node.path
+        nodes.append(_node(here, label, space.replace(".", "/"), data, edges, results))
     for k, name in enumerate(flat.outputs):
-        edge = {"sourceNodeId": ids[name], "sourceNodeOutputId": "0", "targetNodeInputId": "0"}
-        nodes.append(_node(f"output/{k}", graph.output_names[k], "", {}, [edge]))
+        edge = _edge(*ids[name], 0)
+        nodes.append(_node(f"output/{k}", graph.output_names[k], "", {}, [edge], []))
     return nodes
+
+
+def _edge(source: str, result: int, operand: int) -> dict[str, str]:
+    return {
+        "sourceNodeId": source,
+        "sourceNodeOutputId": str(result),
+        "targetNodeInputId": str(operand),
+    }
 
 
 def _weights(node: FlatNode, known: Mapping[str, Parameter]) -> dict[str, str]:
@@ -64,7 +78,12 @@ def _weights(node: FlatNode, known: Mapping[str, Parameter]) -> dict[str, str]:
 
 
 def _node(
-    id_: str, label: str, namespace: str, data: Mapping[str, str], edges: list[dict[str, str]]
+    id_: str,
+    label: str,
+    namespace: str,
+    data: Mapping[str, str],
+    edges: list[dict[str, str]],
+    results: Sequence[TensorType],
 ) -> dict[str, object]:
     attrs = [{"key": key, "value": value} for key, value in data.items()]
     return {
@@ -73,4 +92,8 @@ def _node(
         "namespace": namespace,
         "attrs": attrs,
         "incomingEdges": edges,
+        "outputsMetadata": [
+            {"id": str(k), "attrs": [{"key": "shape", "value": str(type_)}]}
+            for k, type_ in enumerate(results)
+        ],
     }

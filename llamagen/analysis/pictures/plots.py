@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers.memory import CacheReport
 from llamagen.analysis.pictures.svg import Curve, plot_svg
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.graph import Graph
 
 CONTEXTS = tuple(2**k for k in range(10, 18))
 """1,024 to 131,072 tokens."""
 
 
 def cache_curve(
-    name: str, graph: Graph, bytes_per_value: int = 2, contexts: Sequence[int] = CONTEXTS
+    name: str, report: CacheReport, bytes_per_value: int = 2, contexts: Sequence[int] = CONTEXTS
 ) -> Curve:
     """Bytes of cache that later queries can still see, for one sequence."""
-    report = cache_of(graph)
     return Curve(name, tuple((n, report.needed(n, bytes_per_value)) for n in contexts))
 
 
 def cache_plot(
-    graphs: Iterable[tuple[str, Graph]],
+    caches: Iterable[tuple[str, CacheReport]],
     bytes_per_value: int = 2,
     contexts: Sequence[int] = CONTEXTS,
 ) -> str:
     """SVG of KV cache over context. Models whose curves coincide share a line. Raises LG901 without any model."""
     by_points: dict[tuple[tuple[int, int], ...], list[str]] = {}
-    for name, graph in graphs:
-        curve = cache_curve(name, graph, bytes_per_value, contexts)
+    for name, report in caches:
+        curve = cache_curve(name, report, bytes_per_value, contexts)
         if any(y for _, y in curve.points):
             by_points.setdefault(curve.points, []).append(name)
     if not by_points:

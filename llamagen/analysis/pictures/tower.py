@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llamagen.analysis.diff.equations import equations, option_values
-from llamagen.analysis.diff.features import collapse
 from llamagen.analysis.diff.judge import Diff
 from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.labels import collapse
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, BlockPart, Graph, OpPart, StackPart, join
 from llamagen.units import count_short

@@ -11,6 +11,7 @@ from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.equations import equations
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.surfaces import Verdict
+from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.pictures.explorer import explorer_json
 from llamagen.analysis.pictures.plots import cache_curve, cache_plot
 from llamagen.analysis.pictures.svg import diff_svg, tower_svg
@@ -93,10 +94,11 @@ def test_diff_svg_colours_what_changed() -> None:
 
 
 def test_plot_bends_where_layers_are_local() -> None:
-    curve = dict(cache_curve("scout", models.graph(models.SCOUT)).points)
+    curve = dict(cache_curve("scout", cache_of(models.graph(models.SCOUT))).points)
     assert curve[4096] == 2 * curve[2048]
     assert curve[131072] < 16 * curve[8192] / 2
-    svg = cache_plot([("a", models.graph(models.LLAMA_3_8B)), ("b", models.graph(models.SCOUT))])
+    caches = [cache_of(models.graph(m)) for m in (models.LLAMA_3_8B, models.SCOUT)]
+    svg = cache_plot(zip("ab", caches, strict=True))
     assert {"a", "b", "context (tokens)", "128K"} <= set(texts(svg))
     assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}polyline"))) == 2
 
@@ -108,10 +110,18 @@ def test_explorer_has_every_node_and_number() -> None:
     nodes = document["graphs"][0]["nodes"]
     ids = {n["id"] for n in nodes}
     assert len(ids) == len(nodes)
-    assert all(e["sourceNodeId"] in ids for n in nodes for e in n["incomingEdges"])
+    made = {(n["id"], r["id"]): r["attrs"][0] for n in nodes for r in n["outputsMetadata"]}
+    edges = [e for n in nodes for e in n["incomingEdges"]]
+    assert all((e["sourceNodeId"], e["sourceNodeOutputId"]) in made for e in edges)
+    assert any(e["sourceNodeOutputId"] == "1" for e in edges), "values of a cache"
+    by_label = {n["label"]: n for n in nodes}
+    assert by_label["lm_head"]["namespace"] == ""
+    assert by_label["embed_tokens"]["namespace"] == "model"
+    logits = made[by_label["logits"]["incomingEdges"][0]["sourceNodeId"], "0"]
+    assert logits["key"] == "shape"
+    assert logits["value"].startswith("model[B, S, ")
     data = [{a["key"]: a["value"] for a in n["attrs"]} for n in nodes]
     from llamagen.analysis.numbers.compute import count_flops, flops_of
-    from llamagen.analysis.numbers.memory import cache_of
     from llamagen.analysis.numbers.params import count_parameters
 
     total = count_parameters(graph).total

@@ -9,7 +9,7 @@ import pytest
 from llamagen.analysis.ask import model_of
 from llamagen.analysis.diff import render_compat
 from llamagen.analysis.diff.compat import compat
-from llamagen.analysis.diff.runtimes import Status, on_runtime, runtimes
+from llamagen.analysis.diff.runtimes import Status, on_runtimes, runtimes
 from llamagen.analysis.diff.surfaces import Verdict
 from llamagen.analysis.diff.transforms import Transform
 from llamagen.analysis.family import render_timeline
@@ -134,7 +134,7 @@ def test_compat_of_variants_and_generations() -> None:
 def test_runtime_facts_apply_where_they_hold() -> None:
     def status(source: str, name: str, dtype: str) -> Status | None:
         graphs = {"model": models.graph(source)}
-        return on_runtime(models.spec(source), graphs, name, dtype).status
+        return on_runtimes(models.spec(source), graphs, [name], dtype)[0].status
 
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "float32") is Status.RUNS
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "bfloat16") is Status.SLOW

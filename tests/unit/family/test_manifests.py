@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.numbers.counts import count
+from llamagen.analysis.family.measure import measure
 from llamagen.emit.config import CONFIG_FILE, config_files
 from llamagen.ir.build_graphs import all_parameters
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor
@@ -91,9 +91,9 @@ def test_a_wrong_meta_shape_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", BUILDABLE)
 def test_totals_are_exact(name: str) -> None:
     known = records()[name]
-    found = count(spec_of(name))
-    assert found.total == known["params"] == total(manifests("hub")[name])
-    assert found.active == known["active"]
+    found = measure(spec_of(name)).totals
+    assert found.params == known["params"] == total(manifests("hub")[name])
+    assert found.active_params == known["active"]
     if "meta_total" in known:
         assert total(manifests("meta")[name]) == known["meta_total"]
 

@@ -1,0 +1,75 @@
+"""Saved numbers of graphs: used where they are of this very architecture, never for another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llamagen.analysis.family import architecture, measure
+from llamagen.analysis.family.architecture import Architecture, architecture_of
+from llamagen.analysis.family.records import Family, Record
+from llamagen.analysis.family.sql import sql
+from llamagen.spec.evaluate import Static
+from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+
+EDITED = "spec: 1\nid: edited\nextends: llama/3.2/1b\nhyperparameters: {num_layers: 15}\n"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the specs whose graphs were built."""
+    found: list[str] = []
+    original: Callable[[ResolvedSpec], Architecture] = measure.measure
+
+    def spy(resolved: ResolvedSpec) -> Architecture:
+        found.append(resolved.spec.id)
+        return original(resolved)
+
+    monkeypatch.setattr(measure, "measure", spy)
+    monkeypatch.setattr(architecture, "_known", {})
+    return found
+
+
+def test_no_question_about_the_shipped_family_builds_a_graph(measured: list[str]) -> None:
+    family = Family(Registry())
+    for table in ("models", "layers", "parameters"):
+        assert sql(family, f"SELECT * FROM {table}").rows
+    assert measured == []
+
+
+def test_an_edited_spec_is_measured(measured: list[str]) -> None:
+    registry = Registry()
+    shipped, edited = registry.load("llama/3.2/1b"), registry.load_text(EDITED, "edited.yaml")
+    whole, less = architecture_of(shipped), architecture_of(edited)
+    assert measured == ["edited"]
+    assert whole is not None
+    assert less is not None
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 2 * 2048
+    assert whole.totals.params - less.totals.params == layer
+    assert len(less.layers) == 15
+
+
+def test_models_of_one_architecture_are_measured_once(measured: list[str]) -> None:
+    for name in "ab":
+        text = EDITED.replace("id: edited", f"id: {name}")
+        architecture_of(Registry().load_text(text, f"{name}.yaml"))
+    assert measured == ["a"]
+
+
+def test_a_statement_fills_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[str] = set()
+    original = Record.__getitem__
+
+    def spy(self: Record, name: str) -> Static:
+        read.add(name)
+        return original(self, name)
+
+    monkeypatch.setattr(Record, "__getitem__", spy)
+    found = sql(Family(Registry()), "SELECT a.params FROM models AS a WHERE a.ID = 'llama/3/8b'")
+    assert found.rows == ((8_030_261_248,),)
+    assert read == {"id", "released", "params"}, "`released` orders the rows"
+    read.clear()
+    assert sql(Family(Registry()), "SELECT count(*) FROM models").rows == ((54,),)
+    assert read == {"released"}
