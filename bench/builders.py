@@ -72,6 +72,7 @@ BUILDERS: Mapping[str, Builder] = {
     "llamagen ort-cuda f16": Builder("f16", _ours("--profile", "ort-cuda", "--dtype", "float16")),
     "llamagen int8 block 32": Builder("int8", _fused("--quantize", "int8")),
     "llamagen int4 block 32": Builder("int4", _fused("--quantize", "int4")),
+    "llamagen int4 block 64": Builder("int4", _fused("--quantize", "int4", "--block-size", "64")),
     "llamagen int4 block 128": Builder("int4", _fused("--quantize", "int4", "--block-size", "128")),
     "llamagen w8a8": Builder("int8", _fused("--quantize", "w8a8")),
     "genai f32": Builder("f32", _genai("fp32"), "genai"),

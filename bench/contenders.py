@@ -64,6 +64,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "llamagen int4 in genai": Contender(
         "int4", "genai", "llamagen int4 block 32", "genai", ours=True
     ),
+    "llamagen int4 block 64": Contender("int4", "llamagen", "llamagen int4 block 64", ours=True),
     "llamagen int4 block 128": Contender("int4", "llamagen", "llamagen int4 block 128", ours=True),
     "llamagen int8": Contender("int8", "llamagen", "llamagen int8 block 32", ours=True),
     "llamagen w8a8": Contender("int8", "llamagen", "llamagen w8a8", ours=True),

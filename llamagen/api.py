@@ -314,15 +314,19 @@ def run(
     top_p: float = 1.0,
     seed: int = 0,
     threads: int = 0,
+    provider: str = "cpu",
 ) -> Generation:
     """Generate from an exported folder: iterate the result for tokens and text as they come.
 
     ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
     With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
+    ``provider`` is ``cpu``, or ``cuda`` where onnxruntime has it.
     """
     from llamagen.runtime.generation import generate
     from llamagen.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     pictures = [Path(image) for image in images]
-    return generate(Path(folder), prompt, sampling, max_new_tokens, threads, pictures, chat)
+    return generate(
+        Path(folder), prompt, sampling, max_new_tokens, threads, pictures, chat, provider
+    )

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.engines.protocol import Engine, serve
-from llamagen.runtime.session import Session
+from llamagen.emit.manifest import read_manifest
+from llamagen.runtime.session import OpenOptions, Session
 
 
 class Ours(Engine):
     def __init__(self, folder: Path, threads: int) -> None:
-        self.session = Session(folder, threads)
+        self.session = Session(folder, OpenOptions(threads, settings=read_manifest(folder).session))
 
     def reset(self) -> None:
         self.session.reset()

@@ -224,6 +224,9 @@ def run(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="0 lets ONNX Runtime choose.")] = 0,
+    provider: Annotated[
+        str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
+    ] = "cpu",
 ) -> None:
     """Generate with ONNX Runtime from an exported folder; tokens go to stdout as they come."""
     if (prompt is None) == (ids is None):
@@ -244,6 +247,7 @@ def run(
         top_p=top_p,
         seed=seed,
         threads=threads,
+        provider=provider,
     )
     for piece in stream:
         console.piece(piece.text)

@@ -189,6 +189,7 @@ class ExportJob:
             cache=self.options.cache,
             weights=weights,
             quantization=quantization_of(self.options.quantize).record(self.options.quantize),
+            session=dict(main.session_settings),
             graphs={
                 name: GraphRecord(
                     file=f"{name}.onnx",

@@ -126,6 +126,9 @@ class Manifest(Closed):
     weights: WeightsRecord
     quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
     quality: QualityRecord | None = Field(default=None, description="null: it was not measured.")
+    session: dict[str, str] = Field(
+        default={}, description="Configuration entries for sessions of ONNX Runtime."
+    )
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.emit.onnx.session import as_past, empty_cache
+from llamagen.emit.onnx.session import array_of, as_past, device_of, empty_cache, value_of
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -29,11 +29,10 @@ class Cache(Protocol):
 
 
 def cache_of(session: ort.InferenceSession) -> Cache:
-    """In place where the model can append to a buffer, else one that grows."""
-    said = session.get_modelmeta().custom_metadata_map
-    return (
-        BufferCache(session) if said.get("llamagen.in_place") == "true" else GrowingCache(session)
-    )
+    """In place where the model can append to a buffer that numpy can hold, else one that grows."""
+    in_place = session.get_modelmeta().custom_metadata_map.get("llamagen.in_place") == "true"
+    held = all("bfloat16" not in i.type for i in session.get_inputs())
+    return BufferCache(session) if in_place and held else GrowingCache(session)
 
 
 class GrowingCache:
@@ -41,24 +40,28 @@ class GrowingCache:
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
+        self.device = device_of(session)
         self.outputs = [o.name for o in session.get_outputs()]
         self.past: dict[str, OrtValue] = {}
         self.reset()
 
     def reset(self) -> None:
-        from onnxruntime import OrtValue
-
         empty = empty_cache(self.session, batch=1)
-        self.past = {n: OrtValue.ortvalue_from_numpy(array) for n, array in empty.items()}
+        self.past = {name: value_of(array, self.device) for name, array in empty.items()}
 
     def reserve(self, total: int) -> None:
         """Nothing: each call makes what it returns."""
 
     def run(self, feeds: Mapping[str, OrtValue], total: int) -> npt.NDArray[np.floating]:
-        results = self.session.run_with_ort_values(self.outputs, {**feeds, **self.past})
-        named = dict(zip(self.outputs, results, strict=True))
+        binding = self.session.io_binding()
+        for name, value in {**feeds, **self.past}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, "cpu" if name == "logits" else self.device)
+        self.session.run_with_iobinding(binding)
+        named = dict(zip(self.outputs, binding.get_outputs(), strict=True))
         self.past = as_past(named)
-        logits: npt.NDArray[np.floating] = named["logits"].numpy()
+        logits: npt.NDArray[np.floating] = array_of(named["logits"])  # type: ignore[assignment]
         return logits
 
 
@@ -70,6 +73,7 @@ class BufferCache:
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
+        self.device = device_of(session)
         self.capacity = 0
         self.binding = session.io_binding()
         self.buffers: dict[str, OrtValue] = {}
@@ -107,10 +111,8 @@ class BufferCache:
         }
 
     def _bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        from onnxruntime import OrtValue
-
         for name, array in arrays.items():
-            buffer = OrtValue.ortvalue_from_numpy(array)
+            buffer = value_of(array, self.device)
             self.buffers[name] = buffer
             self.binding.bind_ortvalue_input(name, buffer)
             present = name.replace("past_key_values.", "present.", 1)

@@ -13,13 +13,14 @@ import numpy as np
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.emit.manifest import MANIFEST, read_manifest
+from llamagen.emit.onnx.session import provider_of
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
 from llamagen.images.recipe import Recipe
 from llamagen.runtime.chat import chat_text
 from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.runtime.text import TOKENIZER_FILE, Text
 
 
@@ -113,15 +114,18 @@ def generate(
     threads: int = 0,
     images: Sequence[Path] = (),
     chat: bool = False,
+    provider: str = "cpu",
 ) -> Generation:
     """Open ``folder`` and prepare a generation; nothing is computed before it is iterated.
 
     With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
 
-    Raises LG760 (not an exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a
-    prompt longer than the context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places
-    differ in number), LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
+    Raises LG711 (ONNX Runtime has no such ``provider``), LG760 (not an exported folder), LG761 (text without a
+    tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the context), LG780 and LG781 (an image that
+    cannot be read), LG782 (images and their places differ in number), LG783 (a model that reads no images), LG784 (no
+    chat template, or one that fails).
     """
+    execution = provider_of(provider)
     text = Text.of_folder(folder)
     if isinstance(prompt, str):
         if text is None:
@@ -132,12 +136,15 @@ def generate(
         ids = text.encode(given, bare=chat)
     else:
         ids = tuple(prompt)
-    record, prepared = _prepared(folder, ids, images, encoded=isinstance(prompt, str))
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    known = manifest.images if manifest is not None else None
+    record, prepared = _prepared(folder, known, ids, images, encoded=isinstance(prompt, str))
+    how = OpenOptions(threads, execution, manifest.session if manifest is not None else {})
     started = time.perf_counter()
-    session = Session(folder, threads, record)
+    session = Session(folder, how, record)
     opened = time.perf_counter() - started
-    known = [c for c in (context_of(folder), session.max_context) if c is not None]
-    context = min(known, default=None)
+    limits = [c for c in (context_of(folder), session.max_context) if c is not None]
+    context = min(limits, default=None)
     read = len(prepared.input_ids)
     if context is not None and read >= context:
         message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
@@ -157,10 +164,14 @@ def generate(
 
 
 def _prepared(
-    folder: Path, ids: tuple[int, ...], images: Sequence[Path], *, encoded: bool
+    folder: Path,
+    record: ImagesRecord | None,
+    ids: tuple[int, ...],
+    images: Sequence[Path],
+    *,
+    encoded: bool,
 ) -> tuple[ImagesRecord | None, Prompt]:
     """The prompt, and what the folder says about images if the prompt has some."""
-    record = read_manifest(folder).images if (folder / MANIFEST).is_file() else None
     recipe: Recipe | None = record.preprocessing if record is not None else None
     if images and recipe is None:
         known = "this model reads text only" if record is None else "its tokens are not published"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.session import as_input, open_session
+from llamagen.emit.onnx.session import CPU, array_of, as_input, open_session, value_of
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.images.prompt import Values
 from llamagen.runtime.cache import Cache, cache_of
@@ -23,25 +24,36 @@ if TYPE_CHECKING:
 NOTHING: Values = {}
 
 
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How ONNX Runtime opens graphs: ``threads`` 0 lets it choose, ``settings`` are configuration entries."""
+
+    threads: int = 0
+    provider: str = CPU
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+AS_IT_IS = OpenOptions()
+
+
 class Graph:
     """One graph in ONNX Runtime."""
 
-    def __init__(self, file: Path, threads: int = 0) -> None:
+    def __init__(self, file: Path, options: OpenOptions = AS_IT_IS) -> None:
         """Raises LG760 if there is no such file, LG711 to LG713 if ONNX Runtime refuses it."""
-        import onnxruntime as ort
-
         if not file.is_file():
             message = f"{str(file.parent)!r} has no {file.name}"
             help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
             raise LlamagenError.of("LG760", message, help=help)
-        self.value = ort.OrtValue.ortvalue_from_numpy
-        self.session = open_session(file, threads)
+        self.session = open_session(
+            file, options.threads, options.provider, settings=options.settings
+        )
         self.inputs = {i.name: i.type for i in self.session.get_inputs()}
 
     def feeds(self, arrays: Values, made: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
         """What the graph reads of ``arrays``, in the types it wants, and of what other graphs made."""
         given = {
-            name: self.value(as_input(array, self.inputs[name]))
+            name: value_of(as_input(array, self.inputs[name]))
             for name, array in arrays.items()
             if name in self.inputs
         }
@@ -59,13 +71,15 @@ class Session:
     The cache stays in ONNX Runtime's memory between calls.
     """
 
-    def __init__(self, folder: Path, threads: int = 0, record: ImagesRecord | None = None) -> None:
+    def __init__(
+        self, folder: Path, options: OpenOptions = AS_IT_IS, record: ImagesRecord | None = None
+    ) -> None:
         """Open ``folder``. Raises LG760 if it was not exported, LG711 to LG713 if ONNX Runtime refuses it."""
         self.folder = folder
-        self.threads = threads
+        self.options = options
         self.record = record
         files = [MODEL_FILE] if record is None else [f"{name}.onnx" for name in record.steps]
-        *self.before, self.last = (Graph(folder / file, threads) for file in files)
+        *self.before, self.last = (Graph(folder / file, options) for file in files)
         session = self.last.session
         self.vocab_size = int(session.get_outputs()[0].shape[-1])
         said = session.get_modelmeta().custom_metadata_map.get("llamagen.max_context")
@@ -100,9 +114,9 @@ class Session:
         assert self.record is not None, "a session of text sees no images"
         made: dict[str, OrtValue] = {}
         for name in self.record.once:
-            graph = Graph(self.folder / f"{name}.onnx", self.threads)
+            graph = Graph(self.folder / f"{name}.onnx", self.options)
             made.update(graph.run(graph.feeds(images, made)))
-        self.rows = {name: made.pop(name).numpy() for name in self.placeholders if name in made}
+        self.rows = {name: array_of(made.pop(name)) for name in self.placeholders if name in made}
         self.seen = made
 
     def step(self, ids: Sequence[int], beside: Values = NOTHING) -> npt.NDArray[np.floating]:

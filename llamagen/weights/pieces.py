@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -50,8 +51,9 @@ def write_pieces(
     file pass through.
     """
     digest = _Digest(descriptor, gaps)
+    turn = Lock()
     with _Syncer(descriptor) as syncer:
-        for length, made in in_parallel(pieces, lambda piece: _write(descriptor, piece)):
+        for length, made in in_parallel(pieces, lambda piece: _write(descriptor, piece, turn)):
             for offset, data in made:
                 digest.add(offset, data)
             report(length)
@@ -84,16 +86,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write(descriptor: int, piece: Piece) -> Sequence[tuple[int, Bytes]]:
+def _write(descriptor: int, piece: Piece, turn: Lock) -> Sequence[tuple[int, Bytes]]:
     made = piece.make()
     total = sum(data.size for _, data in made)
     if total != piece.length:
         raise ValueError(f"a piece came as {total} bytes, {piece.length} were announced")
     for offset, data in made:
         view = data.data
-        while view:
-            count = os.pwrite(descriptor, view, offset)
-            view, offset = view[count:], offset + count
+        with (
+            turn
+        ):  # the kernel admits one writer of a file; a second one spins where it could convert
+            while view:
+                count = os.pwrite(descriptor, view, offset)
+                view, offset = view[count:], offset + count
     return made
 
 

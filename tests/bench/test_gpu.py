@@ -44,8 +44,9 @@ def test_the_whole_run_on_a_cpu(spec: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     command = ["--device", "cpu", "--spec", str(spec), "--work", str(tmp_path / "work")]
     sizes = ["--past", "9", "--steps", "2", "--rounds", "1", "--results", str(results)]
-    assert gpu.main([*command, *sizes, "--variants", "bfloat16"]) == 0
-    (row,) = json.loads(results.read_text())
+    assert gpu.main([*command, *sizes, "--variants", "bfloat16,int4"]) == 0
+    row, quantised = json.loads(results.read_text())
+    assert quantised["passed"] and quantised["rms_over_std"]["module"] > 1e-4  # float16
     assert row["passed"]
     assert (row["device"], row["variant"]) == ("CPU", "bfloat16")
     assert set(row["tokens_per_s"]) == {"onnxruntime", "module", "transformers"}

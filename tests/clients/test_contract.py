@@ -12,7 +12,7 @@ import pytest
 from llamagen import api
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import MAX_LENGTH
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
 from tests.parity import llama4, mllama
@@ -39,7 +39,7 @@ def test_a_decoder_nobody_thought_of_runs_or_is_refused(
         readme = (tmp_path / "out" / "README.md").read_text()
         assert f"- onnxruntime-genai: the model {' and '.join(contract.reasons)}.\n" in readme
         return
-    session = Session(tmp_path / "out", threads=1)
+    session = Session(tmp_path / "out", OpenOptions(threads=1))
     expected, ids = [], PROMPT
     for _ in range(STEPS):
         ids = [int(np.argmax(session.step(ids)))]

@@ -53,6 +53,7 @@ def write_client_files(
             hidden_size=spec.hyperparameters.hidden_size,
             share_buffer=model.in_place,
             providers=PROVIDERS[model.profile.provider],
+            session=model.session_settings,
         )
         _write(folder / GENAI_FILE, text)
     exported = Exported(

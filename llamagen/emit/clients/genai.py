@@ -38,6 +38,7 @@ def genai_config(
     hidden_size: int | None,
     share_buffer: bool,
     providers: Sequence[str],
+    session: Mapping[str, str],
 ) -> str:
     """The file's text.
 
@@ -57,6 +58,7 @@ def genai_config(
             "filename": filename,
             "session_options": {
                 "log_id": "onnxruntime-genai",
+                **session,
                 "provider_options": [{name: {}} for name in providers],
             },
             "head_size": decoder.head_dim,

@@ -111,6 +111,7 @@ class Page:
     cache_dtype: str
     several_graphs: bool
     provider: str
+    session: Mapping[str, str]
     gpu: bool
 
 
@@ -146,6 +147,7 @@ def page_of(exported: Exported) -> Page:
         cache_dtype=model.profile.io_dtypes[model.dtype],
         several_graphs=len(exported.graphs) > 1,
         provider=model.profile.provider,
+        session=model.session_settings,
         gpu=model.profile.provider != CPU,
     )
 

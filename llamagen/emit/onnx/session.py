@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,14 +18,22 @@ from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+    from onnxruntime import OrtValue
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
+"""A device, as ONNX Runtime calls it, and the execution provider that computes there."""
+NONE: Mapping[str, str] = MappingProxyType({})
+BFLOAT16 = 16
+"""onnx.TensorProto.BFLOAT16; numpy has no such type of its own."""
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
+    "tensor(bfloat16)": ml_dtypes.bfloat16,
     "tensor(int64)": np.int64,
 }
 
@@ -33,13 +45,16 @@ def open_session(
     threads: int = 0,
     provider: str = CPU,
     data_folder: Path | None = None,
+    settings: Mapping[str, str] = NONE,
 ) -> ort.InferenceSession:
     """A session of ``model`` (a file, or bytes); ``threads`` 0 lets ONNX Runtime choose.
 
-    External data of a model given as bytes is in ``data_folder``.
+    External data of a model given as bytes is in ``data_folder``; ``settings`` are configuration entries.
 
-    Raises LG711 when ``provider`` is not in this installation, LG712 when it lacks an operator of the model, LG713
-    when the model cannot be loaded.
+    float32 is float32 on a GPU too: without the 10 bits of TF32.
+
+    Raises LG711 when ``provider`` is not in this installation or does not start, LG712 when it lacks an operator of the
+    model, LG713 when the model cannot be loaded.
     """
     import onnxruntime as ort
 
@@ -55,12 +70,38 @@ def open_session(
     options.log_severity_level = 4  # its findings are raised below; a library prints nothing
     if data_folder is not None:
         options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+    for name, value in settings.items():
+        options.add_session_config_entry(name, value)
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
+    of_provider = {"use_tf32": "0"} if provider == CUDA else {}
     try:
-        return ort.InferenceSession(source, options, providers=[provider])
+        session = ort.InferenceSession(source, options, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
+    if session.get_providers()[0] != provider:  # it goes on with the CPU
+        raise LlamagenError.of(
+            "LG711",
+            f"{provider} does not start on this machine",
+            help="are a GPU and the CUDA and cuDNN libraries of this onnxruntime here? Or use the CPU",
+        )
+    return session
+
+
+def provider_of(word: str) -> str:
+    """The execution provider of ``cpu`` or ``cuda``. Raises LG711 for another word."""
+    found = PROVIDERS.get(word)
+    if found is None:
+        raise LlamagenError.of(
+            "LG711", f"there is no provider {word!r}", help=f"there are {' and '.join(PROVIDERS)}"
+        )
+    return found
+
+
+def device_of(session: ort.InferenceSession) -> str:
+    """Where the session computes."""
+    first = session.get_providers()[0]
+    return next(device for device, provider in PROVIDERS.items() if provider == first)
 
 
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
@@ -75,6 +116,27 @@ def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[
 def as_input(value: NDArray[np.generic], kind: str) -> NDArray[np.generic]:
     """An array in the type that an input wants (``tensor(float16)``), contiguous."""
     found: NDArray[np.generic] = np.ascontiguousarray(value, dtype=_TYPES[kind])
+    return found
+
+
+def value_of(array: NDArray[np.generic], device: str = "cpu") -> OrtValue:
+    """A tensor on ``device``; one of bfloat16 on the CPU, from where ONNX Runtime fetches it."""
+    from onnxruntime import OrtValue
+
+    if array.dtype == ml_dtypes.bfloat16:
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+    return OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def array_of(value: OrtValue) -> NDArray[np.generic]:
+    """The numbers of a tensor; bfloat16, which must be on the CPU, as float32, which holds each of them."""
+    found: NDArray[np.generic]
+    if value.data_type() != "tensor(bfloat16)":
+        found = value.numpy()
+        return found
+    shape = tuple(value.shape())
+    memory = (ctypes.c_uint16 * prod(shape)).from_address(value.data_ptr())
+    found = np.frombuffer(memory, ml_dtypes.bfloat16).reshape(shape).astype(np.float32)
     return found
 
 

@@ -14,7 +14,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.export import Written
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.quantize_options import QuantizeOptions
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.random import random_values
@@ -185,7 +185,8 @@ def test_it_generates(tmp_path: Path) -> None:
     exported(DENSE, tmp_path / "out", INT8, profile="ort-cpu")
     exported(DENSE, tmp_path / "plain", QuantizeOptions(), profile="ort-cpu")
     found, exact = (
-        Session(tmp_path / n, threads=1).step([3, 1, 4, 1, 5]) for n in ("out", "plain")
+        Session(tmp_path / n, OpenOptions(threads=1)).step([3, 1, 4, 1, 5])
+        for n in ("out", "plain")
     )
     assert np.corrcoef(found, exact)[0, 1] > 0.995
 

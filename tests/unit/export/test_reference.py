@@ -15,7 +15,7 @@ from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.verify.folder import verify_folder
 from tests.parity.models import SPECS
 from tests.unit.export.checkpoints import REDUCED, ROUTES
@@ -35,7 +35,7 @@ def exported(checkpoint: Path, out: Path, spec: Path = DENSE, **options: object)
 
 
 def logits(out: Path) -> np.ndarray:
-    session = Session(out, threads=1)
+    session = Session(out, OpenOptions(threads=1))
     return np.stack([session.step(IDS), session.step([9])])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llamagen.cli import main
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.numerics import TOLERANCES, difference
 from tests.unit.export.checkpoints import REDUCED, ROUTES, Reduced
@@ -29,7 +29,7 @@ def exported(model: Reduced, route: str, folder: Path) -> Path:
 
 def logits(out: Path) -> np.ndarray:
     """[1 + len(STEPS), V]: after the prompt, then after each decoded token."""
-    session = Session(out, threads=1)
+    session = Session(out, OpenOptions(threads=1))
     return np.stack([session.step(IDS), *(session.step([token]) for token in STEPS)])
 
 

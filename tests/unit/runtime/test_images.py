@@ -13,7 +13,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import Scenario
@@ -81,7 +81,7 @@ def test_what_runs_is_what_the_reference_computes(model: RandomModel, folder: Pa
     case = prompt(folder, (BOS, 4, IMAGE, 9, IMAGE, 11), "wide.png", "small.png")
     assert case.input_ids.count(PATCH) == 9 * len(case.images["pixel_values"])
     record = read_manifest(folder / "out").images
-    session = Session(folder / "out", threads=1, record=record)
+    session = Session(folder / "out", OpenOptions(threads=1), record)
     session.see(case.images)
     found = [session.step(case.input_ids, case.beside), session.step((5,)), session.step((6,))]
     expected = by_reference(model, case, (5, 6))
@@ -102,7 +102,7 @@ def test_cross_attention_runs_as_the_reference_computes(
     case = prompt(cross_folder, ids, *names)
     assert case.input_ids == ids
     session = Session(
-        cross_folder / "out", threads=1, record=read_manifest(cross_folder / "out").images
+        cross_folder / "out", OpenOptions(threads=1), read_manifest(cross_folder / "out").images
     )
     session.see(case.images)
     found = [session.step(ids, case.beside), session.step((5,)), session.step((6,))]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import read_manifest
+from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.runtime.cache import BufferCache
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import OpenOptions, Session
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 IDS = (5, 17, 2, 80, 33, 9, 61)
@@ -39,11 +44,11 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_cache_in_place_grows_and_forgets(fused: Path) -> None:
     """Token by token from a buffer of one token on, after a text that has to be forgotten."""
-    session = Session(fused, threads=1)
+    session = Session(fused, OpenOptions(threads=1))
     assert isinstance(session.cache, BufferCache)
     session.step((9, 9, 9))
     session.reset()
-    whole = Session(fused.parent / "portable", threads=1)
+    whole = Session(fused.parent / "portable", OpenOptions(threads=1))
     for n, token in enumerate(IDS, 1):
         found = session.step((token,))
         assert session.cache.capacity >= n
@@ -53,7 +58,7 @@ def test_a_cache_in_place_grows_and_forgets(fused: Path) -> None:
 
 
 def test_decode_moves_nothing(fused: Path) -> None:
-    session = Session(fused, threads=1)
+    session = Session(fused, OpenOptions(threads=1))
     session.cache.reserve(20)
     assert isinstance(session.cache, BufferCache)
     places = {name: value.data_ptr() for name, value in session.cache.buffers.items()}
@@ -66,7 +71,7 @@ def test_decode_moves_nothing(fused: Path) -> None:
 
 def test_the_context_of_the_tables_is_a_limit(fused: Path) -> None:
     assert len(list(api.run(fused, IDS, max_new_tokens=500, threads=1))) == 40 - len(IDS)
-    session = Session(fused, threads=1)
+    session = Session(fused, OpenOptions(threads=1))
     session.step((1,) * 40)
     with pytest.raises(LlamagenError) as failure:
         session.step((1,))
@@ -75,7 +80,7 @@ def test_the_context_of_the_tables_is_a_limit(fused: Path) -> None:
 
 
 def test_steps_are_equal_to_one_call(folder: Path) -> None:
-    session = Session(folder, threads=1)
+    session = Session(folder, OpenOptions(threads=1))
     whole = session.step(IDS)
     session.reset()
     for token in IDS[:-1]:
@@ -89,7 +94,7 @@ def test_generation_is_greedy_and_stops_at_eos(folder: Path) -> None:
     free = api.run(folder, IDS, max_new_tokens=5, threads=1)
     tokens = [piece.token for piece in free]
     assert len(tokens) == 5
-    session = Session(folder, threads=1)
+    session = Session(folder, OpenOptions(threads=1))
     assert tokens[0] == int(np.argmax(session.step(IDS)))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[2], 95]}))
     try:
@@ -117,3 +122,78 @@ def test_other_dtypes_run(dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     api.load(TINY).export(out, random_weights=3, dtype=dtype)
     assert len(list(api.run(out, IDS, max_new_tokens=3, threads=1))) == 3
+
+
+BFLOAT16_MODEL = """
+<ir_version: 10, opset_import: ["" : 21]>
+counting (int64[1, S] input_ids, bfloat16[1, 1, P, 1] "past_key_values.0.key")
+    => (bfloat16[1, 1, 300] logits, bfloat16[1, 1, T, 1] "present.0.key")
+    <int64[4] shape = {1, 1, -1, 1}, int64[3] wide = {1, 1, 300}>
+{
+    new = Cast <to: int = 16> (input_ids)
+    rows = Reshape (new, shape)
+    "present.0.key" = Concat <axis: int = 2> ("past_key_values.0.key", rows)
+    numbers = Cast <to: int = 1> ("present.0.key")
+    sum = ReduceSum <keepdims: int = 0> (numbers)
+    line = Expand (sum, wide)
+    logits = Cast <to: int = 16> (line)
+}
+"""
+
+
+def test_bfloat16_crosses_the_border(tmp_path: Path) -> None:
+    """numpy has no bfloat16: the cache stays in ONNX Runtime, logits come as the float32 of the same value."""
+    onnx.save(onnx.parser.parse_model(BFLOAT16_MODEL), tmp_path / "model.onnx")
+    session = Session(tmp_path, OpenOptions(threads=1))
+    assert session.step((3, 256)).tolist() == [260.0] * 300  # 259 is between two of 8 bits
+    found = session.step((1,))
+    assert found.dtype == np.float32
+    assert found.tolist() == [260.0] * 300
+    session.reset()
+    assert session.step((2,)).tolist() == [2.0] * 300
+
+
+@pytest.mark.parametrize(
+    ("word", "has", "reason"),
+    [
+        ("gpu", [], "there is no provider 'gpu'"),
+        ("cuda", ["CPUExecutionProvider"], "this ONNX Runtime has no CUDAExecutionProvider"),
+        ("cuda", ["CUDAExecutionProvider"], "CUDAExecutionProvider does not start"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_no_provider_stands_in_for_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, word: str, has: list[str], reason: str
+) -> None:
+    if onnxruntime.get_device() != "CPU":
+        pytest.skip("this onnxruntime can start CUDA; the test needs a build for the CPU")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: has)
+    with pytest.raises(LlamagenError) as caught:
+        api.run(folder, (1, 2), provider=word)
+    assert caught.value.diagnostics[0].code == "LG711"
+    assert reason in caught.value.diagnostics[0].message
+
+
+@pytest.mark.parametrize(
+    ("options", "mapped"),
+    [
+        ({"profile": "portable"}, True),
+        ({"profile": "ort-cpu"}, True),
+        ({"profile": "ort-cpu", "dtype": "float16"}, False),
+        ({"profile": "ort-cpu", "quantize": QuantizeOptions("int4")}, False),
+        ({"profile": "ort-cuda"}, False),
+    ],
+)
+def test_float32_weights_stay_in_their_file(
+    tmp_path: Path, options: dict[str, Any], mapped: bool
+) -> None:
+    """Only kernels of unpacked float32 are as fast as those of packed weights."""
+    api.load(TINY).export(tmp_path / "out", random_weights=3, **options)
+    found = read_manifest(tmp_path / "out").session
+    assert found == ({"session.disable_prepacking": "1"} if mapped else {})
+    session = api.run(tmp_path / "out", IDS).session.last.session
+    opened = session.get_session_options()
+    for name, value in found.items():
+        assert opened.get_session_config_entry(name) == value
+    said = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert found.items() <= said["model"]["decoder"]["session_options"].items()
