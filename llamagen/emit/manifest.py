@@ -30,6 +30,16 @@ DTypeName: TypeAlias = Literal["float32", "float16", "bfloat16"]
 _CHUNK = 1 << 20
 
 
+class TensorRecord(Closed):
+    """One tensor of a data file, in the order of the file."""
+
+    name: str
+    stop: int = Field(ge=0, description="Where its bytes end.")
+    until: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] = Field(
+        description="First 16 digits of the sha256 of the file up to there."
+    )
+
+
 class FileRecord(Closed):
     """One file of the folder."""
 
@@ -39,6 +49,9 @@ class FileRecord(Closed):
     )
     header_sha256: Sha256 | None = Field(
         default=None, description="Of a safetensors file's length prefix and header."
+    )
+    tensors: tuple[TensorRecord, ...] = Field(
+        default=(), description="Of a data file: damage is in the first whose hash is another."
     )
 
     @model_validator(mode="after")

@@ -27,6 +27,9 @@ Cache: TypeAlias = Sequence[tuple[Real, Real]]
 
 Rounding: TypeAlias = Literal["float32", "float16", "bfloat16"] | None
 
+Chooser: TypeAlias = Callable[[Real], Ints]
+"""Scores [..., E] of a ``topk`` -> the places [..., k] that it takes in place of the largest."""
+
 FORMULAS: Mapping[str, Formula] = {**OP_FORMULAS, **ATTENTION_FORMULAS}
 """Every row of the op table but the caches, which the interpreter does itself."""
 
@@ -91,7 +94,7 @@ def evaluate(
     }
     wanted = {name: given[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, inputs or {}, sizes)
-    return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Precision(rounding))
+    return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Manner(rounding))
 
 
 def evaluate_graph(
@@ -103,11 +106,13 @@ def evaluate_graph(
     keep_values: bool = False,
     rounding: Rounding = None,
     float32_angles: bool = False,
+    choose: Chooser | None = None,
 ) -> ReferenceResult:
     """Run a graph that need not begin with ids: every input by name, sizes from their shapes.
 
     ``float32_angles`` computes rotations in float32, which the op table asks of every backend: far
-    positions turn by angles that are wrong by up to position * 2^-24.
+    positions turn by angles that are wrong by up to position * 2^-24. ``choose`` is asked by every
+    ``topk``, in the order of the nodes.
 
     Raises KeyError for a weight or an input that is not given, ValueError for shapes that do not fit.
     """
@@ -115,8 +120,8 @@ def evaluate_graph(
     sizes = {"P": _past(flat, past, told[0] - told[1] if len(told) == 2 else None)}
     given = {name: inputs[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, given, sizes)
-    precision = _Precision(rounding, float32_angles)
-    return _evaluate(flat, weights, given, sizes, past, keep_values, precision)
+    manner = _Manner(rounding, float32_angles, choose)
+    return _evaluate(flat, weights, given, sizes, past, keep_values, manner)
 
 
 def _read_sizes(flat: FlatGraph, given: Mapping[str, ArrayLike], sizes: dict[str, int]) -> None:
@@ -148,9 +153,9 @@ def _evaluate(
     sizes: Mapping[str, int],
     past: Cache | None,
     keep_values: bool,
-    precision: _Precision,
+    manner: _Manner,
 ) -> ReferenceResult:
-    run = _Run(flat, weights, sizes, past, precision)
+    run = _Run(flat, weights, sizes, past, manner)
     handed = flat.handed_in
     for name, value in given.items():
         run.put(handed.get(name, name), _as_array(value))
@@ -165,9 +170,10 @@ def _evaluate(
 
 
 @dataclass(frozen=True, slots=True)
-class _Precision:
+class _Manner:
     rounding: Rounding = None
     float32_angles: bool = False
+    choose: Chooser | None = None
 
 
 class _Run:
@@ -177,14 +183,13 @@ class _Run:
         weights: WeightSource,
         sizes: Mapping[str, int],
         past: Cache | None,
-        precision: _Precision,
+        manner: _Manner,
     ) -> None:
         self.flat = flat
         self.weights = weights
         self.sizes = sizes
         self.past = past
-        self.rounding = precision.rounding
-        self.float32_angles = precision.float32_angles
+        self.manner = manner
         self.values: dict[str, Array] = {}
         self.present: list[tuple[Real, Real]] = []
         self.written: dict[str, Real] = {}
@@ -197,13 +202,17 @@ class _Run:
         if node.op == "cross_cache_read":
             return  # its results are inputs
         tensors = [self.values[o] for o in node.operands]
-        operands = Operands(tensors, node.attrs, self.sizes, stored, self.float32_angles)
+        operands = Operands(tensors, node.attrs, self.sizes, stored, self.manner.float32_angles)
         results: tuple[Array, ...]
         match node.op:
             case "cache":
                 results = self.cache(operands)
             case "cross_cache_write":
                 results = self.write(operands)
+            case "topk" if self.manner.choose is not None:
+                scores = operands.real()
+                chosen = self.manner.choose(scores)
+                results = np.take_along_axis(scores, chosen, axis=-1), chosen
             case op:
                 results = FORMULAS[op](operands)
         for name, result in zip(node.results, results, strict=True):
@@ -231,9 +240,9 @@ class _Run:
         want = tuple(d.evaluate(self.sizes) for d in self.flat.types[name].shape)
         if value.shape != want:
             raise ValueError(f"{name} is {value.shape}, the graph says {self.flat.types[name]}")
-        if self.rounding is not None and value.dtype == np.float64:
+        if self.manner.rounding is not None and value.dtype == np.float64:
             wide = self.flat.types[name].dtype is DType.FLOAT32
-            value = value.astype(_rounding("float32" if wide else self.rounding))
+            value = value.astype(_rounding("float32" if wide else self.manner.rounding))
             value = value.astype(np.float64)
         self.values[name] = value
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
 
@@ -104,24 +104,38 @@ def _damage(name: str, path: Path, record: FileRecord, counter: _Counter) -> Ite
     size = path.stat().st_size
     if size != record.size:
         counter.skip(record.size)
-        yield FileFinding(name, "size", f"{size:,} bytes, {record.size:,} were written")
+        yield FileFinding(
+            name, "size", f"{size:,} bytes, {record.size:,} were written{_cut(record, size)}"
+        )
         return
     try:
-        digest, header = _digests(path, record, counter)
+        digest, header, place = _digests(path, record, counter)
     except OSError as error:
         yield FileFinding(name, "unreadable", error.strerror or str(error))
         return
     if record.sha256 is not None and digest != record.sha256:
-        yield FileFinding(
-            name, "content", f"sha256 {digest[:16]}…, {record.sha256[:16]}… was written"
-        )
+        detail = f"sha256 {digest[:16]}…, {record.sha256[:16]}… was written{place}"
+        yield FileFinding(name, "content", detail)
     elif record.header_sha256 is not None and header != record.header_sha256:
         yield FileFinding(name, "content", "the header of the safetensors file has changed")
 
 
-def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, str]:
-    """sha256 of the content (empty where none was recorded) and of a safetensors header (likewise)."""
+def _cut(record: FileRecord, size: int) -> str:
+    """Which tensor a data file ends in."""
+    lost = [one.name for one in record.tensors if one.stop > size]
+    if not lost:
+        return ""
+    more = f", and {len(lost) - 1:,} after it are missing" if len(lost) > 1 else ""
+    return f": it ends in {lost[0]!r}{more}"
+
+
+def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, str, str]:
+    """sha256 of the content (empty where none was recorded) and of a safetensors header (likewise).
+
+    Then the first tensor with damage: what comes after it cannot be told from these hashes.
+    """
     whole, header = hashlib.sha256(), hashlib.sha256()
+    place = ""
     with path.open("rb") as file:
         if record.header_sha256 is not None:
             start = file.read(8)
@@ -130,8 +144,22 @@ def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, st
             file.seek(0)
         if record.sha256 is None:
             counter.skip(record.size)
-            return "", header.hexdigest()
-        while chunk := file.read(_CHUNK):
-            whole.update(chunk)
-            counter.skip(len(chunk))
-    return whole.hexdigest(), header.hexdigest()
+            return "", header.hexdigest(), ""
+        position = 0
+        for tensor in record.tensors:
+            begin = position
+            position += _read(file, tensor.stop - position, whole, counter)
+            if not place and whole.copy().hexdigest()[: len(tensor.until)] != tensor.until:
+                place = f"; first in {tensor.name!r}, bytes {begin:,} to {position:,}"
+        _read(file, record.size - position, whole, counter)
+    return whole.hexdigest(), header.hexdigest(), place
+
+
+def _read(file: BinaryIO, count: int, into: hashlib._Hash, counter: _Counter) -> int:
+    """The next ``count`` bytes, or fewer at the end of the file."""
+    left = count
+    while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+        into.update(chunk)
+        counter.skip(len(chunk))
+        left -= len(chunk)
+    return count - left

@@ -20,7 +20,7 @@ from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import ReferenceResult
 from llamagen.verify.exact_products import make_exact
 from llamagen.verify.numerics import FloatArray
-from llamagen.verify.pieces import GraphsWitness, OpenPiece, Piece
+from llamagen.verify.pieces import GraphsWitness, OpenPiece, Piece, in_place
 from llamagen.verify.scenario import Scenario, Values
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 
@@ -58,7 +58,7 @@ class Layers:
         """
         self.seen.clear()
         told = {name: _Told(piece, self.keeper(name)) for name, piece in self.pieces.items()}
-        scenario.logits(GraphsWitness(self.name, told, self.pipeline))
+        scenario.given(GraphsWitness(self.name, told, self.pipeline))
         once = () if self.pipeline is None else self.pipeline.once
         return {
             layer: np.concatenate([v.reshape(-1, v.shape[-1]) for v in values])
@@ -152,19 +152,13 @@ class _OnnxTold:
             if name.startswith(plain):
                 self.keep(name.removeprefix(plain), np.asarray(value, dtype=np.float64))
             elif name.startswith(packed):
-                self.keep(name.removeprefix(packed), _in_place(value, values["attention_mask"]))
+                self.keep(
+                    name.removeprefix(packed),
+                    in_place(np.asarray(value, dtype=np.float64), values["attention_mask"]),
+                )
             else:
                 rest[name] = value
         return rest
-
-
-def _in_place(packed: NDArray[np.generic], mask: NDArray[np.generic]) -> FloatArray:
-    """Rows [B, S, D] with real tokens first -> each where the mask [B, T] has it; padding is zero."""
-    new = np.asarray(mask, dtype=np.int64)[:, -packed.shape[1] :] > 0
-    found = np.zeros(packed.shape)
-    for row, real in enumerate(new):
-        found[row, real] = packed[row, : int(real.sum())]
-    return found
 
 
 def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:

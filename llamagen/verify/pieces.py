@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.pipeline import Pipeline
 from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
+from llamagen.verify.scenario import NOTHING, IntArray, N, Session, Values
 
 
 class OpenPiece(Protocol):
@@ -103,3 +103,17 @@ def token_inputs(
 ) -> dict[str, NDArray[np.generic]]:
     """By the names of the IR."""
     return {"input_ids": input_ids, "attention_mask": mask, "positions": positions}
+
+
+def slots(values: Values) -> int:
+    """Of the call that ``values`` are the inputs of, padding included."""
+    return int(values["input_ids"].shape[1])
+
+
+def in_place(packed: NDArray[N], mask: NDArray[np.generic]) -> NDArray[N]:
+    """Rows [B, S, D] with real tokens first -> each where the mask [B, T] has it; padding is zero."""
+    new = np.asarray(mask, dtype=np.int64)[:, -packed.shape[1] :] > 0
+    found = np.zeros_like(packed)
+    for row, real in enumerate(new):
+        found[row, real] = packed[row, : int(real.sum())]
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llamagen.ir.pipeline import Pipeline
 from llamagen.verify.numerics import FloatArray
 
+N = TypeVar("N", bound=np.generic)
 IntArray = NDArray[np.int64]
 Values: TypeAlias = Mapping[str, NDArray[np.generic]]
 """Arrays by the names that graphs give their inputs and outputs."""
@@ -70,7 +71,7 @@ class Scenario:
     order: tuple[int, ...] | None = None
     """Row i is row ``order[i]`` of ``same_as``."""
     last: bool = False
-    """Only the logits after the last token of each call, which is all that some models give."""
+    """The model gives only the logits after the last token of each call."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
@@ -108,28 +109,42 @@ class Scenario:
             start = stop
 
     def logits(self, witness: Witness) -> FloatArray:
-        """Logits of every real token, [tokens, V], row by row: the same order however it is cut.
-
-        With ``last``, of those that end a call.
-        """
+        """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
         session = witness.start(self.images)
-        pieces = [session.step(*call) for call in self.calls()]
-        if self.last:
-            ends = np.cumsum(self.splits) - 1
-            return np.stack([p[:, -1] for p in pieces], axis=1)[self.mask[:, ends] > 0]
-        return self.of_tokens(pieces)
+        return self.of_tokens([session.step(*call) for call in self.calls()])
+
+    def given(self, model: Witness) -> FloatArray:
+        """What ``model`` gives of its logits: [tokens, V], or those of ``ending``."""
+        if not self.last:
+            return self.logits(model)
+        session = model.start(self.images)
+        rows = [session.step(*call)[:, -1] for call in self.calls()]
+        return np.stack(rows, axis=1)[self.mask[:, self.ends] > 0]
+
+    @property
+    def ends(self) -> IntArray:
+        """The last slot of each call."""
+        return np.cumsum(self.splits) - 1
+
+    def ending(self, of_tokens: NDArray[N]) -> NDArray[N]:
+        """Of [tokens, V] the rows that end a call where only those are given; padding at an end leaves its row out."""
+        if not self.last:
+            return of_tokens
+        ends = np.isin(np.arange(self.mask.shape[1]), self.ends)
+        return of_tokens[np.broadcast_to(ends, self.mask.shape)[self.mask > 0]]
 
     def of_tokens(self, pieces: Sequence[FloatArray]) -> FloatArray:
         """Results [B, S, N] of all calls -> [tokens, N], padding left out."""
         return np.concatenate(pieces, axis=1)[self.mask > 0]
 
-    def moved(self, logits: FloatArray) -> FloatArray:
-        """Logits of the scenario this is the ``same_as``, in the order of this one's rows."""
+    def moved(self, of_tokens: NDArray[N]) -> NDArray[N]:
+        """Logits [tokens, V] of the scenario this is the ``same_as``, or what else it has for tokens, in the order of
+        this one's rows."""
         if self.order is None:
-            return logits
+            return of_tokens
         back = np.argsort(self.order)
         counts = self.mask.sum(axis=1)[back]
-        rows = np.split(logits, np.cumsum(counts)[:-1])
+        rows = np.split(of_tokens, np.cumsum(counts)[:-1])
         return np.concatenate([rows[i] for i in self.order])
 
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
@@ -137,8 +152,8 @@ class Scenario:
         return replace(self, name=name, splits=tuple(splits), same_as=self.name)
 
     def of_last(self) -> Scenario:
-        """With only the logits that end a call, which another cut does not have."""
-        return replace(self, last=True, same_as=None, order=None)
+        """For a model that gives only the logits that end a call."""
+        return replace(self, last=True)
 
     def alone(self, pipeline: Pipeline | None = None) -> tuple[Scenario, ...]:
         """Each row by itself, without its padding; calls that were all padding are left out.
@@ -162,11 +177,7 @@ class Scenario:
             own = {name: value[i] for name, value in images.items() if len(value[i])}
             ids, ones = self.input_ids[i : i + 1, mask], self.mask[i : i + 1, mask]
             name = f"{self.name}, row {i}"
-            rows.append(
-                Scenario(
-                    name, ids, ones, splits, self.shift, images=own, beside=beside, last=self.last
-                )
-            )
+            rows.append(Scenario(name, ids, ones, splits, self.shift, images=own, beside=beside))
         return tuple(rows)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.corrections import CORRECTIONS, Correction, corrected
 from llamagen.verify.numerics import FloatArray
+from llamagen.verify.routed_torch import directed
+from llamagen.verify.routing import Routers, together
 from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
 from llamagen.verify.witnesses import WeightReader
 
@@ -36,6 +39,8 @@ class TransformersWitness:
     name: str = "transformers"
     corrections: tuple[Correction, ...] = ()
     """Where it departs from the code the model was trained with: corrected while it runs."""
+    routers: Routers | None = None
+    """The experts to take, in place of those that its own scores are for."""
 
     @staticmethod
     def of_folder(
@@ -87,21 +92,20 @@ class TransformersWitness:
         return replace(self, corrections=kept)
 
     def start(self, images: Values = NOTHING) -> Session:
-        return TransformersSession(self.model, images, self.corrections)
+        return TransformersSession(self, images)
+
+    def directed(self, routers: Mapping[str, Routers]) -> TransformersWitness:
+        """The same model, which takes the experts that it is told."""
+        return replace(self, routers=together(routers))
 
 
 class TransformersSession:
     """Images go in with the first call; their names are those of the graphs' inputs."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        images: Values = NOTHING,
-        corrections: tuple[Correction, ...] = (),
-    ) -> None:
-        self.model = model
+    def __init__(self, witness: TransformersWitness, images: Values = NOTHING) -> None:
+        self.witness = witness
         self.images = images
-        self.corrections = corrections
+        self.script = witness.routers.open() if witness.routers is not None else None
         self.past: object = None
 
     def step(
@@ -116,8 +120,14 @@ class TransformersSession:
             **beside,
             **self.images,
         }
-        with torch.no_grad(), corrected(self.model, self.corrections):
-            result = self.model(
+        model, script = self.witness.model, self.script
+        with ExitStack() as around:
+            around.enter_context(torch.no_grad())
+            around.enter_context(corrected(model, self.witness.corrections))
+            if script is not None:
+                around.enter_context(script.call(input_ids.shape[1]))
+                around.enter_context(directed(script))
+            result = model(
                 **{name: torch.from_numpy(np.array(v)) for name, v in given.items()},
                 past_key_values=self.past,
                 use_cache=True,

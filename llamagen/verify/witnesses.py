@@ -6,6 +6,7 @@ Each is a piece of a model that is several graphs (verify/pieces.py), and by its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.reference import ReferenceResult, Rounding, evaluate_graph
 from llamagen.verify.numerics import FloatArray, RunDType
-from llamagen.verify.pieces import OpenPiece, PieceSession
+from llamagen.verify.pieces import OpenPiece, PieceSession, slots
+from llamagen.verify.routed_torch import directed
+from llamagen.verify.routing import Routers
 from llamagen.verify.scenario import NOTHING, Session, Values
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class ReferenceWitness:
     """Compute rotations in float32 too, which matters at far positions."""
     told: Callable[[ReferenceResult], None] | None = None
     """Gets the result of every step with all values in it, if someone wants them."""
+    routers: Routers | None = None
+    """The experts to take, in place of those that its own scores are for."""
 
     @staticmethod
     def of_graph(
@@ -74,19 +79,22 @@ class _OpenReference:
     def __init__(self, witness: ReferenceWitness) -> None:
         self.witness = witness
         self.past: tuple[tuple[FloatArray, FloatArray], ...] | None = None
+        self.script = witness.routers.open() if witness.routers is not None else None
 
     def run(self, values: Values) -> Values:
-        w = self.witness
+        w, script = self.witness, self.script
         past = self.past if w.flat.slots else None
-        result = evaluate_graph(
-            w.flat,
-            w.weights,
-            values,
-            past,
-            keep_values=w.told is not None,
-            rounding=w.rounding,
-            float32_angles=w.float32_angles,
-        )
+        with nullcontext() if script is None else script.call(slots(values)):
+            result = evaluate_graph(
+                w.flat,
+                w.weights,
+                values,
+                past,
+                keep_values=w.told is not None,
+                rounding=w.rounding,
+                float32_angles=w.float32_angles,
+                choose=None if script is None else script.choose,
+            )
         if w.told is not None:
             w.told(result)
         self.past = result.present
@@ -156,6 +164,8 @@ class TorchWitness:
     name: str = "torch"
     outputs: tuple[str, ...] = ("logits",)
     """What the graph calls its results."""
+    routers: Routers | None = None
+    """The experts to take, in place of those that its own scores are for."""
 
     @staticmethod
     def of_graph(graph: Graph, weights: WeightReader, dtype: RunDType = "float32") -> TorchWitness:
@@ -194,8 +204,15 @@ class _OpenTorch:
         self.arguments = set(signature(self.model.forward).parameters)
         self.dtype = next(self.model.parameters()).dtype
         self.past: object = None
+        self.script = witness.routers.open() if witness.routers is not None else None
 
     def run(self, values: Values) -> Values:
+        if self.script is None:
+            return self.computed(values)
+        with self.script.call(slots(values)), directed(self.script):
+            return self.computed(values)
+
+    def computed(self, values: Values) -> Values:
         import torch
 
         from llamagen.emit.onnx.emit import INPUT_NAMES

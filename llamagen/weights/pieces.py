@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,20 +37,30 @@ class Piece:
     make: Callable[[], Sequence[tuple[int, Bytes]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Of a file, and of its first bytes up to each mark; in hexadecimal."""
+
+    sha256: str
+    until: Mapping[int, str]
+
+
 def write_pieces(
     descriptor: int,
     size: int,
     pieces: Iterable[Piece],
     gaps: Sequence[tuple[int, int]],
     report: Callable[[int], None],
-) -> str:
-    """Write the pieces where they belong and the sha256 of the whole file, which has ``size`` bytes.
+    marks: Sequence[int] = (),
+) -> Digests:
+    """Write the pieces where they belong; the sha256 of the whole file, which has ``size`` bytes.
 
-    ``gaps`` are the (start, stop) that no piece writes; they must read as zeros. ``report`` gets the bytes of every
+    ``gaps`` are the (start, stop) that no piece writes; they must read as zeros. Up to each of ``marks``, where what a
+    piece writes ends, the file has a sha256 too, which costs nothing. ``report`` gets the bytes of every
     piece that is done. The first failing piece, in the order of ``pieces``, raises its error here; OSErrors of the
     file pass through.
     """
-    digest = _Digest(descriptor, gaps)
+    digest = _Digest(descriptor, gaps, frozenset(marks))
     turn = Lock()
     with _Syncer(descriptor) as syncer:
         for length, made in in_parallel(pieces, lambda piece: _write(descriptor, piece, turn)):
@@ -58,7 +68,7 @@ def write_pieces(
                 digest.add(offset, data)
             report(length)
             syncer.wrote(length)
-    return digest.hex(size)
+    return digest.all(size)
 
 
 def in_parallel(
@@ -108,7 +118,9 @@ class _Digest:
 
     descriptor: int
     gaps: Sequence[tuple[int, int]]
+    marks: frozenset[int] = frozenset()
     end: int = 0
+    until: dict[int, str] = field(default_factory=dict)
     _ready: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -119,8 +131,7 @@ class _Digest:
     def add(self, offset: int, data: Bytes) -> None:
         self._advance()
         if offset == self.end:
-            self._sha.update(data.data)
-            self.end += data.size
+            self._update(data.data)
         elif data.size:
             heapq.heappush(self._ready, (offset, offset + data.size))
 
@@ -131,14 +142,21 @@ class _Digest:
                 chunk = os.pread(self.descriptor, min(_READ_BACK, stop - self.end), self.end)
                 if not chunk:
                     raise ValueError(f"the file ends at {self.end}, before {stop}")
-                self._sha.update(chunk)
-                self.end += len(chunk)
+                self._update(chunk)
 
-    def hex(self, size: int) -> str:
+    def _update(self, data: memoryview | bytes) -> None:
+        self._sha.update(data)
+        self.end += len(data)
+        if self.end in self.marks:
+            self.until[self.end] = self._sha.copy().hexdigest()
+
+    def all(self, size: int) -> Digests:
         self._advance()
         if self.end != size:
             raise ValueError(f"bytes from {self.end} of {size} were never written")
-        return self._sha.hexdigest()
+        if missed := self.marks - self.until.keys():
+            raise ValueError(f"no piece ends at {min(missed)}")
+        return Digests(self._sha.hexdigest(), self.until)
 
 
 class _Syncer:

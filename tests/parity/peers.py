@@ -20,7 +20,7 @@ from llamagen.spec.schema import Hyperparameters, Spec
 from llamagen.verify.corrections import Correction
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
-from llamagen.verify.transformers_witness import TransformersSession
+from llamagen.verify.transformers_witness import TransformersSession, TransformersWitness
 
 
 @contextmanager
@@ -348,7 +348,8 @@ class PeerWitness:
 
     def start(self, images: Values = NOTHING) -> Session:
         wide = {n: _widened(v) for n, v in images.items()}
-        return _PeerSession(self.model, wide, self.corrections)
+        witness = TransformersWitness(self.model, corrections=self.corrections)
+        return _PeerSession(witness, wide)
 
 
 def _widened(value: NDArray[np.generic]) -> NDArray[np.generic]:

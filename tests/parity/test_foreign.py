@@ -12,7 +12,7 @@ from transformers import logging
 
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.facts import far
-from llamagen.verify.numerics import FloatArray, RunDType, Tolerance, difference, measured_tolerance
+from llamagen.verify.numerics import FloatArray, RunDType, difference, measured_tolerance
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.models import FOREIGN, RandomModel
@@ -81,12 +81,16 @@ def test_backends_round_where_the_op_table_says(name: str, dtype: RunDType) -> N
     scenario = cases(model)[2]
     reference = scenario.logits(ReferenceWitness(model.flat, weight))
     rounded = scenario.logits(ReferenceWitness(model.flat, weight, rounding=dtype))
-    rounding = difference(rounded, reference).without_outliers()
-    tolerance = Tolerance(None, 1.6 * rounding.rms_over_std)
+    bound = 1.6 * median_token(rounded, reference)
     for make in (OnnxWitness, TorchWitness):
         witness = make.of_graph(model.graph, weight, dtype)
-        found = difference(scenario.logits(witness), reference)
-        assert found.without_outliers().within(tolerance), (witness.name, found, tolerance)
+        found = median_token(scenario.logits(witness), reference)
+        assert found <= bound, (witness.name, found, bound)
+
+
+def median_token(found: FloatArray, reference: FloatArray) -> float:
+    """The rms of the median token: blind to the few for which an expert was chosen that is as good as another."""
+    return float(np.median(np.sqrt(np.square(found - reference).mean(axis=1))))
 
 
 MISTAKES = [

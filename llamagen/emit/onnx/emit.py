@@ -271,7 +271,7 @@ class _Emitter:
 
     def mark_layers(self) -> None:
         """Say in the model which values are the residual stream, so that ``verify`` can look at them."""
-        packed = any(node.op == "pack_rows" for node in self.flat.nodes)
+        packed = any(node.op == "pack_rows" and not node.path for node in self.flat.nodes)
         mark = PACKED_LAYER_MARK if packed else LAYER_MARK
         for layer in self.flat.layers:
             if layer.value in self.values:  # a rewrite may have no such value

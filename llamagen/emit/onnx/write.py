@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.manifest import FileRecord
+from llamagen.emit.manifest import FileRecord, TensorRecord
 from llamagen.emit.onnx.data import (
     MAX_DATA_FILE_BYTES,
     Placement,
@@ -133,9 +133,11 @@ def _write_data(
 ) -> FileRecord:
     gaps: list[tuple[int, int]] = []
     end = 0
+    stops: dict[int, str] = {}
     for spot in placements:
         if spot.initializer.shares is not None:
             continue
+        stops[spot.offset + spot.length] = spot.initializer.name
         if spot.offset > end:
             gaps.append((end, spot.offset))
         end = spot.offset + spot.length
@@ -144,8 +146,12 @@ def _write_data(
     with path.open("xb+") as file:
         _claim(file, end)
         pieces = (piece for spots in together for piece in _of_its_size(spots, weights(spots)))
-        digest = write_pieces(file.fileno(), end, pieces, gaps, report)
-    return FileRecord(size=end, sha256=digest)
+        digests = write_pieces(file.fileno(), end, pieces, gaps, report, sorted(stops))
+    tensors = (
+        TensorRecord(name=name, stop=stop, until=digests.until[stop][:16])
+        for stop, name in sorted(stops.items())
+    )
+    return FileRecord(size=end, sha256=digests.sha256, tensors=tuple(tensors))
 
 
 def _of_its_size(spots: Sequence[Placement], pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -14,6 +14,7 @@ import pytest
 from llamagen.api import load
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.folder import verify_folder
+from llamagen.verify.part import CHOICES
 from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
 
@@ -36,10 +37,12 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
     report = verify_folder(exported("qwen3_moe", tmp_path / "out", dtype), steps=4)
     assert [(r.witness, r.case, r.verdict) for r in report.rows] == [
-        (witness, case, "equal") for witness in ("torch", "reference") for case in CASES
+        (witness, case, "equal")
+        for witness in ("torch", "reference")
+        for case in (*CASES, *((CHOICES,) if dtype != "float32" else ()))
     ]
     assert report.passed
-    bounds = {(r.witness, r.case): r.tolerance for r in report.rows if r.case != "far apart"}
+    bounds = {(r.witness, r.case): r.tolerance for r in report.rows if r.case in CASES[:-1]}
     for (_, case), bound in bounds.items():
         reference = bounds["reference", case]
         assert bound is not None and reference is not None
@@ -136,7 +139,7 @@ def test_layers_show_where_an_error_begins(mistral: Path, tmp_path: Path) -> Non
 def test_a_model_too_large_for_the_reference_is_not_called_equal(
     mistral: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
+    monkeypatch.setattr("llamagen.verify.subject.MAX_REFERENCE_PARAMETERS", 10)
     report = verify_folder(mistral, ["reference"], steps=1)
     assert [row.verdict for row in report.rows] == ["skipped"]
     assert not report.passed

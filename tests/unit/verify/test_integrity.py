@@ -9,11 +9,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
+from llamagen.api import load
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import read_manifest
+from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.verify.integrity import Integrity, check_integrity
+from tests.parity.models import SPECS
 from tests.unit.verify.test_folder import exported
 
 
@@ -56,6 +61,61 @@ def test_one_flipped_bit(folder: Path, seed: int) -> None:
     data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
     file.write_bytes(data)
     assert damage(folder) == [(file.name, "content")]
+
+
+def tensors(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, begin and end of what model.onnx says lies in its data file."""
+    found = []
+    for tensor in onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            begin = int(place["offset"])
+            found.append((tensor.name, begin, begin + int(place["length"])))
+    return sorted(found, key=lambda one: one[1])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_first_damaged_tensor_is_named(folder: Path, seed: int) -> None:
+    """By the bytes that the model itself says are its own; damage behind it changes nothing."""
+    generator = random.Random(seed)
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    known = tensors(folder)
+    first, *later = sorted(generator.sample(range(len(known)), 3))
+    for name, begin, stop in (known[i] for i in (first, *later)):
+        data[generator.choice([begin, stop - 1, generator.randrange(begin, stop)])] ^= 0x40
+        assert name
+    (folder / "model.onnx.data").write_bytes(data)
+    (found,) = check_integrity(folder, silent).findings
+    name, begin, stop = known[first]
+    before = known[first - 1][2] if first else 0
+    assert found.detail.endswith(f"; first in {name!r}, bytes {before:,} to {stop:,}")
+    assert before <= begin
+
+
+def test_tensors_of_a_quantised_folder(tmp_path: Path) -> None:
+    """Codes and scales are made together and lie apart."""
+    out = tmp_path / "out"
+    load("foreign/mistral", roots=(SPECS,)).export(
+        out, random_weights=5, quantize=QuantizeOptions("int4", block_size=16)
+    )
+    assert check_integrity(out, silent).whole
+    known = tensors(out)
+    assert [(n, s) for n, _, s in known] == [
+        (one.name, one.stop) for one in read_manifest(out).files["model.onnx.data"].tensors
+    ]
+    data = bytearray((out / "model.onnx.data").read_bytes())
+    data[known[3][2] - 1] ^= 1
+    (out / "model.onnx.data").write_bytes(data)
+    (found,) = check_integrity(out, silent).findings
+    assert repr(known[3][0]) in found.detail
+
+
+def test_a_cut_file_says_where_it_ends(folder: Path) -> None:
+    known = tensors(folder)
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.truncate(known[-2][1] + 1)
+    (found,) = check_integrity(folder, silent).findings
+    assert found.detail.endswith(f": it ends in {known[-2][0]!r}, and 1 after it are missing")
 
 
 def _cut(folder: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamagen.weights.pieces import Bytes, Piece, write_pieces
+from llamagen.weights.pieces import Bytes, Digests, Piece, write_pieces
 
 
-def written(path: Path, pieces: Iterator[Piece], size: int, gaps: list[tuple[int, int]]) -> str:
+def written(
+    path: Path,
+    pieces: Iterator[Piece],
+    size: int,
+    gaps: list[tuple[int, int]],
+    marks: Sequence[int] = (),
+) -> Digests:
     with path.open("wb+") as file:
         file.truncate(size)
-        return write_pieces(file.fileno(), size, pieces, gaps, lambda count: None)
+        return write_pieces(file.fileno(), size, pieces, gaps, lambda count: None, marks)
 
 
 def later(seconds: float, made: list[tuple[int, Bytes]]) -> Callable[[], list[tuple[int, Bytes]]]:
@@ -48,9 +54,18 @@ def test_bytes_and_hash(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
         wait = data.draw(st.sampled_from([0, 0.002]))
         pieces.append(Piece(sum(d.size for _, d in mine), later(wait, mine)))
     path = tmp_path_factory.mktemp("pieces") / "file"
-    digest = written(path, iter(pieces), 400, gaps)
+    marks = [stop for (_, stop), owner in zip(spans, owners, strict=True) if owner != 4]
+    digests = written(path, iter(pieces), 400, gaps, marks)
     assert path.read_bytes() == content.tobytes()
-    assert digest == hashlib.sha256(content.tobytes()).hexdigest()
+    assert digests.sha256 == hashlib.sha256(content.tobytes()).hexdigest()
+    until = {mark: hashlib.sha256(content[:mark].tobytes()).hexdigest() for mark in marks}
+    assert digests.until == until
+
+
+def test_a_mark_where_no_piece_ends(tmp_path: Path) -> None:
+    piece = Piece(5, lambda: [(0, np.ones(5, np.uint8))])
+    with pytest.raises(ValueError, match="no piece ends at 3"):
+        written(tmp_path / "file", iter([piece]), 5, [], [3, 5])
 
 
 def test_the_first_error_in_order_is_raised_and_ends_the_work(tmp_path: Path) -> None:

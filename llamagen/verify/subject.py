@@ -1,0 +1,56 @@
+"""What is verified: an exported folder, the graphs that its spec says, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.export import SPEC_FILE
+from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.pipeline import Pipeline, pipeline_of
+from llamagen.spec.registry import Registry
+from llamagen.verify.stored import StoredWeights, stored_weights
+
+MAX_REFERENCE_PARAMETERS = 300_000_000
+"""Beyond, the float64 reference would run for hours: it reads and widens every weight at every step."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The folder, the graphs its spec says, and its weights."""
+
+    folder: Path
+    graphs: Mapping[str, Graph]
+    pipeline: Pipeline | None
+    stored: StoredWeights
+
+    @property
+    def too_large(self) -> bool:
+        """For the float64 reference."""
+        return self.size > MAX_REFERENCE_PARAMETERS
+
+    @property
+    def size(self) -> int:
+        """Parameters of all graphs."""
+        return sum(p.count for p in all_parameters(self.graphs).values())
+
+
+def subject_of(folder: Path) -> Subject:
+    stored = stored_weights(folder)
+    if not (folder / SPEC_FILE).is_file():
+        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
+    text = (folder / SPEC_FILE).read_text(encoding="utf-8")
+    graphs = build_all(Registry().load_text(text, f"{folder / SPEC_FILE}"))
+    for name, graph in graphs.items():
+        file = f"{name}.onnx"
+        found = stored if file == MODEL_FILE else stored_weights(folder, file)
+        if graph.digest != found.metadata.get("llamagen.spec_digest"):
+            message = f"{SPEC_FILE} is not the spec that {file} was made from"
+            raise LlamagenError.of("LG772", message, help="export the model again")
+        found.require(parameters(graph), file)
+        stored = stored.joined(found)
+    return Subject(folder, graphs, pipeline_of(graphs), stored)
