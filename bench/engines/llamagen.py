@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bench.engines.protocol import Engine, serve
 from llamagen.emit.manifest import read_manifest
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.emit.onnx.session import OpenOptions
+from llamagen.runtime.session import Session
 
 
 class Ours(Engine):

@@ -39,6 +39,9 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    provider: Annotated[
+        str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
+    ] = "cpu",
     quality: Annotated[
         str | None,
         typer.Option(
@@ -60,7 +63,13 @@ def verify(
     api.check_report_names(files)
     witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
     found = api.verify_folder(
-        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
+        folder,
+        witnesses,
+        steps,
+        prompt_tokens=prompt_tokens,
+        seed=seed,
+        layers=bool(files),
+        provider=provider,
     )
     console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
     for row in found.rows:

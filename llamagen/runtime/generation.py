@@ -13,14 +13,14 @@ import numpy as np
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.emit.manifest import MANIFEST, read_manifest
-from llamagen.emit.onnx.session import provider_of
+from llamagen.emit.onnx.session import OpenOptions, provider_of
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
 from llamagen.images.recipe import Recipe
 from llamagen.runtime.chat import chat_text
 from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.runtime.session import Session
 from llamagen.runtime.text import TOKENIZER_FILE, Text
 
 

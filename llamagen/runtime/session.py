@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.session import CPU, array_of, as_input, open_session, value_of
+from llamagen.emit.onnx.session import (
+    AS_IT_IS,
+    OpenOptions,
+    array_of,
+    as_input,
+    open_session,
+    value_of,
+)
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.images.prompt import Values
 from llamagen.runtime.cache import Cache, cache_of
@@ -24,18 +30,6 @@ if TYPE_CHECKING:
 NOTHING: Values = {}
 
 
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
-    """How ONNX Runtime opens graphs: ``threads`` 0 lets it choose, ``settings`` are configuration entries."""
-
-    threads: int = 0
-    provider: str = CPU
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-
-AS_IT_IS = OpenOptions()
-
-
 class Graph:
     """One graph in ONNX Runtime."""
 
@@ -45,9 +39,7 @@ class Graph:
             message = f"{str(file.parent)!r} has no {file.name}"
             help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
             raise LlamagenError.of("LG760", message, help=help)
-        self.session = open_session(
-            file, options.threads, options.provider, settings=options.settings
-        )
+        self.session = open_session(file, options)
         self.inputs = {i.name: i.type for i in self.session.get_inputs()}
 
     def feeds(self, arrays: Values, made: Mapping[str, OrtValue]) -> dict[str, OrtValue]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import OpenOptions, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -19,14 +19,14 @@ FLOAT_PRODUCTS = 1
 """The accuracy level of MatMulNBits that multiplies in float32."""
 
 
-def open_exact(model_file: Path) -> tuple[ort.InferenceSession, bool]:
+def open_exact(model_file: Path, options: OpenOptions) -> tuple[ort.InferenceSession, bool]:
     """A session of ``model_file``, and whether products were made exact for it."""
     import onnx
 
     model = onnx.load(str(model_file), load_external_data=False)
     if not make_exact(model.graph):
-        return open_session(model_file), False
-    return open_session(model.SerializeToString(), data_folder=model_file.parent), True
+        return open_session(model_file, options), False
+    return open_session(model.SerializeToString(), options, model_file.parent), True
 
 
 def make_exact(graph: onnx.GraphProto) -> bool:

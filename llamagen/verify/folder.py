@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.emit.onnx.session import provider_of
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.flatten import flatten
 from llamagen.verify.facts import facts_of, far
@@ -39,6 +40,7 @@ def verify_folder(
     prompt_tokens: int = PROMPT_TOKENS,
     seed: int = 0,
     layers: bool = False,
+    provider: str = "cpu",
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
@@ -51,7 +53,7 @@ def verify_folder(
     refuses the model).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
-    subject = subject_of(folder)
+    subject = subject_of(folder, provider_of(provider))
     rows: list[Row] = []
     seen: list[LayerRow] = []
     cases: list[Scenario] = []

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.emit.onnx.emit import LAYER_MARK, PACKED_LAYER_MARK
+from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.ir.flatten import FlatGraph
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import ReferenceResult
@@ -161,11 +162,11 @@ class _OnnxTold:
         return rest
 
 
-def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:
+def onnx_pieces(
+    folder: Path, graphs: Sequence[str], options: OpenOptions
+) -> dict[str, Piece] | None:
     """Sessions that also give their layers; None where a model does not say which values those are."""
     import onnx
-
-    from llamagen.emit.onnx.session import open_session
 
     found: dict[str, Piece] = {}
     marked = False
@@ -173,7 +174,7 @@ def onnx_pieces(folder: Path, graphs: Sequence[str]) -> dict[str, Piece] | None:
         model = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
         make_exact(model.graph)
         marked |= _tap(model)
-        found[name] = OnnxWitness(open_session(model.SerializeToString(), data_folder=folder))
+        found[name] = OnnxWitness(open_session(model.SerializeToString(), options, folder))
     return found if marked else None
 
 

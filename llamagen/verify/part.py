@@ -138,7 +138,7 @@ class Part:
         cases = [case for case in self.cases if case.name in LAYER_CASES]
         if not cases or (large and "torch" not in names):
             return
-        pieces = onnx_pieces(self.subject.folder, tuple(self.graphs))
+        pieces = onnx_pieces(self.subject.folder, tuple(self.graphs), self.subject.options)
         onnx = None if pieces is None else Layers("onnx", pieces, self.subject.pipeline)
         for case in cases:
             torch = self.layers("torch", case) if "torch" in names else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llamagen.emit.onnx.emit import PACKED_LAYER_MARK
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.verify.exact_products import make_exact
 from llamagen.verify.pieces import OpenPiece, in_place
 from llamagen.verify.routing import Routing
@@ -73,19 +73,19 @@ def routing_of(pieces: Mapping[str, RoutedOnnx]) -> Routing:
     )
 
 
-def open_routed(model_file: Path) -> tuple[RoutedOnnx, bool]:
+def open_routed(model_file: Path, options: OpenOptions) -> tuple[RoutedOnnx, bool]:
     """The model with its choices as outputs, and whether products of a quantised one were made exact."""
     import onnx
 
     model = onnx.load(str(model_file), load_external_data=False)
-    exact = make_exact(model)
+    exact = make_exact(model.graph)
     _tap(model)
     packed = any(
         entry.key == PACKED_LAYER_MARK
         for value in model.graph.value_info
         for entry in value.metadata_props
     )
-    session = open_session(model.SerializeToString(), data_folder=model_file.parent)
+    session = open_session(model.SerializeToString(), options, model_file.parent)
     return RoutedOnnx(OnnxWitness(session), packed), exact
 
 

@@ -55,9 +55,10 @@ class Script:
 
     def choose(self, scores: FloatArray) -> IntArray:
         """Scores [..., E] of the next router, of all slots in order -> its experts [..., k]."""
-        router, self.asked = self.asked, self.asked + 1
+        router = self.asked
         if router >= len(self.routers.chosen):
             raise RoutersDiffer(f"more choices than the {len(self.routers.chosen)} of the spec")
+        self.asked += 1
         chosen = self.routers.chosen[router][:, self.slots]
         self.routers.scores[router].append(scores.reshape(*chosen.shape[:2], -1))
         return chosen.reshape(*scores.shape[:-1], -1)

@@ -70,12 +70,12 @@ class Runs:
         files = {name: self.subject.folder / f"{name}.onnx" for name in self.graphs}
         routed: dict[str, RoutedOnnx] = {}
         if self.routed:
-            taps = {name: open_routed(file) for name, file in files.items()}
+            taps = {name: open_routed(file, self.subject.options) for name, file in files.items()}
             routed = {name: piece for name, (piece, _) in taps.items()}
             self.made_exact = any(changed for _, changed in taps.values())
             onnx = GraphsWitness("onnx", routed, self.subject.pipeline)
         else:
-            opened = {name: open_exact(file) for name, file in files.items()}
+            opened = {name: open_exact(file, self.subject.options) for name, file in files.items()}
             self.made_exact = any(changed for _, changed in opened.values())
             pieces = {name: OnnxWitness(session) for name, (session, _) in opened.items()}
             onnx = GraphsWitness("onnx", pieces, self.subject.pipeline)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.export import SPEC_FILE
+from llamagen.emit.manifest import read_manifest
+from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.graph import Graph, parameters
@@ -27,6 +29,8 @@ class Subject:
     graphs: Mapping[str, Graph]
     pipeline: Pipeline | None
     stored: StoredWeights
+    options: OpenOptions
+    """Of sessions, as the folder asks for."""
 
     @property
     def too_large(self) -> bool:
@@ -39,7 +43,7 @@ class Subject:
         return sum(p.count for p in all_parameters(self.graphs).values())
 
 
-def subject_of(folder: Path) -> Subject:
+def subject_of(folder: Path, provider: str) -> Subject:
     stored = stored_weights(folder)
     if not (folder / SPEC_FILE).is_file():
         raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
@@ -53,4 +57,5 @@ def subject_of(folder: Path) -> Subject:
             raise LlamagenError.of("LG772", message, help="export the model again")
         found.require(parameters(graph), file)
         stored = stored.joined(found)
-    return Subject(folder, graphs, pipeline_of(graphs), stored)
+    options = OpenOptions(provider=provider, settings=read_manifest(folder).session)
+    return Subject(folder, graphs, pipeline_of(graphs), stored, options)

@@ -121,11 +121,11 @@ class OnnxWitness:
         from llamagen.emit.onnx.data import attach_arrays, serialize
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
-        from llamagen.emit.onnx.session import open_session
+        from llamagen.emit.onnx.session import OpenOptions, open_session
 
         emitted = emit_onnx(graph, profile_named(profile), dtype, choices=choices)
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
-        return OnnxWitness(open_session(serialize(emitted), threads))
+        return OnnxWitness(open_session(serialize(emitted), OpenOptions(threads)))
 
     def open(self) -> OpenPiece:
         return _OpenOnnx(self.session)
@@ -138,22 +138,23 @@ class _OpenOnnx:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.inputs = {i.name: i.type for i in session.get_inputs()}
-        self.outputs = [o.name for o in session.get_outputs()]
         self.past: dict[str, NDArray[np.generic]] | None = None
 
     def run(self, values: Values) -> Values:
         from llamagen.emit.onnx.emit import INPUT_NAMES
-        from llamagen.emit.onnx.session import as_input, as_past, empty_cache
+        from llamagen.emit.onnx.session import as_input, as_past, computed, empty_cache
 
         named = {INPUT_NAMES.get(name, name): value for name, value in values.items()}
         if self.past is None:
             batch = len(next(named[name] for name in self.inputs if name in named))
             self.past = empty_cache(self.session, batch)
-        feeds = {n: as_input(named[n], kind) for n, kind in self.inputs.items() if n in named}
-        results = self.session.run(self.outputs, {**feeds, **self.past})
-        made = dict(zip(self.outputs, results, strict=True))
+        given = {**named, **self.past}
+        made = computed(
+            self.session,
+            {n: as_input(given[n], kind) for n, kind in self.inputs.items() if n in given},
+        )
         self.past = as_past(made)
-        return {n: np.asarray(v) for n, v in made.items() if not n.startswith("present.")}
+        return {name: value for name, value in made.items() if not name.startswith("present.")}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 from llamagen import api
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import MAX_LENGTH
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.emit.onnx.session import OpenOptions
+from llamagen.runtime.session import Session
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
 from tests.parity import llama4, mllama

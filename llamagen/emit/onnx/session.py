@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import ml_dtypes
@@ -24,7 +24,6 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
 """A device, as ONNX Runtime calls it, and the execution provider that computes there."""
-NONE: Mapping[str, str] = MappingProxyType({})
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16; numpy has no such type of its own."""
 
@@ -40,24 +39,33 @@ _TYPES: Mapping[str, type[np.generic]] = {
 V = TypeVar("V")
 
 
-def open_session(
-    model: Path | bytes,
-    threads: int = 0,
-    provider: str = CPU,
-    data_folder: Path | None = None,
-    settings: Mapping[str, str] = NONE,
-) -> ort.InferenceSession:
-    """A session of ``model`` (a file, or bytes); ``threads`` 0 lets ONNX Runtime choose.
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How ONNX Runtime opens a model."""
 
-    External data of a model given as bytes is in ``data_folder``; ``settings`` are configuration entries.
+    threads: int = 0
+    """0 lets it choose."""
+    provider: str = CPU
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Configuration entries of the session."""
+
+
+AS_IT_IS = OpenOptions()
+
+
+def open_session(
+    model: Path | bytes, options: OpenOptions = AS_IT_IS, data_folder: Path | None = None
+) -> ort.InferenceSession:
+    """A session of ``model``, a file or bytes, whose external data is then in ``data_folder``.
 
     float32 is float32 on a GPU too: without the 10 bits of TF32.
 
-    Raises LG711 when ``provider`` is not in this installation or does not start, LG712 when it lacks an operator of the
+    Raises LG711 when the provider is not in this installation or does not start, LG712 when it lacks an operator of the
     model, LG713 when the model cannot be loaded.
     """
     import onnxruntime as ort
 
+    provider = options.provider
     available = ort.get_available_providers()
     if provider not in available:
         raise LlamagenError.of(
@@ -65,18 +73,18 @@ def open_session(
             f"this ONNX Runtime has no {provider}; it has {', '.join(available)}",
             help="install a build of onnxruntime that has it, or use the CPU",
         )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # its findings are raised below; a library prints nothing
+    chosen = ort.SessionOptions()
+    chosen.intra_op_num_threads = options.threads
+    chosen.log_severity_level = 4  # its findings are raised below; a library prints nothing
     if data_folder is not None:
-        options.add_session_config_entry(_DATA_FOLDER, str(data_folder))
-    for name, value in settings.items():
-        options.add_session_config_entry(name, value)
+        chosen.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+    for name, value in options.settings.items():
+        chosen.add_session_config_entry(name, value)
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
     of_provider = {"use_tf32": "0"} if provider == CUDA else {}
     try:
-        session = ort.InferenceSession(source, options, providers=[(provider, of_provider)])
+        session = ort.InferenceSession(source, chosen, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
     if session.get_providers()[0] != provider:  # it goes on with the CPU
@@ -138,6 +146,16 @@ def array_of(value: OrtValue) -> NDArray[np.generic]:
     memory = (ctypes.c_uint16 * prod(shape)).from_address(value.data_ptr())
     found = np.frombuffer(memory, ml_dtypes.bfloat16).reshape(shape).astype(np.float32)
     return found
+
+
+def computed(
+    session: ort.InferenceSession, feeds: Mapping[str, NDArray[np.generic]]
+) -> dict[str, NDArray[np.generic]]:
+    """All outputs by name, bfloat16 as float32."""
+    names = [output.name for output in session.get_outputs()]
+    values = {name: value_of(array) for name, array in feeds.items()}
+    made = session.run_with_ort_values(names, values)
+    return {name: array_of(value) for name, value in zip(names, made, strict=True)}
 
 
 def as_past(outputs: Mapping[str, V]) -> dict[str, V]:

@@ -13,8 +13,9 @@ from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.export import Written
 from llamagen.emit.manifest import read_manifest
+from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.quantize_options import QuantizeOptions
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.random import random_values

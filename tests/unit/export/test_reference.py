@@ -15,7 +15,8 @@ from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.emit.onnx.session import OpenOptions
+from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from tests.parity.models import SPECS
 from tests.unit.export.checkpoints import REDUCED, ROUTES

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llamagen.cli import main
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.emit.onnx.session import OpenOptions
+from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.numerics import TOLERANCES, difference
 from tests.unit.export.checkpoints import REDUCED, ROUTES, Reduced

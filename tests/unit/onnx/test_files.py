@@ -21,7 +21,7 @@ from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.initializer import Initializer
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile_named
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.onnx.text import render, uncollapsed
 from llamagen.emit.onnx.write import write_model
 from llamagen.ir.build import build
@@ -50,7 +50,7 @@ def emitted(dtype: OnnxDType = "float32") -> OnnxModel:
 
 
 def logits(model: Path | bytes) -> Array:
-    running = open_session(model, threads=1)
+    running = open_session(model, OpenOptions(threads=1))
     ids = np.array([[1, 2, 3]])
     arrays: dict[str, Array] = {
         "input_ids": ids,

@@ -26,7 +26,7 @@ from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.verify.numerics import TOLERANCES, FloatArray, difference
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness
@@ -232,7 +232,7 @@ def test_the_kernel_refuses_what_lies_beyond_the_table(folder: Path) -> None:
     model = model_of("biases", folder)
     found = emitted(model, ORT_CPU)
     attach_arrays(found, model.weight)
-    session = open_session(serialize(found), threads=1)
+    session = open_session(serialize(found), OpenOptions(threads=1))
     ids = np.ones((1, CONTEXT + 1), np.int64)
     feeds = {"input_ids": ids, "attention_mask": ids}
     for value in session.get_inputs():

@@ -20,7 +20,7 @@ from llamagen.emit.onnx.initializer import (
     encoded,
     gathered,
 )
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import OpenOptions, open_session
 
 Array = np.ndarray
 
@@ -64,7 +64,9 @@ def run(node: onnx.NodeProto, arrays: Mapping[str, Array], x: Array, out: tuple[
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    found: Array = open_session(model.SerializeToString(), threads=1).run(None, {"x": x})[0]
+    found: Array = open_session(model.SerializeToString(), OpenOptions(threads=1)).run(
+        None, {"x": x}
+    )[0]
     return found
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
+from llamagen.emit.onnx.session import OpenOptions
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
-from llamagen.runtime.session import OpenOptions, Session
+from llamagen.runtime.session import Session
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import Scenario

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from llamagen import api, verify_folder
 from llamagen.api import load
+from llamagen.emit.onnx.session import AS_IT_IS
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.choices import Router, compared, measured_reach
 from llamagen.verify.numerics import Tolerance, difference, for_few_tokens
@@ -68,7 +69,7 @@ def test_choices_that_rounding_moved_are_no_alarm(profile: str, tmp_path: Path) 
         count, decided, _ = counts(row)
         assert decided > 0.75 * count > 750
     bounds = [r.tolerance.rms_over_std for r in report.rows if r.tolerance and r.case == "prefill"]
-    assert max(bounds) < 0.03
+    assert max(bounds) < 0.04  # of few tokens; those that choose otherwise differ by 0.12
 
 
 def edited(
@@ -154,7 +155,7 @@ def test_asking_for_the_choices_changes_no_bit(profile: str, dtype: str, tmp_pat
     if (profile, dtype) == ("ort-cuda", "bfloat16"):
         profile = "ort-cpu"  # the CPU has no such kernels
     out = scout(tmp_path, dtype, profile)
-    routed, _ = open_routed(out / "model.onnx")
+    routed, _ = open_routed(out / "model.onnx", AS_IT_IS)
     asked = GraphsWitness("asked", {"model": routed})
     plain = GraphsWitness("plain", {"model": OnnxWitness(_session(out))})
     for case in scenarios(50, 9, 3)[:4]:

@@ -15,7 +15,7 @@ from llamagen.emit.onnx.data import SOURCES, Placement, attach_arrays, serialize
 from llamagen.emit.onnx.initializer import Initializer, Source
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE
-from llamagen.emit.onnx.session import open_session
+from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.onnx.write import write_model
 from llamagen.ir.graph import Parameter
 from llamagen.verify.stored import stored_weights
@@ -74,7 +74,7 @@ def test_arrays_in_memory_are_joined_alike(tmp_path: Path) -> None:
     x = RANDOM.standard_normal((1, 4), np.float32)
     expected = x @ np.concatenate([WEIGHTS[n] for n in "qkv"]).T @ WEIGHTS["o"].T
     for source in (tmp_path / "model.onnx", serialize(inside)):
-        found = open_session(source, threads=1).run(["y"], {"x": x})[0]
+        found = open_session(source, OpenOptions(threads=1)).run(["y"], {"x": x})[0]
         assert np.allclose(found, expected, atol=1e-5)
 
 
