@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 
-from llamagen.analysis.rewrites.rewrite import Export, ExpertCodes, rewrite
+from llamagen.analysis.rewrites.rewrite import ExpertCodes, Export, rewrite
 from llamagen.analysis.rewrites.rows import LAST_ROW, PACKING
 from llamagen.analysis.rewrites.table import (
     REWRITTEN_PROFILES,
