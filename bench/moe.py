@@ -33,7 +33,7 @@ SPEC = """
 spec: 1
 id: bench/experts
 extends: llama/4/scout
-hyperparameters: {{vocab_size: 64, num_layers: 1, num_experts: {experts}}}
+hyperparameters: {{vocab_size: 5120, num_layers: 1, num_experts: {experts}}}
 constants: {{patch_token: null}}
 graphs:
   vision_encoder: null
@@ -42,7 +42,7 @@ graphs:
   experts:
     root: ExpertsOfOneLayer
     inputs: {{x: "[B, S, hidden_size]"}}
-    outputs: [result]
+    outputs: [logits]
 blocks:
   ExpertsOfOneLayer:
     inputs: [x]
@@ -62,6 +62,7 @@ blocks:
     forward: |
       return feed_forward(x)
 """
+"""A graph beside the text model gives `logits`, in the shape of the model's: the vocabulary is the hidden size."""
 PREFIX = "language_model.model.layers.0.feed_forward."
 
 Step = Callable[[torch.Tensor], torch.Tensor]
