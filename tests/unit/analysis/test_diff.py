@@ -158,6 +158,17 @@ def test_only_the_same_product_of_fused_weights_is_compatible(
     assert fired("title: same", FUSED.format(line), tmp_path) & {"D303", "D304"} == {rule}
 
 
+def test_fused_weights_are_converted_and_compute_the_same(tmp_path: Path) -> None:
+    apart = side(models.overlaid("title: same", tmp_path, name="one"))
+    fused = side(
+        models.overlaid(FUSED.format("return down_proj(silu(a) * b)"), tmp_path, name="two")
+    )
+    for a, b in ((apart, fused), (fused, apart)):
+        result = diff(a, b)
+        assert result.verdict(Surface.WEIGHTS) is Verdict.CONVERTIBLE
+        assert result.verdict(Surface.NUMERICS) is Verdict.COMPATIBLE
+
+
 def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
     a = side(models.overlaid("title: same", tmp_path, name="one"))
     b = side(
