@@ -465,7 +465,9 @@ def parse(text: str) -> Expr:
     parser = _Parser(tokenize(text))
     value = parser.expression()
     if parser.token.kind != "end":
-        raise parser.unexpected("the expression is complete here")
+        error = parser.unexpected("the expression is complete here")
+        error.help = "`==` compares two values" if parser.is_op("=") else None
+        raise error
     return value
 
 

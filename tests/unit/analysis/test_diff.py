@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.ask import Model
+from llamagen.analysis.ask import Model, model_of
 from llamagen.analysis.diff import render as render_diff
 from llamagen.analysis.diff.judge import Diff, diff
 from llamagen.analysis.diff.rules import diff_rules
@@ -135,6 +135,34 @@ def test_machine_forms(seven_to_eight: Diff) -> None:
     assert "<text>" not in page
     assert page.count("<table>") == 6
     assert "| weights | breaking | 10 |" in render_diff.markdown(seven_to_eight)
+
+
+def test_every_form_says_what_a_change_means(seven_to_eight: Diff) -> None:
+    for form in (render_diff.text, render_diff.markdown, render_diff.html_page, render_diff.github):
+        shown = form(seven_to_eight).replace("&#x27;", "'")
+        assert "the checkpoint's tensor does not fit" in shown, form
+        assert "4096 to 8192 positions: every request for A fits B" in shown, form
+    text = render_diff.text(seven_to_eight)
+    assert "\n       every rotated layer computes other scores\n" in text
+
+
+def test_a_chosen_surface_shows_the_values_that_act_on_it(seven_to_eight: Diff) -> None:
+    shown = render_diff.text(seven_to_eight, [Surface.WEIGHTS])
+    assert "hyperparameters.num_kv_heads" in shown
+    assert "hyperparameters.rope.theta" not in shown
+    assert "hyperparameters.rope.theta" in render_diff.text(seven_to_eight, [Surface.NUMERICS])
+
+
+def test_what_is_not_published_is_not_another_value() -> None:
+    record = diff(model_of("llama/2/7b"), model_of("llama/4/behemoth"))
+    assert {c.kind.value for c in record.changes} == {"record"}
+    assert not record.compared(Surface.WEIGHTS)
+    shown = render_diff.text(record)
+    assert "weights    not compared" in shown
+    assert "llama/4/behemoth has no published wiring" in shown
+    assert json.loads(render_diff.json_text(record))["surfaces"] == {"record": "compatible"}
+    same = diff(model_of("llama/2/7b"), model_of("llama/2/7b-chat"))
+    assert same.compared(Surface.WEIGHTS)
 
 
 FUSED = (
