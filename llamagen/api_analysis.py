@@ -1,6 +1,7 @@
 """Questions from a program: compare models, count a workload, ask the family, draw a graph, import a configuration.
 
-A target is an id, a YAML file, or ``REVISION:PATH`` of a spec in git. Every function raises ``LlamagenError``.
+A target is an id, a YAML file, ``REVISION:PATH`` of a spec in git, a config.json or params.json, or a folder with one.
+Every function raises ``LlamagenError``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from llamagen.emit.config.read import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
+    from llamagen.spec.resolve import ResolvedSpec
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
@@ -76,9 +78,8 @@ def numbers_text() -> str:
 def show(target: str | Path) -> list[Section]:
     """One model as a page of sections."""
     from llamagen.analysis.family.catalog import sections
-    from llamagen.spec.registry import Registry
 
-    return list(sections(Registry().load(target)))
+    return list(sections(resolved_of(target)))
 
 
 def explain(subject: str, path: str | None = None) -> str:
@@ -94,8 +95,7 @@ def explain(subject: str, path: str | None = None) -> str:
     if path is not None:
         from llamagen.spec.registry import Registry
 
-        registry = Registry()
-        return words.explain_value(registry, registry.load(subject), path)
+        return words.explain_value(Registry(), resolved_of(subject), path)
     if subject == "ops":
         return words.explain_ops()
     for profile in REWRITTEN_PROFILES:
@@ -105,13 +105,20 @@ def explain(subject: str, path: str | None = None) -> str:
 
 
 def side(target: str | Path) -> Model:
-    """One side of a comparison: a target, a JSON file or a checkpoint folder. Its graph is none without wiring."""
-    from llamagen.analysis.ask import built, model_of
+    """What a question is about, with its graphs; none without wiring."""
+    from llamagen.analysis.ask import built
+
+    return built(resolved_of(target))
+
+
+def resolved_of(target: str | Path) -> ResolvedSpec:
+    """The spec of a target. Raises LG201 for an unknown id, LG10x for a configuration that cannot be read."""
+    from llamagen.analysis.ask import resolved_of
 
     path = Path(target)
     if path.suffix != ".json" and not path.is_dir():
-        return model_of(str(target))
-    return built(import_config(path).resolved)
+        return resolved_of(str(target))
+    return import_config(path).resolved
 
 
 def diff(
@@ -158,7 +165,7 @@ def compat(
 ) -> CompatReport:
     """Whether weights of ``before`` run in ``after``, and what ``runtimes`` (all by default) do with it in ``dtype``.
 
-    Raises LG901 for an unknown runtime.
+    Raises LG401 for a record without wiring, LG901 for an unknown runtime.
     """
     from llamagen.analysis.diff.compat import compat as compare
 
@@ -184,7 +191,6 @@ def cost(
     without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
     that does not divide the model.
     """
-    from llamagen.analysis.ask import wired
     from llamagen.analysis.numbers import hardware
     from llamagen.analysis.numbers.cost import cost_of, workload
     from llamagen.ir.bounded import with_caches
@@ -192,24 +198,22 @@ def cost(
 
     load = workload(context, batch, dtype, tp, images)
     chosen = (device, hardware.device(device)) if device is not None else None
-    graphs = dict(with_caches(wired(target), cache))
+    graphs = dict(with_caches(_wired(target), cache))
     return cost_of(graphs.pop(MAIN), load, chosen, graphs)
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
-    from llamagen.analysis.ask import wired
     from llamagen.analysis.family.records import Family
     from llamagen.analysis.numbers.memory import cache_of
     from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
     from llamagen.ir.build_graphs import MAIN
     from llamagen.spec.registry import Registry
 
-    registry = Registry()
     if targets:
-        caches = [(name, cache_of(wired(name, registry)[MAIN])) for name in targets]
+        caches = [(name, cache_of(_wired(name)[MAIN])) for name in targets]
     else:
-        records = Family(registry).records()
+        records = Family(Registry()).records()
         caches = [(r.id, r.architecture.cache) for r in records if r.architecture is not None]
     contexts = [n for n in CONTEXTS if n < longest]
     return cache_plot(caches, contexts=(*contexts, longest))
@@ -315,11 +319,17 @@ def graph_explorer(target: str, graph: str | None = None) -> str:
     return explorer_json(_chosen(target, graph), {"B": 1, "S": 1, "P": 0, "I": 1})
 
 
+def _wired(target: str) -> dict[str, Graph]:
+    """All graphs of a target. Raises LG401 for a record without wiring."""
+    from llamagen.ir.build_graphs import build_all
+
+    found = side(target)
+    return found.graphs or build_all(found.resolved)
+
+
 def _chosen(target: str, name: str | None) -> dict[str, Graph]:
     """The graphs of a target, or the one of that name."""
-    from llamagen.analysis.ask import wired
-
-    graphs = wired(target)
+    graphs = _wired(target)
     if name is None:
         return graphs
     if name not in graphs:

@@ -36,11 +36,14 @@ class Model:
         return {MAIN: self.graph, **self.beside} if self.graph is not None else {}
 
 
-def model_of(target: str, registry: Registry | None = None) -> Model:
+def model_of(target: str) -> Model:
     """The model of an id, of a YAML file, or of ``rev:path``. Raises LlamagenError; LG401 never (graph is none)."""
-    known = registry if registry is not None else Registry()
-    resolved = _at_revision(target) if _is_revision(target) else known.load(target)
-    return built(resolved)
+    return built(resolved_of(target))
+
+
+def resolved_of(target: str) -> ResolvedSpec:
+    """The spec of an id, of a YAML file, or of ``rev:path``. Raises LlamagenError."""
+    return _at_revision(target) if _is_revision(target) else Registry().load(target)
 
 
 def built(resolved: ResolvedSpec) -> Model:
@@ -49,12 +52,6 @@ def built(resolved: ResolvedSpec) -> Model:
         return Model(resolved, None)
     graphs = build_all(resolved)
     return Model(resolved, graphs.pop(MAIN), graphs)
-
-
-def wired(target: str, registry: Registry | None = None) -> dict[str, Graph]:
-    """The graphs of a target by name. Raises LG401 for a record without wiring."""
-    found = model_of(target, registry)
-    return found.graphs or build_all(found.resolved)
 
 
 def _is_revision(target: str) -> bool:
@@ -98,7 +95,8 @@ def _at_revision(target: str) -> ResolvedSpec:
             tar.extractall(base, filter="data")
         path = base / inside
         if not path.is_file():
-            raise LlamagenError.of("LG901", f"`{name}` is not a file at {revision}")
+            help = f"`git ls-tree -r --name-only {revision}` lists the files"
+            raise LlamagenError.of("LG901", f"`{name}` is not a file at {revision}", help=help)
         # today's specs are no root: a base that the revision lacks is unknown there
         registry = _Extracted((base / "spec",), shipped=False, base=base, revision=revision)
         return registry.load(path)

@@ -28,9 +28,13 @@ def value_of(text: str, scope: Scope) -> Static:
     try:
         return evaluate(parsed(text), scope, FUNCTIONS)
     except ExpressionError as error:
-        start, end = error.extent
-        message = f"`{text}`: {error.message}, at `{text[start:end]}`"
-        raise LlamagenError.of("LG301", message, help=error.help) from None
+        raise LlamagenError.of("LG301", error_text(text, error), help=error.help) from None
+
+
+def error_text(text: str, error: ExpressionError) -> str:
+    """The expression, what is wrong with it and where."""
+    at = text[slice(*error.extent)]
+    return f"`{text}`: {error.message}{f', at `{at}`' if at else ''}"
 
 
 def fill(template: str, scope: Scope) -> str:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from llamagen.analysis.diff.judge import Diff
     from llamagen.spec.evaluate import Static
 
-Side = Annotated[str, typer.Argument(help="An id, a YAML file, or REVISION:PATH of a spec in git.")]
+_SIDE = "An id, a YAML file, REVISION:PATH of a spec in git, a config.json or a folder with one."
+A = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
+B = Annotated[str, typer.Argument(metavar="B", help="The same.")]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]
 Dtype = Annotated[
@@ -29,8 +31,8 @@ Where = Annotated[str, typer.Option(metavar="EXPR", help="Only models for which 
 
 
 def diff(
-    a: Side,
-    b: Side,
+    a: A,
+    b: B,
     surface: Annotated[
         list[Surface] | None, typer.Option(help="Only this surface; may be repeated.")
     ] = None,
@@ -62,12 +64,13 @@ def diff(
     chosen = tuple(surface or Surface)
     result = api.diff(a, b, context=context, batch=batch, dtype=dtype, device=device)
     console.out(_diff_text(result, a, b, chosen, format))
-    if fail_on is not None and any(_as_bad(result.verdict(s), Verdict(fail_on)) for s in chosen):
+    if fail_on is not None and any(_as_bad(result, s, Verdict(fail_on)) for s in chosen):
         raise typer.Exit(FINDINGS)
 
 
-def _as_bad(verdict: Verdict, limit: Verdict) -> bool:
-    return verdict.rank >= limit.rank
+def _as_bad(result: Diff, surface: Surface, limit: Verdict) -> bool:
+    """What could not be compared is not known to be good."""
+    return not result.compared(surface) or result.verdict(surface).rank >= limit.rank
 
 
 def _diff_text(
@@ -100,8 +103,8 @@ def _diff_text(
 
 
 def compat(
-    a: Side,
-    b: Side,
+    a: A,
+    b: B,
     runtime: Annotated[
         list[str] | None,
         typer.Option(help="Only this runtime of spec/runtimes.yaml; may be repeated."),
@@ -203,6 +206,8 @@ def query(
     names = [c.strip() for c in select.split(";" if ";" in select else ",")]
     answer = api.query(where, select=names, sort=sort, first=first)
     console.table(answer.columns, [tuple(map(_cell, row)) for row in answer.rows], format)
+    if not answer.rows:
+        console.note("no model matches")
 
 
 def _cell(value: Static) -> Cell:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, assert_never
+from typing import Literal, TextIO, TypeAlias, assert_never
 
 from llamagen.diagnostics import Diagnostic
 
@@ -37,11 +38,16 @@ def diagnostics(found: Iterable[Diagnostic], format: DiagnosticFormat = "text") 
     sys.stdout.flush()
     match format:
         case "text":
-            sys.stderr.write(render(found, "text", colour=sys.stderr.isatty()))
+            sys.stderr.write(render(found, "text", colour=_coloured(sys.stderr)))
         case "json" | "github":
             sys.stdout.write(render(found, format))
         case _:
             assert_never(format)
+
+
+def _coloured(stream: TextIO) -> bool:
+    """A terminal whose user did not say otherwise (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 Cell: TypeAlias = str | int | None
@@ -53,9 +59,7 @@ def table(
     """A table to stdout. Numbers have thousands separators for people and none for programs."""
     match format:
         case "table":
-            if sys.stdout.isatty():
-                _boxed(columns, rows)
-            else:
+            if not sys.stdout.isatty() or not _boxed(columns, rows):
                 out(_aligned(columns, rows))
         case "csv":
             text = io.StringIO()
@@ -112,17 +116,25 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return line_of(columns) + rule + "".join(line_of(map(_shown, row)) for row in rows)
 
 
-def _boxed(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+def _boxed(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bool:
+    """For a terminal that is wide enough; False, and nothing, for one where cells would be cut off."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False, markup=False)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    least = 0
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="right" if _numeric(rows, i) else "left")
+        least += max(len(cell) for cell in (column, *(_shown(row[i]) for row in rows))) + 3
+        side: Literal["left", "right"] = "right" if _numeric(rows, i) else "left"
+        shown.add_column(column, justify=side, no_wrap=True)
+    if least > console.width:
+        return False
     for row in rows:
         shown.add_row(*map(_shown, row))
-    Console(highlight=False, markup=False).print(shown)
+    console.print(shown)
+    return True
 
 
 def section(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -58,7 +58,10 @@ def list_models(
     generation: Annotated[
         str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
     ] = None,
-    status: Annotated[str | None, typer.Option(help="Only this status, e.g. released.")] = None,
+    status: Annotated[
+        Literal["released", "announced", "unreleased", "sketch"] | None,
+        typer.Option(help="Only this status."),
+    ] = None,
     modality: Annotated[
         Literal["text", "vision"] | None,
         typer.Option(help="Only models with or without image input."),

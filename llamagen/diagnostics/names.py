@@ -89,7 +89,10 @@ def did_you_mean(
     from difflib import get_close_matches
 
     close = get_close_matches(_folded(word), list(by_folded), n=1, cutoff=0.65)
-    return by_folded[close[0]] if close else None
+    if close:
+        return by_folded[close[0]]
+    longer = [name for folded, name in by_folded.items() if folded.startswith(_folded(word))]
+    return longer[0] if len(longer) == 1 else None
 
 
 def _folded(name: str) -> str:

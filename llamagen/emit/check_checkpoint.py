@@ -8,6 +8,7 @@ from pathlib import Path
 from llamagen.analysis.check import CheckReport
 from llamagen.diagnostics import Diagnostic
 from llamagen.emit.config.agree import disagreements
+from llamagen.emit.config.resized import resized
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -20,16 +21,24 @@ def check_checkpoint(
 ) -> CheckReport:
     """Missing, extra and misshapen tensors, strange dtypes, a dialect that is not known, another model or config.json.
 
-    A clean report has one note that says what was found. Raises LG601 to LG606 for files that cannot be read.
+    A checkpoint of the same architecture in other sizes is compared with these, as ``export`` does. A clean report has
+    one note that says what was found. Raises LG601 to LG606 and LG10x for files that cannot be read.
     """
     stored = Checkpoint.open(folder)
+    other = resized(resolved, graph, folder, registry)
+    sized: tuple[Diagnostic, ...] = ()
+    if other is not None and other.clashes:
+        return CheckReport(1, other.clashes)
+    if other is not None:
+        resolved, graph, sized = other.resolved, other.graph, (other.note,)
     found = bind(resolved, graph, stored, compare_values=False)
     if any(one.severity != "note" for one in found.diagnostics):
-        return CheckReport(1, explained(found, resolved, graph, stored, registry))
+        return CheckReport(1, (*sized, *explained(found, resolved, graph, stored, registry)))
     compared = disagreements(resolved, stored.config_file, registry)
     if any(one.severity != "note" for one in compared):
-        return CheckReport(1, (*found.diagnostics, *compared))
+        return CheckReport(1, (*sized, *found.diagnostics, *compared))
     dtypes = Counter(tensor.dtype for tensor in stored.tensors.values())
     counted = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
     message = f"{len(stored.tensors)} tensors ({counted}) in {found.layout} names fit `{resolved.spec.id}`"
-    return CheckReport(1, (*found.diagnostics, *compared, Diagnostic("LG619", "note", message)))
+    fits = Diagnostic("LG619", "note", message)
+    return CheckReport(1, (*sized, *found.diagnostics, *compared, fits))

@@ -257,6 +257,8 @@ def _sized(
     found = resized(job.resolved, job.graph, checkpoint, registry)
     if found is None:
         return job, ()
+    if found.clashes:
+        raise LlamagenError(found.clashes)
     return replace(job, resolved=found.resolved, graph=found.graph), (found.note,)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
 from llamagen.ir.build_equations import Equations
 from llamagen.ir.build_parts import PartDeclaration, declare
+from llamagen.ir.build_site import RecordingScope, Specialised
 from llamagen.ir.build_terms import AMBIENT, size
 from llamagen.ir.dims import B, Dim, S, T
 from llamagen.ir.graph import (
@@ -26,7 +27,7 @@ from llamagen.ir.graph import (
 from llamagen.ir.naming import variant_names
 from llamagen.ir.ops import OPS
 from llamagen.ir.verify import verify
-from llamagen.spec.evaluate import Static, evaluate
+from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import Call, Expr, ExpressionError, ListExpr, Name, parse
 from llamagen.spec.expr import names as names_in
 from llamagen.spec.resolve import ResolvedSpec
@@ -43,27 +44,6 @@ GRAPH_INPUTS: Mapping[str, TensorType] = {
 """Tensors that every block may read. ``positions`` are true positions: padding is not counted."""
 
 _Key = tuple[str, tuple[tuple[str, AttrValue], ...], tuple[TensorType, ...]]
-
-
-class RecordingScope(dict[str, Static]):
-    """A static scope that remembers which names were read, so that unused constants are found."""
-
-    def __init__(self, values: Mapping[str, Static]) -> None:
-        super().__init__(values)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Static:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Specialised:
-    """A block built for one set of options and operand types; ``key`` names it until names are given."""
-
-    key: str
-    outputs: tuple[TensorType, ...]
-    context: frozenset[str]
 
 
 class Builder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llamagen.diagnostics import did_you_mean
 from llamagen.ir.attrs import Given, bind
 from llamagen.ir.build_notes import with_notes
+from llamagen.ir.build_site import RecordingScope, Site
 from llamagen.ir.build_sugar import SUGAR, arithmetic
 from llamagen.ir.build_terms import (
     Broken,
@@ -50,7 +51,6 @@ from llamagen.spec.expr import (
 from llamagen.spec.validate import expression_error
 
 if TYPE_CHECKING:
-    from llamagen.ir.build import Builder, RecordingScope
     from llamagen.ir.build_parts import PartDeclaration
     from llamagen.spec.source_nodes import Scalar
 
@@ -62,7 +62,7 @@ class Equations:
 
     def __init__(
         self,
-        builder: Builder,
+        builder: Site,
         block: str,
         scope: RecordingScope,
         declarations: Mapping[str, PartDeclaration],

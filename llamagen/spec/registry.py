@@ -74,9 +74,25 @@ class Registry:
             return path
         if (known := self.path_of(text)) is not None:
             return known
-        hint = did_you_mean(text, self.ids(sketches=True))
+        known_ids = self.ids(sketches=True)
+        hint = self._of_repository(text) or did_you_mean(text, known_ids)
         help = f"did you mean `{hint}`?" if hint else "`llamagen list` shows the ids that are known"
+        if text.endswith(".json"):
+            help = f"`llamagen import {text} --to spec.yaml` makes a spec of a configuration"
         raise LlamagenError.of("LG201", f"there is no spec with the id `{text}`", help=help)
+
+    def _of_repository(self, name: str) -> str | None:
+        """The id of the model in the Hub's repository ``name``, an owner and a name."""
+        if name.count("/") != 1:
+            return None
+        for spec_id in self.ids(abstract=False):
+            try:
+                release = self.load(spec_id).spec.release
+            except LlamagenError:
+                continue
+            if release is not None and (release.repo or "").casefold() == name.casefold():
+                return spec_id
+        return did_you_mean(name.rpartition("/")[2], self.ids())
 
     def source(self, path: Path) -> SourceMap:
         if path not in self._sources:

@@ -41,9 +41,13 @@ class Pair:
 
 
 def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[Pair]:
-    """Every difference; equal features are left out. Deterministic: A's order, then what only B has."""
-    a = list(features(before.resolved, before.graphs, load))
-    b = list(features(after.resolved, after.graphs, load))
+    """Every difference; equal features are left out. Deterministic: A's order, then what only B has.
+
+    Of a record without wiring only what is published is compared: that a value is not known does not make it another.
+    """
+    wired = bool(before.graphs) and bool(after.graphs)
+    a = list(features(before.resolved, before.graphs if wired else {}, load))
+    b = list(features(after.resolved, after.graphs if wired else {}, load))
     plain = list(
         _folded(
             [f for f in a if isinstance(f, Feature)],
@@ -51,7 +55,8 @@ def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[
         )
     )
     # A place that one model lacks is one change; settings of its ops would only repeat it.
-    kept = [p for p in plain if p.kind is not Kind.SETTING or (p.before and p.after)]
+    whole = {Kind.SETTING} if wired else {Kind.SETTING, Kind.VALUE, Kind.TOKENIZER, Kind.NAMING}
+    kept = [p for p in plain if p.kind not in whole or (p.before and p.after)]
     grouped, fused = _grouped(kept)
     lines = list(
         _folded_equations(

@@ -9,6 +9,7 @@ from llamagen.analysis.diff.judge import Change, Diff, diff
 from llamagen.analysis.diff.runtimes import RuntimeReport, on_runtimes, runtimes
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
+from llamagen.ir.build_graphs import build_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,9 @@ def compat(
     before: Model, after: Model, names: tuple[str, ...] = (), dtype: str = "float32"
 ) -> CompatReport:
     """Whether A's weights run in B, and what the runtimes ``names`` (all without any) do with B in ``dtype``."""
+    for model in (before, after):
+        if not model.graphs:
+            build_all(model.resolved)  # raises LG401: a record without wiring
     result: Diff = diff(before, after)
     surfaces = (Surface.WEIGHTS, Surface.NUMERICS)
     blocking = tuple(
@@ -41,10 +45,7 @@ def compat(
         for c in result.changes
         if c.kind != "value" and any(c.verdict(s) is Verdict.BREAKING for s in surfaces)
     )
-    reports: tuple[RuntimeReport, ...] = ()
-    if after.graphs:
-        chosen = names or tuple(runtimes())
-        reports = on_runtimes(after.resolved, after.graphs, chosen, dtype)
+    reports = on_runtimes(after.resolved, after.graphs, names or tuple(runtimes()), dtype)
     return CompatReport(
         before.id,
         after.id,

@@ -63,11 +63,14 @@ class WorkloadDocument(Closed):
 
 
 class DiffDocument(Closed):
-    """Two models compared; `surfaces` has the worst verdict of each."""
+    """Two models compared; `surfaces` has the worst verdict of each that was compared."""
 
     version: Literal[1]
     before: str
     after: str
+    unwired: str | None = Field(
+        description="Id of the one model whose wiring is not published: only what is published is compared."
+    )
     workload: WorkloadDocument
     surfaces: dict[Surface, Verdict]
     transforms: tuple[Transform, ...]
@@ -80,6 +83,7 @@ def document(result: Diff) -> DiffDocument:
         version=1,
         before=result.before,
         after=result.after,
+        unwired=result.unwired,
         workload=WorkloadDocument(
             context=load.context,
             batch=load.batch,
@@ -87,7 +91,7 @@ def document(result: Diff) -> DiffDocument:
             cache_bytes_per_value=load.cache_bytes,
             device=result.device,
         ),
-        surfaces={s: result.verdict(s) for s in Surface},
+        surfaces={s: result.verdict(s) for s in Surface if result.compared(s)},
         transforms=result.transforms(),
         changes=tuple(map(_change, result.changes)),
     )

@@ -76,12 +76,18 @@ class Diff:
     changes: tuple[Change, ...]
     device: str | None = None
     """Name of the device that memory is judged by, if any."""
+    unwired: str | None = None
+    """Id of the one model whose wiring is not published; then weights, interface and numbers are not compared."""
 
     def verdict(self, surface: Surface) -> Verdict:
         """The worst verdict of any change on ``surface``."""
         return max(
             (c.verdict(surface) for c in self.changes), key=lambda v: v.rank, default=Verdict.SAME
         )
+
+    def compared(self, surface: Surface) -> bool:
+        """Whether ``surface`` could be judged: without the wiring of both only the record can."""
+        return self.unwired is None or surface is Surface.RECORD
 
     def on(self, surface: Surface) -> tuple[Change, ...]:
         return tuple(c for c in self.changes if any(e.surface is surface for e in c.effects))
@@ -116,7 +122,9 @@ def diff(
     judge = _Judge(before, after, pairs, device[1] if device is not None else None)
     changes = tuple(judge.change(pair) for pair in pairs)
     name = device[0] if device is not None else None
-    return Diff(before.id, after.id, load, _with_derived(changes), name)
+    alone = [m.id for m in (before, after) if not m.graphs]
+    unwired = alone[0] if len(alone) == 1 else None
+    return Diff(before.id, after.id, load, _with_derived(changes), name, unwired)
 
 
 def _with_derived(changes: tuple[Change, ...]) -> tuple[Change, ...]:

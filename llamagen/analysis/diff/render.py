@@ -19,7 +19,12 @@ def headline(result: Diff) -> str:
         f"at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}, "
         f"cache and activations in {8 * load.cache_bytes} bit"
         f"{f', on {result.device}' if result.device is not None else ''}"
+        f"{f'; {result.unwired} has no published wiring: only what is published is compared' if result.unwired else ''}"
     )
+
+
+def verdict_text(result: Diff, surface: Surface) -> str:
+    return result.verdict(surface).value if result.compared(surface) else "not compared"
 
 
 def where(change: Change) -> str:
@@ -74,6 +79,18 @@ def proof(change: Change) -> str:
     return f" [{'; '.join(dict.fromkeys(ends))}]" if ends else ""
 
 
+def consequence(change: Change, surface: Surface) -> str:
+    """What the change means there, as far as ``before → after`` does not say it; empty where it says all."""
+    worst = change.verdict(surface)
+    found = next((e for e in change.effects if e.surface is surface and e.verdict is worst), None)
+    if found is None:
+        return ""
+    if found.text.endswith(shown(change.after)):
+        return ""
+    _, said, rest = found.text.partition(f"{shown(change.before)} → {shown(change.after)}")
+    return rest.removeprefix(":").strip() if said else found.text
+
+
 def effects_text(change: Change) -> str:
     """``weights breaking, interface breaking`` of one change."""
     worst = {e.surface: change.verdict(e.surface) for e in change.effects}
@@ -90,8 +107,9 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
     yield ""
     for surface in surfaces:
         changes = result.on(surface)
-        yield f"{surface.value:<10} {result.verdict(surface).value:<12}{_count(len(changes))}".rstrip()
-    values = [c for c in result.changes if c.kind == "value"]
+        verdict = verdict_text(result, surface)
+        yield f"{surface.value:<10} {verdict:<12}{_count(len(changes))}".rstrip()
+    values = [c for c in result.changes if c.kind == "value" and _touches(c, surfaces)]
     if values:
         yield ""
         yield "what the specs change"
@@ -111,6 +129,8 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
                 f"  {change.rule} {change.verdict(surface).value:<11} {where(change)}{layers}  "
                 f"{arrow(change)}{proof(change) if not change.causes else ''}"
             )
+            if (meaning := consequence(change, surface)) != "":
+                yield f"       {meaning}"
             if change.causes:
                 yield f"       because {causes_text(change)}"
     needed = result.transforms()
@@ -125,6 +145,12 @@ def _own(change: Change, surface: Surface) -> bool:
     """Whether a value acts on the surface itself; derived effects are shown where they happen."""
     rule = diff_rules()[change.rule]
     return rule.listed and surface in rule.effects
+
+
+def _touches(change: Change, surfaces: tuple[Surface, ...]) -> bool:
+    """Whether a value belongs in a comparison of ``surfaces``; one without any effect in one of all."""
+    touched = {e.surface for e in change.effects}
+    return not touched.isdisjoint(surfaces) if touched else surfaces == tuple(Surface)
 
 
 def _count(n: int) -> str:
@@ -143,7 +169,7 @@ def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
     chosen = tuple(surfaces)
     for surface in chosen:
         lines.append(
-            f"| {surface.value} | {result.verdict(surface).value} | {len(result.on(surface))} |"
+            f"| {surface.value} | {verdict_text(result, surface)} | {len(result.on(surface))} |"
         )
     for surface in chosen:
         changes = result.on(surface)
@@ -151,12 +177,13 @@ def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
             continue
         lines += ["", f"## {surface.value}: {result.verdict(surface).value}", ""]
         lines += [
-            "| rule | verdict | where | before → after | why |",
-            "| --- | --- | --- | --- | --- |",
+            "| rule | verdict | where | before → after | consequence | why |",
+            "| --- | --- | --- | --- | --- | --- |",
         ]
         for c in changes:
             why = causes_text(c) or proof(c).strip()
-            cells = (c.rule, c.verdict(surface).value, f"`{where(c)}`", arrow(c), why)
+            verdict, meaning = c.verdict(surface).value, consequence(c, surface)
+            cells = (c.rule, verdict, f"`{where(c)}`", arrow(c), meaning, why)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -176,15 +203,18 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
     body = [f"<h1>{title}</h1>", f"<p>{e(headline(result))}</p>"]
     for surface in surfaces:
         verdict = result.verdict(surface).value
-        body.append(f'<h2>{surface.value}: <span class="{verdict}">{verdict}</span></h2>')
+        words = verdict_text(result, surface)
+        body.append(f'<h2>{surface.value}: <span class="{verdict}">{words}</span></h2>')
         rows = [
             f'<tr><td>{e(c.rule)}</td><td class="{c.verdict(surface).value}">'
             f"{c.verdict(surface).value}</td><td><code>{e(where(c))}</code></td>"
-            f"<td>{e(arrow(c))}</td><td>{e(causes_text(c))}</td></tr>"
+            f"<td>{e(arrow(c))}</td><td>{e(consequence(c, surface))}</td>"
+            f"<td>{e(causes_text(c))}</td></tr>"
             for c in result.on(surface)
         ]
         if rows:
-            head = "<tr><th>rule</th><th>verdict</th><th>where</th><th>before → after</th><th>why</th></tr>"
+            names = ("rule", "verdict", "where", "before → after", "consequence", "why")
+            head = f"<tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>"
             body.append(f"<table>{head}{''.join(rows)}</table>")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -221,7 +251,8 @@ def github(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
         names = ", ".join(s.value for s in touched)
         title = _escape(f"{c.rule} {worst.value}: {names}", is_property=True)
         file = _escape(span.file, is_property=True)
-        message = _escape(f"{where(c)}: {arrow(c)}", is_property=False)
+        meaning = dict.fromkeys(m for s in touched if (m := consequence(c, s)))
+        message = _escape("; ".join((f"{where(c)}: {arrow(c)}", *meaning)), is_property=False)
         place = f"file={file},line={span.line},col={span.col}"
         lines.append(f"::{_LEVEL[worst]} {place},title={title}::{message}\n")
     return "".join(lines)

@@ -10,6 +10,7 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.family.architecture import architecture_of
 from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.sources import matches
+from llamagen.analysis.tables import chosen
 from llamagen.spec.registry import Registry, is_sketch
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
@@ -90,7 +91,10 @@ class Section:
 def rows(
     registry: Registry, generation: str | None, status: str | None, modality: Modality | None
 ) -> list[Row]:
-    """The models that pass every filter, by release date and id."""
+    """The models that pass every filter, by release date and id. Raises LG901 for an unknown generation."""
+    if generation is not None:
+        known = {word: None for i in registry.ids() for word in i.split("/")[1:-1]}
+        chosen(known, generation, "a generation")
     found: list[Row] = []
     for spec_id in registry.ids(abstract=False, sketches=status == "sketch"):
         if generation is not None and generation not in spec_id.split("/")[1:-1]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llamagen.analysis.family.records import COLUMNS, Family, Record
-from llamagen.analysis.rules import parsed
+from llamagen.analysis.rules import error_text, parsed, static_text
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
 from llamagen.spec.expr import ExpressionError, names
@@ -71,7 +71,17 @@ def share(family: Family, path: str, where: str = "true") -> tuple[Share, ...]:
 
 
 def matching(family: Family, where: str) -> list[Record]:
-    return [record for record in family.records() if value(record, where) is True]
+    """Raises LG905 for a condition that cannot be evaluated, or that is not true or false."""
+    return [record for record in family.records() if matches(record, where)]
+
+
+def matches(record: Record, where: str) -> bool:
+    """Whether the condition is true; not where it needs a value that the model lacks."""
+    found = value(record, where)
+    if found is not None and not isinstance(found, bool):
+        message = f"`{where}` is {static_text(found)} for {record.id}, not true or false"
+        raise LlamagenError.of("LG905", message, help=f"compare it, as in `{where} == ...`")
+    return found is True
 
 
 def value(record: Record, text: str) -> Static:
@@ -92,9 +102,7 @@ def value(record: Record, text: str) -> Static:
                 return None
         except ExpressionError:
             pass
-        start, end = error.extent
-        message = f"`{text}`: {error.message}, at `{text[start:end]}`"
-        raise LlamagenError.of("LG905", message, help=error.help) from None
+        raise LlamagenError.of("LG905", error_text(text, error), help=error.help) from None
 
 
 def _lacks(record: Record, text: str) -> bool:

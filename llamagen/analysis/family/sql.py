@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from llamagen.analysis.family.records import COLUMNS, Family
 from llamagen.analysis.sources import known_sources, source_of
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.evaluate import Static
 
 Cell: TypeAlias = "str | int | float | None"
@@ -155,7 +155,7 @@ def sql(family: Family, statement: str) -> Result:
         cursor = connection.execute(statement)
         rows = cursor.fetchmany(MAX_ROWS + 1)
     except (sqlite3.Error, sqlite3.Warning) as error:
-        help = "one SELECT over: " + ", ".join(TABLES)
+        help = _help(str(error))
         raise LlamagenError.of(
             "LG905", f"the statement cannot be run: {error}", help=help
         ) from None
@@ -165,6 +165,22 @@ def sql(family: Family, statement: str) -> Result:
         help = "add a condition or LIMIT"
         raise LlamagenError.of("LG905", f"the answer has more than {MAX_ROWS} rows", help=help)
     return Result(_columns(cursor.description), tuple(rows))
+
+
+def _help(message: str) -> str:
+    """The nearest name for one that sqlite does not know."""
+    what, _, name = message.partition(": ")
+    names = {
+        "no such column": (c for t in TABLES.values() for c in t.columns),
+        "no such table": TABLES,
+    }
+    hint = did_you_mean(name.rpartition(".")[2], names[what]) if what in names else None
+    tables = ", ".join(TABLES)
+    return (
+        f"did you mean `{hint}`?"
+        if hint
+        else f"one SELECT over: {tables}; `llamagen sql` lists the columns"
+    )
 
 
 def _columns(description: Sequence[Sequence[object]] | None) -> tuple[str, ...]:

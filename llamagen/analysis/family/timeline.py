@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llamagen.analysis.family.query import value
+from llamagen.analysis.family.query import matches, value
 from llamagen.analysis.family.records import COLUMNS, Family, Record
 from llamagen.analysis.labels import MAINLINE
 from llamagen.analysis.rules import parsed, static_text
@@ -64,7 +64,7 @@ def history(family: Family, where: str = MAINLINE) -> tuple[Timeline, ...]:
 def _dated(family: Family, where: str) -> tuple[list[Record], tuple[str, ...]]:
     """Records that match, and ids of those that do not."""
     dated = [r for r in family.records() if r["released"] is not None]
-    chosen = [r for r in dated if value(r, where) is True]
+    chosen = [r for r in dated if matches(r, where)]
     kept = {r.id for r in chosen}
     return chosen, tuple(r.id for r in dated if r.id not in kept)
 

@@ -30,13 +30,18 @@ _FAR = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Clash:
+class Clash:
     """A key whose value makes another graph than the spec's."""
 
     shown: str
     here: Json
     spec: Json
     place: Span
+
+    def finding(self, spec_id: str, help: str | None) -> Diagnostic:
+        """LG607."""
+        message = f"`{self.shown}` is {_text(self.here)} here; `{spec_id}` has {_text(self.spec)}"
+        return Diagnostic("LG607", "error", message, self.place, (), help)
 
 
 def disagreements(
@@ -61,32 +66,22 @@ def disagreements(
     wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in models)})))
     reads = names_read(resolved)
     if wanted.kind != mapping.kind:
-        found = [_Clash("model_type", wanted.kind, mapping.kind, source.place("model_type"))]
+        found = [Clash("model_type", wanted.kind, mapping.kind, source.place("model_type"))]
     else:
-        found = list(_clashes(wanted, own, reads))
+        found = list(clashes(wanted, own, reads))
     if not found:
         return ()
     help = _help(wanted, models or known_models(registry), reads, resolved.spec.id)
-    return tuple(
-        Diagnostic(
-            "LG607",
-            "error",
-            f"`{one.shown}` is {_text(one.here)} here; `{resolved.spec.id}` has {_text(one.spec)}",
-            one.place,
-            (),
-            help if one is found[-1] else None,
-        )
-        for one in found
-    )
+    return tuple(one.finding(resolved.spec.id, help if one is found[-1] else None) for one in found)
 
 
 def fitting(wanted: Wanted, models: Sequence[Known], reads: frozenset[str]) -> tuple[str, ...]:
     """Ids of the models whose graph a file makes, where the graph depends on the names ``reads`` of a spec."""
     kin = (one for one in models if one.mapping.kind == wanted.kind)
-    return tuple(one.spec.id for one in kin if not any(_clashes(wanted, one, reads)))
+    return tuple(one.spec.id for one in kin if not any(clashes(wanted, one, reads)))
 
 
-def _clashes(wanted: Wanted, model: Known, reads: frozenset[str]) -> Iterator[_Clash]:
+def clashes(wanted: Wanted, model: Known, reads: frozenset[str]) -> Iterator[Clash]:
     """Keys by which ``wanted`` is another graph than ``model``, which reads these names of its spec."""
     expressions = flat(model.mapping.fields)
     fixed = fixed_of(model.mapping)
@@ -97,13 +92,13 @@ def _clashes(wanted: Wanted, model: Known, reads: frozenset[str]) -> Iterator[_C
         else:
             counts, expected = key in fixed, fixed.get(key)
         if counts and not same(value, expected):
-            yield _Clash(wanted.named(key), value, expected, wanted.place(key))
+            yield Clash(wanted.named(key), value, expected, wanted.place(key))
     scaled = model.spec.hyperparameters.rope
     if wanted.scaled is not None and scaled is not None:
         expected = scaled.kind != "default"
         if wanted.scaled != expected:
             place = wanted.source.place("use_scaled_rope")
-            yield _Clash("use_scaled_rope", wanted.scaled, expected, place)
+            yield Clash("use_scaled_rope", wanted.scaled, expected, place)
 
 
 def _said(wanted: Wanted, model: Known) -> Mapping[str, Json]:
@@ -121,7 +116,7 @@ def _help(wanted: Wanted, models: list[Known], reads: frozenset[str], spec_id: s
     if equal:
         return f"the file is that of {listed(equal)}: take its spec, {rest}"
     kin = [one for one in models if one.mapping.kind == wanted.kind]
-    counts = [(sum(1 for _ in _clashes(wanted, one, reads)), one.spec.id) for one in kin]
+    counts = [(sum(1 for _ in clashes(wanted, one, reads)), one.spec.id) for one in kin]
     fewest, name = min(counts, default=(_FAR, ""), key=lambda one: one[0])
     if fewest < _FAR:
         but = f"`{name}` is nearest, but for {fewest} value{'s' * (fewest > 1)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamagen.analysis.family.identify import Difference
+from llamagen.analysis.family.identify import Difference, Json, same
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.config.agree import fitting
+from llamagen.emit.config.agree import clashes, fitting
 from llamagen.emit.config.importing import id_of, wanted_of
 from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import Known, known_models
@@ -32,6 +32,8 @@ class Resized:
     resolved: ResolvedSpec
     graph: Graph
     note: Diagnostic
+    clashes: tuple[Diagnostic, ...]
+    """LG607 for each value that no number makes another: a scaling of the positions, an activation."""
 
 
 def resized(
@@ -50,7 +52,8 @@ def resized(
     source = read_json(stored.config_file)
     known = known_models(registry)
     wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in known)})))
-    if wanted.kind != mapping.kind or fitting(wanted, known, names_read(resolved)):
+    reads = names_read(resolved)
+    if wanted.kind != mapping.kind or fitting(wanted, known, reads):
         return None
     try:
         made = import_wanted(
@@ -63,8 +66,31 @@ def resized(
         return None
     message = f"this is `{resolved.spec.id}` in other sizes, by its {stored.config_file.name}: "
     message += _list(made.nearest.differences)
-    help = "the folder's spec.yaml has all of them"
-    return Resized(made.resolved, other, Diagnostic("LG646", "note", message, help=help))
+    help = "`llamagen import` writes them as a spec; an exported folder has it as spec.yaml"
+    note = Diagnostic("LG646", "note", message, help=help)
+    help = "that is more than another size: `llamagen import` writes a spec of the file"
+    found = tuple(
+        one.finding(resolved.spec.id, help)
+        for one in clashes(wanted, Known(resolved, mapping), reads)
+        if not _same_form(one.here, one.spec)
+    )
+    return Resized(made.resolved, other, note, found)
+
+
+def _same_form(here: Json, known: Json) -> bool:
+    """Numbers for numbers, what is said of every layer, and records of these; silence can stand for a number."""
+    match here, known:
+        case (bool(), _) | (_, bool()):
+            return same(here, known)
+        case (int() | float() | None, int() | float() | None):
+            return True
+        case (list() | tuple(), list() | tuple()):
+            return True
+        case (Mapping(), Mapping()):
+            alike = here.keys() == known.keys()
+            return alike and all(_same_form(here[key], known[key]) for key in here)
+        case _:
+            return same(here, known)
 
 
 def _fits(resolved: ResolvedSpec, graph: Graph, stored: Checkpoint) -> bool:
@@ -73,7 +99,10 @@ def _fits(resolved: ResolvedSpec, graph: Graph, stored: Checkpoint) -> bool:
 
 
 def _list(differences: Sequence[Difference]) -> str:
-    plain = [one for one in differences if isinstance(one.here, int) and one.known is not None]
-    shown = [f"{one.key} {one.here} for {one.known}" for one in plain[:_SHOWN]]
+    """The first sizes, and before them the numbers that change what is computed: a rotary base, an epsilon."""
+    plain = [one for one in differences if one.known is not None]
+    real = [one for one in plain if isinstance(one.here, float)]
+    whole = [one for one in plain if isinstance(one.here, int)]
+    shown = [f"{one.key} {one.here} for {one.known}" for one in (*real, *whole[:_SHOWN])]
     more = len(differences) - len(shown)
     return ", ".join([*shown, *([f"{more} more"] if more else [])])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llamagen import api, api_analysis
 from llamagen.analysis.ask import model_of
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
@@ -80,3 +81,46 @@ def test_overlays_between_neighbours_of_the_family() -> None:
         found = {k: v for k, v in plain_of(again).items() if k not in stays}
         assert found == {k: v for k, v in plain_of(b).items() if k not in stays}, (one, two)
         assert again.digest == b.digest or "blocks" in stays
+
+
+def test_every_question_takes_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = api.load("llama/3.2/1b").files("config")["config.json"]
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    for target in ("config.json", str(tmp_path)):
+        assert api_analysis.cost(target).parameters.total == 1_235_814_400
+        assert "DecoderLayer ×16" in api_analysis.graph_tower(target)
+        assert "500000.0" in api_analysis.explain(target, "rope.theta")
+        assert api_analysis.show(target)[0].title == "model"
+        assert api_analysis.plot([target]).startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("target", "help"),
+    [
+        ("meta-llama/Llama-4-Scout-17B-16E", "did you mean `llama/4/scout`?"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "did you mean `llama/3/8b-instruct`?"),
+        ("Llama-3.2-1B", "did you mean `llama/3.2/1b`?"),
+        ("mine/config", "`llamagen list` shows the ids that are known"),
+        ("no.json.yaml", None),
+    ],
+)
+def test_unknown_targets_have_a_next_step(target: str, help: str | None) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        api_analysis.cost(target)
+    found = caught.value.diagnostics[0]
+    assert (found.code, found.help) == ("LG201", help)
+
+
+def test_an_unknown_generation_is_no_empty_list() -> None:
+    with pytest.raises(LlamagenError) as caught:
+        api_analysis.list_models(generation="3.20")
+    assert caught.value.diagnostics[0].help == "did you mean `3.2`?"
+
+
+def test_a_record_without_wiring_has_no_verdict() -> None:
+    with pytest.raises(LlamagenError) as caught:
+        api_analysis.compat("llama/2/7b", "llama/4/behemoth")
+    assert caught.value.diagnostics[0].code == "LG401"

@@ -9,8 +9,17 @@ import pytest
 from numpy.typing import NDArray
 
 from llamagen.analysis.ask import Model, built
+from llamagen.analysis.diff.align import fused_group
 from llamagen.analysis.diff.conversion import conversion
-from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan, Transform
+from llamagen.analysis.diff.features import Feature, Kind
+from llamagen.analysis.diff.transforms import (
+    ZERO_ROWS,
+    Plan,
+    Setting,
+    Transform,
+    WeightChange,
+    candidate,
+)
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, parameters
@@ -141,3 +150,30 @@ def test_what_cannot_be_converted_is_refused(before: str, after: str, tmp_path: 
 def test_equal_architectures_need_nothing(tmp_path: Path) -> None:
     a, b = both("title: a", "hyperparameters: {rope: {theta: 500000.0}}", tmp_path)
     assert conversion(a, b) == ()
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "expected"),
+    [
+        ((6, 6), (2, 6), Transform.REPEAT_KV_HEADS),
+        ((6, 6), (2, 3), None),
+        ((6, 6), (3, 2), None),
+        ((6, 8), (2, 4), None),
+    ],
+)
+def test_heads_are_repeated_where_their_number_is_a_multiple(
+    heads: tuple[int, int], kv_heads: tuple[int, int], expected: Transform | None
+) -> None:
+    change = WeightChange("key", (kv_heads[0] * 8, 16), (kv_heads[1] * 8, 16))
+    assert candidate(change, Setting(heads, kv_heads, (8, 8), (False, False))) is expected
+
+
+def test_pieces_of_a_fused_matrix_have_its_order() -> None:
+    def weight(path: str, rows: int, splits: tuple[tuple[int, ...], ...] = ()) -> Feature:
+        return Feature(Kind.PARAMETER, path, (), (rows, 16), "", None, parts=splits)
+
+    fused = weight("a.qkv.weight", 16, ((8, 4, 4),))
+    apart = {p: weight(p, rows) for p, rows in (("q", 8), ("k", 4), ("v", 4))}
+    assert fused_group(fused, apart) == ("q", "k", "v")
+    assert fused_group(fused, {p: apart[p] for p in "kqv"}) == ()
+    assert fused_group(weight("a.qk.weight", 16, ((8, 8),)), apart) == ()

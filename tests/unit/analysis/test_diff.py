@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.ask import Model
+from llamagen.analysis.ask import Model, model_of
 from llamagen.analysis.diff import render as render_diff
 from llamagen.analysis.diff.judge import Diff, diff
 from llamagen.analysis.diff.rules import diff_rules
@@ -137,6 +137,34 @@ def test_machine_forms(seven_to_eight: Diff) -> None:
     assert "| weights | breaking | 10 |" in render_diff.markdown(seven_to_eight)
 
 
+def test_every_form_says_what_a_change_means(seven_to_eight: Diff) -> None:
+    for form in (render_diff.text, render_diff.markdown, render_diff.html_page, render_diff.github):
+        shown = form(seven_to_eight).replace("&#x27;", "'")
+        assert "the checkpoint's tensor does not fit" in shown, form
+        assert "4096 to 8192 positions: every request for A fits B" in shown, form
+    text = render_diff.text(seven_to_eight)
+    assert "\n       every rotated layer computes other scores\n" in text
+
+
+def test_a_chosen_surface_shows_the_values_that_act_on_it(seven_to_eight: Diff) -> None:
+    shown = render_diff.text(seven_to_eight, [Surface.WEIGHTS])
+    assert "hyperparameters.num_kv_heads" in shown
+    assert "hyperparameters.rope.theta" not in shown
+    assert "hyperparameters.rope.theta" in render_diff.text(seven_to_eight, [Surface.NUMERICS])
+
+
+def test_what_is_not_published_is_not_another_value() -> None:
+    record = diff(model_of("llama/2/7b"), model_of("llama/4/behemoth"))
+    assert {c.kind.value for c in record.changes} == {"record"}
+    assert not record.compared(Surface.WEIGHTS)
+    shown = render_diff.text(record)
+    assert "weights    not compared" in shown
+    assert "llama/4/behemoth has no published wiring" in shown
+    assert json.loads(render_diff.json_text(record))["surfaces"] == {"record": "compatible"}
+    same = diff(model_of("llama/2/7b"), model_of("llama/2/7b-chat"))
+    assert same.compared(Surface.WEIGHTS)
+
+
 FUSED = (
     "blocks: {{SwiGLU: {{parts: {{gate_proj: none, up_proj: none, gate_up_proj: 'linear(hidden_size, 2 *"
     " intermediate_size)'}}, forward: \"a, b = split(gate_up_proj(x), sizes=[intermediate_size,"
@@ -156,6 +184,17 @@ def test_only_the_same_product_of_fused_weights_is_compatible(
     line: str, rule: str, tmp_path: Path
 ) -> None:
     assert fired("title: same", FUSED.format(line), tmp_path) & {"D303", "D304"} == {rule}
+
+
+def test_fused_weights_are_converted_and_compute_the_same(tmp_path: Path) -> None:
+    apart = side(models.overlaid("title: same", tmp_path, name="one"))
+    fused = side(
+        models.overlaid(FUSED.format("return down_proj(silu(a) * b)"), tmp_path, name="two")
+    )
+    for a, b in ((apart, fused), (fused, apart)):
+        result = diff(a, b)
+        assert result.verdict(Surface.WEIGHTS) is Verdict.CONVERTIBLE
+        assert result.verdict(Surface.NUMERICS) is Verdict.COMPATIBLE
 
 
 def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:

@@ -55,6 +55,36 @@ def test_query_names_the_nearest_name(family: Family) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message", "help"),
+    [
+        ("params", "`params` is 13,015,864,320 for llama/1/13b, not true or false", "compare it"),
+        ("tokenizer = 'tiktoken'", "found `=`, at `=`", "`==` compares two values"),
+        ("num_heads >", "expected a value, but the text ends", ""),
+    ],
+)
+def test_conditions_that_are_none(family: Family, text: str, message: str, help: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        query(family, text)
+    found = caught.value.diagnostics[0]
+    assert found.message.endswith(message)
+    assert (found.help or "").startswith(help)
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("SELECT parms FROM models", "params"),
+        ("SELECT m.licens FROM models m", "licence"),
+        ("SELECT * FROM model", "models"),
+    ],
+)
+def test_sql_names_the_nearest_name(family: Family, statement: str, name: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        sql(family, statement)
+    assert caught.value.diagnostics[0].help == f"did you mean `{name}`?"
+
+
+@pytest.mark.parametrize(
     "text", ["__class__", "id.__class__", "open('x')", "id.upper()", "lambda: 1"]
 )
 def test_queries_cannot_reach_python(family: Family, text: str) -> None:

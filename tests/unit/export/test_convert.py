@@ -90,6 +90,17 @@ def test_what_is_not_exact_is_refused(after: str, code: str, tmp_path: Path) -> 
     assert not (tmp_path / "b").exists()
 
 
+def test_a_checkpoint_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    model = REDUCED[0]
+    ROUTES["hub_sharded"](model, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    with pytest.raises(LlamagenError) as caught:
+        api.convert(tmp_path / "a", model.spec, model.spec, tmp_path / "b")
+    assert [one.code for one in caught.value.diagnostics] == ["LG607"]
+    api.convert(tmp_path / "a", model.spec, model.spec, tmp_path / "b", ignore_config=True)
+
+
 def test_other_logits_can_be_meant(tmp_path: Path) -> None:
     a, b = specs("title: a", "hyperparameters: {rope: {theta: 500000.0}}", tmp_path)
     api.random_checkpoint(a, tmp_path / "a")

@@ -40,6 +40,25 @@ def test_it_is_the_model_of_its_own_spec(released: str, tmp_path: Path) -> None:
     assert ours.parameters == own.parameters
 
 
+@pytest.mark.parametrize("released", SAME)
+def test_check_says_what_export_does(released: str, tmp_path: Path) -> None:
+    report = api.check_checkpoint(checkpoint(SAME[released], tmp_path / "checkpoint"), released)
+    assert report.clean, report.findings
+    assert [one.code for one in report.findings if one.code in ("LG646", "LG619")] == [
+        "LG646",
+        "LG619",
+    ]
+
+
+def test_check_refuses_what_export_does(tmp_path: Path) -> None:
+    stored = checkpoint("llama-3.1-8b", tmp_path / "checkpoint")
+    assert not api.check_checkpoint(stored, "llama/4/scout").clean
+    config = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    found = api.check_checkpoint(stored, "llama/3.1/8b").findings
+    assert {one.code for one in found} & {"LG611", "LG612", "LG613", "LG618"}
+
+
 def test_tensors_that_are_not_those_of_the_file_are_refused(tmp_path: Path) -> None:
     stored = checkpoint("llama-3.1-8b", tmp_path / "checkpoint")
     config = json.loads((stored / "config.json").read_text())
@@ -56,6 +75,26 @@ def test_another_architecture_is_no_size(tmp_path: Path) -> None:
         with pytest.raises(LlamagenError):
             api.load(other).export(tmp_path / "out", checkpoint=stored, ignore_config=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_no_number_makes_is_refused_by_its_name(tmp_path: Path) -> None:
+    stored = checkpoint("llama-3.1-8b", tmp_path / "checkpoint")
+    found = api.check_checkpoint(stored, "llama/3/8b").findings
+    assert [one.code for one in found] == ["LG607"]
+    assert "`rope_scaling` is {" in found[0].message
+    assert found[0].span is not None
+    with pytest.raises(LlamagenError) as caught:
+        api.load("llama/3/8b").export(tmp_path / "out", checkpoint=stored)
+    assert caught.value.diagnostics == found
+
+
+def test_numbers_that_leave_no_trace_in_the_shapes_are_said(tmp_path: Path) -> None:
+    stored = checkpoint("llama-3.1-8b", tmp_path / "checkpoint")
+    config = json.loads((stored / "config.json").read_text())
+    (stored / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.01}))
+    report = api.check_checkpoint(stored, "llama/3.1/8b")
+    assert report.clean
+    assert "rms_norm_eps 0.01 for 1e-05, " in report.findings[0].message
 
 
 def test_ignored_files_give_no_size(tmp_path: Path) -> None:
