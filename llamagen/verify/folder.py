@@ -19,6 +19,7 @@ from llamagen.verify.part import Part
 from llamagen.verify.report import LayerRow, Row, VerifyReport, WitnessName
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.subject import Subject, subject_of
+from llamagen.weights.stamps import require_unchanged, stamps_of
 
 WITNESSES: tuple[WitnessName, ...] = ("torch", "reference", "transformers")
 PROMPT_TOKENS = 12
@@ -48,9 +49,10 @@ def verify_folder(
     witnesses hold the whole model in float32. Raises LG770 (not an exported folder), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
     (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX Runtime
-    refuses the model).
+    refuses the model), LG622 (a file of the folder changed meanwhile).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
+    before = stamps_of(folder)
     subject = subject_of(folder)
     rows: list[Row] = []
     seen: list[LayerRow] = []
@@ -59,6 +61,7 @@ def verify_folder(
         rows += [row for name in names for row in part.rows(name)]
         seen += part.layer_rows(names) if layers else ()
         cases += part.cases
+    require_unchanged(before)
     rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     facts = facts_of(subject.graphs, subject.stored, seed, cases)
