@@ -31,12 +31,19 @@ def verify_folder(
     prompt_tokens: int = 12,
     seed: int = 0,
     layers: bool = False,
+    progress: Progress = _silent,
 ) -> VerifyReport:
     """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ..."""
     from llamagen.verify import folder as verification
 
     return verification.verify_folder(
-        Path(folder), against, steps, prompt_tokens=prompt_tokens, seed=seed, layers=layers
+        Path(folder),
+        against,
+        steps,
+        prompt_tokens=prompt_tokens,
+        seed=seed,
+        layers=layers,
+        progress=progress,
     )
 
 

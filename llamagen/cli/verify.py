@@ -49,6 +49,7 @@ def verify(
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     from llamagen import api_verify as api
+    from llamagen.cli.progress import case_progress
 
     if integrity:
         _integrity(folder)
@@ -59,9 +60,16 @@ def verify(
     files = report or []
     api.check_report_names(files)
     witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
-    found = api.verify_folder(
-        folder, witnesses, steps, prompt_tokens=prompt_tokens, seed=seed, layers=bool(files)
-    )
+    with case_progress("comparing") as progress:
+        found = api.verify_folder(
+            folder,
+            witnesses,
+            steps,
+            prompt_tokens=prompt_tokens,
+            seed=seed,
+            layers=bool(files),
+            progress=progress,
+        )
     console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
     for row in found.rows:
         if row.note and row.difference is not None:
