@@ -32,6 +32,7 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
+    progress: Progress = _silent,
 ) -> VerifyReport:
     """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ...
 
@@ -47,6 +48,7 @@ def verify_folder(
         seed=seed,
         layers=layers,
         provider=provider,
+        progress=progress,
     )
 
 

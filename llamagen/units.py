@@ -49,6 +49,18 @@ def rate_text(per_second: float, unit: str) -> str:
     return f"{_scaled(per_second, 1000, prefixed, space=' ')}/s"
 
 
+def seconds_text(seconds: float) -> str:
+    """``8 s``, ``3 min 20 s``, ``2 h 5 min``: two units at most."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
 def parse_bytes(text: str) -> int:
     """`5 GB` -> 5000000000, `64MiB` -> 67108864. Raises ValueError on anything else.
 

@@ -6,11 +6,14 @@ import csv
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias, assert_never
 
 from llamagen.diagnostics import Diagnostic
+from llamagen.diagnostics.markdown import cell
+from llamagen.diagnostics.render import escape
 
 DiagnosticFormat = Literal["text", "json", "github"]
 TableFormat = Literal["table", "json", "csv", "markdown"]
@@ -22,13 +25,18 @@ def out(text: str) -> None:
 
 
 def line(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_escaped(text) + "\n")
 
 
 def note(text: str) -> None:
     """A line for people: progress and remarks."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(_escaped(text) + "\n")
     sys.stderr.flush()
+
+
+def _escaped(text: str) -> str:
+    """Lines that a terminal shows as they are, whoever named a file or a tensor."""
+    return "\n".join(map(escape, text.split("\n")))
 
 
 def diagnostics(found: Iterable[Diagnostic], format: DiagnosticFormat = "text") -> None:
@@ -65,7 +73,7 @@ def table(
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(columns)
-            writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+            writer.writerows(["" if value is None else value for value in row] for row in rows)
             out(text.getvalue())
         case "markdown":
             out(_markdown(columns, rows))
@@ -78,16 +86,16 @@ def table(
             assert_never(format)
 
 
-def _shown(cell: Cell) -> str:
-    match cell:
+def _shown(value: Cell) -> str:
+    match value:
         case None:
             return "-"
         case int():
-            return f"{cell:,}"
+            return f"{value:,}"
         case str():
-            return cell
+            return escape(value)
         case _:
-            assert_never(cell)
+            assert_never(value)
 
 
 def _numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:
@@ -95,7 +103,7 @@ def _numeric(rows: Sequence[Sequence[Cell]], column: int) -> bool:
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [list(columns), *([_shown(cell) for cell in row] for row in rows)]
+    lines = [list(columns), *([_shown(value) for value in row] for row in rows)]
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(columns))]
     right = [_numeric(rows, i) for i in range(len(columns))]
     text = []
@@ -110,7 +118,7 @@ def _aligned(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     def line_of(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+        return "| " + " | ".join(cell(one) for one in cells) + " |\n"
 
     rule = line_of("---:" if _numeric(rows, i) else "---" for i in range(len(columns)))
     return line_of(columns) + rule + "".join(line_of(map(_shown, row)) for row in rows)
@@ -122,7 +130,7 @@ def _boxed(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> bool:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     least = 0
     for i, column in enumerate(columns):
@@ -142,13 +150,21 @@ def section(title: str, rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     line(title)
     for name, value in rows:
-        line(f"  {name.ljust(width)}  {value}".rstrip())
+        line(f"  {escape(name).ljust(width)}  {escape(value)}".rstrip())
 
 
 def piece(text: str) -> None:
-    """Part of a line, shown at once."""
-    sys.stdout.write(text)
+    """Part of what a model says, shown at once; on a terminal, control characters are shown, not obeyed."""
+    sys.stdout.write(_spoken(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def _spoken(text: str) -> str:
+    return "".join(c if c in "\n\t" or not _is_control(c) else escape(c) for c in text)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) == "Cc"
 
 
 def files(folder: Path, written: Sequence[tuple[str, int]], seconds: float) -> None:

@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         app_of(argv)(list(argv), prog_name="llamagen")
     except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer's word for KeyboardInterrupt
+            console.note("interrupted")
         return _flushed(end.code if isinstance(end.code, int) else CLEAN)
     except LlamagenError as error:
         console.diagnostics(error.diagnostics)

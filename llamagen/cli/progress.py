@@ -9,42 +9,44 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from llamagen.cli import console
-from llamagen.units import bytes_short, rate_text
+from llamagen.units import bytes_short, rate_text, seconds_text
 
-ByteProgress: TypeAlias = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), as often as convenient."""
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (done, in all), as often as convenient."""
 
 _QUIET_SECONDS = 5.0
 
 
 @contextmanager
-def byte_progress(what: str) -> Iterator[ByteProgress]:
+def byte_progress(what: str) -> Iterator[Progress]:
     """Shows bytes, rate and time left on stderr."""
     if sys.stderr.isatty():
-        yield from _bar(what)
+        from rich.progress import DownloadColumn, TransferSpeedColumn
+
+        yield from _bar(what, DownloadColumn(binary_units=True), TransferSpeedColumn())
     else:
-        yield _Lines(what).update
+        yield _Lines(what, bytes_short, lambda rate: rate_text(rate, "B")).update
 
 
-def _bar(what: str) -> Iterator[ByteProgress]:
+@contextmanager
+def case_progress(what: str) -> Iterator[Progress]:
+    """Shows how many cases are done, and the time left, on stderr."""
+    if sys.stderr.isatty():
+        from rich.progress import MofNCompleteColumn
+
+        yield from _bar(what, MofNCompleteColumn())
+    else:
+        yield _Lines(what, lambda count: f"{count:,} cases", lambda rate: f"{rate:.2g}/s").update
+
+
+def _bar(what: str, *amounts: object) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    shown = [column for column in amounts if isinstance(column, ProgressColumn)]
+    columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -52,8 +54,12 @@ def _bar(what: str) -> Iterator[ByteProgress]:
 class _Lines:
     """At most one line every few seconds, so that logs stay short; nothing for quick work."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(
+        self, what: str, amount: Callable[[int], str], rate: Callable[[float], str]
+    ) -> None:
         self.what = what
+        self.amount = amount
+        self.rate = rate
         self.started = self.last = time.monotonic()
 
     def update(self, done: int, total: int) -> None:
@@ -61,5 +67,8 @@ class _Lines:
         if now - self.last < _QUIET_SECONDS:
             return
         self.last = now
-        rate = rate_text(done / (now - self.started), "B")
-        console.note(f"{self.what}: {bytes_short(done)} of {bytes_short(total)}, {rate}")
+        rate = done / (now - self.started)
+        told = [f"{self.what}: {self.amount(done)} of {self.amount(total)}", self.rate(rate)]
+        if rate:
+            told.append(f"{seconds_text((total - done) / rate)} left")
+        console.note(", ".join(told))

@@ -52,6 +52,7 @@ def verify(
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     from llamagen import api_verify as api
+    from llamagen.cli.progress import case_progress
 
     if integrity:
         _integrity(folder)
@@ -62,15 +63,17 @@ def verify(
     files = report or []
     api.check_report_names(files)
     witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
-    found = api.verify_folder(
-        folder,
-        witnesses,
-        steps,
-        prompt_tokens=prompt_tokens,
-        seed=seed,
-        layers=bool(files),
-        provider=provider,
-    )
+    with case_progress("comparing") as progress:
+        found = api.verify_folder(
+            folder,
+            witnesses,
+            steps,
+            prompt_tokens=prompt_tokens,
+            seed=seed,
+            layers=bool(files),
+            provider=provider,
+            progress=progress,
+        )
     console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
     for row in found.rows:
         if row.note and row.difference is not None:

@@ -26,6 +26,7 @@ from llamagen.spec.resolve import ResolvedSpec
 
 if TYPE_CHECKING:
     from llamagen.weights.binding import Binding
+    from llamagen.weights.checkpoint import Checkpoint
     from llamagen.weights.dtypes import TargetDType
     from llamagen.weights.nodes import Lazy
     from llamagen.weights.reading import OpenFiles
@@ -65,7 +66,7 @@ def convert(
     """
     started = time.monotonic()
     plans, parameters = _planned(built(before), built(after), other_logits=other_logits)
-    bound, folder = _bound(before, checkpoint, registry, ignore_config=ignore_config)
+    bound, stored = _bound(before, checkpoint, registry, ignore_config=ignore_config)
     made = {p.target: _made(p, bound, parameters[p.target]) for p in plans}
     tensors = {path: made.get(path) or bound[path] for path in parameters}
     counts = Counter(plan.transform.value for plan in plans)
@@ -75,7 +76,7 @@ def convert(
         "to": {"id": after.spec.id, "digest": after.digest},
         "transforms": dict(sorted(counts.items())),
     }
-    _write(tensors, after, folder, out, record, shard_bytes, overwrite, progress)
+    _write(tensors, after, stored, out, record, shard_bytes, overwrite, progress)
     written = Written(out, sizes_of(out), time.monotonic() - started)
     return Converted(written, tuple(sorted(counts.items())), len(tensors) - len(plans))
 
@@ -105,8 +106,8 @@ def _planned(
 
 def _bound(
     resolved: ResolvedSpec, checkpoint: Path, registry: Registry, *, ignore_config: bool
-) -> tuple[dict[str, Binding], Path]:
-    """Role path -> stored tensor of A, and the folder of the checkpoint."""
+) -> tuple[dict[str, Binding], Checkpoint]:
+    """Role path -> stored tensor of A, and the checkpoint."""
     from llamagen.emit.config.agree import disagreements
     from llamagen.weights.checkpoint import Checkpoint
     from llamagen.weights.fit import bind, explained
@@ -121,8 +122,7 @@ def _bound(
         clashes = disagreements(resolved, stored.config_file, registry)
         if any(one.severity == "error" for one in clashes):
             raise LlamagenError(clashes)
-    folder = stored.path if stored.path.is_dir() else stored.path.parent
-    return {binding.name: binding for binding in found.bindings}, folder
+    return {binding.name: binding for binding in found.bindings}, stored
 
 
 def _made(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> Binding:
@@ -160,7 +160,7 @@ def _rows(source: Binding, rows: Sequence[int]) -> Lazy:
 def _write(
     tensors: Mapping[str, Binding],
     after: ResolvedSpec,
-    folder: Path,
+    stored: Checkpoint,
     out: Path,
     record: Mapping[str, object],
     shard_bytes: int | None,
@@ -178,7 +178,9 @@ def _write(
         write_json,
         write_safetensors,
     )
+    from llamagen.weights.stamps import require_unchanged
 
+    folder = stored.path if stored.path.is_dir() else stored.path.parent
     types = {path: _writable(binding) for path, binding in tensors.items()}
     new = [NewTensor(path, types[path], binding.shape) for path, binding in tensors.items()]
     groups = list(shards(new, shard_bytes))
@@ -206,6 +208,7 @@ def _write(
         for name in COMPANIONS:
             if name not in CONFIGS and (folder / name).is_file():
                 shutil.copyfile(folder / name, staging / name)
+        require_unchanged(stored.stamps)
         write_json(staging / RECORD, dict(record))
 
 

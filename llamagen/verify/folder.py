@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.emit.export import Progress
 from llamagen.emit.onnx.session import provider_of
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.flatten import flatten
@@ -20,9 +21,14 @@ from llamagen.verify.part import Part
 from llamagen.verify.report import LayerRow, Row, VerifyReport, WitnessName
 from llamagen.verify.scenario import Scenario, scenarios
 from llamagen.verify.subject import Subject, subject_of
+from llamagen.weights.stamps import require_unchanged, stamps_of
 
 WITNESSES: tuple[WitnessName, ...] = ("torch", "reference", "transformers")
 PROMPT_TOKENS = 12
+
+
+def silent(done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +47,36 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
+    progress: Progress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
     A folder with graphs for images is compared on text with images too, through all of them. With
     ``layers`` the residual stream after each layer is compared as well, with the reference or, for
     a model too large for it, with torch. Weights are read lazily, but the torch and transformers
-    witnesses hold the whole model in float32. Raises LG770 (not an exported folder), LG771 (an
+    witnesses hold the whole model in float32. ``progress`` gets (cases done, in all), each once for every backend.
+    Raises LG770 (not an exported folder), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
     (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX Runtime
-    refuses the model).
+    refuses the model), LG622 (a file of the folder changed meanwhile).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
+    before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
     rows: list[Row] = []
     seen: list[LayerRow] = []
     cases: list[Scenario] = []
-    for part in _parts(subject, _Feed(prompt_tokens, steps, seed)):
-        rows += [row for name in names for row in part.rows(name)]
+    plans = list(_plans(subject, _Feed(prompt_tokens, steps, seed)))
+    step = _Steps(progress, (1 + len(names)) * sum(len(plan.cases) for plan in plans))
+    for plan in plans:
+        part = Part(subject, plan.graphs, plan.cases, plan.skipped, step.one)
+        for name in names:
+            for row in part.rows(name):
+                rows.append(row)
+                step.one()
         seen += part.layer_rows(names) if layers else ()
         cases += part.cases
+    require_unchanged(before)
     rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     facts = facts_of(subject.graphs, subject.stored, seed, cases)
@@ -76,20 +92,40 @@ def _known(name: str) -> WitnessName:
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 
-def _parts(subject: Subject, feed: _Feed) -> Iterator[Part]:
-    """Cases of text, then those with images: each needs some of the graphs, and no more are opened."""
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Cases that need some of the graphs, and no more are opened; or why there are none."""
+
+    graphs: tuple[str, ...]
+    cases: tuple[Scenario, ...]
+    skipped: str = ""
+
+
+def _plans(subject: Subject, feed: _Feed) -> Iterator[_Plan]:
+    """Cases of text, then those with images."""
     main = subject.graphs[MAIN]
     flat = flatten(main)
     vocab_size = flat.types[flat.outputs[0]].shape[-1].value
     jump = far(main, feed.prompt_tokens + feed.steps)
     text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, jump)
-    yield Part(subject, (MAIN,), text)
+    yield _Plan((MAIN,), text)
     pipeline = subject.pipeline
     if pipeline is None:
         return
     try:
         cases = image_scenarios(pipeline, subject.graphs, vocab_size, feed.steps, feed.seed + 1)
     except ValueError as error:
-        yield Part(subject, pipeline.graphs, (), f"images: {error}")
+        yield _Plan(tuple(pipeline.graphs), (), f"images: {error}")
     else:
-        yield Part(subject, pipeline.graphs, cases)
+        yield _Plan(tuple(pipeline.graphs), cases)
+
+
+class _Steps:
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress = progress
+        self.total = total
+        self.done = 0
+
+    def one(self) -> None:
+        self.done = min(self.done + 1, self.total)  # a row about all cases is no case
+        self.progress(self.done, self.total)

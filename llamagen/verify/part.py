@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from llamagen.ir.flatten import flatten
@@ -38,7 +38,7 @@ CHOICES = "experts chosen"
 
 
 class Part:
-    """Cases that go through the same graphs."""
+    """Cases that go through the same graphs; ``ran`` is called after each that ONNX Runtime has done."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Part:
         names: Sequence[str],
         cases: Sequence[Scenario],
         skipped: str = "",
+        ran: Callable[[], None] = lambda: None,
     ) -> None:
         self.subject = subject
         self.graphs = {name: subject.graphs[name] for name in names}
@@ -53,7 +54,7 @@ class Part:
         last = stored.get("llamagen.logits") == "last"
         self.cases = tuple(case.of_last() if last else case for case in cases)
         self.skipped = skipped
-        self.runs = Runs(subject, self.graphs, self.cases)
+        self.runs = Runs(subject, self.graphs, self.cases, ran)
         nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
         self.drops_seen = chunked and stored.get("llamagen.cache") == "bounded"

@@ -28,6 +28,7 @@ from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.fit import wanted_by
 from llamagen.weights.nodes import whole
 from llamagen.weights.publish import replace_text
+from llamagen.weights.stamps import require_unchanged, stamps_of
 
 SEQUENCES, PROMPT, STEPS, SEED = 8, 16, 32, 0
 DESCRIPTION = (
@@ -41,9 +42,10 @@ MEMORY_SHARE = 0.8
 def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
 
-    Raises LG775 for a folder without a manifest, LG778 for weights that cannot be had or held, and as an export does
-    for a checkpoint that does not fit.
+    Raises LG775 for a folder without a manifest, LG778 for weights that cannot be had or held, LG622 for a file that
+    changed meanwhile, and as an export does for a checkpoint that does not fit.
     """
+    before = stamps_of(folder)
     manifest = read_manifest(folder)
     text = (folder / SPEC_FILE).read_text(encoding="utf-8")
     registry = Registry()
@@ -57,6 +59,8 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
         else:
             supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
         found = _measured(folder, graph, supply)
+        supply.require_unchanged()
+    require_unchanged(before)
     complete = manifest.model_copy(update={"quality": found})
     replace_text(folder / MANIFEST, complete.text())
     return found
@@ -97,9 +101,9 @@ def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
     vocabulary = int(session.get_outputs()[0].shape[-1])
     ids = np.random.default_rng(SEED).integers(0, vocabulary, (SEQUENCES, PROMPT + STEPS))
     case = Scenario("quality", ids, np.ones_like(ids), (PROMPT, *(1,) * STEPS), last=True)
-    found = case.logits(OnnxWitness(session))
+    found = case.given(OnnxWitness(session))
     del session  # two models need not be in memory at once
-    expected = case.logits(TorchWitness.of_graph(graph, read))
+    expected = case.ending(case.logits(TorchWitness.of_graph(graph, read)))
     return compared(found, expected)
 
 

@@ -5,7 +5,7 @@ In a low precision witnesses of a model with routers compute with the experts th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, assert_never
 
@@ -45,10 +45,15 @@ class Runs:
     """By the name of a case."""
 
     def __init__(
-        self, subject: Subject, graphs: Mapping[str, Graph], cases: Sequence[Scenario]
+        self,
+        subject: Subject,
+        graphs: Mapping[str, Graph],
+        cases: Sequence[Scenario],
+        ran: Callable[[], None],
     ) -> None:
         self.subject = subject
         self.graphs = graphs
+        self.ran = ran
         self.cases = {case.name: case for case in cases}
         self.windows_count_tokens = subject.stored.metadata.get("llamagen.window") == "tokens"
         nodes = [node for graph in graphs.values() for node in flatten(graph).nodes]
@@ -83,6 +88,7 @@ class Runs:
             yield case.name, case.given(onnx)
             if routed:
                 self.routing[case.name] = routing_of(routed)
+            self.ran()
 
     def reference(self, rounding: Rounding = None, float32_angles: bool = False) -> GraphsWitness:
         read = self.subject.stored.read

@@ -28,13 +28,19 @@ def stamp_of(path: Path) -> Stamp | None:
     return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
+def stamps_of(folder: Path) -> dict[Path, Stamp | None]:
+    """Of every file of a folder, or none for one that is not there."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {path: stamp_of(path) for path in sorted(files) if path.is_file()}
+
+
 def require_unchanged(before: Mapping[Path, Stamp | None]) -> None:
     """Raises LG622 for every file that is not what it was."""
     found = [
         Diagnostic(
             "LG622",
             "error",
-            f"{quoted(str(path))} was changed while it was read; nothing was written",
+            f"{quoted(str(path))} was changed while it was read; what came of it was discarded",
             help="wait until the download or copy is complete, then run the command again",
         )
         for path, stamp in before.items()

@@ -10,6 +10,7 @@ from llamagen.analysis.diff.judge import Cause, Change, Diff, Side
 from llamagen.analysis.diff.rules import diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import doc
+from llamagen.diagnostics.markdown import cell, code
 from llamagen.units import bytes_short, count_short
 
 
@@ -164,7 +165,7 @@ def _places(change: Change) -> Iterator[str]:
 
 
 def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
-    lines = [f"# {result.before} → {result.after}", "", headline(result), ""]
+    lines = [f"# {cell(f'{result.before} → {result.after}')}", "", cell(headline(result)), ""]
     lines += ["| surface | verdict | changes |", "| --- | --- | ---: |"]
     chosen = tuple(surfaces)
     for surface in chosen:
@@ -182,9 +183,9 @@ def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
         ]
         for c in changes:
             why = causes_text(c) or proof(c).strip()
-            verdict, meaning = c.verdict(surface).value, consequence(c, surface)
-            cells = (c.rule, verdict, f"`{where(c)}`", arrow(c), meaning, why)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            texts = (cell(arrow(c)), cell(consequence(c, surface)), cell(why))
+            cells = (c.rule, c.verdict(surface).value, code(where(c)), *texts)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

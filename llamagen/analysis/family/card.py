@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llamagen.analysis.family.catalog import sections
 from llamagen.analysis.sources import source_of
+from llamagen.diagnostics.markdown import cell
 from llamagen.resources import templates
 from llamagen.spec.resolve import ResolvedSpec
 
@@ -61,11 +62,3 @@ def card_of(resolved: ResolvedSpec) -> Card:
 def card_text(resolved: ResolvedSpec) -> str:
     """The card as Markdown. Deterministic."""
     return templates("docs").get_template("card.md.j2").render(card=card_of(resolved))
-
-
-def cell(text: str) -> str:
-    """One line that cannot leave its table cell or become HTML."""
-    line = " ".join(text.split())
-    for plain, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
-        line = line.replace(plain, safe)
-    return line

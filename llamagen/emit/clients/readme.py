@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, assert_never
 
-from llamagen.analysis.family.card import cell
+from llamagen.diagnostics.markdown import cell, code
 from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
 from llamagen.emit.clients.tokens import SpecialTokens
 from llamagen.emit.config.settings import Settings
@@ -177,7 +177,9 @@ def _refusals(exported: Exported) -> Iterator[Refusal]:
     if exported.model.in_place:
         yield Refusal("transformers.js", OLDER)
     if kind not in TESTED_TYPES:
-        named = "has no `config.json`" if kind is None else f"is a `{kind}`, which was not tested"
+        named = (
+            "has no `config.json`" if kind is None else f"is a {code(kind)}, which was not tested"
+        )
         yield Refusal("optimum", named)
         if not exported.model.in_place:
             yield Refusal("transformers.js", named)
@@ -238,15 +240,16 @@ def _encoding(encoding: Encoding) -> str:
 def _files(exported: Exported) -> Iterator[Row]:
     for stem in exported.graphs:
         yield Row(
-            f"{stem}.onnx", "the model's graph" if stem == MAIN else "one of the graphs for images"
+            code(f"{stem}.onnx"),
+            "the model's graph" if stem == MAIN else "one of the graphs for images",
         )
-        yield Row(f"{stem}.onnx.txt", "the same to read")
+        yield Row(code(f"{stem}.onnx.txt"), "the same to read")
     for name in sorted(n for n in exported.names if _is_data(n)):
-        yield Row(name, "weights")
+        yield Row(code(name), "weights")
     for name, purpose in PURPOSES:
         if name in exported.names:
-            yield Row(name, purpose)
-    yield Row("MANIFEST.json", "what it was made from, and a hash of every file")
+            yield Row(code(name), purpose)
+    yield Row(code("MANIFEST.json"), "what it was made from, and a hash of every file")
 
 
 def _is_data(name: str) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llamagen import api
+from llamagen import api, api_verify
 from llamagen.diagnostics import LlamagenError
+from llamagen.verify.witnesses import TorchWitness
 from tests.parity.models import SPECS
 
 SPEC = SPECS / "reduced/llama-2-70b.yaml"
@@ -61,6 +62,61 @@ def test_a_file_that_changes(
     with pytest.raises(LlamagenError, match=r"LG622.*was changed while it was read"):
         api.load(SPEC).export(tmp_path / "out", checkpoint=folder, progress=progress)
     assert changed and [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("change", [written_to, replaced, grown])
+def test_a_checkpoint_that_changes_is_not_converted(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    api.random_checkpoint(SPEC, folder, seed=1)
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            change(folder / "model.safetensors")
+
+    with pytest.raises(LlamagenError, match=r"LG622.*was changed while it was read"):
+        api.convert(folder, SPEC, SPEC, tmp_path / "out", progress=progress)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx", "spec.yaml"])
+def test_a_folder_that_changes_is_not_verified(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last to look at it is the torch witness."""
+    api.load(SPEC).export(tmp_path / "out", random_weights=1)
+    built = TorchWitness.of_graph
+
+    def change(*args: object) -> TorchWitness:
+        replaced(tmp_path / "out" / name)
+        return built(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TorchWitness, "of_graph", staticmethod(change))
+    with pytest.raises(LlamagenError, match=rf"LG622.*{name}' was changed while it was read"):
+        api_verify.verify_folder(tmp_path / "out", ["torch"], steps=1)
+
+
+@pytest.mark.parametrize("where", ["out", "checkpoint"])
+def test_quality_of_what_changes_is_not_recorded(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.random_checkpoint(SPEC, tmp_path / "checkpoint", seed=1)
+    api.load(SPEC).export(tmp_path / "out", checkpoint=tmp_path / "checkpoint")
+    before = (tmp_path / "out" / "MANIFEST.json").read_bytes()
+    built = TorchWitness.of_graph
+
+    def change(*args: object) -> TorchWitness:
+        found = built(*args)  # type: ignore[arg-type]
+        replaced(
+            tmp_path / where / ("model.safetensors" if where == "checkpoint" else "model.onnx.data")
+        )
+        return found
+
+    monkeypatch.setattr(TorchWitness, "of_graph", staticmethod(change))
+    with pytest.raises(LlamagenError, match=r"LG622.*was changed while it was read"):
+        api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
+    assert (tmp_path / "out" / "MANIFEST.json").read_bytes() == before
 
 
 def test_a_file_that_stays(tmp_path: Path) -> None:
