@@ -177,6 +177,9 @@ class NamingLayout(Closed):
     lists: dict[str, str | tuple[int, ...]] = Field(
         default={}, description="Lists of numbers that `to` may index, or expressions for them."
     )
+    sources: tuple[str, ...] = Field(
+        default=(), description="Keys of spec/sources.yaml: where the names are known from."
+    )
 
     @model_validator(mode="after")
     def _lists_exist(self) -> Self:

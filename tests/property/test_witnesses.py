@@ -44,10 +44,11 @@ def least_margin(model: RandomModel, scenario: Scenario) -> float:
 
 
 def agree(model: RandomModel, scenario: Scenario, witness: Witness, reference: FloatArray) -> None:
-    rounding = difference(scenario.logits(model.rounded), reference)
+    reference = scenario.ending(reference)
+    rounding = difference(scenario.ending(scenario.logits(model.rounded)), reference)
     assume(rounding.max_over_std < 1e-3)
     tolerance = measured_tolerance("float32", rounding)
-    found = difference(scenario.logits(witness), reference)
+    found = difference(scenario.given(witness), reference)
     assert found.within(tolerance), (
         witness.name,
         found.max_over_std,

@@ -14,6 +14,7 @@ from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx import encode
 from llamagen.emit.onnx.data import Placement, groups
 from llamagen.emit.onnx.initializer import BlockEncoding, ExpertEncoding, Initializer, encoded
+from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
@@ -260,6 +261,7 @@ def test_it_generates(tmp_path: Path) -> None:
             tmp_path / name, random_weights=1, quantize=quantize, profile="ort-cpu", max_context=64
         )
     found, exact = (
-        Session(tmp_path / n, threads=1).step([3, 1, 4, 1, 5]) for n in ("out", "plain")
+        Session(tmp_path / n, OpenOptions(threads=1)).step([3, 1, 4, 1, 5])
+        for n in ("out", "plain")
     )
     assert np.corrcoef(found, exact)[0, 1] > 0.99

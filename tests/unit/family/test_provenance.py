@@ -14,6 +14,7 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import matches, source_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder
+from llamagen.spec.dialects import known_dialects
 from llamagen.spec.record import Conflict, Source, Uncertain
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -101,6 +102,7 @@ def test_every_source_is_used_and_described() -> None:
         spec = REGISTRY.load(spec_id).spec
         used |= {key(source) for source in spec.provenance.values()}
         used |= {key(claim.source) for one in spec.conflicts for claim in one.claims}
+    used |= {source for layout in known_dialects().values() for source in layout.sources}
     assert used == set(sources())
 
 

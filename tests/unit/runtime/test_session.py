@@ -163,11 +163,10 @@ def test_bfloat16_crosses_the_border(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.skipif(onnxruntime.get_device() != "CPU", reason="needs onnxruntime's CPU build")
 def test_no_provider_stands_in_for_another(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str, has: list[str], reason: str
 ) -> None:
-    if onnxruntime.get_device() != "CPU":
-        pytest.skip("this onnxruntime can start CUDA; the test needs a build for the CPU")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: has)
     with pytest.raises(LlamagenError) as caught:
         api.run(folder, (1, 2), provider=word)
