@@ -38,9 +38,9 @@ class OnnxModel:
     def session_settings(self) -> Mapping[str, str]:
         """Configuration entries of ONNX Runtime's session that suit the model.
 
-        On a CPU float32 products read weights as they are stored at the speed of weights that were packed at load
-        (0.96 to 1.0 of it, Llama-3.2-1B): without packing such a model opens at once, and its weights stay pages of
-        the file that processes share. Kernels of quantised weights need their packing.
+        On a CPU float32 products read weights as they are stored at nearly the speed of weights that were packed at
+        load (bench/README.md: prefill 0.94, decode 0.98): without packing such a model opens at once, and its weights
+        stay pages of the file that processes share. Kernels of quantised weights need their packing.
         """
         as_stored = all(i.dtype == "float32" and i.part is None for i in self.initializers)
         on_cpu = self.profile.provider == "CPUExecutionProvider"
