@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.align import fused_group
@@ -88,7 +88,9 @@ class _Converter:
         for path, feature in self.b.weights.items():
             plan = self.plan(path, feature)
             if plan is None:
-                message = f"`{path}` of B cannot be made from the weights of A"
+                mine = self.a.weights.get(path)
+                of_a = f"{list(_shape(mine))} of A" if mine is not None else "the weights of A"
+                message = f"`{path}` {list(_shape(feature))} of B cannot be made from {of_a}"
                 findings.append(Diagnostic("LG902", "error", message, feature.span))
                 continue
             used.update(piece.source for piece in plan.pieces)
@@ -100,7 +102,10 @@ class _Converter:
             message = f"`{path}` of A has no place in B"
             findings.append(Diagnostic("LG902", "error", message, self.a.weights[path].span))
         if findings:
-            raise LlamagenError(findings[:MAX_FINDINGS])
+            count = len(findings)
+            help = f"{count} tensors; `llamagen diff A B --surface weights` compares both models"
+            findings[:] = [replace(one, help=help) for one in findings[:MAX_FINDINGS]]
+            raise LlamagenError(findings)
 
     def plan(self, path: str, feature: Feature) -> Plan | None:
         wanted = _shape(feature)
