@@ -177,16 +177,16 @@ class Builder:
             name=key,
             definition=name,
             options=dict(options),
-            inputs=tuple(equations.values[i] for i in definition.inputs),
-            parts=equations.parts,
-            values=equations.values,
-            nodes=tuple(equations.nodes),
+            inputs=tuple(equations.body.values[i] for i in definition.inputs),
+            parts=equations.body.parts,
+            values=equations.body.values,
+            nodes=tuple(equations.body.nodes),
             outputs=tuple(equations.outputs),
             context=(),
             span=self.resolved.place("blocks", name),
             doc=definition.doc,
         )
-        return block, frozenset(equations.context)
+        return block, frozenset(equations.body.context)
 
     def declarations(
         self, name: str, scope: RecordingScope

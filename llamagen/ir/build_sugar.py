@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from llamagen.diagnostics import did_you_mean
 from llamagen.ir.attrs import Given, bind
+from llamagen.ir.build_body import Body
 from llamagen.ir.build_terms import AMBIENT, Constant, Listed, Several, Tensor, Term, number
 from llamagen.ir.graph import DType
 from llamagen.ir.ops import OPS
 from llamagen.ir.ops_parts import ACTIVATIONS
-from llamagen.spec.expr import Binary, Call, ExpressionError, Name
+from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Binary, Call, Expr, ExpressionError, Name
 
-if TYPE_CHECKING:
-    from llamagen.ir.build_equations import Equations
+
+class Reader(Protocol):
+    """Who reads the expressions of a block: what a spelling needs of it."""
+
+    @property
+    def body(self) -> Body: ...
+
+    def tensor(self, expr: Expr) -> Tensor: ...
+
+    def term(self, expr: Expr) -> Term: ...
+
+    def static(self, expr: Expr) -> Static: ...
+
+    def given(self, term: Term, expr: Expr) -> Given: ...
+
 
 _PAIRS = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
 _SCALARS = {"+": "add_scalar", "-": "add_scalar", "*": "mul_scalar", "/": "div_scalar"}
 
 
-def rope(block: Equations, expr: Call) -> Term:
+def rope(block: Reader, expr: Call) -> Term:
     """``rope(x, positions, config)``: a table in the prelude, a rotation here."""
     if len(expr.arguments) != 3 or expr.keywords:
         raise ExpressionError("write `rope(x, positions, rope)`", expr.extent)
@@ -45,14 +60,14 @@ def rope(block: Equations, expr: Call) -> Term:
     names = (f"cos{suffix}", f"sin{suffix}")
     if not positions.id.startswith("@"):
         raise ExpressionError("the second argument is `positions`", expr.arguments[1].extent)
-    tables = block.hoist(OPS["rope_table"], [positions], attrs, names, expr.extent)
+    tables = block.body.hoist(OPS["rope_table"], [positions], attrs, names, expr.extent)
     layout = config["layout"]
     assert isinstance(layout, str)
     operands = [x, *tables]
-    return block.apply(OPS["rotate"], operands, {"layout": layout}, expr.extent)
+    return block.body.apply(OPS["rotate"], operands, {"layout": layout}, expr.extent)
 
 
-def grid_rope(block: Equations, expr: Call) -> Term:
+def grid_rope(block: Reader, expr: Call) -> Term:
     """``grid_rope(x, rows, columns, theta, extra)``: a table of a grid in the prelude, a rotation of pairs here."""
     if not expr.arguments:
         raise ExpressionError("write `grid_rope(x, rows, columns, theta, extra)`", expr.extent)
@@ -65,11 +80,11 @@ def grid_rope(block: Equations, expr: Call) -> Term:
     named: dict[str, Given] = {k: (block.static(a), a) for k, a in expr.keywords}
     named["dim"] = (x.type.shape[-1].value, expr)
     attrs, _ = bind(row, positional, named, expr.extent)
-    tables = block.hoist(row, [], attrs, ("grid_cos", "grid_sin"), expr.extent)
-    return block.apply(OPS["rotate"], [x, *tables], {"layout": "interleaved"}, expr.extent)
+    tables = block.body.hoist(row, [], attrs, ("grid_cos", "grid_sin"), expr.extent)
+    return block.body.apply(OPS["rotate"], [x, *tables], {"layout": "interleaved"}, expr.extent)
 
 
-def attention(block: Equations, expr: Call) -> Term:
+def attention(block: Reader, expr: Call) -> Term:
     """``attention(q, k, v, mask='causal', window=, chunk=, scale=, softcap=, alibi=, sinks=t)``.
 
     The causal mask is in the prelude; ``sinks`` is a tensor, and ``mask`` may be one.
@@ -100,29 +115,29 @@ def attention(block: Equations, expr: Call) -> Term:
     attrs, sources = bind(OPS["attention"], [], named, expr.extent)
     if kind == "causal":
         limit, _ = bind(OPS["causal_mask"], [], limits, expr.extent)
-        level = [Tensor(f"@{n}", block.builder.level_type(n)) for n in AMBIENT]
+        level = [Tensor(f"@{n}", block.body.site.level_type(n)) for n in AMBIENT]
         name = "mask" + "".join(f"_{k}" for k in ("window", "chunk") if limit[k] is not None)
-        operands += block.hoist(OPS["causal_mask"], level, limit, (name,), expr.extent)
+        operands += block.body.hoist(OPS["causal_mask"], level, limit, (name,), expr.extent)
         if sinks is not None:
             operands.append(block.tensor(sinks))
     elif limits:
         raise ExpressionError("window and chunk need mask='causal'", expr.extent)
     elif isinstance(given, Tensor):
         operands.append(given)
-    return block.apply(OPS["attention"], operands, attrs, expr.extent, sources)
+    return block.body.apply(OPS["attention"], operands, attrs, expr.extent, sources)
 
 
-def activation(block: Equations, expr: Call) -> Term:
+def activation(block: Reader, expr: Call) -> Term:
     """``activation(x, hidden_act)``: the op whose name is a hyperparameter."""
     if len(expr.arguments) != 2 or expr.keywords:
         raise ExpressionError("write `activation(x, hidden_act)`", expr.extent)
     x, name = block.tensor(expr.arguments[0]), block.static(expr.arguments[1])
     match name:
         case "silu" | "relu" | "relu2" | "sigmoid" | "tanh":
-            return block.apply(OPS[name], [x], {}, expr.extent)
+            return block.body.apply(OPS[name], [x], {}, expr.extent)
         case "gelu" | "gelu_tanh":
             how = "none" if name == "gelu" else "tanh"
-            return block.apply(OPS["gelu"], [x], {"approximate": how}, expr.extent)
+            return block.body.apply(OPS["gelu"], [x], {"approximate": how}, expr.extent)
         case _:
             message = (
                 f"`{name}` is no activation: silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh"
@@ -130,13 +145,13 @@ def activation(block: Equations, expr: Call) -> Term:
             raise ExpressionError(message, expr.arguments[1].extent)
 
 
-def arithmetic(block: Equations, op: str, left: Term, right: Term, expr: Binary) -> Term:
+def arithmetic(block: Reader, op: str, left: Term, right: Term, expr: Binary) -> Term:
     match left, right:
         case Constant(), Constant():
             return Constant(block.static(expr))
         case Tensor(), Tensor():
             row = OPS[_PAIRS[op]]
-            return block.apply(row, [left, right], {}, expr.extent)
+            return block.body.apply(row, [left, right], {}, expr.extent)
         case Tensor(), Constant(value=value):
             factor = number(value, expr.right)
             name = _SCALARS[op]
@@ -144,17 +159,17 @@ def arithmetic(block: Equations, op: str, left: Term, right: Term, expr: Binary)
                 raise ExpressionError("division by zero", expr.right.extent)
             attrs = {"value": -factor if op == "-" else factor}
             sources = {} if op == "-" else {"value": expr.right}
-            return block.apply(OPS[name], [left], attrs, expr.extent, sources)
+            return block.body.apply(OPS[name], [left], attrs, expr.extent, sources)
         case Constant(value=value), Tensor():
             factor = number(value, expr.left)
             if op == "/":
                 raise ExpressionError("a number divided by a tensor is not an op", expr.extent)
             if op == "-":
-                right = block.apply(OPS["neg"], [right], {}, expr.extent)
+                right = block.body.apply(OPS["neg"], [right], {}, expr.extent)
                 assert isinstance(right, Tensor)
             name = "mul_scalar" if op == "*" else "add_scalar"
             sources = {"value": expr.left}
-            return block.apply(OPS[name], [right], {"value": factor}, expr.extent, sources)
+            return block.body.apply(OPS[name], [right], {"value": factor}, expr.extent, sources)
         case _:
             raise ExpressionError("an op with several results: name them first", expr.extent)
 
@@ -193,7 +208,7 @@ SPELLINGS: Mapping[str, Spelling] = {
     ),
 }
 
-SUGAR: Mapping[str, Callable[[Equations, Call], Term]] = {
+SUGAR: Mapping[str, Callable[[Reader, Call], Term]] = {
     "rope": rope,
     "grid_rope": grid_rope,
     "attention": attention,

@@ -10,7 +10,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LONGEST = 350
 
 LONG_FILES = {
-    "llamagen/ir/build_equations.py": "the equation language in one class; parts of it are out already",
     "llamagen/ir/ops_basic.py": "a table, a few lines an op",
     "llamagen/spec/source_build.py": "one pass over parser events",
     "tests/parity/peers.py": "a table of foreign models, a few lines each",
