@@ -18,15 +18,15 @@ from llamagen.emit.targets import TARGETS, Target
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
     from llamagen.emit.convert import Converted
-    from llamagen.emit.export import Progress, Written
     from llamagen.emit.generate import Generated
     from llamagen.emit.quantize_options import QuantizeOptions
+    from llamagen.emit.written import Progress, Written
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
     from llamagen.runtime.generation import Generation
     from llamagen.spec.fmt_files import FormatReport
     from llamagen.spec.registry import Registry
-    from llamagen.spec.resolve import ResolvedSpec
+    from llamagen.spec.resolved import ResolvedSpec
     from llamagen.spec.resolved_text import OriginRow
     from llamagen.spec.schema import Spec
 
@@ -135,6 +135,7 @@ class Model:
         quantised, and how.
         """
         from llamagen.emit import export
+        from llamagen.emit.export_job import ExportJob
         from llamagen.emit.options import ExportOptions
         from llamagen.emit.quantize_options import QuantizeOptions
 
@@ -149,7 +150,7 @@ class Model:
             cache=cache,
             quantize=quantize or QuantizeOptions(),
         )
-        job = export.ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
+        job = ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
         if random_weights is not None and checkpoint is None:
@@ -177,7 +178,7 @@ def check(
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
-    from llamagen.emit.check_checkpoint import check_checkpoint
+    from llamagen.emit.config.check_checkpoint import check_checkpoint
 
     model = load(target)
     return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)

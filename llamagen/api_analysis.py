@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llamagen.emit.config.read import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
-    from llamagen.spec.resolve import ResolvedSpec
+    from llamagen.spec.resolved import ResolvedSpec
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
@@ -58,7 +58,7 @@ def list_models(
 
 def save_numbers() -> bool:
     """Measure the graphs of every shipped model and save the numbers in spec/numbers.json; whether the file changed."""
-    from llamagen.analysis.family.architecture import numbers_path
+    from llamagen.analysis.family.numbers_file import numbers_path
     from llamagen.writing import write_changed
 
     path = numbers_path()
@@ -68,7 +68,7 @@ def save_numbers() -> bool:
 
 def numbers_text() -> str:
     """What spec/numbers.json must hold."""
-    from llamagen.analysis.family.architecture import numbers_text
+    from llamagen.analysis.family.numbers_file import numbers_text
     from llamagen.spec.registry import Registry
 
     registry = Registry()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llamagen.emit.export import Progress
     from llamagen.emit.manifest import QualityRecord
+    from llamagen.emit.written import Progress
     from llamagen.verify.integrity import Integrity
     from llamagen.verify.report import VerifyReport
 

@@ -10,7 +10,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import SourceMap
 

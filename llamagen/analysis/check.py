@@ -11,7 +11,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 _UNSOURCED = "LG510"
 _SUFFIXES = (".yaml", ".yml")

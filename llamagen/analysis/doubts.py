@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from llamagen.spec.record import Conflict, Uncertain
-from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
 from llamagen.spec.source_nodes import Seq
 
 T = TypeVar("T", Conflict, Uncertain)

@@ -11,7 +11,8 @@ from llamagen.ir.optypes import AttrSpec, Op
 from llamagen.spec.evaluate import FUNCTIONS
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, value_to_plain
+from llamagen.spec.resolve import value_to_plain
+from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
 from llamagen.spec.schema import Hyperparameters
 
 _SHORT = ("hyperparameters", "constants", "patterns", "release", "training")

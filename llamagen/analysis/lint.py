@@ -19,7 +19,7 @@ from llamagen.ir.graph import Block, Graph, Node, OpPart
 from llamagen.ir.places import places
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 Subject = Literal["model", "value", "provenance", "attention", "linear", "token", "release"]
 

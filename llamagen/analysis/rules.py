@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.evaluate import FUNCTIONS, Scope, Static, evaluate
 from llamagen.spec.expr import Expr, ExpressionError, parse
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 @lru_cache(maxsize=2048)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from llamagen.analysis.tables import load_table
 from llamagen.spec.naming import Closed
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 def source_of(resolved: ResolvedSpec, path: str) -> str | None:

@@ -11,7 +11,7 @@ from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.labels import MAINLINE
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
-from llamagen.cli.entry import FINDINGS
+from llamagen.cli.exit_codes import FINDINGS
 from llamagen.cli.read import Cache, Id
 
 if TYPE_CHECKING:

@@ -7,17 +7,10 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 from llamagen.cli import console
+from llamagen.cli.exit_codes import CLEAN, INTERNAL, INTERRUPTED, INVALID, USAGE
 from llamagen.diagnostics import LlamagenError
-
-CLEAN: Final = 0
-FINDINGS: Final = 1
-USAGE: Final = 2
-INVALID: Final = 3
-INTERNAL: Final = 4
-_INTERRUPTED = 130
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         app_of(argv)(list(argv), prog_name="llamagen")
     except SystemExit as end:
-        if end.code == _INTERRUPTED:  # typer's word for KeyboardInterrupt
+        if end.code == INTERRUPTED:  # typer's word for KeyboardInterrupt
             console.note("interrupted")
         return _flushed(end.code if isinstance(end.code, int) else CLEAN)
     except LlamagenError as error:
@@ -41,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         return _flushed(USAGE if usage else INVALID)
     except KeyboardInterrupt:
         console.note("interrupted")
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         return _pipe_closed()
     except Exception as error:

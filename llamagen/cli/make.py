@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llamagen.cli import console
-from llamagen.cli.entry import FINDINGS, INVALID
+from llamagen.cli.exit_codes import FINDINGS, INVALID
 from llamagen.cli.read import Cache
 from llamagen.emit.targets import Target
 

@@ -8,7 +8,7 @@ import typer
 
 from llamagen.cli import console
 from llamagen.cli.console import DiagnosticFormat, TableFormat
-from llamagen.cli.entry import FINDINGS
+from llamagen.cli.exit_codes import FINDINGS
 
 Targets = Annotated[
     list[str] | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llamagen.cli import console
-from llamagen.cli.entry import FINDINGS
+from llamagen.cli.exit_codes import FINDINGS
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 

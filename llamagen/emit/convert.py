@@ -18,11 +18,11 @@ from llamagen.analysis.diff.render import arrow, where
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.export import Progress, Written, sizes_of
 from llamagen.emit.supply import COMPANIONS, CONFIGS
+from llamagen.emit.written import Progress, Written, sizes_of
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 if TYPE_CHECKING:
     from llamagen.weights.binding import Binding

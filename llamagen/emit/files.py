@@ -10,7 +10,7 @@ from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.build_graphs import build_all
 from llamagen.ir.graph import Graph
 from llamagen.ir.verify import verify
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 @dataclass(frozen=True, slots=True)

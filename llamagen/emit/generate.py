@@ -13,7 +13,7 @@ from llamagen.ir.bounded import CacheKind
 from llamagen.ir.build import build
 from llamagen.ir.build_graphs import build_all
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.writing import current, write_changed
 
 INDEX = "index.txt"

@@ -8,7 +8,7 @@ from llamagen.images.recipe import Recipe, recipe_of
 from llamagen.ir.build_graphs import build_all
 from llamagen.ir.pipeline import pipeline_of
 from llamagen.spec.naming import Closed
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 class HandOver(Closed):

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from llamagen.emit.export import Progress, Written, sizes_of
+from llamagen.emit.written import Progress, Written, sizes_of
 from llamagen.ir.graph import Graph
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.dtypes import TargetDType
 
 FLOAT8_NAME = "float8"
@@ -54,7 +54,8 @@ def random_checkpoint(
     from llamagen.emit.onnx.profile import dtype_named
     from llamagen.emit.weight_types import STORED
     from llamagen.weights.fit import wanted_by
-    from llamagen.weights.random import RandomTensor, write_random_checkpoint
+    from llamagen.weights.random import RandomTensor
+    from llamagen.weights.random_checkpoint import write_random_checkpoint
 
     started = time.monotonic()
     tensors = [

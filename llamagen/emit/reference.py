@@ -17,8 +17,8 @@ from llamagen.weights.link import as_stored, link, scan
 from llamagen.weights.safetensors_file import TensorEntry, header_digest
 
 if TYPE_CHECKING:
-    from llamagen.emit.export import ExportJob
-    from llamagen.emit.onnx.data import Placement
+    from llamagen.emit.export_job import ExportJob
+    from llamagen.emit.onnx.initializer import Placement
     from llamagen.emit.onnx.model import OnnxModel
     from llamagen.emit.onnx.profile import OnnxDType
     from llamagen.emit.supply import CheckpointSupply
@@ -101,7 +101,7 @@ def _counted(paths: Sequence[str]) -> str:
 def _placements(
     emitted: Mapping[str, OnnxModel], entries: Mapping[str, TensorEntry]
 ) -> tuple[Placement, ...]:
-    from llamagen.emit.onnx.data import Placement
+    from llamagen.emit.onnx.initializer import Placement
     from llamagen.emit.onnx.write import together_initializers
 
     places: list[Placement] = []

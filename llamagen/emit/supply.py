@@ -14,7 +14,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.ir.graph import Graph, Parameter
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.nodes import Region

@@ -11,7 +11,7 @@ from llamagen.ir.graph import AttrValue
 from llamagen.ir.optypes import AttrSpec, Op
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Expr, ExpressionError, Extent
-from llamagen.spec.validate import unparse_static
+from llamagen.spec.scope import unparse_static
 
 Given = tuple[Static, Expr]
 """A static argument and the expression it came from."""

@@ -30,8 +30,8 @@ from llamagen.ir.verify import verify
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import Call, Expr, ExpressionError, ListExpr, Name, parse
 from llamagen.spec.expr import names as names_in
-from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.validate import expression_error, scope_of
+from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.scope import expression_error, scope_of
 
 MAX_BLOCK_DEPTH = 16
 MAX_SPECIALISATIONS = 256

@@ -21,7 +21,7 @@ from llamagen.spec.expr import (
     Return,
     parse_statements,
 )
-from llamagen.spec.validate import expression_error
+from llamagen.spec.scope import expression_error
 
 MAX_EQUATIONS = 400
 

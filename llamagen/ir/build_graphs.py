@@ -10,7 +10,7 @@ from llamagen.ir.build import Builder
 from llamagen.ir.flatten import cross_name
 from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
 from llamagen.ir.places import places
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 MAIN = "model"
 """The name of the graph at ``root`` beside those under ``graphs``."""

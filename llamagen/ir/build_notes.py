@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from llamagen.diagnostics import Diagnostic, Related
 from llamagen.spec.expr import Extent
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MOST = 3

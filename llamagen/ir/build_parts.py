@@ -13,8 +13,8 @@ from llamagen.ir.optypes import ShapeError
 from llamagen.spec.evaluate import Static, evaluate
 from llamagen.spec.expr import Call, Conditional, Expr, ExpressionError, Literal_, Name, parse
 from llamagen.spec.schema import MAX_LAYERS, BlockDefinition
+from llamagen.spec.scope import expression_error
 from llamagen.spec.source_nodes import Scalar
-from llamagen.spec.validate import expression_error
 
 Options = Mapping[str, AttrValue]
 

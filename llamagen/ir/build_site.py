@@ -9,7 +9,7 @@ from typing import Protocol
 from llamagen.diagnostics import Diagnostic, Span
 from llamagen.ir.graph import Attrs, AttrValue, TensorType
 from llamagen.spec.evaluate import Static
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
 
 

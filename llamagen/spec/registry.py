@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean
 from llamagen.resources import data_folder
-from llamagen.spec.resolve import Merged, ResolvedSpec, resolve
+from llamagen.spec.resolve import Merged, resolve
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import Scalar, SourceMap
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llamagen.diagnostics import Span
 from llamagen.spec.fmt import format_source
 from llamagen.spec.plain_yaml import INDENT, flow_node, key_text
-from llamagen.spec.resolve import Branch, Origin, ResolvedSpec
+from llamagen.spec.resolved import Branch, Origin, ResolvedSpec
 from llamagen.spec.source import Plain, load_source
 
 _DROPPED = frozenset({"extends"})

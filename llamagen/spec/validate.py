@@ -1,25 +1,16 @@
-"""Schema findings with places, the static scope of a spec, and its invariants."""
+"""Merged files as a typed spec, and what the schema finds wrong in them, at its place."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
-from llamagen.spec.bound_layout import bind_layout
-from llamagen.spec.evaluate import FUNCTIONS, Scope, Static, UnknownName, evaluate
-from llamagen.spec.expr import Expr, ExpressionError, names, parse, unparse
-from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
+from llamagen.spec.resolved import Branch, Leaf, Tree
 from llamagen.spec.schema import (
-    AtPattern,
-    CyclePattern,
-    EveryPattern,
-    ListPattern,
-    Pattern,
     Spec,
 )
 from llamagen.spec.source_nodes import Plain, Scalar, Seq
@@ -161,154 +152,3 @@ def _models(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def scope_of(spec: Spec) -> dict[str, Static]:
-    """Names that expressions of ``spec`` may use: hyperparameters that are set, constants, patterns."""
-    scope: dict[str, Static] = {}
-    for name in type(spec.hyperparameters).model_fields:
-        value = getattr(spec.hyperparameters, name)
-        if value is not None:
-            scope[name] = value.model_dump() if isinstance(value, BaseModel) else value
-    scope.update(spec.constants)
-    layers = spec.hyperparameters.num_layers
-    for name, pattern in spec.patterns.items():
-        scope[name] = expand(pattern, layers or 0)
-    return scope
-
-
-def expand(pattern: Pattern, layers: int) -> tuple[Static, ...]:
-    """A pattern written out: one value a layer."""
-    match pattern:
-        case CyclePattern(cycle=cycle):
-            return tuple(cycle[i % len(cycle)] for i in range(layers))
-        case ListPattern(list=values):
-            return values
-        case EveryPattern(every=every, value=value, otherwise=otherwise):
-            return tuple(value if (i + 1) % every == 0 else otherwise for i in range(layers))
-        case AtPattern(default=default, at=at):
-            where = {i: value for value, indices in at.items() for i in indices}
-            return tuple(where.get(i, default) for i in range(layers))
-
-
-def expression_error(
-    code: str, node: Scalar | None, error: ExpressionError, scope: Mapping[str, object]
-) -> Diagnostic:
-    """An expression's fault as a finding at its place in the YAML."""
-    span = node.slice_span(*error.extent) if node is not None else None
-    help = error.help
-    if isinstance(error, UnknownName):
-        hint = did_you_mean(error.name, [*scope, *FUNCTIONS])
-        help = (
-            f"did you mean `{hint}`?" if hint else "set it under `hyperparameters` or `constants`"
-        )
-    return Diagnostic(code, "error", error.message, span, (), help)
-
-
-def check_invariants(resolved: ResolvedSpec) -> None:
-    """Every invariant holds, and patterns fit the layers. Raises LlamagenError with all that do not."""
-    spec = resolved.spec
-    scope = scope_of(spec)
-    findings = list(_check_patterns(resolved, scope))
-    known_in_schema = set(type(spec.hyperparameters).model_fields)
-    for name in (*spec.constants, *spec.patterns):
-        if name in known_in_schema:
-            section = "constants" if name in spec.constants else "patterns"
-            message = f"`{name}` is a hyperparameter of the vocabulary"
-            place = resolved.place(section, name)
-            findings.append(Diagnostic("LG105", "error", message, place, (), "set it there"))
-    for name, text in spec.invariants.items():
-        node = resolved.scalar("invariants", name)
-        try:
-            expr = parse(text)
-            if spec.abstract and any(
-                n.id not in scope and n.id not in FUNCTIONS for n in names(expr)
-            ):
-                continue
-            if evaluate(expr, scope) is not True:
-                findings.append(_violated(resolved, name, expr, node, scope))
-        except ExpressionError as error:
-            findings.append(expression_error("LG301", node, error, scope))
-    if not spec.abstract:
-        findings.extend(_check_layouts(resolved, scope))
-    if findings:
-        raise LlamagenError(*findings)
-
-
-def _check_layouts(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic]:
-    """Numbers of the stated layouts; evaluated here so that `check` finds a misspelt name, not the export."""
-    for name, layout in resolved.spec.checkpoint.layouts.items():
-        try:
-            bind_layout(name, layout, scope)
-        except ExpressionError as error:
-            found = expression_error("LG304", None, error, scope)
-            yield replace(found, span=resolved.place("checkpoint", "layouts", name))
-
-
-def _violated(
-    resolved: ResolvedSpec, name: str, expr: Expr, node: Scalar | None, scope: Scope
-) -> Diagnostic:
-    used = dict.fromkeys(n.id for n in names(expr) if n.id in scope)
-    values = ", ".join(f"{n} = {unparse_static(scope[n])}" for n in used)
-    span = node.slice_span(0, len(node.text.rstrip())) if node else None
-    message = f"`{resolved.spec.id}`: invariant `{name}` does not hold: {unparse(expr)}"
-    leaves = ((n, _value_leaf(resolved, n)) for n in used)
-    related = tuple(
-        Related(
-            f"{n} = {unparse_static(scope[n])}, from {leaf.origins[-1].spec_id}", leaf.node.span
-        )
-        for n, leaf in leaves
-        if leaf is not None
-    )
-    help = (
-        f"change one of these values, or drop an inherited rule with `invariants: {{{name}: null}}`"
-    )
-    if not related and values:
-        help = f"with {values}"
-    return Diagnostic("LG302", "error", message, span, related, help)
-
-
-def _value_leaf(resolved: ResolvedSpec, name: str) -> Leaf | None:
-    found = (resolved.leaf(section, name) for section in ("hyperparameters", "constants"))
-    return next((leaf for leaf in found if leaf is not None), None)
-
-
-def unparse_static(value: Static) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return f"[{', '.join(map(unparse_static, value))}]"
-        case Mapping():
-            return "{" + ", ".join(f"{k}: {unparse_static(v)}" for k, v in value.items()) + "}"
-        case _:
-            return str(value)
-
-
-def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic]:
-    spec = resolved.spec
-    layers = spec.hyperparameters.num_layers
-    for name, pattern in spec.patterns.items():
-        place = resolved.place("patterns", name)
-        if layers is None:
-            if not spec.abstract:
-                message = f"pattern `{name}` needs `hyperparameters.num_layers`"
-                yield Diagnostic("LG303", "error", message, place)
-        elif isinstance(pattern, ListPattern) and len(pattern.list) != layers:
-            message = f"pattern `{name}` has {len(pattern.list)} values for {layers} layers"
-            yield Diagnostic("LG303", "error", message, place)
-        elif isinstance(pattern, AtPattern):
-            seen: dict[int, str] = {}
-            for value, indices in pattern.at.items():
-                for i in indices:
-                    if i >= layers or i in seen:
-                        reason = (
-                            f"there are {layers} layers"
-                            if i >= layers
-                            else f"it is `{seen[i]}` too"
-                        )
-                        message = f"pattern `{name}`: layer {i} cannot be `{value}`, {reason}"
-                        yield Diagnostic("LG303", "error", message, place)
-                    seen[i] = value

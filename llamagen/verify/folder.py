@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.export import Progress
 from llamagen.emit.onnx.session import provider_of
+from llamagen.emit.written import Progress
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.flatten import flatten
 from llamagen.verify.facts import facts_of, far

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export import SPEC_FILE
+from llamagen.emit.export_job import SPEC_FILE
 from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSource, read_manifest
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import MODEL_FILE

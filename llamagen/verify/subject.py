@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export import SPEC_FILE
+from llamagen.emit.export_job import SPEC_FILE
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.onnx.write import MODEL_FILE

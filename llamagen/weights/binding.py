@@ -20,7 +20,6 @@ from llamagen.spec.naming import (
     TransposeLast,
     placeholders,
 )
-from llamagen.weights.checkpoint import StoredTensor
 from llamagen.weights.dtypes import WeightDType
 from llamagen.weights.nodes import (
     Concat,
@@ -40,6 +39,7 @@ from llamagen.weights.nodes import (
 )
 from llamagen.weights.rules import fill_name, match_name
 from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.stored_tensor import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)

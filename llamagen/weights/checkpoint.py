@@ -13,12 +13,12 @@ from types import MappingProxyType
 from typing import Literal, Self
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.weights.dtypes import element_count
 from llamagen.weights.float8 import paired
 from llamagen.weights.meta_pth import read_pth
 from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.safetensors_file import TensorEntry, read_header
 from llamagen.weights.stamps import Stamp, stamp_of
+from llamagen.weights.stored_tensor import StoredTensor
 from llamagen.weights.strict_json import parse_strict
 
 CheckpointKind = Literal["safetensors", "meta"]
@@ -28,32 +28,6 @@ _SINGLE = "model.safetensors"
 _INDEX_LIMIT = 256 << 20
 _BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A name in the checkpoint: one piece, or one per model-parallel rank of equal shape.
-
-    `shape` is that of a piece; how ranks join is a rule of the naming layout.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    pieces: tuple[TensorEntry, ...]
-    scale: TensorEntry | None = None
-    """What a float8 tensor is multiplied with."""
-    swapped_scale: bool = False
-
-    @property
-    def read_as(self) -> str:
-        """The dtype its values have when they are read."""
-        return self.dtype if self.scale is None else "F32"
-
-    @property
-    def elements(self) -> int:
-        """Elements of all pieces together."""
-        return element_count(self.shape) * len(self.pieces)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from llamagen.ir.build import build
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.graph import Graph, OpPart, Parameter, instances, join, parameters
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.layouts import layouts_for
 from llamagen.weights.names import Resolution, resolve_names

@@ -17,7 +17,7 @@ from llamagen.diagnostics import Diagnostic
 from llamagen.weights.problems import quoted, shape_text
 
 if TYPE_CHECKING:
-    from llamagen.weights.checkpoint import StoredTensor
+    from llamagen.weights.stored_tensor import StoredTensor
 
 FLOAT8 = "F8_E4M3"
 SCALE_SUFFIX = "_scale"

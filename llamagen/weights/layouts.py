@@ -10,8 +10,8 @@ from llamagen.spec.bound_layout import BoundLayout, bind_layout
 from llamagen.spec.dialects import known_dialects
 from llamagen.spec.evaluate import Scope, UnknownName
 from llamagen.spec.expr import ExpressionError
-from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.validate import scope_of
+from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.scope import scope_of
 
 
 def layouts_for(resolved: ResolvedSpec) -> tuple[BoundLayout, ...]:

@@ -15,11 +15,12 @@ from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
 from llamagen.spec.bound_layout import BoundLayout
 from llamagen.spec.naming import NameRule
 from llamagen.weights.binding import Binding, assemble, source_names
-from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.dtypes import WEIGHT_DTYPES, as_weight_dtype
 from llamagen.weights.nodes import Leaf, Shape, ShapeProblem, shape_of
 from llamagen.weights.problems import quoted, shape_text
 from llamagen.weights.rules import match_name
+from llamagen.weights.stored_tensor import StoredTensor
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])[0-9]+(?![A-Za-z0-9_])")
 _OTHER_SPEC = "`llamagen check CHECKPOINT --as ID` compares its headers with another spec"

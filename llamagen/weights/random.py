@@ -1,4 +1,4 @@
-"""Random checkpoints at unit scale: every bias, gate and norm gain is live.
+"""Random weights at unit scale: every bias, gate and norm gain is live.
 
 With the usual 0.02 initialiser a wrong rotary embedding hides, zero biases hide dropped biases,
 and zero gates switch cross-attention off (PROOF.md, "Size of typical mistakes").
@@ -7,11 +7,10 @@ and zero gates switch cross-attention off (PROOF.md, "Size of typical mistakes")
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 from math import prod, sqrt
-from pathlib import Path
-from typing import Literal, NamedTuple, assert_never
+from typing import NamedTuple, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +18,7 @@ import numpy.typing as npt
 from llamagen.ir.graph import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
-from llamagen.weights.pieces import Bytes, Piece, in_parallel
-from llamagen.weights.publish import staged_folder
-from llamagen.weights.safetensors_write import (
-    NewTensor,
-    shard_names,
-    shards,
-    write_index,
-    write_json,
-    write_safetensors,
-)
+from llamagen.weights.pieces import Bytes, Piece
 
 BLOCK = 1 << 20
 """Elements drawn from one generator. Part of the definition of the values."""
@@ -132,72 +122,3 @@ def random_values(
     pieces = list(random_blocks(seed, RandomTensor(name, shape, kind, fan_in)))
     flat = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
     return flat.reshape(shape)
-
-
-def write_random_checkpoint(
-    folder: Path,
-    tensors: Sequence[RandomTensor],
-    seed: int,
-    dtype: TargetDType | Literal["F8_E4M3"],
-    max_shard_bytes: int | None = None,
-    config: Mapping[str, object] | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """A folder in the Hub's format: model.safetensors, or shards and an index; config.json.
-
-    Memory does not depend on the sizes. ``progress`` is called with (bytes written, bytes in all).
-    Raises LG630 to LG634 as `staged_folder` does.
-    """
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise ValueError("two tensors have the same name")
-    makers: dict[str, Callable[[], Iterator[memoryview]]] = {}
-    new: list[NewTensor] = []
-    for tensor in tensors:
-        for one, make in _written(seed, tensor, dtype):
-            new.append(one)
-            makers[one.name] = make
-    groups = list(shards(new, max_shard_bytes))
-    files = dict(zip(shard_names(len(groups)), groups, strict=True))
-    total, done = sum(tensor.nbytes for tensor in new), 0
-
-    def count(pieces: Iterator[memoryview]) -> Iterator[memoryview]:
-        nonlocal done
-        for piece in pieces:
-            yield piece
-            done += piece.nbytes
-            if progress is not None:
-                progress(done, total)
-
-    with staged_folder(folder, overwrite=overwrite) as staging:
-        for file, group in files.items():
-            write_safetensors(
-                staging / file,
-                ((tensor, count(makers[tensor.name]())) for tensor in group),
-            )
-        if len(files) > 1:
-            write_index(staging, files)
-        if config is not None:
-            write_json(staging / "config.json", dict(config))
-
-
-def _written(
-    seed: int, tensor: RandomTensor, dtype: TargetDType | Literal["F8_E4M3"]
-) -> Iterator[tuple[NewTensor, Callable[[], Iterator[memoryview]]]]:
-    """What is stored of a tensor, in order: itself, or float8 codes and then their scales."""
-    from llamagen.weights.random_float8 import Float8Tensor, is_projection
-
-    if dtype == "F8_E4M3" and is_projection(tensor):
-        made = Float8Tensor(seed, tensor)
-        yield made.new[0], made.codes
-        yield made.new[1], made.scales
-        return
-    plain: TargetDType = "BF16" if dtype == "F8_E4M3" else dtype
-    yield NewTensor(tensor.name, plain, tensor.shape), partial(_encoded, seed, tensor, plain)
-
-
-def _encoded(seed: int, tensor: RandomTensor, dtype: TargetDType) -> Iterator[memoryview]:
-    pieces = random_pieces(seed, tensor, dtype, 0)
-    for _, made in in_parallel(pieces, lambda piece: piece.make()):
-        for _, data in made:
-            yield data.data

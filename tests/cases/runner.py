@@ -24,6 +24,8 @@ COMMON = HERE / "common"
 _GOLDEN = ("stdout", "stderr", "exit")
 _NOT_COPIED = (*_GOLDEN, "cmd", "wrote")
 _UNSTABLE = (
+    # progress: a busy machine needs the seconds after which a line is due
+    (re.compile(r"^[a-z ]+: .+ of .+, [\d.e+-]+ ?\w*/s(, .+ left)?\n", re.M), ""),
     (re.compile(r"\bin \d+\.\d s$", re.M), "in <seconds> s"),
     (re.compile(r"\d[\d,.]* tokens/s"), "<rate> tokens/s"),
     (re.compile(r"\b\d\.\de-0[678]\b"), "<small>"),

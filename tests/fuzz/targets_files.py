@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.importing import wanted_of
+from llamagen.emit.config.formats import wanted_of
 from llamagen.emit.config.json_source import parse_json
 from llamagen.emit.config.known import Known, known_models
 from llamagen.emit.config.read import import_wanted

@@ -15,7 +15,7 @@ from llamagen.ir.ops import OPS
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Binary, ListExpr, Name, names, unparse
 from llamagen.spec.schema import Hyperparameters
-from llamagen.spec.validate import unparse_static
+from llamagen.spec.scope import unparse_static
 
 _INFIX: Final = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _SCALAR: Final = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}

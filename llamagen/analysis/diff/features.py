@@ -24,7 +24,7 @@ from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import names
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 class Kind(StrEnum):

@@ -16,11 +16,11 @@ from llamagen.spec.resolve import (
     APPENDED,
     NONE,
     NOT_INHERITED,
-    ResolvedSpec,
     inherit,
     replaced_whole,
     tree_to_plain,
 )
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import Plain, SourceMap

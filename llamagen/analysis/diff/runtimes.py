@@ -16,7 +16,7 @@ from llamagen.ir.graph import Graph, OpPart
 from llamagen.ir.places import places
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 class Status(StrEnum):

@@ -14,7 +14,7 @@ from llamagen.analysis.numbers.whole import whole_parameters
 from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
 from llamagen.ir.graph import Graph, Parameter, parameters
 from llamagen.ir.places import Place, places
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 
 def measure(resolved: ResolvedSpec) -> Architecture:

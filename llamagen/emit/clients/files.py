@@ -13,9 +13,10 @@ from llamagen.emit.clients.tokens import special_tokens
 from llamagen.emit.config.settings import Settings
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.emit.written import write_text
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 GENAI_FILE = "genai_config.json"
 README_FILE = "README.md"
@@ -55,11 +56,11 @@ def write_client_files(
             providers=PROVIDERS[model.profile.provider],
             session=model.session_settings,
         )
-        _write(folder / GENAI_FILE, text)
+        write_text(folder / GENAI_FILE, text)
     exported = Exported(
         resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder))
     )
-    _write(folder / README_FILE, readme_text(exported))
+    write_text(folder / README_FILE, readme_text(exported))
 
 
 def _context(stated: int | None, tables: int | None) -> int | None:
@@ -69,7 +70,3 @@ def _context(stated: int | None, tables: int | None) -> int | None:
 
 def _names(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -24,7 +24,7 @@ from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.resources import templates
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.units import count_text
 
 TESTED: Mapping[str, str] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from llamagen.analysis.family.identify import same
 from llamagen.diagnostics import Diagnostic, Span
 from llamagen.emit.config.codecs import Json
-from llamagen.emit.config.importing import wanted_of
+from llamagen.emit.config.formats import wanted_of
 from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import Known, known_models
 from llamagen.emit.config.table import absences, fixed_of, flat, mapping_of
@@ -22,7 +22,7 @@ from llamagen.emit.config.wanted import Wanted
 from llamagen.ir.build_graphs import names_read
 from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.fit import listed
 
 _FAR = 4

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from llamagen.analysis.family.identify import Match
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.json_source import JsonSource, read_json
+from llamagen.emit.config.check_checkpoint import check_checkpoint
+from llamagen.emit.config.formats import FILES, id_of, wanted_of
+from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import known_models
-from llamagen.emit.config.params import read_params
 from llamagen.emit.config.read import Imported, import_wanted
-from llamagen.emit.config.wanted import Wanted, read_config
+from llamagen.ir.build import build
 from llamagen.spec.registry import Registry
-
-_FILES = ("config.json", "params.json")
-_NOT_IN_IDS = re.compile(r"[^a-z0-9._-]+")
 
 
 def import_path(path: Path, spec_id: str | None = None) -> Imported:
@@ -27,9 +24,9 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     """
     file = path
     if path.is_dir():
-        found = next((path / name for name in _FILES if (path / name).is_file()), None)
+        found = next((path / name for name in FILES if (path / name).is_file()), None)
         if found is None:
-            return _by_shapes(path, spec_id or id_of(path / _FILES[0]))
+            return _by_shapes(path, spec_id or id_of(path / FILES[0]))
         file = found
     registry = Registry()
     models = known_models(registry)
@@ -37,20 +34,6 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     wanted = wanted_of(source, tuple(sorted({one.mapping.kind for one in models})))
     made = import_wanted(wanted, spec_id or id_of(file), models, registry)
     return _checked(made, path, registry) if path.is_dir() else made
-
-
-def wanted_of(source: JsonSource, kinds: tuple[str, ...]) -> Wanted:
-    """What a file says, a params.json or a config.json of one of ``kinds``. Raises as the readers of both do."""
-    if "model_type" not in source.value and "dim" in source.value:
-        return read_params(source)
-    return read_config(source, kinds)
-
-
-def id_of(file: Path) -> str:
-    """An id for the spec of a configuration file, made from its folder's name."""
-    folder = file.absolute().parent.name if file.name in _FILES else file.stem
-    name = _NOT_IN_IDS.sub("-", folder.lower()).strip("-._")
-    return f"imported/{name or 'model'}"
 
 
 def _by_shapes(folder: Path, spec_id: str) -> Imported:
@@ -76,9 +59,6 @@ def _by_shapes(folder: Path, spec_id: str) -> Imported:
 
 
 def _checked(made: Imported, folder: Path, registry: Registry) -> Imported:
-    from llamagen.emit.check_checkpoint import check_checkpoint
-    from llamagen.ir.build import build
-
     if made.resolved.spec.root is None or not _has_weights(folder):
         return made
     report = check_checkpoint(made.resolved, build(made.resolved), folder, registry)

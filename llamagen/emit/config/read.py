@@ -28,10 +28,10 @@ from llamagen.ir.build import build
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
+from llamagen.spec.scope import scope_of
 from llamagen.spec.source import load_source
-from llamagen.spec.validate import scope_of
 
 SECTIONS = ("tokenizer", "hyperparameters", "constants", "patterns")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from llamagen.analysis.family.identify import Difference, Json, same
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.agree import clashes, fitting
-from llamagen.emit.config.importing import id_of, wanted_of
+from llamagen.emit.config.formats import id_of, wanted_of
 from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import Known, known_models
 from llamagen.emit.config.read import import_wanted
@@ -18,7 +18,7 @@ from llamagen.ir.build import build
 from llamagen.ir.build_graphs import names_read
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind
 

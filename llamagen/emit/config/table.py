@@ -14,9 +14,9 @@ from llamagen.spec.evaluate import Scope, Static, evaluate
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.naming import Closed
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import BlockDefinition, Spec
-from llamagen.spec.validate import scope_of
+from llamagen.spec.scope import scope_of
 
 V = TypeVar("V")
 

@@ -19,7 +19,7 @@ from llamagen.emit.config.table import (
     written_fields,
 )
 from llamagen.spec.config_mapping import ConfigMapping
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
 
 CONFIG_FILE = "config.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
@@ -14,7 +13,7 @@ import onnx_ir as ir
 
 from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
 from llamagen.emit.onnx.encode import encode_rows, expert_rows
-from llamagen.emit.onnx.initializer import ExpertEncoding, Initializer
+from llamagen.emit.onnx.initializer import ExpertEncoding, Initializer, Placement
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.records import EncodingRecord
 from llamagen.weights.pieces import Piece
@@ -35,16 +34,6 @@ MAX_DATA_FILE_BYTES = 32 * 1024**3
 def byte_count(entry: Initializer) -> int:
     """Bytes of a weight in its data file; of one that shares another's, those."""
     return prod(entry.shape) * np.dtype(numpy_type(ELEMENTS[entry.dtype])).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where the bytes of one initializer lie: file name, offset and length in bytes."""
-
-    initializer: Initializer
-    location: str
-    offset: int
-    length: int
 
 
 def plan(

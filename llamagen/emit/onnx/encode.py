@@ -26,7 +26,7 @@ from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.quantize import quantize_channels, quantize_rows
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.data import Placement
+    from llamagen.emit.onnx.initializer import Placement
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

@@ -130,3 +130,13 @@ def shared_rows(codes: Initializer) -> Initializer:
     """The same for a table that is a head too: the bytes of ``codes`` a second time."""
     shape = gathered(codes).shape
     return Initializer(f"{codes.name}_rows", shape, "uint8", (), None, codes.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the bytes of one initializer lie: file name, offset and length in bytes."""
+
+    initializer: Initializer
+    location: str
+    offset: int
+    length: int

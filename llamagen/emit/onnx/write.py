@@ -18,7 +18,6 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import FileRecord, TensorRecord
 from llamagen.emit.onnx.data import (
     MAX_DATA_FILE_BYTES,
-    Placement,
     attach_external,
     groups,
     large_constants,
@@ -27,7 +26,7 @@ from llamagen.emit.onnx.data import (
     table_entry,
     table_piece,
 )
-from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.initializer import Initializer, Placement
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.text import render
 from llamagen.weights.pieces import Piece, write_pieces

@@ -8,7 +8,7 @@ from pathlib import Path
 from llamagen.ir.build import build
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 BLOCKS = """
 root: CausalLM

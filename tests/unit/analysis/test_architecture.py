@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from llamagen.analysis.family import architecture, measure
-from llamagen.analysis.family.architecture import Architecture, architecture_of
+from llamagen.analysis.family import measure, numbers_file
+from llamagen.analysis.family.architecture import Architecture
+from llamagen.analysis.family.numbers_file import architecture_of
 from llamagen.analysis.family.records import Family, Record
 from llamagen.analysis.family.sql import sql
 from llamagen.spec.evaluate import Static
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 EDITED = "spec: 1\nid: edited\nextends: llama/3.2/1b\nhyperparameters: {num_layers: 15}\n"
 
@@ -28,7 +29,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(resolved)
 
     monkeypatch.setattr(measure, "measure", spy)
-    monkeypatch.setattr(architecture, "_known", {})
+    monkeypatch.setattr(numbers_file, "_known", {})
     return found
 
 

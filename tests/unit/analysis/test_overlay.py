@@ -10,7 +10,7 @@ from llamagen.analysis.diff.equations import canonical, equations
 from llamagen.analysis.diff.overlay import check, overlay
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.source import load_source
 from llamagen.spec.source_nodes import Plain
 from tests.unit.analysis import models

@@ -11,10 +11,10 @@ import pytest
 
 from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export import Written
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.written import Written
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights

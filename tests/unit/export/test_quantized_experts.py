@@ -12,8 +12,14 @@ import pytest
 from llamagen.api import load, random_checkpoint
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx import encode
-from llamagen.emit.onnx.data import Placement, groups
-from llamagen.emit.onnx.initializer import BlockEncoding, ExpertEncoding, Initializer, encoded
+from llamagen.emit.onnx.data import groups
+from llamagen.emit.onnx.initializer import (
+    BlockEncoding,
+    ExpertEncoding,
+    Initializer,
+    Placement,
+    encoded,
+)
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.runtime.session import Session

@@ -16,7 +16,7 @@ from llamagen.ir.build import build
 from llamagen.ir.build_graphs import build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 _LAYERS = re.compile(r"\{(.*?)\}")

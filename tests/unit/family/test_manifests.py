@@ -10,9 +10,10 @@ import pytest
 from llamagen.analysis.family.measure import measure
 from llamagen.emit.config import CONFIG_FILE, config_files
 from llamagen.ir.build_graphs import all_parameters
-from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind
 from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.stored_tensor import StoredTensor
 from tests.unit.family.facts import (
     BUILDABLE,
     NAMES,

@@ -17,7 +17,7 @@ from llamagen.resources import data_folder
 from llamagen.spec.dialects import known_dialects
 from llamagen.spec.record import Conflict, Source, Uncertain
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.source import load_source, to_plain
 from tests.unit.family.facts import NAMES, REGISTRY, records, spec_of
 

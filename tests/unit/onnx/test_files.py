@@ -16,9 +16,9 @@ import pytest
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import hashed
-from llamagen.emit.onnx.data import ALIGNMENT, Placement, attach_arrays, plan, serialize
+from llamagen.emit.onnx.data import ALIGNMENT, attach_arrays, plan, serialize
 from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.initializer import Initializer
+from llamagen.emit.onnx.initializer import Initializer, Placement
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile_named
 from llamagen.emit.onnx.session import OpenOptions, open_session

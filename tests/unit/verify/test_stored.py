@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import SOURCES, Placement, attach_arrays, serialize
-from llamagen.emit.onnx.initializer import Initializer, Source
+from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize
+from llamagen.emit.onnx.initializer import Initializer, Placement, Source
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import OpenOptions, open_session

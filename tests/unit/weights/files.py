@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.safetensors_file import TensorEntry, read_header
+from llamagen.weights.stored_tensor import StoredTensor
 
 Array = npt.NDArray[np.generic]
 NUMPY = {

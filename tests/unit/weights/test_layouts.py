@@ -10,7 +10,7 @@ import pytest
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.naming import CheckpointNaming
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.layouts import layouts_for
 from llamagen.weights.names import resolve_names
 from llamagen.weights.stream import read_tensor

@@ -12,12 +12,8 @@ from safetensors.numpy import load_file
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.random import (
-    RandomTensor,
-    default_fan_in,
-    random_values,
-    write_random_checkpoint,
-)
+from llamagen.weights.random import RandomTensor, default_fan_in, random_values
+from llamagen.weights.random_checkpoint import write_random_checkpoint
 from tests.unit.weights.files import NUMPY
 
 TENSORS = [
