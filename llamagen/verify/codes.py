@@ -67,8 +67,23 @@ class CodedPlace:
             points = numbers[..., : scales.shape[-1]].astype(np.float32)
         codes -= points[..., None]
         codes *= scales[..., None]
+        return self._as_parameter(codes)
+
+    def steps(self) -> NDArray[np.float32]:
+        """How far apart the numbers are that neighbouring codes stand for, at each element."""
+        part = slice(self.first, self.first + self.shape[0])
+        scales = np.abs(self.scales.read()[part].astype(np.float32))
+        if self.record.kind == "channels":
+            return np.broadcast_to(scales[:, None], self.shape)
+        assert self.record.block is not None
+        shape = (*scales.shape, self.record.block)
+        return self._as_parameter(np.broadcast_to(scales[..., None], shape))
+
+    def _as_parameter(self, blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Elements [..., rows, blocks, elements of a block] in the parameter's order, without what fills up rows."""
+        *before, count, size = blocks.shape
         inputs = self.shape[-2 if self.record.transposed else -1]
-        found = codes.reshape(*scales.shape[:-1], -1)[..., :inputs]
+        found = blocks.reshape(*before, count * size)[..., :inputs]
         if self.record.paired:
             experts, rows = found.shape[:2]
             found = found.reshape(experts, rows // 2, 2, inputs).swapaxes(1, 2)

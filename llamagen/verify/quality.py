@@ -23,7 +23,9 @@ from llamagen.ir.build import build
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
 from llamagen.verify.numerics import FloatArray
+from llamagen.verify.origin import foreign_weight
 from llamagen.verify.scenario import Scenario
+from llamagen.verify.stored import stored_weights
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.fit import wanted_by
 from llamagen.weights.nodes import whole
@@ -42,8 +44,9 @@ MEMORY_SHARE = 0.8
 def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
 
-    Raises LG775 for a folder without a manifest, LG778 for weights that cannot be had or held, LG622 for a file that
-    changed meanwhile, and as an export does for a checkpoint that does not fit.
+    Raises LG775 for a folder without a manifest, LG773 for one whose weights cannot be read, LG778 for weights that
+    cannot be had or held or are not the folder's, LG622 for a file that changed meanwhile, and as an export does for a
+    checkpoint that does not fit.
     """
     before = stamps_of(folder)
     manifest = read_manifest(folder)
@@ -58,6 +61,7 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
             supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
         else:
             supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
+        _of_this(folder, graph, supply)
         found = _measured(folder, graph, supply)
         supply.require_unchanged()
     require_unchanged(before)
@@ -76,6 +80,19 @@ def _seed(manifest: Manifest) -> int:
                 "the folder's weights are those of a checkpoint, not of a seed",
                 help="give the checkpoint: --quality DIR",
             )
+
+
+def _of_this(folder: Path, graph: Graph, supply: Supply) -> None:
+    stored = stored_weights(folder)
+    wanted = parameters(graph)
+    stored.require(wanted)
+    foreign = foreign_weight({path: stored.places[path] for path in wanted}, supply)
+    if foreign is not None:
+        raise LlamagenError.of(
+            "LG778",
+            f"the folder was not made of these weights: `{foreign}` has other values",
+            help="give the checkpoint that it was exported from",
+        )
 
 
 def _fits_memory(graph: Graph) -> None:

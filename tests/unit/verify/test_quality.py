@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llamagen import api_verify
 from llamagen.api import load, random_checkpoint
@@ -17,6 +18,7 @@ from llamagen.verify import quality
 from tests.parity.models import SPECS
 
 DENSE = SPECS / "reduced" / "llama-3.1-8b.yaml"
+EXPERTS = SPECS / "reduced" / "llama-4-scout.yaml"
 
 
 def test_the_divergence_of_known_distributions() -> None:
@@ -59,6 +61,41 @@ def test_against_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(LlamagenError) as caught:
         api_verify.measure_quality(out)
     assert caught.value.diagnostics[0].code == "LG778"
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        (DENSE, QuantizeOptions()),
+        (DENSE, QuantizeOptions("int4", block_size=32)),
+        (DENSE, QuantizeOptions("int4", block_size=128, asymmetric=True)),
+        (DENSE, QuantizeOptions("int8")),
+        (DENSE, QuantizeOptions("w8a8")),
+        (EXPERTS, QuantizeOptions("int4")),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_another_checkpoint_is_refused(
+    tmp_path: Path, spec: Path, options: QuantizeOptions, dtype: str
+) -> None:
+    """Only one tensor is another's, and of codes only a row: what a fine-tune leaves of it."""
+    random_checkpoint(spec, tmp_path / "checkpoint", seed=1)
+    load(spec).export(
+        tmp_path / "out", checkpoint=tmp_path / "checkpoint", dtype=dtype, quantize=options
+    )
+    assert api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
+    before = (tmp_path / "out/MANIFEST.json").read_bytes()
+    file = tmp_path / "checkpoint/model.safetensors"
+    tensors = load_file(file)
+    for name in ("model.norm.weight", "model.layers.1.self_attn.v_proj.weight"):
+        changed = tensors[name].clone()
+        changed[0] = -changed[0]
+        save_file({**tensors, name: changed}, file)
+        with pytest.raises(LlamagenError) as caught:
+            api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
+        assert caught.value.diagnostics[0].code == "LG778"
+        assert f"`{name}`" in caught.value.diagnostics[0].message
+    assert (tmp_path / "out/MANIFEST.json").read_bytes() == before
 
 
 def test_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
