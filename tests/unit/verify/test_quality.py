@@ -87,7 +87,9 @@ def test_another_checkpoint_is_refused(
     before = (tmp_path / "out/MANIFEST.json").read_bytes()
     file = tmp_path / "checkpoint/model.safetensors"
     tensors = load_file(file)
-    for name in ("model.norm.weight", "model.layers.1.self_attn.v_proj.weight"):
+    prefix = "language_model." if spec == EXPERTS else ""
+    for end in ("norm.weight", "layers.1.self_attn.v_proj.weight"):
+        name = f"{prefix}model.{end}"
         changed = tensors[name].clone()
         changed[0] = -changed[0]
         save_file({**tensors, name: changed}, file)
