@@ -160,3 +160,18 @@ def test_a_model_of_text_refuses_images(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LlamagenError, match="reads text only") as caught:
         api.run(tmp_path / "out", (1, 2), images=[folder / "small.png"])
     assert caught.value.diagnostics[0].code == "LG783"
+
+
+def test_rows_of_images_are_used_up(folder: Path) -> None:
+    """Each token that stands for one gets its own, in whatever call it comes."""
+    record = read_manifest(folder / "out").images
+    session = Session(folder / "out", OpenOptions(threads=1), record)
+    ((name, one),) = session.placeholders.items()
+    per_item, token = one.rows or 1, one.placeholder
+    assert token is not None
+    rows = np.arange(3 * per_item, dtype=np.float32).reshape(3, per_item)
+    session.rows = {name: rows}
+    first = session.stood_for([token] * per_item + [1])
+    second = session.stood_for([1] + [token] * (2 * per_item))
+    assert np.array_equal(first[name], rows[:1]) and np.array_equal(second[name], rows[1:])
+    assert len(session.stood_for([1, 2])[name]) == 0
