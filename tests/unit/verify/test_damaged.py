@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.runtime.session import Session
 from llamagen.verify.codes import Place
+from llamagen.verify.document import document
 from llamagen.verify.folder import verify_folder
+from llamagen.verify.html import html_text
 from llamagen.verify.numerics import Difference, Tolerance
-from llamagen.verify.report import TOO_WIDE, Row
+from llamagen.verify.report import TOO_WIDE, Facts, Row, VerifyReport
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 Edit = Callable[[Path], None]
@@ -152,6 +155,12 @@ def test_a_bound_that_wrong_models_are_within_proves_nothing() -> None:
     wide = Row("torch", "prefill", near, Tolerance(1.0, 0.21, "measured"))
     assert wide.verdict == "skipped" and TOO_WIDE in wide.cells()[4]
     assert Row("torch", "prefill", near, Tolerance(1.0, 0.2, "measured")).verdict == "equal"
+    facts = Facts("0" * 64, 1, "float32", "portable", (), 0, (), ())
+    told = document(VerifyReport("a/b", (wide,), facts))
+    assert not told.passed and told.comparisons[0].note == TOO_WIDE
+    equal = replace(wide, tolerance=Tolerance(1.0, 0.2, "measured"))
+    page = html_text(document(VerifyReport("a/b", (wide, wide, equal), facts)))
+    assert "All 1 comparisons are within their tolerances. 2 more were skipped." in page
     far = Difference(max_abs=1.0, rms=0.3, std=1.0, count=10, variation=0.0)
     assert Row("torch", "x", far, Tolerance(1.0, 0.21, "measured")).verdict == "different"
 
