@@ -126,6 +126,8 @@ def _as_problem(error: OSError, place: Path) -> LlamagenError | None:
             error, place
         ):
             return LlamagenError.of("LG634", f"cannot make {quoted(str(place))}: {error.strerror}")
+        case errno.ENOENT | errno.ELOOP if error.filename and _above(error.filename, place):
+            return LlamagenError.of("LG634", f"cannot make {quoted(str(place))}: {error.strerror}")
         case _:
             return None
 
@@ -136,6 +138,11 @@ def _about(error: OSError, place: Path) -> bool:
         return True
     name = Path(os.path.abspath(os.fsdecode(error.filename)))
     return name.is_relative_to(place.parent) or place.is_relative_to(name)
+
+
+def _above(name: str | bytes, place: Path) -> bool:
+    """A folder on the way to the output, which the system cannot make: below /proc, or a link to itself."""
+    return place.is_relative_to(os.path.abspath(os.fsdecode(name)))
 
 
 def _free(folder: Path) -> str:

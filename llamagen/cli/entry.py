@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from llamagen.cli import console
 from llamagen.cli.exit_codes import CLEAN, INTERNAL, INTERRUPTED, INVALID, USAGE
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import Diagnostic, LlamagenError
 
 
 def run(argv: Sequence[str]) -> int:
     """Parse and run. Every exception ends here."""
-    _fix_streams()
+    from llamagen.cli.surroundings import endings, fix_streams, working_folder
+
+    fix_streams()
+    with endings():
+        try:
+            working_folder()
+            return _run(argv)
+        except LlamagenError as error:
+            console.diagnostics(error.diagnostics)
+            return INVALID
+        except OSError as error:
+            return _unwritable(error)
+
+
+def _run(argv: Sequence[str]) -> int:
     gc.set_threshold(200_000)  # a tenth of a short command is spent collecting what imports made
     # Validation is ours alone: pydantic would search every installed package for plugins, which also takes its time.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
@@ -38,8 +52,29 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         return _pipe_closed()
     except Exception as error:
+        if isinstance(error, OSError) and _of_stdout(error):
+            raise
         return _internal(error, OPTIONS.traceback)
     return _flushed(CLEAN)
+
+
+def _of_stdout(error: OSError) -> bool:
+    """Whether it was raised where results are printed: by the console, or by the libraries that print for it."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    name = "" if at is None else str(at.tb_frame.f_globals.get("__name__", ""))
+    return name == console.__name__ or name.split(".")[0] in ("rich", "typer")
+
+
+def _unwritable(error: OSError) -> int:
+    """The results of a command could not be printed, whatever else it did."""
+    _drop_stdout()
+    with suppress(OSError):
+        message = f"cannot write to stdout: {error.strerror or error}"
+        help = "free space where it goes, or send it elsewhere"
+        console.diagnostics([Diagnostic("LG632", "error", message, help=help)])
+    return INVALID
 
 
 def _internal(error: Exception, traceback: bool) -> int:
@@ -59,13 +94,6 @@ def _internal(error: Exception, traceback: bool) -> int:
     return INTERNAL
 
 
-def _fix_streams() -> None:
-    """The same bytes in every locale: UTF-8 and plain line feeds."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
 def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
@@ -76,5 +104,10 @@ def _flushed(code: int) -> int:
 
 def _pipe_closed() -> int:
     """The reader of our output left (``llamagen list | head``): end quietly, as other tools do."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_stdout()
     return CLEAN
+
+
+def _drop_stdout() -> None:
+    """What is left in its buffer goes nowhere, so that Python does not complain about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

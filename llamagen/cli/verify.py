@@ -21,9 +21,11 @@ def verify(
             metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers."
         ),
     ] = "torch,reference",
-    steps: Annotated[int, typer.Option(min=1, help="Decode steps that are compared.")] = 16,
+    steps: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Decode steps that are compared.")
+    ] = 16,
     prompt_tokens: Annotated[
-        int, typer.Option(min=2, help="More cross longer windows and chunks.")
+        int, typer.Option(min=2, max=1_048_576, help="More cross longer windows and chunks.")
     ] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Of the token ids.")] = 0,
     report: Annotated[

@@ -228,7 +228,7 @@ def run(
         float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest with this mass.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="0 lets ONNX Runtime choose.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="0 lets ONNX Runtime choose.")] = 0,
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",

@@ -65,12 +65,17 @@ def _sized(
 
 
 def export_random(job: ExportJob, seed: int) -> Written:
-    """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes."""
+    """The same folder with the unit-scale random weights of ``seed``; equal seeds give equal bytes.
+
+    Raises LG901 for a negative one.
+    """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.supply import RandomSupply
     from llamagen.weights.fit import wanted_by
+    from llamagen.weights.random import require_seed
 
     started = time.monotonic()
+    require_seed(seed)
     if job.options.mode == "reference":
         raise LlamagenError.of(
             "LG703",

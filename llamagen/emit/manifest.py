@@ -6,11 +6,12 @@ It holds no time, no path of this machine and nothing random: two exports of the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
@@ -22,12 +23,18 @@ MANIFEST = "MANIFEST.json"
 WeightMode: TypeAlias = Literal["copy", "reference"]
 """Weights are data files of the folder, or the checkpoint's own files linked into it."""
 
+SessionKey: TypeAlias = Annotated[str, StringConstraints(pattern=r"^session\.disable_prepacking$")]
+"""No other: one makes ONNX Runtime read weights from outside the folder, another load a library."""
+
+Switch: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[01]$")]
+
 SchemeName: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
 
 Sha256: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 DTypeName: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 _CHUNK = 1 << 20
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class TensorRecord(Closed):
@@ -115,9 +122,11 @@ class QualityRecord(Closed):
 
     inputs: str
     positions: int = Field(description="Tokens whose next one is compared.")
-    kl_mean: float = Field(description="KL(float32 || folder) of the next token, nats, mean.")
-    kl_max: float
-    top1_agreement: float = Field(description="Share of positions with the same likeliest token.")
+    kl_mean: FiniteFloat = Field(description="KL(float32 || folder) of the next token, nats, mean.")
+    kl_max: FiniteFloat
+    top1_agreement: FiniteFloat = Field(
+        description="Share of positions with the same likeliest token."
+    )
 
 
 class Manifest(Closed):
@@ -142,7 +151,7 @@ class Manifest(Closed):
     weights: WeightsRecord
     quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
     quality: QualityRecord | None = Field(default=None, description="null: it was not measured.")
-    session: dict[str, str] = Field(
+    session: dict[SessionKey, Switch] = Field(
         default={}, description="Configuration entries for sessions of ONNX Runtime."
     )
     graphs: dict[str, GraphRecord] = Field(
@@ -154,6 +163,21 @@ class Manifest(Closed):
     files: dict[str, FileRecord] = Field(
         description="Every file but this one, by its path in the folder."
     )
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        """Whoever reads the manifest opens what it names, and that is in the folder."""
+        strange = [n for n in self.files if PurePosixPath(n).is_absolute() or ".." in n.split("/")]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is not a file of the folder")
+        for name, graph in self.graphs.items():
+            if not _NAME.fullmatch(name) or graph.file != f"{name}.onnx":
+                raise ValueError(f"the graph {name!r} is not in {graph.file!r}")
+        run = (*self.images.once, *self.images.steps) if self.images else ()
+        unknown = [name for name in run if name not in self.graphs]
+        if unknown:
+            raise ValueError(f"images go through {unknown[0]!r}, which is no graph of the folder")
+        return self
 
     def text(self) -> str:
         """Canonical JSON, files by name."""

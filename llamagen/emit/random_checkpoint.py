@@ -49,15 +49,16 @@ def random_checkpoint(
 
     ``float8`` is what Meta's FP8 releases are: projections as float8 with a scale for each output, the rest bfloat16.
 
-    Raises LG630 to LG634 for the output, LG702 for an unknown dtype.
+    Raises LG630 to LG634 for the output, LG702 for an unknown dtype, LG901 for a negative seed.
     """
     from llamagen.emit.onnx.profile import dtype_named
     from llamagen.emit.weight_types import STORED
     from llamagen.weights.fit import wanted_by
-    from llamagen.weights.random import RandomTensor
+    from llamagen.weights.random import RandomTensor, require_seed
     from llamagen.weights.random_checkpoint import write_random_checkpoint
 
     started = time.monotonic()
+    require_seed(seed)
     tensors = [
         RandomTensor(path, p.shape, p.kind) for path, p in wanted_by(resolved, graph).items()
     ]

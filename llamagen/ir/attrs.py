@@ -13,6 +13,9 @@ from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Expr, ExpressionError, Extent
 from llamagen.spec.scope import unparse_static
 
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+FLOAT32_WORDS = "a number that float32 holds: 0, or of a size from 1.2e-38 to 3.4e38"
+
 Given = tuple[Static, Expr]
 """A static argument and the expression it came from."""
 
@@ -49,6 +52,11 @@ def bind(
     return attrs, {name: expr for name, (_, expr) in given.items()}
 
 
+def in_float32(value: float) -> bool:
+    """Whether backends, which compute in float32, see the number, not an infinity or a zero."""
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+
+
 def convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
     """``value`` as the attribute's type. Raises ExpressionError when it is of another one."""
 
@@ -70,6 +78,8 @@ def convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
             raise refuse("a whole number")
         case "float":
             if isinstance(value, int | float) and number:
+                if not in_float32(value):
+                    raise refuse(FLOAT32_WORDS)
                 return float(value)
             raise refuse("a number")
         case "bool":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from llamagen.ir.attrs import FLOAT32_WORDS, in_float32
 from llamagen.ir.dims import IMAGES, B, Dim, S, T
 from llamagen.ir.graph import TensorType
 from llamagen.spec.evaluate import Static
@@ -79,4 +80,6 @@ def number(value: Static, expr: Expr) -> float:
     """``value`` as the number in arithmetic with a tensor. Raises ExpressionError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ExpressionError("arithmetic with a tensor needs a number here", expr.extent)
+    if not in_float32(value):
+        raise ExpressionError(f"{value:g} is not {FLOAT32_WORDS}", expr.extent)
     return float(value)

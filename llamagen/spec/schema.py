@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from llamagen.spec.config_mapping import ConfigMapping
 from llamagen.spec.naming import CheckpointNaming, Closed
@@ -24,6 +24,11 @@ Size: TypeAlias = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Literal_: TypeAlias = "bool | int | Finite | str | None"
+
+
+def _whole(value: object) -> object:
+    """Python takes `true` and `1.0` for 1."""
+    return value if type(value) is int else f"{value}"
 
 
 class RopeBase(Closed):
@@ -218,7 +223,9 @@ class GraphDefinition(Closed):
 class Spec(Closed):
     """One model, or with `abstract: true` what several have in common."""
 
-    spec: Literal[1] = Field(description="Version of this format.")
+    spec: Annotated[Literal[1], BeforeValidator(_whole)] = Field(
+        description="Version of this format."
+    )
     id: ModelId = Field(description="Where it lives: `llama/3.2/1b` is spec/llama/3.2/1b.yaml.")
     extends: str | None = Field(
         default=None, description="Id, or path, of the spec this one changes."

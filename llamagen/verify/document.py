@@ -12,7 +12,15 @@ from pydantic import Field
 
 from llamagen.spec.naming import Closed
 from llamagen.verify.numerics import BoundRule, Difference, RunDType, Tolerance
-from llamagen.verify.report import LayerRow, LimitKind, Row, Verdict, VerifyReport, WitnessName
+from llamagen.verify.report import (
+    TOO_WIDE,
+    LayerRow,
+    LimitKind,
+    Row,
+    Verdict,
+    VerifyReport,
+    WitnessName,
+)
 from llamagen.verify.scenario import Scenario
 
 PACKAGES = ("llamagen", "onnxruntime", "onnx", "torch", "transformers", "numpy")
@@ -166,7 +174,7 @@ def _comparison(row: Row) -> ComparisonDocument:
         error=_error(row.difference),
         tolerance=_tolerance(row.tolerance),
         logits=0 if row.difference is None else row.difference.count,
-        note=row.note,
+        note=row.note if row.tolerance is None or row.tolerance.tells else TOO_WIDE,
     )
 
 

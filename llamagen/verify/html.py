@@ -20,6 +20,7 @@ from llamagen.verify.document import (
     ReportDocument,
     ToleranceDocument,
 )
+from llamagen.verify.numerics import TELLS_NOTHING
 
 WITNESS_WORDS = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
@@ -88,6 +89,8 @@ class PageView:
     comparisons: tuple[ComparisonView, ...]
     layers: tuple[LayersView, ...]
     measured: bool
+    tells: float
+    """The widest bound that is called equal."""
     reference: bool
     parameters: str
     tokens: str
@@ -104,7 +107,8 @@ def page_of(found: ReportDocument) -> PageView:
     return PageView(
         document=found,
         verdict=verdict,
-        sentence=_sentence(len(compared), len(different)),
+        sentence=_sentence(len(compared), len(different), len(found.comparisons)),
+        tells=TELLS_NOTHING,
         witnesses=tuple((name, WITNESS_WORDS[name]) for name in names),
         cases=tuple(map(_case, found.cases)),
         comparisons=tuple(map(_comparison, found.comparisons)),
@@ -123,12 +127,14 @@ def html_text(found: ReportDocument) -> str:
     return templates("docs", html=True).get_template("verify.html.j2").render(page=page_of(found))
 
 
-def _sentence(compared: int, different: int) -> str:
+def _sentence(compared: int, different: int, rows: int) -> str:
     if compared == 0:
         return "Nothing could be compared."
+    skipped = rows - compared
+    more = f" {skipped} more {'was' if skipped == 1 else 'were'} skipped." if skipped else ""
     if different == 0:
-        return f"All {compared} comparisons are within their tolerances."
-    return f"{different} of {compared} comparisons are beyond their tolerances."
+        return f"All {compared} comparisons are within their tolerances.{more}"
+    return f"{different} of {compared} comparisons are beyond their tolerances.{more}"
 
 
 def _case(case: CaseDocument) -> CaseView:

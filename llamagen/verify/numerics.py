@@ -7,6 +7,7 @@ deviations and no argmax. Ten independent implementations of these models agree 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -15,9 +16,15 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen.diagnostics import LlamagenError
+
 FloatArray: TypeAlias = NDArray[np.float64]
 RunDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
+DAMAGED = "are the weights whole? `llamagen verify DIR --integrity` compares them with the manifest"
+
+TELLS_NOTHING = 0.2
+"""An rms, in standard deviations, that wrong models are within: a wrong factor of rope moves logits by 0.21."""
 
 BoundRule: TypeAlias = Literal["fixed", "measured"]
 """``TOLERANCES`` as they are, or widened where this model's own rounding is larger."""
@@ -30,6 +37,11 @@ class Tolerance:
     max_over_std: float | None
     rms_over_std: float
     rule: BoundRule = "fixed"
+
+    @property
+    def tells(self) -> bool:
+        """Whether a wrong model would be noticed."""
+        return self.rms_over_std <= TELLS_NOTHING
 
     def __str__(self) -> str:
         rms = f"rms {self.rms_over_std:.1e}"
@@ -96,12 +108,16 @@ class Difference:
 
 
 def difference(found: FloatArray, reference: FloatArray) -> Difference:
-    """Compare arrays [tokens, V] of one shape. Raises ValueError for another shape, or a constant reference."""
+    """Compare arrays [tokens, V] of one shape.
+
+    Raises ValueError for another shape, LG777 for a reference that is constant or not finite.
+    """
     if found.shape != reference.shape or not found.size:
         raise ValueError(f"cannot compare {found.shape} with {reference.shape}")
     std = float(reference.std())
-    if not std > 0:
-        raise ValueError("the reference is constant or not finite: nothing can be measured with it")
+    if not 0 < std < math.inf:
+        message = "logits of the reference are constant or not finite: nothing can be measured"
+        raise LlamagenError.of("LG777", message, help=DAMAGED)
     error = np.abs(found - reference)
     squares = np.square(error).mean(axis=1)
     mean = float(squares.mean())

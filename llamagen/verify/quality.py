@@ -22,10 +22,11 @@ from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.build import build
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
-from llamagen.verify.numerics import FloatArray
+from llamagen.verify.numerics import DAMAGED, FloatArray
 from llamagen.verify.origin import foreign_weight
 from llamagen.verify.scenario import Scenario
 from llamagen.verify.stored import stored_weights
+from llamagen.verify.subject import spec_text
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.fit import wanted_by
 from llamagen.weights.nodes import whole
@@ -50,9 +51,8 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     """
     before = stamps_of(folder)
     manifest = read_manifest(folder)
-    text = (folder / SPEC_FILE).read_text(encoding="utf-8")
     registry = Registry()
-    resolved = registry.load_text(text, f"{folder / SPEC_FILE}")
+    resolved = registry.load_text(spec_text(folder), f"{folder / SPEC_FILE}")
     graph = build(resolved)
     _fits_memory(graph)
     with ExitStack() as stack:
@@ -125,7 +125,11 @@ def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
 
 
 def compared(found: FloatArray, expected: FloatArray) -> QualityRecord:
-    """Of logits [positions, V] and those of the float32 model."""
+    """Of logits [positions, V] and those of the float32 model. Raises LG777 where there is a NaN or an infinity."""
+    for whose, logits in (("the folder", found), ("the float32 model", expected)):
+        if not np.isfinite(logits).all():
+            message = f"logits of {whose} are not finite: nothing was measured"
+            raise LlamagenError.of("LG777", message, help=DAMAGED)
     p, q = _log_softmax(expected), _log_softmax(found)
     divergence = (np.exp(p) * (p - q)).sum(axis=1)
     same = found.argmax(axis=1) == expected.argmax(axis=1)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import onnx
 
 
+_AGAIN = "is the file whole and unchanged? `llamagen verify DIR --integrity` tells"
+
 _PARTS: TypeAdapter[list[tuple[str, tuple[int, ...]]]] = TypeAdapter(
     list[tuple[str, tuple[int, ...]]]
 )
@@ -160,5 +162,13 @@ def _place(folder: Path, tensor: onnx.TensorProto) -> Place:
         raise LlamagenError.of(
             "LG773", f"the data of `{tensor.name}` is not in this folder: {name!r}"
         )
-    dtype: np.dtype[np.generic] = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    return Place(file, int(fields.get("offset", "0")), tuple(tensor.dims), dtype)
+    try:
+        dtype: np.dtype[np.generic] = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        offset = int(fields.get("offset", "0"))
+    except (KeyError, ValueError) as error:
+        message = f"`{tensor.name}` has no type or place in {name!r} that ONNX knows"
+        raise LlamagenError.of("LG773", message, help=_AGAIN) from error
+    if offset < 0 or any(size < 0 for size in tensor.dims):
+        message = f"`{tensor.name}` cannot lie where the model says, at {offset:,} of {name!r}"
+        raise LlamagenError.of("LG773", message, help=_AGAIN)
+    return Place(file, offset, tuple(tensor.dims), dtype)

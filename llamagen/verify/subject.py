@@ -43,12 +43,20 @@ class Subject:
         return sum(p.count for p in all_parameters(self.graphs).values())
 
 
+def spec_text(folder: Path) -> str:
+    """What an export wrote of its spec. Raises LG770."""
+    file = folder / SPEC_FILE
+    if not file.is_file():
+        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LlamagenError.of("LG770", f"{file} cannot be read: {error}") from error
+
+
 def subject_of(folder: Path, provider: str) -> Subject:
     stored = stored_weights(folder)
-    if not (folder / SPEC_FILE).is_file():
-        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
-    text = (folder / SPEC_FILE).read_text(encoding="utf-8")
-    graphs = build_all(Registry().load_text(text, f"{folder / SPEC_FILE}"))
+    graphs = build_all(Registry().load_text(spec_text(folder), f"{folder / SPEC_FILE}"))
     for name, graph in graphs.items():
         file = f"{name}.onnx"
         found = stored if file == MODEL_FILE else stored_weights(folder, file)

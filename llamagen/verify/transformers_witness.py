@@ -22,12 +22,10 @@ from llamagen.verify.witnesses import WeightReader
 if TYPE_CHECKING:
     import torch
 
-COUNTS_PADDING = "row by row: transformers takes padding for positions (facts 4.8)"
+COUNTS_PADDING = "row by row: transformers takes padding for positions"
 """Its attention temperature grows with the place in the batch, padding included; a row alone has none."""
 
-COUNTS_PLACES = (
-    "transformers stretches scores by places in the cache, not by position_ids (facts 4.8)"
-)
+COUNTS_PLACES = "transformers stretches scores by places in the cache, not by position_ids"
 """So a text with a gap in its positions cannot be compared with it."""
 
 

@@ -175,11 +175,12 @@ class TorchWitness:
 
         from llamagen.emit.torch.emit import emit_torch
         from llamagen.emit.torch.load import load_module
+        from llamagen.emit.torch.names import class_names
 
         module = load_module(emit_torch(graph))
         wanted: torch.dtype = getattr(torch, dtype)
         with torch.device("meta"):
-            model: torch.nn.Module = getattr(module, graph.root)()
+            model: torch.nn.Module = getattr(module, class_names(graph)[graph.root])()
         state = {
             path: torch.from_numpy(np.array(weights(path), dtype=np.float32)).to(wanted)
             for path in parameters(graph)

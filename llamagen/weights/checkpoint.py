@@ -60,7 +60,9 @@ class Checkpoint:
             return cls._from_safetensors(place, {place: None})
         raise problem(
             "LG601",
-            f"{quoted(str(place))} does not exist",
+            f"{quoted(str(place))} is neither a file nor a folder"
+            if place.exists()
+            else f"{quoted(str(place))} does not exist",
             help="a checkpoint is a folder with model.safetensors, its index, or "
             "consolidated.*.pth, or a single .safetensors file",
         )

@@ -62,6 +62,7 @@ def link(entries: Sequence[TensorEntry], folder: Path) -> dict[str, Path]:
     linked: dict[str, Path] = {}
     for file in dict.fromkeys(entry.file for entry in entries):
         target = folder / file.name
+        _require_utf8(file)
         try:
             os.link(file.resolve(strict=True), target)
         except OSError as error:
@@ -69,6 +70,15 @@ def link(entries: Sequence[TensorEntry], folder: Path) -> dict[str, Path]:
         linked[file.name] = target
         _compare(target, [entry for entry in entries if entry.file == file])
     return linked
+
+
+def _require_utf8(file: Path) -> None:
+    """A graph holds the names of its files as UTF-8."""
+    try:
+        file.name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"the name of {quoted(str(file))} is not UTF-8, so a graph cannot hold it"
+        raise problem("LG641", message, help=f"rename it, or {_COPY}") from error
 
 
 def _no_link(file: Path, folder: Path, error: OSError) -> Exception:

@@ -74,7 +74,7 @@ def _resolved(target: Path) -> Path:
     place = Path(os.path.abspath(target))
     if place.name == "" or place.parent == place:
         raise problem("LG634", f"{quoted(str(target))} cannot be an output folder")
-    return place.parent.resolve() / place.name
+    return Path(os.path.realpath(place.parent)) / place.name  # a loop of links is a finding later
 
 
 def _prefix(place: Path) -> str:

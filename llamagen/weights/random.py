@@ -19,9 +19,16 @@ from llamagen.ir.graph import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
 from llamagen.weights.pieces import Bytes, Piece
+from llamagen.weights.problems import problem
 
 BLOCK = 1 << 20
 """Elements drawn from one generator. Part of the definition of the values."""
+
+
+def require_seed(seed: int) -> None:
+    """Raises LG901."""
+    if seed < 0:
+        raise problem("LG901", f"seed is {seed}, it must be 0 or more")
 
 
 class RandomTensor(NamedTuple):

@@ -40,6 +40,7 @@ def test_a_decoder_nobody_thought_of_runs_or_is_refused(
         readme = (tmp_path / "out" / "README.md").read_text()
         assert f"- onnxruntime-genai: the model {' and '.join(contract.reasons)}.\n" in readme
         return
+    assert json.loads(config.read_text())["search"]["do_sample"] is False  # nobody said it samples
     session = Session(tmp_path / "out", OpenOptions(threads=1))
     expected, ids = [], PROMPT
     for _ in range(STEPS):
@@ -96,6 +97,10 @@ def test_defaults_of_the_folder(tmp_path: Path) -> None:
     api.load(spec).export(tmp_path / "out", checkpoint=checkpoint)
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert config["model"]["context_length"] == 131072
+    told = config["model"]["decoder"]
+    for side, word in (("inputs", "past"), ("outputs", "present")):
+        names = [told[side][f"{word}_{kind}_names"].partition("%d")[2] for kind in ("key", "value")]
+        assert names == [".key", ".value"]
     assert config["model"]["eos_token_id"] == [91, 92]  # 128001 cannot be produced
     assert (config["model"]["bos_token_id"], config["model"]["pad_token_id"]) == (90, 91)
     assert config["search"] == {

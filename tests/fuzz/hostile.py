@@ -79,6 +79,12 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "infinity": ("theta: 10000.0", "theta: .inf", "LG021"),
     "negative vocabulary": ("vocab_size: 13", "vocab_size: -13", "LG103"),
     "head of 2^31 features": ("head_dim: 4", "head_dim: 2147483646", "LG411"),
+    "version that is true": ("spec: 1\n", "spec: true\n", "LG103"),
+    "version with a point": ("spec: 1\n", "spec: 1.0\n", "LG103"),
+    "infinity of float32": ("(2 if kind", "(1e39 if kind", "LG411"),
+    "zero of float32": ("norm(x) * (2 if", "norm(x) / (1e-39 if", "LG411"),
+    "attribute that float32 has not": ("mask='causal')", "mask='causal', scale=1e39)", "LG411"),
+    "epsilon that float32 has not": ("norm_eps: 1.0e-6", "norm_eps: 1.0e-300", "LG410"),
     # recursion
     "block in itself": ("lm_head: linear(hidden_size, vocab_size)", "lm_head: CausalLM", "LG404"),
     "base that is not there": ("spec: 1\n", "spec: 1\nextends: hostile.yaml\n", "LG202"),

@@ -46,7 +46,7 @@ def attacked(root: Path, seed: int, seconds: float) -> Iterator[Tally]:
         yield attacks.at_every_step(arena, fresh=False, limit=2000)
         if job.whole:
             yield attacks.at_every_step(arena, fresh=True, limit=2000)
-        for how in (signal.SIGKILL, signal.SIGINT):
+        for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
             yield attacks.signalled(arena, generator, how, for_seconds(share, few))
         yield attacks.limited(arena, generator, for_seconds(share, few))
         yield attacks.together(arena, generator, for_seconds(share, 3))

@@ -103,14 +103,17 @@ def signalled(
 ) -> Tally:
     """Send a signal at a random moment of every run."""
     tally = Tally(f"{arena.job.name}: {how.name} at a random moment")
+    ends = (
+        {INTERRUPTED} if how is signal.SIGINT else {-how, 128 + how}
+    )  # before and after it listens
     for i in runs:
         pid = arena.run(i % 2)
         time.sleep(generator.uniform(0, 1.1 * arena.seconds))
         os.kill(pid, how)
         code = wait(pid)
         tally.tried += 1
-        tally.hit += code in (-how, INTERRUPTED)
-        if code not in (CLEAN, -signal.SIGKILL, INTERRUPTED):
+        tally.hit += code in ends
+        if code not in {CLEAN, *ends}:
             tally.findings.append(f"{arena.job.name}: {how.name} ended in exit code {code}")
         arena.check(tally, f"after {how.name}")
     arena.finish(tally)

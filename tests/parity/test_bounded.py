@@ -10,6 +10,7 @@ import onnx_ir
 import pytest
 import torch
 
+from llamagen.analysis.numbers.memory import cache_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.ir.bounded import bound_caches, keeps, with_caches
@@ -172,6 +173,7 @@ def test_the_widest_reader_decides(far: str, bounds: tuple[int, ...]) -> None:
     model = RandomModel.of_text(SHARED.format(far=far).lstrip())
     graph = bound_caches(model.graph)
     assert keeps(graph) == bounds
+    assert {s.reach for s in cache_of(model.graph).layers} == {bounds[0] + 1 if bounds else None}
     backends = [w.of_graph(graph, model.weight) for w in (OnnxWitness, TorchWitness)]
     for case in cases(model):
         reference = case.logits(model.reference)

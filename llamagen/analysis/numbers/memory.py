@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -35,8 +36,7 @@ class CacheLayer:
     @property
     def reach(self) -> int | None:
         """Tokens that a query can see, itself included; none means all of them."""
-        bounds = [b for b in (self.window, self.chunk) if b is not None]
-        return min(bounds) if bounds else None
+        return _reach(self.window, self.chunk)
 
     def tokens(self, context: int) -> int:
         """Tokens that must be kept when ``context`` tokens have been seen: a later query brings itself."""
@@ -102,9 +102,8 @@ def _layer(graph: Graph, here: Place, masks: Mapping[str, Node]) -> CacheLayer:
 
 
 def _bounds(here: Place, masks: Mapping[str, Node]) -> tuple[int | None, int | None]:
-    """Window and chunk of the attention that reads this slot; the widest when there are several."""
-    windows: list[int | None] = []
-    chunks: list[int | None] = []
+    """Window and chunk of the attention that reads this slot; of several, those of the one that sees most."""
+    readers: list[tuple[int | None, int | None]] = []
     for node in here.block.nodes:
         if node.op != "attention" or here.node.results[0] not in behind(
             here.block, node.operands[1]
@@ -113,14 +112,15 @@ def _bounds(here: Place, masks: Mapping[str, Node]) -> tuple[int | None, int | N
         mask = node.operands[3].removeprefix("@") if len(node.operands) > 3 else ""
         attrs = masks[mask].attrs if mask in masks else {}
         window, chunk = attrs.get("window"), attrs.get("chunk")
-        windows.append(window if isinstance(window, int) else None)
-        chunks.append(chunk if isinstance(chunk, int) else None)
-    return _widest(windows), _widest(chunks)
+        readers.append(
+            (window if isinstance(window, int) else None, chunk if isinstance(chunk, int) else None)
+        )
+    return max(readers, key=lambda one: _reach(*one) or math.inf, default=(None, None))
 
 
-def _widest(bounds: list[int | None]) -> int | None:
-    known = [b for b in bounds if b is not None]
-    return max(known) if known and len(known) == len(bounds) else None
+def _reach(window: int | None, chunk: int | None) -> int | None:
+    """Tokens that a query can see, itself included; none means all of them."""
+    return min((b for b in (window, chunk) if b is not None), default=None)
 
 
 _FIXED_BYTES: Mapping[DType, int] = {DType.FLOAT32: 4, DType.INT64: 8, DType.BOOL: 1}

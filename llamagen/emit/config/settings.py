@@ -60,6 +60,7 @@ def _object(path: Path) -> Object:
         return {}
     try:
         loaded: object = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LlamagenError.of("LG765", f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise LlamagenError.of("LG765", f"{path} is not JSON: {reason}") from error
     return {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {}

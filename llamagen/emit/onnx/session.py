@@ -73,17 +73,18 @@ def open_session(
             f"this ONNX Runtime has no {provider}; it has {', '.join(available)}",
             help="install a build of onnxruntime that has it, or use the CPU",
         )
-    chosen = ort.SessionOptions()
-    chosen.intra_op_num_threads = options.threads
-    chosen.log_severity_level = 4  # its findings are raised below; a library prints nothing
-    if data_folder is not None:
-        chosen.add_session_config_entry(_DATA_FOLDER, str(data_folder))
-    for name, value in options.settings.items():
-        chosen.add_session_config_entry(name, value)
     source = str(model) if isinstance(model, Path) else model
     what = str(model) if isinstance(model, Path) else "the model"
+    _require_utf8(model if isinstance(model, Path) else data_folder)
     of_provider = {"use_tf32": "0"} if provider == CUDA else {}
+    chosen = ort.SessionOptions()
+    chosen.log_severity_level = 4  # its findings are raised below; a library prints nothing
     try:
+        chosen.intra_op_num_threads = options.threads
+        if data_folder is not None:
+            chosen.add_session_config_entry(_DATA_FOLDER, str(data_folder))
+        for name, value in options.settings.items():
+            chosen.add_session_config_entry(name, value)
         session = ort.InferenceSession(source, chosen, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error)) from error
@@ -94,6 +95,15 @@ def open_session(
             help="are a GPU and the CUDA and cuDNN libraries of this onnxruntime here? Or use the CPU",
         )
     return session
+
+
+def _require_utf8(path: Path | None) -> None:
+    """ONNX Runtime takes no other name."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"the name {str(path)!a} is not UTF-8, and ONNX Runtime opens no other"
+        raise LlamagenError.of("LG713", message, help="rename the folder") from error
 
 
 def provider_of(word: str) -> str:
@@ -113,7 +123,12 @@ def device_of(session: ort.InferenceSession) -> str:
 
 
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
-    """Input name -> keys or values of no token, [batch, K, 0, H]."""
+    """Input name -> keys or values of no token, [batch, K, 0, H]. Raises LG713 for a cache of another form."""
+    for value in session.get_inputs():
+        known = value.type in _TYPES and len(value.shape) == 4
+        if value.name.startswith("past_key_values.") and not known:
+            message = f"`{value.name}` is no cache of keys or values: {value.type} {value.shape}"
+            raise LlamagenError.of("LG713", message, help="export the model again")
     return {
         value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
         for value in session.get_inputs()

@@ -7,7 +7,9 @@ import re
 from collections.abc import Container
 
 from llamagen.diagnostics import LlamagenError, Span
+from llamagen.ir.graph import Graph
 
+_OF_EXPERTS = re.compile(r"Experts[0-9]*")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
 HELPER_NAMES = frozenset(
@@ -48,9 +50,12 @@ def identifier(name: str, what: str, span: Span | None = None) -> str:
 
 
 def part_name(name: str, span: Span | None) -> str:
-    """Part names are those of the checkpoint, so one that Python or torch owns is an error (LG740)."""
+    """Part names are those of the checkpoint, so one that Python or torch owns is an error (LG740).
+
+    What begins with an underscore is torch's, whether it is there today or not.
+    """
     identifier(name, "part", span)
-    if keyword.iskeyword(name) or name in MODULE_ATTRIBUTES or name.startswith("__"):
+    if keyword.iskeyword(name) or name in MODULE_ATTRIBUTES or name.startswith("_"):
         owner = "Python" if keyword.iskeyword(name) else "torch.nn.Module"
         message = (
             f"part `{name}` cannot be an attribute of a PyTorch module: the name belongs to {owner}"
@@ -67,10 +72,22 @@ def local(name: str, taken: Container[str] = ()) -> str:
     return name
 
 
-def class_name(name: str, span: Span | None) -> str:
-    """A class for block ``name``; a name of the templates gets the suffix ``Block``."""
-    identifier(name, "block", span)
-    return f"{name}Block" if name in HELPER_NAMES or keyword.iskeyword(name) else name
+def class_names(graph: Graph) -> dict[str, str]:
+    """Block -> its class; a name of the templates or of a constant gets ``Block`` after it, until no other has it."""
+    blocks = {block.name: block.span for block in graph.blocks.values()}
+    constants = {constant_name(name) for name in graph.constants}
+    found: dict[str, str] = {}
+    for name, span in blocks.items():
+        own = identifier(name, "block", span)
+        others = (blocks.keys() - {name}) | set(found.values())
+        while _is_ours(own) or own in constants or own in others:
+            own += "Block"
+        found[name] = own
+    return found
+
+
+def _is_ours(name: str) -> bool:
+    return name in HELPER_NAMES or keyword.iskeyword(name) or bool(_OF_EXPERTS.fullmatch(name))
 
 
 def constant_name(name: str) -> str:

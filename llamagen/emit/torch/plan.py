@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from llamagen.emit.torch.body import Surroundings
 from llamagen.emit.torch.constants import Constants
-from llamagen.emit.torch.names import class_name
+from llamagen.emit.torch.names import class_names
 from llamagen.emit.torch.prelude import Prelude, read_prelude
 from llamagen.emit.torch.stages import Cut, cuts
 from llamagen.ir.dims import Dim
@@ -161,7 +161,7 @@ def _op_parts(graph: Graph, op: str) -> list[OpPart]:
 def make_plan(graph: Graph) -> Plan:
     constants = Constants(graph.constants)
     prelude = read_prelude(graph, constants)
-    names = {b.name: class_name(b.name, b.span) for b in graph.blocks.values()}
+    names = class_names(graph)
     attentions = tuple(
         (b, n) for b in graph.blocks.values() for n in b.nodes if n.op == "attention"
     )

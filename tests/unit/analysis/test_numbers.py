@@ -126,6 +126,10 @@ def test_activation_peak_by_hand() -> None:
     scores = b * 8 * s * s * 4
     assert scores < peak < scores + b * s * (6 * 256 * 2 + 4 * 16 * 8) + b * s * s
     assert activations_of(graph, 2).peak({"B": 1, "S": 1, "P": 0}) >= 512 * 2
+    long = activations_of(graph, 2).peak(
+        {"B": b, "S": 2048, "P": 0}
+    )  # where scores are nearly all of it
+    assert 1 < long / (b * 8 * 2048 * 2048 * 4) < 1.1
 
 
 def test_rooflines_on_a_device() -> None:

@@ -16,6 +16,16 @@ from tests.parity.models import SPECS
 
 SPEC = SPECS / "reduced" / "llama-3.1-8b.yaml"
 
+IMAGES = {
+    "once": [],
+    "steps": ["model"],
+    "inputs": [],
+    "beside": [],
+    "hand_overs": {},
+    "preprocessing": None,
+}
+QUALITY = {"inputs": "", "positions": 1, "kl_mean": 0.0, "kl_max": 0.0, "top1_agreement": 1.0}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,6 +84,18 @@ def test_its_text_is_canonical_and_fits_the_shipped_schema(folder: Path) -> None
         ({"files": {"a": {"size": 3}}}, "files.a.sha256: Field required"),
         ({"files": {"a": {"size": 3, "sha256": None}}}, "hash of its content"),
         ({"files": {"a": {"size": 3, "sha256": "zz"}}}, "files.a.sha256"),
+        (
+            {"files": {"../a": {"size": 3, "sha256": "0" * 64}}},
+            "'../a' is not a file of the folder",
+        ),
+        ({"files": {"/a": {"size": 3, "sha256": "0" * 64}}}, "'/a' is not a file of the folder"),
+        ({"graphs": {"model": {"file": "../model.onnx", "digest": "", "opset": {}}}}, "not in"),
+        ({"graphs": {"../model": {"file": "../model.onnx", "digest": "", "opset": {}}}}, "not in"),
+        ({"images": {**IMAGES, "steps": ["../model"]}}, "no graph of the folder"),
+        ({"images": {**IMAGES, "once": ["vision"]}}, "no graph of the folder"),
+        ({"session": {"session.model_external_initializers_file_folder_path": "/"}}, "session"),
+        ({"session": {"session.disable_prepacking": "x" * 10_000}}, "session"),
+        ({"quality": {**QUALITY, "kl_mean": float("nan")}}, "quality.kl_mean"),
     ],
 )
 def test_another_file_of_that_name_is_refused(

@@ -210,3 +210,11 @@ def test_random_weights_are_in_no_file(tmp_path: Path) -> None:
     with pytest.raises(LlamagenError) as caught:
         load(DENSE).export(tmp_path / "out", random_weights=1, weights="referenced")
     assert "did you mean reference?" in str(caught.value.diagnostics[0].help)
+
+
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    checkpoint = tmp_path / os.fsdecode(b"\xff.safetensors")
+    random_checkpoint(DENSE, tmp_path / "whole", seed=3)
+    (tmp_path / "whole/model.safetensors").rename(checkpoint)
+    code, words = refused(checkpoint, tmp_path / "out")
+    assert code == "LG641" and "is not UTF-8" in words

@@ -208,6 +208,17 @@ def test_tables_are_no_larger_than_the_context(folder: Path) -> None:
     assert whole.max_context == 512 and not large_constants(whole)
 
 
+def test_tables_have_the_values_of_the_models_dtype(folder: Path) -> None:
+    """Wide because ONNX Runtime cannot read them otherwise, and rounded, as the checkpoint is served."""
+    values = emit_onnx(model_of("biases", folder).graph, ORT_CPU, "bfloat16").model.graph
+    for name in ("/rope/cos_cache", "/rope/sin_cache"):
+        tensor = values.initializers[name].const_value
+        assert tensor is not None and tensor.dtype is ir.DataType.FLOAT
+        table = tensor.numpy()
+        assert np.array_equal(table, table.astype(ml_dtypes.bfloat16).astype(np.float32))
+        assert len(np.unique(table)) > 100
+
+
 def test_a_context_of_ten_million_has_a_bounded_table() -> None:
     model = RandomModel.named("foreign/mistral")
     constants = {**model.graph.constants, "max_positions": 10_485_760}

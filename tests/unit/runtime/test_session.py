@@ -101,6 +101,8 @@ def test_generation_is_greedy_and_stops_at_eos(folder: Path) -> None:
     try:
         stopped = api.run(folder, IDS, max_new_tokens=5, threads=1)
         assert [piece.token for piece in stopped] == tokens[: tokens.index(tokens[2])]
+        assert stopped.tokens == tokens[: tokens.index(tokens[2])]
+        assert f"{tokens.index(tokens[2])} written" in stopped.summary()
     finally:
         (folder / "generation_config.json").unlink()
 

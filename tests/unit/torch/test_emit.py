@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,14 +18,18 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.code import Binary, Call, Code, Text, call, flat, literal, statement
 from llamagen.emit.torch.constants import Constants
-from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, local
+from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, class_names, local
 from llamagen.emit.torch.stages import cuts
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
+from llamagen.verify.numerics import TOLERANCES, difference
+from llamagen.verify.scenario import scenarios
+from tests.parity.models import RandomModel
 from tests.unit.torch.models import LLAMA3, SPECS, TIED, changed, graph, module
 from tests.unit.torch.wirings import WIRINGS, wiring
 
+ROOT = Path(__file__).resolve().parents[3]
 FOREIGN = [i for i in Registry((SPECS,)).ids(abstract=False) if i.startswith("foreign/")]
 RUFF = [sys.executable, "-m", "ruff"]
 
@@ -103,12 +108,31 @@ def test_torch_owns_no_name_that_is_let_through() -> None:
     assert owned - patched_in_by_transformers <= MODULE_ATTRIBUTES
 
 
-@pytest.mark.parametrize("name", ["forward", "half", "lambda", "training", "generate"])
+@pytest.mark.parametrize(
+    "name", ["forward", "half", "lambda", "training", "generate", "_modules", "_x"]
+)
 def test_a_part_named_like_a_method_is_refused(name: str) -> None:
     block = f"  FeedForward:\n    parts: {{{name}: 'linear(hidden_size, hidden_size)'}}\n"
     block += f"    forward: 'return down_proj(silu(gate_proj(x)) * up_proj({name}(x)))'\n"
     with pytest.raises(LlamagenError, match="LG740"):
         emit_torch(changed(blocks=block))
+
+
+def test_blocks_named_like_helpers_get_classes_of_their_own() -> None:
+    """None of them is another one's, and the model's class is found by the name that it got."""
+    text = (ROOT / "tests/cases/common/tiny.yaml").read_text()
+    text = text.replace("intermediate_size,", "mlp2,").replace(", intermediate_size)", ", mlp2)")
+    others = {"Attention": "Rope", "SwiGLU": "RopeBlock", "CausalLM": "Path", "Decoder": "Experts2"}
+    for name, other in {**others, "DecoderLayer": "MLP2"}.items():
+        text = re.sub(rf"\b{name}\b", other, text)
+    text = text.replace("root: Path", "constants: {mlp2: 48}\nroot: Path")
+    model = RandomModel.of_text(text)
+    classes = re.findall(r"^class (\w+)\(nn", emit_torch(model.graph), re.MULTILINE)
+    assert len(classes) == len(set(classes)) == 6
+    assert class_names(model.graph)["Path"] == classes[-1] == "PathBlock"
+    case = scenarios(model.vocab_size, 5, 2)[1]
+    found = difference(case.logits(model.torch), case.logits(model.reference))
+    assert found.within(TOLERANCES["float32"])
 
 
 def test_values_named_like_helpers_and_keywords_give_way() -> None:

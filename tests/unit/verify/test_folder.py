@@ -42,6 +42,8 @@ def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
         for case in (*CASES, *((CHOICES,) if dtype != "float32" else ()))
     ]
     assert report.passed
+    shifts = {case.name: case.shift for case in report.facts.cases}
+    assert shifts.pop("far apart") > 100 and set(shifts.values()) == {0}
     bounds = {(r.witness, r.case): r.tolerance for r in report.rows if r.case in CASES[:-1]}
     for (_, case), bound in bounds.items():
         reference = bounds["reference", case]

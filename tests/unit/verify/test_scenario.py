@@ -28,6 +28,12 @@ def test_padding_is_on_either_side_of_the_prompt() -> None:
     assert positions[:, -1].tolist() == (right.sum(axis=1) - 1).tolist()
 
 
+def test_decode_steps_are_single_tokens() -> None:
+    assert CASES["prefill"].splits == (17,)
+    for name in ("decode", "left padding", "right padding"):
+        assert CASES[name].splits == (12, 1, 1, 1, 1, 1)
+
+
 def test_halves_are_far_apart() -> None:
     positions = np.concatenate([call[2] for call in CASES["far apart"].calls()], axis=1)
     steps = np.diff(positions[0])

@@ -212,10 +212,11 @@ def test_a_head_that_is_not_tied_is_wanted_or_extra(tmp_path: Path) -> None:
     assert codes(resolve_names(shapes(hub), stored, dialects_for(VALUES))) == ["LG612"]
 
 
-def test_ranks_that_should_repeat_a_tensor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "odd"), [(2, 1), (4, 1), (4, 3)])
+def test_ranks_that_should_repeat_a_tensor(count: int, odd: int, tmp_path: Path) -> None:
     hub = hub_tensors()
-    shards = meta_shards(hub, 2, 0)
-    shards[1]["norm.weight"] = shards[1]["norm.weight"] + np.float32(1)
+    shards = meta_shards(hub, count, 0)
+    shards[odd]["norm.weight"] = shards[odd]["norm.weight"] + np.float32(1)
     found = resolve_names(shapes(hub), ranks(tmp_path, shards), dialects_for(VALUES))
     assert codes(found) == ["LG617"] and "'norm.weight'" in found.diagnostics[0].message
     assert_values(found, hub)

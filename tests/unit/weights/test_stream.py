@@ -16,7 +16,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.weights import stream
 from llamagen.weights.binding import Binding
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.convert import convert, is_bad, largest_magnitude, overflow_magnitude
+from llamagen.weights.convert import _STEP, convert, is_bad, largest_magnitude, overflow_magnitude
 from llamagen.weights.dtypes import TargetDType, WeightDType, as_weight_dtype
 from llamagen.weights.nodes import Leaf
 from llamagen.weights.stream import copy_tensor, first_difference, read_tensor
@@ -90,6 +90,16 @@ def test_float32_overflow_begins_exactly_there(target: TargetDType) -> None:
     bits = np.array([limit - 1, limit, limit | 0x80000000], np.uint32)
     result = convert(bits, "F32", target)
     assert np.isinf(result.astype(np.float32)).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("sign", [0, 0x8000])
+@pytest.mark.parametrize("place", [0, _STEP - 1, _STEP, 2 * _STEP, 2 * _STEP + 4])
+def test_a_bad_value_anywhere_is_seen(place: int, sign: int) -> None:
+    """Large tensors are looked at in steps."""
+    bits = np.full(2 * _STEP + 5, 0x3F80, np.uint16)
+    assert not is_bad(largest_magnitude(bits, "BF16"), "BF16")
+    bits[place] = 0x7FC0 | sign
+    assert is_bad(largest_magnitude(bits, "BF16"), "BF16")
 
 
 @pytest.mark.parametrize("source", SOURCES)
