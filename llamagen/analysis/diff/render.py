@@ -95,7 +95,7 @@ def consequence(change: Change, surface: Surface) -> str:
 def effects_text(change: Change) -> str:
     """``weights breaking, interface breaking`` of one change."""
     worst = {e.surface: change.verdict(e.surface) for e in change.effects}
-    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect of its own"
+    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect traced to it"
 
 
 def text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:

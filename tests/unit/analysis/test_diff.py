@@ -205,3 +205,31 @@ def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
     gone = [c for c in diff(a, b).on(Surface.WEIGHTS) if c.kind == "parameter"]
     assert len(gone) == 9
     assert {x.path for c in gone for x in c.causes} == {"hyperparameters.num_layers"}
+
+
+def test_values_that_moved_alike_are_told_apart_by_name() -> None:
+    result = diff(model_of("llama/4/scout"), model_of("llama/guard/4-12b"))
+    chunks = [c for c in result.changes if c.path.endswith("attention:chunk")]
+    causes = [(x.path, x.source) for c in chunks for x in c.causes]
+    assert causes == [("hyperparameters.attention_chunk_size", "l4code")]
+
+
+def test_a_family_proves_no_value_of_a_spec_outside_it(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "spec: 1\nid: mine/wide\nextends: llama/3.2/1b\nhyperparameters: {intermediate_size: 4096}\n"
+        "invariants: {swiglu_width: null}\n"
+    )
+    result = diff(model_of("llama/3.2/1b"), model_of(str(mine)))
+    width = next(c for c in result.changes if c.path == "hyperparameters.intermediate_size")
+    assert (width.before.source, width.after.source) == ("sku", None)
+    back = diff(model_of(str(mine)), model_of("llama/3.2/1b"))
+    gate = next(c for c in back.changes if c.path.endswith("gate_proj.weight"))
+    assert [x.source for x in gate.causes] == ["sku"]
+
+
+def test_other_ends_of_a_generation_are_no_other_tokens() -> None:
+    result = diff(model_of("llama/3.1/70b"), model_of("llama/3.3/70b-instruct"))
+    assert result.verdict(Surface.TOKENS) is Verdict.COMPATIBLE
+    code = diff(model_of("llama/2/7b"), model_of("llama/code/7b"))
+    assert {c.path for c in code.on(Surface.TOKENS)} == {"hyperparameters.vocab_size"}

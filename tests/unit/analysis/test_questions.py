@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -168,8 +169,6 @@ def test_runtime_facts_apply_where_they_hold() -> None:
 
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "float32") is Status.RUNS
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "bfloat16") is Status.SLOW
-    assert status(models.SCOUT, "transformers-exporter", "float32") is Status.REFUSES
-    assert status(models.SCOUT, "onnxruntime-genai-builder", "float32") is Status.REFUSES
     assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.RUNS
     narrow = models.LLAMA_3_8B.replace(
         "v_proj: linear(hidden_size, num_kv_heads * head_dim)",
@@ -179,6 +178,37 @@ def test_runtime_facts_apply_where_they_hold() -> None:
     assert all(f.source for r in runtimes().values() for f in r.facts)
 
 
-def test_unknown_runtime() -> None:
-    with pytest.raises(LlamagenError, match="onnxruntime-cpux"):
-        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), ("onnxruntime-cpux",))
+@pytest.mark.parametrize(
+    ("target", "builder", "loader", "exporter"),
+    [
+        ("llama/3/8b", Status.RUNS, Status.RUNS, Status.WRONG),
+        ("llama/3.2/11b-vision", Status.REFUSES, Status.WRONG, None),
+        ("llama/4/scout", Status.REFUSES, Status.WRONG, Status.REFUSES),
+        ("llama/guard/4-12b", Status.REFUSES, Status.RUNS, Status.REFUSES),
+        ("tests/specs/foreign/mpt.yaml", None, None, None),
+    ],
+)
+def test_loaders_go_by_the_architecture(
+    target: str, builder: Status | None, loader: Status | None, exporter: Status | None
+) -> None:
+    """What takes a config.json, not our export, knows a model by its kind; of others nothing is known."""
+    model = model_of(target)
+    names = ("onnxruntime-genai-builder", "transformers", "transformers-exporter")
+    found = on_runtimes(model.resolved, model.graphs, names, "float32")
+    assert tuple(r.status for r in found) == (builder, loader, exporter)
+
+
+def test_changed_wiring_has_no_kind(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    wiring = "blocks: {SwiGLU: {forward: 'return down_proj(relu(gate_proj(x)) * up_proj(x))'}}"
+    mine.write_text(f"spec: 1\nid: mine/relu\nextends: llama/3.2/1b\n{wiring}\n")
+    report = compat(model_of("llama/3.2/1b"), model_of(str(mine)), ("transformers",))
+    assert report.runtimes[0].status is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype"), [("onnxruntime-cpux", "float32"), ("onnxruntime-cpu", "bf16")]
+)
+def test_unknown_runtime_and_dtype(runtime: str, dtype: str) -> None:
+    with pytest.raises(LlamagenError, match=r"onnxruntime-cpux|bf16"):
+        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), (runtime,), dtype)
