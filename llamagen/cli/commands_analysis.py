@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
@@ -198,16 +198,27 @@ def query(
         return
     if share is not None:
         found = api.share(share, where)
+        heads = (share, "models", "share", "ids")
+        if format == "json":
+            console.records(heads, [(s.value, s.count, float(s.fraction), s.ids) for s in found])
+            return
         rows = [
             (_cell(s.value), s.count, f"{float(s.fraction):.1%}", ", ".join(s.ids)) for s in found
         ]
-        console.table([share, "models", "share", "ids"], rows, format)
+        console.table(heads, rows, format)
         return
     names = [c.strip() for c in select.split(";" if ";" in select else ",")]
     answer = api.query(where, select=names, sort=sort, first=first)
-    console.table(answer.columns, [tuple(map(_cell, row)) for row in answer.rows], format)
+    _answer(answer.columns, answer.rows, format)
     if not answer.rows:
         console.note("no model matches")
+
+
+def _answer(columns: Sequence[str], rows: Sequence[Sequence[Static]], format: TableFormat) -> None:
+    if format == "json":
+        console.records(columns, rows)
+    else:
+        console.table(columns, [tuple(map(_cell, row)) for row in rows], format)
 
 
 def _cell(value: Static) -> Cell:
@@ -255,5 +266,4 @@ def sql(
         console.table(["table", "rows", "columns"], tables, format)
         return
     result = api.sql(statement)
-    rows = [tuple(str(c) if isinstance(c, float) else c for c in row) for row in result.rows]
-    console.table(result.columns, rows, format)
+    _answer(result.columns, result.rows, format)

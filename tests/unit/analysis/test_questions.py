@@ -61,6 +61,17 @@ def test_query_names_the_nearest_name(family: Family) -> None:
         ("params", "`params` is 13,015,864,320 for llama/1/13b, not true or false", "compare it"),
         ("tokenizer = 'tiktoken'", "found `=`, at `=`", "`==` compares two values"),
         ("num_heads >", "expected a value, but the text ends", ""),
+        ("rope.facter > 8", "`facter` is not a name of a model", "did you mean `factor`?"),
+        (
+            "num_experts > 1 and rope.x",
+            "`x` is not a name of a model",
+            "`llamagen query --columns`",
+        ),
+        (
+            "hyperparameters.rope.theta > 1e5",
+            "`hyperparameters` is not a name of a model",
+            "values stand without their section",
+        ),
     ],
 )
 def test_conditions_that_are_none(family: Family, text: str, message: str, help: str) -> None:
@@ -99,6 +110,13 @@ def test_share(family: Family) -> None:
     assert sum((s.fraction for s in found), Fraction(0)) == 1
 
 
+@pytest.mark.parametrize("text", ["num_heads >", "nothing", "rope.facter"])
+def test_timelines_of_what_cannot_be(family: Family, text: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        timeline(family, text)
+    assert caught.value.diagnostics[0].code == "LG905"
+
+
 def test_timelines(family: Family) -> None:
     theta = timeline(family, "rope_theta")
     assert [(date, h.value) for date, h in theta.firsts()] == [
@@ -129,6 +147,13 @@ def test_sql_over_every_table(family: Family) -> None:
     )
     assert sql(family, sourced).rows == ((0,),)
     assert set(TABLES["models"].columns) == set(COLUMNS)
+
+
+def test_sql_values_that_json_has_not(family: Family) -> None:
+    found = sql(family, "SELECT x'00ff', 1.0e300 * 1.0e300, 0.5")
+    assert found.rows == (("00ff", "inf", 0.5),)
+    both = "SELECT a.id, b.id FROM models a JOIN models b ON b.extends = a.id LIMIT 1"
+    assert sql(family, both).columns == ("id", "id:1")
 
 
 @pytest.mark.parametrize(
