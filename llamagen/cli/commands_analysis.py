@@ -91,7 +91,7 @@ def _diff_text(
         case "html":
             return render_diff.html_page(result, surfaces)
         case "json":
-            return render_diff.json_text(result)
+            return render_diff.json_text(result, surfaces)
         case "github":
             return render_diff.github(result, surfaces)
         case "svg":

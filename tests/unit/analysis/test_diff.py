@@ -153,6 +153,29 @@ def test_a_chosen_surface_shows_the_values_that_act_on_it(seven_to_eight: Diff) 
     assert "hyperparameters.rope.theta" in render_diff.text(seven_to_eight, [Surface.NUMERICS])
 
 
+def test_every_list_of_changes_says_what_proves_a_value(seven_to_eight: Diff) -> None:
+    code = diff(model_of("llama/2/7b"), model_of("llama/code/7b"))
+    for form in (render_diff.text, render_diff.markdown, render_diff.html_page):
+        assert "[litgpt; clhf]" in form(code, [Surface.TOKENS]).replace("\\", ""), form
+    assert 'title="' in render_diff.html_page(seven_to_eight)
+
+
+def test_json_has_the_chosen_surfaces(seven_to_eight: Diff) -> None:
+    found = json.loads(render_diff.json_text(seven_to_eight, [Surface.NUMERICS]))
+    assert found["surfaces"] == {"numerics": "breaking"}
+    paths = [c["path"] for c in found["changes"]]
+    assert paths == ["hyperparameters.rope.theta", "model.layers.*.self_attn.rope:theta"]
+
+
+def test_another_config_table_is_counted_in_the_text() -> None:
+    vision = diff(model_of("llama/3.1/8b"), model_of("llama/3.2/11b-vision"))
+    shown = render_diff.text(vision, [Surface.RECORD])
+    assert shown.count("D903") == 1
+    assert "entries of checkpoint and config" in shown
+    few = render_diff.text(diff(model_of("llama/2/7b"), model_of("llama/3/8b")))
+    assert "D903 compatible  config.literals.torch_dtype  float16 → bfloat16" in few
+
+
 def test_what_is_not_published_is_not_another_value() -> None:
     record = diff(model_of("llama/2/7b"), model_of("llama/4/behemoth"))
     assert {c.kind.value for c in record.changes} == {"record"}
