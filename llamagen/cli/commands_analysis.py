@@ -175,7 +175,7 @@ def query(
     ] = "true",
     select: Annotated[
         str,
-        typer.Option(help="Columns: expressions separated by semicolons or plain names by commas."),
+        typer.Option(help="Columns: expressions separated by commas, or by semicolons."),
     ] = "id,released,params",
     sort: Annotated[
         str | None, typer.Option(metavar="EXPR", help="Order by this; a minus in front reverses.")
@@ -207,11 +207,25 @@ def query(
         ]
         console.table(heads, rows, format)
         return
-    names = [c.strip() for c in select.split(";" if ";" in select else ",")]
+    names = _expressions(select)
     answer = api.query(where, select=names, sort=sort, first=first)
     _answer(answer.columns, answer.rows, format)
     if not answer.rows:
         console.note("no model matches")
+
+
+def _expressions(select: str) -> list[str]:
+    """Split at semicolons, or without any at the commas outside of brackets."""
+    if ";" in select:
+        return [text.strip() for text in select.split(";")]
+    found, depth = [""], 0
+    for char in select:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += char
+    return [text.strip() for text in found]
 
 
 def _answer(columns: Sequence[str], rows: Sequence[Sequence[Static]], format: TableFormat) -> None:

@@ -68,7 +68,7 @@ def _phase(name: str, phase: Phase, what: str) -> Iterator[str]:
         yield f"      keys in sight   {phase.attention_visible:,}"
     yield f"    head              {flops.head:,}"
     yield f"  bytes moved         {bytes_text(phase.bytes_moved)} at least"
-    yield f"  intensity           {phase.intensity:.2f} FLOP/B"
+    yield f"  intensity           {phase.intensity:,.2f} FLOP/B"
     yield f"  activations         {bytes_text(phase.activation_peak)} at most, unfused"
 
 
@@ -189,13 +189,17 @@ def _device_json(found: DeviceReport) -> dict[str, object]:
         "name": found.name,
         "title": found.device.title,
         "source": found.device.source,
-        "prefill": {"seconds": found.prefill.seconds, "bound": found.prefill.bound},
-        "decode": {
-            "seconds": found.decode.seconds,
-            "bound": found.decode.bound,
-            "tokens_per_second": found.decode.tokens_per_second,
-        },
+        "prefill": _roofline_json(found.prefill),
+        "decode": _roofline_json(found.decode),
         "fits": found.fits,
         "max_batch": found.max_batch,
         "max_context": found.max_context,
+    }
+
+
+def _roofline_json(roof: Roofline) -> dict[str, object]:
+    return {
+        "seconds": roof.seconds,
+        "bound": roof.bound,
+        "tokens_per_second": roof.tokens_per_second,
     }
