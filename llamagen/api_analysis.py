@@ -165,7 +165,7 @@ def compat(
 ) -> CompatReport:
     """Whether weights of ``before`` run in ``after``, and what ``runtimes`` (all by default) do with it in ``dtype``.
 
-    Raises LG401 for a record without wiring, LG901 for an unknown runtime.
+    Raises LG401 for a record without wiring, LG901 for an unknown runtime or dtype.
     """
     from llamagen.analysis.diff.compat import compat as compare
 

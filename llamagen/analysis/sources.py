@@ -12,25 +12,35 @@ from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec
 
 
-def source_of(resolved: ResolvedSpec, path: str) -> str | None:
+def source_of(resolved: ResolvedSpec, path: str, *, own_family: bool = True) -> str | None:
     """The source key of the value at the dotted ``path``, or none.
 
     Of the globs that match, one written in the file of the value, or in an heir of it, goes before inherited ones,
     of these the nearest; then the longest. ``hyperparameters.*`` covers nested values too, such as
-    ``hyperparameters.rope.theta``.
+    ``hyperparameters.rope.theta``. What a family says of its own models proves no value of a spec that extends them
+    from outside, unless ``own_family`` is false.
     """
     leaf = resolved.leaf(*path.split("."))
-    written = _depth(resolved, leaf.origins[-1].spec_id) if leaf is not None else 0
+    writer = leaf.origins[-1].spec_id if leaf is not None else resolved.spec.id
+    written = _depth(resolved, writer)
     best: tuple[tuple[int, int], str] | None = None
     for glob, source in resolved.spec.provenance.items():
         if not matches(glob, path):
             continue
         entry = resolved.leaf("provenance", glob)
-        depth = _depth(resolved, entry.origins[-1].spec_id) if entry is not None else 0
+        prover = entry.origins[-1].spec_id if entry is not None else writer
+        depth = _depth(resolved, prover)
+        if own_family and depth < written and family_of(prover) != family_of(writer):
+            continue
         weight = (min(depth, written), len(glob.replace("*", "")))
         if best is None or weight >= best[0]:
             best = (weight, source)
     return best[1] if best is not None else None
+
+
+def family_of(spec_id: str) -> str:
+    """``llama`` of ``llama/3/8b``."""
+    return spec_id.split("/", 1)[0]
 
 
 def _depth(resolved: ResolvedSpec, spec_id: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import typer
@@ -91,7 +91,7 @@ def _diff_text(
         case "html":
             return render_diff.html_page(result, surfaces)
         case "json":
-            return render_diff.json_text(result)
+            return render_diff.json_text(result, surfaces)
         case "github":
             return render_diff.github(result, surfaces)
         case "svg":
@@ -175,7 +175,7 @@ def query(
     ] = "true",
     select: Annotated[
         str,
-        typer.Option(help="Columns: expressions separated by semicolons or plain names by commas."),
+        typer.Option(help="Columns: expressions separated by commas, or by semicolons."),
     ] = "id,released,params",
     sort: Annotated[
         str | None, typer.Option(metavar="EXPR", help="Order by this; a minus in front reverses.")
@@ -198,16 +198,41 @@ def query(
         return
     if share is not None:
         found = api.share(share, where)
+        heads = (share, "models", "share", "ids")
+        if format == "json":
+            console.records(heads, [(s.value, s.count, float(s.fraction), s.ids) for s in found])
+            return
         rows = [
             (_cell(s.value), s.count, f"{float(s.fraction):.1%}", ", ".join(s.ids)) for s in found
         ]
-        console.table([share, "models", "share", "ids"], rows, format)
+        console.table(heads, rows, format)
         return
-    names = [c.strip() for c in select.split(";" if ";" in select else ",")]
+    names = _expressions(select)
     answer = api.query(where, select=names, sort=sort, first=first)
-    console.table(answer.columns, [tuple(map(_cell, row)) for row in answer.rows], format)
+    _answer(answer.columns, answer.rows, format)
     if not answer.rows:
         console.note("no model matches")
+
+
+def _expressions(select: str) -> list[str]:
+    """Split at semicolons, or without any at the commas outside of brackets."""
+    if ";" in select:
+        return [text.strip() for text in select.split(";")]
+    found, depth = [""], 0
+    for char in select:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += char
+    return [text.strip() for text in found]
+
+
+def _answer(columns: Sequence[str], rows: Sequence[Sequence[Static]], format: TableFormat) -> None:
+    if format == "json":
+        console.records(columns, rows)
+    else:
+        console.table(columns, [tuple(map(_cell, row)) for row in rows], format)
 
 
 def _cell(value: Static) -> Cell:
@@ -255,5 +280,4 @@ def sql(
         console.table(["table", "rows", "columns"], tables, format)
         return
     result = api.sql(statement)
-    rows = [tuple(str(c) if isinstance(c, float) else c for c in row) for row in result.rows]
-    console.table(result.columns, rows, format)
+    _answer(result.columns, result.rows, format)

@@ -78,12 +78,17 @@ def table(
         case "markdown":
             out(_markdown(columns, rows))
         case "json":
-            import json
-
-            records = [dict(zip(columns, row, strict=True)) for row in rows]
-            out(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
+            records(columns, rows)
         case _:
             assert_never(format)
+
+
+def records(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table for programs: JSON, every value in its own type."""
+    import json
+
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    out(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
 def _shown(value: Cell) -> str:

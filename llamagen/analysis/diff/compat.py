@@ -9,6 +9,7 @@ from llamagen.analysis.diff.judge import Change, Diff, diff
 from llamagen.analysis.diff.runtimes import RuntimeReport, on_runtimes, runtimes
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
+from llamagen.analysis.numbers.params import storage
 from llamagen.ir.build_graphs import build_all
 
 
@@ -34,10 +35,14 @@ class CompatReport:
 def compat(
     before: Model, after: Model, names: tuple[str, ...] = (), dtype: str = "float32"
 ) -> CompatReport:
-    """Whether A's weights run in B, and what the runtimes ``names`` (all without any) do with B in ``dtype``."""
+    """Whether A's weights run in B, and what the runtimes ``names`` (all without any) do with B in ``dtype``.
+
+    Raises LG401 for a record without wiring, LG901 for an unknown runtime or dtype.
+    """
+    storage(dtype)
     for model in (before, after):
         if not model.graphs:
-            build_all(model.resolved)  # raises LG401: a record without wiring
+            build_all(model.resolved)  # raises LG401
     result: Diff = diff(before, after)
     surfaces = (Surface.WEIGHTS, Surface.NUMERICS)
     blocking = tuple(

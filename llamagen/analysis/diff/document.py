@@ -9,6 +9,7 @@ from pydantic import Field
 
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.judge import Change, Diff, Side
+from llamagen.analysis.diff.render import touches
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
 from llamagen.diagnostics import Span
@@ -77,7 +78,8 @@ class DiffDocument(Closed):
     changes: tuple[ChangeDocument, ...]
 
 
-def document(result: Diff) -> DiffDocument:
+def document(result: Diff, surfaces: tuple[Surface, ...] = tuple(Surface)) -> DiffDocument:
+    """What ``result`` says about ``surfaces``."""
     load = result.workload
     return DiffDocument(
         version=1,
@@ -91,9 +93,9 @@ def document(result: Diff) -> DiffDocument:
             cache_bytes_per_value=load.cache_bytes,
             device=result.device,
         ),
-        surfaces={s: result.verdict(s) for s in Surface if result.compared(s)},
+        surfaces={s: result.verdict(s) for s in surfaces if result.compared(s)},
         transforms=result.transforms(),
-        changes=tuple(map(_change, result.changes)),
+        changes=tuple(_change(c) for c in result.changes if touches(c, surfaces)),
     )
 
 

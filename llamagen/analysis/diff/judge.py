@@ -264,8 +264,11 @@ class _Judge:
         if not found and pair.elsewhere and pair.layers and not (pair.before and pair.after):
             found = [v for v in self.values if v.path == "hyperparameters.num_layers"]
         if not found and pair.before is not None and pair.after is not None:
-            ends = (pair.before.value, pair.after.value)
-            found = [v for v in self.values if _ends(v) == ends]
+            ends = _ends(pair)
+            alike = [v for v in self.values if _ends(v) == ends]
+            # Of several values that moved alike, one that has the setting's name: `chunk`, attention_chunk_size.
+            named = [v for v in alike if pair.path.rsplit(":", 1)[-1] in v.path]
+            found = named or (alike if len(alike) == 1 else [])
             if pair.path.endswith(":scaling"):
                 # Another kind of scaling brings its own constants, which have no counterpart.
                 parents = {v.path.rsplit(".", 1)[0] for v in found}
@@ -276,15 +279,17 @@ class _Judge:
                 value.path,
                 before.text if before is not None else None,
                 after.text if after is not None else None,
-                self.source(self.after, value.path),
+                self.source(self.after if after is not None else self.before, value.path),
             )
 
 
 def _ends(pair: Pair) -> tuple[Static, Static]:
-    return (
-        pair.before.value if pair.before is not None else None,
-        pair.after.value if pair.after is not None else None,
+    """Both values; an op's ``none`` is as good as a value that is not set."""
+    first, second = (
+        None if end is None or end.text == "none" else end.value
+        for end in (pair.before, pair.after)
     )
+    return first, second
 
 
 def _shape(value: Static) -> tuple[int, ...] | None:

@@ -64,6 +64,8 @@ def cause_text(cause: Cause) -> str:
 
 
 _CAUSES = 6
+_NAMES = 12
+"""More names of checkpoints and config.json are counted, not listed: another table is one change to a reader."""
 
 
 def causes_text(change: Change) -> str:
@@ -78,6 +80,11 @@ def proof(change: Change) -> str:
     """Sources of both ends, where they are known."""
     ends = [s for s in (change.before.source, change.after.source) if s is not None]
     return f" [{'; '.join(dict.fromkeys(ends))}]" if ends else ""
+
+
+def why(change: Change) -> str:
+    """What brought a change about; of one that stands for itself, what proves it."""
+    return causes_text(change) or proof(change).strip()
 
 
 def consequence(change: Change, surface: Surface) -> str:
@@ -95,7 +102,7 @@ def consequence(change: Change, surface: Surface) -> str:
 def effects_text(change: Change) -> str:
     """``weights breaking, interface breaking`` of one change."""
     worst = {e.surface: change.verdict(e.surface) for e in change.effects}
-    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect of its own"
+    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect traced to it"
 
 
 def text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
@@ -110,7 +117,7 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
         changes = result.on(surface)
         verdict = verdict_text(result, surface)
         yield f"{surface.value:<10} {verdict:<12}{_count(len(changes))}".rstrip()
-    values = [c for c in result.changes if c.kind == "value" and _touches(c, surfaces)]
+    values = [c for c in result.changes if c.kind == "value" and touches(c, surfaces)]
     if values:
         yield ""
         yield "what the specs change"
@@ -124,6 +131,9 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
             continue
         yield ""
         yield f"{surface.value}: {result.verdict(surface).value}"
+        named = [c for c in changes if c.kind is Kind.NAMING]
+        if len(named) > _NAMES:
+            changes = tuple(c for c in changes if c.kind is not Kind.NAMING)
         for change in changes:
             layers = f" (layers {change.layers})" if change.layers and change.times > 1 else ""
             yield (
@@ -134,6 +144,9 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
                 yield f"       {meaning}"
             if change.causes:
                 yield f"       because {causes_text(change)}"
+        if len(named) > _NAMES:
+            rule, verdict = named[0].rule, named[0].verdict(surface).value
+            yield f"  {rule} {verdict:<11} {len(named)} entries of checkpoint and config; --format json lists them"
     needed = result.transforms()
     if needed:
         yield ""
@@ -148,8 +161,8 @@ def _own(change: Change, surface: Surface) -> bool:
     return rule.listed and surface in rule.effects
 
 
-def _touches(change: Change, surfaces: tuple[Surface, ...]) -> bool:
-    """Whether a value belongs in a comparison of ``surfaces``; one without any effect in one of all."""
+def touches(change: Change, surfaces: tuple[Surface, ...]) -> bool:
+    """Whether a change belongs in a comparison of ``surfaces``; one without any effect in one of all."""
     touched = {e.surface for e in change.effects}
     return not touched.isdisjoint(surfaces) if touched else surfaces == tuple(Surface)
 
@@ -182,8 +195,7 @@ def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
             "| --- | --- | --- | --- | --- | --- |",
         ]
         for c in changes:
-            why = causes_text(c) or proof(c).strip()
-            texts = (cell(arrow(c)), cell(consequence(c, surface)), cell(why))
+            texts = (cell(arrow(c)), cell(consequence(c, surface)), cell(why(c)))
             cells = (c.rule, c.verdict(surface).value, code(where(c)), *texts)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -197,6 +209,11 @@ _STYLE = (
 )
 
 
+def _hover(change: Change) -> str:
+    """Where both sides are written, shown when a reader points at the path."""
+    return "".join(f' title="{html.escape(place)}"' for place in _places(change))
+
+
 def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
     """One self-contained page; every text is escaped."""
     e = html.escape
@@ -208,9 +225,9 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         body.append(f'<h2>{surface.value}: <span class="{verdict}">{words}</span></h2>')
         rows = [
             f'<tr><td>{e(c.rule)}</td><td class="{c.verdict(surface).value}">'
-            f"{c.verdict(surface).value}</td><td><code>{e(where(c))}</code></td>"
+            f"{c.verdict(surface).value}</td><td><code{_hover(c)}>{e(where(c))}</code></td>"
             f"<td>{e(arrow(c))}</td><td>{e(consequence(c, surface))}</td>"
-            f"<td>{e(causes_text(c))}</td></tr>"
+            f"<td>{e(why(c))}</td></tr>"
             for c in result.on(surface)
         ]
         if rows:
@@ -223,11 +240,11 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
     )
 
 
-def json_text(result: Diff) -> str:
+def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
     """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
     from llamagen.analysis.diff.document import document
 
-    return document(result).model_dump_json(indent=2) + "\n"
+    return document(result, tuple(surfaces)).model_dump_json(indent=2) + "\n"
 
 
 _LEVEL = {

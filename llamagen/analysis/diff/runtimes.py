@@ -10,6 +10,7 @@ from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import is_tied
 from llamagen.analysis.numbers.walk import operand_types
 from llamagen.analysis.rules import holds, hyperparameter_scope
+from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
@@ -107,7 +108,7 @@ def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> d
         "cache_shapes": len(
             {(layer.kv_heads, d) for layer in cache for d in (layer.key_dim, layer.value_dim)}
         ),
-        "cross_layers": len(attentions) - len(cache),
+        "config_kind": _config_kind(resolved),
         "moe_layers": sum(1 for _ in places(graph, frozenset({"experts"}))),
         "rotary_layouts": tuple(layouts),
         "topk": max(topk, default=0),
@@ -117,3 +118,15 @@ def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> d
         "dtype": dtype,
         "head_dims": tuple(dict.fromkeys(layer.key_dim for layer in cache)),
     }
+
+
+def _config_kind(resolved: ResolvedSpec) -> str | None:
+    """``model_type`` of the config.json; none where a spec of another family than wrote it has changed the wiring."""
+    kind = resolved.leaf("config", "kind")
+    if kind is None or resolved.spec.config is None:
+        return None
+    writers = {
+        leaf.origins[-1].spec_id for path, leaf in resolved.leaves() if path.startswith("blocks.")
+    }
+    families = {family_of(one) for one in (kind.origins[-1].spec_id, *writers)}
+    return resolved.spec.config.kind if len(families) == 1 else None

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import get_args
 
 from llamagen.analysis.family.records import COLUMNS, Family, Record
 from llamagen.analysis.rules import error_text, parsed, static_text
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
 from llamagen.spec.expr import ExpressionError, names
+from llamagen.spec.schema import Rope, Spec
+from llamagen.spec.schema_vision import Vision
+
+FIELDS = frozenset(
+    field
+    for union in (Rope, Vision)
+    for kind in get_args(get_args(union)[0])
+    for field in kind.model_fields
+)
+"""Fields of `rope`, `rope_local` and `vision`, each of some kind of it; those of `patterns` are as specs name them."""
 
 DEFAULT_SELECT = ("id", "released", "params")
 
@@ -89,25 +100,31 @@ def value(record: Record, text: str) -> Static:
     try:
         return evaluate(parsed(text), record, FUNCTIONS)
     except UnknownName as error:
-        if _lacks(record, text):
+        if _lacks(record, text, error.name):
             return None
-        hint = did_you_mean(error.name, COLUMNS)
-        help = f"did you mean `{hint}`?" if hint else "`llamagen query --columns` lists the names"
-        raise LlamagenError.of(
-            "LG905", f"`{error.name}` is not a name of a model", help=help
-        ) from None
+        message = f"`{error.name}` is not a name of a model"
+        raise LlamagenError.of("LG905", message, help=_help(error.name)) from None
     except ExpressionError as error:
         try:
             if _lacks(record, text):
                 return None
-        except ExpressionError:
+        except ExpressionError:  # it has no names to ask for
             pass
         raise LlamagenError.of("LG905", error_text(text, error), help=error.help) from None
 
 
-def _lacks(record: Record, text: str) -> bool:
-    """Whether some name of the expression is none for this model, or a record without the asked field."""
+def _help(name: str) -> str:
+    if name in Spec.model_fields:
+        return "values stand without their section: `rope.theta`, not `hyperparameters.rope.theta`"
+    hint = did_you_mean(name, (*COLUMNS, *FIELDS))
+    return f"did you mean `{hint}`?" if hint else "`llamagen query --columns` lists the names"
+
+
+def _lacks(record: Record, text: str, field: str | None = None) -> bool:
+    """Whether some name of the expression is none for this model, or a record without the asked ``field``."""
     used = [n.id for n in names(parsed(text)) if n.id in COLUMNS]
+    if field is not None and field not in FIELDS and "patterns" not in used:
+        return False
     return any(record[name] is None or isinstance(record[name], Mapping) for name in used)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Final, TypeAlias
 
 from llamagen.analysis.family.records import COLUMNS, Family
@@ -164,11 +166,24 @@ def sql(family: Family, statement: str) -> Result:
     if len(rows) > MAX_ROWS:
         help = "add a condition or LIMIT"
         raise LlamagenError.of("LG905", f"the answer has more than {MAX_ROWS} rows", help=help)
-    return Result(_columns(cursor.description), tuple(rows))
+    return Result(_columns(cursor.description), tuple(tuple(map(_plain, row)) for row in rows))
+
+
+def _plain(value: Cell | bytes) -> Cell:
+    """A blob as hexadecimal digits, a number that is not finite as text: JSON has neither."""
+    match value:
+        case bytes():
+            return value.hex()
+        case float() if not isfinite(value):
+            return str(value)
+        case _:
+            return value
 
 
 def _help(message: str) -> str:
     """The nearest name for one that sqlite does not know."""
+    if message == "interrupted":
+        return "it takes too long; ask for fewer rows or joins"
     what, _, name = message.partition(": ")
     names = {
         "no such column": (c for t in TABLES.values() for c in t.columns),
@@ -184,7 +199,14 @@ def _help(message: str) -> str:
 
 
 def _columns(description: Sequence[Sequence[object]] | None) -> tuple[str, ...]:
-    return tuple(str(column[0]) for column in description or ())
+    """Names of the result; of equal ones, as a join has them, the later are numbered as sqlite does: ``id:1``."""
+    found: list[str] = []
+    seen: Counter[str] = Counter()
+    for column in description or ():
+        name = str(column[0])
+        found.append(f"{name}:{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return tuple(found)
 
 
 _ALLOWED = frozenset(

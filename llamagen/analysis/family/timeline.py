@@ -69,13 +69,16 @@ def _dated(family: Family, where: str) -> tuple[list[Record], tuple[str, ...]]:
     return chosen, tuple(r.id for r in dated if r.id not in kept)
 
 
+def _of_graph(path: str) -> bool:
+    return any(n.id in COLUMNS and COLUMNS[n.id].from_graph for n in names(parsed(path)))
+
+
 def _timeline(records: list[Record], left_out: tuple[str, ...], path: str, where: str) -> Timeline:
     by_date: dict[str, dict[str, tuple[Static, list[str]]]] = {}
-    wired = any(n.id in COLUMNS and COLUMNS[n.id].from_graph for n in names(parsed(path)))
     for record in records:
-        if wired and record.architecture is None:
-            continue
         here = value(record, path)
+        if record.architecture is None and _of_graph(path):
+            continue
         date = static_text(record["released"])
         by_date.setdefault(date, {}).setdefault(repr(here), (here, []))[1].append(record.id)
     steps: list[Step] = []

@@ -23,6 +23,7 @@ from llamagen.analysis.numbers.params import (
     storage,
     weight_bytes,
 )
+from llamagen.analysis.numbers.visible import visible_of
 from llamagen.analysis.numbers.whole import whole_parameters, whole_weight_bytes
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build_graphs import MAIN
@@ -64,9 +65,11 @@ def workload(
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One forward pass. ``bytes_moved`` is the least traffic: weights used, cache read and written."""
+    """One forward pass. ``bytes_moved`` is the least traffic: weights used, keys in sight read, new ones written."""
 
     flops: FlopCount
+    attention_visible: int
+    """FLOPs of attention for the keys that queries see; the others are masked, and a kernel may skip them."""
     weight_bytes_read: int
     cache_bytes_read: int
     cache_bytes_written: int
@@ -79,6 +82,11 @@ class Phase:
         return self.weight_bytes_read + self.cache_bytes_read + self.cache_bytes_written
 
     @property
+    def least_flops(self) -> int:
+        """Without the work for masked keys."""
+        return self.flops.matmul + self.attention_visible + self.flops.head
+
+    @property
     def intensity(self) -> float:
         """FLOP per byte moved."""
         return self.flops.total / self.bytes_moved
@@ -86,7 +94,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The least time of a pass on a device: the larger of work over peak and traffic over bandwidth."""
+    """The least time of a pass on a device: the larger of least work over peak and least traffic over bandwidth."""
 
     compute_seconds: float
     memory_seconds: float
@@ -112,7 +120,7 @@ class DeviceReport:
     prefill: Roofline
     decode: Roofline
     fits: bool | None
-    """Whether weights, cache and the decode activations fit; none where the device states no memory."""
+    """Whether weights, cache, what is kept of images and the decode activations fit; none without a stated memory."""
     max_batch: int | None
     """Sequences at the stated context."""
     max_context: int | None
@@ -147,7 +155,7 @@ def cost_of(
 ) -> CostReport:
     """Every number of ``graph`` at ``load``, parameters and weights with those of the further graphs ``beside`` it.
 
-    Raises LG902 for an illegal tensor-parallel degree.
+    Raises LG902 for an illegal tensor-parallel degree, or several images for a model of text.
     """
     graphs = {MAIN: graph, **(beside or {})}
     degrees = tensor_parallel_degrees(graph)
@@ -157,7 +165,12 @@ def cost_of(
         help = f"degrees that divide its heads and feed-forward widths: {known}"
         raise LlamagenError.of("LG902", message, help=help)
     model = Counted(graphs, load)
-    report = model.device_report(*device) if device is not None else None
+    images = image_cost(graphs, load.images, load.batch, load.context, load.cache_bytes)
+    if images is None and load.images > 1:
+        message = f"{graph.spec_id} takes no images"
+        raise LlamagenError.of("LG902", message, help="leave the number of images out")
+    kept = images.kept_bytes // load.batch if images is not None else 0
+    report = model.device_report(*device, kept) if device is not None else None
     return CostReport(
         graph.spec_id,
         load,
@@ -170,7 +183,7 @@ def cost_of(
         model.phase(load.batch, 1, load.context),
         degrees,
         report,
-        image_cost(graphs, load.images, load.batch, load.context, load.cache_bytes),
+        images,
     )
 
 
@@ -186,6 +199,7 @@ class Counted:
         self.text_weights = weight_bytes(graph, load.weights)
         self.cache = cache_of(graph)
         self.flops: FlopReport = flops_of(graph)
+        self.visible = visible_of(graph)
         self.activations: ActivationReport = activations_of(graph, load.cache_bytes)
         self.expert_bytes = expert_bytes(graph, load.weights)
         self.embedding = self.parameters.of(Component.EMBEDDING) * load.weights.other_bits // 8
@@ -194,8 +208,9 @@ class Counted:
         load = self.load
         return Phase(
             count_flops(self.flops, batch, new, past),
+            self.visible.flops(batch, new, past),
             self.weights_read(batch * new),
-            batch * self.cache.allocated(past, load.cache_bytes),
+            batch * self.cache.needed(past, load.cache_bytes),
             batch * self.cache.allocated(new, load.cache_bytes),
             self.activations.peak({"B": batch, "S": new, "P": past}),
             batch * new,
@@ -216,7 +231,8 @@ class Counted:
             unread = max(0, self.embedding - rows)
         return self.text_weights - idle - unread
 
-    def device_report(self, name: str, device: Device) -> DeviceReport:
+    def device_report(self, name: str, device: Device, kept: int) -> DeviceReport:
+        """``kept`` are bytes of images beside each sequence."""
         load = self.load
         prefill = self.phase(load.batch, load.context, 0)
         decode = self.phase(load.batch, 1, load.context)
@@ -225,9 +241,13 @@ class Counted:
         max_context: int | None = None
         if device.memory_bytes is not None:
             memory = device.memory_bytes * load.tensor_parallel
-            fits = self.resident(load.batch, load.context) <= memory
-            max_batch = largest(lambda b: self.resident(b, load.context) <= memory)
-            max_context = largest(lambda n: self.resident(load.batch, n) <= memory)
+
+            def fit(batch: int, context: int) -> bool:
+                return self.resident(batch, context) + batch * kept <= memory
+
+            fits = fit(load.batch, load.context)
+            max_batch = largest(lambda b: fit(b, load.context))
+            max_context = largest(lambda n: fit(load.batch, n))
         return DeviceReport(
             name,
             device,
@@ -247,7 +267,7 @@ class Counted:
     def roofline(self, phase: Phase, device: Device) -> Roofline:
         degree = self.load.tensor_parallel
         return Roofline(
-            phase.flops.total / (device.peak(self.load.weights.name) * degree),
+            phase.least_flops / (device.peak(self.load.weights.name) * degree),
             phase.bytes_moved / (device.bandwidth * degree),
             phase.tokens,
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from llamagen.analysis.numbers.cost import CostReport, DeviceReport, Phase, Roofline
 from llamagen.analysis.numbers.images import ImageCost
 from llamagen.spec.registry import is_sketch
-from llamagen.units import bytes_text, count_text, rate_text
+from llamagen.units import bytes_text, count_text, rate_text, seconds_text
 
 
 def text(report: CostReport) -> str:
@@ -64,9 +64,11 @@ def _phase(name: str, phase: Phase, what: str) -> Iterator[str]:
     yield f"  FLOPs               {count_text(flops.total)}"
     yield f"    matrix products   {flops.matmul:,}"
     yield f"    attention         {flops.attention:,}"
+    if phase.attention_visible != flops.attention:
+        yield f"      keys in sight   {phase.attention_visible:,}"
     yield f"    head              {flops.head:,}"
     yield f"  bytes moved         {bytes_text(phase.bytes_moved)} at least"
-    yield f"  intensity           {phase.intensity:.2f} FLOP/B"
+    yield f"  intensity           {phase.intensity:,.2f} FLOP/B"
     yield f"  activations         {bytes_text(phase.activation_peak)} at most, unfused"
 
 
@@ -94,12 +96,24 @@ def _device(report: CostReport, found: DeviceReport) -> Iterator[str]:
         yield "  fits                the device states no memory"
         return
     yield f"  fits                {'yes' if found.fits else 'no'}"
-    yield f"  largest batch       {found.max_batch} at {report.workload.context} tokens"
-    yield f"  longest context     {found.max_context:,} tokens at batch {report.workload.batch}"
+    seen = ""
+    if report.images is not None:
+        many = "images" if report.images.count > 1 else "image"
+        seen = f", each sequence with {report.images.count} {many}"
+    yield f"  largest batch       {found.max_batch} at {report.workload.context} tokens{seen}"
+    yield f"  longest context     {found.max_context:,} tokens at batch {report.workload.batch}{seen}"
 
 
 def _seconds(roof: Roofline) -> str:
-    return f"{rate_text(roof.tokens_per_second, 'tokens')} at most ({roof.seconds * 1000:.3g} ms a pass)"
+    return (
+        f"{rate_text(roof.tokens_per_second, 'tokens')} at most ({_duration(roof.seconds)} a pass)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 60:
+        return seconds_text(seconds)
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def json_text(report: CostReport) -> str:
@@ -161,6 +175,7 @@ def _phase_json(phase: Phase) -> dict[str, object]:
         "flops": phase.flops.total,
         "flops_matmul": phase.flops.matmul,
         "flops_attention": phase.flops.attention,
+        "flops_attention_visible": phase.attention_visible,
         "flops_head": phase.flops.head,
         "weight_bytes_read": phase.weight_bytes_read,
         "cache_bytes_read": phase.cache_bytes_read,
@@ -174,13 +189,17 @@ def _device_json(found: DeviceReport) -> dict[str, object]:
         "name": found.name,
         "title": found.device.title,
         "source": found.device.source,
-        "prefill": {"seconds": found.prefill.seconds, "bound": found.prefill.bound},
-        "decode": {
-            "seconds": found.decode.seconds,
-            "bound": found.decode.bound,
-            "tokens_per_second": found.decode.tokens_per_second,
-        },
+        "prefill": _roofline_json(found.prefill),
+        "decode": _roofline_json(found.decode),
         "fits": found.fits,
         "max_batch": found.max_batch,
         "max_context": found.max_context,
+    }
+
+
+def _roofline_json(roof: Roofline) -> dict[str, object]:
+    return {
+        "seconds": roof.seconds,
+        "bound": roof.bound,
+        "tokens_per_second": roof.tokens_per_second,
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from llamagen.analysis.pictures.tower import runs
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
 
 
@@ -53,8 +54,15 @@ def _label(block: Block, node: Node) -> str:
         case BlockPart(name=name, block=below):
             return f"{name}: {below}"
         case StackPart(name=name, blocks=blocks):
-            runs = (f"{len(list(run))} x {below}" for below, run in groupby(blocks))
-            return f"{name}: {' + '.join(runs)}"
+            return f"{name}: {' + '.join(_repeated(pattern, n) for _, pattern, n in runs(blocks))}"
+
+
+def _repeated(pattern: Sequence[str], times: int) -> str:
+    """``32 x Layer``, or ``12 x (3 x Local + 1 x Global)`` for layers in turn."""
+    if len(pattern) == 1:
+        return f"{times} x {pattern[0]}"
+    inner = " + ".join(f"{len(list(run))} x {below}" for below, run in groupby(pattern))
+    return f"{times} x ({inner})"
 
 
 def _contains(block: Block) -> Iterator[str]:

@@ -36,5 +36,5 @@ def cache_plot(
         Curve(names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", points)
         for points, names in sorted(by_points.items(), reverse=True)
     ]
-    title = f"KV cache, one sequence, {8 * bytes_per_value} bit"
+    title = f"KV cache in sight of a later query, one sequence, {8 * bytes_per_value} bit"
     return plot_svg(title, "context (tokens)", "bytes", curves)

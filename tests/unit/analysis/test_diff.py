@@ -153,6 +153,29 @@ def test_a_chosen_surface_shows_the_values_that_act_on_it(seven_to_eight: Diff) 
     assert "hyperparameters.rope.theta" in render_diff.text(seven_to_eight, [Surface.NUMERICS])
 
 
+def test_every_list_of_changes_says_what_proves_a_value(seven_to_eight: Diff) -> None:
+    code = diff(model_of("llama/2/7b"), model_of("llama/code/7b"))
+    for form in (render_diff.text, render_diff.markdown, render_diff.html_page):
+        assert "[litgpt; clhf]" in form(code, [Surface.TOKENS]).replace("\\", ""), form
+    assert 'title="' in render_diff.html_page(seven_to_eight)
+
+
+def test_json_has_the_chosen_surfaces(seven_to_eight: Diff) -> None:
+    found = json.loads(render_diff.json_text(seven_to_eight, [Surface.NUMERICS]))
+    assert found["surfaces"] == {"numerics": "breaking"}
+    paths = [c["path"] for c in found["changes"]]
+    assert paths == ["hyperparameters.rope.theta", "model.layers.*.self_attn.rope:theta"]
+
+
+def test_another_config_table_is_counted_in_the_text() -> None:
+    vision = diff(model_of("llama/3.1/8b"), model_of("llama/3.2/11b-vision"))
+    shown = render_diff.text(vision, [Surface.RECORD])
+    assert shown.count("D903") == 1
+    assert "entries of checkpoint and config" in shown
+    few = render_diff.text(diff(model_of("llama/2/7b"), model_of("llama/3/8b")))
+    assert "D903 compatible  config.literals.torch_dtype  float16 → bfloat16" in few
+
+
 def test_what_is_not_published_is_not_another_value() -> None:
     record = diff(model_of("llama/2/7b"), model_of("llama/4/behemoth"))
     assert {c.kind.value for c in record.changes} == {"record"}
@@ -205,3 +228,31 @@ def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
     gone = [c for c in diff(a, b).on(Surface.WEIGHTS) if c.kind == "parameter"]
     assert len(gone) == 9
     assert {x.path for c in gone for x in c.causes} == {"hyperparameters.num_layers"}
+
+
+def test_values_that_moved_alike_are_told_apart_by_name() -> None:
+    result = diff(model_of("llama/4/scout"), model_of("llama/guard/4-12b"))
+    chunks = [c for c in result.changes if c.path.endswith("attention:chunk")]
+    causes = [(x.path, x.source) for c in chunks for x in c.causes]
+    assert causes == [("hyperparameters.attention_chunk_size", "l4code")]
+
+
+def test_a_family_proves_no_value_of_a_spec_outside_it(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "spec: 1\nid: mine/wide\nextends: llama/3.2/1b\nhyperparameters: {intermediate_size: 4096}\n"
+        "invariants: {swiglu_width: null}\n"
+    )
+    result = diff(model_of("llama/3.2/1b"), model_of(str(mine)))
+    width = next(c for c in result.changes if c.path == "hyperparameters.intermediate_size")
+    assert (width.before.source, width.after.source) == ("sku", None)
+    back = diff(model_of(str(mine)), model_of("llama/3.2/1b"))
+    gate = next(c for c in back.changes if c.path.endswith("gate_proj.weight"))
+    assert [x.source for x in gate.causes] == ["sku"]
+
+
+def test_other_ends_of_a_generation_are_no_other_tokens() -> None:
+    result = diff(model_of("llama/3.1/70b"), model_of("llama/3.3/70b-instruct"))
+    assert result.verdict(Surface.TOKENS) is Verdict.COMPATIBLE
+    code = diff(model_of("llama/2/7b"), model_of("llama/code/7b"))
+    assert {c.path for c in code.on(Surface.TOKENS)} == {"hyperparameters.vocab_size"}

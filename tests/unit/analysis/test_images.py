@@ -111,6 +111,24 @@ def test_a_batch_needs_the_tiles_of_all_sequences() -> None:
     assert four.tokens == one.tokens, "of one sequence"
 
 
+def test_what_is_kept_of_images_takes_its_part_of_a_device() -> None:
+    """Keys and values of 8 layers for 4 tiles of 1,601 tokens: 200 MiB an image, beside 512 MiB of text."""
+    image = 8 * 4 * 1601 * 2 * 1024 * 2
+    for images in (1, 3):
+        found = api.cost("llama/3.2/11b-vision-instruct", device="a100-80gb", images=images)
+        assert found.images is not None
+        assert found.images.kept_bytes == images * image
+        assert found.device is not None
+        left = 80_000_000_000 - found.weight_bytes
+        most = left // (536_870_912 + images * image)
+        assert found.device.max_batch in (most - 1, most)  # the decode activations take some MB
+
+
+def test_images_of_a_model_of_text_are_refused() -> None:
+    with pytest.raises(LlamagenError, match="takes no images"):
+        api.cost("llama/3.1/8b", images=2)
+
+
 def test_a_model_of_text_has_no_images() -> None:
     assert api.cost("llama/3.2/1b").images is None
 

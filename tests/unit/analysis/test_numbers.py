@@ -10,6 +10,7 @@ from llamagen.analysis.numbers.hardware import device, devices
 from llamagen.analysis.numbers.memory import activations_of, cache_of
 from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
 from llamagen.analysis.numbers.params import Component, count_parameters, storage, weight_bytes
+from llamagen.analysis.numbers.visible import visible_pairs
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
@@ -109,6 +110,35 @@ def test_flops_of_7b_by_hand() -> None:
     assert flops.matmul == 2 * 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     assert flops.attention == 2 * 2 * 32 * 10 * 4096
     assert flops.head == 2 * 4096 * 32000
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 8])
+@pytest.mark.parametrize("window", [None, 1, 4, 20])
+def test_pairs_in_sight_by_counting(window: int | None, chunk: int | None) -> None:
+    for past in (0, 1, 7, 8, 30):
+        for new in (1, 5, 17):
+            seen = [
+                (q, k)
+                for q in range(past, past + new)
+                for k in range(q + 1)
+                if (window is None or q - k < window)
+                and (chunk is None or q // chunk == k // chunk)
+            ]
+            assert visible_pairs(new, past, window, chunk) == len(seen)
+
+
+def test_a_roofline_is_a_bound_for_kernels_that_skip_masked_keys() -> None:
+    h100 = ("h100-sxm", device("h100-sxm"))
+    long = cost_of(models.graph(models.LLAMA_3_8B), workload(131_072), h100)
+    one_pair = 32 * 4 * 4096
+    assert long.prefill.attention_visible == one_pair * 131_072 * 131_073 // 2
+    least = long.prefill.flops.total - long.prefill.flops.attention + long.prefill.attention_visible
+    assert long.device is not None
+    assert long.device.prefill.seconds == pytest.approx(least / 9.894e14)
+    scout = cost_of(models.graph(models.SCOUT), workload(100_000))
+    a_layer = 8 * 128 * 2 * 2
+    assert scout.decode.cache_bytes_read == a_layer * (12 * 100_000 + 36 * 8191)
+    assert scout.cache_bytes == a_layer * 48 * 100_000
 
 
 def test_int4_stores_a_scale_for_every_32() -> None:

@@ -13,6 +13,7 @@ from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.surfaces import Verdict
 from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.pictures.explorer import explorer_json
+from llamagen.analysis.pictures.mermaid import mermaid
 from llamagen.analysis.pictures.plots import cache_curve, cache_plot
 from llamagen.analysis.pictures.svg import diff_svg, tower_svg
 from llamagen.analysis.pictures.tower import Box, changed_paths, runs, tower, tower_text
@@ -130,3 +131,11 @@ def test_explorer_has_every_node_and_number() -> None:
     assert sum(int(d.get("flops", 0)) for d in data) == flops
     cached = cache_of(graph).per_token(1) * 4
     assert sum(int(d.get("cache_values", 0)) for d in data) == cached
+
+
+def test_mermaid_folds_layers_in_turn() -> None:
+    label = next(
+        line for line in mermaid(models.graph(models.SCOUT)).splitlines() if "layers:" in line
+    )
+    assert label.count(" x ") == 3
+    assert "12 x (3 x " in label

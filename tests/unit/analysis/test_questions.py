@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,17 @@ def test_query_names_the_nearest_name(family: Family) -> None:
         ("params", "`params` is 13,015,864,320 for llama/1/13b, not true or false", "compare it"),
         ("tokenizer = 'tiktoken'", "found `=`, at `=`", "`==` compares two values"),
         ("num_heads >", "expected a value, but the text ends", ""),
+        ("rope.facter > 8", "`facter` is not a name of a model", "did you mean `factor`?"),
+        (
+            "num_experts > 1 and rope.x",
+            "`x` is not a name of a model",
+            "`llamagen query --columns`",
+        ),
+        (
+            "hyperparameters.rope.theta > 1e5",
+            "`hyperparameters` is not a name of a model",
+            "values stand without their section",
+        ),
     ],
 )
 def test_conditions_that_are_none(family: Family, text: str, message: str, help: str) -> None:
@@ -98,6 +110,13 @@ def test_share(family: Family) -> None:
     assert sum((s.fraction for s in found), Fraction(0)) == 1
 
 
+@pytest.mark.parametrize("text", ["num_heads >", "nothing", "rope.facter"])
+def test_timelines_of_what_cannot_be(family: Family, text: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        timeline(family, text)
+    assert caught.value.diagnostics[0].code == "LG905"
+
+
 def test_timelines(family: Family) -> None:
     theta = timeline(family, "rope_theta")
     assert [(date, h.value) for date, h in theta.firsts()] == [
@@ -128,6 +147,13 @@ def test_sql_over_every_table(family: Family) -> None:
     )
     assert sql(family, sourced).rows == ((0,),)
     assert set(TABLES["models"].columns) == set(COLUMNS)
+
+
+def test_sql_values_that_json_has_not(family: Family) -> None:
+    found = sql(family, "SELECT x'00ff', 1.0e300 * 1.0e300, 0.5")
+    assert found.rows == (("00ff", "inf", 0.5),)
+    both = "SELECT a.id, b.id FROM models a JOIN models b ON b.extends = a.id LIMIT 1"
+    assert sql(family, both).columns == ("id", "id:1")
 
 
 @pytest.mark.parametrize(
@@ -168,8 +194,6 @@ def test_runtime_facts_apply_where_they_hold() -> None:
 
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "float32") is Status.RUNS
     assert status(models.LLAMA_3_8B, "onnxruntime-cpu", "bfloat16") is Status.SLOW
-    assert status(models.SCOUT, "transformers-exporter", "float32") is Status.REFUSES
-    assert status(models.SCOUT, "onnxruntime-genai-builder", "float32") is Status.REFUSES
     assert status(models.LLAMA_3_8B, "onnxruntime-genai", "float32") is Status.RUNS
     narrow = models.LLAMA_3_8B.replace(
         "v_proj: linear(hidden_size, num_kv_heads * head_dim)",
@@ -179,6 +203,37 @@ def test_runtime_facts_apply_where_they_hold() -> None:
     assert all(f.source for r in runtimes().values() for f in r.facts)
 
 
-def test_unknown_runtime() -> None:
-    with pytest.raises(LlamagenError, match="onnxruntime-cpux"):
-        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), ("onnxruntime-cpux",))
+@pytest.mark.parametrize(
+    ("target", "builder", "loader", "exporter"),
+    [
+        ("llama/3/8b", Status.RUNS, Status.RUNS, Status.WRONG),
+        ("llama/3.2/11b-vision", Status.REFUSES, Status.WRONG, None),
+        ("llama/4/scout", Status.REFUSES, Status.WRONG, Status.REFUSES),
+        ("llama/guard/4-12b", Status.REFUSES, Status.RUNS, Status.REFUSES),
+        ("tests/specs/foreign/mpt.yaml", None, None, None),
+    ],
+)
+def test_loaders_go_by_the_architecture(
+    target: str, builder: Status | None, loader: Status | None, exporter: Status | None
+) -> None:
+    """What takes a config.json, not our export, knows a model by its kind; of others nothing is known."""
+    model = model_of(target)
+    names = ("onnxruntime-genai-builder", "transformers", "transformers-exporter")
+    found = on_runtimes(model.resolved, model.graphs, names, "float32")
+    assert tuple(r.status for r in found) == (builder, loader, exporter)
+
+
+def test_changed_wiring_has_no_kind(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    wiring = "blocks: {SwiGLU: {forward: 'return down_proj(relu(gate_proj(x)) * up_proj(x))'}}"
+    mine.write_text(f"spec: 1\nid: mine/relu\nextends: llama/3.2/1b\n{wiring}\n")
+    report = compat(model_of("llama/3.2/1b"), model_of(str(mine)), ("transformers",))
+    assert report.runtimes[0].status is None
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype"), [("onnxruntime-cpux", "float32"), ("onnxruntime-cpu", "bf16")]
+)
+def test_unknown_runtime_and_dtype(runtime: str, dtype: str) -> None:
+    with pytest.raises(LlamagenError, match=r"onnxruntime-cpux|bf16"):
+        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), (runtime,), dtype)

@@ -89,7 +89,7 @@ def test_the_nearest_provenance_wins() -> None:
     """A glob of the value's generation goes before a longer one of the first; in one file the longer goes."""
 
     def of(parent: str) -> str | None:
-        text = f"spec: 1\nid: test/child\nextends: {parent}\ntraining: {{gpu_hours: 7}}\n"
+        text = f"spec: 1\nid: llama/child\nextends: {parent}\ntraining: {{gpu_hours: 7}}\n"
         return source_of(Registry().load_text(text), "training.gpu_hours")
 
     assert of("llama/1/7b") == "l1paper#table-15"
