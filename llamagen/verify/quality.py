@@ -42,11 +42,18 @@ MEMORY_SHARE = 0.8
 def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
 
-    Raises LG775 for a folder without a manifest, LG778 for weights that cannot be had or held, LG622 for a file that
-    changed meanwhile, and as an export does for a checkpoint that does not fit.
+    Raises LG775 for a folder without a manifest, LG764 for a model whose context is shorter than the inputs, LG778 for
+    weights that cannot be had or held, LG622 for a file that changed meanwhile, and as an export does for a checkpoint
+    that does not fit.
     """
     before = stamps_of(folder)
     manifest = read_manifest(folder)
+    if manifest.max_context is not None and manifest.max_context < PROMPT + STEPS:
+        message = (
+            f"sequences of {PROMPT + STEPS} tokens are more than the model was exported for, "
+            f"{manifest.max_context:,}"
+        )
+        raise LlamagenError.of("LG764", message, help="export it with a larger --max-context")
     text = (folder / SPEC_FILE).read_text(encoding="utf-8")
     registry = Registry()
     resolved = registry.load_text(text, f"{folder / SPEC_FILE}")

@@ -57,7 +57,7 @@ def write_client_files(
         )
         _write(folder / GENAI_FILE, text)
     exported = Exported(
-        resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder))
+        resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder)), context
     )
     _write(folder / README_FILE, readme_text(exported))
 
