@@ -21,8 +21,8 @@ from llamagen.emit.manifest import (
     WeightsRecord,
     all_files,
 )
+from llamagen.emit.no_effect import without_effect
 from llamagen.emit.options import ExportOptions
-from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.build_graphs import MAIN, build_all
@@ -123,12 +123,14 @@ class ExportJob:
             for name, one in self.graphs.items()
         }
 
-    def about_quality(self, source: str) -> tuple[Diagnostic, ...]:
-        """Where the quality of a quantised model can be had."""
-        if self.options.quantize == NOT_QUANTIZED:
-            return ()
+    def about(self, emitted: Mapping[str, OnnxModel], source: str) -> tuple[Diagnostic, ...]:
+        """Options that changed nothing, or where the quality of a quantised model can be had."""
+        said = without_effect(self.options, emitted)
+        if not any(i.part for model in emitted.values() for i in model.initializers):
+            return said
         help = f"`llamagen verify {self.out} --quality {source}` measures it"
-        return (Diagnostic("LG644", "note", "what quantising cost was not measured", help=help),)
+        quality = Diagnostic("LG644", "note", "what quantising cost was not measured", help=help)
+        return (*said, quality)
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""
@@ -239,8 +241,9 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
         )
         notes = about_size + supply.notes
         if copies:
-            job.copy(job.emitted(AS_EXPORTED), supply)
-            notes += job.about_quality(str(checkpoint))
+            emitted = job.emitted(AS_EXPORTED)
+            job.copy(emitted, supply)
+            notes += job.about(emitted, str(checkpoint))
         else:
             notes += reference(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
@@ -276,8 +279,9 @@ def export_random(job: ExportJob, seed: int) -> Written:
             help="leave out --weights, or write a file first with `llamagen random-checkpoint`",
         )
     wanted = wanted_by(job.resolved, job.graph)
-    job.copy(job.emitted(AS_EXPORTED), RandomSupply(wanted, seed))
-    notes = job.about_quality("random")
+    emitted = job.emitted(AS_EXPORTED)
+    job.copy(emitted, RandomSupply(wanted, seed))
+    notes = job.about(emitted, "random")
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
 
 
