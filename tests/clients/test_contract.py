@@ -13,6 +13,7 @@ from llamagen import api
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import MAX_LENGTH
 from llamagen.emit.onnx.session import OpenOptions
+from llamagen.emit.supply import COMPANIONS
 from llamagen.runtime.session import Session
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
@@ -153,3 +154,20 @@ def test_the_readme_says_the_context_and_the_runtime(
     assert f"| operators | profile {profile}, opset 24{needs} |" in readme
     config = json.loads((out / "genai_config.json").read_text())
     assert context.startswith(f"{config['model']['context_length']} tokens")
+
+
+def test_every_small_file_of_a_checkpoint_is_carried_and_listed(tmp_path: Path) -> None:
+    spec, checkpoint, out = (
+        SPECS / "reduced" / "llama-3.1-8b.yaml",
+        tmp_path / "checkpoint",
+        tmp_path / "out",
+    )
+    api.random_checkpoint(spec, checkpoint)
+    names = set(COMPANIONS) - {"config.json"}
+    for name in names:
+        (checkpoint / name).write_text("{}")
+    api.load(spec).export(out, checkpoint=checkpoint)
+    readme = (out / "README.md").read_text()
+    for name in (*COMPANIONS, "MANIFEST.json", "spec.yaml", "genai_config.json"):
+        assert (out / name).is_file()
+        assert f"\n| `{name}` | " in readme
