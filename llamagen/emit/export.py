@@ -41,8 +41,9 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
         )
         notes = about_size + supply.notes
         if copies:
-            job.copy(job.emitted(AS_EXPORTED), supply)
-            notes += job.about_quality(str(checkpoint))
+            emitted = job.emitted(AS_EXPORTED)
+            job.copy(emitted, supply)
+            notes += job.about(emitted, str(checkpoint))
         else:
             notes += reference(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
@@ -83,6 +84,7 @@ def export_random(job: ExportJob, seed: int) -> Written:
             help="leave out --weights, or write a file first with `llamagen random-checkpoint`",
         )
     wanted = wanted_by(job.resolved, job.graph)
-    job.copy(job.emitted(AS_EXPORTED), RandomSupply(wanted, seed))
-    notes = job.about_quality("random")
+    emitted = job.emitted(AS_EXPORTED)
+    job.copy(emitted, RandomSupply(wanted, seed))
+    notes = job.about(emitted, "random")
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)

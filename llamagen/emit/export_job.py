@@ -20,8 +20,8 @@ from llamagen.emit.manifest import (
     WeightsRecord,
     all_files,
 )
+from llamagen.emit.no_effect import without_effect
 from llamagen.emit.options import ExportOptions
-from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
 from llamagen.emit.written import Counter, Progress, write_text
 from llamagen.ir.bounded import with_caches
@@ -96,12 +96,14 @@ class ExportJob:
             for name, one in self.graphs.items()
         }
 
-    def about_quality(self, source: str) -> tuple[Diagnostic, ...]:
-        """Where the quality of a quantised model can be had."""
-        if self.options.quantize == NOT_QUANTIZED:
-            return ()
+    def about(self, emitted: Mapping[str, OnnxModel], source: str) -> tuple[Diagnostic, ...]:
+        """Options that changed nothing, or where the quality of a quantised model can be had."""
+        said = without_effect(self.options, emitted)
+        if not any(i.part for model in emitted.values() for i in model.initializers):
+            return said
         help = f"`llamagen verify {self.out} --quality {source}` measures it"
-        return (Diagnostic("LG644", "note", "what quantising cost was not measured", help=help),)
+        quality = Diagnostic("LG644", "note", "what quantising cost was not measured", help=help)
+        return (*said, quality)
 
     def copy(self, emitted: Mapping[str, OnnxModel], supply: Supply) -> None:
         """Stream the weights into data files."""

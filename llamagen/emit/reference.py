@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import FileRecord, WeightsRecord
+from llamagen.emit.no_effect import without_effect
 from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
 from llamagen.weights.convert import overflow_magnitude
@@ -51,7 +52,8 @@ def reference(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...
             known |= _scanned(job, supply, linked, target)
         known |= write_graphs(emitted, _placements(emitted, entries), staging)
         supply.require_unchanged()
-    return () if scanned else (_NOT_SCANNED,)
+    said = without_effect(job.options, emitted)
+    return said if scanned else (_NOT_SCANNED, *said)
 
 
 _NOT_SCANNED = Diagnostic(

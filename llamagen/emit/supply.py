@@ -38,10 +38,15 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "preprocessor_config.json",
     "processor_config.json",
     "LICENSE",
+    "LICENSE.md",
     "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
     "USE_POLICY.md",
 )
 """Small files of a Hub checkpoint that a runtime reads or that must stay with the weights; copied if they are there."""

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from llamagen.diagnostics import LlamagenError
 
 TEMPLATE_FILE = "chat_template.jinja"
+OLDER_FILE = "chat_template.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 IMAGE_MARKER = "<|image|>"
 
@@ -27,6 +28,8 @@ def chat_text(folder: Path, prompt: str, images: int) -> str:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    from llamagen.runtime.chat_tags import Generation
+
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
@@ -34,7 +37,7 @@ def chat_text(folder: Path, prompt: str, images: int) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.globals["raise_exception"] = raise_exception
     environment.filters["tojson"] = tojson
@@ -66,9 +69,13 @@ def _template(folder: Path) -> str:
     path = folder / TEMPLATE_FILE
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    found = _json(folder / TOKENIZER_CONFIG).get("chat_template")
-    if isinstance(found, str):
-        return found
+    for name in (OLDER_FILE, TOKENIZER_CONFIG):
+        found = _json(folder / name).get("chat_template")
+        if isinstance(found, list):  # several, each with its name
+            named = [one for one in found if isinstance(one, Mapping)]
+            found = next((t.get("template") for t in named if t.get("name") == "default"), None)
+        if isinstance(found, str):
+            return found
     message = f"{str(folder)!r} has no chat template"
     help = f"leave out --chat, or copy the model's {TEMPLATE_FILE} there"
     raise LlamagenError.of("LG784", message, help=help)

@@ -57,8 +57,9 @@ def verify_folder(
     witnesses hold the whole model in float32. ``progress`` gets (cases done, in all), each once for every backend.
     Raises LG770 (not an exported folder), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
-    (weights that do not fit), LG774 (a witness that cannot run here), LG711 to LG713 (ONNX Runtime
-    refuses the model), LG622 (a file of the folder changed meanwhile).
+    (weights that do not fit), LG774 (a witness that cannot run here), LG764 (more tokens than the
+    model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
+    folder changed meanwhile).
     """
     names = [_known(name) for name in dict.fromkeys(against)]
     before = stamps_of(folder)
@@ -108,6 +109,11 @@ def _plans(subject: Subject, feed: _Feed) -> Iterator[_Plan]:
     vocab_size = flat.types[flat.outputs[0]].shape[-1].value
     jump = far(main, feed.prompt_tokens + feed.steps)
     text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, jump)
+    limit = subject.max_context
+    if limit is not None and _longest(text) > limit:
+        message = f"cases of {_longest(text):,} tokens are more than the model was exported for, {limit:,}"
+        help = "--steps and --prompt-tokens make them shorter"
+        raise LlamagenError.of("LG764", message, help=help)
     yield _Plan((MAIN,), text)
     pipeline = subject.pipeline
     if pipeline is None:
@@ -116,8 +122,19 @@ def _plans(subject: Subject, feed: _Feed) -> Iterator[_Plan]:
         cases = image_scenarios(pipeline, subject.graphs, vocab_size, feed.steps, feed.seed + 1)
     except ValueError as error:
         yield _Plan(tuple(pipeline.graphs), (), f"images: {error}")
-    else:
-        yield _Plan(tuple(pipeline.graphs), cases)
+        return
+    if limit is not None and _longest(cases) > limit:
+        why = (
+            f"images: cases of {_longest(cases):,} tokens, and the model was exported for {limit:,}"
+        )
+        yield _Plan(tuple(pipeline.graphs), (), why)
+        return
+    yield _Plan(tuple(pipeline.graphs), cases)
+
+
+def _longest(cases: Sequence[Scenario]) -> int:
+    """Slots of the longest text."""
+    return max(sum(case.splits) for case in cases)
 
 
 class _Steps:

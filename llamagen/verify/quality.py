@@ -45,12 +45,18 @@ MEMORY_SHARE = 0.8
 def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
 
-    Raises LG775 for a folder without a manifest, LG773 for one whose weights cannot be read, LG778 for weights that
-    cannot be had or held or are not the folder's, LG622 for a file that changed meanwhile, and as an export does for a
-    checkpoint that does not fit.
+    Raises LG775 for a folder without a manifest, LG773 for one whose weights cannot be read, LG764 for a model whose
+    context is shorter than the inputs, LG778 for weights that cannot be had or held or are not the folder's, LG622 for
+    a file that changed meanwhile, and as an export does for a checkpoint that does not fit.
     """
     before = stamps_of(folder)
     manifest = read_manifest(folder)
+    if manifest.max_context is not None and manifest.max_context < PROMPT + STEPS:
+        message = (
+            f"sequences of {PROMPT + STEPS} tokens are more than the model was exported for, "
+            f"{manifest.max_context:,}"
+        )
+        raise LlamagenError.of("LG764", message, help="export it with a larger --max-context")
     registry = Registry()
     resolved = registry.load_text(spec_text(folder), f"{folder / SPEC_FILE}")
     graph = build(resolved)

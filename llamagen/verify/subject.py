@@ -38,6 +38,12 @@ class Subject:
         return self.size > MAX_REFERENCE_PARAMETERS
 
     @property
+    def max_context(self) -> int | None:
+        """Tokens that the tables of positions in the model cover, where it has such tables."""
+        said = self.stored.metadata.get("llamagen.max_context")
+        return int(said) if said is not None else None
+
+    @property
     def size(self) -> int:
         """Parameters of all graphs."""
         return sum(p.count for p in all_parameters(self.graphs).values())

@@ -13,6 +13,7 @@ from llamagen import api
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import MAX_LENGTH
 from llamagen.emit.onnx.session import OpenOptions
+from llamagen.emit.supply import COMPANIONS
 from llamagen.runtime.session import Session
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
@@ -135,3 +136,43 @@ def test_the_text_of_a_model_with_images(images: str, profile: str, tmp_path: Pa
     assert found[: len(expected)] == expected
     assert len(found) - len(expected) <= 1  # the end token
     assert len(expected) > 10  # beyond two chunks
+
+
+@pytest.mark.parametrize(
+    ("profile", "context", "needs"),
+    [
+        ("portable", "512 tokens", ""),
+        ("ort-cpu", "50 tokens (the model has 512)", "; needs onnxruntime 1.32 or later"),
+    ],
+)
+def test_the_readme_says_the_context_and_the_runtime(
+    profile: str, context: str, needs: str, tmp_path: Path
+) -> None:
+    spec, out = tmp_path / "m.yaml", tmp_path / "out"
+    text = (SPECS / "reduced" / "llama-3.1-8b.yaml").read_text()
+    spec.write_text(
+        text.replace("num_heads: 8", "num_heads: 4").replace("head_dim: 8", "head_dim: 16")
+    )
+    api.load(spec).export(out, random_weights=3, profile=profile, max_context=50)
+    readme = (out / "README.md").read_text()
+    assert f"| context | {context} |" in readme
+    assert f"| operators | profile {profile}, opset 24{needs} |" in readme
+    config = json.loads((out / "genai_config.json").read_text())
+    assert context.startswith(f"{config['model']['context_length']} tokens")
+
+
+def test_every_small_file_of_a_checkpoint_is_carried_and_listed(tmp_path: Path) -> None:
+    spec, checkpoint, out = (
+        SPECS / "reduced" / "llama-3.1-8b.yaml",
+        tmp_path / "checkpoint",
+        tmp_path / "out",
+    )
+    api.random_checkpoint(spec, checkpoint)
+    names = set(COMPANIONS) - {"config.json"}
+    for name in names:
+        (checkpoint / name).write_text("{}")
+    api.load(spec).export(out, checkpoint=checkpoint)
+    readme = (out / "README.md").read_text()
+    for name in (*COMPANIONS, "MANIFEST.json", "spec.yaml", "genai_config.json"):
+        assert (out / name).is_file()
+        assert f"\n| `{name}` | " in readme

@@ -121,3 +121,37 @@ def test_same_tokens_as_our_own_session(
     ours = [piece.token for piece in api.run(out, prompt, max_new_tokens=NEW_TOKENS)]
     (theirs,) = generate(og.Model(str(out)), made.layout, [prompt], NEW_TOKENS)
     assert [token for token in theirs if token not in made.layout.ends] == ours
+
+
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "stopped"])
+def test_a_conversation_as_the_readme_says(ended: bool, profile: str, tmp_path: Path) -> None:
+    """The next turn sees every token of the one before."""
+    made = TextModel("llama/2/7b", LLAMA_2)
+    checkpoint, out = made.checkpoint(tmp_path), tmp_path / "out"
+    api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint, profile=profile)
+    first, second = [made.layout.bos, 50, 60, 70, 80], [90, 100, 110]
+    (answer,) = greedy(checkpoint, [first], 4)
+    assert len(set(answer)) == 4
+    (expected,) = greedy(checkpoint, [first + answer + second], 6)
+    config = og.Config(str(out))
+    if ended:
+        config.overlay(json.dumps({"model": {"eos_token_id": answer[-1]}}))
+    model = og.Model(config)
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=64, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(first)
+    while not generator.is_done() and generator.token_count() < len(first + answer):
+        generator.generate_next_token()
+    assert generator.is_done() == ended
+    if ended:
+        generator.append_tokens(answer[-1:] + second)
+    else:
+        generator.rewind_to(generator.token_count() - 2)
+        generator.append_tokens(answer[-2:] + second)
+    found = []
+    while not generator.is_done() and len(found) < len(expected):
+        generator.generate_next_token()
+        found.append(int(generator.get_next_tokens()[0]))
+    assert found and found == expected[: len(found)]

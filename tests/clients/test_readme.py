@@ -161,6 +161,9 @@ def test_a_folder_for_a_gpu_says_what_was_not_run(dtype: str, tmp_path: Path) ->
     runs = set(snippets(out))
     assert ("onnxruntime" in runs) == (dtype == "float16")
     assert runs - {"onnxruntime"} == {"llamagen", "onnxruntime-genai"}
+    commands = snippets(out)["llamagen"].splitlines()
+    assert all(command.endswith(" --provider cuda") for command in commands)
+    assert "threads" not in snippets(out)["onnxruntime-genai"]
     session = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]
     assert session["session_options"]["provider_options"] == [{"cuda": {}}]
 

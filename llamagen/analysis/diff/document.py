@@ -9,7 +9,6 @@ from pydantic import Field
 
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.judge import Change, Diff, Side
-from llamagen.analysis.diff.render import touches
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
 from llamagen.diagnostics import Span
@@ -95,7 +94,7 @@ def document(result: Diff, surfaces: tuple[Surface, ...] = tuple(Surface)) -> Di
         ),
         surfaces={s: result.verdict(s) for s in surfaces if result.compared(s)},
         transforms=result.transforms(),
-        changes=tuple(_change(c) for c in result.changes if touches(c, surfaces)),
+        changes=tuple(_change(c) for c in result.changes if c.touches(surfaces)),
     )
 
 

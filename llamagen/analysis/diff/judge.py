@@ -67,6 +67,11 @@ class Change:
         found = [e.verdict for e in self.effects if e.surface is surface]
         return max(found, key=lambda v: v.rank, default=Verdict.SAME)
 
+    def touches(self, surfaces: tuple[Surface, ...]) -> bool:
+        """Whether it belongs in a comparison of ``surfaces``; without any effect, in one of all."""
+        touched = {e.surface for e in self.effects}
+        return not touched.isdisjoint(surfaces) if touched else surfaces == tuple(Surface)
+
 
 @dataclass(frozen=True, slots=True)
 class Diff:

@@ -117,7 +117,7 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
         changes = result.on(surface)
         verdict = verdict_text(result, surface)
         yield f"{surface.value:<10} {verdict:<12}{_count(len(changes))}".rstrip()
-    values = [c for c in result.changes if c.kind == "value" and touches(c, surfaces)]
+    values = [c for c in result.changes if c.kind == "value" and c.touches(surfaces)]
     if values:
         yield ""
         yield "what the specs change"
@@ -159,12 +159,6 @@ def _own(change: Change, surface: Surface) -> bool:
     """Whether a value acts on the surface itself; derived effects are shown where they happen."""
     rule = diff_rules()[change.rule]
     return rule.listed and surface in rule.effects
-
-
-def touches(change: Change, surfaces: tuple[Surface, ...]) -> bool:
-    """Whether a change belongs in a comparison of ``surfaces``; one without any effect in one of all."""
-    touched = {e.surface for e in change.effects}
-    return not touched.isdisjoint(surfaces) if touched else surfaces == tuple(Surface)
 
 
 def _count(n: int) -> str:

@@ -58,7 +58,7 @@ def write_client_files(
         )
         write_text(folder / GENAI_FILE, text)
     exported = Exported(
-        resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder))
+        resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder)), context
     )
     write_text(folder / README_FILE, readme_text(exported))
 

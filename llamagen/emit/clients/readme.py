@@ -36,6 +36,8 @@ TESTED: Mapping[str, str] = {
 
 CPU = "CPUExecutionProvider"
 
+SINCE = "needs onnxruntime 1.32 or later"
+
 OLDER = (
     "uses GroupQueryAttention as ONNX Runtime 1.32 has it, and transformers.js brings 1.30; "
     "an export with `--profile portable` runs there"
@@ -54,12 +56,20 @@ PURPOSES: tuple[tuple[str, str], ...] = (
     ("generation_config.json", "special tokens and sampling"),
     ("tokenizer.json", "the tokenizer"),
     ("tokenizer_config.json", "its settings"),
+    ("special_tokens_map.json", "its special tokens"),
+    ("added_tokens.json", "tokens beyond its own"),
+    ("vocab.json", "its tokens, for older readers"),
+    ("merges.txt", "how it joins them"),
     ("tokenizer.model", "the tokenizer as Meta released it"),
     ("chat_template.jinja", "turns a conversation into a prompt"),
+    ("chat_template.json", "turns a conversation into a prompt"),
     ("preprocessor_config.json", "how transformers prepares images"),
     ("processor_config.json", "joins them and the tokenizer in transformers"),
     ("LICENSE", "of the weights"),
+    ("LICENSE.md", "of the weights"),
     ("LICENSE.txt", "of the weights"),
+    ("NOTICE", "of the weights"),
+    ("NOTICE.txt", "of the weights"),
     ("USE_POLICY.md", "of the weights"),
     ("spec.yaml", "the architecture, complete; `llamagen verify` reads it"),
 )
@@ -78,6 +88,8 @@ class Exported:
     tokens: SpecialTokens
     settings: Settings
     names: frozenset[str]
+    context: int | None
+    """Tokens that the model can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +186,14 @@ def _refusals(exported: Exported) -> Iterator[Refusal]:
         yield Refusal("optimum", "is made for a GPU, which was not tested")
         yield Refusal("transformers.js", "is made for a GPU, which was not tested")
         return
-    if exported.model.in_place:
+    if exported.model.fused_attention:
         yield Refusal("transformers.js", OLDER)
     if kind not in TESTED_TYPES:
         named = (
             "has no `config.json`" if kind is None else f"is a {code(kind)}, which was not tested"
         )
         yield Refusal("optimum", named)
-        if not exported.model.in_place:
+        if not exported.model.fused_attention:
             yield Refusal("transformers.js", named)
     elif spec.hyperparameters.hidden_size != contract.num_heads * contract.head_dim:
         yield Refusal("optimum", "has heads that do not fill its width")
@@ -198,19 +210,26 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("weights", "; ".join(_stored(model)))
     yield Row("computation", model.dtype)
     profile = model.profile
-    yield Row("operators", f"profile {profile.name}, opset {profile.opset}")
+    since = f"; {SINCE}" if model.fused_attention else ""
+    yield Row("operators", f"profile {profile.name}, opset {profile.opset}{since}")
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
     flat = flatten(exported.graphs[MAIN])
     if any(slot.keep is not None for slot in flat.slots):
         kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token; pad on the left"
         yield Row("past keys and values", kept)
     yield Row("vocabulary", f"{exported.contract.vocab_size:,}")
-    if spec.hyperparameters.max_positions is not None:
-        yield Row("context", f"{spec.hyperparameters.max_positions:,} tokens")
+    if exported.context is not None:
+        yield Row("context", _context(exported.context, spec.hyperparameters.max_positions))
     release = spec.release
     if release is not None and release.licence is not None:
         yield Row("licence of the weights", cell(release.licence))
     yield Row("written by", f"llamagen {llamagen_version()}")
+
+
+def _context(tokens: int, of_model: int | None) -> str:
+    """``20 tokens (the model has 100)``"""
+    more = f" (the model has {of_model:,})" if of_model is not None and of_model > tokens else ""
+    return f"{tokens:,} tokens{more}"
 
 
 def _stored(model: OnnxModel) -> Iterator[str]:

@@ -126,10 +126,14 @@ class Builder:
         dtypes: Sequence[ir.DataType | None],
         attributes: Mapping[str, Attribute],
     ) -> tuple[ir.Value, ...]:
-        if self._widened is None or kind in MOVES:
+        narrow = self._narrow(kind)
+        if narrow is None:
             return self._node(kind, inputs, dtypes, attributes)
-        wide = [self._widen(x) for x in inputs]
-        made = [ir.DataType.FLOAT if d is self._widened else d for d in dtypes]
+        wide = [
+            self.to(x, ir.DataType.FLOAT) if x is not None and _element(x) is narrow else x
+            for x in inputs
+        ]
+        made = [ir.DataType.FLOAT if d is narrow else d for d in dtypes]
         results = self._node(kind, wide, made, attributes)
         wanted = (d for d in dtypes if d is not None)
         return tuple(self.to(r, d) for r, d in zip(results, wanted, strict=True))
@@ -184,10 +188,11 @@ class Builder:
             self._casts[(id(cast), _element(x))] = x
         return cast
 
-    def _widen(self, x: ir.Value | None) -> ir.Value | None:
-        return (
-            self.to(x, ir.DataType.FLOAT) if x is not None and _element(x) is self._widened else x
-        )
+    def _narrow(self, kind: str) -> ir.DataType | None:
+        """The element type that an operator cannot compute in: float32 takes its place."""
+        if kind in self.profile.without_bfloat16:
+            return ir.DataType.BFLOAT16
+        return None if kind in MOVES else self._widened
 
     def _node(
         self,

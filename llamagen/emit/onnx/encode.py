@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
 from llamagen.emit.onnx.initializer import (
     BlockEncoding,
@@ -44,7 +45,7 @@ _STRIP = 64
 def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.NDArray[np.generic]]:
     """The parts ``entries`` of the weight ``rows`` [n, K], by name; codes of channels as [K, n].
 
-    Of experts: some outputs of one, and codes as [n, bytes].
+    Of experts: some outputs of one, and codes as [n, bytes]. Raises LG621.
     """
     part = entries[0].part
     assert part is not None
@@ -55,6 +56,7 @@ def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.N
         ):
             dtype = numpy_type(ELEMENTS[entries[1].dtype])
             found = quantize_rows(rows, bits, block, symmetric, dtype)
+            _require_range(rows, found.scales, bits, entries)
             arrays: list[npt.NDArray[np.generic] | None] = [
                 _as_stored(found.packed, entries[0], part.encoding),
                 found.scales,
@@ -68,6 +70,25 @@ def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.N
         for entry, array in zip(entries, arrays, strict=False)
         if array is not None and entry.shares is None
     }
+
+
+def _require_range(
+    rows: Floats, scales: npt.NDArray[np.generic], bits: int, entries: Sequence[Initializer]
+) -> None:
+    """Raises LG621 where the dtype of the scales, in which kernels compute, cannot hold what the codes stand for."""
+    reach = np.abs(scales.astype(np.float32)).max() * np.float32(2**bits)
+    with np.errstate(over="ignore"):
+        if np.isfinite(reach.astype(scales.dtype)):  # all but always: no need to look at the rows
+            return
+        largest = np.abs(rows).max()
+        if np.isfinite(largest.astype(scales.dtype)):
+            return
+    names = " or ".join(f"`{source.path}`" for source in entries[0].sources)
+    raise LlamagenError.of(
+        "LG621",
+        f"a value of {names} is {largest:.7g}, which {entries[1].dtype} cannot hold",
+        help="export with --dtype bfloat16 or float32",
+    )
 
 
 def _as_stored(

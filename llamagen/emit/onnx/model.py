@@ -30,6 +30,11 @@ class OnnxModel:
         return self.model.graph.opset_imports
 
     @property
+    def fused_attention(self) -> bool:
+        """Some attention is GroupQueryAttention, as ONNX Runtime has it from 1.32 on."""
+        return any(node.op_type == "GroupQueryAttention" for node in self.model.graph)
+
+    @property
     def in_place(self) -> bool:
         """Whether past and present caches may be one buffer, which the model appends to."""
         return self.model.metadata_props.get("llamagen.in_place") == "true"

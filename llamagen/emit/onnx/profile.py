@@ -60,13 +60,17 @@ CONTRIB = frozenset(
 
 CONTRIB_DOMAIN = "com.microsoft"
 
+CUDA_WITHOUT_BFLOAT16 = frozenset({"Clip", "Pad", "ReduceMean", "Softplus", "TopK"})
+"""Neither the CUDA provider nor the CPU has a kernel for them in bfloat16: a graph with one is not loaded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One row of ``PROFILES``.
 
     ``widened`` dtypes are stored but not computed in: every operator outside ``MOVES`` works on float32 casts and its
-    result is rounded back. ``io_dtypes`` gives the dtype of logits and key/value caches outside the graph.
+    result is rounded back; so does one of ``without_bfloat16``. ``io_dtypes`` gives the dtype of logits and key/value
+    caches outside the graph.
     """
 
     name: Literal["portable", "ort-cpu", "ort-cuda"]
@@ -78,6 +82,7 @@ class Profile:
     """The execution provider it is made for."""
     logits: Logits
     """Which logits the model gives unless the export says otherwise."""
+    without_bfloat16: frozenset[str] = frozenset()
 
 
 PORTABLE = Profile(
@@ -102,6 +107,7 @@ ORT_CUDA = Profile(
     io_dtypes=MappingProxyType({d: d for d in ONNX_DTYPES}),
     provider="CUDAExecutionProvider",
     logits="last",
+    without_bfloat16=CUDA_WITHOUT_BFLOAT16,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(

@@ -189,7 +189,7 @@ def _refusal(what: str, provider: str, message: str) -> LlamagenError:
         return LlamagenError.of(
             "LG712",
             f"{provider} has no {missing[1] or missing[2]} for the types that {what} uses",
-            help="export with the portable profile, which every provider runs",
+            help="compute where it was exported for (`--provider cuda`), or export with the portable profile",
         )
     short = re.sub(r"/onnxruntime_src/\S+ ", "", re.sub(r"^\[ONNXRuntimeError\] : ", "", reason))
     return LlamagenError.of(

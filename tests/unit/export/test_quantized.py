@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
@@ -226,3 +227,35 @@ def test_references_are_not_quantised(tmp_path: Path) -> None:
             tmp_path / "out", checkpoint=tmp_path / "checkpoint", weights="reference", quantize=INT4
         )
     assert caught.value.diagnostics[0].code == "LG707"
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize(
+    ("largest", "dtype", "fits"),
+    [
+        (99840.0, "float16", False),
+        (60160.0, "float16", True),
+        (99840.0, "bfloat16", True),
+        (99840.0, "float32", True),
+    ],
+)
+def test_values_beyond_the_dtype_are_refused_as_codes_too(
+    largest: float, dtype: str, fits: bool, scheme: str, asymmetric: bool, tmp_path: Path
+) -> None:
+    """A scale that fits is not enough: kernels multiply it with its codes."""
+    checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
+    random_checkpoint(DENSE, checkpoint)
+    state = load_file(checkpoint / "model.safetensors")
+    path = "model.layers.1.mlp.down_proj.weight"
+    state[path][3, 2] = largest
+    state[path][3, 3] = -largest
+    save_file(state, checkpoint / "model.safetensors", {"format": "pt"})
+    options = QuantizeOptions(scheme, asymmetric=asymmetric)
+    if fits:
+        load(DENSE).export(out, checkpoint=checkpoint, dtype=dtype, quantize=options)
+        return
+    with pytest.raises(LlamagenError, match="99840, which float16 cannot hold") as caught:
+        load(DENSE).export(out, checkpoint=checkpoint, dtype=dtype, quantize=options)
+    assert [d.code for d in caught.value.diagnostics] == ["LG621"]
+    assert path in caught.value.diagnostics[0].message and not out.exists()

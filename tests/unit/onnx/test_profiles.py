@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import yaml
 from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
@@ -35,7 +34,6 @@ from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 
 CONTEXT = 64
-CUDA_KERNELS = Path(__file__).parents[2] / "data/cuda_kernels.yaml"
 CASES = {name: rule.row.case.fires for name, rule in rewrite_rules().items()}
 BASE = text(
     "t/base", vocab=32, hidden=32, layers=2, heads=4, kv=2, head_dim=16, ffn=48, positions=512,
@@ -117,26 +115,6 @@ def test_every_node_fits_its_schema(name: str, profile: Profile, folder: Path) -
         assert set(node.attributes) <= set(schema.attributes), node
         needed = {n for n, a in schema.attributes.items() if a.required}
         assert needed <= set(node.attributes), node
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_cuda_has_a_kernel_for_the_types_of_every_node(dtype: OnnxDType, folder: Path) -> None:
-    kernels = yaml.safe_load(CUDA_KERNELS.read_text())
-    names = {"FLOAT": "float", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT32": "int32"}
-    seen: set[str] = set()
-    for name in (*CASES, *EXTRAS):
-        for node in nodes(emitted(model_of(name, folder), ORT_CUDA, dtype)):
-            kernel = kernels.get(node.op_type)
-            assert kernel is not None or not node.domain, f"no CUDA kernel of {node.op_type}"
-            if kernel is None:
-                continue
-            seen.add(node.op_type)
-            known = {kind for kinds in kernel.values() for kind in kinds}
-            used = {names.get(v.dtype.name) for v in node.inputs if v is not None and v.dtype}
-            assert used <= known, (node.op_type, used)
-            floats = used - {"int32"}
-            assert len(floats) == 1, "kernels take one float type"
-    assert ("GroupQueryAttention" in seen) == (dtype != "float32")
 
 
 @pytest.mark.parametrize("name", [*CASES, *EXTRAS])

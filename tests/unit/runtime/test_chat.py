@@ -57,11 +57,32 @@ def test_the_template_of_a_tokenizer_config(tmp_path: Path) -> None:
     assert chat_text(tmp_path, "a", 0) == "<s><user>a<assistant>"
 
 
+@pytest.mark.parametrize("file", ["chat_template.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "stored",
+    [SHORT, [{"name": "tool_use", "template": "no"}, {"name": "default", "template": SHORT}]],
+    ids=["one", "named"],
+)
+def test_templates_in_json(file: str, stored: object, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    (tmp_path / file).write_text(json.dumps({"bos_token": "<s>", "chat_template": stored}))
+    assert chat_text(tmp_path, "a", 0) == "<s><user>a<assistant>"
+
+
+def test_marks_of_what_a_model_answered(tmp_path: Path) -> None:
+    marked = "{% for m in messages %}\n{% generation %}\n{{ m.content }}\n{% endgeneration %}\n{% endfor %}"
+    expected, _ = render_jinja_template(
+        conversations=[[{"role": "user", "content": "a"}]], chat_template=marked
+    )
+    assert [chat_text(folder(tmp_path, marked), "a", 0)] == expected
+
+
 @pytest.mark.parametrize(
     "template",
     [
         "{{ raise_exception('no') }}",
         "{% if %}",
+        "{% generation %}a",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}{{ ''.__class__.__base__.__subclasses__() }}",
         "{% include '/etc/passwd' %}",

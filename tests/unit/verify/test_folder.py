@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from llamagen.api import load
+from llamagen.api_verify import measure_quality
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.part import CHOICES
@@ -188,3 +189,17 @@ def test_unknown_witness(mistral: Path) -> None:
 def test_transformers_needs_a_configuration(mistral: Path) -> None:
     with pytest.raises(LlamagenError, match=r"no config\.json"):
         verify_folder(mistral, ["transformers"])
+
+
+def test_more_tokens_than_the_tables_cover_are_refused(tmp_path: Path) -> None:
+    spec, out = tmp_path / "m.yaml", tmp_path / "out"
+    text = (SPECS / "reduced" / "llama-3.1-8b.yaml").read_text()
+    spec.write_text(
+        text.replace("num_heads: 8", "num_heads: 4").replace("head_dim: 8", "head_dim: 16")
+    )
+    load(spec).export(out, random_weights=1, profile="ort-cpu", max_context=20)
+    for compare in (verify_folder, measure_quality):
+        with pytest.raises(LlamagenError) as caught:
+            compare(out)
+        assert [d.code for d in caught.value.diagnostics] == ["LG764"]
+    assert verify_folder(out, ["torch"], steps=8).passed
