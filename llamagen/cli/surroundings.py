@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llamagen.cli.exit_codes import INVALID
 from llamagen.diagnostics import LlamagenError
 
 _POLITE = (signal.SIGTERM, signal.SIGHUP)
-_INVALID = 3
 _SHRUNK = b"""
 error[LG622]: a file became shorter while it was read: its pages are gone (SIGBUS)
   = help: wait until the copy or download is complete, then run the command again
@@ -83,7 +83,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _lost_page(number: int) -> None:
     os.write(2, _SHRUNK)
-    os._exit(_INVALID)
+    os._exit(INVALID)
 
 
 _ON_LOST_PAGE = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost_page)
