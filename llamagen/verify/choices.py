@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.verify.numerics import (
+    DAMAGED,
     LOW_PRECISION_FACTOR,
     TOLERANCES,
     BoundRule,
@@ -124,8 +126,9 @@ def _of_one(router: Router) -> Choices:
 
 
 def _spread(scores: FloatArray) -> float:
-    """Raises ValueError for scores that are all the same or not numbers."""
+    """Raises LG777 for scores that are all the same or not numbers."""
     spread = float(scores[np.isfinite(scores)].std())
     if not spread > 0:
-        raise ValueError("the scores of a router are constant or not finite")
+        message = "scores of a router are constant or not finite: no distance can be measured"
+        raise LlamagenError.of("LG777", message, help=DAMAGED)
     return spread

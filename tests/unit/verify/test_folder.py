@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
-from llamagen.api import load
+from llamagen.api import load, random_checkpoint
 from llamagen.api_verify import measure_quality
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.folder import verify_folder
@@ -203,3 +204,19 @@ def test_more_tokens_than_the_tables_cover_are_refused(tmp_path: Path) -> None:
             compare(out)
         assert [d.code for d in caught.value.diagnostics] == ["LG764"]
     assert verify_folder(out, ["torch"], steps=8).passed
+
+
+def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:
+    spec, checkpoint, out = (
+        SPECS / "reduced" / "llama-3.1-8b.yaml",
+        tmp_path / "c",
+        tmp_path / "out",
+    )
+    random_checkpoint(spec, checkpoint)
+    state = load_file(checkpoint / "model.safetensors")
+    state["lm_head.weight"].zero_()
+    save_file(state, checkpoint / "model.safetensors", {"format": "pt"})
+    load(spec).export(out, checkpoint=checkpoint)
+    with pytest.raises(LlamagenError) as caught:
+        verify_folder(out, ["torch"], steps=2)
+    assert [d.code for d in caught.value.diagnostics] == ["LG777"]
