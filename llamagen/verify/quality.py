@@ -97,7 +97,7 @@ def _of_this(folder: Path, graph: Graph, supply: Supply) -> None:
         raise LlamagenError.of(
             "LG778",
             f"the folder was not made of these weights: `{foreign}` has other values",
-            help="give the checkpoint that it was exported from",
+            help="give the checkpoint that it was exported from; `verify --integrity` finds damage",
         )
 
 

@@ -143,7 +143,7 @@ def test_a_page_shows_a_text(place: str) -> None:
     before, after = (Model(spec, build(spec)) for spec in specs)
     page = Page(html_page(diff(before, after)))
     assert page.tags <= PAGE_TAGS
-    assert page.attributes <= {"class", "lang", "charset"}
+    assert page.attributes <= {"class", "lang", "charset", "title"}
 
 
 PAGE_TAGS = {

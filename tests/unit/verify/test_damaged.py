@@ -103,7 +103,7 @@ def test_it_is_not_verified(edit: Edit, code: str, sound: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("edit", "code"),
     [
-        (filled(float("nan")), "LG777"),
+        (filled(float("nan")), "LG778"),
         (graph(of_no_shape), "LG713"),
         (of_letters, "LG770"),
         (lambda folder: (folder / "spec.yaml").unlink(), "LG770"),

@@ -32,6 +32,17 @@ def test_the_divergence_of_known_distributions() -> None:
     assert found.top1_agreement == 0.5 and found.positions == 2
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("whose", ["the folder", "the float32 model"])
+def test_no_quality_of_logits_that_are_no_numbers(value: float, whose: str) -> None:
+    sound, damaged = np.zeros((1, 3)), np.array([[0.0, value, 0.0]])
+    pair = (damaged, sound) if whose == "the folder" else (sound, damaged)
+    with pytest.raises(LlamagenError) as caught:
+        quality.compared(*pair)
+    (found,) = caught.value.diagnostics
+    assert found.code == "LG777" and whose in found.message
+
+
 def test_fewer_bits_cost_more(tmp_path: Path) -> None:
     results = {}
     for scheme in ("none", "int8", "int4"):
