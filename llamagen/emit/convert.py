@@ -19,7 +19,7 @@ from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.supply import COMPANIONS, CONFIGS
-from llamagen.emit.written import Progress, Written, sizes_of
+from llamagen.emit.written import Progress, Written, sizes_of, write_text
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
@@ -204,7 +204,7 @@ def _write(
         if len(files) > 1:
             write_index(staging, files)
         for name, text in config_files(after).items():
-            (staging / name).write_text(_with_dtype(text, types), encoding="utf-8", newline="\n")
+            write_text(staging / name, _with_dtype(text, types))
         for name in COMPANIONS:
             if name not in CONFIGS and (folder / name).is_file():
                 shutil.copyfile(folder / name, staging / name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
+from llamagen.emit.written import write_text
 from llamagen.ir.graph import Graph, Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
@@ -88,7 +89,7 @@ def place_companion(file: Path, folder: Path) -> None:
         found: object = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict) and found.pop("quantization_config", None) is not None:
             text = json.dumps(found, indent=2) + "\n"
-            (folder / file.name).write_text(text, encoding="utf-8", newline="\n")
+            write_text(folder / file.name, text)
             return
     shutil.copyfile(file, folder / file.name)
 

@@ -133,6 +133,8 @@ def _sentence(compared: int, different: int, rows: int) -> str:
     skipped = rows - compared
     more = f" {skipped} more {'was' if skipped == 1 else 'were'} skipped." if skipped else ""
     if different == 0:
+        if compared == 1:
+            return f"The comparison is within its tolerance.{more}"
         return f"All {compared} comparisons are within their tolerances.{more}"
     return f"{different} of {compared} comparisons are beyond their tolerances.{more}"
 

@@ -16,12 +16,14 @@ from llamagen.weights.safetensors_write import NewTensor
 LARGEST = 448.0
 """The largest float8_e4m3fn."""
 _ELEMENTS = 1 << 20
-_KEPT = ("lm_head.weight",)
+_HEAD = "lm_head.weight"
 
 
 def is_projection(tensor: RandomTensor) -> bool:
     """What such releases store as float8: linear parts and experts, but not the head."""
-    return tensor.kind == "matrix" and len(tensor.shape) in (2, 3) and tensor.name not in _KEPT
+    return (
+        tensor.kind == "matrix" and len(tensor.shape) in (2, 3) and not tensor.name.endswith(_HEAD)
+    )
 
 
 @dataclass

@@ -10,8 +10,6 @@ from llamagen.emit.config.params import read_params
 from llamagen.emit.config.wanted import Wanted, read_config
 
 FILES = ("config.json", "params.json")
-
-
 _NOT_IN_IDS = re.compile(r"[^a-z0-9._-]+")
 
 

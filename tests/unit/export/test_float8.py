@@ -17,7 +17,8 @@ from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
-from llamagen.weights.random import random_values
+from llamagen.weights.random import RandomTensor, random_values
+from llamagen.weights.random_float8 import is_projection
 from tests.parity.models import SPECS
 from tests.unit.weights.files import save
 
@@ -48,6 +49,14 @@ def test_an_export_is_proven_and_near_the_weights(spec: Path, tmp_path: Path) ->
         assert (0.015 < error < 0.03) if projection else error < 2**-8, path
         quantised += projection
     assert quantised > 10
+
+
+@pytest.mark.parametrize("prefix", ["", "language_model."])
+def test_a_head_stays_as_it_is(prefix: str) -> None:
+    """Under the prefix of models that read images too."""
+    head = RandomTensor(f"{prefix}lm_head.weight", (16, 8), "matrix")
+    assert not is_projection(head)
+    assert is_projection(head._replace(name=f"{prefix}model.layers.0.self_attn.q_proj.weight"))
 
 
 def apart(spec: Path, folder: Path, lost: str | None = None) -> tuple[Path, dict[str, np.ndarray]]:
