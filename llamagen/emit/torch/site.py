@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llamagen.ops.code import Code, Text, Tuple
+from llamagen.ops.code import Code, Text, Tuple, call
 from llamagen.ops.dims import Dim
 from llamagen.ops.op import Attrs, TensorType
 
@@ -38,6 +38,11 @@ class TorchSite:
     """What both take besides q, k, v and the mask."""
     states: str = ""
     """The list that holds all operands, if they are states that a loop collected."""
+
+    def call(self, helper: str, *arguments: Code) -> Code:
+        """A call of a helper of the templates."""
+        self.helper(helper)
+        return call(helper, *arguments)
 
     def listed(self, x: Sequence[Code]) -> Code:
         """All operands as one argument."""
