@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
-from llamagen.emit.written import write_text
 from llamagen.ir.graph import Graph, Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
@@ -20,6 +20,7 @@ from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.nodes import Region
 from llamagen.weights.pieces import Piece
+from llamagen.weights.problems import open_beside
 from llamagen.weights.reading import OpenFiles
 from llamagen.weights.stamps import Stamp, require_unchanged
 
@@ -83,15 +84,29 @@ def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
     return (Diagnostic("LG645", "note", message, help=help),)
 
 
+def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path, ...]:
+    """The small files that a checkpoint's folder has. Raises LG601 for one that is a link to elsewhere."""
+    files = tuple(folder / name for name in names if (folder / name).is_file())
+    for file in files:
+        os.close(open_beside(file))
+    return files
+
+
 def place_companion(file: Path, folder: Path) -> None:
-    """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have."""
-    if file.name == CONFIG_FILE:
-        found: object = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.pop("quantization_config", None) is not None:
-            text = json.dumps(found, indent=2) + "\n"
-            write_text(folder / file.name, text)
+    """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have.
+
+    Raises LG601 for a link to elsewhere: what it leads to is not the checkpoint's, and would be handed on with it.
+    """
+    with os.fdopen(open_beside(file), "rb") as source:
+        if file.name == CONFIG_FILE:
+            data = source.read()
+            found: object = json.loads(data)
+            if isinstance(found, dict) and found.pop("quantization_config", None) is not None:
+                data = (json.dumps(found, indent=2) + "\n").encode()
+            (folder / file.name).write_bytes(data)
             return
-    shutil.copyfile(file, folder / file.name)
+        with (folder / file.name).open("wb") as into:
+            shutil.copyfileobj(source, into)
 
 
 @dataclass(frozen=True)
@@ -99,15 +114,14 @@ class CheckpointSupply:
     """The tensors of a checkpoint; open it with ``opened``, which keeps its files open meanwhile."""
 
     bindings: Mapping[str, Binding]
-    folder: Path
     layout: str
     files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
     stamps: Mapping[Path, Stamp | None]
     """What its files were before anything was read."""
-    kept: tuple[str, ...] = COMPANIONS
-    """Names of small files to copy from the checkpoint's folder."""
+    companions: tuple[Path, ...]
+    """Small files to copy from the checkpoint's folder."""
 
     @staticmethod
     def opened(
@@ -138,24 +152,21 @@ class CheckpointSupply:
             if any(one.severity == "error" for one in clashes):
                 raise LlamagenError(clashes)
         assert found.layout is not None
+        folder = stored.path if stored.path.is_dir() else stored.path.parent
+        kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
         scaled = sum(tensor.scale is not None for tensor in stored.tensors.values())
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
-            stored.path if stored.path.is_dir() else stored.path.parent,
             found.layout,
             stack.enter_context(OpenFiles()),
             (*found.diagnostics, *_about_float8(scaled)),
             stored.stamps,
-            tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
+            companions_of(folder, kept),
         )
 
     @property
     def source(self) -> CheckpointSource:
         return CheckpointSource(layout=self.layout)
-
-    @property
-    def companions(self) -> Sequence[Path]:
-        return [self.folder / name for name in self.kept if (self.folder / name).is_file()]
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         from llamagen.weights.stream import tensor_pieces

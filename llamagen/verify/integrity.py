@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
+from llamagen.writing import workspace_of
 
 Damage: TypeAlias = Literal["missing", "extra", "not a file", "size", "content", "unreadable"]
 
@@ -88,8 +89,9 @@ class _Counter:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below that is not a folder, links included."""
+    """Everything below that is not a folder, links included, but for what a writer that was killed left there."""
     for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(where, name) != workspace_of(folder)]
         place = Path(where)
         yield from (place / name for name in files)
         yield from (place / name for name in folders if (place / name).is_symlink())

@@ -17,6 +17,24 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
+def open_beside(path: Path) -> int:
+    """A read-only descriptor of a regular file in a folder of others.
+
+    A link is followed inside the folder, and where the Hub's cache has them: models--A--B/snapshots/REVISION/FILE ->
+    models--A--B/blobs/HASH. Any other could lead to a file that is none of its business. Raises LG601.
+    """
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
+    snapshots = [above.parent for above in (folder, *folder.parents)]
+    blobs = [one.parent / "blobs" for one in snapshots if one.name == "snapshots"]
+    if not real.is_relative_to(folder) and real.parent not in blobs:
+        raise problem(
+            "LG601",
+            f"{quoted(str(path))} is a link to {quoted(str(real))}, which is not in its folder",
+            help="copy the file there if it belongs to the checkpoint",
+        )
+    return open_regular(real)
+
+
 def open_regular(path: Path) -> int:
     """A read-only descriptor of a regular file, through symlinks (the Hub cache is made of them).
 
