@@ -1,4 +1,4 @@
-"""What is promised elsewhere, tried with what other systems lack: all of it on macOS, readers and `generate` on Windows."""
+"""What is promised elsewhere, tried with what other systems lack: all on macOS, readers and `generate` on Windows."""
 
 from __future__ import annotations
 
