@@ -71,7 +71,7 @@ def damaged(name: str, seed: int, seconds: float) -> Score:
     """Random changes, of which nobody knows what they break."""
     found = fuzz(TARGETS[name], seed, None, seconds)
     crashed = len(found.findings)
-    what = {f.place: f"{name}: {f.what}" for f in found.findings}
+    what = {f.place: f.what for f in found.findings}
     return Score(found.tried - found.accepted - crashed, found.accepted, crashed, what)
 
 
@@ -81,7 +81,7 @@ def apart(run: Callable[[str, int, float], Score], name: str, seed: int, seconds
         try:
             return pool.submit(run, name, seed, seconds).result()
         except BrokenProcessPool:
-            return Score(crashed=1, findings={"": f"{name}: the process died"})
+            return Score(crashed=1, findings={"": "the process died"})
 
 
 def read(seed: int, seconds: float) -> Iterator[tuple[str, Score]]:
@@ -126,14 +126,14 @@ def show_writers(seed: int, seconds: float) -> list[str]:
 
 def show_readers(seed: int, seconds: float) -> list[str]:
     """The findings."""
-    found: list[Score] = []
+    found: list[tuple[str, Score]] = []
     print(f"{'refused':>9}  {'accepted':>9}  {'crashed':>9}  what")
     for what, one in read(seed, seconds):
-        found.append(one)
+        found.append((what, one))
         print(f"{one.refused:>9,}  {one.accepted:>9,}  {one.crashed:>9,}  {what}", flush=True)
-    refused, accepted = sum(s.refused for s in found), sum(s.accepted for s in found)
-    crashed = sum(s.crashed for s in found)
-    problems = [text for one in found for text in one.findings.values()]
+    refused, accepted = sum(s.refused for _, s in found), sum(s.accepted for _, s in found)
+    crashed = sum(s.crashed for _, s in found)
+    problems = [f"{what}: {text}" for what, one in found for text in one.findings.values()]
     print(f"{refused:>9,}  {accepted:>9,}  {crashed:>9,}  in all; {len(problems)} findings")
     return problems
 

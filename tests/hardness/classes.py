@@ -26,7 +26,6 @@ from llamagen.emit.config.json_source import parse_json
 from llamagen.emit.config.read import import_wanted
 from llamagen.emit.manifest import MANIFEST, read_manifest
 from llamagen.ir.build import build
-from llamagen.runtime.text import Text
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.dtypes import ITEM_SIZES
@@ -489,34 +488,6 @@ def targets(generator: random.Random, folder: Path) -> Iterator[Case]:
     yield Case("a folder of somebody", "LG634", export)
 
 
-def tokenizer(generator: random.Random, folder: Path) -> Iterator[Case]:
-    path = folder / "tokenizer.json"
-    words = {name(generator): i for i in range(generator.randint(1, 6))} | {"[UNK]": 6}
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}
-    table: Table = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
-    for key in ("normalizer", "post_processor", "decoder", "truncation", "padding"):
-        table[key] = None
-    table["model"] = model
-
-    def file(what: str, code: str | None, text: Table | str) -> Case:
-        path.write_bytes(as_bytes(text))
-
-        def read() -> None:
-            found = Text.of_folder(folder)
-            assert found is not None and found.encode("a b")
-
-        return Case(what, code, read)
-
-    yield file("as it is", None, table)
-    yield file("an unknown model", "LG762", changed(table, "model", "type", to=name(generator)))
-    yield file("no vocabulary", "LG762", without(table, "model", "vocab"))
-    yield file("a negative id", "LG762", changed(table, "model", "vocab", "x", to=-1))
-    yield file("an id that is text", "LG762", changed(table, "model", "vocab", "x", to="1"))
-    yield file("an unknown step", "LG762", changed(table, "pre_tokenizer", "type", to="No"))
-    yield file("no JSON", "LG762", json.dumps(table)[:-1])
-    yield file("nothing", "LG762", "")
-
-
 # Texts
 
 
@@ -656,7 +627,6 @@ CLASSES: Mapping[str, tuple[Cases, int]] = {
     "damage": (damage, 4),
     "running": (running, 1),
     "targets": (targets, 1),
-    "tokenizer": (tokenizer, 3),
     "spec": (spec, 1),
     "expression": (expression, 2),
     "config": (config, 2),

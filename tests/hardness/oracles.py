@@ -49,8 +49,7 @@ def score(cases: Cases, seeds: Iterable[int]) -> Score:
         with tempfile.TemporaryDirectory(prefix="oracles-") as folder:
             for case in cases(random.Random(seed), Path(folder)):
                 if wrong := _judge(case, found):
-                    what = f"{cases.__name__}, {case.name} (seed {seed}): {wrong}"
-                    found.findings.setdefault(case.name, what)
+                    found.findings.setdefault(case.name, f"{case.name} (seed {seed}): {wrong}")
     return found
 
 

@@ -101,4 +101,4 @@ def test_the_command_fails_for_a_finding() -> None:
     code, (_, right, wrong, deadly, total, *findings) = figures("right", "wrong", "deadly")
     assert code == 1 and total[:3] == ["0", "2", "1"]
     assert wrong[:3] == ["0", "1", "0"] and deadly[:3] == ["0", "0", "1"]
-    assert [line[0] for line in findings if line] == ["wrong,", "deadly:"]
+    assert [line[0] for line in findings if line] == ["wrong:", "deadly:"]
