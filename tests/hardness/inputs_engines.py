@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -152,6 +153,249 @@ def read_pth(data: bytes, folder: Path) -> None:
     read_pth(path)
 
 
+# chat templates
+
+
+def templates() -> Iterator[Case]:
+    def case(name: str, template: str, oracle: str | None = "LG784") -> Case:
+        return Case(name, template.encode("utf-8", "surrogatepass"), oracle)
+
+    many = "{% for i in range(99999) %}"
+    yield case("a message", "{{ messages[0].content }}", None)
+    yield case("a loop", "{% for i in range(99999) %}x{% endfor %}", None)
+    yield case("a long text", "{{ 'x' * 1000000 }}", None)
+    yield case("a text above the limit", "{{ 'x' * 1100000 }}")
+    yield case("more text than memory holds", many + '{{ "a"*100000 }}{% endfor %}')
+    yield case("one text of 10 GB", "{{ 'a' * 10000000000 }}")
+    yield case("one text of 10 GB that is not shown", "{% set x = 'a' * 10000000000 %}")
+    grow = many + "{% set n.x = n.x + n.x %}{% endfor %}"
+    yield case("a text that doubles", "{% set n = namespace(x='a') %}" + grow)
+    yield case("lists that double", "{% set n = namespace(x=['a']) %}" + grow)
+    yield case("a format of 10 GB", "{{ '%9999999999d' % 1 }}")
+    yield case("a format method of 10 GB", "{{ '{:9999999999}'.format(1) }}")
+    yield case("padding", "{{ 'a' | center(9999999999) }}")
+    yield case("indentation", "{{ 'a\\nb' | indent(9999999999) }}")
+    yield case("a power while it is compiled", "{{ 10 ** (10 ** 10) }}")
+    yield case("a power while it runs", "{% set n = namespace(x=10) %}{{ n.x ** (n.x ** 10) }}")
+    yield case("endless loops", many + many + many + "{% endfor %}{% endfor %}{% endfor %}")
+    yield case("a range that is too long", "{% for i in range(10000000) %}x{% endfor %}")
+    yield case("endless recursion", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
+    yield case(
+        "endless recursion of loops", "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}"
+    )
+    yield case("deep parentheses", "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}")
+    yield case("deep lists", "{{ " + "[" * 5_000 + "]" * 5_000 + " }}")
+    yield case("deep blocks", "{% if 1 %}" * 3_000 + "{% endif %}" * 3_000)
+    yield case("a long sum", "{{ 1" + " + 1" * 100_000 + " }}")
+    yield case("a regular expression", "{{ ('a' * 50000) | wordwrap(1) | urlize }}", None)
+    yield case("not closed", "{% if %}")
+    yield case("an unknown filter", "{{ 1 | nothing }}")
+    yield case("an attribute of nothing", "{{ a.b.c }}")
+    yield case("an include", "{% include '/etc/passwd' %}")
+    yield case("an import", "{% import 'os' as os %}")
+    yield case("an extension of another", "{% extends messages[0] %}")
+    yield case("a message changed", "{{ messages.append(1) }}")
+    yield case("classes", "{{ ''.__class__.__base__.__subclasses__() }}")
+    yield case("globals", "{{ cycler.__init__.__globals__.os.system('touch ran') }}")
+    yield case("globals by a filter", "{{ (cycler | attr('__init__') | attr('__globals__')).os }}")
+    yield case("globals by a format", "{{ '{0.__init__.__globals__}'.format(cycler) }}")
+    yield case("its own exception", "{{ raise_exception('no') }}")
+    yield case("an exception of 1 MB", "{{ raise_exception('x' * 1000000) }}")
+    yield case("an exception that is no text", "{{ raise_exception([1]) }}")
+    yield case("a division", "{{ 1 / 0 }}")
+    yield case("half of a character", "{{ '\\ud800' }}")
+    yield Case("not UTF-8", b"\xff\xfe{{ 1 }}", "LG784")
+    yield case(
+        "JSON that does not end", "{% set n = namespace(x=[]) %}{% set n.x = n %}{{ n.x | tojson }}"
+    )
+    yield case("null characters", "\0\0", None)
+    yield case(
+        "a loop filter", "{{ range(99999) | list | batch(1) | list | string | length }}", None
+    )
+    yield case("sums of lists", "{{ [[1] * 90000] | sum(start=[]) | length }}", None)
+
+
+def render(data: bytes, folder: Path) -> None:
+    from llamagen.runtime.chat import chat_text
+
+    (folder / "chat_template.jinja").write_bytes(data)
+    chat_text(folder, "Hello", 0)
+
+
+# images
+
+
+def png(width: int, height: int, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """One of 8 bits, all zero; ``chunks`` stand before the pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    row = 1 + width * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    packer = zlib.compressobj(9)
+    pixels = b"".join(packer.compress(bytes(row)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    body = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in body)
+
+
+def tiff(*tags: tuple[int, int, int, int]) -> bytes:
+    """One directory of tags (number, type, count, value)."""
+    rows = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + rows + bytes(4)
+
+
+def images() -> Iterator[Case]:
+    palette = (b"PLTE", bytes(3))
+    yield Case("a grey PNG", png(5, 4, 0), None)
+    yield Case("the largest PNG", png(9459, 9459, 4), None)
+    yield Case("a PNG with transparent colours", png(5, 4, 3, palette, (b"tRNS", b"\0")), None)
+    yield Case("a PNG that is too large", png(9460, 9460, 0), "LG781")
+    yield Case("a PNG without a size", png(0, 0, 0), "LG780")
+    text_bomb = b"x\0\0" + zlib.compress(bytes(300 << 20), 9)
+    yield Case("a text of 300 MB in a PNG", png(5, 4, 0, (b"zTXt", text_bomb)), "LG780")
+    yield Case("a profile of 300 MB in a PNG", png(5, 4, 0, (b"iCCP", text_bomb)), "LG780")
+    yield Case("a PNG of a text", b"\x89PNG\r\n\x1a\n" + b"x" * 1000, "LG780")
+    for name, orientation in (("sideways", 6), ("no such way", 77), ("a million", 1_000_000)):
+        exif = tiff((0x112, 4, 1, orientation))
+        yield Case(f"orientation: {name}", png(5, 4, 0, (b"eXIf", exif)), None)
+    loop = tiff((0x8769, 4, 1, 8))
+    yield Case("EXIF that points at itself", png(5, 4, 0, (b"eXIf", loop)), None)
+    yield Case("EXIF of 10^9 values", png(5, 4, 0, (b"eXIf", tiff((0x112, 4, 10**9, 8)))), None)
+    yield Case("EXIF that is none", png(5, 4, 0, (b"eXIf", b"x" * 100)), "LG780")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    yield Case("PostScript", eps, "LG780")
+    for name, start in (
+        ("PDF", b"%PDF-1.4\n"),
+        ("an icon", b"\0\0\1\0\1\0"),
+        ("Photoshop", b"8BPS\0\1" + bytes(30)),
+        ("PPM", b"P6\n2 2\n255\n" + bytes(12)),
+        ("XBM", b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {0};"),
+        ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+        ("AVIF", b"\0\0\0\x1cftypavif" + bytes(30)),
+        ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        ("nothing", b""),
+    ):
+        yield Case(name, start, "LG780")
+    sizes = [(0x100, 4, 1, 60_000), (0x101, 4, 1, 60_000), (0x102, 3, 1, 8), (0x103, 3, 1, 1)]
+    place = ((0x106, 3, 1, 1), (0x111, 4, 1, 8), (0x117, 4, 1, 8))
+    yield Case("a TIFF of 60,000 x 60,000", tiff(*sizes, *place), "LG781")
+    yield Case("a TIFF in itself", tiff(*sizes[2:])[:-4] + b"\x08\0\0\0", "LG780")
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02L\x01\x00;"
+    wide = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + frame
+    yield Case("a GIF of 65,535 x 65,535", wide, "LG781")
+    far = (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+        + b","
+        + struct.pack("<HHHHB", 65000, 65000, 500, 500, 0)
+    )
+    yield Case("a frame outside of a GIF", far + b"\x02\x00;", "LG781")
+    bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
+    for name, width, height in (("2^31", 2**31 - 1, 2**31 - 1), ("-2^31", 4, -(2**31))):
+        header = struct.pack("<IiiHHIIIIII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+        yield Case(f"a BMP of a side of {name}", bmp + header, "LG781")
+    header = struct.pack("<IiiHHIIIIII", 40, 4, 4, 1, 24, 0, 0, 0, 0, 0, 0)
+    yield Case("a BMP without pixels", bmp + header, "LG780")
+
+
+def decode(data: bytes, folder: Path) -> None:
+    from llamagen.images.decode import read_image
+
+    (folder / "image.png").write_bytes(data)
+    read_image(folder / "image.png")
+
+
+# SQL
+
+
+def statements() -> Iterator[Case]:
+    def case(name: str, statement: str, oracle: str | None = "LG905") -> Case:
+        return Case(name, statement.encode("utf-8", "surrogateescape"), oracle)
+
+    forever = "WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT {} FROM t) SELECT {} FROM t"
+    yield case("a number", "SELECT 1", None)
+    yield case("a blob of 1 MB", "SELECT zeroblob(1000000)", None)
+    yield case("a blob of 400 MB", "SELECT randomblob(400000000)")
+    yield case("zeros of 1 GB", "SELECT zeroblob(1000000000)")
+    yield case("the length of zeros of 1 GB", "SELECT length(zeroblob(1000000000))")
+    yield case("a text of 2 GB", "SELECT printf('%2000000000d', 1)", None)  # sqlite gives none
+    yield case("digits of a blob", "SELECT hex(randomblob(900000))")
+    yield case(
+        "a text that is replaced", "SELECT replace(hex(zeroblob(500000)), '0', '0123456789')"
+    )
+    yield case("endless recursion", forever.format("x + 1", "sum(x)"))
+    yield case("endless recursion to a list", forever.format("x + 1", "group_concat(x)"))
+    yield case("endless rows", forever.format("x + 1", "x"))
+    yield case("endless rows, sorted", forever.format("x + 1", "x") + " ORDER BY x DESC")
+    yield case("endless rows of 1 MB", forever.format("x + 1", "randomblob(1000000)"))
+    yield case("rows of 1 MB, sorted", forever.format("x + 1", "randomblob(1000000) AS b") + " ORDER BY b")  # fmt: skip
+    yield case("rows of 1 MB, grouped", forever.format("x + 1", "count(DISTINCT randomblob(1000000))"))  # fmt: skip
+    union = "WITH RECURSIVE t(x) AS (SELECT zeroblob(9) UNION SELECT randomblob(1000000) FROM t) SELECT count(*) FROM t"
+    yield case("recursion over blobs", union)
+    joined = ", ".join(f"models AS m{i}" for i in range(20))
+    yield case("a join of 20", f"SELECT count(*) FROM {joined}")
+    yield case("a join of 100", "SELECT 1 FROM " + ", ".join(f"models AS m{i}" for i in range(100)))
+    doubled = "a0(x) AS (SELECT 1), " + ", ".join(
+        f"a{i}(x) AS (SELECT p.x FROM a{i - 1} AS p, a{i - 1} AS q)" for i in range(1, 40)
+    )
+    yield case("tables that double", f"WITH {doubled} SELECT count(*) FROM a39")
+    yield case("deep parentheses", "SELECT " + "(" * 5_000 + "1" + ")" * 5_000)
+    yield case("a deep sum", "SELECT 1" + " + 1" * 5_000)
+    yield case("a long statement", "SELECT 1 -- " + "x" * 1_000_000)
+    yield case("many columns", "SELECT " + ", ".join(["1"] * 5_000))
+    yield case("many selects", " UNION ALL ".join(["SELECT 1"] * 1_000))
+    yield case("a pattern that backtracks", f"SELECT hex(zeroblob(500000)) LIKE '{'%0' * 200}1'")
+    yield case(
+        "a pattern that backtracks less", f"SELECT hex(zeroblob(50)) LIKE '{'%0' * 8}1'", None
+    )
+    for word in (
+        "ATTACH '/tmp/x.db' AS x",
+        "CREATE TABLE x (y)",
+        "CREATE TEMP TABLE x (y)",
+        "DROP TABLE models",
+        "INSERT INTO models VALUES (1)",
+        "DELETE FROM models",
+        "UPDATE models SET id = 1",
+        "PRAGMA hard_heap_limit",
+        "SELECT * FROM pragma_database_list",
+        "SELECT load_extension('x')",
+        "SELECT fts3_tokenizer('simple')",
+        "SELECT writefile('x', 'y')",
+        "VACUUM INTO 'x'",
+        "REINDEX",
+        "ANALYZE",
+        "BEGIN",
+        "EXPLAIN SELECT 1",
+        "SELECT 1; SELECT 2",
+        "",
+        ";",
+        "-- nothing",
+        "SELECT ?",
+        "SELECT :x",
+        "SELECT 1 \0 2",
+        "SELECT '\udcff'",
+        "WITH x AS (SELECT 1) DELETE FROM models",
+    ):
+        yield case(f"`{word!a}`", word)
+    yield case("infinity and nothing", "SELECT 9e999, -9e999, NULL", None)
+    yield case("the largest number", "SELECT 9223372036854775807", None)
+    yield case("a sum beyond", "SELECT sum(9223372036854775807) FROM (SELECT 1 UNION ALL SELECT 2)")
+    yield case("a text that is no text", "SELECT CAST(x'ff00fe' AS TEXT)")
+
+
+def select(data: bytes, folder: Path) -> None:
+    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.family.sql import sql
+    from llamagen.spec.registry import Registry
+
+    sql(Family(Registry([])), data.decode("utf-8", "surrogateescape"))
+
+
 ENGINES: Mapping[str, Engine] = {
     "pth": Engine(pickles, read_pth),
+    "template": Engine(templates, render),
+    "image": Engine(images, decode),
+    "sql": Engine(statements, select),
 }

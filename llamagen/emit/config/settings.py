@@ -23,7 +23,7 @@ class Settings:
     @classmethod
     def of_folder(cls, folder: Path) -> Settings:
         """Raises LG765 for a file that is not JSON."""
-        return cls(_object(folder / CONFIG_FILE), _object(folder / GENERATION_FILE))
+        return cls(json_object(folder / CONFIG_FILE), json_object(folder / GENERATION_FILE))
 
     def architecture(self, key: str) -> object:
         """A value of config.json, or of its part about text, where a model has images."""
@@ -55,12 +55,13 @@ def _ids(found: object) -> Iterator[int]:
             yield one
 
 
-def _object(path: Path) -> Object:
+def json_object(path: Path) -> Object:
+    """The object in a file; empty without one, and for another value. Raises LG765 for a file that is not JSON."""
     if not path.is_file():
         return {}
     try:
         loaded: object = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise LlamagenError.of("LG765", f"{path} is not JSON: {reason}") from error
     return {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {}
