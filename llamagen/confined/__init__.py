@@ -1,9 +1,10 @@
 """Engines of others over files of others, in a process of their own that cannot take this one with it.
 
-A script beside its caller defines ``answer(arguments)``, which reads stdin and yields bytes. It knows nothing of
-llamagen, so that it starts in some 20 ms. Its processor time is limited by the system, its memory too where the system
-does so (Linux; macOS takes the limit and ignores it), its answer here, and the time by the clock at twenty times the
-processor time, which ends what waits.
+A script beside its caller defines ``answer(arguments)``, which reads stdin and yields bytes, or
+``answering(arguments)``, a function from question to answer. It knows nothing of llamagen, so that it starts in some
+20 ms. Its processor time is limited by the system, its memory too where the system does so (Linux; macOS takes the
+limit and ignores it), its answer here, and the time by the clock at twenty times the processor time, which ends what
+waits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+if TYPE_CHECKING:
+    import subprocess
 
 _CHILD = Path(__file__).with_name("child.py")
 _REFUSED = 3
@@ -46,11 +50,8 @@ def confined(
     from contextlib import suppress
     from threading import Timer
 
-    # -I -S -E: no folder of the user, no environment; what can be imported is what can be imported here
-    words = [sys.executable, "-I", "-S", "-E", str(_CHILD), str(script)]
-    words += [str(limits.seconds), str(limits.memory), os.pathsep.join(filter(None, sys.path))]
     child = subprocess.Popen(
-        [*words, *arguments],
+        _words("once", script, arguments, limits),
         stdin=subprocess.PIPE if isinstance(given, bytes) else given,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -74,17 +75,77 @@ def confined(
             child.kill()
     if code == 0:
         return answer
-    raise _stopped(code, reason, limits)
+    raise _raised(reason, limits) if code == _REFUSED else _ended(code, limits)
 
 
-def _stopped(code: int, reason: str, limits: Limits) -> Stopped:
+class Companion:
+    """A script that answers one question after the other; limits are of each, but memory."""
+
+    def __init__(self, script: Path, arguments: Sequence[str], limits: Limits) -> None:
+        import subprocess
+        from weakref import finalize
+
+        self.limits = limits
+        self.child = subprocess.Popen(
+            _words("many", script, arguments, limits),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        finalize(self, _end, self.child)
+
+    def ask(self, question: bytes) -> bytes:
+        """Raises Stopped; where a limit was met there is no further answer."""
+        import select
+        from contextlib import suppress
+
+        source, target = self.child.stdout, self.child.stdin
+        assert source is not None and target is not None
+        with suppress(BrokenPipeError):
+            target.write(len(question).to_bytes(8, "little") + question)
+            target.flush()
+        if not select.select([source], [], [], _PATIENCE * self.limits.seconds)[0]:
+            self.child.kill()
+        head = source.read(9)
+        if len(head) < 9:
+            self.child.kill()
+            raise _ended(self.child.wait(), self.limits)
+        size = int.from_bytes(head[1:], "little")
+        if size > self.limits.answer:
+            self.child.kill()
+            raise Stopped("limit", f"it makes more than {self.limits.answer:,} bytes")
+        answer = source.read(size)
+        if head[0]:
+            raise _raised(answer.decode("utf-8", "replace"), self.limits)
+        return answer
+
+
+def _words(mode: str, script: Path, arguments: Sequence[str], limits: Limits) -> list[str]:
+    # -I -S -E: no folder of the user, no environment; what can be imported is what can be imported here
+    words = [sys.executable, "-I", "-S", "-E", str(_CHILD), mode, str(script)]
+    words += [str(limits.seconds), str(limits.memory), os.pathsep.join(filter(None, sys.path))]
+    return [*words, *arguments]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.communicate()
+
+
+def _raised(reason: str, limits: Limits) -> Stopped:
+    kind, _, text = reason.partition("\n")
+    if kind == "MemoryError":
+        return Stopped("limit", f"it needs more than {limits.memory >> 20:,} MiB of memory")
+    return Stopped(kind, text)
+
+
+def _ended(code: int, limits: Limits) -> Stopped:
+    """By a signal, as processes end that run out of a limit."""
     import signal
 
-    kind, _, text = reason.partition("\n")
-    if code == _REFUSED and kind != "MemoryError":
-        return Stopped(kind, text)
-    if code == _REFUSED:
-        return Stopped("limit", f"it needs more than {limits.memory >> 20:,} MiB of memory")
     if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return Stopped("limit", f"it takes more than {limits.seconds} s of a processor")
+    if code == -signal.SIGABRT:
+        mebibytes = limits.memory >> 20
+        return Stopped("limit", f"it gives up, as for more than {mebibytes:,} MiB of memory")
     return Stopped("limit", f"its process ended with {code}")

@@ -7,6 +7,7 @@ inside of it. Plain data: the unit tests and ``python -m tests.hardness`` run th
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 import zlib
@@ -151,6 +152,124 @@ def read_pth(data: bytes, folder: Path) -> None:
     path = folder / "consolidated.00.pth"
     path.write_bytes(data)
     read_pth(path)
+
+
+# tokenizers
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"}
+PAIRS = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+PADDING = {"direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+SEQUENCE = {"Sequence": {"id": "A", "type_id": 0}}
+SECOND = {"Sequence": {"id": "B", "type_id": 0}}
+TEMPLATE = {"type": "TemplateProcessing", "pair": [SEQUENCE, SECOND]}
+SPECIAL = {"SpecialToken": {"id": "X", "type_id": 0}}
+
+
+def tokenizer(**parts: object) -> bytes:
+    whole: dict[str, object] = {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder")),
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": WORDS,
+    }
+    return json.dumps({**whole, **parts}).encode()
+
+
+def replaced(times: int) -> dict[str, object]:
+    """Each replacement makes a text ten times longer."""
+    one = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    return {"type": "Sequence", "normalizers": [one] * times, "decoders": [one] * times}
+
+
+def tokenizers() -> Iterator[Case]:
+    """The prompt is `a b z`; then three tokens come."""
+    unread, unused = "LG762", "LG766"
+
+    def padded(strategy: object, multiple: int | None = None) -> bytes:
+        return tokenizer(padding={**PADDING, "strategy": strategy, "pad_to_multiple_of": multiple})
+
+    def truncated(length: int, stride: int, strategy: str = "LongestFirst") -> bytes:
+        whole = {"direction": "Right", "max_length": length, "stride": stride}
+        return tokenizer(truncation={**whole, "strategy": strategy})
+
+    yield Case("words", tokenizer(), None)
+    yield Case("words without one for unknown", tokenizer(model={**WORDS, "vocab": {"a": 0}}), unused)  # fmt: skip
+    yield Case("padding to 1,000", padded({"Fixed": 1_000}), None)
+    yield Case("padding to 10^9", padded({"Fixed": 10**9}), unused)
+    yield Case("padding to 10^12", padded({"Fixed": 10**12}), unused)
+    yield Case("padding to 2^64 - 1", padded({"Fixed": 2**64 - 1}), unused)
+    yield Case("padding to 2^64", padded({"Fixed": 2**64}), unread)
+    yield Case("padding to a multiple of 10^12", padded("BatchLongest", 10**12), unused)
+    yield Case("padding to a multiple of 0", padded("BatchLongest", 0), None)
+    yield Case("truncation to nothing", truncated(0, 0), None)
+    yield Case("truncation with a stride beyond", truncated(2, 5), unused)
+    yield Case("truncation with a stride as long", truncated(2, 2), unused)
+    yield Case("truncation of a second text", truncated(1, 0, "OnlySecond"), unused)
+    unknown = {**TEMPLATE, "single": [SPECIAL, SEQUENCE], "special_tokens": {}}
+    yield Case("a template with an unknown token", tokenizer(post_processor=unknown), unused)
+    token = {"id": "X", "ids": [0] * 10_000, "tokens": ["a"] * 10_000}
+    many = {**TEMPLATE, "single": [SPECIAL] * 100_000 + [SEQUENCE], "special_tokens": {"X": token}}
+    yield Case("a template of 10^9 tokens", tokenizer(post_processor=many), unused)
+    yield Case("dropout of 2", tokenizer(model={**PAIRS, "dropout": 2.0}), unread)
+    yield Case("a merge of nothing", tokenizer(model={**PAIRS, "merges": [["a", "z"]]}), unread)
+    prefix = {**PAIRS, "continuing_subword_prefix": "zzzzzzzz"}
+    yield Case("a prefix longer than a token", tokenizer(model=prefix), unread)
+    for name, pattern, code in (
+        ("that backtracks", "(a*)*b*$x", None),
+        ("that is none", "(", unread),
+        ("of nothing", "", None),
+        ("that repeats 10^9 times", "(a{30000}){30000}", None),
+    ):
+        split = {"type": "Split", "behavior": "Isolated", "invert": False}
+        split |= {"pattern": {"Regex": pattern}}
+        yield Case(f"a pattern {name}", tokenizer(pre_tokenizer=split), code)
+    pieces = {"type": "FixedLength", "length": 0}
+    yield Case("pieces of no length", tokenizer(pre_tokenizer=pieces), unused)
+    yield Case("a text that grows a thousandfold", tokenizer(normalizer=replaced(3)), None)
+    yield Case("a text that grows 10^12-fold", tokenizer(normalizer=replaced(12)), unused)
+    yield Case("an answer that grows a thousandfold", tokenizer(decoder=replaced(3)), None)
+    yield Case("an answer that grows 10^12-fold", tokenizer(decoder=replaced(12)), unused)
+    for name, charsmap in (("empty", "AAAA"), ("of 2 GB", "////fwAAAAA="), ("cut", "CAAAAP//")):
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        yield Case(
+            f"a table of characters that is {name}", tokenizer(normalizer=normalizer), unread
+        )
+    for name, vocab, number, code in (
+        ("empty", [], None, unused),
+        ("without one for unknown", [["a", -1.0]], None, unused),
+        ("with another for unknown", [["a", -1.0]], 9, unread),
+    ):
+        model = {"type": "Unigram", "unk_id": number, "vocab": vocab, "byte_fallback": False}
+        yield Case(f"pieces, {name}", tokenizer(model=model), code)
+    yield Case("ids of 32 bits", tokenizer(model={**WORDS, "vocab": {"a": 2**32 - 1, "[UNK]": 5}}), None)  # fmt: skip
+    yield Case("ids of 33 bits", tokenizer(model={**WORDS, "vocab": {"a": 2**32, "[UNK]": 5}}), unread)  # fmt: skip
+    yield Case("a negative id", tokenizer(model={**WORDS, "vocab": {"a": -1}}), unread)
+    strip = '{"type": "Strip", "strip_left": true, "strip_right": true}'
+    for _ in range(5_000):
+        strip = f'{{"type": "Sequence", "normalizers": [{strip}]}}'
+    deep = tokenizer().replace(b'"normalizer": null', b'"normalizer": ' + strip.encode())
+    yield Case("sequences nested 5,000 deep", deep, unread)
+    yield Case("lists nested 10^6 deep", b"[" * 1_000_000, unread)
+    yield Case("no tokenizer", b"{}", unread)
+    yield Case("no object", b"[]", unread)
+    yield Case("no JSON", b"tokenizer", unread)
+    yield Case("nothing", b"", unread)
+    yield Case("not UTF-8", b'"\xff"', unread)
+    yield Case("SentencePiece", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02", unread)
+    yield Case("a model of another kind", tokenizer(model={"type": "Other"}), unread)
+    yield Case("cut short", tokenizer()[:-40], unread)
+
+
+def encode(data: bytes, folder: Path) -> None:
+    from llamagen.runtime.text import Text
+
+    (folder / "tokenizer.json").write_bytes(data)
+    text = Text.of_folder(folder)
+    assert text is not None
+    text.encode("a b z")
+    for token in (0, 1, 2, 2**32 - 1):
+        text.push(token)
 
 
 # chat templates
@@ -394,6 +513,7 @@ def select(data: bytes, folder: Path) -> None:
 
 
 ENGINES: Mapping[str, Engine] = {
+    "tokenizer": Engine(tokenizers, encode),
     "pth": Engine(pickles, read_pth),
     "template": Engine(templates, render),
     "image": Engine(images, decode),
