@@ -13,7 +13,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class Case(NamedTuple):
@@ -512,10 +515,317 @@ def select(data: bytes, folder: Path) -> None:
     sql(Family(Registry([])), data.decode("utf-8", "surrogateescape"))
 
 
+# exported folders
+
+
+def changes() -> Iterator[Case]:
+    """What stands elsewhere in MANIFEST.json: a place, and a value in JSON."""
+
+    def case(place: str, value: object, oracle: str | None = "LG775") -> Case:
+        change = json.dumps({"place": place.split("."), "value": value})
+        return Case(f"{place} = {json.dumps(value)[:40]}", change.encode(), oracle)
+
+    recipe = "images.preprocessing"
+    for value in (0, -5, 10**9, 2**70, 1.5, "56", None, True):
+        yield case(f"{recipe}.tile_size", value)
+        yield case(f"{recipe}.max_tiles", value)
+        yield case(f"{recipe}.tokens_per_tile", value)
+    yield case(f"{recipe}.tile_size", 8192)
+    yield case(f"{recipe}.tile_size", 1, "LG714")
+    yield case(f"{recipe}.tile_size", 12, "LG714")
+    yield case(f"{recipe}.max_tiles", 1000, None)
+    yield case(f"{recipe}.tokens_per_tile", 5)
+    for colour in ([0, 0, 0], [1e-300, 1, 1], [-1, 1, 1], [1, 1], [1, 1, 1, 1], [2, 1, 1], None):
+        yield case(f"{recipe}.std", colour)
+    yield case(f"{recipe}.mean", [0, 0, 0])
+    yield case(f"{recipe}.pixel_dtype", "float64")
+    for name in ("image_token", "patch_token", "start_token", "end_token", "bos_token"):
+        yield case(f"{recipe}.{name}", -1)
+        yield case(f"{recipe}.{name}", 2**31)
+    yield case(f"{recipe}.patch_token", 2**31 - 1)
+    yield case(f"{recipe}.kind", "canvas")
+    yield case(f"{recipe}.kind", "other")
+    yield case(recipe, None, "LG783")
+    yield case("images", None, "LG783")
+    yield case("images", {})
+    yield case("images.once", [], "LG760")
+    yield case("images.once", ["model"], "LG760")
+    yield case("images.once", ["other"])
+    yield case("images.once", ["../model"])
+    yield case("images.steps", [])
+    yield case("images.steps", ["vision_encoder"], "LG760")
+    yield case("images.steps", ["model"], "LG760")
+    yield case("images.inputs", [], None)  # only said
+    yield case("images.hand_overs", {}, "LG760")
+    over = {"made_by": "x", "read_by": [], "placeholder": 60, "rows": 1}
+    yield case("images.hand_overs", {"x": over})
+    (name,) = ("image_features",)
+    for rows in (0, -1, 2**40):
+        yield case(f"images.hand_overs.{name}.rows", rows)
+    yield case(f"images.hand_overs.{name}.rows", 7)
+    yield case(f"images.hand_overs.{name}.placeholder", -1)
+    yield case(f"images.hand_overs.{name}.placeholder", 1)
+    for size in (-1, 2**63, 10**30, 1.0, "1"):
+        yield case("files.model@onnx.size", size)
+    yield case("files.model@onnx.size", 2**63 - 1, None)  # `run` reads no sizes
+    yield case("files.model@onnx.sha256", "0")
+    yield case("files.model@onnx.tensors", [{"name": "x", "stop": 2**63, "until": "0" * 16}])
+    yield case("files", {"../x": {"size": 0, "sha256": "0" * 64}})
+    yield case("max_context", 0)
+    yield case("max_context", -1)
+    yield case("max_context", 2**31)
+    yield case("format", 2)
+    yield case("dtype", "float8")
+    yield case("graphs.model.file", "../model.onnx")
+    yield case("graphs.model.opset.ai@onnx", 0)
+    yield case("graphs.model.opset.ai@onnx", 2**64)
+    yield case("weights.source.seed", -1)
+    yield case("weights.source.seed", 2**63)
+    yield case("session", {"session.disable_prepacking": "2"})
+    yield case("session", {"session.model_external_initializers_file_folder_path": "/"})
+    yield case("unknown", 1)
+    yield case("llamagen", 1)
+
+
+_FOLDERS: dict[str, Path] = {}
+
+
+def exported(spec: str) -> Path:
+    """A folder of a tiny model, once for the process."""
+    import atexit
+    import shutil
+    import tempfile
+
+    from llamagen import api
+
+    if spec not in _FOLDERS:
+        place = Path(tempfile.mkdtemp(prefix="hostile-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        api.load(COMMON / f"{spec}.yaml").export(place / "out", random_weights=7)
+        _FOLDERS[spec] = place / "out"
+    return _FOLDERS[spec]
+
+
+COMMON = Path(__file__).parents[1] / "cases" / "common"
+PROMPT = (53, 56, 4)
+"""With the place of an image."""
+
+
+def run_changed(data: bytes, folder: Path) -> None:
+    import shutil
+
+    from llamagen import api
+
+    out = shutil.copytree(exported("seeing"), folder / "out")
+    manifest = json.loads((out / "MANIFEST.json").read_text())
+    change = json.loads(data)
+    *way, last = (word.replace("@", ".") for word in change["place"])
+    target = manifest
+    for word in way:
+        target = target[word]
+    target[last] = change["value"]
+    (out / "MANIFEST.json").write_text(json.dumps(manifest))
+    (folder / "image.png").write_bytes(png(9, 5, 0))
+    list(api.run(out, PROMPT, images=[folder / "image.png"], max_new_tokens=3, threads=1))
+
+
+# graphs of an exported folder
+
+Change = Callable[["onnx.ModelProto"], None]
+
+
+def _metadata(key: str, value: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        kept = [one for one in model.metadata_props if one.key != key]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        model.metadata_props.add(key=key, value=value)
+
+    return change
+
+
+def _renamed(old: str, new: str) -> Change:
+    """An input or an output, with everything that says so."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = new if value.name == old else value.name
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
+
+    return change
+
+
+def _typed(name: str, element: int, shape: tuple[int | str, ...]) -> Change:
+    """An input or output that says another type or shape; a cast keeps the graph right where it can."""
+
+    def change(model: onnx.ModelProto) -> None:
+        from onnx import helper
+
+        for values in (model.graph.input, model.graph.output):
+            for value in values:
+                if value.name == name:
+                    value.CopyFrom(helper.make_tensor_value_info(name, element, shape))
+
+    return change
+
+
+def _without(name: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        for values in (model.graph.output, model.graph.input):
+            kept = [value for value in values if value.name != name]
+            del values[:]
+            values.extend(kept)
+
+    return change
+
+
+def _computed(op: str, *, attributes: Mapping[str, object] | None = None) -> Change:
+    """Logits that go through one more operator."""
+
+    def change(model: onnx.ModelProto) -> None:
+        from onnx import helper
+
+        for node in model.graph.node:
+            node.output[:] = ["before" if name == "logits" else name for name in node.output]
+        last = helper.make_node(op, ["before"], ["logits"], **(attributes or {}))
+        model.graph.node.append(last)
+
+    return change
+
+
+def _more(name: str, element: int, shape: tuple[int | str, ...]) -> Change:
+    """One more input, which a node reads."""
+
+    def change(model: onnx.ModelProto) -> None:
+        from onnx import helper
+
+        model.graph.input.append(helper.make_tensor_value_info(name, element, shape))
+        model.graph.node.append(helper.make_node("Identity", [name], [f"{name}/read"]))
+        model.graph.output.append(helper.make_tensor_value_info(f"{name}/read", element, shape))
+
+    return change
+
+
+def _constant(value: float) -> Change:
+    """Logits that are all ``value``."""
+
+    def change(model: onnx.ModelProto) -> None:
+        from onnx import helper
+
+        tensor = helper.make_tensor("value", 1, [], [value])
+        _computed("Mul")(model)
+        model.graph.node[-1].input.append("value")
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["value"], value=tensor))
+
+    return change
+
+
+def _nothing(model: onnx.ModelProto) -> None:
+    pass
+
+
+_GRAPHS: Mapping[str, tuple[Change, str | None]] = {
+    "as it is": (_nothing, None),
+    **{
+        f"context {word!a}": (_metadata("llamagen.max_context", word), "LG760")
+        for word in ("", "abc", "-1", "0", "1e3", "9" * 5_000, "\uff11", "1 ")
+    },
+    "a context of 2": (_metadata("llamagen.max_context", "2"), "LG764"),
+    "in place": (_metadata("llamagen.in_place", "true"), "LG714"),
+    "no logits": (_renamed("logits", "other"), "LG760"),
+    "no output": (_without("logits"), "LG760"),
+    "ids of another name": (_renamed("input_ids", "ids"), "LG760"),
+    "ids of int32": (_typed("input_ids", 6, ("B", "S")), "LG760"),
+    "ids that are numbers": (_typed("input_ids", 1, ("B", "S")), "LG713"),
+    "ids of one dimension": (_typed("input_ids", 7, ("S",)), "LG713"),
+    "ids of 7": (_typed("input_ids", 7, (1, 7)), "LG714"),
+    "a batch of 2": (_typed("input_ids", 7, (2, "S")), "LG714"),
+    "a mask of 99": (_typed("attention_mask", 7, (1, 99)), "LG714"),
+    "a cache of one name": (_renamed("past_key_values.0.key", "past"), "LG760"),
+    "a cache that is not written": (_renamed("present.0.key", "other"), "LG760"),
+    "a cache of no output": (_without("present.0.key"), "LG760"),
+    "a cache of words": (_typed("past_key_values.0.key", 1, ("B", "K", "P", "H")), "LG713"),
+    "a cache of 10^9 heads": (_typed("past_key_values.0.key", 1, ("B", 10**9, "P", 8)), "LG713"),
+    "a cache of 7 heads": (_typed("past_key_values.0.key", 1, ("B", 7, "P", 8)), "LG713"),
+    "a cache of three dimensions": (_typed("past_key_values.0.key", 1, ("B", "P", 8)), "LG713"),
+    "a cache of another type": (_typed("past_key_values.0.key", 10, ("B", 1, "P", 8)), "LG713"),
+    "one more input": (_more("extra", 1, (1,)), "LG760"),
+    "one more cache": (_more("past_key_values.9.key", 1, ("B", 1, "P", 8)), "LG760"),
+    "an input of texts": (_more("extra", 8, (1,)), "LG760"),
+    "NaN": (_constant(float("nan")), "LG768"),
+    "infinity": (_constant(float("inf")), "LG768"),
+    "no logits of a token": (_computed("NonZero"), "LG713"),
+    "the shape of logits": (_computed("Shape"), "LG713"),
+    "an operator that is none": (_computed("Nothing"), "LG713"),
+    "the place of the largest": (_computed("ArgMax"), "LG713"),
+    "logits of 7": (_typed("logits", 1, ("B", "S", 7)), "LG760"),
+    "logits of V": (_typed("logits", 1, ("B", "S", "V")), "LG760"),
+    "logits of two dimensions": (_typed("logits", 1, ("B", "V")), "LG760"),
+    "a sum of logits": (_computed("ReduceSum", attributes={"keepdims": 0}), "LG760"),
+}
+
+
+def graphs() -> Iterator[Case]:
+    for name, (_, oracle) in _GRAPHS.items():
+        yield Case(name, name.encode(), oracle)
+    yield Case("no graph", b"", "LG713")
+    yield Case("half a graph", b"half", "LG713")
+
+
+def changed(data: bytes, folder: Path) -> Path:
+    import shutil
+
+    import onnx
+
+    out = shutil.copytree(exported("tiny"), folder / "out")
+    path = out / "model.onnx"
+    name = data.decode()
+    if name in _GRAPHS:
+        model = onnx.load(path, load_external_data=False)
+        _GRAPHS[name][0](model)
+        onnx.save(model, path)
+    else:
+        path.write_bytes(path.read_bytes()[: 1000 if name else 0])
+    return out
+
+
+def run_graph(data: bytes, folder: Path) -> None:
+    from llamagen import api
+
+    out = changed(data, folder)
+    list(api.run(out, (5, 3, 2), max_new_tokens=3, threads=1))
+
+
+_VERIFIED: Mapping[str, str | None] = {
+    "in place": None,  # what `run` may do with buffers changes no number
+    "NaN": "LG777",
+    "infinity": "LG777",
+}
+
+
+def verified_graphs() -> Iterator[Case]:
+    for case in graphs():
+        yield case._replace(oracle=_VERIFIED.get(case.name, case.oracle))
+
+
+def verify_graph(data: bytes, folder: Path) -> None:
+    from llamagen.api_verify import verify_folder
+    from llamagen.diagnostics import LlamagenError
+
+    found = verify_folder(changed(data, folder), ("reference",), 1, prompt_tokens=3)
+    if not found.passed:
+        raise LlamagenError.of("differs", "a row is beyond its tolerance")
+
+
 ENGINES: Mapping[str, Engine] = {
     "tokenizer": Engine(tokenizers, encode),
     "pth": Engine(pickles, read_pth),
     "template": Engine(templates, render),
     "image": Engine(images, decode),
     "sql": Engine(statements, select),
+    "manifest": Engine(changes, run_changed),
+    "graph": Engine(graphs, run_graph),
+    "verified graph": Engine(verified_graphs, verify_graph),
 }
