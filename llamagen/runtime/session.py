@@ -81,11 +81,9 @@ class Session:
         *self.before, self.last = (Graph(folder / file, options) for file in files)
         self.require_graphs()
         session = self.last.session
-        shape = next(o.shape for o in session.get_outputs() if o.name == "logits")
-        if len(shape) != 3 or not isinstance(shape[-1], int):
-            message = f"{self.last.file} gives logits of no vocabulary: {shape}"
-            raise LlamagenError.of("LG760", message, help="export the model again")
-        self.vocab_size: int = shape[-1]
+        self.vocab_size: int = next(
+            o.shape[-1] for o in session.get_outputs() if o.name == "logits"
+        )
         self.max_context = table_context(
             session.get_modelmeta().custom_metadata_map, self.last.file
         )

@@ -174,7 +174,8 @@ def onnx_pieces(
         model = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
         make_exact(model.graph)
         marked |= _tap(model)
-        found[name] = OnnxWitness(open_session(model.SerializeToString(), options, folder))
+        session = open_session(model.SerializeToString(), options, folder)
+        found[name] = OnnxWitness(session, file=name, made_for=options.made_for)
     return found if marked else None
 
 

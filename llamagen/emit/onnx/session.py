@@ -129,9 +129,16 @@ def device_of(session: ort.InferenceSession) -> str:
 
 
 def require_interface(
-    session: ort.InferenceSession, file: Path, inputs: Container[str], outputs: Iterable[str]
+    session: ort.InferenceSession,
+    file: Path,
+    inputs: Container[str],
+    outputs: Iterable[str],
+    vocab_size: int | None = None,
 ) -> None:
-    """The graph of ``file`` reads nothing but ``inputs`` and caches, and gives ``outputs``. Raises LG760."""
+    """The graph of ``file`` reads nothing but ``inputs`` and caches, and gives ``outputs``, logits for a vocabulary.
+
+    Raises LG760.
+    """
 
     def refused(reason: str) -> LlamagenError:
         help = "export the model again; `llamagen verify DIR --integrity` tells what changed"
@@ -151,6 +158,11 @@ def require_interface(
     for name in outputs:
         if name not in given or given[name].type not in _TYPES:
             raise refused(f"it does not give {quoted(name)}")
+        shape = given[name].shape
+        if name == "logits" and not (
+            len(shape) == 3 and isinstance(shape[-1], int) and vocab_size in (None, shape[-1])
+        ):
+            raise refused(f"it gives logits of the shape {shape}")
 
 
 def table_context(metadata: Mapping[str, str], file: Path) -> int | None:
