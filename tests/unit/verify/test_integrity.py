@@ -6,13 +6,14 @@ import hashlib
 import os
 import random
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
-from llamagen.api import load
+from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
@@ -197,3 +198,22 @@ def test_the_hash_of_the_manifest_tells_who_wrote_it(folder: Path) -> None:
     (folder / "MANIFEST.json").write_text(text.replace('"seed": 5', '"seed": 6'))
     after = check_integrity(folder, silent)
     assert after.whole and after.manifest_sha256 != before.manifest_sha256
+
+
+def test_what_was_never_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A NaN comes through an export by reference, which looks at no value; its integrity proves nothing about it."""
+    spec = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
+    checkpoint = random_checkpoint(spec, tmp_path / "checkpoint", dtype="float32").folder
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-4] + struct.pack("<f", float("nan")))
+    load(spec).export(tmp_path / "out", checkpoint=checkpoint, weights="reference")
+    found = check_integrity(tmp_path / "out", silent)
+    assert found.whole and found.unread == ("model.safetensors",)
+    assert found.unread_bytes == len(data)
+    assert main(["verify", str(tmp_path / "out"), "--integrity"]) == 0
+    said = capsys.readouterr().out
+    assert "model.safetensors: its values were never read" in said
+    assert "as they were written; 1 of them, " in said and "were never read" in said
+    assert main(["run", str(tmp_path / "out"), "--ids", "1,2,3"]) == 3
+    assert "LG768" in capsys.readouterr().err
