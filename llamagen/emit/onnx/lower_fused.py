@@ -98,9 +98,9 @@ def _row_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, None]:
     if "row lengths" not in b.shared:
         with b.within("/rows"):
             along = b.ints([1])
-            real = b.op("ReduceSum", mask, along, keepdims=0)
             new = b.op("ReduceSum", _new_mask(b, mask), along, keepdims=0)
-            last = b.op("Sub", b.op("Add", b.op("Sub", real, new), b.size(S)), b.ints([1]))
+            past = b.op("Sub", b.op("ReduceSum", mask, along, keepdims=0), new)
+            last = b.op("Sub", b.op("Add", past, b.size(S)), b.ints([1]))
             b.shared["row lengths"] = b.to(last, INT32)
             b.shared["total length"] = b.to(b.op("Squeeze", b.size(T), b.ints([0])), INT32)
     return b.shared["row lengths"], b.shared["total length"], None
