@@ -60,6 +60,7 @@ def wanted() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", NEWER)
 def test_the_readers_run(version: str, tmp_path: Path) -> None:
     found = interpreter(version)

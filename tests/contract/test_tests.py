@@ -74,6 +74,7 @@ CLOCKED = {
     "tests/hardness/__main__.py": "goes on for as long as it is told",
     "tests/hardness/attacks.py": "sends signals at random moments of a run",
     "tests/hardness/test_hardness.py": "a slow test has more time than the others",
+    "tests/test_python.py": "a slow test has more time than the others",
     "tests/mutants/__main__.py": "tells how long is left",
     "tests/mutants/runner.py": "a mutant that never ends is found",
 }
