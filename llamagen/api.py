@@ -121,6 +121,7 @@ class Model:
         weights: str = "copy",
         logits: str | None = None,
         max_context: int | None = None,
+        runtime: str | None = None,
         scan: bool = False,
         overwrite: bool = False,
         ignore_config: bool = False,
@@ -130,7 +131,8 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
-        ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
+        ``logits`` (``last`` or ``all``), ``max_context`` (tokens) and ``runtime`` (a version of ONNX Runtime, ``1.31``)
+        are the profile's own where they are None.
         A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
         cache, layers with a window or chunks hand on only what a later token can see. ``quantize`` says what is
         quantised, and how.
@@ -146,12 +148,14 @@ class Model:
             weights=weights,
             logits=logits,
             max_context=max_context,
+            runtime=runtime,
             scan=scan,
             ignore_config=ignore_config,
             cache=cache,
             quantize=quantize or QuantizeOptions(),
         )
-        job = ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
+        reads = self.registry.files
+        job = ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress, reads)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
         if random_weights is not None and checkpoint is None:
@@ -273,6 +277,7 @@ def convert(
         sides[1].resolved,
         Path(out),
         registry=sides[0].registry,
+        reads=(*sides[0].registry.files, *sides[1].registry.files),
         shard_bytes=shard_bytes,
         overwrite=overwrite,
         ignore_config=ignore_config,
@@ -304,6 +309,7 @@ def random_checkpoint(
         shard_bytes=shard_bytes,
         overwrite=overwrite,
         progress=progress,
+        reads=model.registry.files,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llamagen.diagnostics import Diagnostic
 from llamagen.emit.images_record import images_record
 from llamagen.emit.manifest import (
+    EXPORT,
     MANIFEST,
     FileRecord,
     GraphRecord,
@@ -51,6 +52,8 @@ class ExportJob:
     out: Path
     overwrite: bool
     progress: Progress
+    reads: tuple[Path, ...]
+    """Files of the spec and the checkpoint: what holds one of them is not overwritten."""
 
     @property
     def dtype(self) -> OnnxDType:
@@ -70,7 +73,7 @@ class ExportJob:
         return Counter(self.progress, total)
 
     def emitted(self, stored: Mapping[str, OnnxDType]) -> dict[str, OnnxModel]:
-        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG706."""
+        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG706, LG717."""
         from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
@@ -79,7 +82,7 @@ class ExportJob:
         chosen, options = profile_named(self.options.profile), self.options
         found = choices_of(self.graph, chosen, options.logits, options.max_context)
         weights: WeightPlaces = "copied" if options.mode == "copy" else "referenced"
-        choices = replace(found, weights=weights)
+        choices = replace(found, weights=weights, runtime=options.runtime)
         text = replace(
             choices, quantization=fits_provider(quantization_of(options.quantize), chosen)
         )
@@ -137,9 +140,10 @@ class ExportJob:
         from llamagen.emit.clients import write_client_files
         from llamagen.emit.config import config_files
         from llamagen.emit.supply import place_companion
-        from llamagen.weights.publish import staged_folder
+        from llamagen.writing import staged_folder
 
-        with staged_folder(self.out, overwrite=self.overwrite, manifest=MANIFEST) as staging:
+        reads = (*self.reads, *supply.companions)
+        with staged_folder(self.out, EXPORT, self.overwrite, reads) as staging:
             known: dict[str, FileRecord] = {}
             yield staging, known
             write_text(staging / SPEC_FILE, resolved_text(self.resolved))
@@ -169,6 +173,8 @@ class ExportJob:
             io_dtype=main.profile.io_dtypes[main.dtype],
             logits=main.logits,
             max_context=main.max_context,
+            runtime=main.runtime,
+            batched_chunks=main.batched_chunks,
             cache=self.options.cache,
             weights=weights,
             quantization=quantization_of(self.options.quantize).record(self.options.quantize),

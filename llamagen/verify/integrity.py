@@ -17,6 +17,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
 from llamagen.files import DATA, open_file, read_bytes
 from llamagen.files import MANIFEST as MANIFEST_KIND
+from llamagen.writing import workspace_of
 
 Damage: TypeAlias = Literal["missing", "extra", "not a file", "size", "content", "unreadable"]
 
@@ -37,13 +38,18 @@ class FileFinding:
 
 @dataclass(frozen=True, slots=True)
 class Integrity:
-    """``manifest_sha256`` is what to keep elsewhere. ``unread`` files are only known by size and header."""
+    """``manifest_sha256`` is what to keep elsewhere.
+
+    Of ``unread`` files, ``unread_bytes`` in all, only size and header are known: no one has read their values, neither
+    an export nor this.
+    """
 
     findings: tuple[FileFinding, ...]
     files: int
     bytes: int
     manifest_sha256: str
     unread: tuple[str, ...]
+    unread_bytes: int
 
     @property
     def whole(self) -> bool:
@@ -70,12 +76,14 @@ def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integ
     present.pop(MANIFEST, None)
     found += [FileFinding(name, "extra", "`export` did not write it") for name in sorted(present)]
     data = read_bytes(folder / MANIFEST, MANIFEST_KIND, within=folder)
+    unread = {n: r.size for n, r in sorted(manifest.files.items()) if r.sha256 is None}
     return Integrity(
         tuple(found),
         len(manifest.files),
         total,
         hashlib.sha256(data).hexdigest(),
-        tuple(name for name, r in sorted(manifest.files.items()) if r.sha256 is None),
+        tuple(unread),
+        sum(unread.values()),
     )
 
 
@@ -91,8 +99,9 @@ class _Counter:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below that is not a folder, links included."""
+    """Everything below that is not a folder, links included, but for what a writer that was killed left there."""
     for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(where, name) != workspace_of(folder)]
         place = Path(where)
         yield from (place / name for name in files)
         yield from (place / name for name in folders if (place / name).is_symlink())

@@ -6,13 +6,17 @@ import hashlib
 import os
 import random
 import shutil
+import signal
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
-from llamagen.api import load
+from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
@@ -158,7 +162,6 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.timeout(20)
 def test_damage_is_named(folder: Path, name: str) -> None:
     harm, expected = CASES[name]
     harm(folder)
@@ -197,3 +200,72 @@ def test_the_hash_of_the_manifest_tells_who_wrote_it(folder: Path) -> None:
     (folder / "MANIFEST.json").write_text(text.replace('"seed": 5', '"seed": 6'))
     after = check_integrity(folder, silent)
     assert after.whole and after.manifest_sha256 != before.manifest_sha256
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import filelock
+from llamagen.writing import write_changed
+
+folder, text = Path(sys.argv[1]), sys.argv[2]
+for step in range(1, 200):
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def hook(event, arguments):
+            global count
+            if any(str(a).startswith(str(folder)) for a in arguments):
+                count += 1
+                if count == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        write_changed(folder, {"MANIFEST.json": text})
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(code, flush=True)
+    if code == 0:
+        break
+    sys.stdin.readline()
+"""
+
+
+def test_a_writer_of_the_manifest_that_was_killed(folder: Path) -> None:
+    """As `verify --quality` may be, before each of its operations: nothing is left that is no part of the folder."""
+    manifest = folder / "MANIFEST.json"
+    before = manifest.read_text()
+    left = 0
+    words = [sys.executable, "-c", KILLED, str(folder), f"{before} "]
+    with subprocess.Popen(words, stdin=-1, stdout=-1, text=True, bufsize=1) as child:
+        assert child.stdout is not None and child.stdin is not None
+        while child.stdout.readline() == f"{-signal.SIGKILL}\n":
+            assert damage(folder) == []
+            left += (folder / ".llamagen").exists()
+            manifest.write_text(before)
+            child.stdin.write("\n")
+    assert left > 10 and child.returncode == 0 and manifest.read_text() == f"{before} "
+    assert not (folder / ".llamagen").exists()
+    (folder / ".llamagen").mkdir()
+    (folder / ".llamagen" / "new").write_text("of others")
+    assert damage(folder) == [(".llamagen/new", "extra")]
+
+
+def test_what_was_never_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A NaN comes through an export by reference, which looks at no value; its integrity proves nothing about it."""
+    spec = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
+    checkpoint = random_checkpoint(spec, tmp_path / "checkpoint", dtype="float32").folder
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-4] + struct.pack("<f", float("nan")))
+    load(spec).export(tmp_path / "out", checkpoint=checkpoint, weights="reference")
+    found = check_integrity(tmp_path / "out", silent)
+    assert found.whole and found.unread == ("model.safetensors",)
+    assert found.unread_bytes == len(data)
+    assert main(["verify", str(tmp_path / "out"), "--integrity"]) == 0
+    said = capsys.readouterr().out
+    assert "model.safetensors: its values were never read" in said
+    assert "as they were written; 1 of them, " in said and "were never read" in said
+    assert main(["run", str(tmp_path / "out"), "--ids", "1,2,3"]) == 3
+    assert "LG768" in capsys.readouterr().err
