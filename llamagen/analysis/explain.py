@@ -8,8 +8,7 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ir.optypes import AttrSpec, Op
-from llamagen.spec.evaluate import FUNCTIONS
-from llamagen.spec.expr import ExpressionError, names, parse
+from llamagen.spec.expr import FUNCTIONS, ExpressionError, names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import value_to_plain
 from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree

@@ -17,7 +17,7 @@ from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import Diagnostic, Severity, Span
 from llamagen.ir.graph import Block, Graph, Node, OpPart
 from llamagen.ir.places import places
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec
 

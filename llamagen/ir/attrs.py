@@ -9,9 +9,7 @@ from llamagen.diagnostics import did_you_mean
 from llamagen.ir.dims import Dim
 from llamagen.ir.graph import AttrValue
 from llamagen.ir.optypes import AttrSpec, Op
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import Expr, ExpressionError, Extent
-from llamagen.spec.scope import unparse_static
+from llamagen.spec.expr import Expr, ExpressionError, Extent, Static, unparse_static
 
 _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 FLOAT32_WORDS = "a number that float32 holds: 0, or of a size from 1.2e-38 to 3.4e38"

@@ -27,8 +27,7 @@ from llamagen.ir.graph import (
 from llamagen.ir.naming import variant_names
 from llamagen.ir.ops import OPS
 from llamagen.ir.verify import verify
-from llamagen.spec.evaluate import evaluate
-from llamagen.spec.expr import Call, Expr, ExpressionError, ListExpr, Name, parse
+from llamagen.spec.expr import Call, Expr, ExpressionError, ListExpr, Name, evaluate, parse
 from llamagen.spec.expr import names as names_in
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.scope import expression_error, scope_of

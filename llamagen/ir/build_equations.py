@@ -12,13 +12,13 @@ from llamagen.ir.build_site import RecordingScope, Site
 from llamagen.ir.build_terms import Broken, Constant, Listed, Several, Tensor
 from llamagen.ir.graph import TensorType
 from llamagen.ir.ops import OPS
-from llamagen.spec.evaluate import UnknownName
 from llamagen.spec.expr import (
     Assign,
     ExpressionError,
     Extent,
     Name,
     Return,
+    UnknownName,
     parse_statements,
 )
 from llamagen.spec.scope import expression_error

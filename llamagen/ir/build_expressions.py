@@ -14,8 +14,8 @@ from llamagen.ir.build_terms import Broken, Constant, Listed, Several, Tensor, T
 from llamagen.ir.graph import BlockPart, DType, OpPart, StackPart, TensorType
 from llamagen.ir.ops import OPS
 from llamagen.ir.optypes import Op
-from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
 from llamagen.spec.expr import (
+    FUNCTIONS,
     Binary,
     Call,
     Conditional,
@@ -25,7 +25,10 @@ from llamagen.spec.expr import (
     ListExpr,
     Literal_,
     Name,
+    Static,
     Unary,
+    UnknownName,
+    evaluate,
 )
 
 

@@ -10,8 +10,17 @@ from llamagen.ir.attrs import Given, bind
 from llamagen.ir.graph import AttrValue, OpPart
 from llamagen.ir.ops import OPS
 from llamagen.ir.optypes import ShapeError
-from llamagen.spec.evaluate import Static, evaluate
-from llamagen.spec.expr import Call, Conditional, Expr, ExpressionError, Literal_, Name, parse
+from llamagen.spec.expr import (
+    Call,
+    Conditional,
+    Expr,
+    ExpressionError,
+    Literal_,
+    Name,
+    Static,
+    evaluate,
+    parse,
+)
 from llamagen.spec.schema import MAX_LAYERS, BlockDefinition
 from llamagen.spec.scope import expression_error
 from llamagen.spec.source_nodes import Scalar
@@ -73,7 +82,7 @@ def _chosen(expr: Expr, scope: Mapping[str, Static]) -> Expr:
 def _head(expr: Expr) -> tuple[str, Call]:
     match expr:
         case Name(id=id, extent=extent):
-            return id, Call(expr, (), (), extent)
+            return id, Call(expr, (), (), extent=extent)
         case Call(function=Name(id=id)):
             return id, expr
         case _:

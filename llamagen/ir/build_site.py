@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llamagen.diagnostics import Diagnostic, Span
 from llamagen.ir.graph import Attrs, AttrValue, TensorType
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
 

@@ -13,8 +13,7 @@ from llamagen.ir.build_terms import AMBIENT, Constant, Listed, Several, Tensor, 
 from llamagen.ir.graph import DType
 from llamagen.ir.ops import OPS
 from llamagen.ir.ops_parts import ACTIVATIONS
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import Binary, Call, Expr, ExpressionError, Name
+from llamagen.spec.expr import Binary, Call, Expr, ExpressionError, Name, Static
 
 
 class Reader(Protocol):

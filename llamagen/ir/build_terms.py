@@ -9,8 +9,7 @@ from typing import TypeAlias
 from llamagen.ir.attrs import FLOAT32_WORDS, in_float32
 from llamagen.ir.dims import IMAGES, B, Dim, S, T
 from llamagen.ir.graph import TensorType
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import Binary, Expr, ExpressionError, Name, names
+from llamagen.spec.expr import Binary, Expr, ExpressionError, Name, Static, names
 
 AMBIENT = ("positions", "attention_mask")
 """Graph-level tensors that every equation may name, beside the inputs that a graph declares."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llamagen.spec.evaluate import Scope, Static, evaluate
-from llamagen.spec.expr import ExpressionError, parse
+from llamagen.spec.expr import ExpressionError, Scope, Static, evaluate, parse
 from llamagen.spec.naming import (
     Count,
     NameRule,

@@ -7,11 +7,20 @@ from dataclasses import replace
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related
 from llamagen.spec.bound_layout import bind_layout
-from llamagen.spec.evaluate import FUNCTIONS, Scope, evaluate
-from llamagen.spec.expr import Expr, ExpressionError, names, parse, unparse
+from llamagen.spec.expr import (
+    FUNCTIONS,
+    Expr,
+    ExpressionError,
+    Scope,
+    evaluate,
+    names,
+    parse,
+    unparse,
+    unparse_static,
+)
 from llamagen.spec.resolved import Leaf, ResolvedSpec
 from llamagen.spec.schema import AtPattern, ListPattern
-from llamagen.spec.scope import expression_error, scope_of, unparse_static
+from llamagen.spec.scope import expression_error, scope_of
 from llamagen.spec.source_nodes import Scalar
 
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from llamagen.diagnostics import Diagnostic, did_you_mean
-from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName
-from llamagen.spec.expr import ExpressionError
+from llamagen.spec.expr import FUNCTIONS, ExpressionError, Static, UnknownName
 from llamagen.spec.schema import (
     AtPattern,
     CyclePattern,
@@ -60,17 +59,3 @@ def expression_error(
             f"did you mean `{hint}`?" if hint else "set it under `hyperparameters` or `constants`"
         )
     return Diagnostic(code, "error", error.message, span, (), help)
-
-
-def unparse_static(value: Static) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return f"[{', '.join(map(unparse_static, value))}]"
-        case Mapping():
-            return "{" + ", ".join(f"{k}: {unparse_static(v)}" for k, v in value.items()) + "}"
-        case _:
-            return str(value)

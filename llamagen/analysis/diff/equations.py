@@ -12,10 +12,8 @@ from typing import Final, TypeAlias
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Attrs, Block, Graph, Node
 from llamagen.ir.ops import OPS
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import Binary, ListExpr, Name, names, unparse
+from llamagen.spec.expr import Binary, ListExpr, Name, Static, names, unparse, unparse_static
 from llamagen.spec.schema import Hyperparameters
-from llamagen.spec.scope import unparse_static
 
 _INFIX: Final = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _SCALAR: Final = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}

@@ -22,8 +22,7 @@ from llamagen.analysis.numbers.walk import behind
 from llamagen.diagnostics import Span
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import names
+from llamagen.spec.expr import Static, names
 from llamagen.spec.resolved import ResolvedSpec
 
 

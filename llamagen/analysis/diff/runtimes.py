@@ -15,7 +15,7 @@ from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
 from llamagen.ir.places import places
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec
 

@@ -12,7 +12,7 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.family.architecture import Architecture
 from llamagen.analysis.family.numbers_file import architecture_of
 from llamagen.analysis.labels import attention_kind
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters

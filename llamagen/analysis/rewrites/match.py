@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llamagen.analysis.rewrites.table import Line, Rule
 from llamagen.ir.flatten import CacheSlot, FlatNode
 from llamagen.ir.graph import TensorType
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 
 
 @dataclass(frozen=True)

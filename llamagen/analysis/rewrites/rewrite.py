@@ -21,7 +21,7 @@ from llamagen.analysis.rewrites.table import Line, RewrittenProfile, Rule, rewri
 from llamagen.analysis.rules import fill, holds, value_of
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
 from llamagen.ir.graph import AttrValue, TensorType
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 
 Logits: TypeAlias = Literal["last", "all"]
 """Whether the model gives logits of the last real token of a call, [B, 1, V], or of every one, [B, S, V]."""

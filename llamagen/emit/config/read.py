@@ -25,8 +25,7 @@ from llamagen.emit.config.ties import tied_values
 from llamagen.emit.config.wanted import Wanted
 from llamagen.emit.config.write import config_values
 from llamagen.ir.build import build
-from llamagen.spec.evaluate import evaluate
-from llamagen.spec.expr import ExpressionError, names, parse
+from llamagen.spec.expr import ExpressionError, evaluate, names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec

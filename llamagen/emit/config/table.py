@@ -10,8 +10,7 @@ from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
 from llamagen.spec.config_mapping import ConfigMapping, Fixed
-from llamagen.spec.evaluate import Scope, Static, evaluate
-from llamagen.spec.expr import ExpressionError, names, parse
+from llamagen.spec.expr import ExpressionError, Scope, Static, evaluate, names, parse
 from llamagen.spec.naming import Closed
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
