@@ -11,8 +11,7 @@ from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import SourceMap
+from llamagen.spec.source import SourceMap, load_source
 
 _GIT_SECONDS = 20
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from llamagen.spec.record import Conflict, Uncertain
 from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
-from llamagen.spec.source_nodes import Seq
+from llamagen.spec.source import Seq
 
 T = TypeVar("T", Conflict, Uncertain)
 

@@ -10,7 +10,7 @@ from llamagen.ir.build_terms import Several, Tensor, Term
 from llamagen.ir.graph import AttrValue, Node, Part, TensorType, Value
 from llamagen.ir.optypes import Op, ShapeError
 from llamagen.spec.expr import Expr, ExpressionError, Extent
-from llamagen.spec.source_nodes import Scalar
+from llamagen.spec.source import Scalar
 
 
 class Body:

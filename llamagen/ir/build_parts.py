@@ -23,7 +23,7 @@ from llamagen.spec.expr import (
 )
 from llamagen.spec.schema import MAX_LAYERS, BlockDefinition
 from llamagen.spec.scope import expression_error
-from llamagen.spec.source_nodes import Scalar
+from llamagen.spec.source import Scalar
 
 Options = Mapping[str, AttrValue]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llamagen.spec.source_nodes import Key, Map, Node, Scalar, Seq, SourceMap
+from llamagen.spec.source import Key, Map, Node, Scalar, Seq, SourceMap
 
 
 @dataclass(frozen=True, slots=True)

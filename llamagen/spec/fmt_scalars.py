@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llamagen.spec.source_nodes import Scalar
-from llamagen.spec.source_scalars import Refusal, resolve_key, resolve_plain
+from llamagen.spec.source import Refusal, Scalar, resolve_key, resolve_plain
 
 WIDTH = 120
 

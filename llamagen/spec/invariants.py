@@ -21,7 +21,7 @@ from llamagen.spec.expr import (
 from llamagen.spec.resolved import Leaf, ResolvedSpec
 from llamagen.spec.schema import AtPattern, ListPattern
 from llamagen.spec.scope import expression_error, scope_of
-from llamagen.spec.source_nodes import Scalar
+from llamagen.spec.source import Scalar
 
 
 def check_invariants(resolved: ResolvedSpec) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from llamagen.spec.source_nodes import Map, Node, Scalar, Seq
+from llamagen.spec.source import Map, Node, Scalar, Seq
 
 Value: TypeAlias = "bool | int | float | str | Sequence[Value] | Mapping[str, Value] | None"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related
 from llamagen.spec.resolved import Branch, Leaf, Origin, ResolvedSpec, Tree
-from llamagen.spec.source_nodes import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
+from llamagen.spec.source import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
 
 if TYPE_CHECKING:
     pass

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from llamagen.diagnostics import Diagnostic, Span
-from llamagen.spec.source_nodes import Key, Plain, Scalar, Seq
+from llamagen.spec.source import Key, Plain, Scalar, Seq
 
 if TYPE_CHECKING:
     from llamagen.spec.schema import Spec

@@ -16,7 +16,7 @@ from llamagen.spec.schema import (
     Pattern,
     Spec,
 )
-from llamagen.spec.source_nodes import Scalar
+from llamagen.spec.source import Scalar
 
 
 def scope_of(spec: Spec) -> dict[str, Static]:

@@ -13,7 +13,7 @@ from llamagen.spec.resolved import Branch, Leaf, Tree
 from llamagen.spec.schema import (
     Spec,
 )
-from llamagen.spec.source_nodes import Plain, Scalar, Seq
+from llamagen.spec.source import Plain, Scalar, Seq
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -22,8 +22,7 @@ from llamagen.spec.resolve import (
 )
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import Plain, SourceMap
+from llamagen.spec.source import Plain, SourceMap, load_source
 
 Path = tuple[str, ...]
 

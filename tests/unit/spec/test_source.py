@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import re
-import time
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,18 @@ from hypothesis import strategies as st
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.diagnostics.codes import load_codes
-from llamagen.spec import source_build
-from llamagen.spec.source import Map, Node, Scalar, Seq, SourceMap, load_source, to_plain
-from llamagen.spec.source_scalars import Refusal, resolve_plain
+from llamagen.spec import source as loader
+from llamagen.spec.source import (
+    Map,
+    Node,
+    Refusal,
+    Scalar,
+    Seq,
+    SourceMap,
+    load_source,
+    resolve_plain,
+    to_plain,
+)
 
 IN_TABLE = [code for code in load_codes() if code.startswith("LG0")]
 NOT_TEXT = {"LG001", "LG002", "LG006", "LG008", "LG009", "LG030", "LG031"}
@@ -486,10 +496,20 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", list(BOMBS))
-def test_bombs_end_soon(name: str) -> None:
-    start = time.perf_counter()
+def test_bombs_end_soon(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is counted in events that were asked for: a node has at most two, and nodes are limited."""
+    events = 0
+    parse = yaml.parse
+
+    def counted(text: str, Loader: type) -> Iterator[yaml.Event]:
+        nonlocal events
+        for event in parse(text, Loader=Loader):
+            events += 1
+            yield event
+
+    monkeypatch.setattr(yaml, "parse", counted)
     found = findings(BOMBS[name])
-    assert time.perf_counter() - start < 3.0
+    assert events < 2 * loader.MAX_NODES + 10
     assert found or name in ("long text", "colons")
     assert len(found) <= 101
 
@@ -522,12 +542,12 @@ def test_hostile_text_loads_or_is_refused(text: str) -> None:
 def test_pure_python_parser_agrees(text: str) -> None:
     """Without libyaml the same text gives the same tree."""
     fast = outcome(text)
-    libyaml = source_build._PARSER
-    source_build._PARSER = yaml.SafeLoader
+    libyaml = loader._PARSER
+    loader._PARSER = yaml.SafeLoader
     try:
         slow = outcome(text)
     finally:
-        source_build._PARSER = libyaml
+        loader._PARSER = libyaml
     if isinstance(fast, SourceMap) and isinstance(slow, SourceMap):
         assert fast == slow
     else:
@@ -553,23 +573,32 @@ def texts(node: Node) -> object:
 
 
 def test_libyaml_is_in_use() -> None:
-    assert not yaml.__with_libyaml__ or source_build._PARSER is yaml.CSafeLoader
+    assert not yaml.__with_libyaml__ or loader._PARSER is yaml.CSafeLoader
 
 
-def test_a_family_of_specs_loads_fast() -> None:
+def test_work_grows_with_the_text_and_no_faster() -> None:
     block = (
         "  parts: {q: 'linear(a, b)', k: x}\n  forward: |\n    h = x\n    return h\n  n: 1.0e-6\n"
     )
-    text = "".join(f"b{i}:\n{block}" for i in range(17))  # 102 lines
-    best = min(_seconds(text) for _ in range(3))
-    assert best < 0.4, "70 files of 100 lines take 0.06 s with libyaml on one slow core"
+    few, many = (_calls("".join(f"b{i}:\n{block}" for i in range(count))) for count in (20, 200))
+    assert many < 10.5 * few
+    assert few < 20 * 160, "calls of a block of eleven keys and values"
 
 
-def _seconds(text: str) -> float:
-    start = time.perf_counter()
-    for _ in range(70):
+def _calls(text: str) -> int:
+    """Calls of Python functions while ``text`` is loaded."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
         load_source(text)
-    return time.perf_counter() - start
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 def test_to_plain() -> None:
