@@ -61,14 +61,15 @@ class Model:
     @cached_property
     def graph(self) -> Graph:
         """The verified graph. Raises LG401 for a record whose wiring is not published."""
-        from llamagen.ir.build import build
+        from llamagen.ir.elaborate import build
 
         return build(self.resolved)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """Role path (the checkpoint's name) -> parameter of all graphs; a tied head has none of its own."""
-        from llamagen.ir.build_graphs import all_parameters, build_all
+        from llamagen.ir.elaborate import build_all
+        from llamagen.ir.graph import all_parameters
 
         return all_parameters(build_all(self.resolved))
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.source import SourceMap, load_source

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from llamagen.analysis.lint import lint
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 

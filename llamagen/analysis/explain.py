@@ -21,7 +21,7 @@ _NO_DATE = "9999"
 
 def explain_ops() -> str:
     """The op table and the spellings beside it, one line each."""
-    from llamagen.ir.build_sugar import SPELLINGS
+    from llamagen.ir.elaborate import SPELLINGS
     from llamagen.ir.ops import OPS
 
     shown = [op for op in OPS.values() if not op.internal]
@@ -43,7 +43,7 @@ def explain_ops() -> str:
 
 def explain_named(name: str) -> str:
     """An op or a spelling by name. Raises LG901 for anything else."""
-    from llamagen.ir.build_sugar import SPELLINGS
+    from llamagen.ir.elaborate import SPELLINGS
     from llamagen.ir.ops import OPS
 
     op, spelling = OPS.get(name), SPELLINGS.get(name)

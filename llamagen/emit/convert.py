@@ -20,7 +20,8 @@ from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.supply import COMPANIONS, CONFIGS
 from llamagen.emit.written import Progress, Written, sizes_of, write_text
-from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 

@@ -25,8 +25,8 @@ from llamagen.emit.options import ExportOptions
 from llamagen.emit.weight_types import STORED
 from llamagen.emit.written import Counter, Progress, write_text
 from llamagen.ir.bounded import with_caches
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph, parameters
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.resolved_text import resolved_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from llamagen.images.recipe import Recipe, recipe_of
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.ir.pipeline import pipeline_of
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec

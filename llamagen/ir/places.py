@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Literal, assert_never
 
-from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
+from llamagen.ir.flatten import cross_name
+from llamagen.ir.graph import (
+    Block,
+    BlockPart,
+    Graph,
+    Node,
+    OpPart,
+    StackPart,
+    TensorType,
+    join,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +70,12 @@ def below_of(part: OpPart | BlockPart | StackPart) -> tuple[str, ...]:
             return names
         case _:
             assert_never(part)
+
+
+def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
+    """Names and types of the keys and values that a graph reads from another, or writes for others."""
+    found: dict[str, TensorType] = {}
+    for i, here in enumerate(places(graph, frozenset({f"cross_cache_{way}"}))):
+        for end, value in zip(("key", "value"), here.node.results, strict=True):
+            found[cross_name(i, end)] = here.block.values[value].type
+    return found

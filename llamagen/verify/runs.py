@@ -11,9 +11,8 @@ from typing import Literal, assert_never
 
 import numpy as np
 
-from llamagen.ir.build_graphs import all_parameters
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import Graph, all_parameters
 from llamagen.ir.reference import Rounding
 from llamagen.verify.choices import Choices, Router, compared, measured_reach, usual_reach
 from llamagen.verify.exact_products import open_exact

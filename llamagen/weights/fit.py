@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import all_parameters, build_all
-from llamagen.ir.graph import Graph, OpPart, Parameter, instances, join, parameters
+from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.graph import Graph, OpPart, Parameter, all_parameters, instances, join, parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint

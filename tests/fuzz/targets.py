@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.text import GraphTextError, parse, render
 from llamagen.spec.expr import ExpressionError, Static, evaluate, parse_statements, unparse
 from llamagen.spec.expr import parse as parse_expression

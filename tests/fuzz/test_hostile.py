@@ -22,7 +22,7 @@ from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.ir.text import parse, render
 from llamagen.spec.registry import Registry

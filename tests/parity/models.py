@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.ir.bounded import with_caches
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.graph import Graph, Parameter, all_parameters, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec

@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import logging
 
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import all_parameters, build_all
-from llamagen.ir.graph import parameters
+from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.graph import all_parameters, parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.facts import far

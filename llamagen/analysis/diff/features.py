@@ -20,8 +20,7 @@ from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import Classifier
 from llamagen.analysis.numbers.walk import behind
 from llamagen.diagnostics import Span
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
+from llamagen.ir.graph import MAIN, Block, Graph, OpPart, TensorType, instances, join
 from llamagen.spec.expr import Static, names
 from llamagen.spec.resolved import ResolvedSpec
 

@@ -12,8 +12,7 @@ from llamagen.analysis.numbers.walk import operand_types
 from llamagen.analysis.rules import holds, hyperparameter_scope
 from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, load_table
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Graph, OpPart
+from llamagen.ir.graph import MAIN, Graph, OpPart
 from llamagen.ir.places import places
 from llamagen.spec.expr import Static
 from llamagen.spec.naming import Closed

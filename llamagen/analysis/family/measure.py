@@ -11,8 +11,8 @@ from llamagen.analysis.numbers.images import encoder_flops
 from llamagen.analysis.numbers.memory import CacheReport, cache_of
 from llamagen.analysis.numbers.params import Component, count_parameters
 from llamagen.analysis.numbers.whole import whole_parameters
-from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
-from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph, Parameter, all_parameters, parameters
 from llamagen.ir.places import Place, places
 from llamagen.spec.resolved import ResolvedSpec
 

@@ -14,8 +14,7 @@ from llamagen.emit.config.settings import Settings
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.written import write_text
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.resolved import ResolvedSpec
 
 GENAI_FILE = "genai_config.json"

@@ -24,7 +24,7 @@ from llamagen.emit.config.table import (
 from llamagen.emit.config.ties import tied_values
 from llamagen.emit.config.wanted import Wanted
 from llamagen.emit.config.write import config_values
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.spec.expr import ExpressionError, evaluate, names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
