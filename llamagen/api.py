@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph, Parameter
     from llamagen.runtime.generation import Generation
-    from llamagen.spec.fmt_files import FormatReport
+    from llamagen.spec.fmt import FormatReport, OriginRow
     from llamagen.spec.registry import Registry
-    from llamagen.spec.resolved import ResolvedSpec
-    from llamagen.spec.resolved_text import OriginRow
+    from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.schema import Spec
 
 
@@ -54,7 +53,7 @@ class Model:
     @cached_property
     def origins(self) -> tuple[OriginRow, ...]:
         """Every leaf with the places that wrote it."""
-        from llamagen.spec.resolved_text import origin_rows
+        from llamagen.spec.fmt import origin_rows
 
         return origin_rows(self.resolved)
 
@@ -79,7 +78,7 @@ class Model:
 
     def resolved_text(self) -> str:
         """The spec as one YAML file without ``extends``."""
-        from llamagen.spec.resolved_text import resolved_text
+        from llamagen.spec.fmt import resolved_text
 
         return resolved_text(self.resolved)
 
@@ -187,7 +186,7 @@ def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
     """Bring YAML files, and those below folders, into canonical form; without ``write`` only compare."""
-    from llamagen.spec.fmt_files import format_files
+    from llamagen.spec.fmt import format_files
     from llamagen.spec.schema import Spec
 
     return format_files(files, tuple(Spec.model_fields), write=write)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llamagen.emit.config.read import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
-    from llamagen.spec.resolved import ResolvedSpec
+    from llamagen.spec.resolve import ResolvedSpec
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")

@@ -10,7 +10,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import SourceMap, load_source
 
 _GIT_SECONDS = 20

@@ -11,7 +11,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 _UNSOURCED = "LG510"
 _SUFFIXES = (".yaml", ".yml")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from llamagen.spec.record import Conflict, Uncertain
-from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.schema import Conflict, Uncertain
 from llamagen.spec.source import Seq
 
 T = TypeVar("T", Conflict, Uncertain)

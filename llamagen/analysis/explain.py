@@ -10,8 +10,7 @@ from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ir.optypes import AttrSpec, Op
 from llamagen.spec.expr import FUNCTIONS, ExpressionError, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import value_to_plain
-from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, value_to_plain
 from llamagen.spec.schema import Hyperparameters
 
 _SHORT = ("hyperparameters", "constants", "patterns", "release", "training")

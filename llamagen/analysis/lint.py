@@ -18,8 +18,8 @@ from llamagen.diagnostics import Diagnostic, Severity, Span
 from llamagen.ir.graph import Block, Graph, Node, OpPart
 from llamagen.ir.places import places
 from llamagen.spec.expr import Static
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 Subject = Literal["model", "value", "provenance", "attention", "linear", "token", "release"]
 

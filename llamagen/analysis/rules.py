@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.expr import FUNCTIONS, Expr, ExpressionError, Scope, Static, evaluate, parse
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 @lru_cache(maxsize=2048)

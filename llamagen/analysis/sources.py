@@ -8,8 +8,8 @@ from functools import cache
 from typing import Literal
 
 from llamagen.analysis.tables import load_table
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 
 def source_of(resolved: ResolvedSpec, path: str, *, own_family: bool = True) -> str | None:

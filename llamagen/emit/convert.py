@@ -23,7 +23,7 @@ from llamagen.emit.written import Progress, Written, sizes_of, write_text
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 if TYPE_CHECKING:
     from llamagen.weights.binding import Binding

@@ -27,8 +27,8 @@ from llamagen.emit.written import Counter, Progress, write_text
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Graph, parameters
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.spec.fmt import resolved_text
+from llamagen.spec.resolve import ResolvedSpec
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.choices import WeightPlaces

@@ -10,7 +10,7 @@ from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import Graph
 from llamagen.ir.verify import verify
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def _text(subject: Subject) -> dict[str, str]:
     from llamagen.analysis.rewrites.report import profiles_text
     from llamagen.ir.graph import MAIN
     from llamagen.ir.text import render
-    from llamagen.spec.resolved_text import resolved_text
+    from llamagen.spec.fmt import resolved_text
 
     graphs = subject.graphs()
     texts = {f"{'graph' if name == MAIN else name}.txt": render(g) for name, g in graphs.items()}

@@ -12,7 +12,7 @@ from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.bounded import CacheKind
 from llamagen.ir.elaborate import build, build_all
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.writing import current, write_changed
 
 INDEX = "index.txt"

@@ -7,8 +7,8 @@ from pydantic import Field
 from llamagen.images.recipe import Recipe, recipe_of
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.pipeline import pipeline_of
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 
 class HandOver(Closed):

@@ -16,7 +16,7 @@ from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, mod
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.ir.bounded import CacheKind
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 MANIFEST = "MANIFEST.json"
 

@@ -15,7 +15,7 @@ from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import Graph, Parameter
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.nodes import Region

@@ -36,6 +36,7 @@ from llamagen.ir.ops_parts import ACTIVATIONS
 from llamagen.ir.optypes import AttrSpec, Op, ShapeError
 from llamagen.ir.places import below_of, crossing
 from llamagen.ir.verify import verify
+from llamagen.spec.checks import expression_error, scope_of
 from llamagen.spec.expr import (
     FUNCTIONS,
     Assign,
@@ -58,9 +59,8 @@ from llamagen.spec.expr import (
     unparse_static,
 )
 from llamagen.spec.expr import names as names_in
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import MAX_LAYERS
-from llamagen.spec.scope import expression_error, scope_of
 
 MAX_BLOCK_DEPTH = 16
 MAX_SPECIALISATIONS = 256

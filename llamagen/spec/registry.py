@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean
 from llamagen.resources import data_folder
-from llamagen.spec.resolve import Merged, resolve
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.checks import resolve
+from llamagen.spec.resolve import Merged, ResolvedSpec
 from llamagen.spec.source import Scalar, SourceMap, load_source
 
 MAX_CHAIN = 32

@@ -10,7 +10,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import Graph, OpPart, Parameter, all_parameters, instances, join, parameters
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.layouts import layouts_for
 from llamagen.weights.names import Resolution, resolve_names

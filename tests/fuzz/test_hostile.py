@@ -26,7 +26,7 @@ from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.ir.text import parse, render
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from tests.counting import count
 from tests.fuzz.engine import peak
 from tests.fuzz.hostile import MARK, PAYLOADS, REFUSED, TINY, TOGETHER

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NAIVE = """
 import contextlib, pathlib, shutil, sys, tempfile
-import llamagen.emit.files, llamagen.weights.publish as publish, llamagen.spec.fmt_files as fmt_files
+import llamagen.emit.files, llamagen.weights.publish as publish, llamagen.spec.fmt as fmt
 
 @contextlib.contextmanager
 def straight(target, overwrite=False, manifest=None):
@@ -30,7 +30,7 @@ def in_place(folder, files):
     return tuple(files), ()
 
 publish.staged_folder = straight
-fmt_files.write_changed = in_place
+fmt.write_changed = in_place
 from random import Random
 from tests.hardness.attacks import Arena, at_every_step, limited
 from tests.hardness.jobs import JOBS

@@ -16,7 +16,7 @@ from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, Parameter, all_parameters, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.verify.pieces import GraphsWitness, Piece
 from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness

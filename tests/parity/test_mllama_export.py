@@ -10,8 +10,8 @@ import pytest
 
 from llamagen import api, verify_folder
 from llamagen.ir.graph import all_parameters
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import resolved_text
 from tests.parity.mllama import WIDE, shrunk
 from tests.parity.models import RandomModel
 

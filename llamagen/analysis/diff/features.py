@@ -22,7 +22,7 @@ from llamagen.analysis.numbers.walk import behind
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import MAIN, Block, Graph, OpPart, TensorType, instances, join
 from llamagen.spec.expr import Static, names
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 class Kind(StrEnum):

@@ -15,8 +15,8 @@ from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.graph import MAIN, Graph, OpPart
 from llamagen.ir.places import places
 from llamagen.spec.expr import Static
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 
 class Status(StrEnum):

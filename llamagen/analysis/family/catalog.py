@@ -12,7 +12,7 @@ from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.sources import matches
 from llamagen.analysis.tables import chosen
 from llamagen.spec.registry import Registry, is_sketch
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
 from llamagen.units import bytes_text, count_text
 

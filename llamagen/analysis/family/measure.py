@@ -14,7 +14,7 @@ from llamagen.analysis.numbers.whole import whole_parameters
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Graph, Parameter, all_parameters, parameters
 from llamagen.ir.places import Place, places
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 def measure(resolved: ResolvedSpec) -> Architecture:

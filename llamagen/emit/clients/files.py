@@ -15,7 +15,7 @@ from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import MAIN, Graph
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 GENAI_FILE = "genai_config.json"
 README_FILE = "README.md"

@@ -23,7 +23,7 @@ from llamagen.emit.version import llamagen_version
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.resources import templates
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.units import count_text
 
 TESTED: Mapping[str, str] = {

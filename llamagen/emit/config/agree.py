@@ -23,7 +23,7 @@ from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import names_read
 from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.fit import listed
 
 _FAR = 4

@@ -17,7 +17,7 @@ from llamagen.emit.config.table import mapping_of
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import Graph, names_read
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 BLOCKS = """
 root: CausalLM

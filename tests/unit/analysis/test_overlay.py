@@ -10,7 +10,7 @@ from llamagen.analysis.diff.equations import canonical, equations
 from llamagen.analysis.diff.overlay import check, overlay
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import Plain, load_source
 from tests.unit.analysis import models
 

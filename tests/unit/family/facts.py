@@ -15,7 +15,7 @@ from typing import Any
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 _LAYERS = re.compile(r"\{(.*?)\}")
