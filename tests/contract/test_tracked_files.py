@@ -38,15 +38,3 @@ def test_no_machine_paths_and_no_registry_hosts() -> None:
             if _FORBIDDEN.search(line):
                 found.append(f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()[:80]}")
     assert found == []
-
-
-def test_no_unfinished_work() -> None:
-    word = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
-    found = [
-        f"{path.relative_to(REPOSITORY)}:{number}"
-        for path in files()
-        if path.suffix in (".py", ".j2", ".yaml", ".md")
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
-        if word.search(line)
-    ]
-    assert found == []
