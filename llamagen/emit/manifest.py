@@ -148,6 +148,15 @@ class Manifest(Closed):
     max_context: int | None = Field(
         description="Tokens that the model's tables of positions cover; null where it computes them."
     )
+    runtime: str | None = Field(
+        default=None,
+        description="Version of ONNX Runtime that the operators were chosen for; null before there was a choice.",
+    )
+    batched_chunks: bool = Field(
+        default=True,
+        description="Whether a call with a past may have several rows of several tokens; "
+        "if not, its attention refuses such a call: several rows then go on by one token each.",
+    )
     weights: WeightsRecord
     quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
     quality: QualityRecord | None = Field(default=None, description="null: it was not measured.")

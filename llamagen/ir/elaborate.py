@@ -54,6 +54,7 @@ from llamagen.spec.expr import (
     Unary,
     UnknownName,
     evaluate,
+    is_true,
     parse,
     parse_statements,
     unparse_static,
@@ -742,7 +743,7 @@ class _Body:
                     return self.apply(OPS["neg"], [term], {}, expr.extent)
                 return Constant(evaluate(expr, self.scope))
             case Conditional(then=then, test=test, otherwise=otherwise):
-                return self.term(then if self.static(test) else otherwise)
+                return self.term(then if is_true(self.static(test), test) else otherwise)
             case ListExpr(items=items):
                 return Constant(tuple(_size(i, self.static, self.scope) for i in items))
             case _:
@@ -1129,7 +1130,8 @@ def _one_or_several(terms: tuple[Tensor, ...]) -> Term:
 def _chosen(expr: Expr, scope: _Scope) -> Expr:
     """``A if test else B`` is decided here: a part is one thing or the other."""
     while isinstance(expr, Conditional):
-        expr = expr.then if evaluate(expr.test, scope) else expr.otherwise
+        holds = is_true(evaluate(expr.test, scope), expr.test)
+        expr = expr.then if holds else expr.otherwise
     return expr
 
 
@@ -1224,7 +1226,7 @@ def _convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
     """``value`` as the attribute's type. Raises ExpressionError when it is of another one."""
 
     def refuse(wish: str) -> ExpressionError:
-        found = unparse_static(value)
+        found = f"the text {value!r}" if isinstance(value, str) else unparse_static(value)
         return ExpressionError(
             f"`{spec.name}` of `{op.name}` must be {wish}, it is {found}", expr.extent
         )
@@ -1259,7 +1261,7 @@ def _convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
                 return tuple(int(i) for i in items if isinstance(i, int))
             raise refuse("a list of whole numbers")
         case "floats":
-            if isinstance(value, tuple) and all(isinstance(i, int | float) for i in value):
+            if isinstance(value, tuple) and all(type(i) in (int, float) for i in value):
                 return tuple(float(i) for i in value if isinstance(i, int | float))
             raise refuse("a list of numbers")
         case "dims":

@@ -22,6 +22,7 @@ from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.session import Session
 from llamagen.runtime.text import TOKENIZER_FILE, Text
+from llamagen.weights.checkpoint import require_no_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +121,14 @@ def generate(
 
     With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
 
-    Raises LG711 (ONNX Runtime has no such ``provider``), LG760 (not an exported folder), LG761 (text without a
-    tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the context), LG780 and LG781 (an image that
-    cannot be read), LG782 (images and their places differ in number), LG783 (a model that reads no images), LG784 (no
-    chat template, or one that fails).
+    Raises LG623 (the folder holds an adapter), LG711 (ONNX Runtime has no such ``provider``), LG760 (not an
+    exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the
+    context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places differ in number),
+    LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
     """
     execution = provider_of(provider)
+    if folder.is_dir():
+        require_no_adapter(folder)
     text = Text.of_folder(folder)
     if isinstance(prompt, str):
         if text is None:

@@ -51,7 +51,8 @@ def resolve(chain: Sequence[SourceMap], known: Merged | None = None) -> Resolved
         node.text if isinstance(node := source.root.get("id"), Scalar) else source.file
         for source in chain
     )
-    resolved = ResolvedSpec(spec, tree, plain, ids, tuple(findings))
+    files = tuple(source.file for source in chain)
+    resolved = ResolvedSpec(spec, tree, plain, ids, files, tuple(findings))
     check_invariants(resolved)
     return resolved
 
@@ -177,6 +178,16 @@ def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic
     layers = spec.hyperparameters.num_layers
     for name, pattern in spec.patterns.items():
         place = resolved.place("patterns", name)
+        if isinstance(pattern, AtPattern) and not isinstance(pattern.default, str | None):
+            default = unparse_static(pattern.default)
+            for value in pattern.at:
+                message = (
+                    f"`patterns.{name}`: `default` is {default}, and `{value}` below `at` is text"
+                )
+                help = "write {list: [...]}, {cycle: [...]} or {every: 2, value: a, otherwise: b}"
+                branch = resolved.find("patterns", name, "at")
+                at = branch.keys[value].span if isinstance(branch, Branch) else place
+                yield Diagnostic("LG103", "error", message, at, (), help)
         if layers is None:
             if not spec.abstract:
                 message = f"pattern `{name}` needs `hyperparameters.num_layers`"

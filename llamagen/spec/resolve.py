@@ -55,6 +55,8 @@ class ResolvedSpec:
     """``tree`` as plain data."""
     chain: tuple[str, ...]
     """Ids from the first base to the spec itself."""
+    files: tuple[str, ...]
+    """Their files; two may claim one id."""
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @cached_property
@@ -211,7 +213,7 @@ class _Merger:
                 same = to_plain(was) == to_plain(node) and type(to_plain(was)) is type(
                     to_plain(node)
                 )
-                if same and len(path) > 1:
+                if same and len(path) > 1 and path[0] != "provenance":  # each file proves its own
                     self.redundant(key, origins[-1], path)
                 return Leaf(node, (*origins, Origin(spec_id, node.span, _text(node))))
             case Branch(span=span), _:

@@ -470,7 +470,10 @@ class _Reader:
             if resolved is None or isinstance(resolved, bool):
                 code = "LG022" if resolved is None else "LG020"
                 message = f"as a key, `{text}` is not text for YAML readers"
-                return self.refused_key(code, message, key, f"quote the key: `'{text}'`")
+                advice = (
+                    "rename it; what is true or false for layers is {list: [...]} or {cycle: [...]}"
+                )
+                return self.refused_key(code, message, key, advice)
         if not _KEY.fullmatch(text):
             odd = next((char for char in text if not char.isascii()), None)
             why = f"has a character outside ASCII ({_describe(odd)})" if odd is not None else ""

@@ -32,11 +32,14 @@ class Builder:
         dtype: OnnxDType,
         parent: Builder | None = None,
         max_context: int = 0,
+        runtime: str = "",
     ) -> None:
         self.profile = profile
         self.dtype: OnnxDType = dtype
         self.max_context: int = parent.max_context if parent else max_context
         """Tokens that tables of positions must cover; a profile without such tables has no use for it."""
+        self.runtime: str = parent.runtime if parent else runtime
+        """Version of ONNX Runtime whose operators may be used."""
         self.scope: str = parent.scope if parent else ""
         self.nodes: list[ir.Node] = []
         self._parent = parent

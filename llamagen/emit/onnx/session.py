@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -87,7 +87,7 @@ def open_session(
             chosen.add_session_config_entry(name, value)
         session = ort.InferenceSession(source, chosen, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise _refusal(what, provider, str(error)) from error
+        raise _refusal(what, provider, str(error), source, ort.__version__) from error
     if session.get_providers()[0] != provider:  # it goes on with the CPU
         raise LlamagenError.of(
             "LG711",
@@ -182,7 +182,9 @@ def as_past(outputs: Mapping[str, V]) -> dict[str, V]:
     }
 
 
-def _refusal(what: str, provider: str, message: str) -> LlamagenError:
+def _refusal(
+    what: str, provider: str, message: str, source: str | bytes, installed: str
+) -> LlamagenError:
     reason = " ".join(message.split())
     missing = re.search(r"implementation for (\w+)\(\d+\) node|kernel for (\w+)\(", reason)
     if "NOT_IMPLEMENTED" in reason and missing:
@@ -191,9 +193,29 @@ def _refusal(what: str, provider: str, message: str) -> LlamagenError:
             f"{provider} has no {missing[1] or missing[2]} for the types that {what} uses",
             help="compute where it was exported for (`--provider cuda`), or export with the portable profile",
         )
+    for since, feature in _too_new(source, installed):
+        return LlamagenError.of(
+            "LG713",
+            f"{what} needs onnxruntime {since} or later for {feature}, and {installed} is installed",
+            help=f"install onnxruntime {since}, or export with `--runtime` and a version up to yours",
+        )
     short = re.sub(r"/onnxruntime_src/\S+ ", "", re.sub(r"^\[ONNXRuntimeError\] : ", "", reason))
     return LlamagenError.of(
         "LG713",
-        f"ONNX Runtime cannot load {what}: {short[:400]}",
+        f"ONNX Runtime {installed} cannot load {what}: {short[:400]}",
         help="are all data files beside model.onnx, whole and unchanged?",
     )
+
+
+def _too_new(source: str | bytes, installed: str) -> Iterator[tuple[str, str]]:
+    """What a refused model has that came after the ``installed`` version; nothing of a file that is no model."""
+    import onnx
+
+    from llamagen.emit.onnx.versions import is_older, needed
+
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        model = onnx.load_model_from_string(data)
+    except Exception:  # protobuf's errors share no public base class
+        return
+    yield from ((since, what) for since, what in needed(model) if is_older(installed, since))

@@ -158,7 +158,6 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.timeout(20)
 def test_damage_is_named(folder: Path, name: str) -> None:
     harm, expected = CASES[name]
     harm(folder)
