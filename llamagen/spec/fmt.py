@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
+from llamagen.files import is_folder
 from llamagen.spec.resolve import Branch, Origin, ResolvedSpec
 from llamagen.spec.schema import Spec
 from llamagen.spec.source import (
@@ -76,7 +77,7 @@ def format_files(targets: Sequence[Path], key_order: Sequence[str], *, write: bo
 def _files(targets: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for target in targets:
-        below = sorted(target.rglob("*.yaml")) if target.is_dir() else [target]
+        below = sorted(target.rglob("*.yaml")) if is_folder(target) else [target]
         found.update(dict.fromkeys(below))
     return list(found)
 

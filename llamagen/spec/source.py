@@ -30,6 +30,7 @@ from yaml import (
     YAMLError,
 )
 
+from llamagen import files
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span
 
 MAX_BYTES: Final = 1 << 20
@@ -171,7 +172,7 @@ def load_source(source: Path | str | bytes, file_name: str | None = None) -> Sou
     match source:
         case Path():
             name = file_name if file_name is not None else str(source)
-            raw = read_bytes(source, name)
+            raw = files.read_bytes(source, files.SPEC, name=name)
         case str():
             raw = _encode(source, name)
         case bytes():
@@ -196,21 +197,6 @@ _BYTE_ORDER_MARKS = (
     (b"\xfe\xff", "UTF-16"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
 )
-
-
-def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of a file of at most `MAX_BYTES`."""
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as failure:
-        reason = failure.strerror or type(failure).__name__
-        raise LlamagenError.of(
-            "LG001",
-            f"cannot read {name!r}: {reason.lower()}",
-            help="check the path and its permissions",
-        ) from failure
-    return raw
 
 
 def _decode(raw: bytes, name: str) -> str:
