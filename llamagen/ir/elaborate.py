@@ -12,30 +12,36 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
-from llamagen.ir.dims import IMAGES, B, Dim, S, T
+from llamagen.ir.flatten import crossing
 from llamagen.ir.graph import (
     MAIN,
-    Attrs,
-    AttrValue,
     Block,
     BlockPart,
-    DType,
     Graph,
     Node,
     OpPart,
-    Parameter,
     Part,
     StackPart,
-    TensorType,
     Value,
+    below_of,
     names_read,
     parameters,
 )
-from llamagen.ir.ops import OPS
-from llamagen.ir.ops_parts import ACTIVATIONS
-from llamagen.ir.optypes import AttrSpec, Op, ShapeError
-from llamagen.ir.places import below_of, crossing
 from llamagen.ir.verify import verify
+from llamagen.ops.activations import ACTIVATIONS
+from llamagen.ops.dims import IMAGES, B, Dim, S, T
+from llamagen.ops.op import (
+    Attrs,
+    AttrSpec,
+    AttrValue,
+    DType,
+    Op,
+    Parameter,
+    Role,
+    ShapeError,
+    TensorType,
+)
+from llamagen.ops.table import OPS
 from llamagen.spec.checks import expression_error, scope_of
 from llamagen.spec.expr import (
     FUNCTIONS,
@@ -778,7 +784,7 @@ class _Body:
             part = self.declared[expr.id]
             if part.broken:
                 raise _Broken
-            if part.op is not None and part.op.op == "parameter":
+            if part.op is not None and part.op.row.role is Role.PARAMETER:
                 return self.call_op_part(part.op, [], expr.extent)
             message = f"`{expr.id}` is a part: call it, as in `{expr.id}(x)`"
             raise ExpressionError(message, expr.extent)
@@ -1071,17 +1077,11 @@ class _Body:
         if len(expr.arguments) != 2 or expr.keywords:
             raise ExpressionError("write `activation(x, hidden_act)`", expr.extent)
         x, name = self.tensor(expr.arguments[0]), self.static(expr.arguments[1])
-        match name:
-            case "silu" | "relu" | "relu2" | "sigmoid" | "tanh":
-                return self.apply(OPS[name], [x], {}, expr.extent)
-            case "gelu" | "gelu_tanh":
-                how = "none" if name == "gelu" else "tanh"
-                return self.apply(OPS["gelu"], [x], {"approximate": how}, expr.extent)
-            case _:
-                message = (
-                    f"`{name}` is no activation: silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh"
-                )
-                raise ExpressionError(message, expr.arguments[1].extent)
+        known = ACTIVATIONS.get(name) if isinstance(name, str) else None
+        if known is None:
+            message = f"`{name}` is no activation: {', '.join(ACTIVATIONS)}"
+            raise ExpressionError(message, expr.arguments[1].extent)
+        return self.apply(OPS[known.op or known.name], [x], known.attrs, expr.extent)
 
     def arithmetic(self, op: str, left: Term, right: Term, expr: Binary) -> Term:
         match left, right:

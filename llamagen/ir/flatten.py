@@ -7,22 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Literal, assert_never
 
 from llamagen.diagnostics import Span
-from llamagen.ir.dims import Dim, past_of
-from llamagen.ir.graph import (
-    Attrs,
-    Block,
-    BlockPart,
-    Graph,
-    Node,
-    OpPart,
-    StackPart,
-    TensorType,
-    join,
-)
-from llamagen.ir.optypes import keep_of
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join, places
+from llamagen.ops.dims import Dim, past_of
+from llamagen.ops.op import Attrs, Op, State, TensorType, keep_of
+from llamagen.ops.table import NODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +29,10 @@ class FlatNode:
     parameters: Mapping[str, str]
     """Local parameter name (``weight``) -> role path of the tensor (another part's, when tied)."""
     span: Span | None
+
+    @property
+    def row(self) -> Op:
+        return NODES[self.op]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +112,7 @@ class _Flattener:
         self.nodes: list[FlatNode] = []
         self.types: dict[str, TensorType] = {}
         self.slots: list[CacheSlot] = []
-        self.cross: dict[str, list[CrossSlot]] = {"cross_cache_read": [], "cross_cache_write": []}
+        self.cross: dict[State, list[CrossSlot]] = {State.READ: [], State.WRITTEN: []}
         self.layers: list[LayerOutput] = []
 
     def run(self) -> FlatGraph:
@@ -138,8 +133,8 @@ class _Flattener:
             outputs[: len(graph.output_names)],
             tuple(self.slots),
             tuple(self.layers),
-            tuple(self.cross["cross_cache_read"]),
-            tuple(self.cross["cross_cache_write"]),
+            tuple(self.cross[State.READ]),
+            tuple(self.cross[State.WRITTEN]),
         )
 
     def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
@@ -198,14 +193,15 @@ class _Flattener:
         self.nodes.append(
             FlatNode(node.op, place, operands, results, node.attrs, parameters, node.span)
         )
-        if node.op == "cache":
+        state = node.row.state
+        if state is State.SLOT:
             i = len(self.slots)
             of_key, of_value = (self.types[o] for o in operands)
             past = f"past_key_values.{i}"
             names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
             self.slots.append(CacheSlot(path, of_key, of_value, *names, keep_of(node.attrs)))
-        if node.op in self.cross:
-            found = self.cross[node.op]
+        if state in self.cross:
+            found = self.cross[state]
             key, value = results
             names_outside = (cross_name(len(found), "key"), cross_name(len(found), "value"))
             found.append(CrossSlot(path, key, value, *names_outside))
@@ -234,3 +230,12 @@ def _role_paths(here: str, part: OpPart) -> dict[str, str]:
 def flatten(graph: Graph) -> FlatGraph:
     """Unroll ``graph``. Costs time and memory proportional to layers times nodes a layer."""
     return _Flattener(graph).run()
+
+
+def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
+    """Names and types of the keys and values that a graph reads from another, or writes for others."""
+    found: dict[str, TensorType] = {}
+    for i, here in enumerate(places(graph, State.WRITTEN if way == "write" else State.READ)):
+        for end, value in zip(("key", "value"), here.node.results, strict=True):
+            found[cross_name(i, end)] = here.block.values[value].type
+    return found

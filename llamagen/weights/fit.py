@@ -8,7 +8,8 @@ from itertools import groupby
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.elaborate import build, build_all
-from llamagen.ir.graph import Graph, OpPart, Parameter, all_parameters, instances, join, parameters
+from llamagen.ir.graph import Graph, OpPart, all_parameters, instances, join, parameters
+from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, Parameter, all_parameters, parameters
+from llamagen.ir.graph import Graph, all_parameters, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
+from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.verify.pieces import GraphsWitness, Piece

@@ -9,11 +9,17 @@ from dataclasses import dataclass, replace
 from functools import reduce
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.torch.code import (
+from llamagen.emit.torch.constants import Constants, kept_text
+from llamagen.emit.torch.names import local
+from llamagen.emit.torch.site import TorchSite
+from llamagen.ir.flatten import collected
+from llamagen.ir.graph import Block, Graph, Node, Part, StackPart, Value
+from llamagen.ops.code import (
     Attribute,
     Binary,
     Call,
     Code,
+    Indexed,
     Text,
     Tuple,
     call,
@@ -22,13 +28,8 @@ from llamagen.emit.torch.code import (
     literal,
     statement,
 )
-from llamagen.emit.torch.constants import Constants, kept_text
-from llamagen.emit.torch.lower import Lowering, lower, shape_of
-from llamagen.emit.torch.names import local
-from llamagen.ir.dims import Dim
-from llamagen.ir.flatten import collected
-from llamagen.ir.graph import Block, DType, Graph, Node, StackPart, TensorType, Value
-from llamagen.ir.optypes import a_int, keep_of
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import DType, State, TensorType, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +102,25 @@ class Body:
 
     def run(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if node.op == "stack":
+            if node.row.control and isinstance(self.part(node), StackPart):
                 self.stack(node)
-            elif node.op == "cache":
-                given = [self.read(o) for o in node.operands]
-                keep = keep_of(node.attrs)
-                if keep is not None:
-                    given.append(Text(kept_text(self.around.constants, keep)))
-                self.assign(node, call("cache.append", *given))
-            elif node.op == "cross_cache_read":
-                self.assign(node, call("next", Text("cross")))
-            elif node.op == "cross_cache_write":
+            elif node.row.state is State.WRITTEN:
                 self.write(node)
             else:
                 self.assign(node, self.expression(node))
 
     def expression(self, node: Node) -> Code:
-        if node.op == "call":
+        if node.row.control:
             return self.call(node)
-        operands = node.operands[:2] if node.op == "rotate" else node.operands
-        args = [self.read(o) for o in operands]
-        if node.op == "concat" and node.operands in self.lists:
-            axis = literal(a_int(node.attrs, "axis"))
-            return call("torch.cat", Text(self.lists[node.operands]), dim=axis)
-        if node.op == "rotate":
-            self.left[node.operands[2]] -= 1
-        lowering = Lowering(
+        text = node.row.torch
+        if text is None:
+            message = f"`{node.op}` has no PyTorch lowering"
+            raise LlamagenError.of("LG741", message, node.span)
+        args = [self.read(o) for o in node.operands]
+        keep = keep_of(node.attrs)
+        site = TorchSite(
+            attrs=node.attrs,
+            part=node.part,
             number=lambda name: self.around.constants.code(
                 node.attrs[name], node.sources.get(name)
             ),
@@ -139,15 +133,20 @@ class Body:
             size=self.size,
             sizes=self.sizes,
             helper=self.around.helper,
+            kept=lambda: "" if keep is None else kept_text(self.around.constants, keep),
             attend=Text(self.around.attend),
             unmasked=Text(self.around.unmasked),
             extras=self.around.extras,
+            states=self.lists.get(node.operands, "") if node.row.variadic else "",
         )
-        return lower(node, args, lowering)
+        return text(site, args)
+
+    def part(self, node: Node) -> Part:
+        assert node.part is not None
+        return self.block.parts[node.part]
 
     def call(self, node: Node) -> Code:
-        assert node.part is not None
-        part = self.block.parts[node.part]
+        part = self.part(node)
         assert not isinstance(part, StackPart)
         below = self.around.arguments[getattr(part, "block", "")]
         args = [self.read(o) for o in node.operands]
@@ -170,8 +169,7 @@ class Body:
 
     def stack(self, node: Node) -> None:
         """``for layer in self.layers.values(): x = layer(x, ...)``; the carried variable keeps its name."""
-        assert node.part is not None
-        part = self.block.parts[node.part]
+        part = self.part(node)
         assert isinstance(part, StackPart)
         first = self.read(node.operands[0])
         others = [self.read(o) for o in node.operands[1:]]
@@ -298,7 +296,7 @@ class Body:
         """A variable that has this size."""
         for name, type_ in self.latest().items():
             if dim in type_.shape:
-                return shape_of(Text(name), type_.shape.index(dim))
+                return Indexed(Attribute(Text(name), "shape"), str(type_.shape.index(dim)))
         return None
 
     def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:

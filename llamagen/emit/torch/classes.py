@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.body import Body
-from llamagen.emit.torch.code import (
-    Call,
+from llamagen.emit.torch.names import docstring_text, part_name
+from llamagen.emit.torch.plan import ModuleSite, Plan
+from llamagen.emit.torch.staged import staged_forward
+from llamagen.ir.graph import Block, BlockPart, OpPart, StackPart
+from llamagen.ops.code import (
     Code,
-    Keyword,
     Text,
     Tuple,
     call,
     flat,
-    literal,
     signature,
     statement,
 )
-from llamagen.emit.torch.names import docstring_text, part_name
-from llamagen.emit.torch.plan import Plan
-from llamagen.emit.torch.staged import staged_forward
-from llamagen.ir.graph import Block, BlockPart, OpPart, StackPart
-from llamagen.ir.optypes import a_bool
 
 STAGE_PARAMETERS = ("layers: Sequence[int]", "embed: bool", "head: bool")
 MAX_PERIOD = 8
@@ -114,7 +109,10 @@ def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
 
 def _made(plan: Plan, part: OpPart | BlockPart, attend: str, staged: bool) -> Code:
     if isinstance(part, OpPart):
-        return _op_part(plan, part)
+        if part.row.torch_module is None:
+            message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
+            raise LlamagenError.of("LG741", message, part.span)
+        return part.row.torch_module(ModuleSite(plan, part))
     arguments = [Text(attend)] if part.block in plan.attending else []
     if staged:
         arguments += [Text("layers"), Text("embed"), Text("head")]
@@ -154,47 +152,3 @@ def _tuple_lines(prefix: str, items: Tuple) -> list[str]:
     if len(line) <= 100:
         return [line]
     return [f"        {prefix}(", *(f"            {flat(i)}," for i in items.items), "        )"]
-
-
-def _op_part(plan: Plan, part: OpPart) -> Call:
-    def number(name: str) -> Code:
-        return plan.constants.code(part.attrs[name], part.sources.get(name))
-
-    match part.op:
-        case "linear":
-            bias = Keyword("bias", literal(a_bool(part.attrs, "bias")))
-            return call("nn.Linear", number("in_features"), number("out_features"), bias)
-        case "embedding":
-            return call("nn.Embedding", number("rows"), number("features"))
-        case "conv2d":
-            return _conv2d(part, number)
-        case "rms_norm":
-            return call(plan.norm_class(part.attrs), number("features"), eps=number("eps"))
-        case "layer_norm":
-            return _layer_norm(part, number("features"), number("eps"))
-        case "parameter":
-            sizes = plan.constants.codes(part.attrs["shape"], part.sources.get("shape"))
-            return call("nn.Parameter", call("torch.zeros", Tuple(sizes)))
-        case "experts":
-            widths = [number(n) for n in ("num_experts", "features", "intermediate")]
-            return call(plan.experts_class(part.attrs), *widths)
-        case _:
-            message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
-            raise LlamagenError.of("LG741", message, part.span)
-
-
-def _conv2d(part: OpPart, number: Callable[[str], Code]) -> Call:
-    channels = [number(n) for n in ("in_channels", "out_channels", "kernel")]
-    bias = literal(a_bool(part.attrs, "bias"))
-    return call("nn.Conv2d", *channels, stride=number("stride"), bias=bias)
-
-
-def _layer_norm(part: OpPart, features: Code, eps: Code) -> Call:
-    weight, bias = a_bool(part.attrs, "weight"), a_bool(part.attrs, "bias")
-    if weight:
-        extra = {} if bias else {"bias": literal(False)}
-        return call("nn.LayerNorm", features, eps=eps, **extra)
-    if bias:
-        message = f"part `{part.name}`: torch has no layer norm with a bias and no weight"
-        raise LlamagenError.of("LG741", message, part.span)
-    return call("nn.LayerNorm", features, eps=eps, elementwise_affine=literal(False))

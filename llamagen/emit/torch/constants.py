@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamagen.emit.torch.code import Binary, Code, Negative, Text, flat, literal
 from llamagen.emit.torch.names import constant_name
-from llamagen.ir.graph import AttrValue
+from llamagen.ops.code import Binary, Code, Negative, Text, flat, literal
+from llamagen.ops.op import AttrValue
 from llamagen.spec.expr import Binary as BinaryExpr
 from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Literal_, Name, Unary, evaluate
 

@@ -9,26 +9,16 @@ from typing import TYPE_CHECKING
 
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.classes import ClassView, class_view
-from llamagen.emit.torch.code import WIDTH, Text, call, literal, signature, statement
 from llamagen.emit.torch.names import docstring_text
 from llamagen.emit.torch.plan import ExpertsView, Extra, NormView, Plan, make_plan
 from llamagen.emit.torch.prelude import Prelude
 from llamagen.emit.torch.root import RootView, root_view
 from llamagen.ir.graph import Graph
+from llamagen.ops.code import WIDTH, Text, call, literal, signature, statement
 from llamagen.resources import templates
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-_ACTIVATIONS = {
-    "silu": "F.silu(gate)",
-    "gelu": "F.gelu(gate)",
-    "gelu_tanh": 'F.gelu(gate, approximate="tanh")',
-    "relu": "F.relu(gate)",
-    "relu2": "F.relu(gate).square()",
-    "sigmoid": "torch.sigmoid(gate)",
-    "tanh": "torch.tanh(gate)",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +103,6 @@ class FileView:
     helpers: frozenset[str]
     norms: tuple[NormView, ...]
     experts: tuple[ExpertsView, ...]
-    activations: dict[str, str]
     classes: tuple[ClassView, ...]
     root: RootView
     elsewhere: tuple[str, ...]
@@ -139,7 +128,7 @@ class FileView:
 
     @property
     def uses_math(self) -> bool:
-        return any(r.scaling == "llama3" for r in self.prelude.ropes)
+        return any("math." in line for r in self.prelude.ropes for line in r.scaled)
 
     @property
     def collections(self) -> str:
@@ -163,7 +152,6 @@ def file_view(graph: Graph, elsewhere: Sequence[str] = ()) -> FileView:
         helpers=frozenset(plan.helpers),
         norms=tuple(plan.norms.values()),
         experts=tuple(plan.experts.values()),
-        activations=_ACTIVATIONS,
         classes=classes,
         root=root,
         elsewhere=tuple(elsewhere),

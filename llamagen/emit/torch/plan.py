@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from llamagen.diagnostics import Span
 from llamagen.emit.torch.body import Surroundings
 from llamagen.emit.torch.constants import Constants
 from llamagen.emit.torch.names import class_names
 from llamagen.emit.torch.prelude import Prelude, read_prelude
 from llamagen.emit.torch.stages import Cut, cuts
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import Attrs, Block, BlockPart, Graph, Node, OpPart, StackPart
-from llamagen.ir.optypes import a_float, a_str
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
+from llamagen.ops.activations import ACTIVATIONS
+from llamagen.ops.code import Code, Text, flat
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import Attrs, Role, State, a_float, a_str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class ExpertsView:
 
     name: str
     act: str
+    """The expression of the activated gate."""
     in_out: bool
     scale_input: bool
 
@@ -112,10 +116,10 @@ class Plan:
 
     @property
     def caches(self) -> bool:
-        return self.has("cache")
+        return self.has(State.SLOT)
 
-    def has(self, op: str) -> bool:
-        return any(n.op == op for b in self.graph.blocks.values() for n in b.nodes)
+    def has(self, state: State) -> bool:
+        return any(n.row.state is state for b in self.graph.blocks.values() for n in b.nodes)
 
     @property
     def around(self) -> Surroundings:
@@ -134,8 +138,11 @@ class Plan:
         late, offset = a_str(attrs, "cast") == "after_weight", a_float(attrs, "offset")
         key = (a_str(attrs, "cast"), offset)
         if key not in self.norms:
+            parts = (p for b in self.graph.blocks.values() for p in b.parts.values())
             several = {
-                (n.attrs["cast"], n.attrs["offset"]) for n in _op_parts(self.graph, "rms_norm")
+                (p.attrs["cast"], p.attrs["offset"])
+                for p in parts
+                if isinstance(p, OpPart) and "cast" in p.attrs
             }
             words = ("Shifted" if offset else "") + ("RoundedLate" if late else "")
             name = f"{words if len(several) > 1 else ''}RMSNorm"
@@ -147,15 +154,38 @@ class Plan:
         if key not in self.experts:
             suffix = str(len(self.experts) + 1) if self.experts else ""
             act, layout, scale = key
+            gate = ACTIVATIONS[act].torch(Text("gate"))
             self.experts[key] = ExpertsView(
-                f"Experts{suffix}", act, layout == "in_out", scale == "input"
+                f"Experts{suffix}", flat(gate), layout == "in_out", scale == "input"
             )
         return self.experts[key].name
 
 
-def _op_parts(graph: Graph, op: str) -> list[OpPart]:
-    parts = (p for b in graph.blocks.values() for p in b.parts.values())
-    return [p for p in parts if isinstance(p, OpPart) and p.op == op]
+@dataclass(frozen=True, slots=True)
+class ModuleSite:
+    """Where the module of a part is made."""
+
+    plan: Plan
+    part: OpPart
+
+    @property
+    def name(self) -> str:
+        return self.part.name
+
+    @property
+    def attrs(self) -> Attrs:
+        return self.part.attrs
+
+    @property
+    def span(self) -> Span | None:
+        return self.part.span
+
+    def number(self, name: str) -> Code:
+        """An attribute as Python: a constant's name where the spec used one."""
+        return self.plan.constants.code(self.attrs[name], self.part.sources.get(name))
+
+    def numbers(self, name: str) -> tuple[Code, ...]:
+        return self.plan.constants.codes(self.attrs[name], self.part.sources.get(name))
 
 
 def make_plan(graph: Graph) -> Plan:
@@ -163,7 +193,7 @@ def make_plan(graph: Graph) -> Plan:
     prelude = read_prelude(graph, constants)
     names = class_names(graph)
     attentions = tuple(
-        (b, n) for b in graph.blocks.values() for n in b.nodes if n.op == "attention"
+        (b, n) for b in graph.blocks.values() for n in b.nodes if n.row.role is Role.ATTENTION
     )
     masked = {b.name for b, n in attentions if len(n.operands) > 3}
     special = any(has(n) for _, n in attentions for name, has in _EXTRAS.items() if name != "scale")
@@ -178,7 +208,8 @@ def make_plan(graph: Graph) -> Plan:
     types |= {t.variable: "Tensor" for t in prelude.temperatures}
     types |= {v: "Tensor" for m in prelude.tiled for v in m.variables}
     types |= dict.fromkeys(prelude.declared, "Tensor")
-    reads = any(n.op == "cross_cache_read" for b in graph.blocks.values() for n in b.nodes)
+    states = {b.name: {n.row.state for n in b.nodes} for b in graph.blocks.values()}
+    reads = any(State.READ in of_block for of_block in states.values())
     types["cross"] = "Iterator[KeyValue]" if reads else "list[KeyValue]"
     return Plan(
         graph=graph,
@@ -186,7 +217,7 @@ def make_plan(graph: Graph) -> Plan:
         prelude=prelude,
         names=names,
         cuts=cuts(graph) if graph.root_block.inputs[0].id == "input_ids" else {},
-        arguments=_arguments(graph, prelude),
+        arguments=_arguments(graph, prelude, states),
         attending=attending,
         attending_directly=directly,
         types=types,
@@ -221,20 +252,16 @@ def _upwards(graph: Graph, start: set[str]) -> set[str]:
         found = grown
 
 
-def _arguments(graph: Graph, prelude: Prelude) -> dict[str, tuple[str, ...]]:
+def _arguments(
+    graph: Graph, prelude: Prelude, states: Mapping[str, set[State | None]]
+) -> dict[str, tuple[str, ...]]:
     """What each forward takes besides its inputs. Layers of one stack take the same."""
     order = (*prelude.order, "cache", "cross")
-    caching = {b.name for b in graph.blocks.values() if any(n.op == "cache" for n in b.nodes)}
-    crossing = {
-        b.name
-        for b in graph.blocks.values()
-        if any(n.op in ("cross_cache_read", "cross_cache_write") for n in b.nodes)
-    }
     needs: dict[str, set[str]] = {}
     for block in graph.blocks.values():
         own = {prelude.variables[c] for c in block.context}
-        own |= {"cache"} if block.name in caching else set()
-        own |= {"cross"} if block.name in crossing else set()
+        own |= {"cache"} if State.SLOT in states[block.name] else set()
+        own |= {"cross"} if states[block.name] & {State.READ, State.WRITTEN} else set()
         needs[block.name] = own.union(*(needs[name] for name in _below(block)))
     for block in graph.blocks.values():
         for part in block.parts.values():

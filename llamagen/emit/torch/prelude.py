@@ -2,99 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, log, pi
+from typing import TypeAlias, TypeVar
 
-from llamagen.diagnostics import LlamagenError
-from llamagen.emit.torch.code import Text, call, statement
+from llamagen.diagnostics import LlamagenError, Span
 from llamagen.emit.torch.constants import Constants, kept_text
 from llamagen.emit.torch.names import identifier
-from llamagen.emit.torch.tiled import TiledView, tiled_view
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import Graph, Node
-from llamagen.ir.optypes import a_float, a_int, a_str, keep_of
+from llamagen.ir.graph import Block, Graph, Node
+from llamagen.ops.attention import MaskView, TemperatureView
+from llamagen.ops.dims import Dim
+from llamagen.ops.images import TiledView
+from llamagen.ops.op import Attrs, Role, a_str, keep_of
+from llamagen.ops.rope import GridView, RopeView
+
+View: TypeAlias = RopeView | GridView | MaskView | TemperatureView | TiledView
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class RopeView:
-    """One table of cosines and sines; the texts are constants or literals."""
+class PreludeSite:
+    """Where a value of the prelude is computed."""
 
-    variable: str
-    function: str
-    layout: str
-    partial: bool
-    scaling: str
-    dim: str
-    theta: str
-    factor: str
-    low_freq_factor: str
-    high_freq_factor: str
-    original_max_positions: str
-    attention_factor: str
-    ramp_start: str
-    ramp_width: str
+    graph: Graph
+    node: Node
+    constants: Constants
+    variables: Mapping[str, str]
+    """Of the graph-level values so far."""
 
     @property
-    def half(self) -> bool:
-        return self.layout == "half"
+    def attrs(self) -> Attrs:
+        return self.node.attrs
 
     @property
-    def scaled_tables(self) -> bool:
-        return self.attention_factor != "1.0"
+    def span(self) -> Span | None:
+        return self.node.span
 
     @property
-    def shape(self) -> str:
-        width = "R" if self.partial else "H"
-        return f"[B, 1, S, {width}]" if self.half else f"[B, 1, S, {width} / 2]"
+    def results(self) -> tuple[str, ...]:
+        return tuple(identifier(r, "value") for r in self.node.results)
 
+    def operand(self, i: int) -> str:
+        return self.variables[self.node.operands[i].removeprefix("@")]
 
-@dataclass(frozen=True, slots=True)
-class MaskView:
-    """One mask; ``limit`` is the window or the chunk, ``keep`` the past of the slots it is for if they are bounded."""
+    def define(self, constant: str, attr: str) -> str:
+        """A module constant for an attribute."""
+        value = self.attrs[attr]
+        assert isinstance(value, int | float), attr
+        return self.constants.define(constant, value).text
 
-    variable: str
-    kind: str
-    limit: str
-    keep: str = ""
+    def fresh(self, name: str) -> str:
+        taken = self.variables.values()
+        names = (name, *(f"{name}_{n}" for n in range(2, len(taken) + 2)))
+        return next(n for n in names if n not in taken)
 
-    @property
-    def plain(self) -> bool:
-        return self.kind == "causal"
+    def kept(self) -> str:
+        """The past of the slots that a mask is for; empty if they are not bounded."""
+        keep = keep_of(self.attrs)
+        return "" if keep is None else kept_text(self.constants, keep)
 
-    @property
-    def lines(self) -> list[str]:
-        """The call that makes it."""
-        function = "causal_mask" if self.plain else f"{self.kind}_causal_mask"
-        given = ["S", "P", "attention_mask", "device", self.limit, self.keep]
-        given = [g for g in given if g]
-        return statement(f"{self.variable} = ", call(function, *(Text(g) for g in given)), 2)
+    def mask_name(self) -> str:
+        several = sum(n.row.role is Role.MASK for n in self.graph.prelude) > 1
+        return _mask_name(self.results[0]) if several else "mask"
 
+    def name_by_users(self, name: str) -> str:
+        """``rope``; of several tables the one for local layers says so: ``sliding_rope``."""
+        if sum(n.row.role is self.node.row.role for n in self.graph.prelude) == 1:
+            return name
+        table, blocks = f"@{self.node.results[0]}", self.graph.blocks.values()
+        users = [b for b in blocks if any(table in n.operands for n in b.nodes)]
+        attentions = (n for b in users for n in b.nodes if n.row.role is Role.ATTENTION)
+        masks = {o[1:] for n in attentions for o in n.operands[3:]}
+        words = {_mask_name(m).partition("_mask")[0] for m in masks}
+        return f"{words.pop()}_{name}" if len(words) == 1 and not words & {"mask"} else name
 
-@dataclass(frozen=True, slots=True)
-class TemperatureView:
-    variable: str
-    scale: str
-    floor_scale: str
+    def partial(self, dim: int) -> bool:
+        """Whether a table of ``dim`` features rotates a part of some head only."""
+        return any(
+            block.values[node.results[0]].type.shape[-1] != Dim.of(dim)
+            for block, node in self._rotations()
+        )
 
-    @property
-    def lines(self) -> list[str]:
-        arguments = [Text(a) for a in ("position_ids", self.scale, self.floor_scale)]
-        return statement(f"{self.variable} = ", call("temperature_table", *arguments), 2)
+    def layout(self) -> str:
+        """How a table is used: its form differs by layout, so two layouts of one table are refused."""
+        layouts = {a_str(node.attrs, "layout") for _, node in self._rotations()}
+        if len(layouts) > 1:
+            message = "one rope table is used in two layouts"
+            raise LlamagenError.of("LG741", message, help="give each layout a rope hyperparameter")
+        return layouts.pop() if layouts else "half"
 
-
-@dataclass(frozen=True, slots=True)
-class GridView:
-    """One table of a grid; the texts are constants or literals."""
-
-    variable: str
-    function: str
-    rows: str
-    columns: str
-    pairs: int
-    theta: str
-    extra: str
-    shape: str
+    def _rotations(self) -> list[tuple[Block, Node]]:
+        table = f"@{self.node.results[0]}"
+        nodes = ((b, n) for b in self.graph.blocks.values() for n in b.nodes)
+        return [(b, n) for b, n in nodes if n.row.role is Role.ROTATION and table in n.operands]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,82 +148,38 @@ class Prelude:
 
 def read_prelude(graph: Graph, constants: Constants) -> Prelude:
     """Views of the prelude. Raises LlamagenError (LG741) for an op that cannot be hoisted here."""
-    ropes: list[RopeView] = []
-    grids: list[GridView] = []
-    masks: list[MaskView] = []
-    temperatures: list[TemperatureView] = []
-    tiled: list[TiledView] = []
+    views: list[View] = []
     variables = {"positions": "position_ids", "attention_mask": "attention_mask"}
     declared = [v.id for v in graph.inputs if v.id not in ("input_ids", *variables)]
     variables.update({name: identifier(name, "input") for name in declared})
-    several = sum(n.op == "causal_mask" for n in graph.prelude) > 1
-    tables = sum(n.op == "rope_table" for n in graph.prelude)
     for node in graph.prelude:
-        first = identifier(node.results[0], "value")
-        match node.op:
-            case "rope_table":
-                variable = _fresh(_rope_name(graph, first, tables), variables.values())
-                ropes.append(_rope(graph, node, variable, constants))
-            case "grid_rope_table":
-                variable = _fresh("grid_rope", variables.values())
-                grids.append(_grid(node, variable, constants))
-            case "causal_mask":
-                variable = _mask_name(first) if several else "mask"
-                masks.append(_mask(node, variable, constants))
-            case "attention_temperature":
-                variable = first.replace("attention_temperature", "temperature")
-                temperatures.append(_temperature(node, variable, constants))
-            case "tile_mask" | "cross_mask":
-                tiled.append(tiled_view(node, variables, constants))
-                variables.update(zip(node.results, tiled[-1].variables, strict=True))
-                continue
-            case _:
-                message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
-                raise LlamagenError.of("LG741", message, node.span)
-        variables.update(dict.fromkeys(node.results, variable))
+        if node.row.torch_prelude is None:
+            message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
+            raise LlamagenError.of("LG741", message, node.span)
+        view = node.row.torch_prelude(PreludeSite(graph, node, constants, variables))
+        views.append(view)
+        names = (
+            view.variables if isinstance(view, TiledView) else [view.variable] * len(node.results)
+        )
+        variables.update(zip(node.results, names, strict=True))
+    masks = _of(MaskView, views)
     if any(
         m.keep for m in masks
     ):  # functions of masks then take how many past keys there are at most
-        masks = [m if m.plain or m.keep else replace(m, keep="P") for m in masks]
+        masks = tuple(m if m.plain or m.keep else replace(m, keep="P") for m in masks)
     return Prelude(
-        tuple(ropes),
-        tuple(grids),
-        tuple(masks),
-        tuple(temperatures),
-        tuple(tiled),
+        _of(RopeView, views),
+        _of(GridView, views),
+        masks,
+        _of(TemperatureView, views),
+        _of(TiledView, views),
         tuple(declared),
         variables,
     )
 
 
-def _grid(node: Node, variable: str, constants: Constants) -> GridView:
-    rows, columns, extra = (a_int(node.attrs, n) for n in ("rows", "columns", "extra"))
-    pairs, prefix = a_int(node.attrs, "dim") // 2, variable.upper()
-    return GridView(
-        variable=variable,
-        function=f"{variable}_table",
-        rows=constants.define(f"{prefix}_ROWS", rows).text,
-        columns=constants.define(f"{prefix}_COLUMNS", columns).text,
-        pairs=pairs,
-        theta=constants.define(f"{prefix}_THETA", a_float(node.attrs, "theta")).text,
-        extra=str(extra) if extra else "",
-        shape=f"[1, 1, {rows * columns + extra}, {pairs}]",
-    )
-
-
-def _rope_name(graph: Graph, table: str, tables: int) -> str:
-    """``rope``; of several the one for local layers says so: ``sliding_rope``."""
-    if tables == 1:
-        return "rope"
-    users = [b for b in graph.blocks.values() if any(f"@{table}" in n.operands for n in b.nodes)]
-    masks = {o[1:] for b in users for n in b.nodes if n.op == "attention" for o in n.operands[3:]}
-    words = {_mask_name(m).partition("_mask")[0] for m in masks}
-    return f"{words.pop()}_rope" if len(words) == 1 and not words & {"mask"} else "rope"
-
-
-def _fresh(name: str, taken: Collection[str]) -> str:
-    names = (name, *(f"{name}_{n}" for n in range(2, len(taken) + 2)))
-    return next(n for n in names if n not in taken)
+def _of(kind: type[V], views: Sequence[View]) -> tuple[V, ...]:
+    return tuple(view for view in views if isinstance(view, kind))
 
 
 def _mask_name(value: str) -> str:
@@ -231,101 +187,3 @@ def _mask_name(value: str) -> str:
         if value.startswith(kind):
             return value.replace(kind, word)
     return value
-
-
-def _partial(graph: Graph, table: str, dim: int) -> bool:
-    """Whether it rotates a part of some head only."""
-    return any(
-        block.values[node.results[0]].type.shape[-1] != Dim.of(dim)
-        for block in graph.blocks.values()
-        for node in block.nodes
-        if node.op == "rotate" and f"@{table}" in node.operands
-    )
-
-
-def _layout(graph: Graph, table: str) -> str:
-    """How the table is used: its form differs by layout, so two layouts of one table are refused."""
-    found = {
-        a_str(node.attrs, "layout")
-        for block in graph.blocks.values()
-        for node in block.nodes
-        if node.op == "rotate" and f"@{table}" in node.operands
-    }
-    if len(found) > 1:
-        message = "one rope table is used in two layouts"
-        raise LlamagenError.of("LG741", message, help="give each layout a rope hyperparameter")
-    return found.pop() if found else "half"
-
-
-def _rope(graph: Graph, node: Node, variable: str, constants: Constants) -> RopeView:
-    attrs, prefix, table = node.attrs, variable.upper(), node.results[0]
-    scaling, dim, theta = a_str(attrs, "scaling"), a_int(attrs, "dim"), a_float(attrs, "theta")
-
-    def named(name: str) -> str:
-        value = attrs[name]
-        assert isinstance(value, int | float), name
-        return constants.define(f"{prefix}_{name.upper()}", value).text
-
-    uses = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions"),
-        "yarn": ("factor",),
-    }[scaling]
-    start, width = _yarn_ramp(node, dim, theta) if scaling == "yarn" else (0, 1.0)
-    attention_factor = a_float(attrs, "attention_factor")
-    theta_text = named("theta")
-    texts = {name: named(name) for name in uses}
-    return RopeView(
-        variable=variable,
-        function=f"{variable}_table",
-        layout=_layout(graph, table),
-        partial=_partial(graph, table, dim),
-        scaling=scaling,
-        dim=constants.number_like(dim, "head_dim", define=f"{prefix}_DIM"),
-        theta=theta_text,
-        factor=texts.get("factor", ""),
-        low_freq_factor=texts.get("low_freq_factor", ""),
-        high_freq_factor=texts.get("high_freq_factor", ""),
-        original_max_positions=texts.get("original_max_positions", ""),
-        attention_factor=named("attention_factor") if attention_factor != 1.0 else "1.0",
-        ramp_start=repr(start),
-        ramp_width=repr(width),
-    )
-
-
-def _yarn_ramp(node: Node, dim: int, theta: float) -> tuple[int, float]:
-    """First frequency that is not kept, and over how many the blend runs (arXiv 2309.00071, section 3.2)."""
-    original = a_int(node.attrs, "original_max_positions")
-
-    def index(rotations: float) -> float:
-        return dim * log(original / (rotations * 2 * pi)) / (2 * log(theta))
-
-    low = max(floor(index(a_float(node.attrs, "beta_fast"))), 0)
-    high = min(ceil(index(a_float(node.attrs, "beta_slow"))), dim - 1)
-    return low, float(high - low) or 0.001
-
-
-def _mask(node: Node, variable: str, constants: Constants) -> MaskView:
-    window, chunk = node.attrs["window"], node.attrs["chunk"]
-    if isinstance(window, int) and isinstance(chunk, int):
-        message = "a mask has a window or a chunk, not both"
-        raise LlamagenError.of("LG741", message, node.span)
-    keep = keep_of(node.attrs)
-    kept = "" if keep is None else kept_text(constants, keep)
-    if isinstance(window, int):
-        limit = constants.number_like(window, "sliding_window")
-        return MaskView(variable, "sliding", limit, kept)
-    if isinstance(chunk, int):
-        limit = constants.number_like(chunk, "attention_chunk_size")
-        return MaskView(variable, "chunked", limit, kept)
-    return MaskView(variable, "causal", "")
-
-
-def _temperature(node: Node, variable: str, constants: Constants) -> TemperatureView:
-    scale, floor_scale = a_float(node.attrs, "scale"), a_int(node.attrs, "floor_scale")
-    return TemperatureView(
-        variable,
-        constants.number_like(scale, "attention_temperature_scale"),
-        constants.number_like(floor_scale, "attention_temperature_floor"),
-    )

@@ -7,30 +7,17 @@ from dataclasses import dataclass
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.body import Body
 from llamagen.emit.torch.classes import init_lines
-from llamagen.emit.torch.code import WIDTH, Indexed, Text, flat, signature
 from llamagen.emit.torch.names import part_name
 from llamagen.emit.torch.plan import Plan
 from llamagen.emit.torch.staged import enter, guard, leave
 from llamagen.emit.torch.stages import Cut
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
+from llamagen.ops.code import WIDTH, Indexed, Text, flat, signature
+from llamagen.ops.op import State
 
 _LAST = ":, -logits_to_keep:"
 TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask")
-_MIXES_TOKENS = frozenset(
-    {
-        "attention",
-        "cache",
-        "call",
-        "concat",
-        "conv2d",
-        "pad",
-        "permute",
-        "reshape",
-        "rotate",
-        "stack",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +148,7 @@ def root_view(plan: Plan) -> RootView:
     body = Body(block, plan.around)
     body.bind_graph_inputs()
     cut = plan.cuts.get(block.name)
-    writes = plan.has("cross_cache_write")
+    writes = plan.has(State.WRITTEN)
     if piece:
         lines, result = _piece(body, graph.output_names, writes)
     else:
@@ -180,7 +167,7 @@ def root_view(plan: Plan) -> RootView:
         places=places,
         reads_mask="attention_mask" in plan.arguments[block.name],
         inputs=tuple(dict.fromkeys((*body.input_names, *plan.prelude.declared))),
-        reads_cross=plan.has("cross_cache_read"),
+        reads_cross=plan.has(State.READ),
         writes_cross=writes,
         piece=piece,
         doc=_doc(graph, piece),
@@ -236,7 +223,7 @@ def _staged(body: Body, cut: Cut) -> tuple[list[str], str]:
     if not cut.after:
         return [*body.lines, f"        {carried} = {carried}[{_LAST}]"], carried
     there, value = f"self.{guard(cut.after)}", cut.call.results[0]
-    early, once = _last_tokens_first(cut), body.left[value] == 1
+    early, once = _last_tokens_first(body, cut), body.left[value] == 1
     if early and once:
         body.codes[value] = Indexed(Text(carried), _LAST)
     lines, code = leave(body.fork(), cut)
@@ -252,10 +239,14 @@ def _staged(body: Body, cut: Cut) -> tuple[list[str], str]:
     return [*body.lines, *here, *first, *lines, *body.put("logits = ", code), *last], "logits"
 
 
-def _last_tokens_first(cut: Cut) -> bool:
+def _last_tokens_first(body: Body, cut: Cut) -> bool:
     """Whether the head works token by token, so that dropped tokens need not be computed."""
-    return not any(
-        n.op in _MIXES_TOKENS or any(o.startswith("@") for o in n.operands) for n in cut.after
+    return all(
+        not any(o.startswith("@") for o in n.operands)
+        and n.row.on_each_token(
+            [body.type(o) for o in n.operands], [body.type(r) for r in n.results], n.attrs
+        )
+        for n in cut.after
     )
 
 

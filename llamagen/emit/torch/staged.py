@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llamagen.emit.torch.body import Body
-from llamagen.emit.torch.code import WIDTH, Code, Text, flat, statement
 from llamagen.emit.torch.stages import Cut
-from llamagen.ir.graph import Node
+from llamagen.ir.graph import Node, StackPart
+from llamagen.ops.code import WIDTH, Code, Text, flat, statement
 
 
 def staged_forward(body: Body, cut: Cut) -> list[str]:
@@ -27,7 +27,7 @@ def enter(body: Body, cut: Cut) -> str:
     if cut.before:
         _before(body, cut)
     result = cut.call.results[0]
-    if cut.call.op == "stack":
+    if isinstance(body.part(cut.call), StackPart):
         body.stack(cut.call)
     else:
         code = body.call(cut.call)

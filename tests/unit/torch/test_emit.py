@@ -16,11 +16,11 @@ import torch
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
-from llamagen.emit.torch.code import Binary, Call, Code, Text, call, flat, literal, statement
 from llamagen.emit.torch.constants import Constants
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, class_names, local
 from llamagen.emit.torch.stages import cuts
 from llamagen.ir.graph import Graph, parameters
+from llamagen.ops.code import Binary, Call, Code, Text, call, flat, literal, statement
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
 from llamagen.verify.numerics import TOLERANCES, difference
