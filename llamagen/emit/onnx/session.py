@@ -219,7 +219,7 @@ def _too_new(source: str | bytes, installed: str) -> Iterator[tuple[str, str]]:
     from llamagen.emit.onnx.versions import is_older, needed
 
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else files.read_bytes(Path(source), files.GRAPH)
         model = onnx.load_model_from_string(data)
     except Exception:  # protobuf's errors share no public base class
         return
