@@ -143,7 +143,9 @@ def generate(
     manifest = read_manifest(folder) if files.exists(folder / MANIFEST) else None
     known = manifest.images if manifest is not None else None
     record, prepared = _prepared(folder, known, ids, images, encoded=isinstance(prompt, str))
-    how = OpenOptions(threads, execution, manifest.session if manifest is not None else {})
+    how = OpenOptions(threads, execution)
+    if manifest is not None:
+        how = OpenOptions(threads, execution, manifest.session, manifest.made_for)
     started = time.perf_counter()
     session = Session(folder, how, record)
     opened = time.perf_counter() - started
@@ -153,7 +155,7 @@ def generate(
     if context is not None and read >= context:
         message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
         raise LlamagenError.of("LG764", message, help="shorten the prompt")
-    session.cache.reserve(min(read + max_new_tokens, context or sys.maxsize))
+    session.reserve(min(read + max_new_tokens, context or sys.maxsize))
     return Generation(
         session,
         prepared,
