@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.verify.stored import stored_weights
 from llamagen.verify.witnesses import TorchWitness

@@ -26,7 +26,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from bench.measure import machine
 from llamagen import api
 from llamagen.emit.torch import emit_torch, load_module
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.verify.stored import stored_weights
 
 SPEC = """

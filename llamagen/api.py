@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from llamagen.ir.graph import Graph
     from llamagen.ops.op import Parameter
     from llamagen.runtime.generation import Generation
-    from llamagen.spec.fmt_files import FormatReport
+    from llamagen.spec.fmt import FormatReport, OriginRow
     from llamagen.spec.registry import Registry
-    from llamagen.spec.resolved import ResolvedSpec
-    from llamagen.spec.resolved_text import OriginRow
+    from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.schema import Spec
 
 
@@ -55,21 +54,22 @@ class Model:
     @cached_property
     def origins(self) -> tuple[OriginRow, ...]:
         """Every leaf with the places that wrote it."""
-        from llamagen.spec.resolved_text import origin_rows
+        from llamagen.spec.fmt import origin_rows
 
         return origin_rows(self.resolved)
 
     @cached_property
     def graph(self) -> Graph:
         """The verified graph. Raises LG401 for a record whose wiring is not published."""
-        from llamagen.ir.build import build
+        from llamagen.ir.elaborate import build
 
         return build(self.resolved)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """Role path (the checkpoint's name) -> parameter of all graphs; a tied head has none of its own."""
-        from llamagen.ir.build_graphs import all_parameters, build_all
+        from llamagen.ir.elaborate import build_all
+        from llamagen.ir.graph import all_parameters
 
         return all_parameters(build_all(self.resolved))
 
@@ -79,7 +79,7 @@ class Model:
 
     def resolved_text(self) -> str:
         """The spec as one YAML file without ``extends``."""
-        from llamagen.spec.resolved_text import resolved_text
+        from llamagen.spec.fmt import resolved_text
 
         return resolved_text(self.resolved)
 
@@ -195,7 +195,7 @@ def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
     """Bring YAML files, and those below folders, into canonical form; without ``write`` only compare."""
-    from llamagen.spec.fmt_files import format_files
+    from llamagen.spec.fmt import format_files
     from llamagen.spec.schema import Spec
 
     return format_files(files, tuple(Spec.model_fields), write=write)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llamagen.emit.config.read import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
-    from llamagen.spec.resolved import ResolvedSpec
+    from llamagen.spec.resolve import ResolvedSpec
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
@@ -148,7 +148,7 @@ def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
     """SVG of both towers with the changes of ``result`` marked. Raises LG401 without wiring."""
     from llamagen.analysis.pictures.svg import diff_svg
     from llamagen.analysis.pictures.tower import changed_paths, towers
-    from llamagen.ir.build_graphs import build_all
+    from llamagen.ir.elaborate import build_all
 
     first, second = ((m.graphs or build_all(m.resolved)) for m in (side(before), side(after)))
     return diff_svg(towers(first), towers(second), changed_paths(result))
@@ -195,7 +195,7 @@ def cost(
     from llamagen.analysis.numbers import hardware
     from llamagen.analysis.numbers.cost import cost_of, workload
     from llamagen.ir.bounded import with_caches
-    from llamagen.ir.build_graphs import MAIN
+    from llamagen.ir.graph import MAIN
 
     load = workload(context, batch, dtype, tp, images)
     chosen = (device, hardware.device(device)) if device is not None else None
@@ -208,7 +208,7 @@ def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     from llamagen.analysis.family.records import Family
     from llamagen.analysis.numbers.memory import cache_of
     from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
-    from llamagen.ir.build_graphs import MAIN
+    from llamagen.ir.graph import MAIN
     from llamagen.spec.registry import Registry
 
     if targets:
@@ -322,7 +322,7 @@ def graph_explorer(target: str, graph: str | None = None) -> str:
 
 def _wired(target: str) -> dict[str, Graph]:
     """All graphs of a target. Raises LG401 for a record without wiring."""
-    from llamagen.ir.build_graphs import build_all
+    from llamagen.ir.elaborate import build_all
 
     found = side(target)
     return found.graphs or build_all(found.resolved)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamagen.analysis.revision import is_revision, spec_at
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 @dataclass(frozen=True, slots=True)

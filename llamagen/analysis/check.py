@@ -10,10 +10,10 @@ from pathlib import Path
 from llamagen.analysis.lint import lint
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.files import is_folder
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 _UNSOURCED = "LG510"
 _SUFFIXES = (".yaml", ".yml")

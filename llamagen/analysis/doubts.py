@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from llamagen.spec.record import Conflict, Uncertain
-from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
-from llamagen.spec.source_nodes import Seq
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.schema import Conflict, Uncertain
+from llamagen.spec.source import Seq
 
 T = TypeVar("T", Conflict, Uncertain)
 

@@ -8,11 +8,9 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ops.op import AttrSpec, Op
-from llamagen.spec.evaluate import FUNCTIONS
-from llamagen.spec.expr import ExpressionError, names, parse
+from llamagen.spec.expr import FUNCTIONS, ExpressionError, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import value_to_plain
-from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, value_to_plain
 from llamagen.spec.schema import Hyperparameters
 
 _SHORT = ("hyperparameters", "constants", "patterns", "release", "training")
@@ -22,7 +20,7 @@ _NO_DATE = "9999"
 
 def explain_ops() -> str:
     """The op table and the spellings beside it, one line each."""
-    from llamagen.ir.build_sugar import SPELLINGS
+    from llamagen.ir.elaborate import SPELLINGS
     from llamagen.ops.table import OPS
 
     shown = [op for op in OPS.values() if not op.internal]
@@ -44,7 +42,7 @@ def explain_ops() -> str:
 
 def explain_named(name: str) -> str:
     """An op or a spelling by name. Raises LG901 for anything else."""
-    from llamagen.ir.build_sugar import SPELLINGS
+    from llamagen.ir.elaborate import SPELLINGS
     from llamagen.ops.table import OPS
 
     op, spelling = OPS.get(name), SPELLINGS.get(name)

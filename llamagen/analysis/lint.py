@@ -17,9 +17,9 @@ from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import Diagnostic, Severity, Span
 from llamagen.ir.graph import Block, Graph, Node, OpPart, places
 from llamagen.ops.op import Role, State
-from llamagen.spec.evaluate import Static
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.expr import Static
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 Subject = Literal["model", "value", "provenance", "attention", "linear", "token", "release"]
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import Scalar, SourceMap, load_source
 
 _SECONDS = 20

@@ -8,9 +8,8 @@ from functools import lru_cache
 from pydantic import BaseModel
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.evaluate import FUNCTIONS, Scope, Static, evaluate
-from llamagen.spec.expr import Expr, ExpressionError, parse
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.expr import FUNCTIONS, Expr, ExpressionError, Scope, Static, evaluate, parse
+from llamagen.spec.resolve import ResolvedSpec
 
 
 @lru_cache(maxsize=2048)

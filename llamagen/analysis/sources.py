@@ -9,8 +9,8 @@ from typing import Literal
 
 from llamagen.analysis.doubts import last_written
 from llamagen.analysis.tables import load_table
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 
 def source_of(resolved: ResolvedSpec, path: str) -> str | None:

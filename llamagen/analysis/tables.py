@@ -11,8 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.resources import data_folder
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import to_plain
+from llamagen.spec.source import load_source, to_plain
 
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")

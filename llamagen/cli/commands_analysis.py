@@ -16,7 +16,7 @@ from llamagen.cli.read import Cache, Id
 
 if TYPE_CHECKING:
     from llamagen.analysis.diff.judge import Diff
-    from llamagen.spec.evaluate import Static
+    from llamagen.spec.expr import Static
 
 _SIDE = "An id, a YAML file, REVISION:PATH of a spec in git, a config.json or a folder with one."
 A = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]

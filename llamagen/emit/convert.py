@@ -19,9 +19,10 @@ from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.supply import COMPANIONS, CONFIGS, companions_of, place_companion
 from llamagen.emit.written import Progress, Written, sizes_of, write_text
-from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 if TYPE_CHECKING:
     from llamagen.weights.binding import Binding

@@ -26,10 +26,10 @@ from llamagen.emit.options import ExportOptions
 from llamagen.emit.weight_types import STORED
 from llamagen.emit.written import Counter, Progress, write_text
 from llamagen.ir.bounded import with_caches
-from llamagen.ir.build_graphs import MAIN, build_all
-from llamagen.ir.graph import Graph, parameters
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph, parameters
+from llamagen.spec.fmt import resolved_text
+from llamagen.spec.resolve import ResolvedSpec
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.choices import WeightPlaces

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.bounded import CacheKind, with_caches
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import Graph
 from llamagen.ir.verify import verify
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ def identity_of(graph: Graph) -> str:
 def _text(subject: Subject) -> dict[str, str]:
     from llamagen.analysis.family.card import card_text
     from llamagen.analysis.rewrites.report import profiles_text
-    from llamagen.ir.build_graphs import MAIN
+    from llamagen.ir.graph import MAIN
     from llamagen.ir.text import render
-    from llamagen.spec.resolved_text import resolved_text
+    from llamagen.spec.fmt import resolved_text
 
     graphs = subject.graphs()
     texts = {f"{'graph' if name == MAIN else name}.txt": render(g) for name, g in graphs.items()}
@@ -64,7 +64,7 @@ def _text(subject: Subject) -> dict[str, str]:
 
 def _torch(subject: Subject) -> dict[str, str]:
     from llamagen.emit.torch.emit import emit_torch
-    from llamagen.ir.build_graphs import MAIN, names_elsewhere
+    from llamagen.ir.graph import MAIN, names_elsewhere
 
     graphs = subject.graphs()
     return {

@@ -10,10 +10,9 @@ from pathlib import Path
 from llamagen.emit.files import Subject, files_of, identity_of
 from llamagen.emit.targets import TARGETS, Target
 from llamagen.ir.bounded import CacheKind
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build, build_all
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.writing import current, write_changed
 
 INDEX = "index.txt"

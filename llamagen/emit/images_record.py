@@ -7,10 +7,10 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from llamagen.images.recipe import MAX_TOKENS, Recipe, TilesRecipe, TokenId, recipe_of
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.ir.pipeline import pipeline_of
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 
 class HandOver(Closed):

@@ -17,7 +17,7 @@ from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.ir.bounded import CacheKind
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 from llamagen.writing import Listing
 
 MANIFEST = "MANIFEST.json"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from llamagen.emit.written import Progress, Written, sizes_of
 from llamagen.ir.graph import Graph
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.dtypes import TargetDType
 
 FLOAT8_NAME = "float8"

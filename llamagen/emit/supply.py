@@ -18,7 +18,7 @@ from llamagen.files import WEIGHTS, checked, open_file
 from llamagen.ir.graph import Graph
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.nodes import Region

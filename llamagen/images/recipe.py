@@ -7,9 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias, assert_never
 from pydantic import Field, ValidationError, model_validator
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.naming import Closed
-from llamagen.spec.schema import Spec
-from llamagen.spec.schema_vision import Colours, PatchVision, TiledVision
+from llamagen.spec.schema import Closed, Colours, PatchVision, Spec, TiledVision
 
 PixelDType: TypeAlias = Literal["float32", "bfloat16"]
 

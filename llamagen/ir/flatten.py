@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Literal, assert_never
 
 from llamagen.diagnostics import Span
-from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join, places
 from llamagen.ops.dims import Dim, past_of
 from llamagen.ops.op import Attrs, Op, State, TensorType, keep_of
 from llamagen.ops.table import NODES
@@ -230,3 +230,12 @@ def _role_paths(here: str, part: OpPart) -> dict[str, str]:
 def flatten(graph: Graph) -> FlatGraph:
     """Unroll ``graph``. Costs time and memory proportional to layers times nodes a layer."""
     return _Flattener(graph).run()
+
+
+def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
+    """Names and types of the keys and values that a graph reads from another, or writes for others."""
+    found: dict[str, TensorType] = {}
+    for i, here in enumerate(places(graph, State.WRITTEN if way == "write" else State.READ)):
+        for end, value in zip(("key", "value"), here.node.results, strict=True):
+            found[cross_name(i, end)] = here.block.values[value].type
+    return found

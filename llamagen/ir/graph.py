@@ -115,6 +115,10 @@ class Block:
     """The spec's line for readers."""
 
 
+MAIN = "model"
+"""The name of the graph at ``root`` beside those under ``graphs``."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """One model. ``inputs`` and prelude results are the graph-level values that operands reach as ``@name``.
@@ -133,6 +137,8 @@ class Graph:
     output_names: tuple[str, ...]
     constants: Mapping[str, int | float | bool | str] = field(default_factory=dict, compare=False)
     """Scalar hyperparameters and constants by spec name, for emitters that print names instead of numbers."""
+    names_read: frozenset[str] = field(default=frozenset(), compare=False)
+    """Names of the spec (hyperparameters, constants, patterns) that the graph depends on."""
 
     @property
     def root_block(self) -> Block:
@@ -260,3 +266,39 @@ def below_of(part: OpPart | BlockPart | StackPart) -> tuple[str, ...]:
             return names
         case _:
             assert_never(part)
+
+
+# of a model that is several graphs
+
+
+def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:
+    """How names of weights begin that graph ``name`` does not have and others do, as short as can be.
+
+    ``N`` stands for the number of a layer. A name that this graph has for some layers only stands as it is.
+    """
+    own = parameters(graphs[name])
+    known = {any_layer(path) for path in own}
+    found: dict[str, None] = {}
+    for path in all_parameters(graphs):
+        if path in own:
+            continue
+        words = any_layer(path).split(".")
+        starts = (".".join(words[: i + 1]) + "." * (i + 1 < len(words)) for i in range(len(words)))
+        free = (s for s in starts if not any(o.startswith(s) for o in known))
+        found[next(free, any_layer(path))] = None
+    return tuple(found)
+
+
+def any_layer(path: str) -> str:
+    """``model.layers.N.mlp`` for each layer."""
+    return ".".join("N" if word.isdecimal() else word for word in path.split("."))
+
+
+def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:
+    """Role path -> parameter of a model that is several graphs: shared weights once."""
+    return {path: p for graph in graphs.values() for path, p in parameters(graph).items()}
+
+
+def names_read(graphs: Mapping[str, Graph]) -> frozenset[str]:
+    """Names of the spec that some graph of it depends on."""
+    return frozenset[str]().union(*(graph.names_read for graph in graphs.values()))

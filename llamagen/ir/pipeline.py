@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build_graphs import MAIN, crossing
-from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph
+from llamagen.ir.flatten import crossing, flatten
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.ops.op import Role
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "positions")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean
 from llamagen.resources import data_folder
-from llamagen.spec.resolve import Merged, resolve
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import Scalar, SourceMap
+from llamagen.spec.checks import resolve
+from llamagen.spec.resolve import Merged, ResolvedSpec
+from llamagen.spec.source import Scalar, SourceMap, load_source
 
 MAX_CHAIN = 32
 _NOT_MODELS = frozenset({"rules", "dialects"})

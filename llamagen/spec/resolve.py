@@ -1,17 +1,115 @@
-"""From the files of an ``extends`` chain to one typed Spec, with an origin for every leaf."""
+"""From the files of an ``extends`` chain to one merged tree, in which every leaf knows where it was written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related
-from llamagen.spec.resolved import Branch, Leaf, Origin, ResolvedSpec, Tree
-from llamagen.spec.source_nodes import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
+from llamagen.diagnostics import Diagnostic, Related, Span
+from llamagen.spec.schema import Spec
+from llamagen.spec.source import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
 
-if TYPE_CHECKING:
-    pass
+ARCHITECTURE = ("root", "graphs", "hyperparameters", "constants", "patterns", "blocks")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a leaf's value was written: the spec that wrote it and the place."""
+
+    spec_id: str
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A value of the merged tree; ``origins`` from the first base that wrote it to the one that counts."""
+
+    node: Scalar | Seq
+    origins: tuple[Origin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A mapping of the merged tree. ``keys`` are the keys as last written."""
+
+    entries: Mapping[str, Tree]
+    keys: Mapping[str, Key]
+    span: Span
+
+
+Tree: TypeAlias = "Leaf | Branch"
+
+
+@dataclass(frozen=True)
+class ResolvedSpec:
+    """A validated spec and where everything in it comes from."""
+
+    spec: Spec
+    tree: Branch
+    plain: Mapping[str, Plain] = field(compare=False, repr=False)
+    """``tree`` as plain data."""
+    chain: tuple[str, ...]
+    """Ids from the first base to the spec itself."""
+    files: tuple[str, ...]
+    """Their files; two may claim one id."""
+    warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the architecture (wiring and numbers, not the record), hex."""
+        kept = {key: self.plain[key] for key in ARCHITECTURE if key in self.plain}
+        text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def leaves(self) -> tuple[tuple[str, Leaf], ...]:
+        """Every leaf with its dotted path, in file order."""
+        return self._leaves
+
+    @cached_property
+    def _leaves(self) -> tuple[tuple[str, Leaf], ...]:
+        found: list[tuple[str, Leaf]] = []
+        _collect_leaves(self.tree, "", found)
+        return tuple(found)
+
+    def leaf(self, *path: str) -> Leaf | None:
+        found = self.find(*path)
+        return found if isinstance(found, Leaf) else None
+
+    def find(self, *path: str) -> Tree | None:
+        tree: Tree | None = self.tree
+        for name in path:
+            tree = tree.entries.get(name) if isinstance(tree, Branch) else None
+        return tree
+
+    def scalar(self, *path: str) -> Scalar | None:
+        found = self.leaf(*path)
+        return found.node if found and isinstance(found.node, Scalar) else None
+
+    def place(self, *path: str) -> Span | None:
+        """The place of the value at ``path`` (of its key, for a mapping), or of the closest thing above it."""
+        tree: Tree = self.tree
+        span = self.tree.span
+        for name in path:
+            below = tree.entries.get(name) if isinstance(tree, Branch) else None
+            if not isinstance(tree, Branch) or below is None:
+                break
+            span = tree.keys[name].span if isinstance(below, Branch) else below.node.span
+            tree = below
+        return span
+
+
+def _collect_leaves(tree: Branch, prefix: str, into: list[tuple[str, Leaf]]) -> None:
+    for name, below in tree.entries.items():
+        if isinstance(below, Leaf):
+            into.append((prefix + name, below))
+        else:
+            _collect_leaves(below, f"{prefix}{name}.", into)
+
 
 NOT_INHERITED = frozenset({"spec", "id", "extends", "abstract", "title", "doc"})
 APPENDED = frozenset({"conflicts", "uncertain"})
@@ -193,24 +291,3 @@ _PATTERN_VALUES = frozenset({"value", "otherwise", "default"})
 
 def _is_pattern_value(path: tuple[str, ...]) -> bool:
     return len(path) == 3 and path[0] == "patterns" and path[2] in _PATTERN_VALUES
-
-
-def resolve(chain: Sequence[SourceMap], known: Merged | None = None) -> ResolvedSpec:
-    """Merge, validate and check one chain of files. Raises LlamagenError with everything found wrong."""
-    from llamagen.spec.invariants import check_invariants
-    from llamagen.spec.validate import validate
-
-    tree, findings = merge(chain, known)
-    errors = [f for f in findings if f.severity == "error"]
-    if errors:
-        raise LlamagenError(*errors)
-    plain = tree_to_plain(tree)
-    spec = validate(plain, tree)
-    ids = tuple(
-        node.text if isinstance(node := source.root.get("id"), Scalar) else source.file
-        for source in chain
-    )
-    files = tuple(source.file for source in chain)
-    resolved = ResolvedSpec(spec, tree, plain, ids, files, tuple(findings))
-    check_invariants(resolved)
-    return resolved

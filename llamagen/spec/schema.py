@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date as Date
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, StringConstraints, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+    model_validator,
+)
 
 from llamagen.ops.rope import ROPE_KINDS, RopeKind
-from llamagen.spec.config_mapping import ConfigMapping
-from llamagen.spec.naming import CheckpointNaming, Closed
-from llamagen.spec.record import Conflict, Lineage, Release, Tokenizer, Training, Uncertain
-from llamagen.spec.schema_vision import Vision
+
+
+class Closed(BaseModel):
+    """Base of everything read from a spec: frozen, no unknown keys, no coercion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
 
 MAX_LAYERS = 4096
 
@@ -32,6 +45,62 @@ Literal_: TypeAlias = "bool | int | Finite | str | None"
 def _whole(value: object) -> object:
     """Python takes `true` and `1.0` for 1."""
     return value if type(value) is int else f"{value}"
+
+
+# hyperparameters
+
+
+Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Colours: TypeAlias = tuple[Share, Share, Share]
+"""One number each for red, green and blue."""
+
+
+class VisionBase(Closed):
+    hidden_size: Size = Field(description="Width of the encoder's residual stream.")
+    num_layers: Size = Field(description="Encoder layers; of a tiled encoder the local ones.")
+    num_heads: Size = Field(description="Attention heads a layer.")
+    intermediate_size: Size = Field(description="Width of the feed-forward.")
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = Field(description="Of the layer norms.")
+    image_size: Size = Field(description="Side of a tile, pixels.")
+    patch_size: Size = Field(description="Side of a patch, pixels.")
+    num_channels: Size = Field(description="Colours.")
+    output_size: Size = Field(description="Width of what the projector reads.")
+    max_tiles: Size = Field(description="Tiles an image is cut into at most.")
+    image_mean: Colours = Field(description="Subtracted from colours in [0, 1].")
+    image_std: Colours = Field(description="What colours are divided by then.")
+    pixel_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Type that each step of this normalisation is rounded to."
+    )
+
+
+class TiledVision(VisionBase):
+    """Llama 3.2 Vision: up to `max_tiles` tiles seen together, local layers and then gated global ones."""
+
+    kind: Literal["tiled"]
+    num_global_layers: Size = Field(description="Gated layers over all tiles at the end.")
+    intermediate_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        description="Local layers whose states are appended to the output."
+    )
+    aspect_ratios: tuple[tuple[Size, Size], ...] = Field(
+        description="Arrangements of tiles (rows, columns) in the order of their ids, which start at 1."
+    )
+
+
+class PatchVision(VisionBase):
+    """Llama 4: every tile by itself, 2-D rotary positions, pixel shuffle; tokens join the text early."""
+
+    kind: Literal["patch"]
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        description="Base of the two-dimensional rotary frequencies."
+    )
+    pixel_shuffle_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Side of the patch grid after the shuffle, as a share of what it was."
+    )
+    adapter_input_size: Size = Field(description="Width between the adapter's two layers.")
+    adapter_output_size: Size = Field(description="Width the adapter gives the projector.")
+
+
+Vision: TypeAlias = Annotated[TiledVision | PatchVision, Field(discriminator="kind")]
 
 
 class RopeBase(Closed):
@@ -135,6 +204,9 @@ class Hyperparameters(Closed):
     vision: Vision | None = Field(default=None, description="Sizes of the image encoder.")
 
 
+# wiring
+
+
 class CyclePattern(Closed):
     """`cycle` repeated over the layers."""
 
@@ -199,6 +271,367 @@ class GraphDefinition(Closed):
         default=("logits",),
         description="Names of what the block returns; empty if all it hands over is what `cross_cache_write` wrote.",
     )
+
+
+# the record of a model: what is not published is absent, never guessed
+
+
+SpecId: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._/-]*$")]
+SourceKey: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*(#.+)?$")]
+Month: TypeAlias = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$")]
+Language: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$|^code$")]
+
+
+class Amount(Closed):
+    """A published number with the precision it was published in."""
+
+    value: Annotated[int, Field(gt=0)]
+    bound: Literal["exact", "at_least", "at_most", "about"] = "exact"
+
+    def __str__(self) -> str:
+        sign = {"exact": "", "at_least": "+", "at_most": "", "about": ""}[self.bound]
+        lead = {"exact": "", "at_least": "", "at_most": "up to ", "about": "~"}[self.bound]
+        for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+            if self.value >= size:
+                return f"{lead}{self.value / size:g}{unit}{sign}"
+        return f"{lead}{self.value:,}{sign}"
+
+
+class Release(Closed):
+    status: Literal["released", "announced", "unreleased", "sketch"] = Field(
+        description="released: weights are out; announced: promised in public; unreleased: trained, kept back; "
+        "sketch: assumed, no model's record (below `sketch/`)."
+    )
+    date: Date | None = Field(
+        default=None, description="First publication of the weights, or of the announcement."
+    )
+    repo: str | None = Field(default=None, description="Repository on the Hugging Face Hub.")
+    licence: str | None = None
+    published_parameters: str | None = Field(
+        default=None,
+        description="The count as its publisher writes it; the exact one comes from the graph.",
+    )
+    note: str | None = None
+
+
+class Training(Closed):
+    tokens: Amount | None = Field(
+        default=None, description="Pretraining tokens, or those of the last stage."
+    )
+    tokens_note: str | None = None
+    context_length: int | None = Field(
+        default=None, description="Longest sequence trained on, tokens."
+    )
+    advertised_context: int | None = Field(
+        default=None, description="Context its publisher promises, tokens."
+    )
+    languages: tuple[Language, ...] | None = Field(
+        default=None, description="Officially supported, ISO 639-1."
+    )
+    languages_note: str | None = None
+    modalities_in: tuple[Literal["text", "image"], ...] | None = None
+    modalities_out: tuple[Literal["text", "code"], ...] | None = None
+    knowledge_cutoff: Month | None = None
+    knowledge_cutoff_note: str | None = None
+    gpu_hours: Annotated[int, Field(gt=0)] | None = None
+    gpu_hours_note: str | None = None
+    gpu: str | None = None
+    weight_variants: tuple[str, ...] | None = Field(
+        default=None, description="Forms the weights were published in."
+    )
+    infilling: bool | None = Field(
+        default=None, description="Trained to fill in the middle (Code Llama)."
+    )
+
+
+class Tokenizer(Closed):
+    kind: Literal["sentencepiece", "tiktoken"]
+    bos_id: int
+    eos_ids: tuple[int, ...] = Field(
+        description="Ids that end a generation, as config.json lists them."
+    )
+    pad_id: int | None = None
+    special_tokens: dict[str, int] = {}
+    note: str | None = None
+
+
+class Lineage(Closed):
+    derived_from: tuple[SpecId, ...]
+    how: str | None = None
+
+
+class Claim(Closed):
+    value: str
+    source: SourceKey
+
+
+class Conflict(Closed):
+    """Authorities that disagree about one path of the spec, which one is followed, and why."""
+
+    path: str
+    claims: tuple[Claim, ...] = Field(min_length=2)
+    choice: str
+    reason: str
+
+
+class Uncertain(Closed):
+    """A value that rests on inference; shown as uncertain wherever it is shown."""
+
+    path: str
+    why: str
+
+
+class Source(Closed):
+    """One authority of spec/sources.yaml."""
+
+    title: str
+    place: str
+    kind: Literal["paper", "model card", "code", "config", "blog", "count", "derived"]
+    note: str | None = None
+
+
+# how a checkpoint names and lays out what a spec calls by role path; llamagen/weights applies it
+
+
+Dim: TypeAlias = Annotated[int, Field(ge=0, le=7)]
+Count: TypeAlias = Annotated[
+    int | str, Field(description="A number, or an expression over the hyperparameters.")
+]
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _pairs(value: object) -> object:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+class Identity(Closed):
+    """As it is stored."""
+
+    kind: Literal["identity"] = "identity"
+
+
+class RopePermute(Closed):
+    """Meta's interleaved rotary rows to half-split rows, head by head (facts 4.10)."""
+
+    kind: Literal["rope_permute"] = "rope_permute"
+    heads: Count
+
+
+class TransposeLast(Closed):
+    """[..., A, B] -> [..., B, A]."""
+
+    kind: Literal["transpose"] = "transpose"
+
+
+class ConcatSources(Closed):
+    """Joins the names of `from`, in their order, along `dim`."""
+
+    kind: Literal["concat"] = "concat"
+    dim: Dim
+
+
+class StackSources(Closed):
+    """Joins the range of a free number of `from`, such as `experts.{e}`, along a new first dimension."""
+
+    kind: Literal["stack"] = "stack"
+
+
+class ReshapeTo(Closed):
+    """The same elements in the wanted shape, or in `shape`."""
+
+    kind: Literal["reshape"] = "reshape"
+    shape: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] | None = None
+
+
+class SlicePart(Closed):
+    """Elements [start, stop) along `dim`: one part of a fused tensor."""
+
+    kind: Literal["slice"] = "slice"
+    dim: Dim
+    start: Count
+    stop: Count
+
+
+class TileTableRows(Closed):
+    """A grid [rows, columns, ...] by tile position to a table by aspect-ratio id (facts 4.10)."""
+
+    kind: Literal["tile_table"] = "tile_table"
+    grids: Annotated[str | tuple[tuple[int, int], ...], BeforeValidator(_pairs)]
+    """Rows and columns of tiles by aspect-ratio id, from id 1 on."""
+
+
+Transform: TypeAlias = Annotated[
+    Identity
+    | RopePermute
+    | TransposeLast
+    | ConcatSources
+    | StackSources
+    | ReshapeTo
+    | SlicePart
+    | TileTableRows,
+    Field(discriminator="kind"),
+]
+
+
+Names: TypeAlias = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...]),
+]
+"""One name or a list of names."""
+
+Steps: TypeAlias = Annotated[
+    tuple[Transform, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=Transform | tuple[Transform, ...]),
+]
+"""One transform or a list of them, applied from left to right."""
+
+PLACEHOLDER = re.compile(
+    r"\{(?:(?P<list>[a-z][a-z0-9_]*)\[(?P<index>[a-z_]+)\]|(?P<name>[a-z_]+|\*))\}"
+)
+
+
+def placeholders(pattern: str) -> tuple[str, ...]:
+    """Names of the placeholders, those inside `{list[name]}` included; `*` is one of them."""
+    return tuple(match["index"] or match["name"] for match in PLACEHOLDER.finditer(pattern))
+
+
+class NameRule(Closed):
+    """`from` (one or several stored names) make `to`, a role path, through `transform`.
+
+    `{i}` stands for a number, `{*}` for any text, `{cross_layers[i]}` (only in `to`) for the i-th
+    number of a list of the layout. A number that only `from` has, such as `experts.{e}`, ranges over
+    0, 1, ... and needs a `stack`. Steps before `concat` and `stack` apply to every source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    sources: Names = Field(alias="from", description="Stored name or names that are read.")
+    to: str = Field(description="Role path that they make.")
+    transform: Steps = (Identity(),)
+
+    @model_validator(mode="after")
+    def _joins(self) -> Self:
+        concats = sum(isinstance(step, ConcatSources) for step in self.transform)
+        stacks = sum(isinstance(step, StackSources) for step in self.transform)
+        made = placeholders(self.to)
+        free = {n for source in self.sources for n in placeholders(source) if n not in made}
+        if concats != (len(self.sources) > 1):
+            raise ValueError(f"{self.to}: several names in `from` need exactly one concat")
+        if stacks != len(free):
+            raise ValueError(f"{self.to}: a free number in `from` needs exactly one stack")
+        return self
+
+
+class ShardRule(Closed):
+    """How the ranks of a Meta checkpoint join: along the first of `dims` that gives the wanted shape."""
+
+    names: tuple[str, ...] = Field(description="Stored names.")
+    dims: tuple[Dim | None, ...] = Field(
+        description="Dimensions to try; null means that every rank holds the whole tensor."
+    )
+
+
+class NamingLayout(Closed):
+    """One way of naming and laying out the tensors of a checkpoint.
+
+    Of the rules whose `to` matches a wanted role path, the first whose sources exist is used.
+    """
+
+    detect: Names = Field(
+        description="It is a candidate when each of these patterns matches some stored name."
+    )
+    rules: tuple[NameRule, ...]
+    drop: tuple[str, ...] = Field(
+        default=(), description="Stored names that carry no weights, patterns allowed."
+    )
+    shards: tuple[ShardRule, ...] = Field(
+        default=(), description="How model-parallel ranks join; only consolidated.*.pth have them."
+    )
+    lists: dict[str, str | tuple[int, ...]] = Field(
+        default={}, description="Lists of numbers that `to` may index, or expressions for them."
+    )
+    sources: tuple[str, ...] = Field(
+        default=(), description="Keys of spec/sources.yaml: where the names are known from."
+    )
+
+    @model_validator(mode="after")
+    def _lists_exist(self) -> Self:
+        for rule in self.rules:
+            for match in PLACEHOLDER.finditer(rule.to):
+                if match["list"] is not None and match["list"] not in self.lists:
+                    raise ValueError(f"{rule.to}: there is no list `{match['list']}` in `lists`")
+        return self
+
+
+class CheckpointNaming(Closed):
+    """What only this architecture's files have; role paths and spec/dialects/ are always understood."""
+
+    layouts: dict[str, NamingLayout] = Field(
+        default={}, description="Tried before the dialects that every model may have."
+    )
+    drop: tuple[str, ...] = Field(
+        default=(), description="Stored names to ignore under every layout, patterns allowed."
+    )
+
+
+# how a spec becomes a Hugging Face config.json, and is recognised in one
+
+
+Expression: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
+Fixed: TypeAlias = (
+    bool
+    | int
+    | Annotated[float, Field(allow_inf_nan=False)]
+    | str
+    | tuple[bool | int | Annotated[float, Field(allow_inf_nan=False)] | str, ...]
+)
+
+
+class ConfigMapping(Closed):
+    """One table for both directions. Keys nest one level, as in config.json (`text_config: {...}`).
+
+    A spec that gives another `kind` replaces the table whole.
+    """
+
+    kind: str = Field(description="`model_type` of the config.json.")
+    fields: dict[str, Expression | dict[str, Expression]] = Field(
+        description="Key -> expression over hyperparameters, constants, patterns and `tokenizer`."
+    )
+    fixed: dict[str, Fixed | dict[str, Fixed]] = Field(
+        default={}, description="Key -> what the wiring implies; import refuses any other value."
+    )
+    literals: dict[str, Fixed | dict[str, Fixed]] = Field(
+        default={},
+        description="Key -> value of the released file; says nothing about the architecture.",
+    )
+    ignored: dict[str, str] = Field(
+        default={}, description="Key at any depth -> why import may pass over its value."
+    )
+    absent: dict[str, Expression | dict[str, Expression]] = Field(
+        default={},
+        description="Key -> what its absence means, an expression over the keys beside it.",
+    )
+    omits: tuple[str, ...] = Field(
+        default=(),
+        description="Dotted keys that are left out where they say none, or what absence says.",
+    )
+    requires: dict[str, Expression] = Field(
+        default={}, description="Expressions over the spec that must hold for the file to mean it."
+    )
+    generation: dict[str, Expression] = Field(
+        default={}, description="Keys of generation_config.json; none leaves a key out."
+    )
+    preprocessor: dict[str, Expression | dict[str, Expression]] = Field(
+        default={}, description="Keys of preprocessor_config.json, for a model that reads images."
+    )
+    processor: dict[str, Expression] = Field(
+        default={}, description="Keys of processor_config.json, which joins images and text."
+    )
+
+
+# the whole
 
 
 class Spec(Closed):

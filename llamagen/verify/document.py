@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 from llamagen.verify.numerics import BoundRule, Difference, RunDType, Tolerance
 from llamagen.verify.report import (
     TOO_WIDE,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ops.op import Role
 from llamagen.verify.report import Facts, Limit, LimitKind
 from llamagen.verify.scenario import FAR, Scenario

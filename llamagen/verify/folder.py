@@ -13,8 +13,8 @@ from pathlib import Path
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.onnx.session import provider_of
 from llamagen.emit.written import Progress
-from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import MAIN
 from llamagen.verify.facts import facts_of, far
 from llamagen.verify.image_cases import image_scenarios
 from llamagen.verify.part import Part

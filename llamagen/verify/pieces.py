@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagen.ir.build_graphs import MAIN
+from llamagen.ir.graph import MAIN
 from llamagen.ir.pipeline import Pipeline
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import NOTHING, IntArray, N, Session, Values

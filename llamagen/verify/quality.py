@@ -19,7 +19,7 @@ from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSour
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
 from llamagen.verify.numerics import DAMAGED, FloatArray

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal, assert_never
 import numpy as np
 
 from llamagen.emit.onnx.session import require_interface
-from llamagen.ir.build_graphs import MAIN, all_parameters, crossing
-from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph
+from llamagen.ir.flatten import crossing, flatten
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.reference import Rounding
 from llamagen.ops.op import Role
 from llamagen.verify.choices import Choices, Router, compared, measured_reach, usual_reach

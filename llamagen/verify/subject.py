@@ -12,8 +12,8 @@ from llamagen.emit.export_job import SPEC_FILE
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions, table_context
 from llamagen.emit.onnx.write import MODEL_FILE
-from llamagen.ir.build_graphs import all_parameters, build_all
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import Graph, all_parameters, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.spec.registry import Registry
 from llamagen.verify.stored import StoredWeights, stored_weights

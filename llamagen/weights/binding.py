@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import assert_never
 
-from llamagen.spec.bound_layout import BoundLayout
-from llamagen.spec.naming import (
+from llamagen.spec.naming import BoundLayout
+from llamagen.spec.schema import (
     ConcatSources,
     Identity,
     NameRule,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import all_parameters, build_all
-from llamagen.ir.graph import Graph, OpPart, instances, join, parameters
+from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.graph import Graph, OpPart, all_parameters, instances, join, parameters
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.layouts import layouts_for
 from llamagen.weights.names import Resolution, resolve_names

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.bound_layout import BoundLayout, bind_layout
-from llamagen.spec.dialects import known_dialects
-from llamagen.spec.evaluate import Scope, UnknownName
-from llamagen.spec.expr import ExpressionError
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.scope import scope_of
+from llamagen.spec.checks import scope_of
+from llamagen.spec.expr import ExpressionError, Scope, UnknownName
+from llamagen.spec.naming import BoundLayout, bind_layout, known_dialects
+from llamagen.spec.resolve import ResolvedSpec
 
 
 def layouts_for(resolved: ResolvedSpec) -> tuple[BoundLayout, ...]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
-from llamagen.spec.bound_layout import BoundLayout
-from llamagen.spec.naming import NameRule
+from llamagen.spec.naming import BoundLayout
+from llamagen.spec.schema import NameRule
 from llamagen.weights.binding import Binding, assemble, source_names
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.dtypes import WEIGHT_DTYPES, as_weight_dtype

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from llamagen.spec.bound_layout import BoundLayout
-from llamagen.spec.naming import PLACEHOLDER
+from llamagen.spec.naming import BoundLayout
+from llamagen.spec.schema import PLACEHOLDER
 
 
 @lru_cache(maxsize=4096)

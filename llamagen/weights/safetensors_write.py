@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.files import MANIFEST, read_bytes
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 from llamagen.weights.dtypes import ITEM_SIZES, element_count
 from llamagen.writing import Listing, staged_folder
 

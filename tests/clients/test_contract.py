@@ -17,8 +17,8 @@ from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.supply import COMPANIONS
 from llamagen.runtime.session import Session
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import resolved_text
 from tests.parity import llama4, mllama
 from tests.parity.models import FOREIGN, SPECS
 

@@ -14,7 +14,7 @@ from llamagen.analysis.numbers.compute import flops_of
 from llamagen.analysis.numbers.params import count_parameters
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
 from llamagen.analysis.rewrites.table import REWRITTEN_PROFILES
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.ops.activations import ACTIVATIONS, Activation, row
 from llamagen.ops.code import call

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from llamagen.api import load
-from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import MAIN
 from llamagen.verify.document import ReportDocument, document, json_text
 from llamagen.verify.html import html_text
 from llamagen.verify.scenario import scenarios

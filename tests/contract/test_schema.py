@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import Branch, Tree
+from llamagen.spec.resolve import Branch, Tree
 from llamagen.spec.source import load_source, to_plain
 
 ROOT = Path(__file__).parents[2]

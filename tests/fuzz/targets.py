@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.text import GraphTextError, parse, render
-from llamagen.spec.evaluate import Static, evaluate
-from llamagen.spec.expr import ExpressionError, parse_statements, unparse
+from llamagen.spec.expr import ExpressionError, Static, evaluate, parse_statements, unparse
 from llamagen.spec.expr import parse as parse_expression
 from llamagen.spec.registry import Registry
 from llamagen.spec.source import load_source, to_plain

@@ -22,11 +22,11 @@ from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.ir.text import parse, render
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from tests.fuzz.hostile import MARK, PAYLOADS, TINY, TOGETHER
 
 

@@ -25,7 +25,7 @@ from llamagen.emit.config.formats import wanted_of
 from llamagen.emit.config.json_source import parse_json
 from llamagen.emit.config.read import import_wanted
 from llamagen.emit.manifest import MANIFEST, read_manifest
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.dtypes import ITEM_SIZES

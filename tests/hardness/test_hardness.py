@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NAIVE = """
 import contextlib, pathlib, shutil, sys, tempfile
-import llamagen.emit.files, llamagen.writing as writing, llamagen.spec.fmt_files as fmt_files
+import llamagen.emit.files, llamagen.writing as writing, llamagen.spec.fmt as fmt
 
 @contextlib.contextmanager
 def straight(target, listing, overwrite=False, reads=()):
@@ -30,7 +30,7 @@ def in_place(folder, files, reads=()):
     return tuple(files), ()
 
 writing.staged_folder = straight
-fmt_files.write_changed = in_place
+fmt.write_changed = in_place
 from random import Random
 from tests.hardness.attacks import Arena, at_every_step, limited
 from tests.hardness.jobs import JOBS

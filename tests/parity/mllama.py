@@ -10,8 +10,7 @@ import torch
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from llamagen.spec.schema import AtPattern, Spec
-from llamagen.spec.schema_vision import TiledVision
+from llamagen.spec.schema import AtPattern, Spec, TiledVision
 from llamagen.verify.scenario import Piece, Scenario
 from llamagen.verify.tiled_cases import TiledMaker
 from tests.parity.models import RandomModel

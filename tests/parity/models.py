@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.ir.bounded import with_caches
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph, all_parameters, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.verify.pieces import GraphsWitness, Piece
 from llamagen.verify.scenario import Scenario
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness

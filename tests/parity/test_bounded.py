@@ -14,7 +14,7 @@ from llamagen.analysis.numbers.memory import cache_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.ir.bounded import bound_caches, keeps, with_caches
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.reference import evaluate

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import logging
 
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.spec.fmt import resolved_text
 from llamagen.verify.facts import far
 from llamagen.verify.numerics import FloatArray, RunDType, difference, measured_tolerance
 from llamagen.verify.scenario import Scenario, scenarios

@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import logging
 
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import all_parameters, build_all
-from llamagen.ir.graph import parameters
+from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.graph import all_parameters, parameters
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.facts import far
 from llamagen.verify.image_cases import image_scenarios
 from llamagen.verify.numerics import difference, measured_tolerance

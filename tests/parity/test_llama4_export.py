@@ -10,8 +10,8 @@ import pytest
 
 from llamagen import api, verify_folder
 from llamagen.emit.manifest import read_manifest
-from llamagen.ir.build_graphs import all_parameters
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.ir.graph import all_parameters
+from llamagen.spec.fmt import resolved_text
 from llamagen.verify.part import DROPS_SEEN
 from llamagen.verify.transformers_witness import COUNTS_PADDING
 from tests.parity.llama4 import shrunk

@@ -13,7 +13,7 @@ import pytest
 
 from llamagen import api, verify_folder
 from llamagen.emit.manifest import read_manifest
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.spec.fmt import resolved_text
 from llamagen.verify.report import VerifyReport
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel

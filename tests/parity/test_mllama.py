@@ -15,10 +15,11 @@ import torch
 from transformers import logging
 
 from llamagen.emit.torch import emit_torch, load_module
-from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, all_parameters
 from llamagen.ir.verify import verify
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import resolved_text
 from llamagen.verify.corrections import CORRECTIONS, LATE_STATES, UNMASKED_ROWS, Correction
 from llamagen.verify.numerics import FloatArray, difference, measured_tolerance
 from llamagen.verify.pieces import GraphsWitness

@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 
 from llamagen import api, verify_folder
-from llamagen.ir.build_graphs import all_parameters
+from llamagen.ir.graph import all_parameters
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import resolved_text
 from tests.parity.mllama import WIDE, shrunk
 from tests.parity.models import RandomModel
 
@@ -84,7 +84,7 @@ def test_keys_and_values_cross_under_one_name(folder: Path) -> None:
 
 def test_full_size_graphs_are_emitted_without_weights() -> None:
     from llamagen.emit.onnx.emit import emit_onnx
-    from llamagen.ir.build_graphs import build_all
+    from llamagen.ir.elaborate import build_all
 
     graphs = build_all(Registry().load("llama/3.2/90b-vision"))
     emitted = {name: emit_onnx(graph, dtype="bfloat16") for name, graph in graphs.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from llamagen import api, verify_folder
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import resolved_text
 from tests.parity.mllama import WIDE, shrunk
 from tests.parity.models import SPECS
 

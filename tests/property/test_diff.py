@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import apply, leaf_changes, overlay, plain_of
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.spec.fmt import format_source
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import Spec

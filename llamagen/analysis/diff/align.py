@@ -11,8 +11,8 @@ from llamagen.analysis.diff.equations import canonical
 from llamagen.analysis.diff.features import Equations, Feature, Kind, features
 from llamagen.analysis.numbers.cost import Workload
 from llamagen.ir.graph import Graph
-from llamagen.spec.evaluate import Static
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.expr import Static
+from llamagen.spec.resolve import ResolvedSpec
 
 
 class Comparable(Protocol):

@@ -10,7 +10,7 @@ from llamagen.analysis.diff.runtimes import RuntimeReport, on_runtimes, runtimes
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
 from llamagen.analysis.numbers.params import storage
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from llamagen.analysis.diff.judge import Change, Diff, Side
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
 from llamagen.diagnostics import Span
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 
 class PlaceDocument(Closed):

@@ -13,10 +13,8 @@ from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, Graph, Node
 from llamagen.ops.op import Attrs, Role
 from llamagen.ops.rope import ROPE_KINDS
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import Binary, ListExpr, Name, names, unparse
+from llamagen.spec.expr import Binary, ListExpr, Name, Static, names, unparse, unparse_static
 from llamagen.spec.schema import Hyperparameters
-from llamagen.spec.scope import unparse_static
 
 _ADDITIVE: Final = frozenset({"+", "-"})
 

@@ -20,12 +20,10 @@ from llamagen.analysis.numbers.memory import cache_of
 from llamagen.analysis.numbers.params import Classifier
 from llamagen.analysis.numbers.walk import behind
 from llamagen.diagnostics import Span
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Block, Graph, OpPart, instances, join
+from llamagen.ir.graph import MAIN, Block, Graph, OpPart, instances, join
 from llamagen.ops.op import Role, TensorType
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import names
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.expr import Static, names
+from llamagen.spec.resolve import ResolvedSpec
 
 
 class Kind(StrEnum):

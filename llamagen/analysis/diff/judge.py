@@ -17,7 +17,7 @@ from llamagen.analysis.numbers.hardware import Device
 from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import source_of
 from llamagen.diagnostics import Span
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 
 DEFAULT_CONTEXT = 4096
 

@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.fmt import format_source
-from llamagen.spec.plain_yaml import lines
+from llamagen.spec.fmt import format_source, lines
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import (
     APPENDED,
     NONE,
     NOT_INHERITED,
+    ResolvedSpec,
     inherit,
     replaced_whole,
     tree_to_plain,
 )
-from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import Plain, SourceMap
+from llamagen.spec.source import Plain, SourceMap, load_source
 
 Path = tuple[str, ...]
 

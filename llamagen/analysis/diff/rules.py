@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.tables import load_table
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 
 class EffectRule(Closed):

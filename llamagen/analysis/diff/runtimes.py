@@ -12,12 +12,11 @@ from llamagen.analysis.numbers.walk import operand_types
 from llamagen.analysis.rules import holds, hyperparameter_scope
 from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, load_table
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Graph, OpPart, places
+from llamagen.ir.graph import MAIN, Graph, OpPart, places
 from llamagen.ops.op import Role
-from llamagen.spec.evaluate import Static
-from llamagen.spec.naming import Closed
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.expr import Static
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 
 class Status(StrEnum):

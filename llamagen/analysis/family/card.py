@@ -8,7 +8,7 @@ from llamagen.analysis.family.catalog import sections
 from llamagen.analysis.sources import source_of
 from llamagen.diagnostics.markdown import cell
 from llamagen.resources import templates
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 SOURCED = frozenset({"release", "training", "tokenizer", "lineage", "hyperparameters"})
 """Sections whose rows are leaves of the spec."""

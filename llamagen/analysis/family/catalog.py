@@ -12,7 +12,7 @@ from llamagen.analysis.labels import BYTES_16, attention_kind
 from llamagen.analysis.sources import matches
 from llamagen.analysis.tables import chosen
 from llamagen.spec.registry import Registry, is_sketch
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
 from llamagen.units import bytes_text, count_text
 
@@ -174,7 +174,8 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
         if rows:
             yield Section(name, rows)
     if spec.root is not None and not spec.abstract:
-        from llamagen.ir.build_graphs import MAIN, build_all
+        from llamagen.ir.elaborate import build_all
+        from llamagen.ir.graph import MAIN
 
         graphs = build_all(resolved)
         mark = "  (assumed)" if is_sketch(spec.id) else ""
@@ -210,7 +211,7 @@ def _size(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str]]:
     from llamagen.analysis.numbers.images import image_cost
     from llamagen.analysis.numbers.memory import cache_of
     from llamagen.analysis.numbers.whole import whole_parameters
-    from llamagen.ir.build_graphs import MAIN
+    from llamagen.ir.graph import MAIN
 
     report = whole_parameters(graphs)
     yield "parameters", count_text(report.total)

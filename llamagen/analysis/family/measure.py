@@ -11,10 +11,10 @@ from llamagen.analysis.numbers.images import encoder_flops
 from llamagen.analysis.numbers.memory import CacheReport, cache_of
 from llamagen.analysis.numbers.params import Component, count_parameters
 from llamagen.analysis.numbers.whole import whole_parameters
-from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
-from llamagen.ir.graph import Graph, Place, parameters, places
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph, Place, all_parameters, parameters, places
 from llamagen.ops.op import Parameter, Role
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 
 def measure(resolved: ResolvedSpec) -> Architecture:

@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from llamagen.analysis.family.architecture import Architecture, Slot, Totals, Weight
 from llamagen.resources import data_folder, data_text
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 NUMBERS_FILE = "numbers.json"
 

@@ -10,10 +10,8 @@ from typing import get_args
 from llamagen.analysis.family.records import COLUMNS, Family, Record
 from llamagen.analysis.rules import error_text, parsed, static_text
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
-from llamagen.spec.expr import ExpressionError, names
-from llamagen.spec.schema import Rope, Spec
-from llamagen.spec.schema_vision import Vision
+from llamagen.spec.expr import FUNCTIONS, ExpressionError, Static, UnknownName, evaluate, names
+from llamagen.spec.schema import Rope, Spec, Vision
 
 FIELDS = frozenset(
     field

@@ -13,11 +13,11 @@ from llamagen.analysis.family.architecture import Architecture
 from llamagen.analysis.family.numbers_file import architecture_of
 from llamagen.analysis.labels import attention_kind
 from llamagen.ops.rope import ROPE_KINDS
-from llamagen.spec.evaluate import Static
+from llamagen.spec.checks import expand
+from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters
-from llamagen.spec.scope import expand
 
 
 class Record(Mapping[str, Static]):

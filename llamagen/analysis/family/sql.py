@@ -13,7 +13,7 @@ from llamagen.analysis.family.records import COLUMNS, Family
 from llamagen.analysis.sources import known_sources, source_of
 from llamagen.confined import Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 
 Cell: TypeAlias = "str | int | float | None"
 Row: TypeAlias = tuple[Cell, ...]

@@ -8,8 +8,7 @@ from llamagen.analysis.family.query import matches, value
 from llamagen.analysis.family.records import COLUMNS, Family, Record
 from llamagen.analysis.labels import MAINLINE
 from llamagen.analysis.rules import parsed, static_text
-from llamagen.spec.evaluate import Static
-from llamagen.spec.expr import names
+from llamagen.spec.expr import Static, names
 from llamagen.spec.schema import Hyperparameters
 
 

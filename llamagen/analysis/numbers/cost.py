@@ -26,8 +26,7 @@ from llamagen.analysis.numbers.params import (
 from llamagen.analysis.numbers.visible import visible_of
 from llamagen.analysis.numbers.whole import whole_parameters, whole_weight_bytes
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Graph, OpPart
+from llamagen.ir.graph import MAIN, Graph, OpPart
 from llamagen.ops.op import Role, a_int
 
 MAX_SEARCH = 2**31

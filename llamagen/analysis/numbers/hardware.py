@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamagen.analysis.tables import chosen, load_table
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 
 class Device(Closed):

@@ -16,8 +16,7 @@ from llamagen.analysis.numbers.params import (
     part_bytes,
     weight_bytes,
 )
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Block, Graph, OpPart, instances, join
+from llamagen.ir.graph import MAIN, Block, Graph, OpPart, instances, join
 from llamagen.ir.pipeline import reads_tokens
 
 

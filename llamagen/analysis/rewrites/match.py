@@ -9,7 +9,7 @@ from llamagen.analysis.rewrites.table import Line, Rule
 from llamagen.ir.flatten import CacheSlot, FlatNode
 from llamagen.ops.op import Positive, State, TensorType, a_float
 from llamagen.ops.table import NODES
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 
 
 @dataclass(frozen=True)

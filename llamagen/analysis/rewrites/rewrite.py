@@ -21,7 +21,7 @@ from llamagen.analysis.rules import fill, holds, value_of
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
 from llamagen.ops.op import AttrValue, State, TensorType
 from llamagen.ops.table import NODES
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 
 Logits: TypeAlias = Literal["last", "all"]
 """Whether the model gives logits of the last real token of a call, [B, 1, V], or of every one, [B, S, V]."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 RewrittenProfile: TypeAlias = Literal["ort-cpu", "ort-cuda"]
 """The profiles that rewrite; ``portable`` has no rules."""

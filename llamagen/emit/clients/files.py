@@ -14,9 +14,8 @@ from llamagen.emit.config.settings import Settings
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.written import write_text
-from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Graph
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.ir.graph import MAIN, Graph
+from llamagen.spec.resolve import ResolvedSpec
 
 GENAI_FILE = "genai_config.json"
 README_FILE = "README.md"

@@ -20,11 +20,10 @@ from llamagen.emit.onnx.initializer import (
 )
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.version import llamagen_version
-from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.resources import templates
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.units import count_text
 
 TESTED: Mapping[str, str] = {

@@ -19,10 +19,11 @@ from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import Known, known_models
 from llamagen.emit.config.table import absences, fixed_of, flat, mapping_of
 from llamagen.emit.config.wanted import Wanted
-from llamagen.ir.build_graphs import names_read
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import names_read
 from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.fit import listed
 
 _FAR = 4
@@ -64,7 +65,7 @@ def disagreements(
     alike = source.value.get("model_type") == mapping.kind
     models = [] if alike else known_models(registry)
     wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in models)})))
-    reads = names_read(resolved)
+    reads = names_read(build_all(resolved))
     if wanted.kind != mapping.kind:
         found = [Clash("model_type", wanted.kind, mapping.kind, source.place("model_type"))]
     else:

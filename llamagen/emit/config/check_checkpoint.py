@@ -11,7 +11,7 @@ from llamagen.emit.config.agree import disagreements
 from llamagen.emit.config.resized import resized
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind, explained
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from llamagen.ops.rope import ROPE_KINDS
-from llamagen.spec.evaluate import FUNCTIONS, Static
+from llamagen.spec.expr import FUNCTIONS, Static
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """A JSON value. Lists that the language made are tuples."""

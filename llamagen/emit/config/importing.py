@@ -13,7 +13,7 @@ from llamagen.emit.config.formats import FILES, id_of, wanted_of
 from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import known_models
 from llamagen.emit.config.read import Imported, import_wanted
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from llamagen.emit.config.codecs import CODECS, CodecError, Json
 from llamagen.emit.config.table import config_scope
-from llamagen.spec.evaluate import Static, evaluate
-from llamagen.spec.expr import Attribute, Call, Expr, Name, parse
+from llamagen.spec.expr import Attribute, Call, Expr, Name, Static, evaluate, parse
 from llamagen.spec.schema import Hyperparameters, Spec
 
 Tree = dict[str, "Json"]

@@ -7,10 +7,9 @@ from functools import cached_property
 
 from llamagen.emit.config.codecs import Json
 from llamagen.emit.config.table import ignored_by, literals_of, mapping_of, written_fields
-from llamagen.spec.config_mapping import ConfigMapping
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.schema import Spec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import ConfigMapping, Spec
 
 
 @dataclass(frozen=True)

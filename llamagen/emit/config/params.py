@@ -15,7 +15,7 @@ from llamagen.emit.config.codecs import Json
 from llamagen.emit.config.json_source import JsonSource
 from llamagen.emit.config.params_table import Interval, ParamsKind, ParamsTable, params_table
 from llamagen.emit.config.wanted import Wanted
-from llamagen.spec.evaluate import ceil_to
+from llamagen.spec.expr import ceil_to
 
 _LARGEST = 2**31
 _NEEDED = ("dim", "n_layers", "n_heads", "multiple_of", "norm_eps")

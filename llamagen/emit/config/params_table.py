@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llamagen.analysis.tables import load_table
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 Keys = Annotated[tuple[str, ...], Field(min_length=1)]
 

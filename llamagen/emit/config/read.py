@@ -24,13 +24,12 @@ from llamagen.emit.config.table import (
 from llamagen.emit.config.ties import tied_values
 from llamagen.emit.config.wanted import Wanted
 from llamagen.emit.config.write import config_values
-from llamagen.ir.build import build
-from llamagen.spec.evaluate import evaluate
-from llamagen.spec.expr import ExpressionError, names, parse
+from llamagen.ir.elaborate import build
+from llamagen.spec.checks import scope_of
+from llamagen.spec.expr import ExpressionError, evaluate, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Spec
-from llamagen.spec.scope import scope_of
 from llamagen.spec.source import load_source
 
 SECTIONS = ("tokenizer", "hyperparameters", "constants", "patterns")

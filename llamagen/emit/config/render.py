@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llamagen.analysis.family.identify import same
 from llamagen.emit.config.codecs import Json
-from llamagen.spec.plain_yaml import lines
+from llamagen.spec.fmt import lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,10 @@ from llamagen.emit.config.json_source import read_json
 from llamagen.emit.config.known import Known, known_models
 from llamagen.emit.config.read import import_wanted
 from llamagen.emit.config.table import mapping_of
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import names_read
-from llamagen.ir.graph import Graph
+from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.graph import Graph, names_read
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind
 
@@ -52,7 +51,7 @@ def resized(
     source = read_json(stored.config_file, within=stored.config_file.parent)
     known = known_models(registry)
     wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in known)})))
-    reads = names_read(resolved)
+    reads = names_read(build_all(resolved)) if resolved.spec.graphs else graph.names_read
     if wanted.kind != mapping.kind or fitting(wanted, known, reads):
         return None
     try:

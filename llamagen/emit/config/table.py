@@ -9,14 +9,11 @@ from typing import Literal, TypeVar
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
-from llamagen.spec.config_mapping import ConfigMapping, Fixed
-from llamagen.spec.evaluate import Scope, Static, evaluate
-from llamagen.spec.expr import ExpressionError, names, parse
-from llamagen.spec.naming import Closed
+from llamagen.spec.checks import scope_of
+from llamagen.spec.expr import ExpressionError, Scope, Static, evaluate, names, parse
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.schema import BlockDefinition, Spec
-from llamagen.spec.scope import scope_of
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import BlockDefinition, Closed, ConfigMapping, Fixed, Spec
 
 V = TypeVar("V")
 

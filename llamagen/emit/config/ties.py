@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from llamagen.emit.config.codecs import CONFIG_FUNCTIONS, Json
 from llamagen.emit.config.table import config_scope, plain
-from llamagen.spec.evaluate import evaluate
-from llamagen.spec.expr import Binary, Expr, Name, parse
+from llamagen.spec.expr import Binary, Expr, Name, evaluate, parse
 from llamagen.spec.schema import Hyperparameters, Spec
 
 

@@ -18,9 +18,8 @@ from llamagen.emit.config.table import (
     value_of,
     written_fields,
 )
-from llamagen.spec.config_mapping import ConfigMapping
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.schema import Spec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import ConfigMapping, Spec
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"

@@ -64,6 +64,10 @@ class Builder:
         self._shapes: dict[tuple[Dim, ...], ir.Value] = {}
         self._widened = ELEMENTS[dtype] if dtype in profile.widened else None
 
+    def has_input(self, operator: str, name: str) -> bool:
+        """Whether the operators of ``runtime`` have this input."""
+        return has_input(self.runtime, operator, name)
+
     @property
     def constants(self) -> tuple[ir.Value, ...]:
         """Initializers made here (shapes, scalars, frequencies), with their small data."""
@@ -89,10 +93,6 @@ class Builder:
                 return ir.DataType.INT64
             case DType.BOOL:
                 return ir.DataType.BOOL
-
-    def has_input(self, operator: str, name: str) -> bool:
-        """Whether ``operator`` has the input ``name`` in the runtime that the graph is for; one of the table."""
-        return has_input(self.runtime, operator, name)
 
     def name(self, wanted: str) -> str:
         return self._names.unique(wanted)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from llamagen.emit.onnx.initializer import BlockEncoding, ChannelEncoding, ExpertEncoding, Part
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 
 class EncodingRecord(Closed):

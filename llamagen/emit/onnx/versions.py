@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.naming import Closed
+from llamagen.spec.schema import Closed
 
 if TYPE_CHECKING:
     import onnx

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from llamagen.emit.torch.names import constant_name
 from llamagen.ops.code import Binary, Code, Negative, Text, flat, literal
 from llamagen.ops.op import AttrValue
-from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import Binary as BinaryExpr
-from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Literal_, Name, Unary
+from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Literal_, Name, Unary, evaluate
 
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 BLOCKS = """
 root: CausalLM

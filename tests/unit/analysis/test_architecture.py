@@ -11,9 +11,9 @@ from llamagen.analysis.family.architecture import Architecture
 from llamagen.analysis.family.numbers_file import architecture_of
 from llamagen.analysis.family.records import Family, Record
 from llamagen.analysis.family.sql import sql
-from llamagen.spec.evaluate import Static
+from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 EDITED = "spec: 1\nid: edited\nextends: llama/3.2/1b\nhyperparameters: {num_layers: 15}\n"
 

@@ -13,8 +13,8 @@ from llamagen.analysis.diff.judge import Diff, diff
 from llamagen.analysis.diff.rules import diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.numbers.hardware import device
-from llamagen.ir.build import build
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.ir.elaborate import build
+from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models
 
 RULES = list(diff_rules())

@@ -18,7 +18,7 @@ from llamagen.analysis.numbers.params import Component
 from llamagen.analysis.numbers.whole import whole_parameters
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
-from llamagen.ir.build_graphs import MAIN, all_parameters
+from llamagen.ir.graph import MAIN, all_parameters
 from llamagen.spec.registry import Registry
 
 SCOUT, MAVERICK, GUARD = "llama/4/scout", "llama/4/maverick", "llama/guard/4-12b"

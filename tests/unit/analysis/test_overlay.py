@@ -10,9 +10,8 @@ from llamagen.analysis.diff.equations import canonical, equations
 from llamagen.analysis.diff.overlay import check, overlay
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import Plain
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.source import Plain, load_source
 from tests.unit.analysis import models
 
 LAYER = "  DecoderLayer:\n"

@@ -14,7 +14,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config import config_files
 from llamagen.emit.manifest import CheckpointSource, read_manifest
 from llamagen.emit.quantize_options import QuantizeOptions
-from llamagen.ir.build_graphs import all_parameters, build_all
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import all_parameters
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.random import RandomTensor, random_values

@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llamagen.ir.build import build
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 _LAYERS = re.compile(r"\{(.*?)\}")

@@ -15,7 +15,7 @@ from llamagen.emit.config import CONFIG_FILE
 from llamagen.emit.config.importing import import_path
 from llamagen.emit.config.json_source import parse_json
 from llamagen.emit.files import identity_of
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import EveryPattern
 from tests.unit.family.facts import configs, manifests, records

@@ -9,7 +9,7 @@ import pytest
 
 from llamagen.analysis.family.measure import measure
 from llamagen.emit.config import CONFIG_FILE, config_files
-from llamagen.ir.build_graphs import all_parameters
+from llamagen.ir.graph import all_parameters
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind
 from llamagen.weights.safetensors_file import TensorEntry

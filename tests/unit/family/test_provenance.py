@@ -15,10 +15,10 @@ from llamagen.analysis.explain import explain_value
 from llamagen.analysis.sources import matches, source_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder
-from llamagen.spec.dialects import known_dialects
-from llamagen.spec.record import Conflict, Source, Uncertain
+from llamagen.spec.naming import known_dialects
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Conflict, Source, Uncertain
 from llamagen.spec.source import load_source, to_plain
 from tests.unit.family.facts import NAMES, REGISTRY, records, spec_of
 

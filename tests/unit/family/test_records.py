@@ -9,8 +9,7 @@ import re
 
 import pytest
 
-from llamagen.spec.record import Release, Tokenizer, Training
-from llamagen.spec.schema import Spec
+from llamagen.spec.schema import Release, Spec, Tokenizer, Training
 from tests.unit.family.facts import NAMES, REGISTRY, Record, records, spec_of
 
 STATUS = {

@@ -9,7 +9,7 @@ import pytest
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir import algorithms, text
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import BlockPart, Graph, Value, parameters
 from llamagen.ir.verify import findings
@@ -60,6 +60,25 @@ def test_blocks_are_specialised_and_named_for_their_options(graph: Graph) -> Non
     ]
     assert graph.blocks["NearDecoderLayer"].context == ("cos", "sin", "mask_window")
     assert [n.op for n in graph.prelude] == ["rope_table", "causal_mask", "causal_mask"]
+
+
+def test_a_graph_knows_the_names_that_it_depends_on(graph: Graph) -> None:
+    assert {"hidden_size", "num_kv_heads", "rope", "reach", "norm_eps"} <= graph.names_read
+    assert "max_positions" not in graph.names_read
+    near = YAML.replace("reach=reach[layer]", "reach='near'").replace(
+        "patterns:", "invariants: {r: len(reach) == 4}\npatterns:"
+    )
+    assert "reach" not in graph_of(near).names_read
+
+
+def test_a_stack_of_a_block_without_inputs_is_refused() -> None:
+    """It has nothing to carry: a finding, no defect."""
+    found = findings_of(
+        ("embed_tokens: ", "still: stack(2, Still)\n      embed_tokens: "),
+        ("return norm(layers(embed_tokens(input_ids)))", "return norm(still() + layers(embed_tokens(input_ids)))"),
+        ("  Wide:", "  Still:\n    inputs: []\n    parts: {gain: parameter(hidden_size)}\n    forward: return neg(gain)\n  Wide:"),
+    )  # fmt: skip
+    assert "turns nothing into" in found[0].message
 
 
 def test_a_tied_head_has_no_weight_of_its_own() -> None:

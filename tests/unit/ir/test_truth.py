@@ -8,8 +8,7 @@ import pytest
 
 from llamagen import api
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.spec.evaluate import evaluate
-from llamagen.spec.expr import ExpressionError, parse
+from llamagen.spec.expr import ExpressionError, evaluate, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import Hyperparameters
 

@@ -15,7 +15,7 @@ from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.profile import ONNX_DTYPES, ORT_CUDA, OnnxDType
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization, quantization_of
 from llamagen.emit.quantize_options import QuantizeOptions
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from tests.parity.models import FOREIGN, SPECS, RandomModel

@@ -24,7 +24,7 @@ from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile
 from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.onnx.text import render, uncollapsed
 from llamagen.emit.onnx.write import write_model
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.spec.registry import Registry
 from llamagen.weights.pieces import Piece
@@ -115,7 +115,7 @@ def test_hash_seed_and_folder_do_not_matter(tmp_path: Path) -> None:
         "from llamagen.emit.onnx.data import attach_external, plan, serialize\n"
         "from llamagen.emit.onnx.emit import emit_onnx\n"
         "from llamagen.emit.onnx.text import render\n"
-        "from llamagen.ir.build import build\n"
+        "from llamagen.ir.elaborate import build\n"
         "from llamagen.spec.registry import Registry\n"
         "model = emit_onnx(build(Registry().load_text(sys.stdin.read(), 'x.yaml')))\n"
         "attach_external(model, plan(model.initializers))\n"

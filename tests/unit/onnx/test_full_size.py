@@ -14,7 +14,7 @@ from bench.measure import run
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.ir.bounded import CacheKind, with_caches
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.spec.registry import Registry
 
 SIZES = {

@@ -15,7 +15,7 @@ from llamagen.emit.onnx.data import attach_arrays
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.reference import evaluate

@@ -15,7 +15,7 @@ from llamagen.emit.onnx.session import OpenOptions
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of
 from llamagen.runtime.session import Session
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.spec.fmt import resolved_text
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.scenario import Scenario
 from tests.parity import mllama

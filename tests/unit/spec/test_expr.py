@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamagen.spec.evaluate import FUNCTIONS, UnknownName, evaluate
 from llamagen.spec.expr import (
+    FUNCTIONS,
     Attribute,
     Binary,
     Call,
@@ -19,6 +22,8 @@ from llamagen.spec.expr import (
     Literal_,
     Name,
     Unary,
+    UnknownName,
+    evaluate,
     names,
     parse,
     parse_statements,
@@ -119,6 +124,28 @@ def test_the_width_rule_of_llama() -> None:
         ("a b", "complete here"),
         ("f(k=1, 2)", "positional"),
         ("f(k=1, k=2)", "given twice"),
+        ("a if b", "lacks its `else"),
+        ("f(a b)", "a comma or an operator"),
+        ("f(a", "`\\(` is never closed"),
+        ("a)", "`\\)` closes nothing"),
+        ("[a)", "`\\)` does not close `\\[`"),
+        ("a = b", "complete here, but found `=`"),
+        ("f(a.b=1)", "only names stand before"),
+        ("a < b < c", "two values are compared"),
+        ("a, b", "several values"),
+        ("f(*a)", "not part"),
+        ("f(**a)", "not part"),
+        ("+a", "not part"),
+        ("a << b", "not part"),
+        ("'a' 'b'", "not part"),
+        ("f'a'", "not part"),
+        ("b'a'", "not part"),
+        ("(i for i in a)", "`for` is a word of Python"),
+        ("True", "`True` is a word of Python"),
+        ("a is b", "`is` is a word of Python"),
+        ("1e999", "too large"),
+        (".5", "not a number"),
+        ("0x1f", "not a number"),
         ("010", "leading zero"),
         ("1_000", "not a number"),
         ("'a", "a string ends"),
@@ -126,7 +153,12 @@ def test_the_width_rule_of_llama() -> None:
         ("__import__('os')", "not known"),
         ("a.b.c()", "only functions"),
         ("(" * 60 + "1" + ")" * 60, "nested deeper"),
-        ("-" * 60 + "a", "nested deeper"),
+        ("-" * 200 + "a", "128 operators"),
+        ("-" * 4000 + "a", "128 operators"),
+        ("a ** " * 800 + "a", "128 operators"),
+        ("a.b" * 1000, "128 operators"),
+        ("f" + "()" * 1000, "128 operators"),
+        ("a and " * 130 + "a", "128 operators"),
         ("1" * 41, "40 digits"),
         ("a" * 5000, "characters"),
         ("2 ** 1000", "refused"),
@@ -136,7 +168,9 @@ def test_the_width_rule_of_llama() -> None:
         ("'a' * 100000", "needs a number"),
         ("nаme", "no meaning"),  # a Cyrillic letter
         ("1; 2", "no meaning"),
-        ("lambda: 1", "no meaning|complete"),
+        ("lambda: 1", "no meaning"),
+        ("a\x00", "no meaning"),
+        ("a\ud800", "no meaning"),
     ],
 )
 def test_what_is_no_expression_is_refused_with_a_place(text: str, reason: str) -> None:
@@ -159,6 +193,48 @@ def test_statements() -> None:
         parse_statements("return x\ny = x")
     with pytest.raises(ExpressionError, match="last line must be"):
         parse_statements("y = x")
+    assert len(parse_statements("  y = x  # é\n\n   return y\n")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "shown"),
+    [
+        ("y == x\nreturn y", "an equation is `name", "y == x"),
+        ("f(x) = 1\nreturn y", "only names stand before", "f(x)"),
+        ("x = y = 1\nreturn x", "an equation is `name", "x = y = 1"),
+        ("x += 1\nreturn x", "an equation is `name", "x += 1"),
+        ("y = x\nreturn", "needs a value", "return"),
+        ("y = 'é' + \nreturn y", "expected a value, but the line ends", ""),
+        ("y = 'é' ~ x\nreturn y", "no meaning", "~"),
+        ("y = 'é' + f(\n  x,, 'é')\nreturn y", "expected a value, but found `,`", ","),
+        ("y = 'é' + 2 * x[i for]\nreturn y", "`for` is a word of Python", "for"),
+        ("y = 'é' + g(1 < x < 2)\nreturn y", "two values are compared", "1 < x < 2"),
+        ("import os\nreturn y", "`import` is a word of Python", "import"),
+    ],
+)
+def test_a_wrong_equation_is_shown(text: str, reason: str, shown: str) -> None:
+    with pytest.raises(ExpressionError, match=reason) as caught:
+        parse_statements(text)
+    assert text[slice(*caught.value.extent)] == shown
+
+
+def test_deep_texts_do_not_overflow_a_small_stack() -> None:
+    """Python's parser recurses in C: what nests is counted before it runs."""
+    code = (
+        "import threading\n"
+        "from llamagen.spec.expr import ExpressionError, parse\n"
+        "def run():\n"
+        "    for text in ('-' * 4000 + 'a', 'not ' * 1000 + 'a', 'a**' * 1000 + 'a', '1+' * 2000 + 'a',\n"
+        "                 'a if b else ' * 300 + 'a', 'a' + '.b' * 1000, 'f' + '()' * 1000, '(' * 2000):\n"
+        "        try: parse(text)\n"
+        "        except ExpressionError: print('refused')\n"
+        "threading.stack_size(1 << 17)\n"
+        "thread = threading.Thread(target=run)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["refused"] * 8)
 
 
 @given(st.text(max_size=60))

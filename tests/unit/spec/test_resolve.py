@@ -8,7 +8,7 @@ import pytest
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
 
 BASE = """\
 spec: 1

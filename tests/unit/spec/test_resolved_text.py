@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from llamagen.spec.fmt import origin_rows, resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved_text import origin_rows, resolved_text
 
 REGISTRY = Registry()
 

@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.diagnostics.codes import load_codes
-from llamagen.spec import source_build
-from llamagen.spec.source import Map, Node, Scalar, Seq, SourceMap, load_source, to_plain
-from llamagen.spec.source_scalars import Refusal, resolve_plain
+from llamagen.spec import source as loader
+from llamagen.spec.source import (
+    Map,
+    Node,
+    Refusal,
+    Scalar,
+    Seq,
+    SourceMap,
+    load_source,
+    resolve_plain,
+    to_plain,
+)
 from tests.counting import work
 
 IN_TABLE = [code for code in load_codes() if code.startswith("LG0")]
@@ -524,12 +533,12 @@ def test_hostile_text_loads_or_is_refused(text: str) -> None:
 def test_pure_python_parser_agrees(text: str) -> None:
     """Without libyaml the same text gives the same tree."""
     fast = outcome(text)
-    libyaml = source_build._PARSER
-    source_build._PARSER = yaml.SafeLoader
+    libyaml = loader._PARSER
+    loader._PARSER = yaml.SafeLoader
     try:
         slow = outcome(text)
     finally:
-        source_build._PARSER = libyaml
+        loader._PARSER = libyaml
     if isinstance(fast, SourceMap) and isinstance(slow, SourceMap):
         assert fast == slow
     else:
@@ -555,7 +564,7 @@ def texts(node: Node) -> object:
 
 
 def test_libyaml_is_in_use() -> None:
-    assert not yaml.__with_libyaml__ or source_build._PARSER is yaml.CSafeLoader
+    assert not yaml.__with_libyaml__ or loader._PARSER is yaml.CSafeLoader
 
 
 def test_a_line_is_little_work_in_files_of_any_length() -> None:

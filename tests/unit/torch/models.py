@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from llamagen.emit.torch import emit_torch, load_module
-from llamagen.ir.build import build
+from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 

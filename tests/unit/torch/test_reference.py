@@ -8,7 +8,7 @@ import torch
 
 from llamagen.api import load
 from llamagen.emit.torch.stages import cuts
-from llamagen.ir.build_graphs import build_all
+from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.reference import evaluate

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from llamagen import api, verify_folder
 from llamagen.api import load
 from llamagen.emit.onnx.session import AS_IT_IS
-from llamagen.spec.resolved_text import resolved_text
+from llamagen.spec.fmt import resolved_text
 from llamagen.verify.choices import Router, compared, measured_reach
 from llamagen.verify.numerics import Tolerance, difference, for_few_tokens
 from llamagen.verify.part import CHOICES

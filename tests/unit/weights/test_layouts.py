@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.naming import CheckpointNaming
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolved import ResolvedSpec
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import CheckpointNaming
 from llamagen.weights.layouts import layouts_for
 from llamagen.weights.names import resolve_names
 from llamagen.weights.stream import read_tensor

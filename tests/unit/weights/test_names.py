@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.bound_layout import bind_layout
-from llamagen.spec.dialects import known_dialects, parse_layout
-from llamagen.spec.evaluate import Static, UnknownName
-from llamagen.spec.expr import ExpressionError
+from llamagen.spec.expr import ExpressionError, Static, UnknownName
+from llamagen.spec.naming import bind_layout, known_dialects, parse_layout
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.layouts import dialects_for, layouts_for
