@@ -35,9 +35,9 @@ UNAVAILABLE = 3
 FINDINGS = 1
 
 SLACK = 1.25
-"""Error of one half-precision evaluation over that of another, both against float32 (PROOF.md, tolerances)."""
+"""Error of one half-precision evaluation over that of another, both against float32 (docs/proof.md, tolerances)."""
 FLOOR = 2e-6
-"""Standard deviations by which two float32 evaluations differ (PROOF.md)."""
+"""Standard deviations by which two float32 evaluations differ (docs/proof.md)."""
 
 
 @dataclass(frozen=True, slots=True)

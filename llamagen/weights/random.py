@@ -1,7 +1,7 @@
 """Random weights at unit scale: every bias, gate and norm gain is live.
 
 With the usual 0.02 initialiser a wrong rotary embedding hides, zero biases hide dropped biases,
-and zero gates switch cross-attention off (PROOF.md, "Size of typical mistakes").
+and zero gates switch cross-attention off (docs/proof.md, "Size of typical mistakes").
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from tests.mutants.table import ROOT, Mutant, Table, change_of, suites_of
+from tests.mutants.table import ROOT, Mutant, Table, change_of
 
 COPIED = ("llamagen", "templates", "spec", "tests", "pyproject.toml")
 TIMEOUT = 150.0
@@ -175,7 +175,7 @@ class Runner:
             seconds += found.seconds
             if found.failed is not None and self.passes_unchanged(found.failed):
                 return Result(mutant, "killed", found.failed, seconds)
-        for arguments in suites_of(self.table, mutant):
+        for arguments in self.table.suites[mutant.tests]:
             while True:
                 found = self.mutated(mutant, [*arguments, *self.deselected()])
                 seconds += found.seconds

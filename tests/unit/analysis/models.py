@@ -1,4 +1,4 @@
-"""Specs written out for these tests, with the numbers of facts.md; they do not depend on the shipped family."""
+"""Specs written out for these tests, with the published numbers; they do not depend on the shipped family."""
 
 from __future__ import annotations
 

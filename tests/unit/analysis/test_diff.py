@@ -1,4 +1,4 @@
-"""The rules of diff.yaml by their cases, both ways; the comparison 2-7B to 3-8B by the numbers of facts.md."""
+"""The rules of diff.yaml by their cases, both ways; the comparison 2-7B to 3-8B by the published numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of several graphs are counted, compared and shown whole: numbers of facts.md, torch's own counter."""
+"""Models of several graphs are counted, compared and shown whole: published numbers, torch's own counter."""
 
 from __future__ import annotations
 

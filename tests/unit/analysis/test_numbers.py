@@ -1,4 +1,4 @@
-"""Numbers against those of facts.md, worked out there from published shapes, and by hand here."""
+"""Numbers against published ones, worked out there from published shapes, and by hand here."""
 
 from __future__ import annotations
 

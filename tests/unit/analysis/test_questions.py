@@ -1,4 +1,4 @@
-"""Query, timeline, SQL and compat over the shipped family; answers are those of facts.md."""
+"""Query, timeline, SQL and compat over the shipped family; answers are those of docs/facts.md."""
 
 from __future__ import annotations
 

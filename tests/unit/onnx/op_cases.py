@@ -22,7 +22,7 @@ from .single import (
 )
 
 MAX, RMS = 1e-5, 1.5e-6
-"""PROOF.md: float32, over the standard deviation."""
+"""docs/proof.md: float32, over the standard deviation."""
 
 ROUNDOFF: Mapping[OnnxDType, float] = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Unit roundoffs; an op rounds its result and at most its inner tables or a product, so rms stays below two."""

@@ -25,7 +25,7 @@ from .single import Array, feed, random_weights, rounded, session
 from .specs import SPECS
 
 MAX, RMS = 1e-5, 1.5e-6
-"""PROOF.md: float32, over the standard deviation of the reference logits."""
+"""docs/proof.md: float32, over the standard deviation of the reference logits."""
 
 Cache = list[tuple[Array, Array]]
 
@@ -140,7 +140,7 @@ def test_left_padded_batch_equals_its_rows_alone(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "windows", "gated"])
 def test_reduced_dtypes(name: str, dtype: OnnxDType) -> None:
-    """Rms against float64 with the same weights, up to 1.25 times what transformers shows in bfloat16 (PROOF.md)."""
+    """Rms against float64 with the same weights, up to 1.25 times what transformers shows in bfloat16 (docs/proof.md)."""
     both = pair(name, dtype)
     bound = {"float16": 0.015 / 8, "bfloat16": 0.015}[dtype]
     logits, past = both.onnx(IDS[:, :6], FULL[:, :6])
@@ -160,7 +160,7 @@ def test_experts_in_reduced_dtypes(name: str, dtype: OnnxDType) -> None:
 
 
 def test_bfloat16_is_as_close_as_transformers() -> None:
-    """The same weights, ids and dtype there: our rms against float64 is at most 1.25 times theirs (PROOF.md)."""
+    """The same weights, ids and dtype there: our rms against float64 is at most 1.25 times theirs (docs/proof.md)."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -223,7 +223,7 @@ def test_llama4_prefill_and_decode(attention: str) -> None:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """The tolerance of PROOF.md between independent float32 implementations."""
+    """The tolerance of docs/proof.md between independent float32 implementations."""
     deviation = (found - expected).abs().max() / expected.std()
     assert expected.std() > 0.5
     assert deviation <= 1e-5, deviation
