@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from llamagen.emit.quantize_options import QuantizeOptions
     from llamagen.emit.written import Progress, Written
     from llamagen.ir.bounded import CacheKind
-    from llamagen.ir.graph import Graph, Parameter
+    from llamagen.ir.graph import Graph
+    from llamagen.ops.op import Parameter
     from llamagen.runtime.generation import Generation
     from llamagen.spec.fmt_files import FormatReport
     from llamagen.spec.registry import Registry

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from llamagen.emit.onnx.initializer import BlockEncoding
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
-from llamagen.ir.optypes import a_str
+from llamagen.ops.op import a_str
 from tests.parity.models import RandomModel
 
 INT4 = BlockEncoding(4, 16, symmetric=True, accuracy_level=1)

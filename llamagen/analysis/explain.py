@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.ir.optypes import AttrSpec, Op
+from llamagen.ops.op import AttrSpec, Op
 from llamagen.spec.evaluate import FUNCTIONS
 from llamagen.spec.expr import ExpressionError, names, parse
 from llamagen.spec.registry import Registry
@@ -23,7 +23,7 @@ _NO_DATE = "9999"
 def explain_ops() -> str:
     """The op table and the spellings beside it, one line each."""
     from llamagen.ir.build_sugar import SPELLINGS
-    from llamagen.ir.ops import OPS
+    from llamagen.ops.table import OPS
 
     shown = [op for op in OPS.values() if not op.internal]
     width = max(len(op.name) for op in shown)
@@ -45,7 +45,7 @@ def explain_ops() -> str:
 def explain_named(name: str) -> str:
     """An op or a spelling by name. Raises LG901 for anything else."""
     from llamagen.ir.build_sugar import SPELLINGS
-    from llamagen.ir.ops import OPS
+    from llamagen.ops.table import OPS
 
     op, spelling = OPS.get(name), SPELLINGS.get(name)
     if spelling is not None:

@@ -15,8 +15,8 @@ from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import known_sources, matches, source_of
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import Diagnostic, Severity, Span
-from llamagen.ir.graph import Block, Graph, Node, OpPart
-from llamagen.ir.places import places
+from llamagen.ir.graph import Block, Graph, Node, OpPart, places
+from llamagen.ops.op import Role, State
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec
@@ -193,7 +193,7 @@ class _Subjects:
         if self.graph is None:
             return
         done: dict[tuple[str, int], dict[str, Static]] = {}
-        for here in places(self.graph, frozenset({"attention"})):
+        for here in places(self.graph, Role.ATTENTION):
             key = (here.block.name, id(here.node))
             if key not in done:
                 done[key] = self.attention(self.graph, here.block, here.node)
@@ -204,7 +204,8 @@ class _Subjects:
         q, k, v = operand_types(graph, block, node)[:3]
         back = {name: behind(block, node.operands[i]) for i, name in enumerate("qkv")}
         producers = {r: n for n in block.nodes for r in n.results}
-        ops = {name: {producers[v].op for v in back[name] if v in producers} for name in "qkv"}
+        rows = {n: [producers[v].row for v in back[n] if v in producers] for n in "qkv"}
+        rotated = {n: any(row.role is Role.ROTATION for row in rows[n]) for n in "qk"}
         mask = node.operands[3].removeprefix("@") if len(node.operands) > 3 else None
         attrs = next((n.attrs for n in graph.prelude if mask in n.results), {})
         bounds = [b for name in ("window", "chunk") if isinstance(b := attrs.get(name), int)]
@@ -215,9 +216,9 @@ class _Subjects:
             "key_dim": k.shape[3].value,
             "value_dim": v.shape[3].value,
             "masked": mask is not None,
-            "cached": "cache" in ops["k"],
-            "rotated": "rotate" in ops["q"] and "rotate" in ops["k"],
-            "rotated_query_only": "rotate" in ops["q"] and "rotate" not in ops["k"],
+            "cached": any(row.state is State.SLOT for row in rows["k"]),
+            "rotated": rotated["q"] and rotated["k"],
+            "rotated_query_only": rotated["q"] and not rotated["k"],
             "reach": min(bounds) if bounds else None,
         }
 
@@ -229,7 +230,7 @@ class _Subjects:
             parameter.shape[0]
             for block in self.graph.blocks.values()
             for part in block.parts.values()
-            if isinstance(part, OpPart) and part.op == "embedding"
+            if isinstance(part, OpPart) and part.row.role is Role.EMBEDDING
             for parameter in part.parameters
         ]
         named = [
@@ -265,7 +266,7 @@ class _Subjects:
             return
         for block in self.graph.blocks.values():
             for part in block.parts.values():
-                if isinstance(part, OpPart) and part.op == "linear":
+                if isinstance(part, OpPart) and part.row.role is Role.LINEAR:
                     scope: dict[str, Static] = {
                         "part": part.name,
                         "block": block.definition,

@@ -63,8 +63,7 @@ def _text(subject: Subject) -> dict[str, str]:
 
 
 def _torch(subject: Subject) -> dict[str, str]:
-    from llamagen.emit.torch.code import formatted
-    from llamagen.emit.torch.module import source_of
+    from llamagen.emit.torch.module import formatted, source_of
     from llamagen.ir.build_graphs import MAIN, names_elsewhere
 
     graphs = subject.graphs()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.written import write_text
-from llamagen.ir.graph import Graph, Parameter
+from llamagen.ir.graph import Graph
+from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.binding import Binding

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llamagen.ir.flatten import FlatGraph
 from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart
+from llamagen.ops.op import State
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -59,7 +60,7 @@ def unused(flat: FlatGraph) -> set[str]:
     for name in flat.outputs:
         kept |= nx.ancestors(graph, name)
     for slot_node in flat.nodes:
-        if slot_node.op in ("cache", "cross_cache_write"):
+        if slot_node.row.state in (State.SLOT, State.WRITTEN):
             kept.update(slot_node.results)
             for operand in slot_node.operands:
                 kept |= {operand} | nx.ancestors(graph, operand)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from llamagen.diagnostics import did_you_mean
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import AttrValue
-from llamagen.ir.optypes import AttrSpec, Op
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import AttrSpec, AttrValue, Op
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Expr, ExpressionError, Extent
 from llamagen.spec.scope import unparse_static

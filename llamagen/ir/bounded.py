@@ -15,24 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.graph import (
-    Block,
-    BlockPart,
-    Graph,
-    Node,
-    OpPart,
-    StackPart,
-    TensorType,
-    Value,
-)
-from llamagen.ir.ops import OPS
-from llamagen.ir.optypes import ShapeError, keep_of
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, Value
+from llamagen.ops.op import Role, ShapeError, State, TensorType, Tokens, keep_of
 
 CacheKind: TypeAlias = Literal["full", "bounded"]
 """``full``: every slot keeps every token. ``bounded``: ``bound_caches`` was run over the graph."""
-
-_PER_TOKEN = frozenset({"attention", "float32", "model_dtype", "repeat_heads"})
-"""Ops that may read bounded keys: attention, which gets a mask as narrow, and ops on each token alone."""
 
 _Names: TypeAlias = Mapping[tuple[str, int | None], str]
 """Name of every mask that attention reads, by the mask it comes from and the past tokens that it covers."""
@@ -68,7 +55,7 @@ def with_caches(graphs: Mapping[str, Graph], kind: CacheKind) -> dict[str, Graph
 
 def keeps(graph: Graph) -> tuple[int, ...]:
     """The distinct bounds of the slots of ``graph``, least first."""
-    nodes = (n for b in graph.blocks.values() for n in b.nodes if n.op == "cache")
+    nodes = (n for b in graph.blocks.values() for n in b.nodes if n.row.state is State.SLOT)
     return tuple(sorted({k for n in nodes if (k := keep_of(n.attrs)) is not None}))
 
 
@@ -93,7 +80,7 @@ def bound_caches(graph: Graph) -> Graph:
 def _decide(graph: Graph, block: Block) -> _Bounds:
     bounds = _Bounds(block)
     for node in block.nodes:
-        if node.op == "cache":
+        if node.row.state is State.SLOT:
             reach = _reach(graph, block, node)
             if reach is not None:
                 trial = replace(bounds, keeps=bounds.keeps | {node.results[0]: reach - 1})
@@ -103,7 +90,7 @@ def _decide(graph: Graph, block: Block) -> _Bounds:
 
 def _reach(graph: Graph, block: Block, cache: Node) -> int | None:
     """Tokens, itself included, that the widest reader of a slot sees; none for all of them, or for no reader."""
-    masks = {r: node for node in graph.prelude for r in node.results if node.op == "causal_mask"}
+    masks = {r: node for node in graph.prelude for r in node.results if node.row.role is Role.MASK}
     widest = 0
     for node in _readers(block, cache):
         mask = masks.get(node.operands[3].removeprefix("@")) if len(node.operands) > 3 else None
@@ -121,10 +108,15 @@ def _readers(block: Block, cache: Node) -> Iterator[Node]:
     for node in block.nodes:
         if not read & set(node.operands):
             continue
-        if node.op == "attention":
+        if node.row.role is Role.ATTENTION:
             yield node
-        elif node.op in _PER_TOKEN:
+        elif _on_each_token(node):
             read |= set(node.results)
+
+
+def _on_each_token(node: Node) -> bool:
+    """Whether it gives as many tokens as it reads, each from one: it may read bounded keys."""
+    return node.row.tokens is Tokens.ALONE and len(node.operands) == 1
 
 
 def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
@@ -139,16 +131,16 @@ def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
 
     for i, node in enumerate(block.nodes):
         attrs = node.attrs
-        if node.op == "cache" and node.results[0] in bounds.keeps:
+        if node.row.state is State.SLOT and node.results[0] in bounds.keeps:
             keep = bounds.keeps[node.results[0]]
             attrs = {**attrs, "keep": keep}
             held.update(dict.fromkeys(node.results, keep))
         elif not held.keys() & set(node.operands):
             continue
-        elif node.op not in _PER_TOKEN:
+        elif node.row.role is not Role.ATTENTION and not _on_each_token(node):
             return None
         operands = [type_of(o) for o in node.operands]
-        if node.op == "attention":
+        if node.row.role is Role.ATTENTION:
             found = {held.get(o) for o in node.operands[1:3]}
             keep_or_none = found.pop()
             if found or keep_or_none is None or len(node.operands) < 4:
@@ -156,10 +148,10 @@ def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
             masks[i] = keep_or_none
             mask = _made_by(graph, node.operands[3][1:])
             operands[3] = _kept_mask(graph, mask, keep_or_none)
-        elif node.op != "cache":
+        elif node.row.state is not State.SLOT:
             held.update(dict.fromkeys(node.results, held[node.operands[0]]))
         try:
-            results = OPS[node.op].shape(operands, attrs)
+            results = node.row.shape(operands, attrs)
         except (ShapeError, ValueError):
             return None
         types.update(zip(node.results, results, strict=True))
@@ -182,7 +174,7 @@ def _made_by(graph: Graph, mask: str) -> Node:
 def _kept_mask(graph: Graph, node: Node, keep: int | None) -> TensorType:
     types = [_level_type(graph, o[1:]) for o in node.operands]
     attrs = node.attrs if keep is None else {**node.attrs, "keep": keep}
-    return OPS[node.op].shape(types, attrs)[0]
+    return node.row.shape(types, attrs)[0]
 
 
 def _mask_names(decided: Iterable[_Bounds]) -> _Names:
@@ -190,7 +182,7 @@ def _mask_names(decided: Iterable[_Bounds]) -> _Names:
     widths: dict[str, dict[int | None, None]] = {}
     for bounds in decided:
         for i, node in enumerate(bounds.block.nodes):
-            if node.op == "attention" and len(node.operands) > 3:
+            if node.row.role is Role.ATTENTION and len(node.operands) > 3:
                 mask = node.operands[3].removeprefix("@")
                 widths.setdefault(mask, {})[bounds.masks.get(i)] = None
     names: dict[tuple[str, int | None], str] = {}
@@ -203,9 +195,9 @@ def _mask_names(decided: Iterable[_Bounds]) -> _Names:
 def _rewritten(bounds: _Bounds, names: _Names) -> Block:
     nodes: list[Node] = []
     for i, node in enumerate(bounds.block.nodes):
-        if node.op == "cache" and node.results[0] in bounds.keeps:
+        if node.row.state is State.SLOT and node.results[0] in bounds.keeps:
             node = replace(node, attrs={**node.attrs, "keep": bounds.keeps[node.results[0]]})
-        elif node.op == "attention" and len(node.operands) > 3:
+        elif node.row.role is Role.ATTENTION and len(node.operands) > 3:
             mask = names[node.operands[3].removeprefix("@"), bounds.masks.get(i)]
             node = replace(node, operands=(*node.operands[:3], f"@{mask}", *node.operands[4:]))
         nodes.append(node)

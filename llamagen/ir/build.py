@@ -10,23 +10,12 @@ from llamagen.ir.build_equations import Equations
 from llamagen.ir.build_parts import PartDeclaration, declare
 from llamagen.ir.build_site import RecordingScope, Specialised
 from llamagen.ir.build_terms import AMBIENT, size
-from llamagen.ir.dims import B, Dim, S, T
-from llamagen.ir.graph import (
-    Attrs,
-    AttrValue,
-    Block,
-    BlockPart,
-    DType,
-    Graph,
-    Node,
-    OpPart,
-    StackPart,
-    TensorType,
-    Value,
-)
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, Value
 from llamagen.ir.naming import variant_names
-from llamagen.ir.ops import OPS
 from llamagen.ir.verify import verify
+from llamagen.ops.dims import B, Dim, S, T
+from llamagen.ops.op import Attrs, AttrValue, DType, TensorType
+from llamagen.ops.table import OPS
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import Call, Expr, ExpressionError, ListExpr, Name, parse
 from llamagen.spec.expr import names as names_in

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from llamagen.ir.build_site import Site
 from llamagen.ir.build_terms import Several, Tensor, Term
-from llamagen.ir.graph import AttrValue, Node, Part, TensorType, Value
-from llamagen.ir.optypes import Op, ShapeError
+from llamagen.ir.graph import Node, Part, Value
+from llamagen.ops.op import AttrValue, Op, ShapeError, TensorType
 from llamagen.spec.expr import Expr, ExpressionError, Extent
 from llamagen.spec.source_nodes import Scalar
 

@@ -10,8 +10,8 @@ from llamagen.ir.build_notes import with_notes
 from llamagen.ir.build_parts import PartDeclaration
 from llamagen.ir.build_site import RecordingScope, Site
 from llamagen.ir.build_terms import Broken, Constant, Listed, Several, Tensor
-from llamagen.ir.graph import TensorType
-from llamagen.ir.ops import OPS
+from llamagen.ops.op import TensorType
+from llamagen.ops.table import OPS
 from llamagen.spec.evaluate import UnknownName
 from llamagen.spec.expr import (
     Assign,

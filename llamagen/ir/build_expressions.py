@@ -11,9 +11,9 @@ from llamagen.ir.build_parts import PartDeclaration
 from llamagen.ir.build_site import RecordingScope
 from llamagen.ir.build_sugar import SUGAR, arithmetic
 from llamagen.ir.build_terms import Broken, Constant, Listed, Several, Tensor, Term, size
-from llamagen.ir.graph import BlockPart, DType, OpPart, StackPart, TensorType
-from llamagen.ir.ops import OPS
-from llamagen.ir.optypes import Op
+from llamagen.ir.graph import BlockPart, OpPart, StackPart
+from llamagen.ops.op import DType, Op, Role, TensorType
+from llamagen.ops.table import OPS
 from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
 from llamagen.spec.expr import (
     Binary,
@@ -108,7 +108,7 @@ class Expressions:
             declaration = self.declarations[expr.id]
             if declaration.broken:
                 raise Broken
-            if declaration.op is not None and declaration.op.op == "parameter":
+            if declaration.op is not None and declaration.op.row.role is Role.PARAMETER:
                 return self.call_op_part(declaration.op, [], expr.extent)
             message = f"`{expr.id}` is a part: call it, as in `{expr.id}(x)`"
             raise ExpressionError(message, expr.extent)

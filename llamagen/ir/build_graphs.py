@@ -8,8 +8,8 @@ from typing import Literal
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build import Builder
 from llamagen.ir.flatten import cross_name
-from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
-from llamagen.ir.places import places
+from llamagen.ir.graph import Graph, parameters, places
+from llamagen.ops.op import Parameter, State, TensorType
 from llamagen.spec.resolved import ResolvedSpec
 
 MAIN = "model"
@@ -60,7 +60,7 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
 def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
     """Names and types of the keys and values that a graph reads from another, or writes for others."""
     found: dict[str, TensorType] = {}
-    for i, here in enumerate(places(graph, frozenset({f"cross_cache_{way}"}))):
+    for i, here in enumerate(places(graph, State.WRITTEN if way == "write" else State.READ)):
         for end, value in zip(("key", "value"), here.node.results, strict=True):
             found[cross_name(i, end)] = here.block.values[value].type
     return found

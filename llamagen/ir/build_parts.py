@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from llamagen.diagnostics import Diagnostic, Span, did_you_mean
 from llamagen.ir.attrs import Given, bind
-from llamagen.ir.graph import AttrValue, OpPart
-from llamagen.ir.ops import OPS
-from llamagen.ir.optypes import ShapeError
+from llamagen.ir.graph import OpPart
+from llamagen.ops.op import AttrValue, ShapeError
+from llamagen.ops.table import OPS
 from llamagen.spec.evaluate import Static, evaluate
 from llamagen.spec.expr import Call, Conditional, Expr, ExpressionError, Literal_, Name, parse
 from llamagen.spec.schema import MAX_LAYERS, BlockDefinition

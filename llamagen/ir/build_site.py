@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llamagen.diagnostics import Diagnostic, Span
-from llamagen.ir.graph import Attrs, AttrValue, TensorType
+from llamagen.ops.op import Attrs, AttrValue, TensorType
 from llamagen.spec.evaluate import Static
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.spec.schema import Spec

@@ -10,9 +10,9 @@ from llamagen.diagnostics import did_you_mean
 from llamagen.ir.attrs import Given, bind
 from llamagen.ir.build_body import Body
 from llamagen.ir.build_terms import AMBIENT, Constant, Listed, Several, Tensor, Term, number
-from llamagen.ir.graph import DType
-from llamagen.ir.ops import OPS
-from llamagen.ir.ops_parts import ACTIVATIONS
+from llamagen.ops.activations import ACTIVATIONS
+from llamagen.ops.op import DType
+from llamagen.ops.table import OPS
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Binary, Call, Expr, ExpressionError, Name
 
@@ -132,17 +132,11 @@ def activation(block: Reader, expr: Call) -> Term:
     if len(expr.arguments) != 2 or expr.keywords:
         raise ExpressionError("write `activation(x, hidden_act)`", expr.extent)
     x, name = block.tensor(expr.arguments[0]), block.static(expr.arguments[1])
-    match name:
-        case "silu" | "relu" | "relu2" | "sigmoid" | "tanh":
-            return block.body.apply(OPS[name], [x], {}, expr.extent)
-        case "gelu" | "gelu_tanh":
-            how = "none" if name == "gelu" else "tanh"
-            return block.body.apply(OPS["gelu"], [x], {"approximate": how}, expr.extent)
-        case _:
-            message = (
-                f"`{name}` is no activation: silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh"
-            )
-            raise ExpressionError(message, expr.arguments[1].extent)
+    known = ACTIVATIONS.get(name) if isinstance(name, str) else None
+    if known is None:
+        message = f"`{name}` is no activation: {', '.join(ACTIVATIONS)}"
+        raise ExpressionError(message, expr.arguments[1].extent)
+    return block.body.apply(OPS[known.op or known.name], [x], known.attrs, expr.extent)
 
 
 def arithmetic(block: Reader, op: str, left: Term, right: Term, expr: Binary) -> Term:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llamagen.ir.attrs import FLOAT32_WORDS, in_float32
-from llamagen.ir.dims import IMAGES, B, Dim, S, T
-from llamagen.ir.graph import TensorType
+from llamagen.ops.dims import IMAGES, B, Dim, S, T
+from llamagen.ops.op import TensorType
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Binary, Expr, ExpressionError, Name, names
 

@@ -10,19 +10,10 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from llamagen.diagnostics import Span
-from llamagen.ir.dims import Dim, past_of
-from llamagen.ir.graph import (
-    Attrs,
-    Block,
-    BlockPart,
-    Graph,
-    Node,
-    OpPart,
-    StackPart,
-    TensorType,
-    join,
-)
-from llamagen.ir.optypes import keep_of
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
+from llamagen.ops.dims import Dim, past_of
+from llamagen.ops.op import Attrs, Op, State, TensorType, keep_of
+from llamagen.ops.table import NODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +29,10 @@ class FlatNode:
     parameters: Mapping[str, str]
     """Local parameter name (``weight``) -> role path of the tensor (another part's, when tied)."""
     span: Span | None
+
+    @property
+    def row(self) -> Op:
+        return NODES[self.op]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +112,7 @@ class _Flattener:
         self.nodes: list[FlatNode] = []
         self.types: dict[str, TensorType] = {}
         self.slots: list[CacheSlot] = []
-        self.cross: dict[str, list[CrossSlot]] = {"cross_cache_read": [], "cross_cache_write": []}
+        self.cross: dict[State, list[CrossSlot]] = {State.READ: [], State.WRITTEN: []}
         self.layers: list[LayerOutput] = []
 
     def run(self) -> FlatGraph:
@@ -138,8 +133,8 @@ class _Flattener:
             outputs[: len(graph.output_names)],
             tuple(self.slots),
             tuple(self.layers),
-            tuple(self.cross["cross_cache_read"]),
-            tuple(self.cross["cross_cache_write"]),
+            tuple(self.cross[State.READ]),
+            tuple(self.cross[State.WRITTEN]),
         )
 
     def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
@@ -198,14 +193,15 @@ class _Flattener:
         self.nodes.append(
             FlatNode(node.op, place, operands, results, node.attrs, parameters, node.span)
         )
-        if node.op == "cache":
+        state = node.row.state
+        if state is State.SLOT:
             i = len(self.slots)
             of_key, of_value = (self.types[o] for o in operands)
             past = f"past_key_values.{i}"
             names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
             self.slots.append(CacheSlot(path, of_key, of_value, *names, keep_of(node.attrs)))
-        if node.op in self.cross:
-            found = self.cross[node.op]
+        if state in self.cross:
+            found = self.cross[state]
             key, value = results
             names_outside = (cross_name(len(found), "key"), cross_name(len(found), "value"))
             found.append(CrossSlot(path, key, value, *names_outside))

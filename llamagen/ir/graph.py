@@ -9,59 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
-from math import prod
-from typing import Literal, TypeAlias
+from typing import TypeAlias, assert_never
 
 from llamagen.diagnostics import Span
-from llamagen.ir.dims import Dim
+from llamagen.ops.op import Attrs, Op, Parameter, Role, State, TensorType
+from llamagen.ops.table import NODES
 from llamagen.spec.expr import Expr
-
-
-class DType(StrEnum):
-    """``MODEL`` is the dtype the model is run in (float32, float16 or bfloat16); the others are fixed."""
-
-    MODEL = "model"
-    FLOAT32 = "float32"
-    INT64 = "int64"
-    BOOL = "bool"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    dtype: DType
-    shape: tuple[Dim, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
-
-
-AttrValue: TypeAlias = "int | float | bool | str | tuple[int, ...] | tuple[float, ...] | None"
-Attrs: TypeAlias = Mapping[str, AttrValue]
-
-InitKind: TypeAlias = Literal["matrix", "embedding", "norm", "bias", "gate"]
-INIT_KINDS: Mapping[str, InitKind] = {
-    "matrix": "matrix",
-    "embedding": "embedding",
-    "norm": "norm",
-    "bias": "bias",
-    "gate": "gate",
-}
-"""What a parameter is for; decides the unit-scale random values of tests, nothing else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A weight of a part. ``name`` is the last component of the role path; shape is all ints."""
-
-    name: str
-    shape: tuple[int, ...]
-    kind: InitKind
-
-    @property
-    def count(self) -> int:
-        return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +47,10 @@ class Node:
     sources: Mapping[str, Expr] = field(default_factory=dict, compare=False)
     """The attribute's expression in the spec, for emitters that print names instead of numbers."""
 
+    @property
+    def row(self) -> Op:
+        return NODES[self.op]
+
 
 @dataclass(frozen=True, slots=True)
 class OpPart:
@@ -106,6 +64,10 @@ class OpPart:
     """Role path of the parameter that serves as this part's ``weight``; then ``parameters`` lacks it."""
     span: Span | None = field(default=None, compare=False)
     sources: Mapping[str, Expr] = field(default_factory=dict, compare=False)
+
+    @property
+    def row(self) -> Op:
+        return NODES[self.op]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,3 +204,59 @@ def _named(graph: Graph) -> Iterator[tuple[str, Parameter]]:
                     name = parameter.name
                     path = join(here.path, part.name)
                     yield join(path, name) if name else path, parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One op application of the model, in execution order. ``path`` is the block instance's role path."""
+
+    path: str
+    block: Block
+    node: Node
+
+
+def places(graph: Graph, trait: Role | State) -> Iterator[Place]:
+    """Every application of an op with ``trait``, in execution order; blocks without any are skipped whole."""
+    holds: dict[str, bool] = {}
+
+    def wanted(op: Op) -> bool:
+        return trait in (op.role, op.state)
+
+    def any_below(name: str) -> bool:
+        if name not in holds:
+            block = graph.blocks[name]
+            holds[name] = any(wanted(n.row) for n in block.nodes) or any(
+                any_below(below) for part in block.parts.values() for below in set(below_of(part))
+            )
+        return holds[name]
+
+    def visit(path: str, block: Block) -> Iterator[Place]:
+        for node in block.nodes:
+            if wanted(node.row):
+                yield Place(path, block, node)
+            part = block.parts[node.part] if node.part is not None else None
+            match part:
+                case BlockPart(name=name, block=below) if any_below(below):
+                    yield from visit(join(path, name), graph.blocks[below])
+                case StackPart(name=name, blocks=names):
+                    for i, below in enumerate(names):
+                        if any_below(below):
+                            yield from visit(join(path, f"{name}.{i}"), graph.blocks[below])
+                case _:
+                    pass
+
+    if any_below(graph.root):
+        yield from visit("", graph.root_block)
+
+
+def below_of(part: OpPart | BlockPart | StackPart) -> tuple[str, ...]:
+    """Names of the blocks directly below a part, one entry an instance."""
+    match part:
+        case OpPart():
+            return ()
+        case BlockPart(block=name):
+            return (name,)
+        case StackPart(blocks=names):
+            return names
+        case _:
+            assert_never(part)

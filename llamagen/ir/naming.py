@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llamagen.ir.graph import AttrValue, Block
+from llamagen.ir.graph import Block
+from llamagen.ops.op import AttrValue
 
 MAX_WORD = 24
 """Letters of an option's value that a name takes up; names that become equal are numbered."""

@@ -15,6 +15,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build_graphs import MAIN, crossing
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
+from llamagen.ops.op import Role
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "positions")
 """What every call has, whatever the model."""
@@ -107,11 +108,11 @@ def reads_tokens(graph: Graph) -> bool:
 
 
 def _placeholders(graph: Graph) -> Iterable[tuple[str, Placeholder]]:
-    if not any(n.op == "replace_rows" for b in graph.blocks.values() for n in b.nodes):
+    if not any(n.row.role is Role.PLACEHOLDERS for b in graph.blocks.values() for n in b.nodes):
         return
     flat = flatten(graph)
     for node in flat.nodes:
-        if node.op == "replace_rows" and node.operands[1] in flat.inputs:
+        if node.row.role is Role.PLACEHOLDERS and node.operands[1] in flat.inputs:
             name, token = node.operands[1], node.attrs["id"]
             assert isinstance(token, int)
             rows = 1

@@ -14,10 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llamagen.ir.flatten import FlatGraph, FlatNode
-from llamagen.ir.graph import DType
-from llamagen.ir.ops import OPS
-from llamagen.ir.reference_attention import ATTENTION_FORMULAS
-from llamagen.ir.reference_ops import OP_FORMULAS, Array, Formula, Ints, Operands, Real
+from llamagen.ops.op import (
+    Array,
+    DType,
+    Ints,
+    Operands,
+    Real,
+    Role,
+    State,
+)
 
 WeightSource: TypeAlias = Callable[[str], NDArray[np.generic]] | Mapping[str, NDArray[np.generic]]
 """Role path -> tensor of any real dtype that numpy converts to float64."""
@@ -29,13 +34,6 @@ Rounding: TypeAlias = Literal["float32", "float16", "bfloat16"] | None
 
 Chooser: TypeAlias = Callable[[Real], Ints]
 """Scores [..., E] of a ``topk`` -> the places [..., k] that it takes in place of the largest."""
-
-FORMULAS: Mapping[str, Formula] = {**OP_FORMULAS, **ATTENTION_FORMULAS}
-"""Every row of the op table but the caches, which the interpreter does itself."""
-
-CACHES = frozenset({"cache", "cross_cache_read", "cross_cache_write"})
-
-assert {*FORMULAS, *CACHES} == {*OPS}, "the op table and the reference differ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,22 +197,23 @@ class _Run:
             path = node.parameters[name]
             return self.weights[path] if isinstance(self.weights, Mapping) else self.weights(path)
 
-        if node.op == "cross_cache_read":
+        row = node.row
+        if row.state is State.READ:
             return  # its results are inputs
         tensors = [self.values[o] for o in node.operands]
         operands = Operands(tensors, node.attrs, self.sizes, stored, self.manner.float32_angles)
         results: tuple[Array, ...]
-        match node.op:
-            case "cache":
-                results = self.cache(operands)
-            case "cross_cache_write":
-                results = self.write(operands)
-            case "topk" if self.manner.choose is not None:
-                scores = operands.real()
-                chosen = self.manner.choose(scores)
-                results = np.take_along_axis(scores, chosen, axis=-1), chosen
-            case op:
-                results = FORMULAS[op](operands)
+        if row.state is State.SLOT:
+            results = self.cache(operands)
+        elif row.state is State.WRITTEN:
+            results = self.write(operands)
+        elif row.role is Role.CHOICE and self.manner.choose is not None:
+            scores = operands.real()
+            chosen = self.manner.choose(scores)
+            results = np.take_along_axis(scores, chosen, axis=-1), chosen
+        else:
+            assert row.numpy is not None, node.op
+            results = row.numpy(operands)
         for name, result in zip(node.results, results, strict=True):
             self.put(name, result)
 

@@ -22,23 +22,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import assert_never
 
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import (
-    INIT_KINDS,
-    Attrs,
-    AttrValue,
-    Block,
-    BlockPart,
-    DType,
-    Graph,
-    Node,
-    OpPart,
-    Parameter,
-    Part,
-    StackPart,
-    TensorType,
-    Value,
-)
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, Part, StackPart, Value
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import INIT_KINDS, Attrs, AttrValue, DType, Parameter, TensorType
+from llamagen.ops.table import STACK
 
 MAX_STACK = 4096
 """Layers of a stack: a text of a few bytes must not grow to gigabytes."""
@@ -77,7 +64,7 @@ def _block(block: Block) -> Iterator[str]:
     for node in block.nodes:
         results = ", ".join(_value(block.values[r]) for r in node.results)
         owner = f"{node.part}:" if node.part is not None else ""
-        own = node.part is None or node.op == "stack"
+        own = node.part is None or node.op == STACK.name
         attrs = f" {_attrs(node.attrs)}" if own and node.attrs else ""
         yield f"  {results} = {owner}{node.op}({', '.join(node.operands)}){attrs}"
     yield f"  return {', '.join(block.outputs)}"

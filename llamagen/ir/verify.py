@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart, instances, join, parameters
-from llamagen.ir.ops import OPS
-from llamagen.ir.optypes import ShapeError
+from llamagen.ops.op import ShapeError
+from llamagen.ops.table import NODES
 
 MAX_PARAMETERS = 2**53
 MAX_INSTANCES = 200_000
@@ -39,10 +39,10 @@ def _operands_defined(graph: Graph) -> Iterator[Finding]:
 def _types_follow_the_table(graph: Graph) -> Iterator[Finding]:
     for block in graph.blocks.values():
         for node in block.nodes:
-            if node.op in ("call", "stack"):
-                continue
-            if node.op not in OPS:
+            if node.op not in NODES:
                 yield f"{block.name}: `{node.op}` is not in the op table", node.span
+                continue
+            if node.row.control:
                 continue
             types = [
                 graph.prelude_values[o[1:]].type
@@ -53,7 +53,7 @@ def _types_follow_the_table(graph: Graph) -> Iterator[Finding]:
                 for o in node.operands
             ]
             try:
-                expected = OPS[node.op].shape(types, node.attrs)
+                expected = node.row.shape(types, node.attrs)
             except ShapeError as error:
                 yield f"{block.name}: {error}", node.span
                 continue
@@ -67,7 +67,7 @@ def _types_follow_the_table(graph: Graph) -> Iterator[Finding]:
 def _calls_fit(graph: Graph) -> Iterator[Finding]:
     for block in graph.blocks.values():
         for node in block.nodes:
-            if node.op not in ("call", "stack"):
+            if node.op not in NODES or not node.row.control:
                 continue
             part = block.parts.get(node.part or "")
             names: tuple[str, ...]
@@ -102,7 +102,7 @@ def _tied_weights_exist(graph: Graph) -> Iterator[Finding]:
             if not isinstance(part, OpPart) or part.tied_to is None:
                 continue
             path = join(here.path, part.name)
-            want = next(p for p in OPS[part.op].parameters(part.attrs) if p.name == "weight").shape
+            want = next(p for p in part.row.parameters(part.attrs) if p.name == "weight").shape
             if part.tied_to not in owned:
                 yield f"`{path}` is tied to `{part.tied_to}`, which is not a parameter", part.span
             elif owned[part.tied_to].shape != want:

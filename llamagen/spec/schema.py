@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, create_model
 
+from llamagen.ops.rope import ROPE_KINDS, RopeKind
 from llamagen.spec.config_mapping import ConfigMapping
 from llamagen.spec.naming import CheckpointNaming, Closed
 from llamagen.spec.record import Conflict, Lineage, Release, Tokenizer, Training, Uncertain
@@ -40,45 +43,23 @@ class RopeBase(Closed):
     partial: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="Share of head_dim that is rotated (`partial_rotary_factor`)."
     )
+    kind: str
 
 
-class DefaultRope(RopeBase):
-    """Plain rotary embedding, arXiv 2104.09864."""
-
-    kind: Literal["default"]
-
-
-class LinearRope(RopeBase):
-    """Positions divided by `factor`."""
-
-    kind: Literal["linear"]
-    factor: Positive
+def _rope_model(kind: RopeKind) -> type[RopeBase]:
+    fields: dict[str, Any] = {"kind": (Literal[kind.name], ...)}
+    for attr in kind.attrs:
+        of = Positive if attr.type == "float" else Size
+        fields[attr.name] = (of, ... if attr.default is None else attr.default)
+    name = f"{kind.name.capitalize()}Rope"
+    return create_model(name, __base__=RopeBase, __doc__=kind.doc, **fields)
 
 
-class Llama3Rope(RopeBase):
-    """Llama 3.1's frequency scaling: long wavelengths divided by `factor`, short ones kept, smooth between."""
-
-    kind: Literal["llama3"]
-    factor: Positive
-    low_freq_factor: Positive
-    high_freq_factor: Positive
-    original_max_positions: Size
-
-
-class YarnRope(RopeBase):
-    """YaRN, arXiv 2309.00071. `attention_factor` is 0.1 ln(factor) + 1 unless a model says otherwise."""
-
-    kind: Literal["yarn"]
-    factor: Positive
-    original_max_positions: Size
-    attention_factor: Positive
-    beta_fast: Positive = 32.0
-    beta_slow: Positive = 1.0
-
-
-Rope: TypeAlias = Annotated[
-    DefaultRope | LinearRope | Llama3Rope | YarnRope, Field(discriminator="kind")
-]
+if TYPE_CHECKING:
+    Rope: TypeAlias = RopeBase
+else:
+    _KINDS = reduce(or_, map(_rope_model, ROPE_KINDS.values()))
+    Rope: TypeAlias = Annotated[_KINDS, Field(discriminator="kind")]
 
 
 class Hyperparameters(Closed):

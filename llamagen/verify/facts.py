@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from llamagen.ir.build_graphs import MAIN, all_parameters
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph
+from llamagen.ops.op import Role
 from llamagen.verify.report import Facts, Limit, LimitKind
 from llamagen.verify.scenario import FAR, Scenario
 from llamagen.verify.stored import StoredWeights
 
-_LIMITS: tuple[tuple[str, str, LimitKind], ...] = (
-    ("causal_mask", "window", "sliding window"),
-    ("causal_mask", "chunk", "chunk"),
-    ("rope_table", "original_max_positions", "original context of rope"),
+_LIMITS: tuple[tuple[Role, str, LimitKind], ...] = (
+    (Role.MASK, "window", "sliding window"),
+    (Role.MASK, "chunk", "chunk"),
+    (Role.ROPE_TABLE, "original_max_positions", "original context of rope"),
 )
-"""Op, attribute, and what it limits: slots, or positions for rope."""
+"""Role, attribute, and what it limits: slots, or positions for rope."""
 
 
 def facts_of(
@@ -48,8 +49,8 @@ def far(graph: Graph, tokens: int) -> int:
 
 def _sizes(flat: FlatGraph) -> Iterator[tuple[LimitKind, int]]:
     for node in flat.nodes:
-        for op, name, kind in _LIMITS:
-            size = node.attrs.get(name) if node.op == op else None
+        for role, name, kind in _LIMITS:
+            size = node.attrs.get(name) if node.row.role is role else None
             if isinstance(size, int) and node.attrs.get("scaling") != "default":
                 yield kind, size
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from llamagen.ir.graph import DType, Graph, TensorType
+from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import Pipeline
+from llamagen.ops.op import DType, TensorType
 from llamagen.verify.scenario import IntArray, Piece, Scenario, Values
 from llamagen.verify.tiled_cases import TiledMaker, is_tiled
 

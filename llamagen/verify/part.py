@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from llamagen.ir.flatten import flatten
+from llamagen.ops.op import Role
 from llamagen.verify.choices import LEAST_DECIDED
 from llamagen.verify.layers import Layers, onnx_pieces
 from llamagen.verify.numerics import FloatArray, difference
@@ -59,7 +60,7 @@ class Part:
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
         self.drops_seen = chunked and stored.get("llamagen.cache") == "bounded"
         self.counts = stored.get("llamagen.positions") == "counted"
-        self.stretched = any(node.op == "attention_temperature" for node in nodes)
+        self.stretched = any(node.row.role is Role.TEMPERATURE for node in nodes)
 
     def rows(self, name: WitnessName) -> Iterator[Row]:
         """Logits of every case; then, in a low precision, the experts that were chosen."""

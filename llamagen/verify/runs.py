@@ -15,6 +15,7 @@ from llamagen.ir.build_graphs import all_parameters
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.reference import Rounding
+from llamagen.ops.op import Role
 from llamagen.verify.choices import Choices, Router, compared, measured_reach, usual_reach
 from llamagen.verify.exact_products import open_exact
 from llamagen.verify.numerics import (
@@ -57,7 +58,9 @@ class Runs:
         self.cases = {case.name: case for case in cases}
         self.windows_count_tokens = subject.stored.metadata.get("llamagen.window") == "tokens"
         nodes = [node for graph in graphs.values() for node in flatten(graph).nodes]
-        self.routed = subject.stored.dtype != "float32" and any(n.op == "topk" for n in nodes)
+        self.routed = subject.stored.dtype != "float32" and any(
+            n.row.role is Role.CHOICE for n in nodes
+        )
         self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
         self.reach: dict[str, tuple[float, ...]] = {}
         self.witnesses: dict[WitnessName, Witness] = {}

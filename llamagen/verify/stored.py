@@ -16,7 +16,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import ENCODING, SOURCES
 from llamagen.emit.onnx.records import EncodingRecord
 from llamagen.emit.onnx.write import MODEL_FILE
-from llamagen.ir.graph import Parameter
+from llamagen.ops.op import Parameter
 from llamagen.verify.codes import CodedPlace, Place
 from llamagen.verify.numerics import RunDType
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
-from llamagen.ir.optypes import a_int
 from llamagen.ir.pipeline import Pipeline
+from llamagen.ops.op import Role, a_int
 from llamagen.verify.scenario import IntArray, Piece, Scenario
 
 PIXELS, ARRANGEMENTS, TILES, SEEN = (
@@ -102,4 +102,8 @@ def spans(places: Sequence[int], length: int) -> list[tuple[int, int]]:
 def _rows(graph: Graph, ids: str) -> list[int]:
     """Rows of the tables that are looked up by an input."""
     nodes = flatten(graph).nodes
-    return [a_int(n.attrs, "rows") for n in nodes if n.op == "embedding" and n.operands == (ids,)]
+    return [
+        a_int(n.attrs, "rows")
+        for n in nodes
+        if n.row.role is Role.EMBEDDING and n.operands == (ids,)
+    ]

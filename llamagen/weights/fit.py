@@ -9,7 +9,8 @@ from itertools import groupby
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.build import build
 from llamagen.ir.build_graphs import all_parameters, build_all
-from llamagen.ir.graph import Graph, OpPart, Parameter, instances, join, parameters
+from llamagen.ir.graph import Graph, OpPart, instances, join, parameters
+from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint

@@ -15,7 +15,7 @@ from typing import NamedTuple, assert_never
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.ir.graph import InitKind
+from llamagen.ops.op import InitKind
 from llamagen.weights.convert import NUMPY_TYPES
 from llamagen.weights.dtypes import ITEM_SIZES, TargetDType
 from llamagen.weights.pieces import Bytes, Piece

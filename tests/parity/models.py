@@ -14,8 +14,9 @@ from llamagen.ir.bounded import with_caches
 from llamagen.ir.build import build
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, Parameter, parameters
+from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
+from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
 from llamagen.verify.pieces import GraphsWitness, Piece

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from llamagen.diagnostics import Span
-from llamagen.ir.graph import Attrs, Block, Graph, Node
-from llamagen.ir.ops import OPS
+from llamagen.ir.graph import Block, Graph, Node
+from llamagen.ops.op import Attrs, Role
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import Binary, ListExpr, Name, names, unparse
 from llamagen.spec.schema import Hyperparameters
 from llamagen.spec.scope import unparse_static
 
-_INFIX: Final = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-_SCALAR: Final = {"add_scalar": "+", "mul_scalar": "*", "div_scalar": "/"}
 _ADDITIVE: Final = frozenset({"+", "-"})
 
 
@@ -103,7 +102,7 @@ class _Writer:
 
     def pieces(self, node: Node) -> list[str] | None:
         """The results of a split of a fused part, as if each were a part; none for any other node."""
-        source = self.producers.get(node.operands[0]) if node.op == "split" else None
+        source = self.producers.get(node.operands[0]) if node.row.role is Role.SPLIT else None
         if source is None or source.part is None or source.part not in self.fused:
             return None
         given = ", ".join(self.operand(o) for o in source.operands)
@@ -132,34 +131,30 @@ class _Writer:
         return f"({text})" if value in self.loose else text
 
     def expression(self, node: Node) -> tuple[str, bool]:
-        if node.op in _INFIX:
-            sign = _INFIX[node.op]
+        sign, row = node.row.symbol, node.row
+        if sign and len(node.operands) == 2:
             left, right = node.operands
             if sign in _ADDITIVE:
                 after = self.tight(right) if sign == "-" else self.operand(right)
                 return f"{self.operand(left)} {sign} {after}", True
             return f"{self.tight(left)} {sign} {self.tight(right)}", False
-        if node.op in _SCALAR:
-            sign = _SCALAR[node.op]
+        if sign and "value" in node.attrs:
             operand = node.operands[0]
             loose = sign in _ADDITIVE
             left = self.operand(operand) if loose else self.tight(operand)
             return f"{left} {sign} {unparse_static(node.attrs['value'])}", loose
-        if node.op == "neg":
-            return f"-{self.tight(node.operands[0])}", False
-        if node.op == "parameter" and node.part is not None:
+        if sign:
+            return f"{sign}{self.tight(node.operands[0])}", False
+        if row.role is Role.PARAMETER and node.part is not None:
             return node.part, False
         name = node.part if node.part is not None else node.op
         operands = [self.operand(o) for o in node.operands]
-        if node.op == "rotate":
+        rotates = row.role is Role.ROTATION
+        if rotates:
             name, operands = "rope", [operands[0], *self.rope(node)]
-        if node.op == "call" or node.op == "stack":
+        if row.control:
             operands = [o for o, raw in zip(operands, node.operands, strict=True) if raw[0] != "@"]
-        given = (
-            self.arguments(node)
-            if node.part is None and node.op in OPS and node.op != "rotate"
-            else []
-        )
+        given = self.arguments(node) if node.part is None and not rotates else []
         return f"{name}({', '.join([*operands, *given])})", False
 
     def rope(self, node: Node) -> list[str]:
@@ -167,7 +162,7 @@ class _Writer:
         table = self.prelude.get(node.operands[1].removeprefix("@"))
         if table is None or not self.keep_names:
             return []
-        if table.op != "rope_table":
+        if table.row.role is not Role.ROPE_TABLE:
             return [self.operand(node.operands[1]), *self.arguments(node)]
         scaling = str(table.attrs["scaling"])
         shown = {n: v for n, v in table.attrs.items() if n in _rope_names(scaling)}
@@ -181,7 +176,7 @@ class _Writer:
             return []
         return [
             text if spec.name in _POSITIONAL else f"{spec.name}={text}"
-            for spec in OPS[node.op].attrs
+            for spec in node.row.attrs
             if spec.required or node.attrs.get(spec.name) != spec.default
             for text in [_argument(node, spec.name)]
         ]
@@ -211,7 +206,7 @@ def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:
         if operand in prelude:
             made = prelude[operand]
             kept = {n: v for n, v in made.attrs.items() if n not in SIZES}
-            if made.op == "rope_table":
+            if made.row.role is Role.ROPE_TABLE:
                 kept = {n: v for n, v in kept.items() if n in _rope_names(str(kept["scaling"]))}
             shown.update({name: unparse_static(value) for name, value in kept.items()})
     return shown
@@ -227,11 +222,4 @@ SIZES: Final = frozenset(
 
 
 def _rope_names(scaling: str) -> frozenset[str]:
-    names = {"theta", "scaling"}
-    if scaling != "default":
-        names.add("factor")
-    if scaling == "llama3":
-        names |= {"low_freq_factor", "high_freq_factor", "original_max_positions"}
-    if scaling == "yarn":
-        names |= {"beta_fast", "beta_slow", "original_max_positions", "attention_factor"}
-    return frozenset(names)
+    return frozenset({"theta", "scaling", *(a.name for a in ROPE_KINDS[scaling].attrs)})

@@ -21,7 +21,8 @@ from llamagen.analysis.numbers.params import Classifier
 from llamagen.analysis.numbers.walk import behind
 from llamagen.diagnostics import Span
 from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Block, Graph, OpPart, TensorType, instances, join
+from llamagen.ir.graph import Block, Graph, OpPart, instances, join
+from llamagen.ops.op import Role, TensorType
 from llamagen.spec.evaluate import Static
 from llamagen.spec.expr import names
 from llamagen.spec.resolved import ResolvedSpec
@@ -185,13 +186,15 @@ def _roles(graph: Graph) -> dict[tuple[str, str], str]:
     for block in graph.blocks.values():
         producers = {r: node for node in block.nodes for r in node.results}
         for node in block.nodes:
-            if node.op == "embedding" and node.part is not None:
+            if node.row.role is Role.EMBEDDING and node.part is not None:
                 roles[(block.name, node.part)] = "embedding"
-            if node.op != "attention":
+            if node.row.role is not Role.ATTENTION:
                 continue
             for operand, role in zip(node.operands, ("query", "key", "value"), strict=False):
                 found = (producers[v] for v in behind(block, operand) if v in producers)
-                for part in {n.part for n in found if n.op == "linear" and n.part is not None}:
+                for part in {
+                    n.part for n in found if n.row.role is Role.LINEAR and n.part is not None
+                }:
                     known = roles.get((block.name, part))
                     roles[(block.name, part)] = role if known in (None, role) else "fused"
     return roles
@@ -202,7 +205,7 @@ def _splits(block: Block, part: str) -> tuple[tuple[int, ...], ...]:
     sizes = (
         node.attrs["sizes"]
         for node in block.nodes
-        if node.op == "split" and node.operands[0] in results
+        if node.row.role is Role.SPLIT and node.operands[0] in results
     )
     return tuple(s for s in sizes if isinstance(s, tuple) and all(isinstance(n, int) for n in s))  # type: ignore[misc]
 
@@ -254,13 +257,13 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
     """The settings of a block's own ops; their paths begin at the block."""
     seen: dict[str, int] = {}
     for node in block.nodes:
-        if node.op in ("call", "stack"):
+        if node.row.control:
             continue
         part = block.parts.get(node.part) if node.part is not None else None
         attrs = part.attrs if isinstance(part, OpPart) else node.attrs
         sources = part.sources if isinstance(part, OpPart) else node.sources
         local = node.part or node.op
-        if node.op == "rotate":
+        if node.row.role is Role.ROTATION:
             local = "rope"
         number = seen.get(local, 0)
         seen[local] = number + 1
@@ -294,11 +297,9 @@ def interface_features(graph: Graph) -> Iterator[Feature]:
                 None,
                 frozenset({"num_kv_heads", "head_dim", "num_layers"}),
             )
-    for op in sorted({node.op for b in graph.blocks.values() for node in b.nodes} - _CONTROL):
+    nodes = (node for block in graph.blocks.values() for node in block.nodes)
+    for op in sorted({node.op for node in nodes if not node.row.control}):
         yield Feature(Kind.OPERATOR, op, (), True, op, None)
-
-
-_CONTROL = frozenset({"call", "stack"})
 
 
 def _interface(name: str, index: tuple[int, ...], type_: TensorType, span: Span | None) -> Feature:

@@ -13,8 +13,8 @@ from llamagen.analysis.rules import holds, hyperparameter_scope
 from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, load_table
 from llamagen.ir.build_graphs import MAIN
-from llamagen.ir.graph import Graph, OpPart
-from llamagen.ir.places import places
+from llamagen.ir.graph import Graph, OpPart, places
+from llamagen.ops.op import Role
 from llamagen.spec.evaluate import Static
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec
@@ -87,29 +87,31 @@ def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> d
     graph = graphs[MAIN]
     blocks = [block for one in graphs.values() for block in one.blocks.values()]
     nodes = [node for block in blocks for node in block.nodes]
-    attentions = list(places(graph, frozenset({"attention"})))
-    experts = [n for n in nodes if n.op == "experts"]
+    attentions = list(places(graph, Role.ATTENTION))
+    experts = [n for n in nodes if n.row.role is Role.EXPERTS]
     parts = [p for b in blocks for p in b.parts.values() if isinstance(p, OpPart)]
     topk = [
         operand_types(graph, block, node)[1].shape[-1].value
         for block in graph.blocks.values()
         for node in block.nodes
-        if node.op == "experts"
+        if node.row.role is Role.EXPERTS
     ]
     scales = [n.attrs["scale"] for n in experts]
-    layouts = dict.fromkeys(str(n.attrs["layout"]) for n in nodes if n.op == "rotate")
+    layouts = dict.fromkeys(str(n.attrs["layout"]) for n in nodes if n.row.role is Role.ROTATION)
     cache = cache_of(graph).layers
     return {
         **hyperparameter_scope(resolved),
         "graphs": tuple(graphs),
         "ops": tuple(dict.fromkeys(n.op for n in nodes)),
         "local_layers": sum(1 for layer in cache if layer.reach is not None),
-        "nope_layers": sum(1 for a in attentions if all(n.op != "rotate" for n in a.block.nodes)),
+        "nope_layers": sum(
+            1 for a in attentions if all(n.row.role is not Role.ROTATION for n in a.block.nodes)
+        ),
         "cache_shapes": len(
             {(layer.kv_heads, d) for layer in cache for d in (layer.key_dim, layer.value_dim)}
         ),
         "config_kind": _config_kind(resolved),
-        "moe_layers": sum(1 for _ in places(graph, frozenset({"experts"}))),
+        "moe_layers": sum(1 for _ in places(graph, Role.EXPERTS)),
         "rotary_layouts": tuple(layouts),
         "topk": max(topk, default=0),
         "expert_scale": str(scales[0]) if scales else None,

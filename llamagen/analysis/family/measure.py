@@ -12,8 +12,8 @@ from llamagen.analysis.numbers.memory import CacheReport, cache_of
 from llamagen.analysis.numbers.params import Component, count_parameters
 from llamagen.analysis.numbers.whole import whole_parameters
 from llamagen.ir.build_graphs import MAIN, all_parameters, build_all
-from llamagen.ir.graph import Graph, Parameter, parameters
-from llamagen.ir.places import Place, places
+from llamagen.ir.graph import Graph, Place, parameters, places
+from llamagen.ops.op import Parameter, Role
 from llamagen.spec.resolved import ResolvedSpec
 
 
@@ -23,7 +23,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
     text = graphs[MAIN]
     weights = all_parameters(graphs)
     cache = cache_of(text)
-    attentions = tuple(places(text, frozenset({"attention"})))
+    attentions = tuple(places(text, Role.ATTENTION))
     return Architecture(
         _totals(graphs, weights, cache, attentions),
         _ops(graphs),
@@ -49,7 +49,7 @@ def _totals(
         flops_per_token=count_flops(flops_of(text), 1, 1, 0).total,
         local_layers=sum(1 for layer in cache.layers if layer.reach is not None),
         nope_layers=sum(1 for a in attentions if not _rotates(a)),
-        moe_layers=sum(1 for _ in places(text, frozenset({"experts"}))),
+        moe_layers=sum(1 for _ in places(text, Role.EXPERTS)),
         biases=sum(1 for p in parameters(text).values() if p.kind == "bias"),
         vision_params=whole_parameters(graphs).of(Component.VISION),
         image_flops=encoder_flops(graphs),
@@ -57,13 +57,13 @@ def _totals(
 
 
 def _rotates(attention: Place) -> bool:
-    return any(node.op == "rotate" for node in attention.block.nodes)
+    return any(node.row.role is Role.ROTATION for node in attention.block.nodes)
 
 
 def _ops(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
     blocks = (block for graph in graphs.values() for block in graph.blocks.values())
-    found = {node.op for block in blocks for node in block.nodes}
-    return tuple(sorted(found - {"call", "stack"}))
+    nodes = (node for block in blocks for node in block.nodes)
+    return tuple(sorted({node.op for node in nodes if not node.row.control}))
 
 
 def _slots(cache: CacheReport, attentions: tuple[Place, ...]) -> Iterator[Slot]:

@@ -12,6 +12,7 @@ from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.family.architecture import Architecture
 from llamagen.analysis.family.numbers_file import architecture_of
 from llamagen.analysis.labels import attention_kind
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.evaluate import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
@@ -200,7 +201,7 @@ COLUMNS: Mapping[str, Column] = {
         for name, info in Hyperparameters.model_fields.items()
     },
     "rope_theta": Column("base of the rotary frequencies", _rope("theta")),
-    "rope_kind": Column("default, linear, llama3 or yarn", _rope("kind")),
+    "rope_kind": Column(" or ".join(", ".join(ROPE_KINDS).rsplit(", ", 1)), _rope("kind")),
     "rope_factor": Column("factor of the frequency scaling", _rope("factor")),
     "patterns": Column("per-layer values by pattern name", _pattern_values),
     "attention": Column("MHA, GQA or MQA", _attention),

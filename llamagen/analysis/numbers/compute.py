@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from llamagen.analysis.numbers.params import Classifier, Component
 from llamagen.analysis.numbers.walk import operand_types, result_types, sum_nodes
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.dims import Dim
 from llamagen.ir.graph import Block, Graph, Node, OpPart
-from llamagen.ir.ops import OPS
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,12 @@ def flops_of(graph: Graph) -> FlopReport:
     heads = Classifier(graph).heads
 
     def of_node(block: Block, node: Node) -> dict[str, Dim]:
-        op = OPS[node.op]
         part = block.parts.get(node.part) if node.part is not None else None
         attrs = part.attrs if isinstance(part, OpPart) else node.attrs
-        count = op.flops(operand_types(graph, block, node), result_types(block, node), attrs)
+        count = node.row.flops(operand_types(graph, block, node), result_types(block, node), attrs)
         if not count.terms:
             return {}
-        if node.op == "attention":
+        if node.row.role is Role.ATTENTION:
             return {Component.ATTENTION: count}
         if (block.name, node.part) in heads:
             return {Component.HEAD: count}

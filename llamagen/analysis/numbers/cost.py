@@ -28,7 +28,7 @@ from llamagen.analysis.numbers.whole import whole_parameters, whole_weight_bytes
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.build_graphs import MAIN
 from llamagen.ir.graph import Graph, OpPart
-from llamagen.ir.optypes import a_int
+from llamagen.ops.op import Role, a_int
 
 MAX_SEARCH = 2**31
 
@@ -289,5 +289,5 @@ def _embedding_width(graph: Graph) -> int:
         a_int(part.attrs, "features")
         for block in graph.blocks.values()
         for part in block.parts.values()
-        if isinstance(part, OpPart) and part.op == "embedding"
+        if isinstance(part, OpPart) and part.row.role is Role.EMBEDDING
     )

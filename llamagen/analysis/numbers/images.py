@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from llamagen.analysis.numbers.compute import FlopCount, flops_of
 from llamagen.analysis.numbers.memory import activations_of
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, TensorType
-from llamagen.ir.optypes import elements
+from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import pipeline_of
+from llamagen.ops.op import TensorType, elements
 
 
 @dataclass(frozen=True, slots=True)

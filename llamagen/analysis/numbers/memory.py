@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from llamagen.analysis.numbers.walk import behind, operand_types
-from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import collected, flatten
-from llamagen.ir.graph import Block, DType, Graph, Node, StackPart
-from llamagen.ir.optypes import elements, keep_of
-from llamagen.ir.places import Place, places
+from llamagen.ir.graph import Block, Graph, Node, Place, StackPart, places
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import DType, Role, State, elements, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +70,12 @@ class CacheReport:
         return bytes_per_value * sum(s.values_per_token * s.kept(context) for s in self.layers)
 
 
-_CACHE_OPS = frozenset({"cache"})
-
-
 def cache_of(graph: Graph) -> CacheReport:
     """Every cache slot in execution order (slot i is ``past_key_values.i`` outside)."""
-    masks = {r: node for node in graph.prelude for r in node.results if node.op == "causal_mask"}
+    masks = {r: node for node in graph.prelude for r in node.results if node.row.role is Role.MASK}
     alike: dict[tuple[str, str], CacheLayer] = {}
     layers: list[CacheLayer] = []
-    for here in places(graph, _CACHE_OPS):
+    for here in places(graph, State.SLOT):
         key = (here.block.name, here.node.results[0])
         if key not in alike:
             alike[key] = _layer(graph, here, masks)
@@ -105,7 +101,7 @@ def _bounds(here: Place, masks: Mapping[str, Node]) -> tuple[int | None, int | N
     """Window and chunk of the attention that reads this slot; of several, those of the one that sees most."""
     readers: list[tuple[int | None, int | None]] = []
     for node in here.block.nodes:
-        if node.op != "attention" or here.node.results[0] not in behind(
+        if node.row.role is not Role.ATTENTION or here.node.results[0] not in behind(
             here.block, node.operands[1]
         ):
             continue
@@ -149,8 +145,7 @@ def activations_of(graph: Graph, model_bytes: int) -> ActivationReport:
     size = {
         name: elements(t.shape) * type_bytes(t.dtype, model_bytes) for name, t in flat.types.items()
     }
-    caches = ("cache", "cross_cache_read", "cross_cache_write")
-    kept_by_cache = {r for node in flat.nodes if node.op in caches for r in node.results}
+    kept_by_cache = {r for node in flat.nodes if node.row.state for r in node.results}
     last_use = {name: i for i, node in enumerate(flat.nodes) for name in node.operands}
     last_use.update(dict.fromkeys(flat.outputs, len(flat.nodes)))
     live = Dim.of(0)
@@ -162,7 +157,7 @@ def activations_of(graph: Graph, model_bytes: int) -> ActivationReport:
         for name in counted:
             live = live + size[name]
         scratch = Dim.of(0)
-        if node.op == "attention":
+        if node.row.role is Role.ATTENTION:
             q, k = flat.types[node.operands[0]], flat.types[node.operands[1]]
             scratch = elements(q.shape[:3]) * k.shape[2] * 4
         levels.setdefault(live + scratch)

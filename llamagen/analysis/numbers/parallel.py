@@ -6,7 +6,7 @@ from math import gcd
 
 from llamagen.analysis.numbers.walk import operand_types
 from llamagen.ir.graph import Graph, OpPart
-from llamagen.ir.optypes import a_int
+from llamagen.ops.op import Role, a_int
 
 
 def tensor_parallel_degrees(graph: Graph) -> tuple[int, ...]:
@@ -21,15 +21,15 @@ def tensor_parallel_degrees(graph: Graph) -> tuple[int, ...]:
             for v in block.inputs
             if v.type.shape and v.type.shape[-1].is_static
         }
-        has_attention = any(node.op == "attention" for node in block.nodes)
+        has_attention = any(node.row.role is Role.ATTENTION for node in block.nodes)
         for node in block.nodes:
             part = block.parts.get(node.part) if node.part is not None else None
-            if node.op == "attention":
+            if node.row.role is Role.ATTENTION:
                 q, k = operand_types(graph, block, node)[:2]
                 sizes |= {q.shape[1].value, k.shape[1].value}
-            elif node.op == "experts" and isinstance(part, OpPart):
+            elif node.row.role is Role.EXPERTS and isinstance(part, OpPart):
                 sizes.add(a_int(part.attrs, "intermediate"))
-            elif isinstance(part, OpPart) and part.op == "linear" and not has_attention:
+            elif isinstance(part, OpPart) and part.row.role is Role.LINEAR and not has_attention:
                 inside, outside = (
                     a_int(part.attrs, "in_features"),
                     a_int(part.attrs, "out_features"),

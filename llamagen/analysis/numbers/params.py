@@ -10,7 +10,7 @@ from typing import Final
 from llamagen.analysis.numbers.walk import behind, operand_types, sum_parts
 from llamagen.analysis.tables import chosen
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
-from llamagen.ir.optypes import a_int
+from llamagen.ops.op import Role, a_int
 
 
 class Component(StrEnum):
@@ -159,27 +159,27 @@ class Classifier:
         return {(component, False): count, (component, True): self.active(block, part, count)}
 
     def active(self, block: Block, part: OpPart, count: int) -> int:
-        if part.op != "experts":
+        if part.row.role is not Role.EXPERTS:
             return count
         experts, chosen = expert_choice(self.graph, block, part)
         return count // experts * min(chosen, experts)
 
     def component(self, block: Block, part: OpPart) -> Component:
-        match part.op:
-            case "embedding":
+        match part.row.role:
+            case Role.EMBEDDING:
                 return Component.EMBEDDING
-            case "experts":
+            case Role.EXPERTS:
                 return Component.EXPERTS
-            case "rms_norm" | "layer_norm":
+            case Role.NORM:
                 return Component.NORM
-            case "linear" if (block.name, part.name) in self.heads:
+            case Role.LINEAR if (block.name, part.name) in self.heads:
                 return Component.HEAD
-        ops = {node.op for node in block.nodes}
-        if "attention" in ops:
+        roles = {node.row.role for node in block.nodes}
+        if Role.ATTENTION in roles:
             return Component.ATTENTION
-        if part.op != "linear":
+        if part.row.role is not Role.LINEAR:
             return Component.OTHER
-        if "experts" in ops and _feeds_indices(block, part.name):
+        if Role.EXPERTS in roles and _feeds_indices(block, part.name):
             return Component.ROUTER
         return Component.FEED_FORWARD
 
@@ -190,18 +190,13 @@ def _feeds_indices(block: Block, part: str) -> bool:
     return any(
         results & behind(block, operand)
         for node in block.nodes
-        if node.op == "experts"
+        if node.row.role is Role.EXPERTS
         for operand in node.operands[1:]
     )
 
 
-_PASS_THROUGH = frozenset(
-    {"softcap", "mul_scalar", "div_scalar", "add_scalar", "float32", "model_dtype", "clamp"}
-)
-
-
 def _heads(graph: Graph) -> Iterator[tuple[str, str]]:
-    """(block, part) of the linear parts whose result, but for scalar factors, is an output of the model."""
+    """(block, part) of the linear parts whose result, but for functions of each value, is an output of the model."""
     open_values = [(graph.root_block, v) for v in graph.root_block.outputs]
     while open_values:
         block, value = open_values.pop()
@@ -210,12 +205,12 @@ def _heads(graph: Graph) -> Iterator[tuple[str, str]]:
             continue
         part = block.parts[node.part] if node.part is not None else None
         match part:
-            case OpPart(op="linear", name=name):
+            case OpPart(name=name) if node.row.role is Role.LINEAR:
                 yield block.name, name
             case BlockPart(block=below):
                 inner = graph.blocks[below]
                 open_values.append((inner, inner.outputs[node.results.index(value)]))
-            case None if node.op in _PASS_THROUGH:
+            case None if node.row.elementwise and len(node.operands) == 1:
                 open_values.append((block, node.operands[0]))
             case _:
                 pass
@@ -261,7 +256,7 @@ def expert_bytes(graph: Graph, form: Storage) -> dict[tuple[int, int], int]:
     """(experts a layer, experts a token uses) -> bytes of all routed experts of such layers."""
 
     def of_part(block: Block, part: OpPart) -> dict[tuple[int, int], int]:
-        if part.op != "experts":
+        if part.row.role is not Role.EXPERTS:
             return {}
         return {expert_choice(graph, block, part): part_bytes(part, form)}
 
@@ -291,5 +286,5 @@ def part_bytes(part: OpPart, form: Storage) -> int:
 
 def input_width(part: OpPart, shape: tuple[int, ...]) -> int:
     """Length of the contracted dimension of a matrix: quantisation blocks run along it."""
-    in_out = part.op == "experts" and part.attrs["layout"] == "in_out"
+    in_out = part.attrs.get("layout") == "in_out"
     return shape[-2] if in_out else shape[-1]

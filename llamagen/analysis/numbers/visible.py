@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from llamagen.analysis.numbers.walk import operand_types, result_types
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import Graph
-from llamagen.ir.ops import OPS
-from llamagen.ir.places import Place, places
+from llamagen.ir.graph import Graph, Place, places
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class VisibleReport:
 
 
 def visible_of(graph: Graph) -> VisibleReport:
-    masks = {r: n.attrs for n in graph.prelude for r in n.results if n.op == "causal_mask"}
+    masks = {r: n.attrs for n in graph.prelude for r in n.results if n.row.role is Role.MASK}
 
     def attention(here: Place) -> _Attention:
         node = here.node
@@ -49,7 +48,7 @@ def visible_of(graph: Graph) -> VisibleReport:
         attrs = masks.get(mask, {})
         window, chunk = attrs.get("window"), attrs.get("chunk")
         return _Attention(
-            OPS["attention"].flops(types, result_types(here.block, node), node.attrs),
+            node.row.flops(types, result_types(here.block, node), node.attrs),
             mask in masks,
             window if isinstance(window, int) else None,
             chunk if isinstance(chunk, int) else None,
@@ -57,7 +56,7 @@ def visible_of(graph: Graph) -> VisibleReport:
 
     found: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], Place] = {}
-    for here in places(graph, frozenset({"attention"})):
+    for here in places(graph, Role.ATTENTION):
         key = (here.block.name, here.node.results[0])
         found[key] += 1
         first.setdefault(key, here)

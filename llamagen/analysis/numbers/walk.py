@@ -9,16 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar, assert_never
 
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import (
-    Block,
-    BlockPart,
-    Graph,
-    Node,
-    OpPart,
-    StackPart,
-    TensorType,
-)
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import State, TensorType
 
 K = TypeVar("K")
 
@@ -117,7 +110,7 @@ def behind(block: Block, value: str) -> set[str]:
         node = producers.get(here)
         if node is None:
             continue
-        if node.op == "cache":
+        if node.row.state is State.SLOT:
             # Its first result holds keys only, its second values only.
             open_values.append(node.operands[node.results.index(here)])
         else:

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from llamagen.ir.flatten import FlatNode, flatten
-from llamagen.ir.graph import Graph, Parameter, TensorType, parameters
-from llamagen.ir.ops import OPS
-from llamagen.ir.optypes import elements
+from llamagen.ir.graph import Graph, parameters
+from llamagen.ops.op import Parameter, State, TensorType, elements
 
 
 def explorer_json(graphs: Mapping[str, Graph], sizes: Mapping[str, int]) -> str:
@@ -40,12 +39,12 @@ def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
         here = f"{i}:{node.path}:{node.op}"
         operands = [flat.types[o] for o in node.operands]
         results = [flat.types[r] for r in node.results]
-        flops = OPS[node.op].flops(operands, results, node.attrs).evaluate(sizes)
+        flops = node.row.flops(operands, results, node.attrs).evaluate(sizes)
         data = {"op": node.op}
         if flops:
             data["flops"] = str(flops)
         data.update(_weights(node, known))
-        if node.op == "cache":
+        if node.row.state is State.SLOT:
             past = {**sizes, "S": 0, "P": sizes["P"] + sizes["S"]}
             values = sum(elements(t.shape).evaluate(past) for t in results)
             data["cache_values"] = str(values)

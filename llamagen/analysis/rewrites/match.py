@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from llamagen.analysis.rewrites.table import Line, Rule
 from llamagen.ir.flatten import CacheSlot, FlatNode
-from llamagen.ir.graph import TensorType
+from llamagen.ops.op import Positive, State, TensorType, a_float
+from llamagen.ops.table import NODES
 from llamagen.spec.evaluate import Static
 
 
@@ -71,31 +72,23 @@ def _type(of: TensorType | None) -> dict[str, Static]:
     return {"present": True, "dtype": str(of.dtype), "shape": sizes}
 
 
-_ABOVE = frozenset({"softmax", "sigmoid", "exp", "softplus"})
-_KEEPS = frozenset({"model_dtype", "float32", "gather", "sum", "topk", "sqrt"})
-_OF_BOTH = frozenset({"add", "mul", "div"})
-_OF_NUMBER = frozenset({"mul_scalar", "div_scalar"})
-
-
 def positive(value: str, index: Index) -> bool:
     """Whether ``value`` is above 0 for all inputs, as far as the ops that make it show."""
     maker = index.makers.get(value)
     if maker is None:
         return False
     node = index.nodes[maker]
-    if node.op in _ABOVE:
-        return True
-    if node.op in _KEEPS:
-        return value == node.results[0] and positive(node.operands[0], index)
-    if node.op in _OF_BOTH:
-        return all(positive(operand, index) for operand in node.operands)
-    number = node.attrs.get("value")
-    return (
-        node.op in _OF_NUMBER
-        and isinstance(number, int | float)
-        and number > 0
-        and positive(node.operands[0], index)
-    )
+    match node.row.positive:
+        case None:
+            return False
+        case Positive.ALWAYS:
+            return True
+        case Positive.KEPT:
+            return value == node.results[0] and positive(node.operands[0], index)
+        case Positive.OF_ALL:
+            return all(positive(operand, index) for operand in node.operands)
+        case Positive.BY_NUMBER:
+            return a_float(node.attrs, "value") > 0 and positive(node.operands[0], index)
 
 
 def match_at(rule: Rule, root: int, index: Index) -> Match | None:
@@ -112,7 +105,7 @@ def match_at(rule: Rule, root: int, index: Index) -> Match | None:
             return None
     match.taken = {match.nodes[line.results[0]] for line in rule.pattern}
     for line in rule.pattern:
-        if line.op == "cache":
+        if line.op is not None and NODES[line.op].state is State.SLOT:
             slot = index.slots[match.values[line.results[0]]]
             match.values |= {
                 "past_key": slot.past_key,

@@ -15,6 +15,7 @@ from llamagen.analysis.rewrites.table import (
 )
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
+from llamagen.ops.op import Role
 
 _SHOWN: Mapping[RewrittenProfile, tuple[str, ...]] = {
     "ort-cpu": ("float32", "float16"),
@@ -73,7 +74,7 @@ def profiles_text(graphs: Mapping[str, Graph]) -> str:
 def _graph(graph: Graph) -> str:
     flat = flatten(graph)
     choices: list[ExpertCodes | None] = [None]
-    if any(node.op == "experts" for node in flat.nodes):
+    if any(node.row.role is Role.EXPERTS for node in flat.nodes):
         choices.append(_CODES)
     lines: list[str] = []
     for profile in REWRITTEN_PROFILES:

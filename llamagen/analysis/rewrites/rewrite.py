@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from llamagen.analysis.rewrites.fused import result_types
 from llamagen.analysis.rewrites.match import Index, Match, match_at
 from llamagen.analysis.rewrites.rows import (
     LAST_ROW,
@@ -20,20 +19,16 @@ from llamagen.analysis.rewrites.rows import (
 from llamagen.analysis.rewrites.table import Line, RewrittenProfile, Rule, rewrite_rules
 from llamagen.analysis.rules import fill, holds, value_of
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
-from llamagen.ir.graph import AttrValue, TensorType
+from llamagen.ops.op import AttrValue, State, TensorType
+from llamagen.ops.table import NODES
 from llamagen.spec.evaluate import Static
 
 Logits: TypeAlias = Literal["last", "all"]
 """Whether the model gives logits of the last real token of a call, [B, 1, V], or of every one, [B, S, V]."""
 
 LOGITS = "logits"
-FUSED_ATTENTION = "GroupQueryAttention"
 COUNTS_POSITIONS = "grouped-query-attention"
 """The rule whose operator rotates by the positions that it counts, not by those that are given."""
-
-
-_LEAVING = frozenset({"cache", "cross_cache_write", FUSED_ATTENTION})
-"""Ops whose results leave the graph beside its outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ def rewrite(flat: FlatGraph, export: Export, outputs: Sequence[str] = (LOGITS,))
         return _with_logits(Rewritten(flat, cache_slots(flat)), export, outputs, packed=False)
     names = tuple(n for n, r in rewrite_rules().items() if export.profile in r.row.profiles)
     found = _Rewriter(flat, export).run(names)
-    if any(node.op == FUSED_ATTENTION for node in found.flat.nodes):
+    if any(node.row.state is State.OWN_SLOT for node in found.flat.nodes):
         packed, reason = pack_rows(found.flat)
         if reason is None:
             fired = {**found.fired, PACKING: 1}
@@ -110,7 +105,7 @@ def _with_logits(
 
 def cache_slots(flat: FlatGraph) -> dict[str, CacheSlot]:
     """First result of each ``cache`` op -> its slot."""
-    caches = (n.results[0] for n in flat.nodes if n.op == "cache")
+    caches = (n.results[0] for n in flat.nodes if n.row.state is State.SLOT)
     return dict(zip(caches, flat.slots, strict=True))
 
 
@@ -143,7 +138,8 @@ class _Rewriter:
 
     def presents(self) -> tuple[str, ...]:
         """What the caches leave: they stay, whoever reads them."""
-        return tuple(r for node in self.nodes if node.op in _LEAVING for r in node.results)
+        leaving = (State.SLOT, State.OWN_SLOT, State.WRITTEN)
+        return tuple(r for node in self.nodes if node.row.state in leaving for r in node.results)
 
     def apply(self, rule: Rule) -> None:
         """One pass: places do not overlap, for a replaced op is not matched again in it."""
@@ -223,7 +219,7 @@ class _Rewriter:
             attrs = self.attrs(match, index, line, scope)
             path, parameters = self.weights(match, index, line)
             place = path or root.path
-            kinds = result_types(line.op, [self.types.get(o) for o in operands], attrs)
+            kinds = NODES[line.op].shape([self.types[o] for o in operands if o], attrs)
             results: list[str] = []
             for name, kind in zip(line.results, kinds, strict=True):
                 if name not in values:

@@ -11,43 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from llamagen.analysis.rewrites.fused import result_types
-from llamagen.ir.dims import B, S
 from llamagen.ir.flatten import FlatGraph, FlatNode
-from llamagen.ir.graph import TensorType
+from llamagen.ops.dims import B, S
+from llamagen.ops.op import State, TensorType, Tokens
+from llamagen.ops.table import NODES
 
 PACKING = "pack-rows"
 PACKING_AROUND = "pack-rows-around-attention"
 LAST_ROW = "last-logits"
 MASK = "attention_mask"
-
-_TOKENWISE = frozenset(
-    {
-        *("add", "sub", "mul", "div", "add_scalar", "mul_scalar", "div_scalar", "neg"),
-        *("silu", "gelu", "relu", "relu2", "sigmoid", "tanh", "softplus", "exp", "square", "sqrt"),
-        *("softcap", "clamp", "float32", "model_dtype", "rms_normalize", "rms_norm", "layer_norm"),
-        *("embedding", "linear", "experts", "topk", "gather", "rotate", "rope_table"),
-        *("attention_temperature", "split_heads", "merge_heads", "repeat_heads"),
-        *(
-            "GroupQueryAttention",
-            "SkipSimplifiedLayerNormalization",
-            "QuickGelu",
-            "FusedMatMul",
-            "MoE",
-            "QMoE",
-        ),
-    }
-)
-"""Ops whose result for a token depends on that token alone (the fused attention sorts its rows itself)."""
-
-_ALONG = frozenset({"softmax", "sum", "mean", "split", "concat", "slice"})
-"""Ops that are so unless their axis is that of the tokens."""
-
-_FIRST = frozenset(
-    {"add_scalar", "mul_scalar", "div_scalar", "neg", "softcap", "clamp", "float32", "model_dtype"}
-)
-_ROWS_BEFORE = _FIRST | {"linear", "FusedMatMul", "rms_norm", "layer_norm", "tanh", "sigmoid"}
-"""Ops between the last layer and the logits that may work on one row as well as on all."""
 
 
 def pack_rows(flat: FlatGraph) -> tuple[FlatGraph, str | None]:
@@ -82,7 +54,7 @@ def pack_around(flat: FlatGraph) -> tuple[FlatGraph, int]:
     packed: dict[str, str] = {}
     count = 0
     for node in flat.nodes:
-        if node.op != "GroupQueryAttention":
+        if node.row.state is not State.OWN_SLOT:
             nodes.append(node)
             continue
         count += 1
@@ -103,14 +75,7 @@ def pack_around(flat: FlatGraph) -> tuple[FlatGraph, int]:
 
 def _tokenwise(node: FlatNode, types: Mapping[str, TensorType]) -> bool:
     operands = [types[o] for o in node.operands if o]
-    if not any(S in t.shape for t in operands):
-        return all(S not in types[r].shape for r in node.results)
-    if node.op in _TOKENWISE:
-        return True
-    axis = node.attrs.get("axis")
-    if node.op in _ALONG and isinstance(axis, int):
-        return all(t.shape[axis] != S for t in operands)
-    return False
+    return node.row.on_each_token(operands, [types[r] for r in node.results], node.attrs)
 
 
 def chosen_rows(flat: FlatGraph, last: Sequence[bool], *, packed: bool) -> FlatGraph:
@@ -134,20 +99,21 @@ def _at(flat: FlatGraph, output: int, op: str, packed: bool) -> FlatGraph:
     chain: list[int] = []
     while value in makers and readers.get(value, 0) + flat.outputs.count(value) == 1:
         node = flat.nodes[makers[value]]
-        if node.op not in _ROWS_BEFORE or len(node.operands) != 1:
+        one = len(node.operands) == len(node.results) == 1
+        if node.row.tokens is not Tokens.ALONE or not one:
             break
         chain.append(makers[value])
         value = node.operands[0]
     types = dict(flat.types)
     name = f"{value}/{op}"
     attrs = {"packed": packed}
-    (types[name],) = result_types(op, [types[value]], attrs)
+    (types[name],) = NODES[op].shape([types[value]], attrs)
     chosen = FlatNode(op, "", (value, MASK), (name,), attrs, {}, None)
     nodes = list(flat.nodes)
     for i in reversed(chain):
         operand = name if nodes[i].operands[0] == value else nodes[i].operands[0]
         nodes[i] = replace(nodes[i], operands=(operand,))
-        (types[nodes[i].results[0]],) = result_types(nodes[i].op, [types[operand]], nodes[i].attrs)
+        (types[nodes[i].results[0]],) = nodes[i].row.shape([types[operand]], nodes[i].attrs)
     nodes.insert(makers[value] + 1 if value in makers else 0, chosen)
     outputs = _replaced(flat.outputs, output, flat.outputs[output] if chain else name)
     return replace(flat, nodes=tuple(nodes), types=types, outputs=outputs)

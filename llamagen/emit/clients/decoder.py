@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten
-from llamagen.ir.graph import Graph, TensorType
+from llamagen.ir.graph import Graph
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import Role, TensorType
 
 _FED: Mapping[str, str] = {
     "input_ids": "input_ids",
@@ -101,7 +102,7 @@ def _cache_shapes(slot: CacheSlot) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _heads(flat: FlatGraph) -> int:
     """Query heads of the first attention, [B, N, S, H]."""
-    first = next(node for node in flat.nodes if node.op == "attention")
+    first = next(node for node in flat.nodes if node.row.role is Role.ATTENTION)
     return _fixed(flat.types[first.operands[0]], axis=1)
 
 

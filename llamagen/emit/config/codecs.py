@@ -7,29 +7,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.evaluate import FUNCTIONS, Static
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """A JSON value. Lists that the language made are tuples."""
 
-_ROPE_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "linear": {"factor": "factor"},
-        "llama3": {
-            "factor": "factor",
-            "high_freq_factor": "high_freq_factor",
-            "low_freq_factor": "low_freq_factor",
-            "original_max_position_embeddings": "original_max_positions",
-        },
-        "yarn": {
-            "attention_factor": "attention_factor",
-            "beta_fast": "beta_fast",
-            "beta_slow": "beta_slow",
-            "factor": "factor",
-            "original_max_position_embeddings": "original_max_positions",
-        },
-    }
-)
+_ROPE_KEYS: Mapping[str, Mapping[str, str]] = {
+    kind.name: {attr.key or attr.name: attr.name for attr in kind.attrs}
+    for kind in ROPE_KINDS.values()
+    if kind.attrs
+}
 """Kind -> key of `rope_scaling` -> field of `rope`."""
 
 
@@ -68,7 +56,9 @@ def _write_rope(rope: Static) -> Static:
     assert isinstance(kind, str)
     if kind == "default":
         return None
-    return {key: rope[field] for key, field in _ROPE_KEYS[kind].items()} | {"rope_type": kind}
+    return {key: rope[field] for key, field in sorted(_ROPE_KEYS[kind].items())} | {
+        "rope_type": kind
+    }
 
 
 def _read_rope(value: Json) -> Json:

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from llamagen.emit.onnx.elements import ELEMENTS, Quantized, numpy_type
 from llamagen.emit.onnx.names import Names
 from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
-from llamagen.ir.dims import Dim, P, kept_of
-from llamagen.ir.graph import DType
+from llamagen.ops.dims import Dim, P, kept_of
+from llamagen.ops.op import DType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
 """None leaves the attribute out."""
@@ -25,6 +25,13 @@ Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | 
 
 class Builder:
     """The nodes of one graph. ``scope`` is the path that prefixes the names of what is added."""
+
+    FLOAT, INT64, INT32, BOOL = (
+        ir.DataType.FLOAT,
+        ir.DataType.INT64,
+        ir.DataType.INT32,
+        ir.DataType.BOOL,
+    )
 
     def __init__(
         self,
@@ -213,6 +220,14 @@ class Builder:
         node = ir.node(kind, _trimmed(inputs), given, domain=domain, outputs=outputs, name=name)
         self.nodes.append(node)
         return tuple(v for v in outputs if v.name)
+
+    def with_number(self, kind: str, x: ir.Value, number: float) -> ir.Value:
+        """``x`` op ``number`` in the dtype of ``x``; in float32 when that dtype cannot hold the number."""
+        dtype = _element(x)
+        if dtype is not self.FLOAT and float(np.array(number, dtype.numpy())) != number:
+            wide = self.op(kind, self.to(x, self.FLOAT), self.number(number, self.FLOAT))
+            return self.to(wide, dtype)
+        return self.op(kind, x, self.number(number, dtype))
 
     # constants
 

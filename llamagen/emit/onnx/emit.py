@@ -8,13 +8,10 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import FUSED_ATTENTION, Export, rewrite
+from llamagen.analysis.rewrites.rewrite import Export, rewrite
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.initializer import Initializer, Source
-from llamagen.emit.onnx.lower_attention import append_to_cache
-from llamagen.emit.onnx.lower_fused import FUSED_LOWERINGS
-from llamagen.emit.onnx.lowering import LOWERINGS
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.names import onnx_shape
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
@@ -22,9 +19,11 @@ from llamagen.emit.onnx.quantization import expert_codes
 from llamagen.emit.onnx.site import Site
 from llamagen.emit.onnx.weights import place_weights
 from llamagen.emit.version import llamagen_version
-from llamagen.ir.dims import Dim, P
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
-from llamagen.ir.graph import Graph, TensorType, parameters
+from llamagen.ir.graph import Graph, parameters
+from llamagen.ops.attention import append_to_cache
+from llamagen.ops.dims import Dim, P
+from llamagen.ops.op import Role, State, TensorType
 
 INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
 """Graph inputs whose name differs outside."""
@@ -78,7 +77,8 @@ class _Emitter:
         self.presents: dict[str, ir.Value] = {}
         self.slots: list[CacheSlot] = list(self.flat.slots)
         self.written: list[ir.Value] = []
-        self.fused = {r for n in self.flat.nodes if n.op == FUSED_ATTENTION for r in n.results}
+        self.own_slots = tuple(n for n in self.flat.nodes if n.row.state is State.OWN_SLOT)
+        self.fused = {r for n in self.own_slots for r in n.results}
         """Results of attention that keeps its own cache, which the caller may hold in a longer buffer."""
         self.bounded = any(slot.keep is not None for slot in self.slots)
 
@@ -137,13 +137,12 @@ class _Emitter:
 
     def windows(self) -> bool:
         """Whether fused attention has a window: it counts tokens, not padding between them."""
-        fused = (n for n in self.flat.nodes if n.op == FUSED_ATTENTION)
-        return any(n.attrs["window"] is not None for n in fused)
+        return any(n.attrs["window"] is not None for n in self.own_slots)
 
     def context(self) -> int | None:
         """Tokens that tables of positions cover, if there are such tables."""
-        rotated = (n for n in self.flat.nodes if n.op == FUSED_ATTENTION and n.attrs["rotary"])
-        return self.choices.max_context if any(rotated) else None
+        rotated = any(n.attrs["rotary"] for n in self.own_slots)
+        return self.choices.max_context if rotated else None
 
     def table(self) -> tuple[Initializer, ...]:
         """Each parameter once, in the order of the graph; joined ones where the first of them was."""
@@ -213,14 +212,15 @@ class _Emitter:
 
     def lower(self, node: FlatNode) -> None:
         b = self.b
-        if node.op == "cross_cache_read":
+        state = node.row.state
+        if state is State.READ:
             return  # its results are inputs
         # The prelude has no path; what it computes is named for its first result.
         b.scope = _scope(node.path or node.results[0])
         operands = tuple(self.values[o] for o in node.operands if o)
-        if node.op == "cache":
+        if state is State.SLOT:
             results = self.cache(node, operands)
-        elif node.op == "cross_cache_write":
+        elif state is State.WRITTEN:
             self.written += operands
             results = operands
         else:
@@ -230,15 +230,13 @@ class _Emitter:
                 tuple(types[o] for o in node.operands if o),
                 tuple(types[r] for r in node.results),
                 {local: self.parameters[path] for local, path in node.parameters.items()},
+                tuple(self.values[o] if o else None for o in node.operands),
             )
-            if node.op in FUSED_LOWERINGS:
-                given = tuple(self.values[o] if o else None for o in node.operands)
-                results = FUSED_LOWERINGS[node.op](b, site, given)
-            else:
-                results = LOWERINGS[node.op](b, site, operands)
+            assert node.row.onnx is not None, node.op
+            results = node.row.onnx(b, site, operands)
         for name, value in zip(node.results, results, strict=True):
             self.values[name] = value
-            if node.op == FUSED_ATTENTION and name != node.results[0]:
+            if state is State.OWN_SLOT and name != node.results[0]:
                 self.present(name, value, _buffer(types[name].shape, "present_buffer"))
             self.describe(node, name, value)
 
@@ -271,7 +269,7 @@ class _Emitter:
 
     def mark_layers(self) -> None:
         """Say in the model which values are the residual stream, so that ``verify`` can look at them."""
-        packed = any(node.op == "pack_rows" and not node.path for node in self.flat.nodes)
+        packed = any(n.row.role is Role.PACKING and not n.path for n in self.flat.nodes)
         mark = PACKED_LAYER_MARK if packed else LAYER_MARK
         for layer in self.flat.layers:
             if layer.value in self.values:  # a rewrite may have no such value

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from llamagen.ir.dims import Dim, kept_of
+from llamagen.ops.dims import Dim, kept_of
 
 DIM_NAMES: Mapping[str, str] = {
     "B": "batch",

@@ -19,7 +19,7 @@ from llamagen.emit.onnx.initializer import (
 from llamagen.emit.onnx.profile import Profile
 from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.ir.flatten import FlatGraph, FlatNode
-from llamagen.ir.optypes import a_str
+from llamagen.ops.op import Role, a_str
 
 Scheme: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
 TableScheme: TypeAlias = Literal["none", "int4", "int8"]
@@ -29,10 +29,6 @@ CPU_PROVIDER = "CPUExecutionProvider"
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
 
-LINEAR = frozenset({"linear", "FusedMatMul"})
-EXPERTS = frozenset({"experts", "MoE", "QMoE"})
-_ROWS = frozenset({"last_row", "unpack_rows"})
-"""Ops that pick rows of their first operand."""
 _ROUTING_HOPS = 4
 
 
@@ -171,8 +167,8 @@ def encodings(
     for node in flat.nodes:
         for operand in node.operands:
             readers[operand].append(node)
-    linear = {n.parameters["weight"]: n for n in flat.nodes if n.op in LINEAR}
-    tables = {n.parameters["weight"] for n in flat.nodes if n.op == "embedding"}
+    linear = {n.parameters["weight"]: n for n in flat.nodes if n.row.role is Role.LINEAR}
+    tables = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
     heads = _heads(flat)
     found: dict[str, Encoding] = {}
     for name, node in linear.items():
@@ -189,7 +185,7 @@ def encodings(
             found[name] = chosen.embedding
     if chosen.experts is not None:
         for node in flat.nodes:
-            if node.op in EXPERTS:
+            if node.row.role is Role.EXPERTS:
                 found |= _experts(node, chosen.experts)
     for name in tables & set(found):
         _whole_blocks(name, shapes[name], found[name])
@@ -210,11 +206,11 @@ def _heads(flat: FlatGraph) -> set[str]:
     found: set[str] = set()
     for output in flat.outputs:
         node = makers.get(output)
-        while node is not None and (len(node.operands) == 1 or node.op in _ROWS):
-            if node.op in LINEAR:
+        while node is not None and (len(node.operands) == 1 or node.row.role is Role.CHOSEN_ROWS):
+            if node.row.role is Role.LINEAR:
                 break
             node = makers.get(node.operands[0])
-        if node is not None and node.op in LINEAR:
+        if node is not None and node.row.role is Role.LINEAR:
             found.add(node.parameters["weight"])
     return found
 
@@ -224,9 +220,9 @@ def _routes(node: FlatNode, readers: Mapping[str, list[FlatNode]]) -> bool:
     reached = [node]
     for _ in range(_ROUTING_HOPS):
         reached = [reader for one in reached for r in one.results for reader in readers.get(r, ())]
-        if any(reader.op == "topk" for reader in reached):
+        if any(reader.row.role is Role.CHOICE for reader in reached):
             return True
-        reached = [reader for reader in reached if reader.op not in LINEAR]
+        reached = [reader for reader in reached if reader.row.role is not Role.LINEAR]
     return False
 
 

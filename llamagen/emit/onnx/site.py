@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
 
-from llamagen.emit.onnx.builder import Builder
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import Attrs, TensorType
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import Attrs, TensorType
+
+Given: TypeAlias = "tuple[ir.Value | None, ...]"
+"""Operands of a rewritten op; None for an absent one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One op application. ``parameters`` maps the local name (``weight``) to its initializer."""
+    """One op application. ``parameters`` maps the local name (``weight``) to its initializer.
+
+    ``operands`` are the types of the operands that are there; ``given`` has None for an absent one between others.
+    """
 
     attrs: Attrs
     operands: tuple[TensorType, ...]
     results: tuple[TensorType, ...]
     parameters: Mapping[str, ir.Value]
+    given: Given
 
     def dims(self, operand: int = 0) -> tuple[Dim, ...]:
         return self.operands[operand].shape
@@ -30,9 +36,3 @@ class Site:
         axis = self.attrs["axis"]
         assert isinstance(axis, int)
         return axis % len(self.operands[0].shape)
-
-
-Values: TypeAlias = tuple[ir.Value, ...]
-Given: TypeAlias = "tuple[ir.Value | None, ...]"
-"""Operands of a rewritten op; None for an absent one."""
-Lowering: TypeAlias = Callable[[Builder, Site, Values], Values]

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.elements import ELEMENTS, Quantized
 from llamagen.emit.onnx.initializer import Encoding, Initializer, encoded, gathered, shared_rows
-from llamagen.emit.onnx.quantization import LINEAR, Quantization, encodings
+from llamagen.emit.onnx.quantization import Quantization, encodings
 from llamagen.ir.flatten import FlatGraph
+from llamagen.ops.op import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ def place_weights(
 ) -> PlacedWeights:
     """Initializers for the weights ``whole``, quantised as ``chosen``. Raises LG709."""
     choice = encodings(flat, {entry.name: entry.shape for entry in whole}, chosen)
-    gathers = {n.parameters["weight"] for n in flat.nodes if n.op == "embedding"}
-    products = {n.parameters["weight"] for n in flat.nodes if n.op in LINEAR}
+    gathers = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
+    products = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.LINEAR}
     table: list[Initializer] = []
     values: list[ir.Value] = []
     parameters: dict[str, ir.Value] = {}

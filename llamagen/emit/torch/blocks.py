@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import reduce
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.torch.code import (
+from llamagen.emit.torch.names import docstring_text, local, part_name
+from llamagen.emit.torch.plan import Cut, Plan, type_of
+from llamagen.emit.torch.site import ModuleSite, TorchSite
+from llamagen.ir.flatten import collected
+from llamagen.ir.graph import Block, BlockPart, Node, OpPart, Part, StackPart, Value
+from llamagen.ops.code import (
     INDENT,
     WIDTH,
     Attribute,
     Binary,
     Call,
     Code,
-    Keyword,
+    Indexed,
     Text,
     Tuple,
     call,
@@ -24,13 +29,8 @@ from llamagen.emit.torch.code import (
     literal,
     statement,
 )
-from llamagen.emit.torch.lower import Lowering, lower, shape_of
-from llamagen.emit.torch.names import docstring_text, local, part_name
-from llamagen.emit.torch.plan import Cut, Plan, type_of
-from llamagen.ir.dims import Dim
-from llamagen.ir.flatten import collected
-from llamagen.ir.graph import Block, BlockPart, DType, Node, OpPart, StackPart, TensorType, Value
-from llamagen.ir.optypes import a_bool, a_int
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import DType, State, TensorType, keep_of
 
 MAX_PERIOD = 8
 
@@ -89,50 +89,46 @@ class Body:
 
     def run(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if node.op == "stack":
+            if node.row.control and isinstance(self.part(node), StackPart):
                 self.stack(node)
-            elif node.op == "cache":
-                given = [self.read(o) for o in node.operands]
-                kept = self.plan.kept(node)
-                given += [Text(kept)] if kept else []
-                self.assign(node, call("cache.append", *given))
-            elif node.op == "cross_cache_read":
-                self.assign(node, call("next", Text("cross")))
-            elif node.op == "cross_cache_write":
+            elif node.row.state is State.WRITTEN:
                 self.write(node)
             else:
                 self.assign(node, self.expression(node))
 
     def expression(self, node: Node) -> Code:
-        if node.op == "call":
+        if node.row.control:
             return self.call(node)
-        operands = node.operands[:2] if node.op == "rotate" else node.operands
-        args = [self.read(o) for o in operands]
-        if node.op == "concat" and node.operands in self.lists:
-            axis = literal(a_int(node.attrs, "axis"))
-            return call("torch.cat", Text(self.lists[node.operands]), dim=axis)
-        if node.op == "rotate":
-            self.left[node.operands[2]] -= 1
-        lowering = Lowering(
-            number=lambda name: self.plan.constants.code(node.attrs[name], node.sources.get(name)),
-            numbers=lambda name: self.plan.constants.codes(
-                node.attrs[name], node.sources.get(name)
-            ),
+        text = node.row.torch
+        if text is None:
+            message = f"`{node.op}` has no PyTorch lowering"
+            raise LlamagenError.of("LG741", message, node.span)
+        args = [self.read(o) for o in node.operands]
+        constants, sources = self.plan.constants, node.sources
+        site = TorchSite(
+            attrs=node.attrs,
+            part=node.part,
+            number=lambda name: constants.code(node.attrs[name], sources.get(name)),
+            numbers=lambda name: constants.codes(node.attrs[name], sources.get(name)),
             operand_types=tuple(self.type(o) for o in node.operands),
             result_types=tuple(self.type(r) for r in node.results),
             model_dtype=self.model_dtype,
             size=self.size,
             sizes=self.sizes,
-            helper=lambda name: None,
+            kept=lambda: self.plan.kept(keep_of(node.attrs)),
             attend=Text(self.plan.attend),
             unmasked=Text(self.plan.unmasked),
             extras=tuple(self.plan.extras),
+            states=self.lists.get(node.operands, "") if node.row.variadic else "",
         )
-        return lower(node, args, lowering)
+        return text(site, args)
+
+    def part(self, node: Node) -> Part:
+        assert node.part is not None
+        return self.block.parts[node.part]
 
     def call(self, node: Node) -> Code:
-        assert node.part is not None
-        part = self.block.parts[node.part]
+        part = self.part(node)
         assert not isinstance(part, StackPart)
         below = self.plan.arguments[getattr(part, "block", "")]
         args = [self.read(o) for o in node.operands]
@@ -156,8 +152,7 @@ class Body:
 
     def stack(self, node: Node) -> None:
         """``for layer in self.layers.values(): x = layer(x, ...)``; the carried variable keeps its name."""
-        assert node.part is not None
-        part = self.block.parts[node.part]
+        part = self.part(node)
         assert isinstance(part, StackPart)
         first = self.read(node.operands[0])
         others = [self.read(o) for o in node.operands[1:]]
@@ -279,7 +274,7 @@ class Body:
         """A variable that has this size."""
         for name, type_ in self.latest().items():
             if dim in type_.shape:
-                return shape_of(Text(name), type_.shape.index(dim))
+                return Indexed(Attribute(Text(name), "shape"), str(type_.shape.index(dim)))
         return None
 
     def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:
@@ -309,7 +304,7 @@ def enter(body: Body, cut: Cut) -> str:
     if cut.before:
         _before(body, cut)
     result = cut.call.results[0]
-    if cut.call.op == "stack":
+    if isinstance(body.part(cut.call), StackPart):
         body.stack(cut.call)
     else:
         code = body.call(cut.call)
@@ -409,7 +404,10 @@ def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
 
 def _made(plan: Plan, part: OpPart | BlockPart, attend: str, staged: bool) -> Code:
     if isinstance(part, OpPart):
-        return _op_part(plan, part)
+        if part.row.torch_module is None:
+            message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
+            raise LlamagenError.of("LG741", message, part.span)
+        return part.row.torch_module(ModuleSite(plan, part))
     arguments = [Text(attend)] if part.block in plan.attending else []
     if staged:
         arguments += [Text("layers"), Text("embed"), Text("head")]
@@ -430,47 +428,3 @@ def _stack_lines(plan: Plan, part: StackPart, attend: str, staged: bool) -> list
     layers = "layers" if staged else f"range({count})"
     modules = f"{{str(i): {kind}({arguments}) for i in {layers}}}"
     return [*lines, f"        self.{part.name} = nn.ModuleDict({modules})"]
-
-
-def _op_part(plan: Plan, part: OpPart) -> Call:
-    def number(name: str) -> Code:
-        return plan.constants.code(part.attrs[name], part.sources.get(name))
-
-    match part.op:
-        case "linear":
-            bias = Keyword("bias", literal(a_bool(part.attrs, "bias")))
-            return call("nn.Linear", number("in_features"), number("out_features"), bias)
-        case "embedding":
-            return call("nn.Embedding", number("rows"), number("features"))
-        case "conv2d":
-            return _conv2d(part, number)
-        case "rms_norm":
-            return call(plan.norm_class(part.attrs), number("features"), eps=number("eps"))
-        case "layer_norm":
-            return _layer_norm(part, number("features"), number("eps"))
-        case "parameter":
-            sizes = plan.constants.codes(part.attrs["shape"], part.sources.get("shape"))
-            return call("nn.Parameter", call("torch.zeros", Tuple(sizes)))
-        case "experts":
-            widths = [number(n) for n in ("num_experts", "features", "intermediate")]
-            return call(plan.experts_class(part.attrs), *widths)
-        case _:
-            message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
-            raise LlamagenError.of("LG741", message, part.span)
-
-
-def _conv2d(part: OpPart, number: Callable[[str], Code]) -> Call:
-    channels = [number(n) for n in ("in_channels", "out_channels", "kernel")]
-    bias = literal(a_bool(part.attrs, "bias"))
-    return call("nn.Conv2d", *channels, stride=number("stride"), bias=bias)
-
-
-def _layer_norm(part: OpPart, features: Code, eps: Code) -> Call:
-    weight, bias = a_bool(part.attrs, "weight"), a_bool(part.attrs, "bias")
-    if weight:
-        extra = {} if bias else {"bias": literal(False)}
-        return call("nn.LayerNorm", features, eps=eps, **extra)
-    if bias:
-        message = f"part `{part.name}`: torch has no layer norm with a bias and no weight"
-        raise LlamagenError.of("LG741", message, part.span)
-    return call("nn.LayerNorm", features, eps=eps, elementwise_affine=literal(False))

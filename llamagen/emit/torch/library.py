@@ -8,7 +8,7 @@ D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
 """
 
 import json
-import math
+import math  # noqa: F401 (kinds of rope name it)
 from collections.abc import Callable, Collection, Iterator, Sequence  # noqa: F401 (blocks name it)
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -64,31 +64,13 @@ def rope_table(
     *,
     dim: int,
     theta: float,
-    scaling: str = "default",
-    factor: float = 1.0,
-    low_freq_factor: float = 1.0,
-    high_freq_factor: float = 1.0,
-    original_max_positions: int = 0,
-    ramp_start: int = 0,
-    ramp_width: float = 1.0,
+    scaled: Callable[[Tensor], Tensor],
     attention_factor: float = 1.0,
 ) -> Rope:
     """cos and sin of position times frequency, [B, 1, S, H / 2], computed in float32."""
     even = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device)
     frequency = 1.0 / theta ** (even / dim)
-    if scaling == "linear":
-        frequency = frequency / factor
-    elif scaling == "llama3":
-        # Wavelengths past the original context are stretched, short ones kept, those between mixed.
-        wavelength = 2 * math.pi / frequency
-        keep = original_max_positions / wavelength - low_freq_factor
-        keep = (keep / (high_freq_factor - low_freq_factor)).clamp(0, 1)
-        frequency = (1 - keep) * frequency / factor + keep * frequency
-    elif scaling == "yarn":
-        # Frequencies that turn often are kept, those that turn seldom divided (arXiv 2309.00071).
-        index = torch.arange(dim // 2, dtype=torch.float32, device=position_ids.device)
-        divide = ((index - ramp_start) / ramp_width).clamp(0, 1)
-        frequency = frequency / factor * divide + frequency * (1 - divide)
+    frequency = scaled(frequency)
     angle = position_ids[:, None, :, None].float() * frequency
     if dtype is not None:
         angle = torch.cat((angle, angle), dim=-1)

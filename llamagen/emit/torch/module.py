@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.blocks import Body, class_text, enter, guard, init_lines, leave
 from llamagen.emit.torch.check import check_source
-from llamagen.emit.torch.code import INDENT, WIDTH, Indexed, Text, flat, formatted, literal
 from llamagen.emit.torch.names import docstring_text, part_name
-from llamagen.emit.torch.place import As, Fixed, Stay, library
+from llamagen.emit.torch.place import library
 from llamagen.emit.torch.plan import Cut, Plan, make_plan
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
+from llamagen.ops.code import INDENT, WIDTH, Fixed, Indexed, Stay, Text, flat, literal
+from llamagen.ops.op import State
 
 TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask")
 _LAST = ":, -logits_to_keep:"
 _FUNCTIONS = ("positions", "sample", "any_layer", "weight_files")
 """What a file has after its model, not before its blocks."""
-_MIXES_TOKENS = frozenset(
-    {
-        "attention",
-        "cache",
-        "call",
-        "concat",
-        "conv2d",
-        "pad",
-        "permute",
-        "reshape",
-        "rotate",
-        "stack",
-    }
-)
 
 
 def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
@@ -43,6 +33,27 @@ def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
     The text is parsed again and checked against an allow-list of syntax (check.py). Raises LlamagenError.
     """
     return formatted({"": source_of(graph, elsewhere)})[""]
+
+
+def formatted(texts: Mapping[str, str]) -> dict[str, str]:
+    """Python files by name, as ``ruff format`` lays them out, in one call of it.
+
+    Settings of the user's count for nothing. Raises LlamagenError (LG742) for what does not parse.
+    """
+    from ruff import find_ruff_bin
+
+    settings = ["line-length=100", "format.skip-magic-trailing-comma=true"]
+    options = ["--isolated", "--no-cache", "--quiet", "--target-version", "py311"]
+    options += [word for setting in settings for word in ("--config", setting)]
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.py" for i in range(len(texts))]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8", newline="\n")
+        command = [find_ruff_bin(), "format", *options, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LlamagenError.of("LG742", f"generated code does not parse: {done.stderr.strip()}")
+        return {n: p.read_text(encoding="utf-8") for n, p in zip(texts, paths, strict=True)}
 
 
 def source_of(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
@@ -154,12 +165,11 @@ class _Model:
         self.name = plan.names[block.name]
         self.cut = plan.cuts.get(block.name)
         self.ties = _ties(plan.graph)
-        self.caches = plan.has("cache")
-        self.reads_cross = plan.has("cross_cache_read")
-        self.writes_cross = plan.has("cross_cache_write")
+        self.caches = plan.has(State.SLOT)
+        self.reads_cross = plan.has(State.READ)
+        self.writes_cross = plan.has(State.WRITTEN)
         self.reads_mask = "attention_mask" in plan.arguments[block.name]
-        by_place = ("rope_table", "causal_mask", "attention_temperature")
-        self.places = any(s.op in by_place for s in plan.shared)
+        self.places = any(s.kind in ("rope", "mask", "temperature") for s in plan.shared)
         self.places |= "position_ids" in plan.arguments[block.name]
         outputs = plan.graph.output_names
         self.piece = outputs != ("logits",) and not self.places and not self.caches
@@ -174,7 +184,7 @@ class _Model:
 
     @property
     def positions(self) -> dict[str, Fixed]:
-        return {"input_ids": As(self.source), "of_ids": self.source == "input_ids"}
+        return {"input_ids": Text(self.source), "of_ids": self.source == "input_ids"}
 
     @property
     def more(self) -> dict[str, str]:
@@ -240,7 +250,7 @@ class _Model:
         if self.generates:
             lines += ["", library().place("Model.generate")]
         fixed: dict[str, Fixed] = {
-            "NUM_LAYERS": As(self.num_layers()),
+            "NUM_LAYERS": Text(self.num_layers()),
             "TIED": Stay.PRESENT if self.ties else None,
             "ELSEWHERE": Stay.PRESENT if self.elsewhere else None,
             "NUMBERED": any(".N." in start for start in self.elsewhere),
@@ -304,7 +314,7 @@ class _Model:
         type_ = results[0] if len(results) == 1 else f"tuple[{', '.join(results)}]"
         inputs = [f"{i}: Tensor" for i in self.inputs]
         yield f"    def forward({', '.join(['self', *inputs])}) -> {type_}:"
-        yield from self.prologue("grid_rope_table", "tile_mask", "cross_mask")
+        yield from self.prologue("grid", "tiles")
         if self.writes_cross:
             yield "        cross: list[KeyValue] = []"
         body.run(body.block.nodes)
@@ -317,12 +327,12 @@ class _Model:
         else:
             yield from body.put("return ", result)
 
-    def prologue(self, *ops: str) -> Iterator[str]:
-        for op in ops:
-            for shared in self.plan.shared:
-                if shared.op == op:
-                    call = shared.call.replace("DEVICE", f"{self.source}.device")
-                    yield f"        {', '.join(shared.variables)} = {call}"
+    def prologue(self, *kinds: str) -> Iterator[str]:
+        for shared in sorted(
+            self.plan.shared, key=lambda s: s.kind in kinds and kinds.index(s.kind)
+        ):
+            if shared.kind in kinds:
+                yield f"        {', '.join(shared.variables)} = {shared.call}"
 
     def forward(self) -> Iterator[str]:
         bounded = self.plan.bounded
@@ -360,7 +370,7 @@ class _Model:
         """What depends on positions, and what they depend on."""
         plan = self.plan
         tokens = "past.tokens" if plan.bounded else "past[0][0].shape[2]"
-        masks = [s for s in plan.shared if s.op == "causal_mask"]
+        masks = [s for s in plan.shared if s.kind == "mask"]
         yield f"        P = {f'{tokens} if past is not None else ' * self.caches}0"
         yield "        if position_ids is None:"
         yield f"            position_ids = positions({self.source}, attention_mask, P)"
@@ -378,7 +388,7 @@ class _Model:
                 yield f"            {variable} = {mask.call}"
             else:
                 yield f"        {variable} = {mask.call}"
-        yield from self.prologue("rope_table", "tile_mask", "cross_mask", "attention_temperature")
+        yield from self.prologue("rope", "tiles", "temperature")
 
     def whole(self) -> tuple[list[str], str]:
         body = self.body
@@ -392,7 +402,7 @@ class _Model:
         if not cut.after:
             return [*body.lines, f"        {carried} = {carried}[{_LAST}]"], carried
         there, value = f"self.{guard(cut.after)}", cut.call.results[0]
-        early, once = _last_tokens_first(cut), body.left[value] == 1
+        early, once = _last_tokens_first(body, cut), body.left[value] == 1
         if early and once:
             body.codes[value] = Indexed(Text(carried), _LAST)
         lines, code = leave(body.fork(), cut)
@@ -408,10 +418,14 @@ class _Model:
         return [*body.lines, *here, *first, *lines, *body.put("logits = ", code), *last], "logits"
 
 
-def _last_tokens_first(cut: Cut) -> bool:
+def _last_tokens_first(body: Body, cut: Cut) -> bool:
     """Whether the head works token by token, so that dropped tokens need not be computed."""
-    return not any(
-        n.op in _MIXES_TOKENS or any(o.startswith("@") for o in n.operands) for n in cut.after
+    return all(
+        not any(o.startswith("@") for o in n.operands)
+        and n.row.on_each_token(
+            [body.type(o) for o in n.operands], [body.type(r) for r in n.results], n.attrs
+        )
+        for n in cut.after
     )
 
 

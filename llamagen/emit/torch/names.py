@@ -10,9 +10,10 @@ import re
 from collections.abc import Container, Mapping
 
 from llamagen.diagnostics import LlamagenError, Span
-from llamagen.emit.torch.code import Binary, Code, Negative, Text, flat, literal
 from llamagen.emit.torch.place import library
-from llamagen.ir.graph import AttrValue, Graph
+from llamagen.ir.graph import Graph
+from llamagen.ops.code import Binary, Code, Negative, Text, flat, literal
+from llamagen.ops.op import AttrValue
 from llamagen.spec.evaluate import evaluate
 from llamagen.spec.expr import Binary as BinaryExpr
 from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Literal_, Name, Unary

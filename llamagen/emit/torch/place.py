@@ -9,31 +9,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cache
+from inspect import getsource
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import TypeAlias
 
+from llamagen.ops.code import Fixed, Statements, Stay, Template, Text
 
-@dataclass(frozen=True, slots=True)
-class As:
-    """Python text in place of a name; a parameter before the ``*`` is renamed to it."""
-
-    text: str
-
-
-class Stay(Enum):
-    """A parameter that stays one, although it stands behind the ``*``."""
-
-    KEPT = "as it is"
-    PRESENT = "and is neither None nor empty"
-    LEFT_OUT = "no: a parameter before the ``*`` that goes, where calls hand it on too"
-
-
-Scalar: TypeAlias = bool | int | float | str | None
-Fixed: TypeAlias = "Scalar | As | Stay | Callable[[str], str]"
-"""What is known of a name; a function makes the text of a call of it from the text of the argument."""
 _Edit: TypeAlias = tuple[int, int, str]
 Definition: TypeAlias = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 _KEEPS_PARENTHESES = (ast.IfExp, ast.BoolOp, ast.Tuple, ast.Lambda)
@@ -102,6 +85,18 @@ def library() -> Library:
     return Library(Path(__file__).with_name("library.py").read_text(encoding="utf-8"))
 
 
+def statements_of(function: Callable[..., object], fixed: Mapping[str, Fixed]) -> Statements:
+    """What ``x = function(x)`` stands for, where ``x`` is the name of its first parameter."""
+    name = function.__name__
+    text = Library(getsource(function)).place(name, fixed)
+    (node,) = ast.parse(text).body
+    assert isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Return)
+    lines = dedent(text.split("\n", 1)[1]).split("\n")
+    last = node.body[-1].lineno - 2
+    lines[last] = lines[last].replace("return", f"{node.args.args[0].arg} =", 1)
+    return Statements(tuple(lines))
+
+
 def keyword_only(node: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
     return list(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True))
 
@@ -165,6 +160,13 @@ class _Placing:
                     name in self.fixed
                 ):
                     yield *span, ""
+                case ast.Assign(value=ast.Call(func)) if isinstance(
+                    known := self.known(func), Statements
+                ):
+                    yield (
+                        *span,
+                        indent("".join(f"{n}\n" for n in known.lines), " " * statement.col_offset),
+                    )
                 case ast.Expr(ast.Constant(str())):
                     text = self.library.text[slice(*span)]
                     for word, other in self.words.items():
@@ -219,7 +221,7 @@ class _Placing:
                 return name + type_ + (f" = {self.text(default)}" if default else "")
             case Stay.PRESENT:
                 return name + type_.removesuffix(" | None")
-            case As(text=new):
+            case Text(text=new):
                 return new + type_
             case _:
                 return ""
@@ -276,7 +278,7 @@ class _Placing:
                 return None
             case ast.Name() | ast.Attribute():
                 known = self.known(node)
-                if isinstance(known, As):
+                if isinstance(known, Text):
                     return known.text
                 return repr(known) if isinstance(known, bool | int | float | str | None) else None
             case ast.IfExp(test, body, orelse) if (truth := self.truth(test)) is not None:
@@ -290,8 +292,8 @@ class _Placing:
                 return word.join(self.text(o) for o in operands if self.truth(o) is None)
             case ast.Call(func, arguments, keywords):
                 known = self.known(func)
-                if callable(known):
-                    return known(*map(self.text, arguments))
+                if isinstance(known, Template):
+                    return known.text.format(*map(self.text, arguments))
                 texts = [self.text(a) for a in arguments if self.known(a) is not Stay.LEFT_OUT]
                 texts += [f"{k.arg}={self.text(k.value)}" for k in keywords if self.says(func, k)]
                 if len(texts) == len(arguments) + len(keywords):

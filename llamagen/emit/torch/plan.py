@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import ceil, floor, log, pi
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.names import Constants, class_names, identifier
-from llamagen.emit.torch.place import As, Fixed, Stay, library
-from llamagen.ir.dims import Dim
-from llamagen.ir.graph import Attrs, Block, BlockPart, Graph, Node, OpPart, StackPart, TensorType
-from llamagen.ir.optypes import a_float, a_int, a_str, keep_of
-
-ACTIVATIONS: Mapping[str, str] = {
-    "silu": "F.silu({})",
-    "gelu": "F.gelu({})",
-    "gelu_tanh": 'F.gelu({}, approximate="tanh")',
-    "relu": "F.relu({})",
-    "relu2": "F.relu({}).square()",
-    "sigmoid": "torch.sigmoid({})",
-    "tanh": "torch.tanh({})",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What a forward pass computes once, at its top, and hands to the blocks."""
-
-    op: str
-    variables: tuple[str, ...]
-    type: str
-    call: str
-    causal: bool = False
-    """A mask that torch's kernel needs no tensor for."""
+from llamagen.emit.torch.place import library
+from llamagen.emit.torch.site import PreludeSite
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
+from llamagen.ops.activations import ACTIVATIONS
+from llamagen.ops.code import Fixed, Shared, Stay, Template, Text, flat
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import Attrs, Role, State, TensorType, a_float, a_str, keep_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +28,7 @@ class Cut:
     after: tuple[Node, ...]
 
 
-_ARGUMENTS = ("rope_table", "grid_rope_table", "causal_mask", "attention_temperature")
+_ARGUMENTS = ("rope", "grid", "mask", "temperature", "tiles")
 _EXTRAS: Mapping[str, Callable[[Node], bool]] = {
     "scale": lambda n: n.attrs["scale"] is not None,
     "cap": lambda n: n.attrs["softcap"] is not None,
@@ -95,13 +75,13 @@ class Plan:
         """A definition that a file may have several of."""
         self.placed.setdefault(name, {})[to] = library().place(name, fixed, to=to, words=words)
 
-    def has(self, *ops: str) -> bool:
-        return any(n.op in ops for b in self.graph.blocks.values() for n in b.nodes)
+    def has(self, state: State) -> bool:
+        return any(n.row.state is state for b in self.graph.blocks.values() for n in b.nodes)
 
     @property
     def types(self) -> dict[str, str]:
         """Context variable -> its type."""
-        cross = "Iterator[KeyValue]" if self.has("cross_cache_read") else "list[KeyValue]"
+        cross = "Iterator[KeyValue]" if self.has(State.READ) else "list[KeyValue]"
         types = {"cache": "KVCache", "cross": cross}
         types |= dict.fromkeys(("position_ids", "attention_mask", *self.declared), "Tensor")
         return types | {v: s.type for s in self.shared for v in s.variables}
@@ -109,8 +89,7 @@ class Plan:
     @property
     def bounded(self) -> bool:
         """Whether some slots of the cache keep the last tokens only."""
-        masks = (n for n in self.graph.prelude if n.op == "causal_mask")
-        return any(keep_of(n.attrs) is not None for n in masks)
+        return any(keep_of(n.attrs) is not None for n in self.graph.prelude)
 
     @property
     def special(self) -> bool:
@@ -150,7 +129,7 @@ class Plan:
         kinds = {
             (p.attrs["cast"], p.attrs["offset"])
             for p in parts
-            if isinstance(p, OpPart) and p.op == "rms_norm"
+            if isinstance(p, OpPart) and "cast" in p.attrs
         }
         words = ("Shifted" if offset else "") + ("RoundedLate" if late else "")
         name = f"{words if len(kinds) > 1 else ''}RMSNorm"
@@ -163,20 +142,14 @@ class Plan:
         key = act, layout, scale = tuple(a_str(attrs, n) for n in ("act", "layout", "scale"))
         if key not in self.experts:
             self.experts[key] = f"Experts{len(self.experts) + 1 if self.experts else ''}"
-            fixed: dict[str, Fixed] = {"act": ACTIVATIONS[act].format}
+            gate = flat(ACTIVATIONS[act].torch(Text("{}")))
+            fixed: dict[str, Fixed] = {"act": Template(gate)}
             fixed |= {"in_out": layout == "in_out", "scale_input": scale == "input"}
             self.place("Experts", self.experts[key], fixed)
         return self.experts[key]
 
-    def fresh(self, name: str) -> str:
-        """A variable that no other graph-level value has."""
-        taken = self.variables.values()
-        names = (name, *(f"{name}_{n}" for n in range(2, len(taken) + 2)))
-        return next(n for n in names if n not in taken)
-
-    def kept(self, node: Node) -> str:
+    def kept(self, keep: int | None) -> str:
         """How many tokens a bounded slot keeps: one less than the window or the chunk that bounds it, or nothing."""
-        keep = keep_of(node.attrs)
         if keep is None:
             return ""
         return self.constants.one_below(keep, "sliding_window", "attention_chunk_size")
@@ -189,27 +162,17 @@ def make_plan(graph: Graph) -> Plan:
     plan.declared = tuple(v.id for v in graph.inputs if v.id not in ("input_ids", *plan.variables))
     plan.variables |= {name: identifier(name, "input") for name in plan.declared}
     plan.attentions = [
-        (b, n) for b in graph.blocks.values() for n in b.nodes if n.op == "attention"
+        (b, n) for b in graph.blocks.values() for n in b.nodes if n.row.role is Role.ATTENTION
     ]
     for name, has in _EXTRAS.items():
         users = [has(n) for _, n in plan.attentions]
         if any(users):
             plan.extras[name] = Stay.PRESENT if all(users) or name == "scale" else Stay.KEPT
     for node in graph.prelude:
-        match node.op:
-            case "rope_table":
-                one = _rope(plan, node)
-            case "grid_rope_table":
-                one = _grid(plan, node)
-            case "causal_mask":
-                one = _mask(plan, node)
-            case "attention_temperature":
-                one = _temperature(plan, node)
-            case "tile_mask" | "cross_mask":
-                one = _tiles(plan, node)
-            case _:
-                message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
-                raise LlamagenError.of("LG741", message, node.span)
+        if node.row.torch_prelude is None:
+            message = f"`{node.op}` cannot be computed once a forward pass in PyTorch"
+            raise LlamagenError.of("LG741", message, node.span)
+        one = node.row.torch_prelude(PreludeSite(plan, node))
         plan.shared.append(one)
         names = one.variables if len(one.variables) > 1 else one.variables * len(node.results)
         plan.variables.update(zip(node.results, names, strict=True))
@@ -232,7 +195,7 @@ def _variants(plan: Plan) -> None:
     }
     for block in plan.graph.blocks.values():
         for node in block.nodes:
-            if node.op == "rotate":
+            if node.row.role is Role.ROTATION:
                 x, table = (type_of(plan.graph, block, o).shape[-1] for o in node.operands[:2])
                 half = a_str(node.attrs, "layout") == "half"
                 function = "rotate" if half else "rotate_interleaved"
@@ -256,17 +219,16 @@ def _variants(plan: Plan) -> None:
 
 def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
     """What each forward takes besides its inputs. Layers of one stack take the same."""
-    rank = {op: i for i, op in enumerate(_ARGUMENTS)}
-    made = sorted(plan.shared, key=lambda s: rank.get(s.op, len(rank)))
+    made = sorted(plan.shared, key=lambda s: _ARGUMENTS.index(s.kind))
     order = ["position_ids", *(v for s in made for v in s.variables)]
     order += [*plan.declared, "attention_mask", "cache", "cross"]
     blocks = plan.graph.blocks.values()
     needs: dict[str, set[str]] = {}
     for block in blocks:
-        ops = {n.op for n in block.nodes}
+        states = {n.row.state for n in block.nodes}
         own = {plan.variables[c] for c in block.context}
-        own |= {"cache"} if "cache" in ops else set()
-        own |= {"cross"} if ops & {"cross_cache_read", "cross_cache_write"} else set()
+        own |= {"cache"} if State.SLOT in states else set()
+        own |= {"cross"} if states & {State.READ, State.WRITTEN} else set()
         needs[block.name] = own.union(*(needs[name] for name in below(block)))
     for block in blocks:
         for part in block.parts.values():
@@ -312,136 +274,6 @@ def type_of(graph: Graph, block: Block, operand: str) -> TensorType:
     if name in graph.prelude_values:
         return graph.prelude_values[name].type
     return next(v.type for v in graph.inputs if v.id == name)
-
-
-def _rope(plan: Plan, node: Node) -> Shared:
-    graph, attrs, table = plan.graph, node.attrs, f"@{node.results[0]}"
-    dim, theta, scaling = a_int(attrs, "dim"), a_float(attrs, "theta"), a_str(attrs, "scaling")
-    users = [(b, n) for b in graph.blocks.values() for n in b.nodes if table in n.operands]
-    layouts = {a_str(n.attrs, "layout") for _, n in users if n.op == "rotate"}
-    if len(layouts) > 1:
-        message = "one rope table is used in two layouts"
-        raise LlamagenError.of("LG741", message, help="give each layout a rope hyperparameter")
-    rotated = [b.values[n.results[0]].type.shape[-1] for b, n in users if n.op == "rotate"]
-    partial = any(width != Dim.of(dim) for width in rotated)
-    plan.partial |= partial
-    variable = plan.fresh(_rope_name(graph, table))
-    prefix = variable.upper()
-
-    def named(name: str) -> As:
-        value = attrs[name]
-        assert isinstance(value, int | float), name
-        return As(plan.constants.define(f"{prefix}_{name.upper()}", value).text)
-
-    fixed: dict[str, Fixed] = {"scaling": scaling, "theta": named("theta")}
-    match scaling:
-        case "linear" | "yarn":
-            fixed["factor"] = named("factor")
-        case "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions")
-            fixed |= {name: named(name) for name in names}
-    if scaling == "yarn":
-        fixed["ramp_start"], fixed["ramp_width"] = _yarn_ramp(node, dim, theta)
-    fixed["dim"] = As(plan.constants.number_like(dim, "head_dim", define=f"{prefix}_DIM"))
-    if a_float(attrs, "attention_factor") != 1.0:
-        fixed["attention_factor"] = named("attention_factor")
-    half = layouts != {"interleaved"}
-    shape = ("R" if partial else "H") + ("" if half else " / 2")
-    fixed["dtype"] = Stay.PRESENT if half else None
-    plan.place("rope_table", f"{variable}_table", fixed, {"H / 2": shape})
-    call = f"{variable}_table(position_ids{', self.dtype' if half else ''})"
-    return Shared(node.op, (variable,), "Rope", call)
-
-
-def _rope_name(graph: Graph, table: str) -> str:
-    """``rope``; of several the one for local layers says so: ``sliding_rope``."""
-    if sum(n.op == "rope_table" for n in graph.prelude) == 1:
-        return "rope"
-    users = [b for b in graph.blocks.values() if any(table in n.operands for n in b.nodes)]
-    masks = {o[1:] for b in users for n in b.nodes if n.op == "attention" for o in n.operands[3:]}
-    words = {_mask_name(m).partition("_mask")[0] for m in masks}
-    return f"{words.pop()}_rope" if len(words) == 1 and not words & {"mask"} else "rope"
-
-
-def _mask_name(value: str) -> str:
-    for kind, word in (("mask_window", "sliding_mask"), ("mask_chunk", "chunked_mask")):
-        if value.startswith(kind):
-            return value.replace(kind, word)
-    return value
-
-
-def _yarn_ramp(node: Node, dim: int, theta: float) -> tuple[int, float]:
-    """First frequency that is not kept, and over how many the blend runs (arXiv 2309.00071, section 3.2)."""
-    original = a_int(node.attrs, "original_max_positions")
-
-    def index(rotations: float) -> float:
-        return dim * log(original / (rotations * 2 * pi)) / (2 * log(theta))
-
-    low = max(floor(index(a_float(node.attrs, "beta_fast"))), 0)
-    high = min(ceil(index(a_float(node.attrs, "beta_slow"))), dim - 1)
-    return low, float(high - low) or 0.001
-
-
-def _grid(plan: Plan, node: Node) -> Shared:
-    variable, attrs = plan.fresh("grid_rope"), node.attrs
-    rows, columns, extra = (a_int(attrs, n) for n in ("rows", "columns", "extra"))
-    pairs, prefix, define = a_int(attrs, "dim") // 2, variable.upper(), plan.constants.define
-    words = {"L, H / 2": f"{rows * columns + extra}, {pairs}"}
-    if extra:
-        words["half with the row"] = "half with the row; what follows the grid does not turn"
-    fixed: dict[str, Fixed] = {"pairs": pairs, "extra": extra}
-    numbers = {"rows": rows, "columns": columns, "theta": a_float(attrs, "theta")}
-    for name, number in numbers.items():
-        fixed[name] = As(define(f"{prefix}_{name.upper()}", number).text)
-    plan.place("grid_rope_table", f"{variable}_table", fixed, words)
-    return Shared(node.op, (variable,), "Rope", f"{variable}_table(DEVICE)")
-
-
-def _mask(plan: Plan, node: Node) -> Shared:
-    window, chunk = node.attrs["window"], node.attrs["chunk"]
-    if isinstance(window, int) and isinstance(chunk, int):
-        message = "a mask has a window or a chunk, not both"
-        raise LlamagenError.of("LG741", message, node.span)
-    several = sum(n.op == "causal_mask" for n in plan.graph.prelude) > 1
-    name = identifier(node.results[0], "value")
-    variables = (_mask_name(name) if several else "mask",)
-    arguments = ["S", "P", "attention_mask", "device"]
-    if not isinstance(window, int) and not isinstance(chunk, int):
-        type_ = "Tensor" if plan.special else "Tensor | None"
-        return Shared(node.op, variables, type_, f"causal_mask({', '.join(arguments)})", True)
-    if isinstance(window, int):
-        function, limit = "sliding_causal_mask", (window, "sliding_window")
-    else:
-        assert isinstance(chunk, int)
-        function, limit = "chunked_causal_mask", (chunk, "attention_chunk_size")
-    arguments.append(plan.constants.number_like(*limit))
-    if plan.bounded:  # then each takes how many past keys there are at most
-        arguments.append(plan.kept(node) or "P")
-    return Shared(node.op, variables, "Tensor", f"{function}({', '.join(arguments)})")
-
-
-def _temperature(plan: Plan, node: Node) -> Shared:
-    name = identifier(node.results[0], "value")
-    variable = name.replace("attention_temperature", "temperature")
-    scale, floor_scale = a_float(node.attrs, "scale"), a_int(node.attrs, "floor_scale")
-    numbers = [
-        plan.constants.number_like(scale, "attention_temperature_scale"),
-        plan.constants.number_like(floor_scale, "attention_temperature_floor"),
-    ]
-    call = f"temperature_table(position_ids, {', '.join(numbers)})"
-    return Shared(node.op, (variable,), "Tensor", call)
-
-
-def _tiles(plan: Plan, node: Node) -> Shared:
-    """A mask over the tiles of images, or from text to them; the second has a value for each text row too."""
-    tiles = plan.variables[node.operands[0].removeprefix("@")]
-    tokens = plan.constants.define("TILE_TOKENS", a_int(node.attrs, "tokens")).text
-    names = tuple(identifier(r, "value") for r in node.results)
-    if node.op == "cross_mask":
-        return Shared(node.op, names, "Tensor", f"cross_masks({tiles}, {tokens}, self.dtype)")
-    padded = plan.constants.define("PADDED_TILE_TOKENS", a_int(node.attrs, "padded")).text
-    variable = names[0].replace("tile_mask", "image_mask")
-    return Shared(node.op, (variable,), "Tensor", f"tile_mask({tiles}, {tokens}, {padded})")
 
 
 def cuts(graph: Graph) -> dict[str, Cut]:

@@ -15,7 +15,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import parameters
-from llamagen.ir.ops import OPS
+from llamagen.ops.table import OPS
 from tests.unit.analysis import models
 
 EVERY = [

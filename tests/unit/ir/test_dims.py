@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamagen.ir.dims import B, Dim, P, S, T
+from llamagen.ops.dims import B, Dim, P, S, T
 
 LEAVES = st.one_of(st.integers(-9, 99).map(Dim.of), st.sampled_from([B, S, P, T]))
 DIMS = st.recursive(

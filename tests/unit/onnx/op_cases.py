@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llamagen.emit.onnx.profile import OnnxDType
-from llamagen.ir.graph import AttrValue, DType, TensorType
+from llamagen.ops.op import AttrValue, DType, TensorType
 
 from .single import (
     SIZES,

@@ -15,21 +15,12 @@ from llamagen.emit.onnx.data import attach_arrays, serialize
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
-from llamagen.ir.dims import Dim
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import (
-    AttrValue,
-    Block,
-    DType,
-    Graph,
-    Node,
-    OpPart,
-    TensorType,
-    Value,
-    parameters,
-)
-from llamagen.ir.ops import OPS
+from llamagen.ir.graph import Block, Graph, Node, OpPart, Value, parameters
 from llamagen.ir.reference import evaluate
+from llamagen.ops.dims import Dim
+from llamagen.ops.op import AttrValue, DType, TensorType
+from llamagen.ops.table import OPS
 
 Array = npt.NDArray[Any]
 

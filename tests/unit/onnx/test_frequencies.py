@@ -7,11 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from llamagen.emit.onnx.frequencies import inverse_frequencies
-from llamagen.ir.graph import AttrValue
-from llamagen.ir.ops import OPS
-from llamagen.ir.reference_attention import frequencies
-from llamagen.ir.reference_ops import Operands
+from llamagen.ops.op import AttrValue, Operands
+from llamagen.ops.rope import frequencies, inverse_frequencies
+from llamagen.ops.table import OPS
 
 LLAMA3 = {"scaling": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"scaling": "yarn", "theta": 10000.0, "original_max_positions": 4096}

@@ -14,7 +14,7 @@ import pytest
 from llamagen.emit.onnx.data import attach_arrays, serialize
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.profile import OnnxDType
-from llamagen.ir.graph import AttrValue
+from llamagen.ops.op import AttrValue
 
 from .op_cases import (
     CACHED,

@@ -16,7 +16,11 @@ import torch
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
-from llamagen.emit.torch.code import (
+from llamagen.emit.torch.module import formatted
+from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
+from llamagen.emit.torch.plan import cuts
+from llamagen.ir.graph import Graph, parameters
+from llamagen.ops.code import (
     Binary,
     Code,
     Negative,
@@ -24,14 +28,10 @@ from llamagen.emit.torch.code import (
     Tuple,
     call,
     flat,
-    formatted,
     literal,
     method,
     statement,
 )
-from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
-from llamagen.emit.torch.plan import cuts
-from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
 from llamagen.verify.numerics import TOLERANCES, difference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +13,23 @@ import torch.nn.functional as F
 
 from llamagen.emit.torch import library
 from llamagen.emit.torch.check import load_module
-from llamagen.emit.torch.code import Code, Text, Tuple, call, formatted, literal, method, statement
-from llamagen.emit.torch.place import As, Fixed, Library, Stay
+from llamagen.emit.torch.module import formatted
+from llamagen.emit.torch.place import Library, statements_of
 from llamagen.emit.torch.place import library as source
+from llamagen.ops.code import (
+    Code,
+    Fixed,
+    Statements,
+    Stay,
+    Template,
+    Text,
+    Tuple,
+    call,
+    literal,
+    method,
+    statement,
+)
+from llamagen.ops.rope import ROPE_KINDS
 
 HEAD = """
 import math
@@ -54,20 +69,30 @@ ROPES = {
 }
 
 
-@pytest.mark.parametrize("scaling", ROPES)
+@pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize("factor", [1.0, 1.25])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_rope_table(scaling: str, factor: float, dtype: torch.dtype | None) -> None:
-    numbers = {"dim": 16, "theta": 100.0, "attention_factor": factor, **ROPES[scaling]}
+def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None:
+    """The statements of a kind are those of the function in its row."""
+    numbers, function = (
+        {"dim": 16, "theta": 100.0, "attention_factor": factor},
+        ROPE_KINDS[kind].torch,
+    )
     positions = torch.arange(50).view(2, 25)
-    expected = library.rope_table(positions, dtype, scaling=scaling, **numbers)
-    fixed = {"scaling": scaling, "dtype": Stay.PRESENT if dtype else None, **numbers}
-    fixed |= {"theta": As("THETA"), "dim": As("DIM")}
+    scaled = partial(function or (lambda frequency: frequency), **ROPES[kind])
+    expected = library.rope_table(positions, dtype, scaled=scaled, **numbers)
+    fixed = {**numbers, "dtype": Stay.PRESENT if dtype else None}
+    fixed |= {"theta": Text("THETA"), "dim": Text("DIM")}
+    fixed["scaled"] = statements_of(function, ROPES[kind]) if function else Statements(())
     table = placed("rope_table", fixed, globals="THETA = 100.0\nDIM = 16\n")
     found = table(positions, dtype) if dtype else table(positions)
     assert all(
         torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True)
     )
+
+
+def test_every_kind_of_rope_is_tried() -> None:
+    assert set(ROPES) == set(ROPE_KINDS)
 
 
 MASKED = every(
@@ -123,15 +148,16 @@ def test_sdpa_is_eager(new: int, choice: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("function", ["rotate", "rotate_interleaved"])
-@pytest.mark.parametrize("partial", [True, False])
-def test_rotations(function: str, partial: bool) -> None:
+@pytest.mark.parametrize("some", [True, False])
+def test_rotations(function: str, some: bool) -> None:
     x, positions = tensor(2, 3, 5, 16), torch.arange(5)[None]
     dtype = torch.float32 if function == "rotate" else None
-    rope = library.rope_table(positions, dtype, dim=8 if partial else 16, theta=100.0)
-    expected = getattr(library, function)(x, rope, partial=partial)
-    assert torch.equal(placed(function, {"partial": partial})(x, rope), expected)
+    width = 8 if some else 16
+    rope = library.rope_table(positions, dtype, dim=width, theta=100.0, scaled=lambda f: f)
+    expected = getattr(library, function)(x, rope, partial=some)
+    assert torch.equal(placed(function, {"partial": some})(x, rope), expected)
     assert torch.allclose(expected.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
-    assert torch.equal(expected[..., 8:], x[..., 8:]) is partial
+    assert torch.equal(expected[..., 8:], x[..., 8:]) is some
 
 
 @pytest.mark.parametrize("function", ["causal_mask", "sliding_causal_mask", "chunked_causal_mask"])
@@ -174,7 +200,7 @@ ACTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("choice", every(in_out=(True, False), scale_input=(True, False)))
 def test_experts(act: str, choice: dict[str, Any]) -> None:
     experts = library.Experts(3, 4, 5, act=ACTS[act], **choice)
-    made = placed("Experts", {"act": act.format, **choice})(3, 4, 5)
+    made = placed("Experts", {"act": Template(act), **choice})(3, 4, 5)
     for name, weight in experts.named_parameters():
         weight.data = tensor(*weight.shape, seed=len(name))
     made.load_state_dict(experts.state_dict())
@@ -220,7 +246,7 @@ def f(x: int, *, kind: str = "a", y: int | None = None, more: bool = False) -> i
         )
         + "    x += 1  # beside\n    return g(x)"
     )
-    assert library.place("f", {"kind": "b", "y": As("Y"), "more": True}) == (
+    assert library.place("f", {"kind": "b", "y": Text("Y"), "more": True}) == (
         'def f(x: int) -> int:\n    """Doc of f."""\n    x += 2\n'
         "    if x > 1:\n        return x * 2\n    return x"
     )

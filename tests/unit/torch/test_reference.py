@@ -11,8 +11,8 @@ from llamagen.emit.torch.plan import cuts
 from llamagen.ir.build_graphs import build_all
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
-from llamagen.ir.ops import OPS
 from llamagen.ir.reference import evaluate
+from llamagen.ops.table import OPS
 from tests import reports
 from tests.parity.models import FOREIGN
 from tests.unit.torch.models import changed, graph, ids, module, padded, scatter

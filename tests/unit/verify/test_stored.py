@@ -17,7 +17,7 @@ from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.onnx.write import write_model
-from llamagen.ir.graph import Parameter
+from llamagen.ops.op import Parameter
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.pieces import Piece
 

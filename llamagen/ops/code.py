@@ -1,4 +1,4 @@
-"""Python expressions as data, their text, and ``ruff format`` for whole files.
+"""Python expressions as data, and their text on one line.
 
 Only the shapes that generated forwards need: names, literals, calls, operators. Text of a spec never
 gets in here except through ``names.py`` (checked identifiers) and ``repr``.
@@ -6,14 +6,9 @@ gets in here except through ``names.py`` (checked identifiers) and ``repr``.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeAlias, assert_never
-
-from llamagen.diagnostics import LlamagenError
+from enum import Enum
+from typing import Literal, TypeAlias, assert_never
 
 WIDTH = 100
 INDENT = "    "
@@ -141,22 +136,41 @@ def statement(prefix: str, code: Code, depth: int) -> str:
     return f"{INDENT * depth}{prefix}{flat(code)}"
 
 
-def formatted(texts: Mapping[str, str]) -> dict[str, str]:
-    """Python files by name, as ``ruff format`` lays them out, in one call of it.
+class Stay(Enum):
+    """A parameter of a library function that stays one, although it stands behind the ``*``."""
 
-    Settings of the user's count for nothing. Raises LlamagenError (LG742) for what does not parse.
-    """
-    from ruff import find_ruff_bin
+    KEPT = "as it is"
+    PRESENT = "and is neither None nor empty"
+    LEFT_OUT = "no: a parameter before the ``*`` that goes, where calls hand it on too"
 
-    settings = ["line-length=100", "format.skip-magic-trailing-comma=true"]
-    options = ["--isolated", "--no-cache", "--quiet", "--target-version", "py311"]
-    options += [word for setting in settings for word in ("--config", setting)]
-    with TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{i}.py" for i in range(len(texts))]
-        for path, text in zip(paths, texts.values(), strict=True):
-            path.write_text(text, encoding="utf-8", newline="\n")
-        command = [find_ruff_bin(), "format", *options, folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LlamagenError.of("LG742", f"generated code does not parse: {done.stderr.strip()}")
-        return {n: p.read_text(encoding="utf-8") for n, p in zip(texts, paths, strict=True)}
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """In place of a function: the text of a call, with ``{}`` for its argument."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """In place of a function: what assigns its result, where a statement does nothing else."""
+
+    lines: tuple[str, ...]
+
+
+Scalar: TypeAlias = bool | int | float | str | None
+Fixed: TypeAlias = Scalar | Text | Stay | Template | Statements
+"""What a file knows of a name in the library: a value, text in its place (a parameter before the ``*`` is renamed to
+it), or that it stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a forward pass computes once, at its top, and hands to the blocks."""
+
+    kind: Literal["rope", "grid", "mask", "temperature", "tiles"]
+    variables: tuple[str, ...]
+    type: str
+    call: str
+    causal: bool = False
+    """A mask that torch's kernel needs no tensor for."""

@@ -1,0 +1,226 @@
+"""Products with weights, and weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llamagen.ops.code import (
+    Call,
+    Code,
+    Text,
+    Tuple,
+    call,
+    literal,
+    method,
+)
+from llamagen.ops.dims import Dim
+from llamagen.ops.lazy import np
+from llamagen.ops.op import (
+    INIT_KINDS,
+    Attrs,
+    AttrSpec,
+    DType,
+    Op,
+    Operands,
+    Parameter,
+    Precision,
+    Role,
+    TensorType,
+    Tokens,
+    Types,
+    a_bool,
+    a_int,
+    a_ints,
+    a_str,
+    elements,
+    need,
+    need_last,
+    need_real,
+    parameter,
+    part_text,
+    widened,
+)
+
+if TYPE_CHECKING:
+    from llamagen.emit.onnx.builder import Builder
+    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.torch.site import ModuleSite, TorchSite
+    from llamagen.ops.op import Array, Values
+
+
+MAX_WIDENED = 2**23
+"""Elements of a large weight that are float64 at one time."""
+
+
+def _embedding_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (ids,) = types
+    need(ids.dtype is DType.INT64, f"an embedding is looked up by integer ids, not by {ids}")
+    return (TensorType(DType.MODEL, (*ids.shape, Dim.of(a_int(attrs, "features")))),)
+
+
+def _embedding_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
+    return (parameter("weight", (a_int(attrs, "rows"), a_int(attrs, "features")), "embedding"),)
+
+
+def _linear_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = types
+    need_real(x, "the operand of a linear part")
+    need_last(x, a_int(attrs, "in_features"), "the operand of this linear part")
+    return (TensorType(DType.MODEL, (*x.shape[:-1], Dim.of(a_int(attrs, "out_features")))),)
+
+
+def _linear_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
+    inputs, outputs = a_int(attrs, "in_features"), a_int(attrs, "out_features")
+    weight = parameter("weight", (outputs, inputs), "matrix")
+    return (weight, parameter("bias", (outputs,), "bias")) if a_bool(attrs, "bias") else (weight,)
+
+
+def _linear_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:
+    return elements(results[0].shape) * (2 * a_int(attrs, "in_features"))
+
+
+def _parameter_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    return (TensorType(DType.MODEL, tuple(map(Dim.of, a_ints(attrs, "shape")))),)
+
+
+def _parameter_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
+    return (parameter("", a_ints(attrs, "shape"), INIT_KINDS[a_str(attrs, "kind")]),)
+
+
+def _linear_numpy(o: Operands) -> tuple[Array, ...]:
+    x, weight = o.real(), o.stored("weight")
+    rows = max(1, MAX_WIDENED // weight.shape[1])
+    blocks = (widened(weight[i : i + rows]) for i in range(0, len(weight), rows))
+    y = np.concatenate([x @ block.T for block in blocks], axis=-1)
+    return (y + o.weight("bias") if a_bool(o.attrs, "bias") else y,)
+
+
+def _linear_torch(at: TorchSite, x: Sequence[Code]) -> Code:
+    operand = x[0]
+    if at.operand_types[0].dtype is DType.FLOAT32:
+        operand = method(operand, "to", at.model_dtype())
+    return part_text(at, (operand,))
+
+
+def _linear_module(at: ModuleSite) -> Call:
+    bias = literal(a_bool(at.attrs, "bias"))
+    return call("nn.Linear", at.number("in_features"), at.number("out_features"), bias=bias)
+
+
+def _embedding_onnx(b: Builder, site: Site, x: Values) -> Values:
+    """Rows are cast after they were picked: a table in another dtype is never cast as a whole."""
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (parts.gather(b, x[0]),)
+    return (b.to(b.op("Gather", b.stored(site.parameters["weight"]), x[0], axis=0), b.model),)
+
+
+def _linear_onnx(b: Builder, site: Site, x: Values) -> Values:
+    """Gemm reads the weight as stored, [out, in]: no transposed copy, and a tied embedding is one initializer."""
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (parts.product(b, x[0], site.parameters.get("bias")),)
+    dims = site.dims()
+    rows = b.flat(b.to(x[0], b.model), dims)
+    bias = (site.parameters["bias"],) if "bias" in site.parameters else ()
+    product = b.op("Gemm", rows, site.parameters["weight"], *bias, transB=1)
+    if len(dims) == 2:
+        return (product,)
+    want = site.results[0].shape
+    return (b.op("Reshape", product, b.shape(want)),)
+
+
+def _fused_matmul_onnx(b: Builder, site: Site, x: Values) -> Values:
+    parts = b.parts(site.parameters["weight"])
+    if parts is not None:
+        return (parts.product(b, x[0], None),)
+    return (b.op("FusedMatMul", b.to(x[0], b.model), site.parameters["weight"], transB=1),)
+
+
+def _int(name: str, doc: str) -> AttrSpec:
+    return AttrSpec(name, "int", doc, required=True)
+
+
+LINEAR_OPS: tuple[Op, ...] = (
+    Op(
+        "embedding",
+        "Row lookup: one row of ``features`` for each id.",
+        "y[..., :] = weight[ids[...], :]",
+        ("ids",),
+        _embedding_shape,
+        Precision.EXACT,
+        Tokens.ALONE,
+        attrs=(_int("rows", "number of ids"), _int("features", "width of a row")),
+        parameters=_embedding_parameters,
+        is_part=True,
+        role=Role.EMBEDDING,
+        numpy=lambda o: (widened(o.stored("weight")[o.ints()]),),
+        torch=part_text,
+        torch_module=lambda at: call("nn.Embedding", at.number("rows"), at.number("features")),
+        onnx=_embedding_onnx,
+    ),
+    Op(
+        "linear",
+        "Matrix product with a weight stored [out, in], as checkpoints store it.",
+        "y = x @ weight.T + bias",
+        ("x",),
+        _linear_shape,
+        Precision.MODEL,
+        Tokens.ALONE,
+        attrs=(
+            _int("in_features", "width of the operand"),
+            _int("out_features", "width of the result"),
+            AttrSpec("bias", "bool", "whether a bias is added", default=False),
+            AttrSpec("tied_to", "str", "role path of the weight to share", optional=True),
+        ),
+        parameters=_linear_parameters,
+        flops=_linear_flops,
+        is_part=True,
+        role=Role.LINEAR,
+        numpy=_linear_numpy,
+        torch=_linear_torch,
+        torch_module=_linear_module,
+        onnx=_linear_onnx,
+    ),
+    Op(
+        "parameter",
+        "A tensor of its own (a gate, a class embedding); used by its part name, without a call.",
+        "y = parameter",
+        (),
+        _parameter_shape,
+        Precision.EXACT,
+        Tokens.MIXED,
+        attrs=(
+            AttrSpec("shape", "ints", "its shape", required=True),
+            AttrSpec(
+                "kind",
+                "str",
+                "what it is for; decides random test values only",
+                default="gate",
+                choices=tuple(INIT_KINDS),
+            ),
+        ),
+        parameters=_parameter_parameters,
+        is_part=True,
+        role=Role.PARAMETER,
+        numpy=lambda o: (o.weight(""),),
+        torch=lambda at, x: Text(f"self.{at.part}"),
+        torch_module=lambda at: call(
+            "nn.Parameter", call("torch.zeros", Tuple(at.numbers("shape")))
+        ),
+        onnx=lambda b, site, x: (site.parameters[""],),
+    ),
+    Op(
+        "FusedMatMul",
+        "A product of [B, S, features] with a weight [out, in], without reshapes.",
+        "y = x @ weight.T",
+        ("x",),
+        _linear_shape,
+        Precision.MODEL,
+        Tokens.ALONE,
+        fused=True,
+        role=Role.LINEAR,
+        onnx=_fused_matmul_onnx,
+    ),
+)
