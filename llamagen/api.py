@@ -160,11 +160,15 @@ class Model:
 
 
 def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
-    """The model of an id (``llama/3.2/1b``) or of a YAML file. ``roots`` are searched before the shipped specs."""
+    """The model of an id (``llama/3.2/1b``), of a YAML file or of ``REVISION:PATH`` in git.
+
+    ``roots`` are searched before the shipped specs.
+    """
+    from llamagen.analysis.ask import resolved_of
     from llamagen.spec.registry import Registry
 
     registry = Registry(roots)
-    return Model(registry.load(target), registry)
+    return Model(resolved_of(target, registry), registry)
 
 
 def check(
@@ -202,10 +206,9 @@ def schema_text() -> str:
 
 def schema_is_fresh() -> bool:
     """Whether the shipped spec/schema.json is what ``schema_text`` gives."""
-    from llamagen.resources import data_folder
+    from llamagen.resources import data_text
 
-    shipped = data_folder("spec") / "schema.json"
-    return shipped.is_file() and shipped.read_text(encoding="utf-8") == schema_text()
+    return data_text("spec", "schema.json") == schema_text()
 
 
 def write_schema(path: Path) -> bool:

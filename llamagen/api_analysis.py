@@ -114,9 +114,10 @@ def side(target: str | Path) -> Model:
 def resolved_of(target: str | Path) -> ResolvedSpec:
     """The spec of a target. Raises LG201 for an unknown id, LG10x for a configuration that cannot be read."""
     from llamagen.analysis.ask import resolved_of
+    from llamagen.files import is_folder
 
     path = Path(target)
-    if path.suffix != ".json" and not path.is_dir():
+    if path.suffix != ".json" and not is_folder(path):
         return resolved_of(str(target))
     return import_config(path).resolved
 

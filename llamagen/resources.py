@@ -19,6 +19,11 @@ def data_folder(name: str) -> Path:
     raise FileNotFoundError(f"llamagen is installed without its {name}/ folder; install it again")
 
 
+def data_text(folder: str, name: str) -> str:
+    """A file of ``data_folder``. Raises OSError where the installation is damaged."""
+    return (data_folder(folder) / name).read_text(encoding="utf-8")
+
+
 def templates(folder: str, *, html: bool = False) -> Environment:
     """The templates of templates/``folder``; they only place text, and a name that is not given is an error.
 

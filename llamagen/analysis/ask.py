@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.analysis.revision import is_revision, spec_at
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolved import ResolvedSpec
-from llamagen.spec.source import load_source
-from llamagen.spec.source_nodes import SourceMap
-
-_GIT_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +37,12 @@ def model_of(target: str) -> Model:
     return built(resolved_of(target))
 
 
-def resolved_of(target: str) -> ResolvedSpec:
-    """The spec of an id, of a YAML file, or of ``rev:path``. Raises LlamagenError."""
-    return _at_revision(target) if _is_revision(target) else Registry().load(target)
+def resolved_of(target: str | Path, registry: Registry | None = None) -> ResolvedSpec:
+    """The spec of an id, of a YAML file, or (where ``target`` is text) of ``rev:path``. Raises LlamagenError."""
+    known = registry or Registry()
+    if isinstance(target, str) and is_revision(target):
+        return spec_at(target, known)
+    return known.load(target)
 
 
 def built(resolved: ResolvedSpec) -> Model:
@@ -52,67 +51,3 @@ def built(resolved: ResolvedSpec) -> Model:
         return Model(resolved, None)
     graphs = build_all(resolved)
     return Model(resolved, graphs.pop(MAIN), graphs)
-
-
-def _is_revision(target: str) -> bool:
-    return ":" in target and not Path(target).exists()
-
-
-@dataclass
-class _Extracted(Registry):
-    """A registry over files of a revision; their places are shown as ``rev:path``."""
-
-    base: Path = Path()
-    revision: str = ""
-
-    def source(self, path: Path) -> SourceMap:
-        if path.is_relative_to(self.base):
-            name = f"{self.revision}:{path.relative_to(self.base).as_posix()}"
-            return load_source(path, name)
-        return super().source(path)
-
-
-def _at_revision(target: str) -> ResolvedSpec:
-    """A spec as it was at a commit, with the bases it had then. Nothing is checked out."""
-    import io
-    import tarfile
-    import tempfile
-
-    revision, _, name = target.partition(":")
-    if not revision or revision.startswith("-") or not name:
-        raise LlamagenError.of("LG901", f"`{target}` is not REVISION:PATH of a spec")
-    top = Path(_git(["rev-parse", "--show-toplevel"], target).decode().strip())
-    inside = PurePosixPath(Path(name).as_posix())
-    if not inside.parts or inside.is_absolute() or ".." in inside.parts:
-        help = "write the path as git does, relative to the top of the repository"
-        raise LlamagenError.of("LG901", f"`{name}` is not a path of the repository", help=help)
-    archive = _git(
-        ["-C", str(top), "archive", "--format=tar", revision, "--", inside.parts[0]], target
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder).resolve()
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(base, filter="data")
-        path = base / inside
-        if not path.is_file():
-            help = f"`git ls-tree -r --name-only {revision}` lists the files"
-            raise LlamagenError.of("LG901", f"`{name}` is not a file at {revision}", help=help)
-        # today's specs are no root: a base that the revision lacks is unknown there
-        registry = _Extracted((base / "spec",), shipped=False, base=base, revision=revision)
-        return registry.load(path)
-
-
-def _git(arguments: list[str], target: str) -> bytes:
-    import subprocess
-
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, check=False, timeout=_GIT_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LlamagenError.of("LG901", f"`{target}` cannot be read from git: {error}") from None
-    if done.returncode != 0:
-        reason = done.stderr.decode(errors="replace").strip().split("\n", 1)[0]
-        help = "write REVISION:PATH, for example HEAD~1:spec/llama/3/8b.yaml"
-        raise LlamagenError.of("LG901", f"`{target}` cannot be read from git: {reason}", help=help)
-    return done.stdout

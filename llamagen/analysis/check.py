@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llamagen.analysis.lint import lint
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.files import is_folder
 from llamagen.ir.build_graphs import MAIN, build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -87,10 +88,11 @@ def _paths(registry: Registry, targets: Sequence[str]) -> tuple[Path, ...]:
 
 def _expand(registry: Registry, target: str) -> Iterator[Path]:
     folder = Path(target)
-    if target.endswith(_SUFFIXES) or not folder.is_dir():
+    if target.endswith(_SUFFIXES) or not is_folder(folder):
         yield registry.locate(target)
         return
-    below = sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    # what is no file, a pipe for one, is a finding
+    below = sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and not is_folder(p))
     if not below:
         help = "a checkpoint folder is checked with `--as ID`"
         raise LlamagenError.of("LG201", f"the folder `{target}` has no specs (*.yaml)", help=help)

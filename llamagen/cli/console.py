@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias, assert_never
 
-from llamagen.diagnostics import Diagnostic
+from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.diagnostics.markdown import cell
 from llamagen.diagnostics.render import escape
+from llamagen.files import SPEC, read_bytes
 
 DiagnosticFormat = Literal["text", "json", "github"]
 TableFormat = Literal["table", "json", "csv", "markdown"]
@@ -46,11 +47,19 @@ def diagnostics(found: Iterable[Diagnostic], format: DiagnosticFormat = "text") 
     sys.stdout.flush()
     match format:
         case "text":
-            sys.stderr.write(render(found, "text", colour=_coloured(sys.stderr)))
+            sys.stderr.write(render(found, "text", colour=_coloured(sys.stderr), read=_source))
         case "json" | "github":
             sys.stdout.write(render(found, format))
         case _:
             assert_never(format)
+
+
+def _source(path: Path) -> str:
+    """The text that a finding is about; nothing where it cannot be shown: the place is enough then."""
+    try:
+        return read_bytes(path, SPEC).decode("utf-8", "replace")
+    except LlamagenError:
+        return ""
 
 
 def _coloured(stream: TextIO) -> bool:

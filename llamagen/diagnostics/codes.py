@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 
 from llamagen.diagnostics import LlamagenError, Severity, did_you_mean
-from llamagen.resources import data_folder
+from llamagen.resources import data_text
 
 _FIELDS = frozenset({"title", "severity", "explanation", "bad", "good"})
 _SEVERITIES: Mapping[str, Severity] = {"error": "error", "warning": "warning", "note": "note"}
@@ -52,10 +52,9 @@ def code_text(code: str) -> str:
 @cache
 def load_codes() -> Mapping[str, CodeDoc]:
     """All rows by code, in the order of the codes: those of the table, and the lint rules, which explain themselves."""
-    rules = data_folder("spec") / "rules"
     rows = {
-        **parse_codes((rules / "diagnostics.yaml").read_text(encoding="utf-8")),
-        **parse_lint_rules((rules / "lint.yaml").read_text(encoding="utf-8")),
+        **parse_codes(data_text("spec", "rules/diagnostics.yaml")),
+        **parse_lint_rules(data_text("spec", "rules/lint.yaml")),
     }
     return MappingProxyType({code: rows[code] for code in sorted(rows)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -14,7 +14,6 @@ Format = Literal["text", "json", "github"]
 
 JSON_VERSION = 1
 _WIDTH = 160  # longer source lines are shown as a window around the caret
-_MAX_BYTES = 1 << 20
 _RESET = "\x1b[0m"
 _COLOURS: Mapping[Severity, str] = {
     "error": "\x1b[1;31m",
@@ -31,18 +30,19 @@ def render(
     *,
     colour: bool = False,
     sources: Mapping[str, str] | None = None,
+    read: Callable[[Path], str] | None = None,
     cwd: Path | None = None,
 ) -> str:
     """All findings, sorted by place; ends with a newline unless there is nothing to say.
 
-    `sources` gives the text of files that are not on disk; `cwd` (default: the process's) is what
-    paths below it are shown relative to. `colour` adds ANSI colours to the text format.
+    `sources` gives the text of files by name, `read` that of others, empty where it cannot be shown; `cwd` (default:
+    the process's) is what paths below it are shown relative to. `colour` adds ANSI colours to the text format.
     """
     base = cwd if cwd is not None else Path.cwd()
     found = in_order(diagnostics)
     match format:
         case "text":
-            return _Text(base, sources or {}, colour).all(found)
+            return _Text(base, sources or {}, read or _nothing, colour).all(found)
         case "json":
             return json.dumps(to_json(found, base), indent=2) + "\n"
         case "github":
@@ -157,8 +157,11 @@ def _github_property(text: str) -> str:
 class _Text:
     """The layout of rustc: message, place, source line with carets, notes, help."""
 
-    def __init__(self, cwd: Path, sources: Mapping[str, str], colour: bool) -> None:
+    def __init__(
+        self, cwd: Path, sources: Mapping[str, str], read: Callable[[Path], str], colour: bool
+    ) -> None:
         self.cwd = cwd
+        self.read = read
         self.colour = colour
         self.files = {name: text.split("\n") for name, text in sources.items()}
 
@@ -204,7 +207,7 @@ class _Text:
 
     def _line(self, span: Span) -> str | None:
         if span.file not in self.files:
-            self.files[span.file] = _read_lines(self.cwd / span.file)
+            self.files[span.file] = self.read(self.cwd / span.file).split("\n")
         lines = self.files[span.file]
         return lines[span.line - 1].rstrip("\r") if 0 < span.line <= len(lines) else None
 
@@ -230,13 +233,8 @@ def _window(line: str, start: int, stop: int) -> tuple[str, str, str]:
     return dots[0] + before, marked, after + dots[1]
 
 
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a file, or none where it cannot be shown; the place is enough then."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(_MAX_BYTES).decode("utf-8", "replace").split("\n")
-    except (OSError, ValueError):
-        return []
+def _nothing(path: Path) -> str:
+    return ""
 
 
 def _shown(char: str) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.ir.bounded import CacheKind
@@ -195,14 +196,9 @@ def schema_text() -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an exported folder; no other file is looked at. Raises LG775."""
     path = folder / MANIFEST
+    data = files.read_bytes(path, files.MANIFEST, within=folder)
     try:
-        return Manifest.model_validate_json(path.read_bytes(), strict=True)
-    except OSError as error:
-        raise LlamagenError.of(
-            "LG775",
-            f"cannot read {path}: {error.strerror}",
-            help="`llamagen export` writes one into every folder; is this such a folder?",
-        ) from error
+        return Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -218,7 +214,7 @@ def hashed(path: Path) -> FileRecord:
     """The record of a file that is read whole for it."""
     found = hashlib.sha256()
     size = 0
-    with path.open("rb") as file:
+    with files.open_file(path, files.DATA) as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
             size += len(chunk)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 89_478_485
 """As Pillow has it: an image of this size takes 256 MiB in memory, whatever the file takes."""
+
+FORMATS = ("PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF")
+"""All that is decoded, whatever the name of a file says: for others Pillow starts programs (Ghostscript for EPS)."""
 
 _EIGHT_BITS = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
@@ -32,14 +36,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they are about is refused here
-            with Image.open(path) as image:
+            with (
+                files.open_file(path, files.IMAGE) as file,
+                Image.open(file, formats=FORMATS) as image,
+            ):
                 _refuse(path, image)
                 image.load()
                 return as_rgb(image)
     except Image.DecompressionBombError as error:
         raise _too_large(path, "its header claims more than twice what is decoded") from error
     except UnidentifiedImageError as error:
-        help = "PNG, JPEG, WebP, GIF, BMP and TIFF can be read"
+        help = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]} can be read"
         raise LlamagenError.of("LG780", f"{path} is not an image", help=help) from error
     except OSError as error:
         reason = error.strerror or str(error)

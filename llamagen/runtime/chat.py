@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -67,8 +68,8 @@ def content(prompt: str, images: int) -> Content:
 
 def _template(folder: Path) -> str:
     path = folder / TEMPLATE_FILE
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if files.exists(path):
+        return files.read_text(path, files.TEMPLATE, within=folder)
     for name in (OLDER_FILE, TOKENIZER_CONFIG):
         found = _json(folder / name).get("chat_template")
         if isinstance(found, list):  # several, each with its name
@@ -92,10 +93,11 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def _json(path: Path) -> Mapping[str, object]:
-    if not path.is_file():
+    if not files.exists(path):
         return {}
+    text = files.read_text(path, files.SETTINGS, within=path.parent)
     try:
-        loaded: object = json.loads(path.read_text(encoding="utf-8"))
+        loaded: object = json.loads(text)
     except ValueError as error:
         raise LlamagenError.of("LG765", f"{path} is not JSON: {error}") from error
     return loaded if isinstance(loaded, dict) else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.emit.manifest import MANIFEST, read_manifest
@@ -136,7 +137,7 @@ def generate(
         ids = text.encode(given, bare=chat)
     else:
         ids = tuple(prompt)
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+    manifest = read_manifest(folder) if files.exists(folder / MANIFEST) else None
     known = manifest.images if manifest is not None else None
     record, prepared = _prepared(folder, known, ids, images, encoded=isinstance(prompt, str))
     how = OpenOptions(threads, execution, manifest.session if manifest is not None else {})

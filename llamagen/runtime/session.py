@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.session import (
     AS_IT_IS,
@@ -35,7 +36,7 @@ class Graph:
 
     def __init__(self, file: Path, options: OpenOptions = AS_IT_IS) -> None:
         """Raises LG760 if there is no such file, LG711 to LG713 if ONNX Runtime refuses it."""
-        if not file.is_file():
+        if not files.exists(file):
             message = f"{str(file.parent)!r} has no {file.name}"
             help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
             raise LlamagenError.of("LG760", message, help=help)

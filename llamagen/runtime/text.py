@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ class Text:
     def of_folder(cls, folder: Path) -> Text | None:
         """The tokenizer of a folder; None if it has none. Raises LG762."""
         path = folder / TOKENIZER_FILE
-        if not path.is_file():
+        if not files.exists(path):
             return None
         from tokenizers import Tokenizer
 
+        data = files.read_bytes(path, files.TOKENIZER, within=folder)
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            return cls(Tokenizer.from_buffer(data))
         except Exception as error:  # tokenizers raises bare Exception
             message = f"{path} cannot be read: {error}"
             raise LlamagenError.of("LG762", message, help="copy the file again") from error

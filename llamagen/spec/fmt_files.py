@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.files import is_folder
 from llamagen.spec.fmt import check_format, format_source
 from llamagen.spec.source import load_source
 from llamagen.writing import write_changed
@@ -48,6 +49,6 @@ def format_files(targets: Sequence[Path], key_order: Sequence[str], *, write: bo
 def _files(targets: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for target in targets:
-        below = sorted(target.rglob("*.yaml")) if target.is_dir() else [target]
+        below = sorted(target.rglob("*.yaml")) if is_folder(target) else [target]
         found.update(dict.fromkeys(below))
     return list(found)

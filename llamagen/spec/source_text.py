@@ -6,6 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from llamagen import files
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 
 MAX_BYTES = 1 << 20
@@ -24,18 +25,8 @@ _BYTE_ORDER_MARKS = (
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of a file of at most `MAX_BYTES`."""
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as failure:
-        reason = failure.strerror or type(failure).__name__
-        raise LlamagenError.of(
-            "LG001",
-            f"cannot read {name!r}: {reason.lower()}",
-            help="check the path and its permissions",
-        ) from failure
-    return raw
+    """The bytes of a file. Raises LG001, LG002."""
+    return files.read_bytes(path, files.SPEC, name=name)
 
 
 def decode(raw: bytes, name: str) -> str:

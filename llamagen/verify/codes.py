@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.onnx.records import EncodingRecord
 
@@ -34,9 +35,10 @@ class Place:
     def read(self) -> NDArray[np.generic]:
         """The tensor's pages, mapped; nothing is copied. Raises LG622 where the file has no such bytes any more."""
         try:
-            found: NDArray[np.generic] = np.memmap(
-                self.file, self.dtype, mode="r", offset=self.offset, shape=self.shape
-            )
+            with files.open_file(self.file, files.DATA, within=self.file.parent) as file:
+                found: NDArray[np.generic] = np.memmap(
+                    file, self.dtype, mode="r", offset=self.offset, shape=self.shape
+                )
         except (OSError, ValueError) as error:
             message = f"{quoted(str(self.file))} was changed while it was read: {error}"
             raise LlamagenError.of("LG622", message) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamagen.emit.onnx.session import OpenOptions, open_session
+from llamagen.verify.stored import graph_of
 
 if TYPE_CHECKING:
     import onnx
@@ -21,9 +22,7 @@ FLOAT_PRODUCTS = 1
 
 def open_exact(model_file: Path, options: OpenOptions) -> tuple[ort.InferenceSession, bool]:
     """A session of ``model_file``, and whether products were made exact for it."""
-    import onnx
-
-    model = onnx.load(str(model_file), load_external_data=False)
+    model = graph_of(model_file)
     if not make_exact(model.graph):
         return open_session(model_file, options), False
     return open_session(model.SerializeToString(), options, model_file.parent), True

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
+from llamagen.files import DATA, open_file, read_bytes
+from llamagen.files import MANIFEST as MANIFEST_KIND
 
 Damage: TypeAlias = Literal["missing", "extra", "not a file", "size", "content", "unreadable"]
 
@@ -66,7 +69,7 @@ def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integ
         found += _damage(name, path, record, counter)
     present.pop(MANIFEST, None)
     found += [FileFinding(name, "extra", "`export` did not write it") for name in sorted(present)]
-    data = (folder / MANIFEST).read_bytes()
+    data = read_bytes(folder / MANIFEST, MANIFEST_KIND, within=folder)
     return Integrity(
         tuple(found),
         len(manifest.files),
@@ -113,6 +116,9 @@ def _damage(name: str, path: Path, record: FileRecord, counter: _Counter) -> Ite
     except OSError as error:
         yield FileFinding(name, "unreadable", error.strerror or str(error))
         return
+    except LlamagenError as error:
+        yield FileFinding(name, "unreadable", error.diagnostics[0].message)
+        return
     if record.sha256 is not None and digest != record.sha256:
         detail = f"sha256 {digest[:16]}…, {record.sha256[:16]}… was written{place}"
         yield FileFinding(name, "content", detail)
@@ -136,7 +142,7 @@ def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, st
     """
     whole, header = hashlib.sha256(), hashlib.sha256()
     place = ""
-    with path.open("rb") as file:
+    with open_file(path, DATA) as file:
         if record.header_sha256 is not None:
             start = file.read(8)
             length = min(int.from_bytes(start, "little"), record.size)

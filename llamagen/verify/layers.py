@@ -23,6 +23,7 @@ from llamagen.verify.exact_products import make_exact
 from llamagen.verify.numerics import FloatArray
 from llamagen.verify.pieces import GraphsWitness, OpenPiece, Piece, in_place
 from llamagen.verify.scenario import Scenario, Values
+from llamagen.verify.stored import graph_of
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 
 if TYPE_CHECKING:
@@ -166,12 +167,10 @@ def onnx_pieces(
     folder: Path, graphs: Sequence[str], options: OpenOptions
 ) -> dict[str, Piece] | None:
     """Sessions that also give their layers; None where a model does not say which values those are."""
-    import onnx
-
     found: dict[str, Piece] = {}
     marked = False
     for name in graphs:
-        model = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False)
+        model = graph_of(folder / f"{name}.onnx")
         make_exact(model.graph)
         marked |= _tap(model)
         found[name] = OnnxWitness(open_session(model.SerializeToString(), options, folder))

@@ -19,6 +19,7 @@ from llamagen.verify.exact_products import make_exact
 from llamagen.verify.pieces import OpenPiece, in_place
 from llamagen.verify.routing import Routing
 from llamagen.verify.scenario import IntArray, Values
+from llamagen.verify.stored import graph_of
 from llamagen.verify.witnesses import OnnxWitness
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ def routing_of(pieces: Mapping[str, RoutedOnnx]) -> Routing:
 
 def open_routed(model_file: Path, options: OpenOptions) -> tuple[RoutedOnnx, bool]:
     """The model with its choices as outputs, and whether products of a quantised one were made exact."""
-    import onnx
-
-    model = onnx.load(str(model_file), load_external_data=False)
+    model = graph_of(model_file)
     exact = make_exact(model.graph)
     _tap(model)
     packed = any(

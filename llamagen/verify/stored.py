@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import ENCODING, SOURCES
 from llamagen.emit.onnx.records import EncodingRecord
@@ -70,17 +71,11 @@ class StoredWeights:
 
 
 def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
-    """What ``model.onnx``, or another graph of ``folder``, points at. Raises LG770, LG773."""
-    import onnx
-
-    model_file = folder / file
-    if not model_file.is_file():
+    """What ``model.onnx``, or another graph of ``folder``, points at. Raises LG713, LG770, LG773."""
+    if not files.exists(folder / file):
         help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
         raise LlamagenError.of("LG770", f"{str(folder)!r} has no {file}", help=help)
-    try:
-        model = onnx.load(str(model_file), load_external_data=False)
-    except Exception as error:  # protobuf's errors share no public base class
-        raise LlamagenError.of("LG770", f"{model_file} is not an ONNX model: {error}") from error
+    model = graph_of(folder / file)
     plain = external_places(folder, model)
     places: dict[str, Place | CodedPlace] = {}
     for tensor in model.graph.initializer:
@@ -92,6 +87,17 @@ def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
         else:
             places |= _places(tensor.name, plain[tensor.name], about.get(SOURCES))
     return StoredWeights(places, {p.key: p.value for p in model.metadata_props})
+
+
+def graph_of(file: Path) -> onnx.ModelProto:
+    """A graph of an exported folder, without the data of its weights. Raises LG713, LG770."""
+    import onnx
+
+    data = files.read_bytes(file, files.GRAPH, within=file.parent)
+    try:
+        return onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's errors share no public base class
+        raise LlamagenError.of("LG770", f"{file} is not an ONNX model: {error}") from error
 
 
 def external_places(folder: Path, model: onnx.ModelProto) -> dict[str, Place]:
@@ -158,7 +164,7 @@ def _place(folder: Path, tensor: onnx.TensorProto) -> Place:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     name = fields.get("location", "")
     file = folder / name
-    if name != Path(name).name or not file.is_file():
+    if name != Path(name).name or not files.exists(file):
         raise LlamagenError.of(
             "LG773", f"the data of `{tensor.name}` is not in this folder: {name!r}"
         )
@@ -171,4 +177,4 @@ def _place(folder: Path, tensor: onnx.TensorProto) -> Place:
     if offset < 0 or any(size < 0 for size in tensor.dims):
         message = f"`{tensor.name}` cannot lie where the model says, at {offset:,} of {name!r}"
         raise LlamagenError.of("LG773", message, help=_AGAIN)
-    return Place(file, offset, tuple(tensor.dims), dtype)
+    return Place(files.checked(file, files.DATA, within=folder), offset, tuple(tensor.dims), dtype)

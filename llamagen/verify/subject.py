@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.export_job import SPEC_FILE
 from llamagen.emit.manifest import read_manifest
@@ -52,12 +53,9 @@ class Subject:
 def spec_text(folder: Path) -> str:
     """What an export wrote of its spec. Raises LG770."""
     file = folder / SPEC_FILE
-    if not file.is_file():
+    if not files.exists(file):
         raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LlamagenError.of("LG770", f"{file} cannot be read: {error}") from error
+    return files.read_text(file, files.EXPORTED, within=folder)
 
 
 def subject_of(folder: Path, provider: str) -> Subject:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.corrections import CORRECTIONS, Correction, corrected
 from llamagen.verify.numerics import FloatArray
@@ -53,16 +54,19 @@ class TransformersWitness:
             raise LlamagenError.of("LG774", "transformers is not installed", help=help) from None
         import torch
 
-        if not (folder / "config.json").is_file():
+        if not files.exists(folder / "config.json"):
             help = "it is copied from a checkpoint in the Hub's format when a model is exported"
             message = f"{str(folder)!r} has no config.json for transformers"
             raise LlamagenError.of("LG774", message, help=help)
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-        config = library.AutoConfig.from_pretrained(folder)
+        files.checked(folder / "config.json", files.SETTINGS, within=folder)
         state = {p: torch.from_numpy(np.array(weights(p), dtype=np.float32)) for p in paths}
         auto = library.AutoModelForImageTextToText if images else library.AutoModelForCausalLM
         try:
+            config = library.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             with torch.device("meta"):
                 kind = type(auto.from_config(config))
         except Exception as error:  # whatever its constructors assert

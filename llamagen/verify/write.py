@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.files import require_output
 from llamagen.verify.document import document, json_text
 from llamagen.verify.html import html_text
 from llamagen.verify.report import VerifyReport
@@ -15,11 +16,12 @@ SUFFIXES = (".html", ".json")
 
 
 def check_names(files: Sequence[Path]) -> None:
-    """Raises LG776 for a name that does not say which form is meant, before anything is computed."""
+    """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for no file."""
     for file in files:
         if file.suffix not in SUFFIXES:
             message = f"the report {str(file)!r} is neither .html nor .json"
             raise LlamagenError.of("LG776", message, help="name it FILE.html or FILE.json")
+        require_output(file)
 
 
 def write_report(report: VerifyReport, file: Path) -> None:

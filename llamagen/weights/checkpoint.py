@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal, Self
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.files import INDEX, WEIGHTS, exists, is_folder, names_in, read_bytes
 from llamagen.weights.float8 import paired
 from llamagen.weights.meta_pth import read_pth
 from llamagen.weights.problems import problem, quoted, shape_text
@@ -25,7 +26,6 @@ CheckpointKind = Literal["safetensors", "meta"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_INDEX_LIMIT = 256 << 20
 _BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
 
@@ -50,19 +50,17 @@ class Checkpoint:
         Raises LG601 to LG606; see `safetensors_file` and `meta_pth` for what is refused.
         """
         place = Path(path)
-        if place.is_dir():
+        if is_folder(place):
             return cls._open_folder(place)
         if place.name.endswith(".safetensors.index.json"):
             return cls._from_safetensors(place, _read_index(place))
         if place.suffix == ".pth":
             return cls._from_meta(place, (place,))
-        if place.suffix == ".safetensors" or place.is_file():
+        if place.suffix == ".safetensors" or exists(place):
             return cls._from_safetensors(place, {place: None})
         raise problem(
             "LG601",
-            f"{quoted(str(place))} is neither a file nor a folder"
-            if place.exists()
-            else f"{quoted(str(place))} does not exist",
+            f"{quoted(str(place))} does not exist",
             help="a checkpoint is a folder with model.safetensors, its index, or "
             "consolidated.*.pth, or a single .safetensors file",
         )
@@ -70,7 +68,7 @@ class Checkpoint:
     @classmethod
     def _open_folder(cls, folder: Path) -> Self:
         single, index = folder / _SINGLE, folder / _INDEX
-        has_single, has_index = _present(single), _present(index)
+        has_single, has_index = exists(single), exists(index)
         if has_single and has_index:
             raise problem(
                 "LG604",
@@ -80,11 +78,11 @@ class Checkpoint:
         if has_single:
             return cls._from_safetensors(folder, {single: None})
         if has_index:
-            return cls._from_safetensors(folder, _read_index(index))
+            return cls._from_safetensors(folder, _read_index(index, folder))
         shards = _meta_shards(folder)
         if shards:
             return cls._from_meta(folder, shards)
-        loose = sorted(found.name for found in folder.iterdir() if found.suffix == ".safetensors")
+        loose = [name for name in names_in(folder, WEIGHTS) if name.endswith(".safetensors")]
         listed = ", ".join(quoted(name) for name in loose[:4])
         raise problem(
             "LG601",
@@ -97,9 +95,10 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         found: list[Diagnostic] = []
         stamps = {file: stamp_of(file) for file in files}
+        folder = path if is_folder(path) else path.parent
         for file, announced in files.items():
             try:
-                header = read_header(file)
+                header = read_header(file, None if file == path else folder)
             except LlamagenError as error:
                 found.extend(error.diagnostics)
                 continue
@@ -112,14 +111,13 @@ class Checkpoint:
         tensors, misfits = paired(tensors)
         if found or misfits:
             raise LlamagenError([*found, *misfits])
-        folder = path if path.is_dir() else path.parent
         config = folder / "config.json"
         return cls(
             path,
             "safetensors",
             MappingProxyType(tensors),
             tuple(files),
-            config if config.is_file() else None,
+            config if exists(config) else None,
             stamps,
         )
 
@@ -128,9 +126,11 @@ class Checkpoint:
         ranks: list[dict[str, TensorEntry]] = []
         found: list[Diagnostic] = []
         stamps = {file: stamp_of(file) for file in files}
+        folder = path if is_folder(path) else path.parent
         for file in files:
             try:
-                ranks.append({entry.name: entry for entry in read_pth(file)})
+                entries = read_pth(file, None if file == path else folder)
+                ranks.append({entry.name: entry for entry in entries})
             except LlamagenError as error:
                 found.extend(error.diagnostics)
         if found:
@@ -146,28 +146,23 @@ class Checkpoint:
                 found.append(_rank_mismatch(name, files, ranks))
         if found:
             raise LlamagenError(found)
-        folder = path if path.is_dir() else path.parent
         params = folder / "params.json"
         return cls(
             path,
             "meta",
             MappingProxyType(tensors),
             tuple(files),
-            params if params.is_file() else None,
+            params if exists(params) else None,
             stamps,
         )
 
 
-def _present(path: Path) -> bool:
-    return path.exists() or path.is_symlink()  # a dangling link is a clear error later
-
-
 def _meta_shards(folder: Path) -> tuple[Path, ...]:
     numbered: dict[int, Path] = {}
-    for file in sorted(folder.iterdir()):
-        match = _META_SHARD.fullmatch(file.name)
+    for name in names_in(folder, WEIGHTS):
+        match = _META_SHARD.fullmatch(name)
         if match is not None:
-            numbered[int(match[1] or 0)] = file
+            numbered[int(match[1] or 0)] = folder / name
     missing = [number for number in range(max(numbered, default=-1) + 1) if number not in numbered]
     if missing:
         raise problem(
@@ -215,16 +210,11 @@ def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _read_index(index: Path) -> dict[Path, frozenset[str]]:
+def _read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset[str]]:
     where = quoted(str(index))
+    data = read_bytes(index, INDEX, within=within)
     try:
-        if not index.is_file():
-            raise problem("LG601", f"{where} is not a regular file")
-        if index.stat().st_size > _INDEX_LIMIT:
-            raise problem("LG604", f"{where} is larger than {_INDEX_LIMIT:,} bytes")
-        table = parse_strict(index.read_bytes())
-    except OSError as error:
-        raise problem("LG601", f"cannot read {where}: {error.strerror or error}") from error
+        table = parse_strict(data)
     except ValueError as error:
         raise problem("LG604", f"{where} is not usable JSON: {error}") from error
     weight_map = table.get("weight_map") if isinstance(table, dict) else None

@@ -18,10 +18,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from llamagen.files import WEIGHTS, open_file
 from llamagen.weights.dtypes import ITEM_SIZES, element_count
-from llamagen.weights.problems import open_regular, problem, quoted, shape_text
+from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.safetensors_file import TensorEntry
 
 _PICKLE_LIMIT = 8 << 20
@@ -137,13 +138,12 @@ class _Unpickler(pickle.Unpickler):
                 raise _Refused("an object outside the file")
 
 
-def read_pth(path: Path) -> tuple[TensorEntry, ...]:
-    """The tensors of a torch zip file, in the order of its state dict; no weights are read.
+def read_pth(path: Path, within: Path | None = None) -> tuple[TensorEntry, ...]:
+    """The tensors of a torch zip file, found `within` a folder, in the order of its state dict; no weights are read.
 
     Raises LG601 (cannot open) or LG605 (not such a file, or more than plain tensors in it).
     """
-    descriptor = open_regular(path)
-    with os.fdopen(descriptor, "rb") as stream:
+    with open_file(path, WEIGHTS, within=within) as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
                 return _entries(path, stream, archive)
@@ -164,9 +164,7 @@ def read_pth(path: Path) -> tuple[TensorEntry, ...]:
             ) from error
 
 
-def _entries(
-    path: Path, stream: io.BufferedIOBase, archive: zipfile.ZipFile
-) -> tuple[TensorEntry, ...]:
+def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> tuple[TensorEntry, ...]:
     records = {info.filename: info for info in archive.infolist()}
     if len(records) != len(archive.infolist()):
         raise problem("LG605", f"{quoted(str(path))} has two records of one name")
@@ -233,7 +231,7 @@ def _state_dict(path: Path, text: bytes) -> dict[str, _Tensor]:
 
 def _entry(
     path: Path,
-    stream: io.BufferedIOBase,
+    stream: BinaryIO,
     name: str,
     tensor: _Tensor,
     info: zipfile.ZipInfo,
@@ -275,7 +273,7 @@ def _contiguous(tensor: _Tensor) -> bool:
     return True
 
 
-def _data_offset(stream: io.BufferedIOBase, info: zipfile.ZipInfo) -> int:
+def _data_offset(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
     stream.seek(info.header_offset)
     header = stream.read(_LOCAL_HEADER)
     if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":

@@ -8,12 +8,13 @@ from math import prod
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType, TracebackType
-from typing import Self, assert_never
+from typing import BinaryIO, Self, assert_never
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from llamagen.files import WEIGHTS, open_file
 from llamagen.weights.dtypes import ITEM_SIZES
 from llamagen.weights.nodes import (
     Concat,
@@ -33,7 +34,7 @@ from llamagen.weights.nodes import (
     shape_of,
     whole,
 )
-from llamagen.weights.problems import open_regular, problem, quoted
+from llamagen.weights.problems import problem, quoted
 from llamagen.weights.safetensors_file import TensorEntry
 
 Bits = npt.NDArray[np.unsignedinteger]
@@ -54,10 +55,10 @@ _STRIP = 64
 
 
 class OpenFiles:
-    """Descriptors of checkpoint files, opened on first use, shared by threads."""
+    """Checkpoint files, opened on first use, shared by threads."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
+        self._files: dict[Path, BinaryIO] = {}
         self._opening = Lock()
 
     def __enter__(self) -> Self:
@@ -69,20 +70,20 @@ class OpenFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
 
     def read_into(self, entry: TensorEntry, start: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `start` of the tensor. Raises LG622 if the file ends early."""
         with self._opening:
-            descriptor = self._descriptors.get(entry.file)
-            if descriptor is None:
-                descriptor = self._descriptors[entry.file] = open_regular(entry.file)
+            file = self._files.get(entry.file)
+            if file is None:
+                file = self._files[entry.file] = open_file(entry.file, WEIGHTS)
         position = entry.offset + start
         while buffer:
             try:
-                count = os.preadv(descriptor, [buffer], position)
+                count = os.preadv(file.fileno(), [buffer], position)
             except OSError as error:
                 raise _unreadable(entry, error.strerror or str(error)) from error
             if count == 0:

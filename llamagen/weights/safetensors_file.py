@@ -13,8 +13,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen.files import WEIGHTS, open_file
 from llamagen.weights.dtypes import ITEM_SIZES, element_count
-from llamagen.weights.problems import open_regular, problem, quoted, shape_text
+from llamagen.weights.problems import problem, quoted, shape_text
 from llamagen.weights.strict_json import parse_strict
 
 HEADER_LIMIT = 100_000_000
@@ -44,18 +45,19 @@ class SafetensorsHeader:
     metadata: tuple[tuple[str, str], ...]
 
 
-def read_header(path: Path) -> SafetensorsHeader:
-    """The header of `path`; no tensor bytes are read.
+def read_header(path: Path, within: Path | None = None) -> SafetensorsHeader:
+    """The header of `path`, found `within` a folder; no tensor bytes are read.
 
     Raises LG601 (cannot open), LG602 (header malformed), LG603 (offsets and sizes disagree).
     """
-    descriptor = open_regular(path)
     try:
-        size = os.fstat(descriptor).st_size
-        length = _header_length(path, os.pread(descriptor, 8, 0), size)
-        text = _pread_exact(descriptor, length, 8)
-    finally:
-        os.close(descriptor)
+        with open_file(path, WEIGHTS, within=within) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = _header_length(path, file.read(8), size)
+            text = file.read(length)
+    except OSError as error:
+        message = f"cannot read {quoted(str(path))}: {error.strerror or error}"
+        raise problem("LG601", message, help=WEIGHTS.help) from error
     if len(text) != length:
         raise problem("LG603", f"{quoted(str(path))} became shorter while it was read")
     table = _parse(path, text)
@@ -69,7 +71,7 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 def header_digest(path: Path) -> str:
     """sha256 of the length prefix and the header; `path` has been read with `read_header`."""
-    with path.open("rb") as file:
+    with open_file(path, WEIGHTS) as file:
         prefix = file.read(8)
         text = file.read(min(int.from_bytes(prefix, "little"), HEADER_LIMIT))
     return hashlib.sha256(prefix + text).hexdigest()
@@ -110,18 +112,6 @@ def _pointer_help(prefix: bytes) -> str:
     if prefix.startswith(b"version"):
         return "fetch the real file with `git lfs pull`"
     return "the download may be incomplete"
-
-
-def _pread_exact(descriptor: int, length: int, offset: int) -> bytes:
-    parts: list[bytes] = []
-    while length:
-        part = os.pread(descriptor, length, offset)
-        if not part:
-            break
-        parts.append(part)
-        length -= len(part)
-        offset += len(part)
-    return b"".join(parts)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, object]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
+from llamagen.files import is_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ def stamp_of(path: Path) -> Stamp | None:
 
 def stamps_of(folder: Path) -> dict[Path, Stamp | None]:
     """Of every file of a folder, or none for one that is not there."""
-    files = folder.iterdir() if folder.is_dir() else ()
-    return {path: stamp_of(path) for path in sorted(files) if path.is_file()}
+    paths = sorted(folder.iterdir()) if is_folder(folder) else ()
+    return {path: stamp_of(path) for path in paths if os.path.isfile(path)}
 
 
 def require_unchanged(before: Mapping[Path, Stamp | None]) -> None:

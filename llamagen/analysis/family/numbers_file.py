@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from llamagen.analysis.family.architecture import Architecture, Slot, Totals, Weight
-from llamagen.resources import data_folder
+from llamagen.resources import data_folder, data_text
 from llamagen.spec.resolved import ResolvedSpec
 
 NUMBERS_FILE = "numbers.json"
@@ -82,8 +82,8 @@ def _saved(digest: str) -> Architecture | None:
 
 @cache
 def _file() -> Mapping[str, _Record]:
-    path = numbers_path()
-    if not path.is_file():
+    try:
+        table: dict[str, _Record] = json.loads(data_text("spec", NUMBERS_FILE))
+    except FileNotFoundError:  # while it is made
         return {}
-    table: dict[str, _Record] = json.loads(path.read_text(encoding="utf-8"))
     return table

@@ -58,7 +58,7 @@ def disagreements(
     if mapping is None:
         message = f"`{resolved.spec.id}` has no `config` table to compare {config.name} with"
         return (Diagnostic("LG608", "note", message),)
-    source = read_json(config)
+    source = read_json(config, within=config.parent)
     own = Known(resolved, mapping)
     # Most files are of the spec's own kind and agree: the other models are read when they can help.
     alike = source.value.get("model_type") == mapping.kind

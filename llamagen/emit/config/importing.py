@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from llamagen import files
 from llamagen.analysis.family.identify import Match
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.check_checkpoint import check_checkpoint
@@ -23,17 +24,17 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     file says, LG6xx for a checkpoint that does not fit it.
     """
     file = path
-    if path.is_dir():
-        found = next((path / name for name in FILES if (path / name).is_file()), None)
+    if files.is_folder(path):
+        found = next((path / name for name in FILES if files.exists(path / name)), None)
         if found is None:
             return _by_shapes(path, spec_id or id_of(path / FILES[0]))
         file = found
     registry = Registry()
     models = known_models(registry)
-    source = read_json(file)
+    source = read_json(file, within=path if file != path else None)
     wanted = wanted_of(source, tuple(sorted({one.mapping.kind for one in models})))
     made = import_wanted(wanted, spec_id or id_of(file), models, registry)
-    return _checked(made, path, registry) if path.is_dir() else made
+    return _checked(made, path, registry) if files.is_folder(path) else made
 
 
 def _by_shapes(folder: Path, spec_id: str) -> Imported:
@@ -69,4 +70,4 @@ def _checked(made: Imported, folder: Path, registry: Registry) -> Imported:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(path.suffix in (".safetensors", ".pth") for path in folder.iterdir())
+    return any(n.endswith((".safetensors", ".pth")) for n in files.names_in(folder, files.CONFIG))

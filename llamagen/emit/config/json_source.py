@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError, Span
 from llamagen.emit.config.codecs import Json
 
@@ -38,15 +39,9 @@ class JsonSource:
         return self.places.get(path, Span(self.file, 1, 1))
 
 
-def read_json(path: Path) -> JsonSource:
-    """Raises LG106 for a file that cannot be read or is not a JSON object."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        message = f"cannot read `{path}`: {error.strerror or error}"
-        raise LlamagenError.of("LG106", message, help="check the path") from None
-    return parse_json(raw, str(path))
+def read_json(path: Path, *, within: Path | None = None) -> JsonSource:
+    """Raises LG106 for a file that cannot be read or is not a JSON object; ``within`` is the folder it was found in."""
+    return parse_json(files.read_bytes(path, files.CONFIG, within=within), str(path))
 
 
 def parse_json(raw: bytes, name: str) -> JsonSource:

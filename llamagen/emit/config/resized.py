@@ -49,7 +49,7 @@ def resized(
     mapping = mapping_of(resolved)
     if stored.config_file is None or mapping is None or _fits(resolved, graph, stored):
         return None
-    source = read_json(stored.config_file)
+    source = read_json(stored.config_file, within=stored.config_file.parent)
     known = known_models(registry)
     wanted = wanted_of(source, tuple(sorted({mapping.kind, *(m.mapping.kind for m in known)})))
     reads = names_read(resolved)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.write import CONFIG_FILE, GENERATION_FILE
 
@@ -22,7 +23,7 @@ class Settings:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Settings:
-        """Raises LG765 for a file that is not JSON."""
+        """Raises LG765 for a file that cannot be read or is not JSON."""
         return cls(_object(folder / CONFIG_FILE), _object(folder / GENERATION_FILE))
 
     def architecture(self, key: str) -> object:
@@ -56,10 +57,11 @@ def _ids(found: object) -> Iterator[int]:
 
 
 def _object(path: Path) -> Object:
-    if not path.is_file():
+    if not files.exists(path):
         return {}
+    text = files.read_text(path, files.SETTINGS, within=path.parent)
     try:
-        loaded: object = json.loads(path.read_text(encoding="utf-8"))
+        loaded: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise LlamagenError.of("LG765", f"{path} is not JSON: {reason}") from error

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ def open_session(
             f"this ONNX Runtime has no {provider}; it has {', '.join(available)}",
             help="install a build of onnxruntime that has it, or use the CPU",
         )
-    source = str(model) if isinstance(model, Path) else model
+    source: str | bytes
+    if isinstance(model, Path):
+        source = str(files.checked(model, files.GRAPH, within=model.parent))
+    else:
+        source = model
     what = str(model) if isinstance(model, Path) else "the model"
     _require_utf8(model if isinstance(model, Path) else data_folder)
     of_provider = {"use_tf32": "0"} if provider == CUDA else {}

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
+from llamagen import files
 from llamagen.diagnostics import LlamagenError
 
 IMPORTS = frozenset(
@@ -97,7 +98,7 @@ def load_module(source: str | Path) -> ModuleType:
     does not run. It is no sandbox for a file that somebody edited: torch reaches everything. The same text gives the
     same module object.
     """
-    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    text = files.read_text(source, files.EXPORTED) if isinstance(source, Path) else source
     name = f"llamagen_generated_{sha256(text.encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]

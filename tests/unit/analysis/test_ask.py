@@ -48,7 +48,7 @@ def test_a_revision_has_the_bases_of_its_time(repository: Path) -> None:
 
 
 def test_a_base_that_the_revision_lacks_is_not_that_of_today(repository: Path) -> None:
-    child = "spec: 1\nid: t/heir\nextends: llama/3/8b\ntitle: Heir\n"
+    child = "spec: 1\nid: t/heir\nextends: t/gone\ntitle: Heir\n"
     (repository / "spec/t/heir.yaml").write_text(child, encoding="utf-8")
     words = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
     subprocess.run([*words, "add", "."], cwd=repository, check=True)

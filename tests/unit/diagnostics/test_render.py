@@ -52,19 +52,17 @@ def test_nothing_found_prints_nothing() -> None:
     assert json.loads(render([], "json"))["diagnostics"] == []
 
 
-def test_paths_below_cwd_are_relative_and_read_from_disk(tmp_path: Path) -> None:
+def test_paths_below_cwd_are_relative_and_what_is_read_is_shown(tmp_path: Path) -> None:
     inside = tmp_path / "spec" / "x.yaml"
-    inside.parent.mkdir()
-    inside.write_text("one\ntwo\n")
     found = [Diagnostic("LG010", "error", "m", Span(str(inside), 2, 1))]
-    text = render(found, cwd=tmp_path)
+    text = render(found, cwd=tmp_path, read={inside: "one\ntwo\n"}.__getitem__)
     assert " --> spec/x.yaml:2:1\n" in text and "2 | two\n" in text
     assert f" --> {inside}:2:1" in render(found, cwd=tmp_path / "elsewhere")
 
 
 def test_unreadable_sources_leave_the_place(tmp_path: Path) -> None:
     found = [Diagnostic("LG010", "error", "m", Span("gone.yaml", 2, 1))]
-    assert render(found, cwd=tmp_path) == (
+    assert render(found, cwd=tmp_path, read=lambda path: "") == (
         "error[LG010]: m\n --> gone.yaml:2:1\n\n1 error in 1 file\n"
     )
 

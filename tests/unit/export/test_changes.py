@@ -121,11 +121,11 @@ def test_quality_of_what_changes_is_not_recorded(
 
 def test_a_file_that_stays(tmp_path: Path) -> None:
     """Links and other files of the folder do not matter."""
-    api.random_checkpoint(SPEC, tmp_path / "blobs", seed=1)
     folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    for file in (tmp_path / "blobs").iterdir():
-        (folder / file.name).symlink_to(file)
+    api.random_checkpoint(SPEC, folder, seed=1)
+    (folder / "inner").mkdir()
+    for file in list(folder.glob("*.*")):
+        (folder / file.name).symlink_to(file.rename(folder / "inner" / file.name))
 
     def progress(done: int, total: int) -> None:
         (folder / "notes.txt").write_text(f"{done}")

@@ -42,12 +42,12 @@ def test_single_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_shards_through_the_links_of_the_hub_cache(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots"
-    blobs.mkdir(), snapshot.mkdir()
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir(), snapshot.mkdir(parents=True)
     sharded(blobs, GOOD)
-    for file in blobs.iterdir():
-        file.rename(blobs / file.stem)
-        (snapshot / file.name).symlink_to(f"../blobs/{file.stem}")
+    for number, file in enumerate(list(blobs.iterdir())):
+        file.rename(blobs / f"{number:064x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:064x}")
     found = Checkpoint.open(snapshot)
     assert sorted(found.tensors) == ["a", "b", "c"]
     assert [file.name for file in found.files] == ["one.safetensors", "two.safetensors"]
