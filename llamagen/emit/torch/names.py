@@ -24,28 +24,15 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
 _STAND_INS = frozenset({"Model", "NUMBERED", "NUM_LAYERS"})
 """Names of the library that a file does not have."""
-HELPER_NAMES = (
-    frozenset(
-        {name for name in library().definitions if "." not in name}
-        | {alias.asname or alias.name for i in library().imports for alias in i.names}
-        | {
-            "ValueError",
-            "bool",
-            "float",
-            "int",
-            "len",
-            "list",
-            "next",
-            "range",
-            "str",
-            "super",
-            "tuple",
-        }
-        | {"attend", "cache", "chunked_mask", "cross", "layer", "self", "sliding_mask"}
-        | {"RoundedLateRMSNorm", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm"}
-    )
-    - _STAND_INS
-)
+HELPER_NAMES = frozenset(
+    {
+        *(name for name in library().definitions if "." not in name),
+        *(alias.asname or alias.name for line in library().imports for alias in line.names),
+        "ValueError", "bool", "float", "int", "len", "list", "next", "range", "str", "super", "tuple",
+        "attend", "cache", "chunked_mask", "cross", "layer", "self", "sliding_mask",
+        "RoundedLateRMSNorm", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm",
+    } - _STAND_INS
+)  # fmt: skip
 """Names that files use; values and blocks of a spec give way to them."""
 
 MODULE_ATTRIBUTES = frozenset(
