@@ -151,7 +151,8 @@ class Model:
             cache=cache,
             quantize=quantize or QuantizeOptions(),
         )
-        job = ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress)
+        reads = self.registry.files
+        job = ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress, reads)
         if checkpoint is not None and random_weights is None:
             return export.export_checkpoint(job, Path(checkpoint), self.registry)
         if random_weights is not None and checkpoint is None:
@@ -273,6 +274,7 @@ def convert(
         sides[1].resolved,
         Path(out),
         registry=sides[0].registry,
+        reads=(*sides[0].registry.files, *sides[1].registry.files),
         shard_bytes=shard_bytes,
         overwrite=overwrite,
         ignore_config=ignore_config,
@@ -304,6 +306,7 @@ def random_checkpoint(
         shard_bytes=shard_bytes,
         overwrite=overwrite,
         progress=progress,
+        reads=model.registry.files,
     )
 
 

@@ -126,17 +126,6 @@ def names_in(folder: Path, kind: Kind) -> list[str]:
         return sorted(os.listdir(folder))
 
 
-def require_output(path: Path) -> None:
-    """What is written takes the place of a regular file or of nothing. Raises LG634."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return  # nothing is there, or whoever writes says why nothing can be
-    if not stat.S_ISREG(mode):
-        message = f"cannot write {quoted(str(path))}: {_kind_of(mode)} is there"
-        raise LlamagenError.of("LG634", message, help="choose another name")
-
-
 @dataclass(frozen=True, slots=True)
 class _Asked:
     path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,9 @@ def _expand(registry: Registry, target: str) -> Iterator[Path]:
     if target.endswith(_SUFFIXES) or not is_folder(folder):
         yield registry.locate(target)
         return
-    # what is no file, a pipe for one, is a finding
-    below = sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES and not is_folder(p))
+    # not rglob, which fails where another writer removes a folder meanwhile; a pipe is a finding
+    every = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
+    below = sorted(p for p in every if p.suffix in _SUFFIXES)
     if not below:
         help = "a checkpoint folder is checked with `--as ID`"
         raise LlamagenError.of("LG201", f"the folder `{target}` has no specs (*.yaml)", help=help)

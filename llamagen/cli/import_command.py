@@ -36,7 +36,8 @@ def import_config(
     if to is None:
         console.out(made.text)
     else:
-        written, _ = write_changed(to.parent, {to.name: made.text})
+        reads = list(source.iterdir()) if source.is_dir() else [source]
+        written, _ = write_changed(to.parent, {to.name: made.text}, reads)
         console.line(f"{'wrote' if written else 'unchanged'} {to}")
 
 

@@ -15,7 +15,8 @@ from types import FrameType
 from llamagen.cli.exit_codes import INVALID
 from llamagen.diagnostics import LlamagenError
 
-_POLITE = (signal.SIGTERM, signal.SIGHUP)
+_POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Windows has no SIGHUP."""
 _SHRUNK = b"""
 error[LG622]: a file became shorter while it was read: its pages are gone (SIGBUS)
   = help: wait until the copy or download is complete, then run the command again
@@ -93,4 +94,5 @@ _ON_LOST_PAGE = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost_page)
 def _name_lost_pages() -> None:
     """A mapped file that becomes shorter ends the process where it reads, in ONNX Runtime as well as here: no code of
     ours can go on, but it can say why. Python's own handlers would never be reached."""
-    ctypes.CDLL(None).signal(int(signal.SIGBUS), _ON_LOST_PAGE)
+    if hasattr(signal, "SIGBUS"):  # Windows lets no one shorten a mapped file
+        ctypes.CDLL(None).signal(int(signal.SIGBUS), _ON_LOST_PAGE)

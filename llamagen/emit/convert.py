@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from llamagen.analysis.diff.render import arrow, where
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.supply import COMPANIONS, CONFIGS
+from llamagen.emit.supply import COMPANIONS, CONFIGS, companions_of, place_companion
 from llamagen.emit.written import Progress, Written, sizes_of, write_text
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.spec.registry import Registry
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from llamagen.weights.reading import OpenFiles
 
 RECORD = "conversion.json"
-"""Written last: what was made of what, and how. A folder without it is not replaced."""
+"""What was made of what, and how."""
 
 _SHOWN = 5
 
@@ -53,6 +52,7 @@ def convert(
     out: Path,
     *,
     registry: Registry,
+    reads: tuple[Path, ...],
     shard_bytes: int | None,
     overwrite: bool,
     ignore_config: bool,
@@ -76,7 +76,8 @@ def convert(
         "to": {"id": after.spec.id, "digest": after.digest},
         "transforms": dict(sorted(counts.items())),
     }
-    _write(tensors, after, stored, out, record, shard_bytes, overwrite, progress)
+    reads = (*reads, checkpoint)
+    _write(tensors, after, stored, out, record, shard_bytes, overwrite, progress, reads)
     written = Written(out, sizes_of(out), time.monotonic() - started)
     return Converted(written, tuple(sorted(counts.items())), len(tensors) - len(plans))
 
@@ -166,12 +167,13 @@ def _write(
     shard_bytes: int | None,
     overwrite: bool,
     progress: Progress,
+    reads: tuple[Path, ...],
 ) -> None:
     from llamagen.emit.config import config_files
-    from llamagen.weights.publish import staged_folder
     from llamagen.weights.reading import OpenFiles
     from llamagen.weights.safetensors_write import (
         NewTensor,
+        checkpoint_folder,
         shard_names,
         shards,
         write_index,
@@ -192,7 +194,9 @@ def _write(
         done += size
         progress(done, total)
 
-    with staged_folder(out, overwrite=overwrite, manifest=RECORD) as staging, OpenFiles() as opened:
+    companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
+    reads = (*reads, *stored.stamps, *companions)
+    with checkpoint_folder(out, overwrite, reads) as staging, OpenFiles() as opened:
         for file, group in files.items():
             write_safetensors(
                 staging / file,
@@ -205,9 +209,8 @@ def _write(
             write_index(staging, files)
         for name, text in config_files(after).items():
             write_text(staging / name, _with_dtype(text, types))
-        for name in COMPANIONS:
-            if name not in CONFIGS and (folder / name).is_file():
-                shutil.copyfile(folder / name, staging / name)
+        for companion in companions:
+            place_companion(companion, staging)
         require_unchanged(stored.stamps)
         write_json(staging / RECORD, dict(record))
 

@@ -40,6 +40,7 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
             ignore_config=job.options.ignore_config,
         )
         notes = about_size + supply.notes
+        job = replace(job, reads=(*job.reads, checkpoint, *supply.stamps))
         if copies:
             emitted = job.emitted(AS_EXPORTED)
             job.copy(emitted, supply)

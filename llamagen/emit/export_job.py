@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llamagen.diagnostics import Diagnostic
 from llamagen.emit.images_record import images_record
 from llamagen.emit.manifest import (
+    EXPORT,
     MANIFEST,
     FileRecord,
     GraphRecord,
@@ -51,6 +52,8 @@ class ExportJob:
     out: Path
     overwrite: bool
     progress: Progress
+    reads: tuple[Path, ...]
+    """Files of the spec and the checkpoint: what holds one of them is not overwritten."""
 
     @property
     def dtype(self) -> OnnxDType:
@@ -137,9 +140,10 @@ class ExportJob:
         from llamagen.emit.clients import write_client_files
         from llamagen.emit.config import config_files
         from llamagen.emit.supply import place_companion
-        from llamagen.weights.publish import staged_folder
+        from llamagen.writing import staged_folder
 
-        with staged_folder(self.out, overwrite=self.overwrite, manifest=MANIFEST) as staging:
+        reads = (*self.reads, *supply.companions)
+        with staged_folder(self.out, EXPORT, self.overwrite, reads) as staging:
             known: dict[str, FileRecord] = {}
             yield staging, known
             write_text(staging / SPEC_FILE, resolved_text(self.resolved))

@@ -49,14 +49,17 @@ def generate(
     planned = _plan(registry, ids, cache)
     for one in planned:
         spec_id = one.subject.resolved.spec.id
-        folder = root / spec_id
         if one.shares is not None:
             yield Generated(spec_id, root / one.shares, shares=one.shares)
             continue
-        written, unchanged = write_changed(folder, files_of(one.subject, targets))
-        yield Generated(spec_id, folder, written, unchanged)
+        files = {f"{spec_id}/{n}": text for n, text in files_of(one.subject, targets).items()}
+        written, unchanged = (
+            tuple(name.removeprefix(f"{spec_id}/") for name in names)
+            for names in write_changed(root, files, registry.files)
+        )
+        yield Generated(spec_id, root / spec_id, written, unchanged)
     if not ids:
-        write_changed(root, {INDEX: _index(planned)})
+        write_changed(root, {INDEX: _index(planned)}, registry.files)
 
 
 def stale(

@@ -18,6 +18,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.images_record import ImagesRecord
 from llamagen.ir.bounded import CacheKind
 from llamagen.spec.naming import Closed
+from llamagen.writing import Listing
 
 MANIFEST = "MANIFEST.json"
 
@@ -208,6 +209,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is not a manifest of this version: {reason}",
             help="export the model again with this version of llamagen",
         ) from error
+
+
+EXPORT = Listing(MANIFEST, lambda folder: read_manifest(folder).files)
+"""How an exported folder says that llamagen wrote it."""
 
 
 def hashed(path: Path) -> FileRecord:

@@ -42,6 +42,7 @@ def random_checkpoint(
     shard_bytes: int | None,
     overwrite: bool,
     progress: Progress,
+    reads: tuple[Path, ...],
 ) -> Written:
     """Write ``out`` in the Hub's format under the model's own names; equal seeds give equal bytes.
 
@@ -66,5 +67,7 @@ def random_checkpoint(
         "F8_E4M3" if dtype == FLOAT8_NAME else STORED[dtype_named(dtype)]
     )
     config = _config(resolved, dtype)
-    write_random_checkpoint(out, tensors, seed, stored, shard_bytes, config, overwrite, progress)
+    write_random_checkpoint(
+        out, tensors, seed, stored, shard_bytes, config, overwrite, progress, reads
+    )
     return Written(out, sizes_of(out), time.monotonic() - started)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.config.json_source import read_json
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.written import write_text
+from llamagen.files import WEIGHTS, checked, open_file
 from llamagen.ir.graph import Graph
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
@@ -84,15 +86,27 @@ def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
     return (Diagnostic("LG645", "note", message, help=help),)
 
 
+def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path, ...]:
+    """The small files that a checkpoint's folder has. Raises LG601 for one that is a link to elsewhere."""
+    files = tuple(folder / name for name in names if (folder / name).is_file())
+    for file in files:
+        checked(file, WEIGHTS, within=folder)
+    return files
+
+
 def place_companion(file: Path, folder: Path) -> None:
-    """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have."""
-    if file.name == CONFIG_FILE:
-        found: object = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.pop("quantization_config", None) is not None:
-            text = json.dumps(found, indent=2) + "\n"
-            write_text(folder / file.name, text)
-            return
-    shutil.copyfile(file, folder / file.name)
+    """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have.
+
+    Raises LG601 for a link to elsewhere: what it leads to is not the checkpoint's, and would be handed on with it.
+    """
+    with open_file(file, WEIGHTS, within=file.parent) as source:
+        if file.name == CONFIG_FILE:
+            config = dict(read_json(file).value)
+            if config.pop("quantization_config", None) is not None:
+                write_text(folder / file.name, json.dumps(config, indent=2) + "\n")
+                return
+        with (folder / file.name).open("wb") as into:
+            shutil.copyfileobj(source, into)
 
 
 @dataclass(frozen=True)
@@ -100,15 +114,14 @@ class CheckpointSupply:
     """The tensors of a checkpoint; open it with ``opened``, which keeps its files open meanwhile."""
 
     bindings: Mapping[str, Binding]
-    folder: Path
     layout: str
     files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
     stamps: Mapping[Path, Stamp | None]
     """What its files were before anything was read."""
-    kept: tuple[str, ...] = COMPANIONS
-    """Names of small files to copy from the checkpoint's folder."""
+    companions: tuple[Path, ...]
+    """Small files to copy from the checkpoint's folder."""
 
     @staticmethod
     def opened(
@@ -139,24 +152,21 @@ class CheckpointSupply:
             if any(one.severity == "error" for one in clashes):
                 raise LlamagenError(clashes)
         assert found.layout is not None
+        folder = stored.path if stored.path.is_dir() else stored.path.parent
+        kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
         scaled = sum(tensor.scale is not None for tensor in stored.tensors.values())
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
-            stored.path if stored.path.is_dir() else stored.path.parent,
             found.layout,
             stack.enter_context(OpenFiles()),
             (*found.diagnostics, *_about_float8(scaled)),
             stored.stamps,
-            tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS),
+            companions_of(folder, kept),
         )
 
     @property
     def source(self) -> CheckpointSource:
         return CheckpointSource(layout=self.layout)
-
-    @property
-    def companions(self) -> Sequence[Path]:
-        return [self.folder / name for name in self.kept if (self.folder / name).is_file()]
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         from llamagen.weights.stream import tensor_pieces

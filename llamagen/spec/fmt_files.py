@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def format_files(targets: Sequence[Path], key_order: Sequence[str], *, write: bo
 def _files(targets: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for target in targets:
-        below = sorted(target.rglob("*.yaml")) if is_folder(target) else [target]
-        found.update(dict.fromkeys(below))
+        # not rglob, which fails where another writer removes a folder meanwhile
+        below = (Path(where, name) for where, _, names in os.walk(target) for name in names)
+        yaml = sorted(path for path in below if path.suffix == ".yaml")
+        found.update(dict.fromkeys(yaml if is_folder(target) else [target]))
     return list(found)

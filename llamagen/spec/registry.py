@@ -37,6 +37,11 @@ class Registry:
         last = (data_folder("spec"),) if self.shipped else ()
         self.roots = (*(Path(r) for r in self.roots), *last)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that was read."""
+        return tuple(self._sources)
+
     def ids(self, *, abstract: bool = True, sketches: bool = False) -> list[str]:
         """Every id, sorted. Names that begin with ``_`` are abstract by convention.
 

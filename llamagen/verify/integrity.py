@@ -17,6 +17,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
 from llamagen.files import DATA, open_file, read_bytes
 from llamagen.files import MANIFEST as MANIFEST_KIND
+from llamagen.writing import workspace_of
 
 Damage: TypeAlias = Literal["missing", "extra", "not a file", "size", "content", "unreadable"]
 
@@ -91,8 +92,9 @@ class _Counter:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below that is not a folder, links included."""
+    """Everything below that is not a folder, links included, but for what a writer that was killed left there."""
     for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(where, name) != workspace_of(folder)]
         place = Path(where)
         yield from (place / name for name in files)
         yield from (place / name for name in folders if (place / name).is_symlink())

@@ -30,8 +30,8 @@ from llamagen.verify.subject import spec_text
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.fit import wanted_by
 from llamagen.weights.nodes import whole
-from llamagen.weights.publish import replace_text
 from llamagen.weights.stamps import require_unchanged, stamps_of
+from llamagen.writing import write_changed
 
 SEQUENCES, PROMPT, STEPS, SEED = 8, 16, 32, 0
 DESCRIPTION = (
@@ -72,7 +72,7 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
         supply.require_unchanged()
     require_unchanged(before)
     complete = manifest.model_copy(update={"quality": found})
-    replace_text(folder / MANIFEST, complete.text())
+    write_changed(folder, {MANIFEST: complete.text()})
     return found
 
 

@@ -1,27 +1,45 @@
-"""Writing a report: HTML or JSON by the file's name, whole or not at all."""
+"""Writing a report: HTML or JSON by the file's name, whole or not at all. Only a report takes the place of a file."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from llamagen.diagnostics import LlamagenError
-from llamagen.files import require_output
-from llamagen.verify.document import document, json_text
+from llamagen.verify.document import ReportDocument, document, json_text
 from llamagen.verify.html import html_text
 from llamagen.verify.report import VerifyReport
-from llamagen.writing import write_changed
+from llamagen.writing import current, write_changed
 
 SUFFIXES = (".html", ".json")
+_TITLE = re.compile(r"<!doctype html>\n.{0,1000}<title>[^<]*: (equal|different)</title>", re.DOTALL)
+"""Of templates/docs/verify.html.j2."""
 
 
 def check_names(files: Sequence[Path]) -> None:
-    """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for no file."""
+    """Before anything is computed. Raises LG776 for a name that does not say which form is meant, or that another
+    file has: a manifest, a configuration, or what is no business of ours."""
     for file in files:
         if file.suffix not in SUFFIXES:
             message = f"the report {str(file)!r} is neither .html nor .json"
             raise LlamagenError.of("LG776", message, help="name it FILE.html or FILE.json")
-        require_output(file)
+        if os.path.lexists(file) and not _is_report(file):
+            message = f"{str(file)!r} exists and is no report"
+            raise LlamagenError.of("LG776", message, help="choose another name")
+
+
+def _is_report(file: Path) -> bool:
+    text = current(file) or ""
+    if file.suffix == ".html":
+        return _TITLE.match(text) is not None
+    try:
+        return bool(ReportDocument.model_validate_json(text, strict=True))
+    except ValidationError:
+        return False
 
 
 def write_report(report: VerifyReport, file: Path) -> None:

@@ -159,6 +159,10 @@ class _Digest:
         return Digests(self._sha.hexdigest(), self.until)
 
 
+_sync_data = getattr(os, "fdatasync", os.fsync)
+"""macOS has only the latter."""
+
+
 class _Syncer:
     """Starts writing to the disk while the rest is computed, so that the last fsync has little to do."""
 
@@ -178,7 +182,7 @@ class _Syncer:
             return
         if self._running is not None:
             self._running.result()
-        self._running = self._pool.submit(os.fdatasync, self._descriptor)
+        self._running = self._pool.submit(_sync_data, self._descriptor)
         self._unsynced = 0
 
     def __exit__(self, *raised: object) -> None:

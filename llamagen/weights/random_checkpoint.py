@@ -9,11 +9,11 @@ from typing import Literal
 
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.pieces import in_parallel
-from llamagen.weights.publish import staged_folder
 from llamagen.weights.random import RandomTensor, random_pieces
 from llamagen.weights.random_float8 import Float8Tensor, is_projection
 from llamagen.weights.safetensors_write import (
     NewTensor,
+    checkpoint_folder,
     shard_names,
     shards,
     write_index,
@@ -31,6 +31,7 @@ def write_random_checkpoint(
     config: Mapping[str, object] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    reads: Sequence[Path] = (),
 ) -> None:
     """A folder in the Hub's format: model.safetensors, or shards and an index; config.json.
 
@@ -57,7 +58,7 @@ def write_random_checkpoint(
             if progress is not None:
                 progress(done, total)
 
-    with staged_folder(folder, overwrite=overwrite) as staging:
+    with checkpoint_folder(folder, overwrite, reads) as staging:
         for file, group in files.items():
             write_safetensors(
                 staging / file,

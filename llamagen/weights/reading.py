@@ -83,13 +83,21 @@ class OpenFiles:
         position = entry.offset + start
         while buffer:
             try:
-                count = os.preadv(file.fileno(), [buffer], position)
+                count = _read_at(file.fileno(), buffer, position)
             except OSError as error:
                 raise _unreadable(entry, error.strerror or str(error)) from error
             if count == 0:
                 raise _unreadable(entry, "the file ended early; it was changed while being read")
             buffer = buffer[count:]
             position += count
+
+
+def _read_at(descriptor: int, buffer: memoryview, position: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], position)
+    data = os.pread(descriptor, len(buffer), position)  # macOS before 11: a copy more
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _unreadable(entry: TensorEntry, reason: str) -> Exception:

@@ -3,11 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from pydantic import ValidationError
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.files import MANIFEST, read_bytes
+from llamagen.spec.naming import Closed
 from llamagen.weights.dtypes import ITEM_SIZES, element_count
+from llamagen.writing import Listing, staged_folder
+
+RECORD = "llamagen.json"
+
+
+class CheckpointRecord(Closed):
+    """What llamagen wrote into a checkpoint folder, by which it knows it again. No other tool reads this file."""
+
+    format: Literal["llamagen checkpoint 1"] = "llamagen checkpoint 1"
+    files: dict[str, int]
+    """Bytes of every file but this one, by its path in the folder."""
+
+
+def _recorded_files(folder: Path) -> Collection[str]:
+    data = read_bytes(folder / RECORD, MANIFEST, within=folder)
+    try:
+        return CheckpointRecord.model_validate_json(data, strict=True).files
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise LlamagenError.of("LG634", first["msg"]) from error
+
+
+CHECKPOINT = Listing(RECORD, _recorded_files)
+"""How a checkpoint folder says that llamagen wrote it."""
+
+
+@contextmanager
+def checkpoint_folder(out: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[Path]:
+    """A folder to write a checkpoint into, as `staged_folder` gives it; its record is added at the end."""
+    with staged_folder(out, CHECKPOINT, overwrite, reads) as staging:
+        yield staging
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
+        record = CheckpointRecord(files=sizes)
+        (staging / RECORD).write_text(
+            record.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +134,4 @@ def write_index(folder: Path, files: Mapping[str, Sequence[NewTensor]]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -1,25 +1,32 @@
 """``python -m tests.hardness [--minutes N] [--seed N]``: what the tool withstands, in figures.
 
-Kills commands that write at every file operation and at random moments, interrupts them, fills their disk, runs several
-into one output, and feeds every parser damaged input. Prints what was tried and what was found; exit 1 for a finding.
+Kills commands that write at every file operation and at random moments, interrupts them, fills their disk and runs
+several into one output; gives every reader inputs that break one rule and nothing else, which it must refuse with the
+code of the rule, and sound ones, which it must accept; and feeds every parser damaged input, which must not crash it.
+Prints what was tried and what was found; exit 1 for a finding.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tests.fuzz.engine import fuzz
 from tests.fuzz.targets import TARGETS
 from tests.hardness import attacks
 from tests.hardness.attacks import Arena, Tally
+from tests.hardness.classes import CLASSES
 from tests.hardness.jobs import JOBS
+from tests.hardness.oracles import Score, score
 
 
 def for_seconds(seconds: float, least: int) -> Iterator[int]:
@@ -55,43 +62,80 @@ def attacked(root: Path, seed: int, seconds: float) -> Iterator[Tally]:
             yield attacks.read_only(job, root)
 
 
-def fuzzed(seed: int, seconds: float) -> Iterator[Tally]:
-    for target in TARGETS.values():
-        outcome = fuzz(target, seed, None, seconds / len(TARGETS))
-        what = f"{target.name}: damaged input"
-        refused = outcome.tried - outcome.accepted
-        yield Tally(what, outcome.tried, refused, [f.what for f in outcome.findings])
+def broken(name: str, seed: int, seconds: float) -> Score:
+    """Inputs of a class that break one rule, and sound ones."""
+    return score(CLASSES[name][0], (seed + i for i in for_seconds(seconds, 1)))
+
+
+def damaged(name: str, seed: int, seconds: float) -> Score:
+    """Random changes, of which nobody knows what they break."""
+    found = fuzz(TARGETS[name], seed, None, seconds)
+    crashed = len(found.findings)
+    what = {f.place: f.what for f in found.findings}
+    return Score(found.tried - found.accepted - crashed, found.accepted, crashed, what)
+
+
+def apart(run: Callable[[str, int, float], Score], name: str, seed: int, seconds: float) -> Score:
+    """In a process of its own: what an input does to a reader may be anything."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(run, name, seed, seconds).result()
+        except BrokenProcessPool:
+            return Score(crashed=1, findings={"": "the process died"})
+
+
+def read(seed: int, seconds: float) -> Iterator[tuple[str, Score]]:
+    share = seconds / (len(CLASSES) + len(TARGETS))
+    for name in CLASSES:
+        yield f"{name}: sound, or with one rule broken", apart(broken, name, seed, share)
+    for name in TARGETS:
+        yield f"{name}: damaged", apart(damaged, name, seed, share)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hardness")
     parser.add_argument("--minutes", type=float, default=2.0, help="0: everything once")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["writers", "parsers"])
+    parser.add_argument("--only", choices=["writers", "readers"])
     given = parser.parse_args(arguments)
     seconds = given.minutes * 60 / (1 if given.only else 2)
-    found: list[Tally] = []
-    print(f"{'tried':>9}  {'hit':>9}  what")
-    with tempfile.TemporaryDirectory(prefix="hardness-") as folder:
-        if given.only != "parsers":
-            for tally in attacked(Path(folder), given.seed, seconds):
-                found.append(tally)
-                show(tally)
-        if given.only != "writers":
-            for tally in fuzzed(given.seed, seconds):
-                found.append(tally)
-                show(tally)
-    tried, hit = sum(t.tried for t in found), sum(t.hit for t in found)
-    problems = [text for tally in found for text in tally.findings]
-    killed = sum(t.hit for t in found if "SIG" in t.what)
-    print(f"{tried:>9,}  {hit:>9,}  in all; {killed:,} kills survived; {len(problems)} findings")
+    problems: list[str] = []
+    if given.only != "readers":
+        problems += show_writers(given.seed, seconds)
+    if given.only != "writers":
+        problems += show_readers(given.seed, seconds)
     for text in dict.fromkeys(problems):
         print(f"\n{text}")
     return 1 if problems else 0
 
 
-def show(tally: Tally) -> None:
-    print(f"{tally.tried:>9,}  {tally.hit:>9,}  {tally.what}", flush=True)
+def show_writers(seed: int, seconds: float) -> list[str]:
+    """The findings."""
+    found: list[Tally] = []
+    print(f"{'tried':>9}  {'hit':>9}  what")
+    with tempfile.TemporaryDirectory(prefix="hardness-") as folder:
+        for tally in attacked(Path(folder), seed, seconds):
+            found.append(tally)
+            print(f"{tally.tried:>9,}  {tally.hit:>9,}  {tally.what}", flush=True)
+    tried, hit = sum(t.tried for t in found), sum(t.hit for t in found)
+    problems = [text for tally in found for text in tally.findings]
+    killed = sum(t.hit for t in found if "SIG" in t.what)
+    print(f"{tried:>9,}  {hit:>9,}  in all; {killed:,} kills survived; {len(problems)} findings")
+    return problems
+
+
+def show_readers(seed: int, seconds: float) -> list[str]:
+    """The findings."""
+    found: list[tuple[str, Score]] = []
+    print(f"{'refused':>9}  {'accepted':>9}  {'crashed':>9}  what")
+    for what, one in read(seed, seconds):
+        found.append((what, one))
+        print(f"{one.refused:>9,}  {one.accepted:>9,}  {one.crashed:>9,}  {what}", flush=True)
+    refused, accepted = sum(s.refused for _, s in found), sum(s.accepted for _, s in found)
+    crashed = sum(s.crashed for _, s in found)
+    problems = [f"{what}: {text}" for what, one in found for text in one.findings.values()]
+    print(f"{refused:>9,}  {accepted:>9,}  {crashed:>9,}  in all; {len(problems)} findings")
+    return problems
 
 
 if __name__ == "__main__":

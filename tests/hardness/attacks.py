@@ -142,7 +142,12 @@ def at_every_step(arena: Arena, fresh: bool, limit: int) -> Tally:
     for step in range(1, limit + 1):
         if fresh:
             shutil.rmtree(arena.folder / "out", ignore_errors=True)
-        pid = arena.run(step % 2, lambda step=step: _die_at(step, str(arena.folder)))
+        if not arena.job.whole:  # only what differs is written
+            arena.job.prepare(arena.folder, 0)
+            call(arena.job.words(arena.folder, 0))
+        pid = arena.run(
+            step % 2 if arena.job.whole else 1, lambda step=step: _die_at(step, str(arena.folder))
+        )
         code = wait(pid)
         tally.tried += 1
         tally.hit += code == -signal.SIGKILL

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen.api import random_checkpoint
 from llamagen.cli import main
 
 TINY = Path(__file__).parents[1] / "cases" / "common" / "tiny.yaml"
@@ -45,6 +46,14 @@ def _random_checkpoint(folder: Path, version: int) -> list[str]:
     return [*words, "--shards", "20 kB", "--out", str(folder / "out")]
 
 
+def _convert(folder: Path, version: int) -> list[str]:
+    checkpoint = folder.parent / f"checkpoint-{version}"
+    if not checkpoint.exists():
+        random_checkpoint(TINY, checkpoint, seed=version)
+    words = ["convert", str(checkpoint), "--from", str(TINY), "--overwrite", "--shards", "20 kB"]
+    return [*words, "--out", str(folder / "out")]
+
+
 def _spec(folder: Path, version: int) -> Path:
     """The tiny model; of another width and in no canonical form as version 1."""
     text = TINY.read_text()
@@ -76,6 +85,7 @@ JOBS: Mapping[str, Job] = {
     for job in (
         Job("export", _export, whole=True),
         Job("random-checkpoint", _random_checkpoint, whole=True),
+        Job("convert", _convert, whole=True),
         Job("generate", _generate, whole=False),
         Job("fmt", _fmt, whole=False, prepare=_unformatted),
     )
@@ -83,21 +93,25 @@ JOBS: Mapping[str, Job] = {
 
 
 def state_of(folder: Path) -> State:
-    """The output below ``folder``; empty where there is none. Leftovers are not part of it."""
-    root = folder / "out"
+    """The output below ``folder``; empty where there is none. Leftovers are not part of it.
+
+    A folder that waits while the new one takes its place is the output: the next run puts it back.
+    """
+    aside = folder / f".out{LEFTOVER}" / "old"
+    root = folder / "out" if (folder / "out").exists() or not aside.exists() else aside
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and LEFTOVER not in path.name
+        if path.is_file() and LEFTOVER not in path.relative_to(root).parts
     }
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files and folders, not what is inside of them; locks are only names."""
+    """Temporary files and folders, not what is inside of them."""
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob(f"*{LEFTOVER}*")
-        if not path.name.endswith(".lock") and LEFTOVER not in path.parent.name
+        if LEFTOVER not in path.parent.name
     )
 
 

@@ -15,21 +15,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NAIVE = """
 import contextlib, pathlib, shutil, sys, tempfile
-import llamagen.emit.files, llamagen.weights.publish as publish, llamagen.spec.fmt_files as fmt_files
+import llamagen.emit.files, llamagen.writing as writing, llamagen.spec.fmt_files as fmt_files
 
 @contextlib.contextmanager
-def straight(target, overwrite=False, manifest=None):
+def straight(target, listing, overwrite=False, reads=()):
     place = pathlib.Path(target)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     yield place
 
-def in_place(folder, files):
+def in_place(folder, files, reads=()):
     for name, text in files.items():
         (folder / name).write_text(text)
     return tuple(files), ()
 
-publish.staged_folder = straight
+writing.staged_folder = straight
 fmt_files.write_changed = in_place
 from random import Random
 from tests.hardness.attacks import Arena, at_every_step, limited
@@ -45,18 +45,19 @@ with tempfile.TemporaryDirectory() as folder:
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the attacks fork, which a process with threads must not."""
     done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
+@pytest.mark.timeout(900)
 def test_every_attack_once() -> None:
     out = run("-m", "tests.hardness", "--only", "writers", "--minutes", "0").stdout
     figures = re.search(r"([\d,]+) kills survived; 0 findings", out)
     assert figures is not None and int(figures[1].replace(",", "")) > 100, out
     count("kills survived", int(figures[1].replace(",", "")))
-    for name in ("export", "random-checkpoint", "generate", "fmt"):
+    for name in ("export", "random-checkpoint", "convert", "generate", "fmt"):
         assert f"{name}: SIGKILL before each file operation" in out
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -67,18 +66,16 @@ from llamagen.cli import main
 import llamagen.emit.clients as clients
 def wait(*given):
     print("writing", flush=True)
-    time.sleep(50)
+    time.sleep(10_000)
 clients.write_client_files = wait
 sys.exit(main(sys.argv[1:]))
 """
     words = [sys.executable, "-c", code, "export", str(TINY), "--random-weights", "1", "--out"]
     child = subprocess.Popen([*words, "out"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "writing\n"
-    assert len(list(tmp_path.iterdir())) == 2  # the lock and the staging folder
+    assert [path.name for path in tmp_path.iterdir()] == [".out.llamagen"]
     child.send_signal(number)
-    began = time.monotonic()
-    assert child.wait(timeout=30) == 128 + number
-    assert time.monotonic() - began < 20
+    assert child.wait() == 128 + number
     assert list(tmp_path.iterdir()) == []
     child.stdout.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llamagen import writing
 from llamagen.diagnostics import LlamagenError
 from llamagen.writing import write_changed
 
@@ -33,13 +34,80 @@ def test_the_mode_of_a_file_stays(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_the_dead_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    ours = ".x.llamagen-0123456789ab.tmp"
-    for name in (ours, ".x.llamagen-012.tmp", ".x.tmp", "x.llamagen-0123456789ab.tmp"):
-        (tmp_path / name).write_text("half")
-    write_changed(tmp_path, {"x": "1"})
-    (tmp_path / ours).write_text("half")
-    write_changed(tmp_path, {"x": "1"})  # also where nothing is left to write
-    assert names(tmp_path) == [".x.llamagen-012.tmp", ".x.tmp", "x", "x.llamagen-0123456789ab.tmp"]
+    home = tmp_path / ".llamagen"
+    for left in (("mark",), ("mark", "lock"), ("mark", "lock", "new/0")):
+        (home / "new").mkdir(parents=True)
+        for name in left:
+            (home / name).write_text(writing._MARK_TEXT if name == "mark" else "")
+        write_changed(tmp_path, {"x": "1"})  # also where nothing is left to write
+        assert names(tmp_path) == ["x"]
+    (home / "new").mkdir(parents=True)
+    (home / "new" / "0").write_text("work")
+    with pytest.raises(LlamagenError, match="LG634"):
+        write_changed(tmp_path, {"x": "2"})
+    assert (home / "new" / "0").read_text() == "work" and (tmp_path / "x").read_text() == "1"
+
+
+def test_links_below_the_folder_are_not_followed(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("work")
+    (root / "model").symlink_to(elsewhere)
+    (root / "text").symlink_to(elsewhere / "mine")
+    (root / "gone").symlink_to(elsewhere / "not there")
+    (root / "sub").mkdir()
+    (root / "sub" / "model").symlink_to("../model")
+    os.mkfifo(root / "pipe")
+    (root / "full").symlink_to("/dev/full")
+    for name in (
+        "model/x",
+        "model/mine",
+        "text",
+        "gone",
+        "gone/x",
+        "sub/model/x",
+        "pipe",
+        "full",
+        "sub",
+    ):
+        with pytest.raises(LlamagenError, match="LG634"):
+            write_changed(root, {"fine": "1", name: "new"})
+    assert names(elsewhere) == ["mine"] and (elsewhere / "mine").read_text() == "work"
+    assert names(root) == ["full", "gone", "model", "pipe", "sub", "text"]
+    (tmp_path / "link").symlink_to(root)  # what the user named himself may be one
+    write_changed(tmp_path / "link", {"fine": "1"})
+
+
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("work")
+    os.link(tmp_path / "in", tmp_path / "same")
+    (tmp_path / "link").symlink_to("in")
+    for read in ("in", "link", "./sub/../in"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        for name in ("in", "same"):
+            with pytest.raises(LlamagenError, match=r"LG634.*reads"):
+                write_changed(tmp_path, {name: "new"}, [tmp_path / read, tmp_path / "absent"])
+    assert (tmp_path / "in").read_text() == "work"
+
+
+def test_a_file_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everything
+    with pytest.raises(LlamagenError, match="LG633"):
+        write_changed(tmp_path, {"a": "new"})
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_text_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", writing._MAX_TEXT + 1)
+    for name in ("endless", "pipe", "bytes", "huge", "absent", "a\0b"):
+        assert writing.current(tmp_path / name) is None
 
 
 @pytest.mark.parametrize(

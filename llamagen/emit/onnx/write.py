@@ -164,10 +164,15 @@ def _of_its_size(spots: Sequence[Placement], pieces: Iterable[Piece]) -> Iterato
 
 
 def _claim(file: BinaryIO, size: int) -> None:
-    """Reserve ``size`` bytes on the disk where the file system can; gaps read as zeros either way."""
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        file.truncate(size)
+    """Reserve ``size`` bytes on the disk where the system can; gaps read as zeros either way.
+
+    Where it cannot, as on macOS, a disk that is too small is found later, and nothing is published either.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    file.truncate(size)

@@ -1,4 +1,3 @@
-from pathlib import Path
+from llamagen import api
 
-Path("out").mkdir()
-Path("out/mine.txt").write_text("keep me")
+api.load("tiny.yaml").export("out", random_weights=0)

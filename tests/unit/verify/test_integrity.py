@@ -6,6 +6,9 @@ import hashlib
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +200,53 @@ def test_the_hash_of_the_manifest_tells_who_wrote_it(folder: Path) -> None:
     (folder / "MANIFEST.json").write_text(text.replace('"seed": 5', '"seed": 6'))
     after = check_integrity(folder, silent)
     assert after.whole and after.manifest_sha256 != before.manifest_sha256
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import filelock
+from llamagen.writing import write_changed
+
+folder, text = Path(sys.argv[1]), sys.argv[2]
+for step in range(1, 200):
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def hook(event, arguments):
+            global count
+            if any(str(a).startswith(str(folder)) for a in arguments):
+                count += 1
+                if count == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        write_changed(folder, {"MANIFEST.json": text})
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(code, flush=True)
+    if code == 0:
+        break
+    sys.stdin.readline()
+"""
+
+
+def test_a_writer_of_the_manifest_that_was_killed(folder: Path) -> None:
+    """As `verify --quality` may be, before each of its operations: nothing is left that is no part of the folder."""
+    manifest = folder / "MANIFEST.json"
+    before = manifest.read_text()
+    left = 0
+    words = [sys.executable, "-c", KILLED, str(folder), f"{before} "]
+    with subprocess.Popen(words, stdin=-1, stdout=-1, text=True, bufsize=1) as child:
+        assert child.stdout is not None and child.stdin is not None
+        while child.stdout.readline() == f"{-signal.SIGKILL}\n":
+            assert damage(folder) == []
+            left += (folder / ".llamagen").exists()
+            manifest.write_text(before)
+            child.stdin.write("\n")
+    assert left > 10 and child.returncode == 0 and manifest.read_text() == f"{before} "
+    assert not (folder / ".llamagen").exists()
+    (folder / ".llamagen").mkdir()
+    (folder / ".llamagen" / "new").write_text("of others")
+    assert damage(folder) == [(".llamagen/new", "extra")]

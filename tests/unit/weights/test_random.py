@@ -30,7 +30,8 @@ def test_one_file_holds_the_random_values(tmp_path: Path, dtype: str) -> None:
     target = tmp_path / "out"
     write_random_checkpoint(target, TENSORS, 7, dtype, config={"hidden_size": 8})  # type: ignore[arg-type]
     found = load_file(target / "model.safetensors")
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
+    files = ["config.json", "llamagen.json", "model.safetensors"]
+    assert sorted(path.name for path in target.iterdir()) == files
     assert json.loads((target / "config.json").read_text()) == {"hidden_size": 8}
     assert list(Checkpoint.open(target).tensors) == [tensor.name for tensor in TENSORS]
     for name, shape, kind, _ in TENSORS:
