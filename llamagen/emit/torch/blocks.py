@@ -30,7 +30,7 @@ from llamagen.ops.code import (
     statement,
 )
 from llamagen.ops.dims import Dim
-from llamagen.ops.op import DType, State, TensorType, keep_of
+from llamagen.ops.op import DType, State, TensorType
 
 MAX_PERIOD = 8
 
@@ -103,25 +103,7 @@ class Body:
         if text is None:
             message = f"`{node.op}` has no PyTorch lowering"
             raise LlamagenError.of("LG741", message, node.span)
-        args = [self.read(o) for o in node.operands]
-        constants, sources = self.plan.constants, node.sources
-        site = TorchSite(
-            attrs=node.attrs,
-            part=node.part,
-            number=lambda name: constants.code(node.attrs[name], sources.get(name)),
-            numbers=lambda name: constants.codes(node.attrs[name], sources.get(name)),
-            operand_types=tuple(self.type(o) for o in node.operands),
-            result_types=tuple(self.type(r) for r in node.results),
-            model_dtype=self.model_dtype,
-            size=self.size,
-            sizes=self.sizes,
-            kept=lambda: self.plan.kept(keep_of(node.attrs)),
-            attend=Text(self.plan.attend),
-            unmasked=Text(self.plan.unmasked),
-            extras=tuple(self.plan.extras),
-            states=self.lists.get(node.operands, "") if node.row.variadic else "",
-        )
-        return text(site, args)
+        return text(TorchSite(self, node), [self.read(o) for o in node.operands])
 
     def part(self, node: Node) -> Part:
         assert node.part is not None

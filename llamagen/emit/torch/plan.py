@@ -102,22 +102,11 @@ class Plan:
         return any(len(n.operands) > 3 for _, n in self.attentions) and not self.special
 
     @property
-    def attend(self) -> str:
-        return "self.attend" if self.choice else "eager"
-
-    @property
-    def unmasked(self) -> str:
-        return "eager" if self.special else "full_attention"
-
-    @property
     def mask_type(self) -> str:
         """None means that a kernel knows the mask, or with one implementation that nothing is hidden."""
-        none = any(s.causal for s in self.shared) if self.choice else self._some_unmasked
+        unmasked = any(len(n.operands) < 4 for _, n in self.attentions)
+        none = any(s.causal for s in self.shared) if self.choice else unmasked
         return "Tensor | None" if none else "Tensor"
-
-    @property
-    def _some_unmasked(self) -> bool:
-        return any(len(n.operands) < 4 for _, n in self.attentions)
 
     @property
     def directly_attending(self) -> set[str]:

@@ -16,6 +16,7 @@ from llamagen.ops.dims import Dim
 from llamagen.ops.op import Attrs, Role, TensorType, a_str, keep_of
 
 if TYPE_CHECKING:
+    from llamagen.emit.torch.blocks import Body
     from llamagen.emit.torch.plan import Plan
 
 
@@ -23,34 +24,68 @@ if TYPE_CHECKING:
 class TorchSite:
     """A call in a forward."""
 
-    attrs: Attrs
-    part: str | None
-    number: Callable[[str], Code]
-    """An attribute of the node as Python: a constant's name where the spec used one."""
-    numbers: Callable[[str], tuple[Code, ...]]
-    """An attribute that is a list."""
-    operand_types: tuple[TensorType, ...]
-    result_types: tuple[TensorType, ...]
-    model_dtype: Callable[[], Code]
-    """An expression for the dtype the model runs in."""
-    size: Callable[[Dim], Code]
-    """An expression for a symbolic size."""
-    sizes: Callable[[Sequence[Dim]], tuple[Code, ...]]
-    """Expressions for a new shape of the same elements."""
-    kept: Callable[[], str]
-    """How many tokens a bounded slot keeps; empty for one that keeps all."""
-    attend: Text
-    """The attention function under a mask."""
-    unmasked: Text
-    """The attention function without one."""
-    extras: tuple[str, ...]
-    """What both take besides q, k, v and the mask."""
-    states: str = ""
-    """The list that holds all operands, if they are states that a loop collected."""
+    body: Body
+    node: Node
+
+    @property
+    def attrs(self) -> Attrs:
+        return self.node.attrs
+
+    @property
+    def part(self) -> str | None:
+        return self.node.part
+
+    def number(self, name: str) -> Code:
+        """An attribute as Python: a constant's name where the spec used one."""
+        return self.body.plan.constants.code(self.attrs[name], self.node.sources.get(name))
+
+    def numbers(self, name: str) -> tuple[Code, ...]:
+        """An attribute that is a list."""
+        return self.body.plan.constants.codes(self.attrs[name], self.node.sources.get(name))
+
+    @property
+    def operand_types(self) -> tuple[TensorType, ...]:
+        return tuple(self.body.type(o) for o in self.node.operands)
+
+    @property
+    def result_types(self) -> tuple[TensorType, ...]:
+        return tuple(self.body.type(r) for r in self.node.results)
+
+    def model_dtype(self) -> Code:
+        """An expression for the dtype the model runs in."""
+        return self.body.model_dtype()
+
+    def size(self, dim: Dim) -> Code:
+        """An expression for a symbolic size."""
+        return self.body.size(dim)
+
+    def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:
+        """Expressions for a new shape of the same elements."""
+        return self.body.sizes(dims)
+
+    def kept(self) -> str:
+        """How many tokens a bounded slot keeps; empty for one that keeps all."""
+        return self.body.plan.kept(keep_of(self.attrs))
+
+    @property
+    def attend(self) -> Text:
+        """The attention function under a mask."""
+        return Text("self.attend" if self.body.plan.choice else "eager")
+
+    @property
+    def unmasked(self) -> Text:
+        """The attention function without one."""
+        return Text("eager" if self.body.plan.special else "full_attention")
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What both take besides q, k, v and the mask."""
+        return tuple(self.body.plan.extras)
 
     def listed(self, x: Sequence[Code]) -> Code:
-        """All operands as one argument."""
-        return Text(self.states) if self.states else Tuple(tuple(x))
+        """All operands as one argument; states that a loop collected are in a list already."""
+        states = self.body.lists.get(self.node.operands)
+        return Tuple(tuple(x)) if states is None else Text(states)
 
 
 @dataclass(frozen=True, slots=True)
