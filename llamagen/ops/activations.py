@@ -213,10 +213,6 @@ def _clamp_numpy(o: Operands) -> tuple[Array, ...]:
     return (x if high is None else np.minimum(x, high),)
 
 
-def _softcap_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    return call("softcap", x[0], at.number("cap"))
-
-
 def _clamp_torch(at: TorchSite, x: Sequence[Code]) -> Code:
     bounds = (("min", "low"), ("max", "high"))
     bounded = {key: at.number(name) for key, name in bounds if at.attrs[name] is not None}
@@ -237,10 +233,6 @@ def _clamp_onnx(b: Builder, site: Site, x: Values) -> Values:
         b.number(float(v), dtype) if isinstance(v, int | float) else None for v in (low, high)
     ]
     return (b.op("Clip", x[0], *bounds),)
-
-
-def _quick_gelu_onnx(b: Builder, site: Site, x: Values) -> Values:
-    return (b.op("QuickGelu", *x, alpha=a_float(site.attrs, "alpha")),)
 
 
 ACTIVATION_OPS: tuple[Op, ...] = (
@@ -265,7 +257,7 @@ ACTIVATION_OPS: tuple[Op, ...] = (
         attrs=(AttrSpec("cap", "float", "the bound c", required=True),),
         elementwise=True,
         numpy=_softcap_numpy,
-        torch=_softcap_torch,
+        torch=lambda at, x: call("softcap", x[0], at.number("cap")),
         onnx=_softcap_onnx,
     ),
     Op(
@@ -296,6 +288,6 @@ ACTIVATION_OPS: tuple[Op, ...] = (
         attrs=(AttrSpec("alpha", "float", "", required=True),),
         fused=True,
         elementwise=True,
-        onnx=_quick_gelu_onnx,
+        onnx=lambda b, site, x: (b.op("QuickGelu", *x, alpha=a_float(site.attrs, "alpha")),),
     ),
 )

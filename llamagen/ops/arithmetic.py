@@ -33,6 +33,7 @@ from llamagen.ops.op import (
     axis_attr,
     axis_of,
     broadcast,
+    int_attr,
     need,
     need_real,
     result_dtype,
@@ -44,10 +45,6 @@ if TYPE_CHECKING:
     from llamagen.emit.onnx.site import Site
     from llamagen.emit.torch.site import TorchSite
     from llamagen.ops.op import Array, Real, Values
-
-
-def _pair_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (TensorType(result_dtype(*types), broadcast(types[0], types[1])),)
 
 
 def _pair(
@@ -66,7 +63,7 @@ def _pair(
         "Elementwise, with broadcasting; written as an operator in equations.",
         f"a {symbol} b",
         ("a", "b"),
-        _pair_shape,
+        lambda types, attrs: (TensorType(result_dtype(*types), broadcast(*types)),),
         Precision.MODEL,
         Tokens.ALONE,
         internal=True,
@@ -272,7 +269,7 @@ ARITHMETIC_OPS: tuple[Op, ...] = (
         _topk_shape,
         Precision.EXACT,
         Tokens.ALONE,
-        attrs=(AttrSpec("k", "int", "how many", required=True),),
+        attrs=(int_attr("k", "how many"),),
         role=Role.CHOICE,
         positive=Positive.KEPT,
         numpy=_topk_numpy,

@@ -36,6 +36,7 @@ from llamagen.ops.op import (
     a_int,
     a_str,
     elements,
+    int_attr,
     keep_of,
     need,
     need_rank,
@@ -530,10 +531,6 @@ def _last_row_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType(x.dtype, (x.shape[0], Dim.of(1), *x.shape[2:])),)
 
 
-def _any_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (types[0],)
-
-
 ATTENTION_OPS: tuple[Op, ...] = (
     Op(
         "causal_mask",
@@ -637,7 +634,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         Tokens.ALONE,
         attrs=(
             AttrSpec("scale", "float", "attn_scale", required=True),
-            AttrSpec("floor_scale", "int", "positions a step", required=True),
+            int_attr("floor_scale", "positions a step"),
         ),
         hoisted=True,
         cite="facts 4.8",
@@ -664,7 +661,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         "Real tokens of each row first, each part in its order.",
         "y[b] = x[b, real], x[b, padding]",
         ("x", "attention_mask"),
-        _any_shape,
+        lambda types, attrs: (types[0],),
         Precision.EXACT,
         Tokens.MIXED,
         fused=True,
@@ -676,7 +673,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         "The tokens of packed rows where the caller had them.",
         "y[b, s] = x[b, rank of s among real tokens]",
         ("x", "attention_mask"),
-        _any_shape,
+        lambda types, attrs: (types[0],),
         Precision.EXACT,
         Tokens.MIXED,
         fused=True,

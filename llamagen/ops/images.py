@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llamagen.ops.code import (
     Call,
-    Code,
     Shared,
     call,
     literal,
@@ -29,6 +27,7 @@ from llamagen.ops.op import (
     a_bool,
     a_int,
     elements,
+    int_attr,
     need,
     need_rank,
     need_real,
@@ -39,7 +38,7 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.site import ModuleSite, PreludeSite, TorchSite
+    from llamagen.emit.torch.site import ModuleSite, PreludeSite
     from llamagen.ops.op import Array, Values
 
 
@@ -62,12 +61,6 @@ def _conv2d_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
     outputs, inputs, kernel = (a_int(attrs, n) for n in ("out_channels", "in_channels", "kernel"))
     weight = parameter("weight", (outputs, inputs, kernel, kernel), "matrix")
     return (weight, parameter("bias", (outputs,), "bias")) if a_bool(attrs, "bias") else (weight,)
-
-
-def _conv2d_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:
-    return elements(results[0].shape) * (
-        2 * a_int(attrs, "in_channels") * a_int(attrs, "kernel") ** 2
-    )
 
 
 def _tile_mask_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -151,10 +144,6 @@ def _conv2d_module(at: ModuleSite) -> Call:
     return call("nn.Conv2d", *channels, stride=at.number("stride"), bias=bias)
 
 
-def _replace_rows_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    return call("replace_rows", *x, at.number("id"))
-
-
 def _tile_mask_prelude(at: PreludeSite) -> Shared:
     tiles, tokens = at.operand(0), at.define("TILE_TOKENS", "tokens")
     padded = at.define("PADDED_TILE_TOKENS", "padded")
@@ -216,14 +205,17 @@ IMAGE_OPS: tuple[Op, ...] = (
         Precision.MODEL,
         Tokens.MIXED,
         attrs=(
-            AttrSpec("in_channels", "int", "channels of the operand", required=True),
-            AttrSpec("out_channels", "int", "channels of the result", required=True),
-            AttrSpec("kernel", "int", "side of the kernel", required=True),
+            int_attr("in_channels", "channels of the operand"),
+            int_attr("out_channels", "channels of the result"),
+            int_attr("kernel", "side of the kernel"),
             AttrSpec("stride", "int", "step between two places", default=1),
             AttrSpec("bias", "bool", "whether a bias is added", default=False),
         ),
         parameters=_conv2d_parameters,
-        flops=_conv2d_flops,
+        flops=lambda operands, results, attrs: (
+            elements(results[0].shape)
+            * (2 * a_int(attrs, "in_channels") * a_int(attrs, "kernel") ** 2)
+        ),
         is_part=True,
         numpy=_conv2d_numpy,
         torch=part_text,
@@ -240,8 +232,8 @@ IMAGE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.MIXED,
         attrs=(
-            AttrSpec("tokens", "int", "real tokens of a tile", required=True),
-            AttrSpec("padded", "int", "tokens of a tile with padding", required=True),
+            int_attr("tokens", "real tokens of a tile"),
+            int_attr("padded", "tokens of a tile with padding"),
         ),
         hoisted=True,
         cite="facts 4.7",
@@ -258,7 +250,7 @@ IMAGE_OPS: tuple[Op, ...] = (
         _cross_mask_shape,
         Precision.EXACT,
         Tokens.MIXED,
-        attrs=(AttrSpec("tokens", "int", "tokens of a tile", required=True),),
+        attrs=(int_attr("tokens", "tokens of a tile"),),
         hoisted=True,
         result_names=("cross_mask", "seen"),
         cite="facts 4.7",
@@ -275,11 +267,11 @@ IMAGE_OPS: tuple[Op, ...] = (
         _replace_rows_shape,
         Precision.EXACT,
         Tokens.MIXED,
-        attrs=(AttrSpec("id", "int", "the token whose embedding is replaced", required=True),),
+        attrs=(int_attr("id", "the token whose embedding is replaced"),),
         cite="facts 4.9",
         role=Role.PLACEHOLDERS,
         numpy=_replace_rows_numpy,
-        torch=_replace_rows_torch,
+        torch=lambda at, x: call("replace_rows", *x, at.number("id")),
         onnx=_replace_rows_onnx,
     ),
 )

@@ -34,6 +34,7 @@ from llamagen.ops.op import (
     a_ints,
     a_str,
     elements,
+    int_attr,
     need,
     need_last,
     need_real,
@@ -59,10 +60,6 @@ def _embedding_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType(DType.MODEL, (*ids.shape, Dim.of(a_int(attrs, "features")))),)
 
 
-def _embedding_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
-    return (parameter("weight", (a_int(attrs, "rows"), a_int(attrs, "features")), "embedding"),)
-
-
 def _linear_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (x,) = types
     need_real(x, "the operand of a linear part")
@@ -74,18 +71,6 @@ def _linear_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
     inputs, outputs = a_int(attrs, "in_features"), a_int(attrs, "out_features")
     weight = parameter("weight", (outputs, inputs), "matrix")
     return (weight, parameter("bias", (outputs,), "bias")) if a_bool(attrs, "bias") else (weight,)
-
-
-def _linear_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:
-    return elements(results[0].shape) * (2 * a_int(attrs, "in_features"))
-
-
-def _parameter_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (TensorType(DType.MODEL, tuple(map(Dim.of, a_ints(attrs, "shape")))),)
-
-
-def _parameter_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
-    return (parameter("", a_ints(attrs, "shape"), INIT_KINDS[a_str(attrs, "kind")]),)
 
 
 def _linear_numpy(o: Operands) -> tuple[Array, ...]:
@@ -138,10 +123,6 @@ def _fused_matmul_onnx(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("FusedMatMul", b.to(x[0], b.model), site.parameters["weight"], transB=1),)
 
 
-def _int(name: str, doc: str) -> AttrSpec:
-    return AttrSpec(name, "int", doc, required=True)
-
-
 LINEAR_OPS: tuple[Op, ...] = (
     Op(
         "embedding",
@@ -151,8 +132,10 @@ LINEAR_OPS: tuple[Op, ...] = (
         _embedding_shape,
         Precision.EXACT,
         Tokens.ALONE,
-        attrs=(_int("rows", "number of ids"), _int("features", "width of a row")),
-        parameters=_embedding_parameters,
+        attrs=(int_attr("rows", "number of ids"), int_attr("features", "width of a row")),
+        parameters=lambda attrs: (
+            parameter("weight", (a_int(attrs, "rows"), a_int(attrs, "features")), "embedding"),
+        ),
         is_part=True,
         role=Role.EMBEDDING,
         numpy=lambda o: (widened(o.stored("weight")[o.ints()]),),
@@ -169,13 +152,15 @@ LINEAR_OPS: tuple[Op, ...] = (
         Precision.MODEL,
         Tokens.ALONE,
         attrs=(
-            _int("in_features", "width of the operand"),
-            _int("out_features", "width of the result"),
+            int_attr("in_features", "width of the operand"),
+            int_attr("out_features", "width of the result"),
             AttrSpec("bias", "bool", "whether a bias is added", default=False),
             AttrSpec("tied_to", "str", "role path of the weight to share", optional=True),
         ),
         parameters=_linear_parameters,
-        flops=_linear_flops,
+        flops=lambda operands, results, attrs: (
+            elements(results[0].shape) * (2 * a_int(attrs, "in_features"))
+        ),
         is_part=True,
         role=Role.LINEAR,
         numpy=_linear_numpy,
@@ -188,7 +173,7 @@ LINEAR_OPS: tuple[Op, ...] = (
         "A tensor of its own (a gate, a class embedding); used by its part name, without a call.",
         "y = parameter",
         (),
-        _parameter_shape,
+        lambda types, attrs: (TensorType(DType.MODEL, tuple(map(Dim.of, a_ints(attrs, "shape")))),),
         Precision.EXACT,
         Tokens.MIXED,
         attrs=(
@@ -201,7 +186,9 @@ LINEAR_OPS: tuple[Op, ...] = (
                 choices=tuple(INIT_KINDS),
             ),
         ),
-        parameters=_parameter_parameters,
+        parameters=lambda attrs: (
+            parameter("", a_ints(attrs, "shape"), INIT_KINDS[a_str(attrs, "kind")]),
+        ),
         is_part=True,
         role=Role.PARAMETER,
         numpy=lambda o: (o.weight(""),),

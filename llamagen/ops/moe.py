@@ -32,6 +32,7 @@ from llamagen.ops.op import (
     a_int,
     a_str,
     elements,
+    int_attr,
     need,
     need_last,
     need_real,
@@ -349,10 +350,6 @@ def _parts(b: Builder, site: Site, name: str) -> Quantized:
     return found
 
 
-def _int(name: str, doc: str) -> AttrSpec:
-    return AttrSpec(name, "int", doc, required=True)
-
-
 EXPERT_OPS: tuple[Op, ...] = (
     Op(
         "experts",
@@ -367,9 +364,9 @@ EXPERT_OPS: tuple[Op, ...] = (
         Precision.MODEL,
         Tokens.ALONE,
         attrs=(
-            _int("num_experts", "number of experts E"),
-            _int("features", "width D of a token"),
-            _int("intermediate", "width F of an expert"),
+            int_attr("num_experts", "number of experts E"),
+            int_attr("features", "width D of a token"),
+            int_attr("intermediate", "width F of an expert"),
             AttrSpec(
                 "act", "str", "activation of the gate", default="silu", choices=tuple(ACTIVATIONS)
             ),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ops.code import (
     Call,
-    Code,
     call,
     literal,
 )
@@ -28,6 +26,7 @@ from llamagen.ops.op import (
     a_float,
     a_int,
     a_str,
+    int_attr,
     need_last,
     need_real,
     parameter,
@@ -38,7 +37,7 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.site import ModuleSite, TorchSite
+    from llamagen.emit.torch.site import ModuleSite
     from llamagen.ops.op import Array, Real, Values
 
 
@@ -47,10 +46,6 @@ def _norm_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     need_real(x, "the operand of a norm")
     need_last(x, a_int(attrs, "features"), "the operand of this norm")
     return (x,)
-
-
-def _rms_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
-    return (parameter("weight", (a_int(attrs, "features"),), "norm"),)
 
 
 def _layer_norm_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
@@ -80,10 +75,6 @@ def _layer_norm_numpy(o: Operands) -> tuple[Array, ...]:
     y = rms_normalize(centred, o.number("eps"))  # the variance is the mean square of what is left
     y = y * o.weight("weight") if a_bool(o.attrs, "weight") else y
     return (y + o.weight("bias") if a_bool(o.attrs, "bias") else y,)
-
-
-def _rms_normalize_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    return call("rms_normalize", x[0], at.number("eps"))
 
 
 def _layer_norm_module(at: ModuleSite) -> Call:
@@ -155,11 +146,7 @@ def _skip_norm_onnx(b: Builder, site: Site, x: Values) -> Values:
     )
 
 
-def _skip_norm_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (types[0], types[0])
-
-
-_FEATURES = AttrSpec("features", "int", "width", required=True)
+_FEATURES = int_attr("features", "width")
 _EPS = AttrSpec("eps", "float", "added to the mean of squares, inside the root", required=True)
 
 NORM_OPS: tuple[Op, ...] = (
@@ -184,7 +171,7 @@ NORM_OPS: tuple[Op, ...] = (
                 choices=("before_weight", "after_weight"),
             ),
         ),
-        parameters=_rms_parameters,
+        parameters=lambda attrs: (parameter("weight", (a_int(attrs, "features"),), "norm"),),
         is_part=True,
         cite="arXiv 1910.07467; facts 4.1",
         role=Role.NORM,
@@ -229,7 +216,7 @@ NORM_OPS: tuple[Op, ...] = (
         attrs=(_EPS,),
         cite="facts 4.8",
         numpy=lambda o: (rms_normalize(o.real(), o.number("eps")),),
-        torch=_rms_normalize_torch,
+        torch=lambda at, x: call("rms_normalize", x[0], at.number("eps")),
         onnx=_rms_normalize_onnx,
     ),
     Op(
@@ -237,7 +224,7 @@ NORM_OPS: tuple[Op, ...] = (
         "A sum and its rms norm in one kernel.",
         "rms_norm(a + b), a + b",
         ("a", "b"),
-        _skip_norm_shape,
+        lambda types, attrs: (types[0], types[0]),
         Precision.FLOAT32_INSIDE,
         Tokens.ALONE,
         fused=True,

@@ -278,9 +278,6 @@ class Op:
             case Tokens.MIXED:
                 return False
 
-    def attr(self, name: str) -> AttrSpec | None:
-        return next((a for a in self.attrs if a.name == name), None)
-
 
 def keep_of(attrs: Attrs) -> int | None:
     """``keep`` of a cache or a mask: none before the pass that bounds caches, and for what it leaves whole."""
@@ -342,6 +339,11 @@ def need_last(t: TensorType, size: int, what: str) -> None:
 def same_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     need_real(types[0], "the operand")
     return (types[0],)
+
+
+def int_attr(name: str, doc: str) -> AttrSpec:
+    """A whole number that must be given."""
+    return AttrSpec(name, "int", doc, required=True)
 
 
 def axis_attr() -> AttrSpec:

@@ -34,6 +34,7 @@ from llamagen.ops.op import (
     axis_of,
     broadcast,
     elements,
+    int_attr,
     need,
     need_rank,
     need_real,
@@ -183,18 +184,6 @@ def _expand_numpy(o: Operands) -> tuple[Array, ...]:
     return (np.broadcast_to(o.real(), shape).copy(),)
 
 
-def _split_heads_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    return call("split_heads", x[0], at.size(at.result_types[0].shape[-1]))
-
-
-def _merge_heads_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    return call("merge_heads", x[0])
-
-
-def _repeat_heads_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    return method(x[0], "expand", literal(-1), at.number("heads"), literal(-1), literal(-1))
-
-
 def _split_torch(at: TorchSite, x: Sequence[Code]) -> Code:
     axis = literal(a_int(at.attrs, "axis"))
     return method(x[0], "split", Tuple(at.numbers("sizes")), dim=axis)
@@ -249,7 +238,7 @@ def _pad_onnx(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("Pad", x[0], widths, None, b.ints([site.axis()])),)
 
 
-_HEADS = AttrSpec("heads", "int", "number of heads", required=True)
+_HEADS = int_attr("heads", "number of heads")
 _SHAPE = AttrSpec("shape", "dims", "new shape: numbers and B, S, T, I", required=True)
 
 SHAPE_OPS: tuple[Op, ...] = (
@@ -263,7 +252,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Tokens.ALONE,
         attrs=(_HEADS,),
         numpy=_split_heads_numpy,
-        torch=_split_heads_torch,
+        torch=lambda at, x: call("split_heads", x[0], at.size(at.result_types[0].shape[-1])),
         onnx=_split_heads_onnx,
     ),
     Op(
@@ -277,7 +266,9 @@ SHAPE_OPS: tuple[Op, ...] = (
         attrs=(_HEADS,),
         cite="arXiv 2405.04434",
         numpy=lambda o: (np.repeat(o.real(), o.whole("heads"), axis=1),),
-        torch=_repeat_heads_torch,
+        torch=lambda at, x: method(
+            x[0], "expand", literal(-1), at.number("heads"), literal(-1), literal(-1)
+        ),
         onnx=lambda b, site, x: (
             b.op("Expand", x[0], b.ints([1, a_int(site.attrs, "heads"), 1, 1])),
         ),
@@ -291,7 +282,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.ALONE,
         numpy=_merge_heads_numpy,
-        torch=_merge_heads_torch,
+        torch=lambda at, x: call("merge_heads", x[0]),
         onnx=_merge_heads_onnx,
     ),
     Op(
@@ -362,7 +353,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Tokens.ALONG,
         attrs=(
             AttrSpec("start", "int", "first index", default=0),
-            AttrSpec("stop", "int", "index after the last", required=True),
+            int_attr("stop", "index after the last"),
             axis_attr(),
         ),
         numpy=_slice_numpy,

@@ -162,15 +162,25 @@ blocks:
       q = rope(split_heads(q_proj(x), num_heads), positions, rope)
       k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
       k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
+      k = {k}
       near = attention(q, k, v, mask='causal', window=2)
       far = attention(q, k, v, mask='causal'{far})
       return o_proj(merge_heads(near + far))
 """
 
 
-@pytest.mark.parametrize(("far", "bounds"), [(", window=4", (3,)), (", chunk=6", (5,)), ("", ())])
-def test_the_widest_reader_decides(far: str, bounds: tuple[int, ...]) -> None:
-    model = RandomModel.of_text(SHARED.format(far=far).lstrip())
+@pytest.mark.parametrize(
+    ("far", "k", "bounds"),
+    [
+        (", window=4", "k", (3,)),
+        (", chunk=6", "k", (5,)),
+        ("", "k", ()),
+        (", window=4", "rms_normalize(k, norm_eps) * 0.5", (3,)),
+    ],
+)
+def test_the_widest_reader_decides(far: str, k: str, bounds: tuple[int, ...]) -> None:
+    """Also through ops on each token alone."""
+    model = RandomModel.of_text(SHARED.format(far=far, k=k).lstrip())
     graph = bound_caches(model.graph)
     assert keeps(graph) == bounds
     assert {s.reach for s in cache_of(model.graph).layers} == {bounds[0] + 1 if bounds else None}
@@ -185,10 +195,14 @@ def test_the_widest_reader_decides(far: str, bounds: tuple[int, ...]) -> None:
 
 
 def test_keys_that_something_else_reads_stay_whole() -> None:
-    text = SHARED.format(far=", window=4").replace("near + far))", "near + far)) * mean(k_proj(x))")
-    other = text.replace("near = attention(q, k,", "k = k * 1.0\n      near = attention(q, k,")
-    assert keeps(bound_caches(RandomModel.of_text(text.lstrip()).graph)) == (3,)
-    assert keeps(bound_caches(RandomModel.of_text(other.lstrip()).graph)) == ()
+    def bounds(k: str) -> tuple[int, ...]:
+        text = SHARED.format(far=", window=4", k=k)
+        text = text.replace("near + far))", "near + far)) * mean(k_proj(x))")
+        return keeps(bound_caches(RandomModel.of_text(text.lstrip()).graph))
+
+    assert bounds("k") == (3,)
+    assert bounds("permute(permute(k, [0, 1, 3, 2]), [0, 1, 3, 2])") == ()
+    assert bounds("k + mean(k, axis=2)") == ()
 
 
 @pytest.mark.parametrize("backend", ["reference", "onnx", "torch"])
