@@ -121,6 +121,7 @@ class Model:
         weights: str = "copy",
         logits: str | None = None,
         max_context: int | None = None,
+        runtime: str | None = None,
         scan: bool = False,
         overwrite: bool = False,
         ignore_config: bool = False,
@@ -130,7 +131,8 @@ class Model:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
-        ``logits`` (``last`` or ``all``) and ``max_context`` (tokens) are the profile's own where they are None.
+        ``logits`` (``last`` or ``all``), ``max_context`` (tokens) and ``runtime`` (a version of ONNX Runtime, ``1.31``)
+        are the profile's own where they are None.
         A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
         cache, layers with a window or chunks hand on only what a later token can see. ``quantize`` says what is
         quantised, and how.
@@ -146,6 +148,7 @@ class Model:
             weights=weights,
             logits=logits,
             max_context=max_context,
+            runtime=runtime,
             scan=scan,
             ignore_config=ignore_config,
             cache=cache,

@@ -1,4 +1,7 @@
-"""The end of a run says how many random specs and inputs were tried, over all workers."""
+"""The end of a run says how many random specs and inputs were tried, over all workers.
+
+No test depends on how busy the machine is: hypothesis has no deadline, and does not judge how fast it draws.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,16 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.counting import TRIED
 
 TOTAL: Counter[str] = Counter()
+
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -26,25 +26,23 @@ def _open(resolved: ResolvedSpec, section: str, stated: Sequence[T]) -> tuple[T,
     leaf = resolved.leaf(section)
     if leaf is None or not isinstance(leaf.node, Seq):
         return tuple(stated)
-    rank = {spec_id: place for place, spec_id in enumerate(resolved.chain)}
-    by_file = {origin.span.file: rank[origin.spec_id] for origin in leaf.origins}
+    files = resolved.files
     kept: list[T] = []
     for entry, node in zip(stated, leaf.node.items, strict=True):
         about = resolved.find(*entry.path.split("."))
         if about is None and "*" not in entry.path:
             continue  # an heir went over to something that has no such value
-        written = _last_written(about, rank)
-        if written <= by_file[node.span.file]:
+        if last_written(about, files) <= files.index(node.span.file):
             kept.append(entry)
     return tuple(kept)
 
 
-def _last_written(tree: Tree | None, rank: dict[str, int]) -> int:
-    """The latest place in the chain that wrote something at or below ``tree``; -1 for a path with a wildcard."""
+def last_written(tree: Tree | None, files: Sequence[str]) -> int:
+    """The latest of a chain's ``files`` that wrote something at or below ``tree``; -1 for a path with a wildcard."""
     match tree:
         case None:
             return -1
         case Leaf(origins=origins):
-            return rank[origins[-1].spec_id]
+            return files.index(origins[-1].span.file)
         case Branch(entries=entries):
-            return max((_last_written(below, rank) for below in entries.values()), default=-1)
+            return max((last_written(below, files) for below in entries.values()), default=-1)

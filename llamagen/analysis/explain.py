@@ -152,7 +152,9 @@ def _meaning(steps: tuple[str, ...]) -> Iterator[str]:
 
 def _sources(resolved: ResolvedSpec, dotted: str) -> Iterator[str]:
     key = source_of(resolved, dotted)
-    if key is not None:
+    if key is None:
+        yield "source: none; only `provenance` of the file that wrote it, or of an heir, can name one"
+    else:
         about = known_sources().get(key.split("#", 1)[0])
         yield f"source: {key}" + (f" ({about})" if about else "")
     for doubt in uncertain(resolved):

@@ -159,7 +159,7 @@ class _Subjects:
         for path, leaf in self.resolved.leaves():
             section = path.split(".", 1)[0]
             if section in _SOURCED:
-                source = source_of(self.resolved, path, own_family=False)
+                source = source_of(self.resolved, path)
                 scope: dict[str, Static] = {
                     "path": path,
                     "section": section,

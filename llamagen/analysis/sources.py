@@ -7,32 +7,28 @@ from fnmatch import translate
 from functools import cache
 from typing import Literal
 
+from llamagen.analysis.doubts import last_written
 from llamagen.analysis.tables import load_table
 from llamagen.spec.naming import Closed
 from llamagen.spec.resolved import ResolvedSpec
 
 
-def source_of(resolved: ResolvedSpec, path: str, *, own_family: bool = True) -> str | None:
+def source_of(resolved: ResolvedSpec, path: str) -> str | None:
     """The source key of the value at the dotted ``path``, or none.
 
-    Of the globs that match, one written in the file of the value, or in an heir of it, goes before inherited ones,
-    of these the nearest; then the longest. ``hyperparameters.*`` covers nested values too, such as
-    ``hyperparameters.rope.theta``. What a family says of its own models proves no value of a spec that extends them
-    from outside, unless ``own_family`` is false.
+    A glob proves what is written in its own file and what that file inherits; none proves a value that an heir writes.
+    Of those that match, the longest counts, of equal ones the last. ``hyperparameters.*`` covers nested values too,
+    such as ``hyperparameters.rope.theta``.
     """
-    leaf = resolved.leaf(*path.split("."))
-    writer = leaf.origins[-1].spec_id if leaf is not None else resolved.spec.id
-    written = _depth(resolved, writer)
-    best: tuple[tuple[int, int], str] | None = None
+    written = last_written(resolved.find(*path.split(".")), resolved.files)
+    best: tuple[int, str] | None = None
     for glob, source in resolved.spec.provenance.items():
-        if not matches(glob, path):
-            continue
         entry = resolved.leaf("provenance", glob)
-        prover = entry.origins[-1].spec_id if entry is not None else writer
-        depth = _depth(resolved, prover)
-        if own_family and depth < written and family_of(prover) != family_of(writer):
+        if entry is None or not matches(glob, path):
             continue
-        weight = (min(depth, written), len(glob.replace("*", "")))
+        if resolved.files.index(entry.origins[-1].span.file) < written:
+            continue
+        weight = len(glob.replace("*", ""))
         if best is None or weight >= best[0]:
             best = (weight, source)
     return best[1] if best is not None else None
@@ -41,10 +37,6 @@ def source_of(resolved: ResolvedSpec, path: str, *, own_family: bool = True) -> 
 def family_of(spec_id: str) -> str:
     """``llama`` of ``llama/3/8b``."""
     return spec_id.split("/", 1)[0]
-
-
-def _depth(resolved: ResolvedSpec, spec_id: str) -> int:
-    return resolved.chain.index(spec_id) if spec_id in resolved.chain else 0
 
 
 def matches(glob: str, path: str) -> bool:

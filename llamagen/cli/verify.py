@@ -106,8 +106,11 @@ def _integrity(folder: Path) -> None:
     if found.findings:
         console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
     for name in found.unread:
-        console.line(f"{name}: only its size and header are known")
+        console.line(f"{name}: its values were never read, only its size and header are known")
     verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
+    if found.unread:
+        unread = f"{len(found.unread)} of them, {bytes_text(found.unread_bytes)}, were never read"
+        verdict += f"; {unread} (`export --scan` reads all, and refuses NaN)"
     console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
     console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
     if not found.whole:

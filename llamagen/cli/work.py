@@ -49,6 +49,13 @@ def export(
             help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
         ),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="Oldest onnxruntime that must run it: 1.27, 1.31 or 1.32; the newest build for the profile.",
+        ),
+    ] = None,
     scan: Annotated[
         bool,
         typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
@@ -104,6 +111,7 @@ def export(
             weights=weights,
             logits=logits,
             max_context=max_context,
+            runtime=runtime,
             scan=scan,
             quantize=QuantizeOptions(
                 quantize,

@@ -73,7 +73,7 @@ class ExportJob:
         return Counter(self.progress, total)
 
     def emitted(self, stored: Mapping[str, OnnxDType]) -> dict[str, OnnxModel]:
-        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG706."""
+        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG706, LG717."""
         from llamagen.emit.onnx.choices import choices_of
         from llamagen.emit.onnx.emit import emit_onnx
         from llamagen.emit.onnx.profile import profile_named
@@ -82,7 +82,7 @@ class ExportJob:
         chosen, options = profile_named(self.options.profile), self.options
         found = choices_of(self.graph, chosen, options.logits, options.max_context)
         weights: WeightPlaces = "copied" if options.mode == "copy" else "referenced"
-        choices = replace(found, weights=weights)
+        choices = replace(found, weights=weights, runtime=options.runtime)
         text = replace(
             choices, quantization=fits_provider(quantization_of(options.quantize), chosen)
         )
@@ -173,6 +173,8 @@ class ExportJob:
             io_dtype=main.profile.io_dtypes[main.dtype],
             logits=main.logits,
             max_context=main.max_context,
+            runtime=main.runtime,
+            batched_chunks=main.batched_chunks,
             cache=self.options.cache,
             weights=weights,
             quantization=quantization_of(self.options.quantize).record(self.options.quantize),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Self
 
-from llamagen.images.recipe import Recipe, recipe_of
+from pydantic import Field, model_validator
+
+from llamagen.images.recipe import MAX_TOKENS, Recipe, TilesRecipe, TokenId, recipe_of
 from llamagen.ir.build_graphs import build_all
 from llamagen.ir.pipeline import pipeline_of
 from llamagen.spec.naming import Closed
@@ -16,12 +18,14 @@ class HandOver(Closed):
 
     made_by: str
     read_by: tuple[str, ...]
-    placeholder: int | None = Field(
+    placeholder: TokenId | None = Field(
         default=None,
         description="Token that stands for its rows; rows are used up by the tokens, in order. "
         "Null: read whole at every call.",
     )
-    rows: int | None = Field(default=None, description="Rows of an item (a tile), one a token.")
+    rows: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+        default=None, description="Rows of an item (a tile), one a token."
+    )
 
 
 class ImagesRecord(Closed):
@@ -29,7 +33,8 @@ class ImagesRecord(Closed):
 
     once: tuple[str, ...] = Field(description="Run once for all images of a prompt, in order.")
     steps: tuple[str, ...] = Field(
-        description="Run at every call, in order; the last one has the cache and gives logits."
+        min_length=1,
+        description="Run at every call, in order; the last one has the cache and gives logits.",
     )
     inputs: tuple[str, ...] = Field(description="What preprocessing gives the graphs run once.")
     beside: tuple[str, ...] = Field(
@@ -39,6 +44,17 @@ class ImagesRecord(Closed):
     preprocessing: Recipe | None = Field(
         description="From image files to these inputs; null where its tokens are not published."
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Tokens that the recipe writes stand for the rows that are handed over."""
+        recipe = self.preprocessing
+        if isinstance(recipe, TilesRecipe):
+            written = recipe.patch_token, recipe.tokens_per_tile
+            for name, one in self.hand_overs.items():
+                if one.placeholder is not None and (one.placeholder, one.rows) != written:
+                    raise ValueError(f"tokens stand for rows of {name!r} that are not the recipe's")
+        return self
 
 
 def images_record(resolved: ResolvedSpec) -> ImagesRecord | None:

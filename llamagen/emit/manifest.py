@@ -33,6 +33,7 @@ Switch: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[01]$")]
 SchemeName: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
 
 Sha256: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
 DTypeName: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 _CHUNK = 1 << 20
@@ -43,7 +44,7 @@ class TensorRecord(Closed):
     """One tensor of a data file, in the order of the file."""
 
     name: str
-    stop: int = Field(ge=0, description="Where its bytes end.")
+    stop: Count = Field(description="Where its bytes end.")
     until: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")] = Field(
         description="First 16 digits of the sha256 of the file up to there."
     )
@@ -52,7 +53,7 @@ class TensorRecord(Closed):
 class FileRecord(Closed):
     """One file of the folder."""
 
-    size: int = Field(ge=0, description="Bytes.")
+    size: Count = Field(description="Bytes.")
     sha256: Sha256 | None = Field(
         description="Of the content; null for a referenced checkpoint file that was not read."
     )
@@ -80,7 +81,7 @@ class GraphRecord(Closed):
 
     file: str
     digest: str = Field(description="Of the graph IR it was lowered from.")
-    opset: dict[str, int] = Field(
+    opset: dict[str, Annotated[int, Field(ge=1, le=1_000)]] = Field(
         description="Operator set domain, `ai.onnx` written out -> version."
     )
 
@@ -92,7 +93,7 @@ class CheckpointSource(Closed):
 
 class RandomSource(Closed):
     kind: Literal["random"] = "random"
-    seed: int
+    seed: Count
 
 
 Source: TypeAlias = Annotated[CheckpointSource | RandomSource, Field(discriminator="kind")]
@@ -112,10 +113,12 @@ class QuantizationRecord(Closed):
     embedding: SchemeName
     tied: SchemeName = Field(description="A table that is both embedding and head.")
     experts: SchemeName = Field(default="none", description="Stacked experts; never w8a8.")
-    block_size: int = Field(description="Weights of a row that share a scale; int4 and int8.")
+    block_size: int = Field(
+        ge=0, le=1 << 20, description="Weights of a row that share a scale; int4 and int8."
+    )
     symmetric: bool
     accuracy_level: int = Field(
-        description="Of MatMulNBits and QMoE; 4 rounds activations to int8."
+        ge=0, le=4, description="Of MatMulNBits and QMoE; 4 rounds activations to int8."
     )
 
 
@@ -123,7 +126,7 @@ class QualityRecord(Closed):
     """The folder as it runs against the float32 model; `llamagen verify DIR --quality CHECKPOINT` measures it."""
 
     inputs: str
-    positions: int = Field(description="Tokens whose next one is compared.")
+    positions: Count = Field(description="Tokens whose next one is compared.")
     kl_mean: FiniteFloat = Field(description="KL(float32 || folder) of the next token, nats, mean.")
     kl_max: FiniteFloat
     top1_agreement: FiniteFloat = Field(
@@ -147,8 +150,17 @@ class Manifest(Closed):
     logits: Literal["last", "all"] = Field(
         description="After the last real token of a call, or after every one."
     )
-    max_context: int | None = Field(
+    max_context: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         description="Tokens that the model's tables of positions cover; null where it computes them."
+    )
+    runtime: str | None = Field(
+        default=None,
+        description="Version of ONNX Runtime that the operators were chosen for; null before there was a choice.",
+    )
+    batched_chunks: bool = Field(
+        default=True,
+        description="Whether a call with a past may have several rows of several tokens; "
+        "if not, its attention refuses such a call: several rows then go on by one token each.",
     )
     weights: WeightsRecord
     quantization: QuantizationRecord | None = Field(description="null: no weight is quantised.")
@@ -175,11 +187,25 @@ class Manifest(Closed):
         for name, graph in self.graphs.items():
             if not _NAME.fullmatch(name) or graph.file != f"{name}.onnx":
                 raise ValueError(f"the graph {name!r} is not in {graph.file!r}")
-        run = (*self.images.once, *self.images.steps) if self.images else ()
+        images = self.images
+        run = (*images.once, *images.steps) if images else ()
+        if images:
+            run += tuple(over.made_by for over in images.hand_overs.values())
         unknown = [name for name in run if name not in self.graphs]
         if unknown:
             raise ValueError(f"images go through {unknown[0]!r}, which is no graph of the folder")
         return self
+
+    @property
+    def made_for(self) -> str:
+        """The versions that the folder wants, in words."""
+        opsets = {
+            domain: max(one.opset.get(domain, 0) for one in self.graphs.values())
+            for graph in self.graphs.values()
+            for domain in graph.opset
+        }
+        said = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
+        return f"llamagen {self.llamagen} for {said}"[:200]
 
     def text(self) -> str:
         """Canonical JSON, files by name."""

@@ -29,6 +29,11 @@ def _said(options: ExportOptions, emitted: Mapping[str, OnnxModel]) -> Iterator[
             "--max-context bounds nothing: no operator of this model reads a table of positions",
             "the length of a generation is up to who runs the model",
         )
+    if options.runtime is not None and not any(m.fused_attention for m in models):
+        yield (
+            "--runtime changes nothing: every version that it takes has the operators of this model",
+            "leave it out",
+        )
     chosen = options.quantize
     if chosen == NOT_QUANTIZED or any(i.part for m in models for i in m.initializers):
         return

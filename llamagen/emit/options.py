@@ -23,6 +23,8 @@ class ExportOptions:
     """``last`` or ``all``; None is the profile's own choice."""
     max_context: int | None = None
     """Tokens that tables of positions cover; None is the model's context, within bounds."""
+    runtime: str | None = None
+    """Version of ONNX Runtime whose operators may be used; None is the newest that the profile's provider has."""
     quantize: QuantizeOptions = NOT_QUANTIZED
     scan: bool = False
     """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""

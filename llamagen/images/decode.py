@@ -2,79 +2,54 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagen import files
+from llamagen.confined import Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_PIXELS = 89_478_485
 """As Pillow has it: an image of this size takes 256 MiB in memory, whatever the file takes."""
 
-FORMATS = ("PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF")
-"""All that is decoded, whatever the name of a file says: for others Pillow starts programs (Ghostscript for EPS)."""
-
-_EIGHT_BITS = frozenset(
-    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-)
+_SCRIPT = Path(__file__).with_name("decoder.py")
+_LIMITS = Limits(seconds=30, memory=2 << 30, answer=3 * MAX_PIXELS + 100)
+"""Of ``MAX_PIXELS`` a PNG with transparency takes 4 s, a WebP 1.4 GiB."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] of the first frame, turned as its EXIF data says.
+    """Pixels [H, W, 3] of the first frame, turned as its EXIF data says. A process of its own decodes it.
 
-    Raises LG780 for what cannot be read whole or has more than 8 bits a colour, LG781 for more than ``MAX_PIXELS``.
+    Raises LG780 for what cannot be read whole or has more than 8 bits a colour, LG781 for more than ``MAX_PIXELS``,
+    and for a file that takes more time or memory than any image of that size.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they are about is refused here
-            with (
-                files.open_file(path, files.IMAGE) as file,
-                Image.open(file, formats=FORMATS) as image,
-            ):
-                _refuse(path, image)
-                image.load()
-                return as_rgb(image)
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, "its header claims more than twice what is decoded") from error
-    except UnidentifiedImageError as error:
-        help = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]} can be read"
-        raise LlamagenError.of("LG780", f"{path} is not an image", help=help) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LlamagenError.of("LG780", f"{path} cannot be read: {reason}") from error
-    except (ValueError, SyntaxError, EOFError) as error:  # what decoders raise for broken files
-        raise LlamagenError.of("LG780", f"{path} is broken: {error}") from error
+    with files.open_file(path, files.IMAGE) as file:
+        try:
+            answer = confined(_SCRIPT, (str(MAX_PIXELS),), file, _LIMITS)
+        except Stopped as error:
+            raise _refused(path, error) from error
+    start = answer.index(b"\n") + 1
+    width, height = map(int, answer[:start].split())
+    return np.frombuffer(answer, np.uint8, offset=start).reshape(height, width, 3)
 
 
-def as_rgb(image: Image) -> NDArray[np.uint8]:
-    """The same for an image in memory, whose mode has at most 8 bits a colour."""
-    from PIL import Image, ImageOps
-
-    upright = ImageOps.exif_transpose(image)
-    if "A" in upright.getbands() or upright.info.get("transparency") is not None:
-        over = upright.convert("RGBA")
-        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, over)
-    return np.asarray(upright.convert("RGB"))
-
-
-def _refuse(path: Path, image: Image) -> None:
-    """By the header, before any pixel is decoded."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"it has {width:,} x {height:,} pixels")
-    if image.mode not in _EIGHT_BITS:
-        message = f"{path} has more than 8 bits a colour (mode {image.mode})"
-        raise LlamagenError.of("LG780", message, help="convert it to 8 bits: its range is unknown")
+def _refused(path: Path, error: Stopped) -> LlamagenError:
+    match error.kind:
+        case "TooLarge" | "limit":
+            return _too_large(path, str(error))
+        case "DecompressionBombError":
+            return _too_large(path, "its header claims more than twice what is decoded")
+        case "TooDeep":
+            message = f"{path} has more than 8 bits a colour (mode {error})"
+            help = "convert it to 8 bits: its range is unknown"
+        case "UnidentifiedImageError":
+            message = f"{path} is not an image"
+            help = "PNG, JPEG, WebP, GIF, BMP and TIFF can be read"
+        case _:  # what decoders raise for broken files
+            return LlamagenError.of("LG780", f"{path} cannot be read: {error}")
+    return LlamagenError.of("LG780", message, help=help)
 
 
 def _too_large(path: Path, reason: str) -> LlamagenError:

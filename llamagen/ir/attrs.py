@@ -60,7 +60,7 @@ def convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
     """``value`` as the attribute's type. Raises ExpressionError when it is of another one."""
 
     def refuse(wish: str) -> ExpressionError:
-        found = unparse_static(value)
+        found = f"the text {value!r}" if isinstance(value, str) else unparse_static(value)
         return ExpressionError(
             f"`{spec.name}` of `{op.name}` must be {wish}, it is {found}", expr.extent
         )
@@ -95,7 +95,7 @@ def convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
                 return tuple(int(i) for i in items if isinstance(i, int))
             raise refuse("a list of whole numbers")
         case "floats":
-            if isinstance(value, tuple) and all(isinstance(i, int | float) for i in value):
+            if isinstance(value, tuple) and all(type(i) in (int, float) for i in value):
                 return tuple(float(i) for i in value if isinstance(i, int | float))
             raise refuse("a list of numbers")
         case "dims":

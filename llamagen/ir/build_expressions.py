@@ -14,7 +14,7 @@ from llamagen.ir.build_terms import Broken, Constant, Listed, Several, Tensor, T
 from llamagen.ir.graph import BlockPart, OpPart, StackPart
 from llamagen.ops.op import DType, Op, Role, TensorType
 from llamagen.ops.table import OPS
-from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate
+from llamagen.spec.evaluate import FUNCTIONS, Static, UnknownName, evaluate, is_true
 from llamagen.spec.expr import (
     Binary,
     Call,
@@ -70,7 +70,7 @@ class Expressions:
                     return self.body.apply(OPS["neg"], [term], {}, expr.extent)
                 return Constant(evaluate(expr, self.scope))
             case Conditional(then=then, test=test, otherwise=otherwise):
-                return self.term(then if self.static(test) else otherwise)
+                return self.term(then if is_true(self.static(test), test) else otherwise)
             case ListExpr(items=items):
                 return Constant(tuple(self.size(item) for item in items))
             case _:

@@ -10,7 +10,7 @@ from llamagen.ir.attrs import Given, bind
 from llamagen.ir.graph import OpPart
 from llamagen.ops.op import AttrValue, ShapeError
 from llamagen.ops.table import OPS
-from llamagen.spec.evaluate import Static, evaluate
+from llamagen.spec.evaluate import Static, evaluate, is_true
 from llamagen.spec.expr import Call, Conditional, Expr, ExpressionError, Literal_, Name, parse
 from llamagen.spec.schema import MAX_LAYERS, BlockDefinition
 from llamagen.spec.scope import expression_error
@@ -66,7 +66,8 @@ def declare(
 def _chosen(expr: Expr, scope: Mapping[str, Static]) -> Expr:
     """``A if test else B`` is decided here: a part is one thing or the other."""
     while isinstance(expr, Conditional):
-        expr = expr.then if evaluate(expr.test, scope) else expr.otherwise
+        test = evaluate(expr.test, scope)
+        expr = expr.then if is_true(test, expr.test) else expr.otherwise
     return expr
 
 

@@ -408,18 +408,24 @@ def _fused_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType(query.dtype, (batch, tokens, width)), *presents)
 
 
+CHUNKS = "GroupQueryAttention", "query_seqlens"
+"""The input that says how many tokens of a call each row has."""
+
+
 def _fused_onnx(b: Builder, site: Site, x: Values) -> Values:
     """Rows are packed: real tokens first. The operator counts them, appends them to the cache and sees no other.
 
     ``query_seqlens`` is what makes a batch of several tokens after the first call possible; without it the kernel
-    refuses such a call.
+    refuses such a call, and appends the padding behind the real tokens too. None of them sees it, and the next call
+    writes over it.
     """
     query, key, value, past_key, past_value, mask, sinks = (*site.given, None)[:7]
     assert mask is not None
     window, scale, softcap = (site.attrs[n] for n in ("window", "scale", "softcap"))
     rotary = a_bool(site.attrs, "rotary")
     tables: tuple[ir.Value | None, ...] = _tables(b, site) if rotary else (None, None)
-    until, total, new = _row_lengths(b, mask)
+    lengths = _chunk_lengths(b, mask) if b.has_input(*CHUNKS) else _row_lengths(b, mask)
+    until, total, new = lengths
     return b.ops(
         "GroupQueryAttention",
         *(query, key, value, past_key, past_value, until, total, *tables),
@@ -467,7 +473,20 @@ def _new_mask(b: Builder, mask: ir.Value) -> ir.Value:
     return b.shared["new mask"]
 
 
-def _row_lengths(b: Builder, mask: ir.Value) -> Values:
+def _row_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, None]:
+    """int32: the position of each row's last slot behind its past tokens, [B], and the longest row with padding, []."""
+    if "row lengths" not in b.shared:
+        with b.within("/rows"):
+            along = b.ints([1])
+            new = b.op("ReduceSum", _new_mask(b, mask), along, keepdims=0)
+            past = b.op("Sub", b.op("ReduceSum", mask, along, keepdims=0), new)
+            last = b.op("Sub", b.op("Add", past, b.size(S)), b.ints([1]))
+            b.shared["row lengths"] = b.to(last, b.INT32)
+            b.shared["total length"] = b.to(b.op("Squeeze", b.size(T), b.ints([0])), b.INT32)
+    return b.shared["row lengths"], b.shared["total length"], None
+
+
+def _chunk_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """int32: each row's last real position, [B], the longest row with padding, [], and each row's new tokens, [B].
 
     A row that has only padding so far counts one token: the kernel needs one, and the first real token takes its place.

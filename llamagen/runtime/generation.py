@@ -23,6 +23,7 @@ from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.session import Session
 from llamagen.runtime.text import TOKENIZER_FILE, Text
+from llamagen.weights.checkpoint import require_no_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,14 @@ def generate(
 
     With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
 
-    Raises LG711 (ONNX Runtime has no such ``provider``), LG760 (not an exported folder), LG761 (text without a
-    tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the context), LG780 and LG781 (an image that
-    cannot be read), LG782 (images and their places differ in number), LG783 (a model that reads no images), LG784 (no
-    chat template, or one that fails).
+    Raises LG623 (the folder holds an adapter), LG711 (ONNX Runtime has no such ``provider``), LG760 (not an
+    exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the
+    context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places differ in number),
+    LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
     """
     execution = provider_of(provider)
+    if folder.is_dir():
+        require_no_adapter(folder)
     text = Text.of_folder(folder)
     if isinstance(prompt, str):
         if text is None:
@@ -140,7 +143,9 @@ def generate(
     manifest = read_manifest(folder) if files.exists(folder / MANIFEST) else None
     known = manifest.images if manifest is not None else None
     record, prepared = _prepared(folder, known, ids, images, encoded=isinstance(prompt, str))
-    how = OpenOptions(threads, execution, manifest.session if manifest is not None else {})
+    how = OpenOptions(threads, execution)
+    if manifest is not None:
+        how = OpenOptions(threads, execution, manifest.session, manifest.made_for)
     started = time.perf_counter()
     session = Session(folder, how, record)
     opened = time.perf_counter() - started
@@ -150,7 +155,7 @@ def generate(
     if context is not None and read >= context:
         message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
         raise LlamagenError.of("LG764", message, help="shorten the prompt")
-    session.cache.reserve(min(read + max_new_tokens, context or sys.maxsize))
+    session.reserve(min(read + max_new_tokens, context or sys.maxsize))
     return Generation(
         session,
         prepared,

@@ -10,13 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen import files
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.onnx.session import (
     AS_IT_IS,
     OpenOptions,
     array_of,
     as_input,
+    computing,
     open_session,
+    require_interface,
+    table_context,
     value_of,
 )
 from llamagen.emit.onnx.write import MODEL_FILE
@@ -40,6 +43,8 @@ class Graph:
             message = f"{str(file.parent)!r} has no {file.name}"
             help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
             raise LlamagenError.of("LG760", message, help=help)
+        self.file = file
+        self.options = options
         self.session = open_session(file, options)
         self.inputs = {i.name: i.type for i in self.session.get_inputs()}
 
@@ -55,7 +60,9 @@ class Graph:
     def run(self, feeds: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
         """Outputs by name, of a graph without a cache."""
         names = [o.name for o in self.session.get_outputs()]
-        return dict(zip(names, self.session.run_with_ort_values(names, dict(feeds)), strict=True))
+        with computing(str(self.file), self.options):
+            made = self.session.run_with_ort_values(names, dict(feeds))
+        return dict(zip(names, made, strict=True))
 
 
 class Session:
@@ -73,15 +80,34 @@ class Session:
         self.record = record
         files = [MODEL_FILE] if record is None else [f"{name}.onnx" for name in record.steps]
         *self.before, self.last = (Graph(folder / file, options) for file in files)
+        self.require_graphs()
         session = self.last.session
-        self.vocab_size = int(session.get_outputs()[0].shape[-1])
-        said = session.get_modelmeta().custom_metadata_map.get("llamagen.max_context")
-        self.max_context: int | None = int(said) if said is not None else None
+        self.vocab_size: int = next(
+            o.shape[-1] for o in session.get_outputs() if o.name == "logits"
+        )
+        self.max_context = table_context(
+            session.get_modelmeta().custom_metadata_map, self.last.file
+        )
         self.cache: Cache = cache_of(session)
         self.length = 0
         self.seen: dict[str, OrtValue] = {}
         self.rows: dict[str, npt.NDArray[np.generic]] = {}
         self.beside: dict[str, npt.NDArray[np.generic]] = {}
+
+    def require_graphs(self) -> None:
+        """Each reads what the tokens, the images or a graph before it give. Raises LG760."""
+        known = {"input_ids", "attention_mask", "position_ids"}
+        if self.record is not None:
+            known.update(self.record.inputs, self.record.beside, self.record.hand_overs)
+        for graph in self.before:
+            outputs = {o.name for o in graph.session.get_outputs()} & known
+            require_interface(graph.session, graph.file, known, outputs)
+        require_interface(self.last.session, self.last.file, known, ("logits",))
+        read = {name for graph in (*self.before, self.last) for name in graph.inputs}
+        for name, one in (self.record.hand_overs if self.record is not None else {}).items():
+            if self.record is not None and one.made_by in self.record.once and name not in read:
+                message = f"no graph of {str(self.folder)!r} reads {quoted(name)} of the images"
+                raise LlamagenError.of("LG760", message, help="export the model again")
 
     @property
     def placeholders(self) -> dict[str, HandOver]:
@@ -108,8 +134,13 @@ class Session:
         made: dict[str, OrtValue] = {}
         for name in self.record.once:
             graph = Graph(self.folder / f"{name}.onnx", self.options)
+            require_interface(graph.session, graph.file, {*images, *made}, ())
             made.update(graph.run(graph.feeds(images, made)))
-        self.rows = {name: array_of(made.pop(name)) for name in self.placeholders if name in made}
+        for name in self.placeholders:
+            if name not in made or not made[name].shape():
+                message = f"no graph of {str(self.folder)!r} gives the rows of {quoted(name)}"
+                raise LlamagenError.of("LG760", message, help="export the model again")
+        self.rows = {name: array_of(made.pop(name)) for name in self.placeholders}
         self.seen = made
 
     def step(self, ids: Sequence[int], beside: Values = NOTHING) -> npt.NDArray[np.floating]:
@@ -136,11 +167,26 @@ class Session:
         made = dict(self.seen)
         for graph in self.before:
             made.update(graph.run(graph.feeds(arrays, made)))
-        logits = self.cache.run(self.last.feeds(arrays, made), end)
+        with computing(str(self.last.file), self.options):
+            logits = self.cache.run(self.last.feeds(arrays, made), end)
+            # The next call writes its logits into the same memory.
+            last: npt.NDArray[np.floating] = logits[0, -1].copy()
+        if last.shape != (self.vocab_size,):
+            message = f"{self.last.file} gives {last.shape} logits, and says {self.vocab_size:,}"
+            raise LlamagenError.of("LG760", message, help="export the model again")
+        if not np.isfinite(last).all():
+            message = f"{self.last.file} gives logits that are not finite after {end:,} tokens"
+            help = (
+                "weights are damaged, or too large for the dtype; `llamagen verify DIR` tells more"
+            )
+            raise LlamagenError.of("LG768", message, help=help)
         self.length = end
-        # The next call writes its logits into the same memory.
-        last: npt.NDArray[np.floating] = logits[0, -1].copy()
         return last
+
+    def reserve(self, total: int) -> None:
+        """Make room for ``total`` tokens. Raises LG714."""
+        with computing(f"a cache of {total:,} tokens", self.options):
+            self.cache.reserve(total)
 
     def require(self, ids: Sequence[int], beside: Values) -> None:
         """Tokens that are only read, as ``<|image|>`` of Llama 3.2 Vision, come with a prompt of images."""

@@ -119,7 +119,7 @@ def evaluate(
                 raise UnknownName(name, extent)
             return record[name]
         case Unary(op="not", operand=operand):
-            return not evaluate(operand, scope, functions)
+            return not is_true(evaluate(operand, scope, functions), operand)
         case Unary(operand=operand, extent=extent):
             return _apply(operator.neg, [_number(operand, scope, functions)], "-", extent)
         case Call(function=Name(id=name), arguments=arguments, keywords=(), extent=extent):
@@ -134,7 +134,7 @@ def evaluate(
                 evaluate(base, scope, functions), evaluate(index, scope, functions), extent
             )
         case Conditional(then=then, test=test, otherwise=otherwise):
-            chosen = then if evaluate(test, scope, functions) else otherwise
+            chosen = then if is_true(evaluate(test, scope, functions), test) else otherwise
             return evaluate(chosen, scope, functions)
         case ListExpr(items=items):
             return tuple(evaluate(i, scope, functions) for i in items)
@@ -147,10 +147,9 @@ def _binary(expr: Binary, scope: Scope, functions: Mapping[str, Callable[..., St
     if op == "@":
         raise ExpressionError(f"`{op}` works on tensors only", extent)
     left = evaluate(expr.left, scope, functions)
-    if op == "and":
-        return left and evaluate(expr.right, scope, functions)
-    if op == "or":
-        return left or evaluate(expr.right, scope, functions)
+    if op in ("and", "or"):
+        decided = is_true(left, expr.left) == (op == "or")
+        return left if decided else evaluate(expr.right, scope, functions)
     if op in ("in", "not in"):
         items = evaluate(expr.right, scope, functions)
         if not isinstance(items, tuple | str | Mapping):
@@ -158,6 +157,9 @@ def _binary(expr: Binary, scope: Scope, functions: Mapping[str, Callable[..., St
         return bool(_apply(operator.contains, [items, left], op, extent)) == (op == "in")
     if op in _COMPARE:
         right = evaluate(expr.right, scope, functions)
+        if {type(left), type(right)} == {str, bool}:
+            message = f"{_kind(left)} and {_kind(right)} are never equal"
+            raise ExpressionError(message, extent, _NO_TRUTH)
         return _apply(_COMPARE[op], [left, right], op, extent)
     if op == "+" and isinstance(left, str | tuple):
         right = evaluate(expr.right, scope, functions)
@@ -166,6 +168,19 @@ def _binary(expr: Binary, scope: Scope, functions: Mapping[str, Callable[..., St
         return _arithmetic(op, _check(left, expr.left), _check(right, expr.right), extent)
     a = _check(left, expr.left)
     return _arithmetic(op, a, _number(expr.right, scope, functions), extent)
+
+
+def is_true(value: Static, expr: Expr) -> bool:
+    """Whether ``value``, which ``expr`` gave, holds as a test; text does neither. Raises ExpressionError."""
+    if isinstance(value, str):
+        raise ExpressionError(f"needs true or false, found {_kind(value)}", expr.extent, _NO_TRUTH)
+    return bool(value)
+
+
+_NO_TRUTH = (
+    "compare text with text (`kind == 'local'`), or give values that are `true` or `false` without "
+    "quotes; a pattern of them is {cycle: [...]}, {list: [...]} or {every: ...}"
+)
 
 
 def _number(

@@ -9,7 +9,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError, Related
 from llamagen.spec.bound_layout import bind_layout
 from llamagen.spec.evaluate import FUNCTIONS, Scope, evaluate
 from llamagen.spec.expr import Expr, ExpressionError, names, parse, unparse
-from llamagen.spec.resolved import Leaf, ResolvedSpec
+from llamagen.spec.resolved import Branch, Leaf, ResolvedSpec
 from llamagen.spec.schema import AtPattern, ListPattern
 from llamagen.spec.scope import expression_error, scope_of, unparse_static
 from llamagen.spec.source_nodes import Scalar
@@ -88,6 +88,16 @@ def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic
     layers = spec.hyperparameters.num_layers
     for name, pattern in spec.patterns.items():
         place = resolved.place("patterns", name)
+        if isinstance(pattern, AtPattern) and not isinstance(pattern.default, str | None):
+            default = unparse_static(pattern.default)
+            for value in pattern.at:
+                message = (
+                    f"`patterns.{name}`: `default` is {default}, and `{value}` below `at` is text"
+                )
+                help = "write {list: [...]}, {cycle: [...]} or {every: 2, value: a, otherwise: b}"
+                branch = resolved.find("patterns", name, "at")
+                at = branch.keys[value].span if isinstance(branch, Branch) else place
+                yield Diagnostic("LG103", "error", message, at, (), help)
         if layers is None:
             if not spec.abstract:
                 message = f"pattern `{name}` needs `hyperparameters.num_layers`"

@@ -8,13 +8,15 @@ from typing import TypeAlias
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 _ROOT_REQUIRED: list[Json] = ["spec", "id"]
+_NULL: Json = {"type": "null"}
 
 
 def schema_text() -> str:
     """The JSON schema of one spec file, generated from the pydantic models.
 
     A file may state any part and inherit the rest, so nothing but ``spec`` and ``id`` is required, and a
-    value of several kinds need not repeat its ``kind``; `llamagen check` judges the resolved whole.
+    value of several kinds need not repeat its ``kind``. ``null`` unsets whatever is inherited. `llamagen check`
+    judges the resolved whole.
     """
     from llamagen.spec.schema import Spec
 
@@ -44,7 +46,28 @@ def _loosened(schema: Json) -> Json:
                     continue
                 if key == "title" and isinstance(value, str):
                     continue
-                made["anyOf" if key == "oneOf" else key] = _loosened(value)
+                loose = _loosened(value)
+                if key in ("properties", "patternProperties") and isinstance(loose, dict):
+                    loose = {k: v if k in _ROOT_REQUIRED else _or_null(v) for k, v in loose.items()}
+                elif key == "additionalProperties" and isinstance(loose, dict):
+                    loose = _or_null(loose)
+                made["anyOf" if key == "oneOf" else key] = loose
+            if "patternProperties" in made:  # names of another form are refused
+                made["additionalProperties"] = False
             return made
         case _:
             return schema
+
+
+def _or_null(schema: Json) -> Json:
+    """What ``schema`` takes, or null; words for the editor stay in front."""
+    if not isinstance(schema, dict):
+        return schema
+    match schema:
+        case {"anyOf": list(choices)}:
+            return {**schema, "anyOf": choices if _NULL in choices else [*choices, _NULL]}
+        case {"type": str(kind)} if "enum" not in schema and "const" not in schema:
+            return schema if kind == "null" else {**schema, "type": [kind, "null"]}
+    words = {k: v for k, v in schema.items() if k in ("description", "default")}
+    rest: Json = {k: v for k, v in schema.items() if k not in words}
+    return {"anyOf": [rest, _NULL], **words} if rest else schema

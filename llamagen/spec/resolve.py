@@ -115,7 +115,7 @@ class _Merger:
                 same = to_plain(was) == to_plain(node) and type(to_plain(was)) is type(
                     to_plain(node)
                 )
-                if same and len(path) > 1:
+                if same and len(path) > 1 and path[0] != "provenance":  # each file proves its own
                     self.redundant(key, origins[-1], path)
                 return Leaf(node, (*origins, Origin(spec_id, node.span, _text(node))))
             case Branch(span=span), _:
@@ -210,6 +210,7 @@ def resolve(chain: Sequence[SourceMap], known: Merged | None = None) -> Resolved
         node.text if isinstance(node := source.root.get("id"), Scalar) else source.file
         for source in chain
     )
-    resolved = ResolvedSpec(spec, tree, plain, ids, tuple(findings))
+    files = tuple(source.file for source in chain)
+    resolved = ResolvedSpec(spec, tree, plain, ids, files, tuple(findings))
     check_invariants(resolved)
     return resolved

@@ -57,6 +57,8 @@ class ResolvedSpec:
     """``tree`` as plain data."""
     chain: tuple[str, ...]
     """Ids from the first base to the spec itself."""
+    files: tuple[str, ...]
+    """Their files; two may claim one id."""
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
 
     @cached_property

@@ -196,7 +196,10 @@ class Builder:
             case _:
                 code = "LG022" if resolved is None else "LG020"
                 message = f"as a key, `{text}` is not text for YAML readers"
-                self._error(code, message, span, f"quote the key: `'{text}'`")
+                advice = (
+                    "rename it; what is true or false for layers is {list: [...]} or {cycle: [...]}"
+                )
+                self._error(code, message, span, advice)
 
     def _refuse_key_name(self, text: str, span: Span) -> None:
         odd = next((char for char in text if not char.isascii()), None)

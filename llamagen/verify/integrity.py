@@ -38,13 +38,18 @@ class FileFinding:
 
 @dataclass(frozen=True, slots=True)
 class Integrity:
-    """``manifest_sha256`` is what to keep elsewhere. ``unread`` files are only known by size and header."""
+    """``manifest_sha256`` is what to keep elsewhere.
+
+    Of ``unread`` files, ``unread_bytes`` in all, only size and header are known: no one has read their values, neither
+    an export nor this.
+    """
 
     findings: tuple[FileFinding, ...]
     files: int
     bytes: int
     manifest_sha256: str
     unread: tuple[str, ...]
+    unread_bytes: int
 
     @property
     def whole(self) -> bool:
@@ -71,12 +76,14 @@ def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integ
     present.pop(MANIFEST, None)
     found += [FileFinding(name, "extra", "`export` did not write it") for name in sorted(present)]
     data = read_bytes(folder / MANIFEST, MANIFEST_KIND, within=folder)
+    unread = {n: r.size for n, r in sorted(manifest.files.items()) if r.sha256 is None}
     return Integrity(
         tuple(found),
         len(manifest.files),
         total,
         hashlib.sha256(data).hexdigest(),
-        tuple(name for name, r in sorted(manifest.files.items()) if r.sha256 is None),
+        tuple(unread),
+        sum(unread.values()),
     )
 
 

@@ -173,7 +173,8 @@ def onnx_pieces(
         model = graph_of(folder / f"{name}.onnx")
         make_exact(model.graph)
         marked |= _tap(model)
-        found[name] = OnnxWitness(open_session(model.SerializeToString(), options, folder))
+        session = open_session(model.SerializeToString(), options, folder)
+        found[name] = OnnxWitness(session, file=name, made_for=options.made_for)
     return found if marked else None
 
 

@@ -124,7 +124,7 @@ def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
     vocabulary = int(session.get_outputs()[0].shape[-1])
     ids = np.random.default_rng(SEED).integers(0, vocabulary, (SEQUENCES, PROMPT + STEPS))
     case = Scenario("quality", ids, np.ones_like(ids), (PROMPT, *(1,) * STEPS), last=True)
-    found = case.given(OnnxWitness(session))
+    found = case.given(OnnxWitness(session, file=str(folder / MODEL_FILE)))
     del session  # two models need not be in memory at once
     expected = case.ending(case.logits(TorchWitness.of_graph(graph, read)))
     return compared(found, expected)

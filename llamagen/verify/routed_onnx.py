@@ -85,7 +85,8 @@ def open_routed(model_file: Path, options: OpenOptions) -> tuple[RoutedOnnx, boo
         for entry in value.metadata_props
     )
     session = open_session(model.SerializeToString(), options, model_file.parent)
-    return RoutedOnnx(OnnxWitness(session), packed), exact
+    witness = OnnxWitness(session, file=str(model_file), made_for=options.made_for)
+    return RoutedOnnx(witness, packed), exact
 
 
 def _tap(model: onnx.ModelProto) -> None:

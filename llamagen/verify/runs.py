@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import numpy as np
 
-from llamagen.ir.build_graphs import all_parameters
+from llamagen.emit.onnx.session import require_interface
+from llamagen.ir.build_graphs import MAIN, all_parameters, crossing
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.reference import Rounding
@@ -37,6 +38,9 @@ from llamagen.verify.scenario import Scenario, Witness
 from llamagen.verify.subject import Subject
 from llamagen.verify.transformers_witness import TransformersWitness
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Scores = tuple[FloatArray, ...]
 """[tokens, E] of every router."""
@@ -73,10 +77,16 @@ class Runs:
 
     def by_onnx(self) -> Iterator[tuple[str, FloatArray]]:
         """What is given of the logits of every case, and on the way the experts that were chosen."""
+        from llamagen.emit.onnx.emit import INPUT_NAMES
+
         if not self.cases:
             return
+        main = flatten(self.subject.graphs[MAIN])
+        vocab_size = main.types[main.outputs[0]].shape[-1].value
         files = {name: self.subject.folder / f"{name}.onnx" for name in self.graphs}
+        made_for = self.subject.options.made_for
         routed: dict[str, RoutedOnnx] = {}
+        opened: dict[str, tuple[ort.InferenceSession, bool]] = {}
         if self.routed:
             taps = {name: open_routed(file, self.subject.options) for name, file in files.items()}
             routed = {name: piece for name, (piece, _) in taps.items()}
@@ -85,8 +95,17 @@ class Runs:
         else:
             opened = {name: open_exact(file, self.subject.options) for name, file in files.items()}
             self.made_exact = any(changed for _, changed in opened.values())
-            pieces = {name: OnnxWitness(session) for name, (session, _) in opened.items()}
+            pieces = {
+                name: OnnxWitness(session, file=str(files[name]), made_for=made_for)
+                for name, (session, _) in opened.items()
+            }
             onnx = GraphsWitness("onnx", pieces, self.subject.pipeline)
+        sessions = {n: routed[n].witness.session if routed else opened[n][0] for n in files}
+        for name, session in sessions.items():
+            graph = self.graphs[name]
+            reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
+            writes = (*graph.output_names, *crossing(graph, "write"))
+            require_interface(session, files[name], reads, writes, vocab_size)
         for case in self.cases.values():
             yield case.name, case.given(onnx)
             if routed:

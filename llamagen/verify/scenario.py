@@ -92,6 +92,11 @@ class Scenario:
         return bool((np.diff(self.mask, axis=1) < 0).any())
 
     @property
+    def in_chunks(self) -> bool:
+        """Several rows of several tokens each, behind a cache."""
+        return len(self.mask) > 1 and any(length > 1 for length in self.splits[1:])
+
+    @property
     def plain(self) -> bool:
         """Whether the position of every token is its slot."""
         return not self.shift and bool(self.mask.all())
@@ -188,8 +193,9 @@ def scenarios(
 
     The whole text in one call; a prompt and ``steps`` single tokens; a batch of three padded on the
     left, decoded; the same on the right, where the padding stays between prompt and new tokens;
-    the first text cut anywhere; the rows of the batch in another order; and a text whose second
-    half is ``jump`` positions further on, where the bands of a scaled rope differ.
+    the first text cut anywhere; the rows of the batch in another order; a text whose second
+    half is ``jump`` positions further on, where the bands of a scaled rope differ; a batch whose
+    rows sit out some steps; and that batch cut anywhere.
     """
     generator = np.random.default_rng(seed)
     total = length + steps
@@ -204,6 +210,8 @@ def scenarios(
     order = (2, 0, 1)
     prefill = Scenario("prefill", ids, whole, (total,))
     padded = Scenario("left padding", batch, left, (length, *single))
+    waits = (slots >= length) & (slots < total - 1) & ((slots + np.arange(3)[:, None]) % 3 == 0)
+    waiting = Scenario("rows that wait", batch, left * ~waits, (length, *single))
     rows = list(order)
     return (
         prefill,
@@ -217,6 +225,8 @@ def scenarios(
         Scenario(
             "far apart", ids, whole, (length, total - length), shift=jump, shift_from=total // 2
         ),
+        waiting,
+        waiting.cut("rows cut anywhere", _pieces(generator, total)),
     )
 
 

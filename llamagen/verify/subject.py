@@ -10,7 +10,7 @@ from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.export_job import SPEC_FILE
 from llamagen.emit.manifest import read_manifest
-from llamagen.emit.onnx.session import OpenOptions
+from llamagen.emit.onnx.session import OpenOptions, table_context
 from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.build_graphs import all_parameters, build_all
 from llamagen.ir.graph import Graph, parameters
@@ -41,8 +41,7 @@ class Subject:
     @property
     def max_context(self) -> int | None:
         """Tokens that the tables of positions in the model cover, where it has such tables."""
-        said = self.stored.metadata.get("llamagen.max_context")
-        return int(said) if said is not None else None
+        return table_context(self.stored.metadata, self.folder / MODEL_FILE)
 
     @property
     def size(self) -> int:
@@ -69,5 +68,6 @@ def subject_of(folder: Path, provider: str) -> Subject:
             raise LlamagenError.of("LG772", message, help="export the model again")
         found.require(parameters(graph), file)
         stored = stored.joined(found)
-    options = OpenOptions(provider=provider, settings=read_manifest(folder).session)
+    manifest = read_manifest(folder)
+    options = OpenOptions(provider=provider, settings=manifest.session, made_for=manifest.made_for)
     return Subject(folder, graphs, pipeline_of(graphs), stored, options)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.reference import ReferenceResult, Rounding, evaluate_graph
@@ -107,6 +108,8 @@ class OnnxWitness:
 
     session: ort.InferenceSession
     name: str = "onnx"
+    file: str = "the model"
+    made_for: str = ""
 
     @staticmethod
     def of_graph(
@@ -128,31 +131,42 @@ class OnnxWitness:
         return OnnxWitness(open_session(serialize(emitted), OpenOptions(threads)))
 
     def open(self) -> OpenPiece:
-        return _OpenOnnx(self.session)
+        return _OpenOnnx(self)
 
     def start(self, images: Values = NOTHING) -> Session:
         return PieceSession(self.open())
 
 
 class _OpenOnnx:
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
-        self.inputs = {i.name: i.type for i in session.get_inputs()}
+    def __init__(self, witness: OnnxWitness) -> None:
+        self.witness = witness
+        self.session = witness.session
+        self.inputs = {i.name: i.type for i in self.session.get_inputs()}
         self.past: dict[str, NDArray[np.generic]] | None = None
 
     def run(self, values: Values) -> Values:
         from llamagen.emit.onnx.emit import INPUT_NAMES
-        from llamagen.emit.onnx.session import as_input, as_past, computed, empty_cache
+        from llamagen.emit.onnx.session import (
+            OpenOptions,
+            as_input,
+            as_past,
+            computed,
+            computing,
+            empty_cache,
+        )
 
         named = {INPUT_NAMES.get(name, name): value for name, value in values.items()}
+        batch = len(next(iter(named.values())))
         if self.past is None:
-            batch = len(next(named[name] for name in self.inputs if name in named))
             self.past = empty_cache(self.session, batch)
         given = {**named, **self.past}
-        made = computed(
-            self.session,
-            {n: as_input(given[n], kind) for n, kind in self.inputs.items() if n in given},
-        )
+        feeds = {n: as_input(given[n], kind) for n, kind in self.inputs.items() if n in given}
+        with computing(self.witness.file, OpenOptions(made_for=self.witness.made_for)):
+            made = computed(self.session, feeds)
+        for name, value in made.items():
+            if name == "logits" and (value.ndim != 3 or len(value) != batch):
+                message = f"{self.witness.file} gives logits of the shape {list(value.shape)}"
+                raise LlamagenError.of("LG760", message, help="export the model again")
         self.past = as_past(made)
         return {name: value for name, value in made.items() if not name.startswith("present.")}
 

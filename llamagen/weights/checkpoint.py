@@ -28,6 +28,23 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
+_ADAPTER = re.compile(r"adapter_(config\.json|model\b.*)|adapters\.(safetensors|npz)")
+"""Files of PEFT and of MLX."""
+
+
+def require_no_adapter(folder: Path) -> None:
+    """Raises LG623 for a folder with files of an adapter: the model alone would be another one. LG601 if unreadable."""
+    try:
+        found = sorted(one.name for one in folder.iterdir() if _ADAPTER.fullmatch(one.name))
+    except OSError as error:
+        raise problem("LG601", f"cannot read {quoted(str(folder))}: {error.strerror}") from error
+    if found:
+        raise problem(
+            "LG623",
+            f"{quoted(str(folder / found[0]))} belongs to an adapter, which cannot be applied yet",
+            help="merge it into the weights (PEFT: `merge_and_unload()`, then `save_pretrained`), "
+            "or move the adapter's files away for the model without it",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +64,8 @@ class Checkpoint:
     def open(cls, path: str | Path) -> Self:
         """A folder (Hub or Meta), a `.safetensors` file, an index, or one unsharded `.pth` file.
 
-        Raises LG601 to LG606; see `safetensors_file` and `meta_pth` for what is refused.
+        Raises LG601 to LG606, and LG623 for a folder with an adapter; see `safetensors_file` and `meta_pth` for what
+        is refused.
         """
         place = Path(path)
         if is_folder(place):
@@ -67,6 +85,7 @@ class Checkpoint:
 
     @classmethod
     def _open_folder(cls, folder: Path) -> Self:
+        require_no_adapter(folder)
         single, index = folder / _SINGLE, folder / _INDEX
         has_single, has_index = exists(single), exists(index)
         if has_single and has_index:

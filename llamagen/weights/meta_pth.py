@@ -1,20 +1,18 @@
 """Reader of `torch.save` files without torch: names, shapes and the place of every tensor's bytes.
 
 A `.pth` file of torch >= 1.6 is a zip whose records are stored uncompressed, with one pickle
-(`data.pkl`) that describes the tensors. The unpickler below knows five names and builds inert
-records only, as `torch.load(weights_only=True)` does; nothing of the file is ever executed. The
-result has the same form as a safetensors header, so both are streamed by the same code.
+(`data.pkl`) that describes the tensors. It is read by no unpickler: the operations that
+`torch.save` writes are followed below, one by one, and make texts, numbers, tuples, dicts with
+texts as keys, and three kinds of records. The result has the same form as a safetensors header,
+so both are streamed by the same code.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import pickletools
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +25,10 @@ from llamagen.weights.safetensors_file import TensorEntry
 
 _PICKLE_LIMIT = 8 << 20
 """Bytes; 1,200 tensors take 0.3 MB."""
+_OPERATIONS = 1 << 20
+"""A tensor takes about 40."""
+_TUPLE = 64
+"""Items; torch has no more dimensions."""
 _LOCAL_HEADER = 30
 """Bytes of a zip local file header before its name (PKWARE APPNOTE 4.3.7)."""
 
@@ -47,29 +49,6 @@ _STORAGES: Mapping[str, str] = MappingProxyType(
 )
 
 
-_OPCODES = frozenset(
-    {
-        *(
-            "PROTO",
-            "FRAME",
-            "STOP",
-            "MARK",
-            "MEMOIZE",
-            "BINPUT",
-            "LONG_BINPUT",
-            "BINGET",
-            "LONG_BINGET",
-        ),
-        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "NONE", "NEWTRUE", "NEWFALSE"),
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
-        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
-        *("EMPTY_DICT", "SETITEM", "SETITEMS"),
-        "NEWOBJ",  # what it would make is refused by name
-    }
-)
-"""What `torch.save` writes, in any protocol."""
-
-
 class _StorageType(NamedTuple):
     dtype: str
 
@@ -87,17 +66,31 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Global(NamedTuple):
+    module: str
+    name: str
+
+
+class _Outer(tuple[object, ...]):
+    """A tuple with tuples in it, which is in no other one: arguments of a tensor."""
+
+
+_MARK = object()
+
+
 class _Refused(Exception):
     """The text says what the pickle asked for."""
 
 
 def _integers(value: object, what: str) -> tuple[int, ...]:
-    if isinstance(value, tuple) and all(type(item) is int and item >= 0 for item in value):
+    if isinstance(value, tuple) and all(
+        type(item) is int and 0 <= item < 1 << 63 for item in value
+    ):
         return value
     raise _Refused(f"a tensor with an impossible {what}")
 
 
-def _rebuild_tensor(*arguments: object) -> _Tensor:
+def _rebuilt_tensor(arguments: tuple[object, ...]) -> _Tensor:
     # torch/_utils.py: _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, ...)
     if len(arguments) < 4 or not isinstance(arguments[0], _Storage):
         raise _Refused("a tensor without a storage")
@@ -108,34 +101,152 @@ def _rebuild_tensor(*arguments: object) -> _Tensor:
     return _Tensor(arguments[0], first, shape, strides)
 
 
-def _rebuild_parameter(*arguments: object) -> _Tensor:
-    if arguments and isinstance(arguments[0], _Tensor):
-        return arguments[0]
-    raise _Refused("a parameter that is not a tensor")
+def _called(function: object, arguments: object) -> object:
+    if not isinstance(function, _Global) or not isinstance(arguments, tuple):
+        raise _Refused("a call of what is no name")
+    match function.name:
+        case "_rebuild_tensor_v2":
+            return _rebuilt_tensor(arguments)
+        case "_rebuild_parameter" if arguments and isinstance(arguments[0], _Tensor):
+            return arguments[0]
+        case "_rebuild_parameter":
+            raise _Refused("a parameter that is not a tensor")
+        case "OrderedDict" if not arguments:
+            return {}
+        case name:
+            raise _Refused(f"a call of {name!a} with what no state dict gives it")
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds the closed set of records above; everything else is refused by name."""
+def _known(module: str, name: str) -> object:
+    """What a name of Python stands for."""
+    match module, name:
+        case ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter" as function):
+            return _Global("torch._utils", function)
+        case "collections", "OrderedDict":
+            return _Global("collections", "OrderedDict")
+        case "torch", storage if storage in _STORAGES:
+            return _StorageType(_STORAGES[storage])
+        case _:
+            raise _Refused(f"{module:.200}.{name:.200}, which is not a plain tensor")
 
-    def find_class(self, module: str, name: str) -> object:
-        match module, name:
-            case "torch._utils", "_rebuild_tensor_v2":
-                return _rebuild_tensor
-            case "torch._utils", "_rebuild_parameter":
-                return _rebuild_parameter
-            case "collections", "OrderedDict":
-                return OrderedDict
-            case "torch", storage if storage in _STORAGES:
-                return _StorageType(_STORAGES[storage])
+
+def _stored(pid: object) -> _Storage:
+    match pid:
+        case ("storage", _StorageType(dtype), str(key), str(), int(elements)):
+            return _Storage(dtype, key, elements)
+        case _:
+            raise _Refused("an object outside the file")
+
+
+class _Machine:
+    """The stack and the memo of a pickle. Every operation takes time and memory for its own items only."""
+
+    def __init__(self) -> None:
+        self.stack: list[object] = []
+        self.memo: list[object] = []
+
+    def run(self, text: bytes) -> object:
+        """What the pickle makes. Raises _Refused; IndexError or ValueError for one that is damaged."""
+        end = 0
+        for count, (opcode, argument, place) in enumerate(pickletools.genops(text)):
+            if count == _OPERATIONS:
+                raise _Refused(f"more than {_OPERATIONS:,} pickle operations")
+            self.do(opcode.name, argument)
+            end = (place or 0) + 1
+        if end != len(text):
+            raise _Refused(f"{len(text) - end:,} bytes after the end of its pickle")
+        return self.stack.pop()
+
+    def do(self, operation: str, argument: object) -> None:
+        stack = self.stack
+        match operation:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[operation])
+            case "MARK":
+                stack.append(_MARK)
+            case "MEMOIZE" | "BINPUT" | "LONG_BINPUT":
+                # in order, as it is written: an unpickler takes memory for all before a far index
+                if operation != "MEMOIZE" and argument != len(self.memo):
+                    raise _Refused(f"a memo entry {argument} where {len(self.memo)} is next")
+                self.memo.append(stack[-1])
+            case "BINGET" | "LONG_BINGET":
+                assert isinstance(argument, int)
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                stack.append(_known(*str(argument).split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                if not isinstance(name, str) or not isinstance(module, str):
+                    raise _Refused("a name that is no text")
+                stack.append(_known(module, name))
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(_tuple(self.since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(operation[-1])
+                items = [stack.pop() for _ in range(count)]
+                stack.append(_tuple(items[::-1]))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND" | "APPENDS":
+                self.append([stack.pop()] if operation == "APPEND" else self.since_mark())
+            case "EMPTY_DICT":
+                stack.append({})
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                self.set([key, value])
+            case "SETITEMS":
+                self.set(self.since_mark())
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_called(function, arguments))
+            case "BUILD":  # `_metadata`, which torch hangs on a state dict: versions of modules
+                stack.pop()
+                if not isinstance(stack[-1], dict):
+                    raise _Refused("attributes of what is no state dict")
+            case "BINPERSID":
+                stack.append(_stored(stack.pop()))
             case _:
-                raise _Refused(f"{module}.{name}, which is not a plain tensor")
+                raise _Refused(f"the pickle operation {operation}, which no state dict needs")
 
-    def persistent_load(self, pid: object) -> _Storage:
-        match pid:
-            case ("storage", _StorageType(dtype), str(key), str(), int(elements)):
-                return _Storage(dtype, key, elements)
-            case _:
-                raise _Refused("an object outside the file")
+    def since_mark(self) -> list[object]:
+        items: list[object] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def append(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise _Refused("items of what is no list")
+        target += items
+
+    def set(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise _Refused("entries of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                raise _Refused(f"a key that is no text but {type(key).__name__.strip('_').lower()}")
+            if key in target:
+                raise _Refused(f"the key {quoted(key)} twice")
+            target[key] = value
+
+
+def _tuple(items: list[object]) -> tuple[object, ...]:
+    if len(items) > _TUPLE:
+        raise _Refused(f"a tuple of {len(items):,} items; {_TUPLE} are the most that a tensor has")
+    kinds = {type(item) for item in items}
+    if _Outer in kinds:
+        raise _Refused("tuples that are nested more than two deep")
+    return _Outer(items) if tuple in kinds else tuple(items)
 
 
 def read_pth(path: Path, within: Path | None = None) -> tuple[TensorEntry, ...]:
@@ -173,6 +284,10 @@ def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> tuple[Te
         raise problem("LG605", f"{quoted(str(path))} has no usable data.pkl inside")
     prefix = pickles[0].removesuffix("data.pkl")
     order = records.get(prefix + "byteorder")
+    for info in (records[pickles[0]], order):
+        if info is not None and info.compress_type != zipfile.ZIP_STORED:
+            message = f"{quoted(info.filename)} in {quoted(str(path))} is compressed"
+            raise problem("LG605", f"{message}; torch.save stores everything as it is")
     if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
         raise problem("LG605", f"{quoted(str(path))} was written on a big-endian machine")
     state = _state_dict(path, archive.read(pickles[0]))
@@ -186,32 +301,16 @@ def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> tuple[Te
     return tuple(entries)
 
 
-def _check_opcodes(text: bytes) -> None:
-    """Only what a state dict needs, nothing after it, the memo in order: a far index takes memory for all before."""
-    stored, end = 0, 0
-    for opcode, argument, place in pickletools.genops(text):
-        if opcode.name not in _OPCODES:
-            raise _Refused(f"the pickle operation {opcode.name}, which no state dict needs")
-        if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            if opcode.name != "MEMOIZE" and argument != stored:
-                raise _Refused(f"a memo entry {argument} where {stored} is next")
-            stored += 1
-        end = (place or 0) + 1
-    if end != len(text):
-        raise _Refused(f"{len(text) - end:,} bytes after the end of its pickle")
-
-
 def _state_dict(path: Path, text: bytes) -> dict[str, _Tensor]:
     try:
-        _check_opcodes(text)
-        state = _Unpickler(io.BytesIO(text)).load()
+        state = _Machine().run(text)
     except _Refused as error:
         raise problem(
             "LG605",
             f"{quoted(str(path))} contains {error}",
             help="save the bare state dict: torch.save(model.state_dict(), path)",
         ) from error
-    except Exception as error:  # a damaged pickle may raise almost anything
+    except (ValueError, IndexError) as error:  # what pickletools raises, and a stack that is empty
         raise problem(
             "LG605", f"the pickle in {quoted(str(path))} is damaged: {str(error)!a}"
         ) from error
@@ -219,7 +318,7 @@ def _state_dict(path: Path, text: bytes) -> dict[str, _Tensor]:
         raise problem("LG605", f"{quoted(str(path))} holds no state dict")
     tensors: dict[str, _Tensor] = {}
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, _Tensor):
+        if not isinstance(value, _Tensor):
             raise problem(
                 "LG605",
                 f"{quoted(str(path))} is not a flat state dict: {name!a} is no tensor",

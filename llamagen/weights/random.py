@@ -27,8 +27,8 @@ BLOCK = 1 << 20
 
 def require_seed(seed: int) -> None:
     """Raises LG901."""
-    if seed < 0:
-        raise problem("LG901", f"seed is {seed}, it must be 0 or more")
+    if not 0 <= seed < 1 << 63:
+        raise problem("LG901", f"seed is {seed}, it must be 0 or more, of at most 63 bits")
 
 
 class RandomTensor(NamedTuple):

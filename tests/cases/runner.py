@@ -66,7 +66,6 @@ def run_case(name: str, folder: Path) -> Answer:
         cwd=folder,
         env=_environment(),
         capture_output=True,
-        timeout=120,
         check=False,
     )
     return Answer(

@@ -12,6 +12,8 @@ import pytest
 from llamagen import api
 from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
 from llamagen.emit.clients.genai import MAX_LENGTH
+from llamagen.emit.clients.readme import ONE_ROW
+from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.supply import COMPANIONS
 from llamagen.runtime.session import Session
@@ -139,24 +141,33 @@ def test_the_text_of_a_model_with_images(images: str, profile: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("profile", "context", "needs"),
+    ("profile", "dtype", "runtime", "context", "needs"),
     [
-        ("portable", "512 tokens", ""),
-        ("ort-cpu", "50 tokens (the model has 512)", "; needs onnxruntime 1.32 or later"),
+        ("portable", "float32", None, "512 tokens", None),
+        ("ort-cpu", "float32", None, "50 tokens (the model has 512)", "1.32"),
+        ("ort-cpu", "float32", "1.27", "50 tokens (the model has 512)", "1.27"),
+        ("ort-cuda", "float16", None, "50 tokens (the model has 512)", "1.31"),
+        ("ort-cuda", "bfloat16", "1.32", "50 tokens (the model has 512)", "1.32"),
     ],
 )
 def test_the_readme_says_the_context_and_the_runtime(
-    profile: str, context: str, needs: str, tmp_path: Path
+    profile: str, dtype: str, runtime: str | None, context: str, needs: str | None, tmp_path: Path
 ) -> None:
     spec, out = tmp_path / "m.yaml", tmp_path / "out"
     text = (SPECS / "reduced" / "llama-3.1-8b.yaml").read_text()
     spec.write_text(
         text.replace("num_heads: 8", "num_heads: 4").replace("head_dim: 8", "head_dim: 16")
     )
-    api.load(spec).export(out, random_weights=3, profile=profile, max_context=50)
+    api.load(spec).export(
+        out, random_weights=3, profile=profile, dtype=dtype, runtime=runtime, max_context=50
+    )
     readme = (out / "README.md").read_text()
     assert f"| context | {context} |" in readme
-    assert f"| operators | profile {profile}, opset 24{needs} |" in readme
+    since = "" if needs is None else f"; needs onnxruntime {needs} or later"
+    assert f"| operators | profile {profile}, opset 24{since} |" in readme
+    one_row = needs in ("1.27", "1.31")
+    assert (f"| calls of several rows | {ONE_ROW} |" in readme) == one_row
+    assert read_manifest(out).batched_chunks == (not one_row)
     config = json.loads((out / "genai_config.json").read_text())
     assert context.startswith(f"{config['model']['context_length']} tokens")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.supply.__main__ import ACCELERATOR, LOCKS, SBOM, TORCH
+from tests.supply.__main__ import ACCELERATOR, LOCKS, SBOM, TORCH, licences, needs, serial
 
 ROOT = Path(__file__).resolve().parents[2]
 FIX = "run `python -m tests.supply`"
@@ -62,12 +65,50 @@ def test_the_bill_of_materials_is_the_runtime_lock() -> None:
     torch, version = TORCH.split("==")
     assert listed == {**locked("requirements.lock"), torch: version}, FIX
     assert found["metadata"]["component"]["name"] == "llamagen"
-    assert "timestamp" not in found["metadata"] and "serialNumber" not in found
+    assert "timestamp" not in found["metadata"] and found["serialNumber"] == serial(found)
     for one in found["components"]:
         assert one["purl"] == f"pkg:pypi/{one['name']}@{one['version']}"
+
+
+def test_every_component_has_a_licence_and_its_edges() -> None:
+    """Those that its metadata names, where it is installed."""
+    found = json.loads(SBOM.read_text(encoding="utf-8"))
+    refs = {one["bom-ref"]: one["name"] for one in found["components"]}
+    for one in found["components"]:
+        assert one["licenses"] == licences(one["name"]) != [], f"{one['name']}: {FIX}"
+    edges = {one["ref"]: one["dependsOn"] for one in found["dependencies"]}
+    root = found["metadata"]["component"]["bom-ref"]
+    assert set(edges) == {root, *refs}
+    names = {root: "llamagen", **refs}
+    for ref, below in edges.items():
+        own = {canonicalize_name(one.name) for one in wanted(())}
+        needed = own if ref == root else needs(names[ref])
+        assert {canonicalize_name(refs[one]) for one in below} == needed & {
+            canonicalize_name(name) for name in refs.values()
+        }, f"{names[ref]}: {FIX}"
+    reached, todo = set(), [root]
+    while todo:
+        here = todo.pop()
+        reached.add(here)
+        todo += [ref for ref in edges[here] if ref not in reached]
+    assert reached == set(edges), "a component that nobody needs"
 
 
 def test_the_readme_installs_the_locked_torch() -> None:
     assert f"pip install {TORCH}" in (ROOT / "README.md").read_text(encoding="utf-8")
     (torch,) = (one for one in wanted(()) if one.name == "torch")
     assert torch.specifier.contains(TORCH.split("==")[1])
+
+
+def test_the_source_distribution_has_everything_that_the_repository_has(tmp_path: Path) -> None:
+    """The tests too: whoever packages it runs them."""
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        inside = {name.partition("/")[2] for name in tar.getnames()}
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    missing = {name for name in listed if name and (ROOT / name).is_file()} - inside
+    assert missing <= {".gitignore"}

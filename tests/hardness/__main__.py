@@ -24,9 +24,11 @@ from tests.fuzz.engine import fuzz
 from tests.fuzz.targets import TARGETS
 from tests.hardness import attacks
 from tests.hardness.attacks import Arena, Tally
-from tests.hardness.classes import CLASSES
+from tests.hardness.classes import CLASSES, OF_ENGINES
 from tests.hardness.jobs import JOBS
 from tests.hardness.oracles import Score, score
+
+EVERY = {**CLASSES, **OF_ENGINES}
 
 
 def for_seconds(seconds: float, least: int) -> Iterator[int]:
@@ -64,7 +66,7 @@ def attacked(root: Path, seed: int, seconds: float) -> Iterator[Tally]:
 
 def broken(name: str, seed: int, seconds: float) -> Score:
     """Inputs of a class that break one rule, and sound ones."""
-    return score(CLASSES[name][0], (seed + i for i in for_seconds(seconds, 1)))
+    return score(EVERY[name][0], (seed + i for i in for_seconds(seconds, 1)))
 
 
 def damaged(name: str, seed: int, seconds: float) -> Score:
@@ -85,8 +87,8 @@ def apart(run: Callable[[str, int, float], Score], name: str, seed: int, seconds
 
 
 def read(seed: int, seconds: float) -> Iterator[tuple[str, Score]]:
-    share = seconds / (len(CLASSES) + len(TARGETS))
-    for name in CLASSES:
+    share = seconds / (len(EVERY) + len(TARGETS))
+    for name in EVERY:
         yield f"{name}: sound, or with one rule broken", apart(broken, name, seed, share)
     for name in TARGETS:
         yield f"{name}: damaged", apart(damaged, name, seed, share)

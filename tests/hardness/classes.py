@@ -12,7 +12,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -32,6 +32,7 @@ from llamagen.weights.dtypes import ITEM_SIZES
 from llamagen.weights.safetensors_file import read_header
 from tests.fuzz import hostile, targets_files
 from tests.fuzz.scratch import ROOT, scratch
+from tests.hardness.inputs_engines import ENGINES, Engine
 from tests.hardness.jobs import TINY
 from tests.hardness.oracles import Case, Cases
 from tests.unit.weights.files import raw, save
@@ -632,3 +633,19 @@ CLASSES: Mapping[str, tuple[Cases, int]] = {
     "config": (config, 2),
 }
 """Name -> the class, and how many rounds a test takes."""
+
+
+def engine(one: Engine) -> Cases:
+    """Hostile files for an engine of others; tests/unit/test_engines.py runs each of them by itself."""
+
+    def cases(generator: random.Random, folder: Path) -> Iterator[Case]:
+        for number, case in enumerate(one.cases()):
+            (place := folder / str(number)).mkdir()
+            yield Case(case.name, case.oracle, partial(one.run, case.data, place))
+
+    return cases
+
+
+OF_ENGINES: Mapping[str, tuple[Cases, int]] = {
+    f"{name} (engine)": (engine(one), 1) for name, one in ENGINES.items()
+}

@@ -113,7 +113,8 @@ def without(spec: Spec, *sections: str) -> dict[str, object]:
 
 
 @settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(odd_specs(), odd_specs())
 def test_overlay_on_a_file_is_b_as_printed(tmp_path: Path, one: str, two: str) -> None:
@@ -133,7 +134,8 @@ def test_overlay_on_a_file_is_b_as_printed(tmp_path: Path, one: str, two: str) -
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(specs(), specs())
 def test_overlay_of_a_is_b(tmp_path: Path, one: str, two: str) -> None:
@@ -147,7 +149,7 @@ def test_overlay_of_a_is_b(tmp_path: Path, one: str, two: str) -> None:
     assert not again.warnings, "an overlay repeats nothing"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(specs(), specs())
 def test_changes_applied_to_a_give_b(one: str, two: str) -> None:
     a, b = plain_of(Registry().load_text(one)), plain_of(Registry().load_text(two))
@@ -155,7 +157,7 @@ def test_changes_applied_to_a_give_b(one: str, two: str) -> None:
     assert leaf_changes(a, a) == ()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(specs(), specs())
 def test_no_difference_means_equal_graphs(one: str, two: str) -> None:
     models_ = [Registry().load_text(t) for t in (one, two)]

@@ -63,7 +63,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=6, derandomize=True, deadline=None)
+@settings(max_examples=6, derandomize=True)
 @given(text=tiled(), rows=ROWS, seed=st.integers(0, 99))
 def test_all_graphs_agree(text: SpecText, rows: list[list[int | None]], seed: int) -> None:
     model = RandomModel.of_text(text)

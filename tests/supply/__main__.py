@@ -2,7 +2,8 @@
 
 Locks are made by ``uv pip compile`` with hashes, of the versions that are installed where this runs: those that were
 tested. PyTorch and what only its CUDA builds need are left out, because which build is right depends on the machine;
-it is installed first, as the README says. The bill of materials is made by ``cyclonedx-py`` from the runtime lock.
+it is installed first, as the README says. The bill of materials is made by ``cyclonedx-py`` from the runtime lock;
+licences and who needs whom are those of the installed distributions.
 Needs ``pip install -e '.[release]'``.
 """
 
@@ -13,9 +14,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import distributions
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import distributions, metadata, requires
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = {"requirements.lock": (), "requirements-dev.lock": ("dev",)}
@@ -74,12 +80,66 @@ def blocks(text: str) -> list[str]:
 
 
 def bill(locked: str) -> str:
-    """CycloneDX 1.6 without time or random serial, PyTorch included."""
+    """CycloneDX 1.6 without time, its serial number made of its content, PyTorch included."""
     plain = re.sub(r"^#.*\n", "", locked, flags=re.M) + f"{TORCH}\n"
     words = ["cyclonedx-py", "requirements", "-", "--output-reproducible", "--of", "JSON"]
     words += ["--pyproject", str(ROOT / "pyproject.toml"), "--sv", "1.6"]
     done = subprocess.run(words, input=plain, check=True, capture_output=True, text=True)
-    return json.dumps(without_index(json.loads(done.stdout)), indent=2, sort_keys=True) + "\n"
+    found = with_facts(without_index(json.loads(done.stdout)))
+    found["serialNumber"] = serial(found)
+    return text_of(found)
+
+
+def text_of(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=2, sort_keys=True) + "\n"
+
+
+def serial(found: dict[str, Any]) -> str:
+    """Another for every other content, and the same for the same."""
+    content = text_of({k: v for k, v in found.items() if k != "serialNumber"})
+    return uuid.uuid5(uuid.NAMESPACE_URL, content).urn
+
+
+def with_facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Licences of the components, and which of them each needs on some machine, as their metadata say."""
+    refs = {canonicalize_name(one["name"]): one["bom-ref"] for one in found["components"]}
+    for one in found["components"]:
+        one["licenses"] = licences(one["name"])
+    root = found["metadata"]["component"]["bom-ref"]
+    names = {"llamagen": root, **refs}
+    found["dependencies"] = [
+        {"ref": ref, "dependsOn": sorted({refs[n] for n in needs(name) if n in refs})}
+        for name, ref in sorted(names.items(), key=lambda pair: str(pair[1]))
+    ]
+    return found
+
+
+ELSEWHERE: Mapping[str, dict[str, Any]] = {
+    "colorama": {"license": {"name": "BSD License"}},
+    "httpx2-jsfetch": {"expression": "BSD-3-Clause"},
+}
+"""What other systems alone install, and the licence that its metadata state; none needs another distribution."""
+
+
+def licences(name: str) -> list[dict[str, Any]]:
+    """The SPDX expression; without one what the author wrote instead, or the classifiers."""
+    if name in ELSEWHERE:
+        return [ELSEWHERE[name]]
+    about = metadata(name)
+    if about["License-Expression"]:
+        return [{"expression": about["License-Expression"]}]
+    marks = [c for c in about.get_all("Classifier", ()) if c.startswith("License :: ")]
+    words = [mark.rpartition(" :: ")[2] for mark in marks]
+    stated = about["License"] or ""
+    if not words and stated:
+        words = [stated.strip().splitlines()[0]]
+    return [{"license": {"name": word}} for word in words]
+
+
+def needs(name: str) -> set[str]:
+    """Dependencies without extras, whatever the machine."""
+    lines = map(Requirement, () if name in ELSEWHERE else requires(name) or ())
+    return {canonicalize_name(one.name) for one in lines if "extra" not in str(one.marker or "")}
 
 
 def without_index(found: dict[str, Any]) -> dict[str, Any]:

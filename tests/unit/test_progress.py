@@ -106,7 +106,7 @@ def test_verify_tells_every_case(tmp_path: Path) -> None:
     api_verify.verify_folder(
         out, ["torch"], steps=1, progress=lambda done, total: steps.append((done, total))
     )
-    assert steps == [(i, 14) for i in range(1, 15)]
+    assert steps == [(i, 18) for i in range(1, 19)]
 
 
 WAITS = """\
@@ -115,7 +115,8 @@ from llamagen.emit.onnx import write
 from llamagen.verify import runs
 def wait(*given, **named):
     open(sys.argv[1], "w").close()
-    time.sleep(60)
+    while True:
+        time.sleep(1)
 write.write_pieces = wait
 runs.Runs.by_onnx = wait
 from llamagen.cli import main
@@ -125,7 +126,6 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("command", ["export", "verify"])
-@pytest.mark.timeout(60)
 def test_ctrl_c(command: str, tmp_path: Path) -> None:
     """Exit code 130, one word, and everything as it was."""
     place = tmp_path / "place"
@@ -144,10 +144,13 @@ def test_ctrl_c(command: str, tmp_path: Path) -> None:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    while not begun.exists():
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    try:
+        while not begun.exists():
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate()
+    finally:
+        child.kill()
     assert (child.returncode, out, err) == (130, "", "interrupted\n")
     assert sorted(place.rglob("*")) == before

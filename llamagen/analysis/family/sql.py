@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 from llamagen.analysis.family.records import COLUMNS, Family
 from llamagen.analysis.sources import known_sources, source_of
+from llamagen.confined import Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.evaluate import Static
 
@@ -24,6 +24,9 @@ MAX_STEPS: Final = 50_000_000
 """Virtual machine steps of one statement, about a second."""
 
 MAX_ROWS: Final = 100_000
+
+_SCRIPT = Path(__file__).with_name("statement.py")
+_LIMITS = Limits(seconds=10, memory=512 << 20, answer=64 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,50 +143,37 @@ TABLES: Final[Mapping[str, Table]] = {
 
 
 def sql(family: Family, statement: str) -> Result:
-    """Run one SELECT. Raises LG905 for anything else, for an error of SQL, and for one that runs too long."""
-    connection = sqlite3.connect(":memory:")
+    """Run one SELECT. Raises LG905 for anything else, for an error of SQL, and for one that takes too much."""
+    request: dict[str, object] = {
+        "statement": statement,
+        "tables": {name: table.columns for name, table in TABLES.items()},
+    }
+    (reads,) = _answered(request)
+    request["rows"] = {
+        name: list(TABLES[name].rows(family, frozenset(columns))) for name, columns in reads.items()
+    }
+    columns, *rows = _answered(request)
+    return Result(_columns(columns), tuple(map(tuple, rows)))
+
+
+def _answered(request: Mapping[str, object]) -> list[Any]:
+    """A line a value. Strangers write statements: sqlite has a process of its own."""
     try:
-        for name, table in TABLES.items():
-            declared = ", ".join(f'"{c}"' for c in table.columns)
-            connection.execute(f"CREATE TABLE {name} ({declared})")
-        reads = _Reads()
-        connection.set_authorizer(reads)
-        connection.execute(f"EXPLAIN {statement}")
-        connection.set_authorizer(None)
-        for name, columns in reads.columns.items():
-            _fill(connection, name, frozenset(columns), family)
-        connection.set_authorizer(reads)
-        connection.set_progress_handler(lambda: 1, MAX_STEPS)
-        cursor = connection.execute(statement)
-        rows = cursor.fetchmany(MAX_ROWS + 1)
-    except (sqlite3.Error, sqlite3.Warning) as error:
-        help = _help(str(error))
-        raise LlamagenError.of(
-            "LG905", f"the statement cannot be run: {error}", help=help
-        ) from None
-    finally:
-        connection.close()
-    if len(rows) > MAX_ROWS:
-        help = "add a condition or LIMIT"
-        raise LlamagenError.of("LG905", f"the answer has more than {MAX_ROWS} rows", help=help)
-    return Result(_columns(cursor.description), tuple(tuple(map(_plain, row)) for row in rows))
+        given = json.dumps(request).encode()
+        answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), given, _LIMITS)
+    except Stopped as error:
+        reason = str(error)
+        message = f"the statement cannot be run: {reason}"
+        raise LlamagenError.of("LG905", message, help=_help(error.kind, reason)) from None
+    return [json.loads(line) for line in answer.splitlines()]
 
 
-def _plain(value: Cell | bytes) -> Cell:
-    """A blob as hexadecimal digits, a number that is not finite as text: JSON has neither."""
-    match value:
-        case bytes():
-            return value.hex()
-        case float() if not isfinite(value):
-            return str(value)
-        case _:
-            return value
-
-
-def _help(message: str) -> str:
+def _help(kind: str, message: str) -> str:
     """The nearest name for one that sqlite does not know."""
     if message == "interrupted":
         return "it takes too long; ask for fewer rows or joins"
+    if kind in ("limit", "TooMuch"):
+        return "add a condition or LIMIT"
     what, _, name = message.partition(": ")
     names = {
         "no such column": (c for t in TABLES.values() for c in t.columns),
@@ -198,35 +188,11 @@ def _help(message: str) -> str:
     )
 
 
-def _columns(description: Sequence[Sequence[object]] | None) -> tuple[str, ...]:
+def _columns(names: Sequence[str]) -> tuple[str, ...]:
     """Names of the result; of equal ones, as a join has them, the later are numbered as sqlite does: ``id:1``."""
     found: list[str] = []
     seen: Counter[str] = Counter()
-    for column in description or ():
-        name = str(column[0])
+    for name in names:
         found.append(f"{name}:{seen[name]}" if seen[name] else name)
         seen[name] += 1
     return tuple(found)
-
-
-_ALLOWED = frozenset(
-    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-)
-
-
-class _Reads:
-    """Lets sqlite compile a SELECT only, and notes which columns of which tables it reads (none: it counts rows)."""
-
-    def __init__(self) -> None:
-        self.columns: dict[str, set[str]] = {}
-
-    def __call__(self, action: int, table: str | None, column: str | None, *_: str | None) -> int:
-        if action == sqlite3.SQLITE_READ and table is not None and table in TABLES:
-            self.columns.setdefault(table, set()).add(column or "")
-        return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
-
-
-def _fill(connection: sqlite3.Connection, name: str, read: Columns, family: Family) -> None:
-    marks = ", ".join("?" for _ in TABLES[name].columns)
-    rows = TABLES[name].rows(family, read)
-    connection.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)

@@ -36,11 +36,17 @@ TESTED: Mapping[str, str] = {
 
 CPU = "CPUExecutionProvider"
 
-SINCE = "needs onnxruntime 1.32 or later"
-
 OLDER = (
     "uses GroupQueryAttention as ONNX Runtime 1.32 has it, and transformers.js brings 1.30; "
     "an export with `--profile portable` runs there"
+)
+
+UNTESTED = "uses GroupQueryAttention, which was not tested"
+
+ONE_ROW = (
+    "padding may be anywhere; with past keys and values several tokens at once are for one row, "
+    "and several rows go on by one token a call: the attention refuses another call "
+    "(from onnxruntime 1.32 on `--runtime 1.32` has no such limit)"
 )
 
 TESTED_TYPES = frozenset({"llama"})
@@ -187,7 +193,7 @@ def _refusals(exported: Exported) -> Iterator[Refusal]:
         yield Refusal("transformers.js", "is made for a GPU, which was not tested")
         return
     if exported.model.fused_attention:
-        yield Refusal("transformers.js", OLDER)
+        yield Refusal("transformers.js", OLDER if exported.model.batched_chunks else UNTESTED)
     if kind not in TESTED_TYPES:
         named = (
             "has no `config.json`" if kind is None else f"is a {code(kind)}, which was not tested"
@@ -210,9 +216,11 @@ def _facts(exported: Exported) -> Iterator[Row]:
     yield Row("weights", "; ".join(_stored(model)))
     yield Row("computation", model.dtype)
     profile = model.profile
-    since = f"; {SINCE}" if model.fused_attention else ""
+    since = f"; needs onnxruntime {model.runtime} or later" if model.fused_attention else ""
     yield Row("operators", f"profile {profile.name}, opset {profile.opset}{since}")
     yield Row("logits and caches", profile.io_dtypes[model.dtype])
+    if not model.batched_chunks:
+        yield Row("calls of several rows", ONE_ROW)
     flat = flatten(exported.graphs[MAIN])
     if any(slot.keep is not None for slot in flat.slots):
         kept = f"bounded: {bounds_text(flat)}; `attention_mask` covers every token; pad on the left"

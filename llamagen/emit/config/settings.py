@@ -24,7 +24,7 @@ class Settings:
     @classmethod
     def of_folder(cls, folder: Path) -> Settings:
         """Raises LG765 for a file that cannot be read or is not JSON."""
-        return cls(_object(folder / CONFIG_FILE), _object(folder / GENERATION_FILE))
+        return cls(json_object(folder / CONFIG_FILE), json_object(folder / GENERATION_FILE))
 
     def architecture(self, key: str) -> object:
         """A value of config.json, or of its part about text, where a model has images."""
@@ -56,7 +56,8 @@ def _ids(found: object) -> Iterator[int]:
             yield one
 
 
-def _object(path: Path) -> Object:
+def json_object(path: Path) -> Object:
+    """The object in a file; empty without one, and for another value. Raises LG765 for a file that is not JSON."""
     if not files.exists(path):
         return {}
     text = files.read_text(path, files.SETTINGS, within=path.parent)

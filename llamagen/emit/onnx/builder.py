@@ -16,6 +16,7 @@ import onnx_ir as ir
 from llamagen.emit.onnx.elements import ELEMENTS, Quantized, numpy_type
 from llamagen.emit.onnx.names import Names
 from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
+from llamagen.emit.onnx.versions import has_input
 from llamagen.ops.dims import Dim, P, kept_of
 from llamagen.ops.op import DType
 
@@ -39,11 +40,14 @@ class Builder:
         dtype: OnnxDType,
         parent: Builder | None = None,
         max_context: int = 0,
+        runtime: str = "",
     ) -> None:
         self.profile = profile
         self.dtype: OnnxDType = dtype
         self.max_context: int = parent.max_context if parent else max_context
         """Tokens that tables of positions must cover; a profile without such tables has no use for it."""
+        self.runtime: str = parent.runtime if parent else runtime
+        """Version of ONNX Runtime whose operators may be used."""
         self.scope: str = parent.scope if parent else ""
         self.nodes: list[ir.Node] = []
         self._parent = parent
@@ -85,6 +89,10 @@ class Builder:
                 return ir.DataType.INT64
             case DType.BOOL:
                 return ir.DataType.BOOL
+
+    def has_input(self, operator: str, name: str) -> bool:
+        """Whether ``operator`` has the input ``name`` in the runtime that the graph is for; one of the table."""
+        return has_input(self.runtime, operator, name)
 
     def name(self, wanted: str) -> str:
         return self._names.unique(wanted)

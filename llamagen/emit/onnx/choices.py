@@ -29,6 +29,8 @@ class Choices:
     max_context: int
     weights: WeightPlaces = "copied"
     quantization: Quantization = NO_QUANTIZATION
+    runtime: str | None = None
+    """Version of ONNX Runtime that must run it; None is the newest that is published for the profile's provider."""
 
 
 def choices_of(

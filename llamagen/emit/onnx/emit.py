@@ -17,11 +17,12 @@ from llamagen.emit.onnx.names import onnx_shape
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.quantization import expert_codes
 from llamagen.emit.onnx.site import Site
+from llamagen.emit.onnx.versions import runtime_named
 from llamagen.emit.onnx.weights import place_weights
 from llamagen.emit.version import llamagen_version
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph, parameters
-from llamagen.ops.attention import append_to_cache
+from llamagen.ops.attention import CHUNKS, append_to_cache
 from llamagen.ops.dims import Dim, P
 from llamagen.ops.op import Role, State, TensorType
 
@@ -49,7 +50,7 @@ def emit_onnx(
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
 
     ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
-    in the graph. ``choices`` are the profile's own where there are none.
+    in the graph. ``choices`` are the profile's own where there are none. Raises LG717 for a runtime that is not known.
     """
     return _Emitter(graph, profile, dtype, stored, choices or choices_of(graph, profile)).run()
 
@@ -70,7 +71,8 @@ class _Emitter:
         export = Export(profile.name, dtype, choices.weights, choices.logits, codes)
         self.rewritten = rewrite(flatten(graph), export, graph.output_names)
         self.flat: FlatGraph = self.rewritten.flat
-        self.b = Builder(profile, dtype, max_context=choices.max_context)
+        self.runtime = runtime_named(choices.runtime, profile.provider)
+        self.b = Builder(profile, dtype, None, choices.max_context, self.runtime)
         self.values: dict[str, ir.Value] = {}
         self.parameters: dict[str, ir.Value] = {}
         self.named: set[int] = set()
@@ -125,15 +127,20 @@ class _Emitter:
                 "llamagen.logits": self.choices.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.in_place() else {}),
+                **({"llamagen.chunks": "one row"} if self.one_row() else {}),
                 **({"llamagen.window": "tokens"} if self.windows() else {}),
                 "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
-        return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context)
+        return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context, self.runtime)
 
     def in_place(self) -> bool:
         """Whether every cache may be one buffer for past and present."""
         return bool(self.slots) and all(slot.present_key in self.fused for slot in self.slots)
+
+    def one_row(self) -> bool:
+        """Whether a call of several tokens with a past may have one row only."""
+        return bool(self.own_slots) and not self.b.has_input(*CHUNKS)
 
     def windows(self) -> bool:
         """Whether fused attention has a window: it counts tokens, not padding between them."""

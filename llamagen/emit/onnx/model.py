@@ -10,6 +10,7 @@ import onnx_ir as ir
 from llamagen.analysis.rewrites.rewrite import Logits
 from llamagen.emit.onnx.initializer import Initializer
 from llamagen.emit.onnx.profile import OnnxDType, Profile
+from llamagen.emit.onnx.versions import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class OnnxModel:
     logits: Logits
     max_context: int | None
     """Tokens that tables of positions cover; None without such tables."""
+    runtime: Version
+    """Of ONNX Runtime: it and later ones have every operator of the model."""
 
     @property
     def opsets(self) -> Mapping[str, int]:
@@ -31,8 +34,13 @@ class OnnxModel:
 
     @property
     def fused_attention(self) -> bool:
-        """Some attention is GroupQueryAttention, as ONNX Runtime has it from 1.32 on."""
+        """Some attention is GroupQueryAttention."""
         return any(node.op_type == "GroupQueryAttention" for node in self.model.graph)
+
+    @property
+    def batched_chunks(self) -> bool:
+        """Whether a call with a past may have several rows of several tokens."""
+        return self.model.metadata_props.get("llamagen.chunks") != "one row"
 
     @property
     def in_place(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen import files
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import LlamagenError, quoted
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -27,6 +28,9 @@ PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
 """A device, as ONNX Runtime calls it, and the execution provider that computes there."""
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16; numpy has no such type of its own."""
+
+_LARGEST = 1 << 20
+"""Heads or features of a cache."""
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -49,6 +53,8 @@ class OpenOptions:
     provider: str = CPU
     settings: Mapping[str, str] = field(default_factory=dict)
     """Configuration entries of the session."""
+    made_for: str = ""
+    """What the folder's manifest says about versions."""
 
 
 AS_IT_IS = OpenOptions()
@@ -92,7 +98,7 @@ def open_session(
             chosen.add_session_config_entry(name, value)
         session = ort.InferenceSession(source, chosen, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise _refusal(what, provider, str(error)) from error
+        raise _refusal(what, provider, str(error), source, ort.__version__) from error
     if session.get_providers()[0] != provider:  # it goes on with the CPU
         raise LlamagenError.of(
             "LG711",
@@ -127,10 +133,77 @@ def device_of(session: ort.InferenceSession) -> str:
     return next(device for device, provider in PROVIDERS.items() if provider == first)
 
 
+def require_interface(
+    session: ort.InferenceSession,
+    file: Path,
+    inputs: Container[str],
+    outputs: Iterable[str],
+    vocab_size: int | None = None,
+) -> None:
+    """The graph of ``file`` reads nothing but ``inputs`` and caches, and gives ``outputs``, logits for a vocabulary.
+
+    Raises LG760.
+    """
+
+    def refused(reason: str) -> LlamagenError:
+        help = "export the model again; `llamagen verify DIR --integrity` tells what changed"
+        return LlamagenError.of("LG760", f"{file} is no graph of an export: {reason}", help=help)
+
+    given = {value.name: value for value in session.get_outputs()}
+    for value in session.get_inputs():
+        name = value.name
+        if value.type not in _TYPES:
+            raise refused(f"{quoted(name)} is {value.type}")
+        if name.startswith("past_key_values."):
+            present = given.get(name.replace("past_key_values.", "present.", 1))
+            if present is None or present.type != value.type:
+                raise refused(f"what {quoted(name)} reads is not written")
+        elif name not in inputs:
+            raise refused(f"it reads {quoted(name)}, which nothing gives")
+    for name in outputs:
+        if name not in given or given[name].type not in _TYPES:
+            raise refused(f"it does not give {quoted(name)}")
+        shape = given[name].shape
+        if name == "logits" and not (
+            len(shape) == 3 and isinstance(shape[-1], int) and vocab_size in (None, shape[-1])
+        ):
+            raise refused(f"it gives logits of the shape {shape}")
+
+
+def table_context(metadata: Mapping[str, str], file: Path) -> int | None:
+    """Tokens that the tables of positions in a model cover; None without such tables. Raises LG760."""
+    said = metadata.get("llamagen.max_context")
+    if said is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,9}", said):
+        message = f"{file} covers {quoted(said)} tokens, which is no number of them"
+        raise LlamagenError.of("LG760", message, help="export the model again")
+    return int(said)
+
+
+@contextmanager
+def computing(what: str, options: OpenOptions) -> Iterator[None]:
+    """What ONNX Runtime refuses while it computes is LG714, with its version and what the folder was made for."""
+    import onnxruntime as ort
+
+    try:
+        yield
+    except LlamagenError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        made_for = f"; the folder was made by {options.made_for}" if options.made_for else ""
+        raise LlamagenError.of(
+            "LG714",
+            f"ONNX Runtime {ort.__version__} cannot compute {what}: {_short(str(error))}{made_for}",
+            help="`llamagen verify DIR --integrity` tells whether the folder is as it was written; "
+            "another version of ONNX Runtime may have other operators",
+        ) from error
+
+
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
     """Input name -> keys or values of no token, [batch, K, 0, H]. Raises LG713 for a cache of another form."""
     for value in session.get_inputs():
-        known = value.type in _TYPES and len(value.shape) == 4
+        known = value.type in _TYPES and len(value.shape) == 4 and _sizes(value.shape[1::2])
         if value.name.startswith("past_key_values.") and not known:
             message = f"`{value.name}` is no cache of keys or values: {value.type} {value.shape}"
             raise LlamagenError.of("LG713", message, help="export the model again")
@@ -139,6 +212,10 @@ def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[
         for value in session.get_inputs()
         if value.name.startswith("past_key_values.")
     }
+
+
+def _sizes(dims: Iterable[object]) -> bool:
+    return all(isinstance(dim, int) and 0 < dim <= _LARGEST for dim in dims)
 
 
 def as_input(value: NDArray[np.generic], kind: str) -> NDArray[np.generic]:
@@ -187,7 +264,15 @@ def as_past(outputs: Mapping[str, V]) -> dict[str, V]:
     }
 
 
-def _refusal(what: str, provider: str, message: str) -> LlamagenError:
+def _short(message: str) -> str:
+    """Of ONNX Runtime, without the places of its source."""
+    reason = re.sub(r"^\[ONNXRuntimeError\] : ", "", " ".join(message.split()))
+    return re.sub(r"/onnxruntime_src/\S+ ", "", reason)[:400]
+
+
+def _refusal(
+    what: str, provider: str, message: str, source: str | bytes, installed: str
+) -> LlamagenError:
     reason = " ".join(message.split())
     missing = re.search(r"implementation for (\w+)\(\d+\) node|kernel for (\w+)\(", reason)
     if "NOT_IMPLEMENTED" in reason and missing:
@@ -196,9 +281,28 @@ def _refusal(what: str, provider: str, message: str) -> LlamagenError:
             f"{provider} has no {missing[1] or missing[2]} for the types that {what} uses",
             help="compute where it was exported for (`--provider cuda`), or export with the portable profile",
         )
-    short = re.sub(r"/onnxruntime_src/\S+ ", "", re.sub(r"^\[ONNXRuntimeError\] : ", "", reason))
+    for since, feature in _too_new(source, installed):
+        return LlamagenError.of(
+            "LG713",
+            f"{what} needs onnxruntime {since} or later for {feature}, and {installed} is installed",
+            help=f"install onnxruntime {since}, or export with `--runtime` and a version up to yours",
+        )
     return LlamagenError.of(
         "LG713",
-        f"ONNX Runtime cannot load {what}: {short[:400]}",
+        f"ONNX Runtime {installed} cannot load {what}: {_short(message)}",
         help="are all data files beside model.onnx, whole and unchanged?",
     )
+
+
+def _too_new(source: str | bytes, installed: str) -> Iterator[tuple[str, str]]:
+    """What a refused model has that came after the ``installed`` version; nothing of a file that is no model."""
+    import onnx
+
+    from llamagen.emit.onnx.versions import is_older, needed
+
+    try:
+        data = source if isinstance(source, bytes) else files.read_bytes(Path(source), files.GRAPH)
+        model = onnx.load_model_from_string(data)
+    except Exception:  # protobuf's errors share no public base class
+        return
+    yield from ((since, what) for since, what in needed(model) if is_older(installed, since))

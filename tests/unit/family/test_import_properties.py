@@ -81,7 +81,7 @@ def mutations(draw: st.DrawFn) -> dict[str, Any]:
     return config
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mutations())
 def test_changed_configs_come_back(config: dict[str, Any]) -> None:
     made = imported(config)
@@ -103,7 +103,7 @@ def imported_or_none(config: object) -> Imported | None:
     return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(configs())),
     st.data(),

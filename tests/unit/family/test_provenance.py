@@ -11,6 +11,7 @@ import pytest
 from llamagen.analysis import sources as listed
 from llamagen.analysis import tables
 from llamagen.analysis.doubts import conflicts, uncertain
+from llamagen.analysis.explain import explain_value
 from llamagen.analysis.sources import matches, source_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder
@@ -85,15 +86,58 @@ def test_history_rests_on_documents_about_the_model_itself(name: str) -> None:
     assert {path: source for path, source in found.items() if key(source) not in about} == {}
 
 
-def test_the_nearest_provenance_wins() -> None:
-    """A glob of the value's generation goes before a longer one of the first; in one file the longer goes."""
+HEIR = """spec: 1
+abstract: true
+id: {id}
+extends: {base}
+{override}
+"""
+OVERRIDES = {
+    "hyperparameters: {vocab_size: 5000}": "hyperparameters.vocab_size",
+    "hyperparameters: {rope: {theta: 7.0}}": "hyperparameters.rope.theta",
+    "hyperparameters: {rope: {kind: default, theta: 7.0}}": "hyperparameters.rope.theta",
+    "hyperparameters: {sliding_window: 5}": "hyperparameters.sliding_window",
+    "training: {gpu_hours: 7}": "training.gpu_hours",
+    "tokenizer: {eos_ids: [1]}": "tokenizer.eos_ids",
+    "blocks: {DecoderLayer: {forward: return x}}": "blocks.DecoderLayer.forward",
+    "title: mine": "title",
+}
 
-    def of(parent: str) -> str | None:
-        text = f"spec: 1\nid: llama/child\nextends: {parent}\ntraining: {{gpu_hours: 7}}\n"
-        return source_of(Registry().load_text(text), "training.gpu_hours")
 
-    assert of("llama/1/7b") == "l1paper#table-15"
-    assert of("llama/3/8b") == "l3card"
+@pytest.mark.parametrize("spec_id", ["mine/child", "llama/child", "llama/3/8b"])
+@pytest.mark.parametrize("base", ["llama/3/8b", "llama/3/_base"])
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_what_an_heir_writes_has_no_source_but_its_own(
+    override: str, base: str, spec_id: str
+) -> None:
+    """Whatever its id, and whether the bases had such a value or not."""
+    text = HEIR.format(id=spec_id, base=base, override=override)
+    path, section = OVERRIDES[override], override.split(":")[0]
+    bare = Registry().load_text(text)
+    assert source_of(bare, path) is None
+    told = explain_value(REGISTRY, bare, path)
+    assert "\nsource: none" in told and "card" not in told
+    for glob in {path, section if section == path else f"{section}.*"}:
+        own = Registry().load_text(f"{text}provenance: {{{glob!r}: my notes}}\n")
+        assert source_of(own, path) == "my notes"
+
+
+def test_what_is_inherited_keeps_its_source() -> None:
+    text = HEIR.format(id="mine/child", base="llama/3/8b", override="title: mine")
+    bare = Registry().load_text(text)
+    assert source_of(bare, "hyperparameters.hidden_size") == "sku"
+    assert source_of(bare, "training.gpu_hours") == "l3card"
+    own = Registry().load_text(f"{text}provenance: {{'hyperparameters.*': measured}}\n")
+    assert source_of(own, "hyperparameters.hidden_size") == "measured", "the heir says it"
+
+
+def test_an_heir_may_say_again_what_its_base_says() -> None:
+    """Of its own values; that is no repetition."""
+    text = HEIR.format(
+        id="mine/child", base="llama/3/8b", override="hyperparameters: {vocab_size: 5000}"
+    )
+    own = Registry().load_text(f"{text}provenance: {{'hyperparameters.*': sku}}\n")
+    assert source_of(own, "hyperparameters.vocab_size") == "sku" and own.warnings == ()
 
 
 def test_every_source_is_used_and_described() -> None:

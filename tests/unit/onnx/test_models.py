@@ -140,7 +140,7 @@ def test_left_padded_batch_equals_its_rows_alone(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["llama", "windows", "gated"])
 def test_reduced_dtypes(name: str, dtype: OnnxDType) -> None:
-    """Rms against float64, same weights, up to 1.25 times what transformers shows in bfloat16 (docs/proof.md)."""
+    """Rms against float64, up to 1.25 times what transformers shows in bfloat16 (docs/proof.md)."""
     both = pair(name, dtype)
     bound = {"float16": 0.015 / 8, "bfloat16": 0.015}[dtype]
     logits, past = both.onnx(IDS[:, :6], FULL[:, :6])

@@ -103,7 +103,7 @@ cases = given(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @cases
 def test_products_in_float32(
     bits: int, block: int, symmetric: bool, m: int, n: int, k: int, seed: int
@@ -164,7 +164,7 @@ def test_what_w8a8_rounds(rows: int) -> None:
     assert relative(y, seen @ real) < 3e-6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from([4, 8]),
     st.sampled_from([16, 32, 64]),

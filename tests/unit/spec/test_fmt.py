@@ -287,7 +287,7 @@ def documents(draw: st.DrawFn) -> str:
 
 
 @given(documents())
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 def test_random_documents(text: str) -> None:
     source = load_source(text)
     once = format_source(source, ORDER)

@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from llamagen.api import load, random_checkpoint
 from llamagen.api_verify import measure_quality
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import read_manifest
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.part import CHOICES
+from llamagen.verify.part import CHOICES, ONE_ROW
 from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
 
 CASES = (
     "prefill", "decode", "left padding", "right padding", "cut anywhere", "rows exchanged", "far apart",
+    "rows that wait", "rows cut anywhere",
 )  # fmt: skip
 
 
@@ -204,6 +206,30 @@ def test_more_tokens_than_the_tables_cover_are_refused(tmp_path: Path) -> None:
             compare(out)
         assert [d.code for d in caught.value.diagnostics] == ["LG764"]
     assert verify_folder(out, ["torch"], steps=8).passed
+
+
+@pytest.mark.parametrize("runtime", ["1.31", "1.32"])
+def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
+    runtime: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    load(SPECS / "reduced" / "llama-2-70b.yaml").export(
+        out, random_weights=1, profile="ort-cpu", runtime=runtime
+    )
+    done: list[tuple[int, int]] = []
+    report = verify_folder(
+        out, ["torch"], steps=4, progress=lambda done_, total: done.append((done_, total))
+    )
+    manifest = read_manifest(out)
+    assert (manifest.runtime, manifest.batched_chunks) == (runtime, runtime == "1.32")
+    verdicts = {row.case: row.verdict for row in report.rows}
+    assert tuple(verdicts) == CASES and report.passed
+    skipped = {"rows cut anywhere"} if runtime == "1.31" else set()
+    assert {case for case, verdict in verdicts.items() if verdict != "equal"} == skipped
+    assert {row.note for row in report.rows if row.case in skipped} == (
+        {ONE_ROW} if skipped else set()
+    )
+    assert done[-1] == (2 * len(CASES),) * 2
 
 
 def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:

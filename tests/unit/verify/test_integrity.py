@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from llamagen.api import load
+from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
@@ -161,7 +162,6 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.timeout(20)
 def test_damage_is_named(folder: Path, name: str) -> None:
     harm, expected = CASES[name]
     harm(folder)
@@ -250,3 +250,22 @@ def test_a_writer_of_the_manifest_that_was_killed(folder: Path) -> None:
     (folder / ".llamagen").mkdir()
     (folder / ".llamagen" / "new").write_text("of others")
     assert damage(folder) == [(".llamagen/new", "extra")]
+
+
+def test_what_was_never_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A NaN comes through an export by reference, which looks at no value; its integrity proves nothing about it."""
+    spec = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
+    checkpoint = random_checkpoint(spec, tmp_path / "checkpoint", dtype="float32").folder
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-4] + struct.pack("<f", float("nan")))
+    load(spec).export(tmp_path / "out", checkpoint=checkpoint, weights="reference")
+    found = check_integrity(tmp_path / "out", silent)
+    assert found.whole and found.unread == ("model.safetensors",)
+    assert found.unread_bytes == len(data)
+    assert main(["verify", str(tmp_path / "out"), "--integrity"]) == 0
+    said = capsys.readouterr().out
+    assert "model.safetensors: its values were never read" in said
+    assert "as they were written; 1 of them, " in said and "were never read" in said
+    assert main(["run", str(tmp_path / "out"), "--ids", "1,2,3"]) == 3
+    assert "LG768" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def later(seconds: float, made: list[tuple[int, Bytes]]) -> Callable[[], list[tu
     return make
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_bytes_and_hash(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Places are dealt to pieces at random, as scales and packed weights are; some bytes belong to none."""

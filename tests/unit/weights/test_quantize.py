@@ -37,7 +37,7 @@ def steps(scales: Array, block: int, width: int) -> Array:
     return np.repeat(np.abs(scales.astype(np.float64)), block, axis=1)[:, :width]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([4, 8]),
     st.sampled_from([16, 32, 64]),

@@ -95,8 +95,7 @@ def trees(draw: st.DrawFn, path: Path, depth: int = 3) -> tuple[Lazy, Array]:
 @pytest.mark.parametrize("pitch", [0, 1 << 14], ids=["runs", "columns"])
 @settings(
     max_examples=200,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_rectangles_and_blocks_equal_numpy(

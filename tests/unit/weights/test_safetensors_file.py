@@ -154,7 +154,7 @@ def test_control_characters_are_not_printed(tmp_path: Path) -> None:
     assert failure.value.diagnostics[0].message.isprintable()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_mutated_header_is_refused_or_means_what_the_library_says(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -55,7 +55,7 @@ def nearest_even_bf16(patterns: Array) -> Array:
     return ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
 def test_f32_to_bf16_is_the_integer_formula(patterns: list[int]) -> None:
     bits = np.array([*patterns, 0x3F808000, 0x3F818000, 1, 0x80000001], np.uint32)
