@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +91,24 @@ def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None
     assert all(
         torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True)
     )
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_a_kind_scales_as_its_float32_steps_do(kind: str) -> None:
+    """Over pairs that are kept, mixed and divided."""
+    row, dim, theta = ROPE_KINDS[kind], 32, 1000.0
+    numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    attrs = {**numbers, "dim": dim, "theta": theta, "beta_fast": 4.0, "beta_slow": 1.0}
+    attrs |= {"original_max_positions": 256, "attention_factor": 1.0}
+    wavelengths = np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    plain = np.float32(1) / wavelengths
+    names = signature(row.torch).parameters
+    given = {n: v for n, v in {**attrs, **row.torch_numbers(attrs)}.items() if n in names}
+    found = row.torch(torch.from_numpy(plain), **given)
+    expected = torch.from_numpy(row.float32(attrs, plain, wavelengths))
+    assert torch.allclose(found, expected, rtol=1e-5, atol=0)
+    kept = int((found == torch.from_numpy(plain)).sum())
+    assert kept < dim // 2 and (kept > 0 or kind == "linear")
 
 
 def test_every_kind_of_rope_is_tried() -> None:
