@@ -63,16 +63,17 @@ def _text(subject: Subject) -> dict[str, str]:
 
 
 def _torch(subject: Subject) -> dict[str, str]:
-    from llamagen.emit.torch.emit import emit_torch
+    from llamagen.emit.torch.module import formatted, source_of
     from llamagen.ir.graph import MAIN, names_elsewhere
 
     graphs = subject.graphs()
-    return {
-        f"{'modeling' if name == MAIN else name}.py": emit_torch(
+    sources = {
+        f"{'modeling' if name == MAIN else name}.py": source_of(
             graph, names_elsewhere(graphs, name)
         )
         for name, graph in graphs.items()
     }
+    return formatted(sources)
 
 
 def _onnx(subject: Subject) -> dict[str, str]:

@@ -257,7 +257,7 @@ ACTIVATION_OPS: tuple[Op, ...] = (
         attrs=(AttrSpec("cap", "float", "the bound c", required=True),),
         elementwise=True,
         numpy=_softcap_numpy,
-        torch=lambda at, x: at.call("softcap", x[0], at.number("cap")),
+        torch=lambda at, x: call("softcap", x[0], at.number("cap")),
         onnx=_softcap_onnx,
     ),
     Op(

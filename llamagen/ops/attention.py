@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import LlamagenError
@@ -13,10 +12,10 @@ from llamagen.ops.code import (
     Binary,
     Code,
     Keyword,
+    Shared,
     Text,
     call,
     literal,
-    statement,
 )
 from llamagen.ops.dims import Dim, S, T, past_of
 from llamagen.ops.lazy import ir, np
@@ -49,8 +48,7 @@ from llamagen.ops.rope import ROPE_KINDS, inverse_frequencies, rope_attrs
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.prelude import PreludeSite
-    from llamagen.emit.torch.site import TorchSite
+    from llamagen.emit.torch.site import PreludeSite, TorchSite
     from llamagen.ops.op import Array, Values
 
 
@@ -89,41 +87,24 @@ def _causal_mask_numpy(o: Operands) -> tuple[Array, ...]:
     return (visible[:, None, :, first:],)
 
 
-@dataclass(frozen=True, slots=True)
-class MaskView:
-    """One mask; ``limit`` is the window or the chunk, ``keep`` the past of the slots it is for if they are bounded."""
-
-    variable: str
-    kind: str
-    limit: str
-    keep: str = ""
-
-    @property
-    def plain(self) -> bool:
-        return self.kind == "causal"
-
-    @property
-    def lines(self) -> list[str]:
-        """The call that makes it."""
-        function = "causal_mask" if self.plain else f"{self.kind}_causal_mask"
-        given = ["S", "P", "attention_mask", "device", self.limit, self.keep]
-        given = [g for g in given if g]
-        return statement(f"{self.variable} = ", call(function, *(Text(g) for g in given)), 2)
-
-
-def _causal_mask_prelude(at: PreludeSite) -> MaskView:
+def _causal_mask_prelude(at: PreludeSite) -> Shared:
     window, chunk = at.attrs["window"], at.attrs["chunk"]
     if isinstance(window, int) and isinstance(chunk, int):
         message = "a mask has a window or a chunk, not both"
         raise LlamagenError.of("LG741", message, at.span)
-    variable, kept = at.mask_name(), at.kept()
+    arguments = ["S", "P", "attention_mask", "device"]
+    function, type_ = "causal_mask", "Tensor" if at.special else "Tensor | None"
     if isinstance(window, int):
-        limit = at.constants.number_like(window, "sliding_window")
-        return MaskView(variable, "sliding", limit, kept)
-    if isinstance(chunk, int):
-        limit = at.constants.number_like(chunk, "attention_chunk_size")
-        return MaskView(variable, "chunked", limit, kept)
-    return MaskView(variable, "causal", "")
+        function, type_ = "sliding_causal_mask", "Tensor"
+        arguments.append(at.like(window, "sliding_window"))
+    elif isinstance(chunk, int):
+        function, type_ = "chunked_causal_mask", "Tensor"
+        arguments.append(at.like(chunk, "attention_chunk_size"))
+    causal = window is None and chunk is None
+    if at.bounded and not causal:  # then each takes how many past keys there are at most
+        arguments.append(at.kept() or "P")
+    call = f"{function}({', '.join(arguments)})"
+    return Shared("mask", (at.mask_name(),), type_, call, causal)
 
 
 def _slots(b: Builder, new: Dim, total: Dim) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -300,7 +281,6 @@ def _attention_torch(at: TorchSite, x: Sequence[Code]) -> Code:
         operands.append(x[3])
     else:
         function = at.unmasked
-        at.helper(function.text)
         operands += [literal(None)] if function.text == "eager" else []
     extras = (Keyword(name, _extra(name, at, x)) for name in at.extras)
     return call(function.text, *operands, *extras)
@@ -319,7 +299,6 @@ def _extra(name: str, at: TorchSite, x: Sequence[Code]) -> Code:
         case _:
             if at.attrs.get("alibi") is not True:
                 return literal(None)
-            at.helper("alibi_slopes")
             heads = at.operand_types[0].shape[1].value
             return call("alibi_slopes", literal(heads))
 
@@ -405,25 +384,12 @@ def _temperature_numpy(o: Operands) -> tuple[Array, ...]:
     return ((1.0 + o.number("scale") * np.log(1.0 + steps))[:, None, :, None],)
 
 
-@dataclass(frozen=True, slots=True)
-class TemperatureView:
-    variable: str
-    scale: str
-    floor_scale: str
-
-    @property
-    def lines(self) -> list[str]:
-        arguments = [Text(a) for a in ("position_ids", self.scale, self.floor_scale)]
-        return statement(f"{self.variable} = ", call("temperature_table", *arguments), 2)
-
-
-def _temperature_prelude(at: PreludeSite) -> TemperatureView:
-    scale, floor_scale = a_float(at.attrs, "scale"), a_int(at.attrs, "floor_scale")
-    return TemperatureView(
-        at.results[0].replace("attention_temperature", "temperature"),
-        at.constants.number_like(scale, "attention_temperature_scale"),
-        at.constants.number_like(floor_scale, "attention_temperature_floor"),
-    )
+def _temperature_prelude(at: PreludeSite) -> Shared:
+    variable = at.results[0].replace("attention_temperature", "temperature")
+    scale = at.like(a_float(at.attrs, "scale"), "attention_temperature_scale")
+    floor_scale = at.like(a_int(at.attrs, "floor_scale"), "attention_temperature_floor")
+    call = f"temperature_table(position_ids, {scale}, {floor_scale})"
+    return Shared("temperature", (variable,), "Tensor", call)
 
 
 def _temperature_onnx(b: Builder, site: Site, x: Values) -> Values:

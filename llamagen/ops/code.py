@@ -1,4 +1,4 @@
-"""Python expressions as data, and their text laid out as ``ruff format`` would.
+"""Python expressions as data, and their text on one line.
 
 Only the shapes that generated forwards need: names, literals, calls, operators. Text of a spec never
 gets in here except through ``names.py`` (checked identifiers) and ``repr``.
@@ -6,9 +6,9 @@ gets in here except through ``names.py`` (checked identifiers) and ``repr``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, assert_never
+from enum import Enum
+from typing import Literal, TypeAlias, assert_never
 
 WIDTH = 100
 INDENT = "    "
@@ -95,18 +95,21 @@ def literal(value: int | float | bool | str | None) -> Text:
 
 
 def flat(code: Code, outer: int = 0) -> str:
-    """The text on one line; parenthesised where the surrounding operator binds tighter than ``code``."""
+    """The text on one line, as ruff spaces it; in parentheses where the operator around binds tighter than ``code``."""
     match code:
         case Text(text=text):
             return f"({text})" if text.startswith("-") and outer > _NEGATION else text
         case Keyword(name=name, value=value):
-            return f"{name}={_argument(value)}"
+            return f"{name}={flat(value, isinstance(value, Tuple))}"
         case Attribute(receiver=receiver, name=name):
             return f"{flat(receiver, _ATOM)}.{name}"
         case Indexed(receiver=receiver, index=index):
             return f"{flat(receiver, _ATOM)}[{index}]"
-        case Call(arguments=arguments):
-            return f"{_callee(code)}({', '.join(_argument(a) for a in arguments)})"
+        case Call(function=function, arguments=arguments, receiver=receiver):
+            owner = "" if receiver is None else f"{flat(receiver, _ATOM)}."
+            return (
+                f"{owner}{function}({', '.join(flat(a, isinstance(a, Tuple)) for a in arguments)})"
+            )
         case Negative(operand=operand):
             text = f"-{flat(operand, _NEGATION)}"
             return f"({text})" if outer > _NEGATION else text
@@ -122,88 +125,52 @@ def flat(code: Code, outer: int = 0) -> str:
         case Tuple(items=(single,)):
             return f"({flat(single)},)"
         case Tuple(items=items):
-            text = ", ".join(flat(i) for i in items)
+            text = ", ".join(flat(i, isinstance(i, Tuple)) for i in items)
             return f"({text})" if outer or not items else text
         case _:
             assert_never(code)
 
 
-def _argument(code: Code) -> str:
-    """A tuple that is an argument needs its parentheses."""
-    return flat(code, 1) if isinstance(code, Tuple) else flat(code)
+def statement(prefix: str, code: Code, depth: int) -> str:
+    """``prefix`` (``h = ``, ``return ``) and ``code``; ``depth`` counts indents."""
+    return f"{INDENT * depth}{prefix}{flat(code)}"
 
 
-def _callee(code: Call) -> str:
-    if code.receiver is None:
-        return code.function
-    return f"{flat(code.receiver, _ATOM)}.{code.function}"
+class Stay(Enum):
+    """A parameter of a library function that stays one, although it stands behind the ``*``."""
+
+    KEPT = "as it is"
+    PRESENT = "and is neither None nor empty"
+    LEFT_OUT = "no: a parameter before the ``*`` that goes, where calls hand it on too"
 
 
-def fits(prefix: str, code: Code, depth: int) -> bool:
-    """Whether a statement stays on one line."""
-    return len(INDENT * depth + prefix + flat(code)) <= WIDTH
+@dataclass(frozen=True, slots=True)
+class Template:
+    """In place of a function: the text of a call, with ``{}`` for its argument."""
+
+    text: str
 
 
-def statement(prefix: str, code: Code, depth: int) -> list[str]:
-    """``prefix`` (``h = ``, ``return ``) and ``code`` in as few lines as fit; ``depth`` counts indents."""
-    return [INDENT * depth + line for line in _laid_out(prefix, code, "", WIDTH - 4 * depth)]
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """In place of a function: what assigns its result, where a statement does nothing else."""
+
+    lines: tuple[str, ...]
 
 
-def _laid_out(before: str, code: Code, after: str, width: int) -> list[str]:
-    line = before + flat(code) + after
-    if len(line) <= width:
-        return [line]
-    match code:
-        case Call(arguments=arguments) if arguments:
-            return _broken_call(before + _callee(code), arguments, after, width)
-        case Binary(left=left, right=Call(arguments=arguments) as right, op=op) if (
-            arguments and not isinstance(left, Binary)
-        ):
-            head = f"{before}{flat(left, _RANK[op])} {op} {_callee(right)}"
-            return _broken_call(head, arguments, after, width)
-        case Keyword(name=name, value=value):
-            return _laid_out(f"{before}{name}=", value, after, width)
-        case Binary():
-            return [f"{before}(", *_operands(code, width), f"){after}"]
-        case _:
-            return [f"{before}(", INDENT + flat(code), f"){after}"]
+Scalar: TypeAlias = bool | int | float | str | None
+Fixed: TypeAlias = Scalar | Text | Stay | Template | Statements
+"""What a file knows of a name in the library: a value, text in its place (a parameter before the ``*`` is renamed to
+it), or that it stays."""
 
 
-def _broken_call(head: str, arguments: Sequence[Code], after: str, width: int) -> list[str]:
-    return [f"{head}(", *_items(arguments, width), f"){after}"]
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a forward pass computes once, at its top, and hands to the blocks."""
 
-
-def _items(items: Sequence[Code], width: int) -> list[str]:
-    together = INDENT + ", ".join(_argument(i) for i in items)
-    if len(together) <= width:
-        return [together]
-    comma = "," if len(items) > 1 else ""
-    return [INDENT + line for i in items for line in _laid_out("", i, comma, width - 4)]
-
-
-def _operands(code: Binary, width: int) -> list[str]:
-    together = INDENT + flat(code)
-    if len(together) <= width:
-        return [together]
-    terms: list[str] = []
-    here: Code = code
-    while isinstance(here, Binary) and here.op in ("+", "-"):
-        terms.append(f"{here.op} {flat(here.right, _RANK[here.op] + 1)}")
-        here = here.left
-    return [INDENT + t for t in (flat(here, 5), *reversed(terms))]
-
-
-def signature(name: str, parameters: Sequence[str], result: str, depth: int) -> list[str]:
-    """``def name(parameters) -> result:`` on as few lines as fit."""
-    pad = INDENT * depth
-    line = f"{pad}def {name}({', '.join(parameters)}) -> {result}:"
-    if len(line) <= WIDTH:
-        return [line]
-    inner = f"{pad}{INDENT}{', '.join(parameters)}"
-    if len(inner) <= WIDTH:
-        return [f"{pad}def {name}(", inner, f"{pad}) -> {result}:"]
-    return [
-        f"{pad}def {name}(",
-        *(f"{pad}{INDENT}{p}," for p in parameters),
-        f"{pad}) -> {result}:",
-    ]
+    kind: Literal["rope", "grid", "mask", "temperature", "tiles"]
+    variables: tuple[str, ...]
+    type: str
+    call: str
+    causal: bool = False
+    """A mask that torch's kernel needs no tensor for."""

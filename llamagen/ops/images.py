@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llamagen.ops.code import (
     Call,
-    Text,
+    Shared,
     call,
     literal,
-    statement,
 )
 from llamagen.ops.dims import Dim
 from llamagen.ops.lazy import np
@@ -40,8 +38,7 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.plan import ModuleSite
-    from llamagen.emit.torch.prelude import PreludeSite
+    from llamagen.emit.torch.site import ModuleSite, PreludeSite
     from llamagen.ops.op import Array, Values
 
 
@@ -147,31 +144,17 @@ def _conv2d_module(at: ModuleSite) -> Call:
     return call("nn.Conv2d", *channels, stride=at.number("stride"), bias=bias)
 
 
-@dataclass(frozen=True, slots=True)
-class TiledView:
-    """A mask over the tiles of images, or from text to them; the second has a value for each text row too."""
-
-    variables: tuple[str, ...]
-    function: str
-    arguments: tuple[str, ...]
-
-    @property
-    def lines(self) -> list[str]:
-        made = call(self.function, *(Text(a) for a in self.arguments))
-        return statement(f"{', '.join(self.variables)} = ", made, 2)
-
-
-def _tile_mask_prelude(at: PreludeSite) -> TiledView:
+def _tile_mask_prelude(at: PreludeSite) -> Shared:
     tiles, tokens = at.operand(0), at.define("TILE_TOKENS", "tokens")
     padded = at.define("PADDED_TILE_TOKENS", "padded")
     name = at.results[0].replace("tile_mask", "image_mask")
-    return TiledView((name,), "tile_mask", (tiles, tokens, padded))
+    return Shared("tiles", (name,), "Tensor", f"tile_mask({tiles}, {tokens}, {padded})")
 
 
-def _cross_mask_prelude(at: PreludeSite) -> TiledView:
+def _cross_mask_prelude(at: PreludeSite) -> Shared:
     """The values of text rows are in the dtype of the model."""
     tiles, tokens = at.operand(0), at.define("TILE_TOKENS", "tokens")
-    return TiledView(at.results, "cross_masks", (tiles, tokens, "self.dtype"))
+    return Shared("tiles", at.results, "Tensor", f"cross_masks({tiles}, {tokens}, self.dtype)")
 
 
 def _conv2d_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -288,7 +271,7 @@ IMAGE_OPS: tuple[Op, ...] = (
         cite="facts 4.9",
         role=Role.PLACEHOLDERS,
         numpy=_replace_rows_numpy,
-        torch=lambda at, x: at.call("replace_rows", *x, at.number("id")),
+        torch=lambda at, x: call("replace_rows", *x, at.number("id")),
         onnx=_replace_rows_onnx,
     ),
 )

@@ -1,4 +1,4 @@
-"""numpy and onnx_ir as formulas and lowerings see them: imported when the first is evaluated, for readers never do."""
+"""numpy, torch and onnx_ir as formulas and lowerings see them: imported when one is evaluated, for readers never do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
+    import torch
 else:
 
     class _Lazy:
@@ -19,6 +20,6 @@ else:
             setattr(self, attribute, value)
             return value
 
-    np, ir = _Lazy("numpy"), _Lazy("onnx_ir")
+    np, ir, torch = _Lazy("numpy"), _Lazy("onnx_ir"), _Lazy("torch")
 
-__all__ = ["ir", "np"]
+__all__ = ["ir", "np", "torch"]

@@ -46,8 +46,7 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.plan import ModuleSite
-    from llamagen.emit.torch.site import TorchSite
+    from llamagen.emit.torch.site import ModuleSite, TorchSite
     from llamagen.ops.op import Array, Values
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from llamagen.emit.onnx.elements import Quantized
     from llamagen.emit.onnx.initializer import BlockEncoding
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.plan import ModuleSite
+    from llamagen.emit.torch.site import ModuleSite
     from llamagen.ops.op import Array, Values
 
 

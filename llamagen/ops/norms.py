@@ -37,7 +37,7 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.plan import ModuleSite
+    from llamagen.emit.torch.site import ModuleSite
     from llamagen.ops.op import Array, Real, Values
 
 
@@ -216,7 +216,7 @@ NORM_OPS: tuple[Op, ...] = (
         attrs=(_EPS,),
         cite="facts 4.8",
         numpy=lambda o: (rms_normalize(o.real(), o.number("eps")),),
-        torch=lambda at, x: at.call("rms_normalize", x[0], at.number("eps")),
+        torch=lambda at, x: call("rms_normalize", x[0], at.number("eps")),
         onnx=_rms_normalize_onnx,
     ),
     Op(

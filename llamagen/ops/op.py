@@ -11,7 +11,7 @@ from enum import Enum, StrEnum
 from math import prod
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from llamagen.ops.code import Call, Code, call
+from llamagen.ops.code import Call, Code, Shared, call
 from llamagen.ops.dims import Dim, S
 from llamagen.ops.lazy import np
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.plan import ModuleSite
-    from llamagen.emit.torch.prelude import PreludeSite, View
-    from llamagen.emit.torch.site import TorchSite
+    from llamagen.emit.torch.site import ModuleSite, PreludeSite, TorchSite
 
 
 class DType(StrEnum):
@@ -264,8 +262,8 @@ class Op:
     """The expression of a call in a forward."""
     torch_module: Callable[[ModuleSite], Call] | None = None
     """The expression that makes the module of a part."""
-    torch_prelude: Callable[[PreludeSite], View] | None = None
-    """The view-model of what is computed once a forward pass."""
+    torch_prelude: Callable[[PreludeSite], Shared] | None = None
+    """What is computed once a forward pass."""
     onnx: Lowering | None = None
 
     def on_each_token(self, operands: Types, results: Types, attrs: Attrs) -> bool:

@@ -12,12 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from llamagen.ops.code import (
-    Code,
-    call,
-)
+from llamagen.ops.code import Code, Fixed, Shared, Stay, Text, call
 from llamagen.ops.dims import Dim
-from llamagen.ops.lazy import ir, np
+from llamagen.ops.lazy import ir, np, torch
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
@@ -40,11 +37,11 @@ from llamagen.ops.op import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from llamagen.emit.onnx.builder import Builder
     from llamagen.emit.onnx.site import Site
-    from llamagen.emit.torch.prelude import PreludeSite
-    from llamagen.emit.torch.site import TorchSite
+    from llamagen.emit.torch.site import PreludeSite, TorchSite
     from llamagen.ops.op import Array, Real, Values
 
     Floats: TypeAlias = NDArray[np.float32]
@@ -80,18 +77,10 @@ class RopeKind:
     """The scaled frequencies in float64 from the plain ones [dim / 2], radians a position."""
     float32: Callable[[Attrs, Floats, Floats], Floats]
     """The same in steps of float32, from the plain frequencies and the wavelengths without 2 pi, theta^(2i/dim)."""
-    torch: Callable[[RopeText], tuple[str, ...]]
-    """Statements that scale `frequency` [dim / 2]; `even` is 0, 2, 4, ..."""
-
-
-@dataclass(frozen=True, slots=True)
-class RopeText:
-    """What statements of a kind are written with."""
-
-    attrs: Attrs
-    dim: str
-    named: Callable[[str], str]
-    """The module constant for an attribute; the file gets those that are asked for, in that order."""
+    torch: Callable[..., Tensor] | None
+    """The same for generated files, which get its statements: from the plain frequencies, and attributes by name."""
+    torch_numbers: Callable[[Attrs], Mapping[str, float]] = lambda _: {}
+    """What `torch` takes besides attributes."""
 
 
 FACTOR = RopeAttr("factor", "float", "by how much the context is extended", absent=1.0)
@@ -141,16 +130,23 @@ def _llama3_float32(attrs: Attrs, plain: Floats, _: Floats) -> Floats:
     return np.where(between, blended, scaled)
 
 
-def _llama3_torch(t: RopeText) -> tuple[str, ...]:
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions")
-    factor, low, high, original = map(t.named, names)
-    return (
-        "# Wavelengths past the original context are stretched, short ones kept, those between mixed.",
-        "wavelength = 2 * math.pi / frequency",
-        f"keep = {original} / wavelength - {low}",
-        f"keep = (keep / ({high} - {low})).clamp(0, 1)",
-        f"frequency = (1 - keep) * frequency / {factor} + keep * frequency",
-    )
+def _linear_torch(frequency: Tensor, *, factor: float) -> Tensor:
+    return frequency / factor
+
+
+def _llama3_torch(
+    frequency: Tensor,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_positions: int,
+) -> Tensor:
+    # Wavelengths past the original context are stretched, short ones kept, those between mixed.
+    wavelength = 2 * math.pi / frequency
+    keep = original_max_positions / wavelength - low_freq_factor
+    keep = (keep / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return (1 - keep) * frequency / factor + keep * frequency
 
 
 def _yarn_exact(o: Operands, f: Real) -> Real:
@@ -190,14 +186,11 @@ def _yarn_float32(attrs: Attrs, plain: Floats, wavelengths: Floats) -> Floats:
     return result
 
 
-def _yarn_torch(t: RopeText) -> tuple[str, ...]:
-    factor, (start, width) = t.named("factor"), _yarn_ramp(t.attrs)
-    return (
-        "# Frequencies that turn often are kept, those that turn seldom divided (arXiv 2309.00071).",
-        f"index = torch.arange({t.dim} // 2, dtype=torch.float32, device=position_ids.device)",
-        f"divide = ((index - {start!r}) / {width!r}).clamp(0, 1)",
-        f"frequency = frequency / {factor} * divide + frequency * (1 - divide)",
-    )
+def _yarn_torch(frequency: Tensor, *, factor: float, ramp_start: int, ramp_width: float) -> Tensor:
+    # Frequencies that turn often are kept, those that turn seldom divided (arXiv 2309.00071).
+    index = torch.arange(len(frequency), dtype=torch.float32, device=frequency.device)
+    divide = ((index - ramp_start) / ramp_width).clamp(0, 1)
+    return frequency / factor * divide + frequency * (1 - divide)
 
 
 ROPE_KINDS: Mapping[str, RopeKind] = {
@@ -209,7 +202,7 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
             (),
             exact=lambda o, f: f,
             float32=lambda attrs, plain, _: plain,
-            torch=lambda t: (),
+            torch=None,
         ),
         RopeKind(
             "linear",
@@ -217,7 +210,7 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
             (FACTOR,),
             exact=lambda o, f: f / o.number("factor"),
             float32=lambda attrs, plain, _: plain / np.float32(a_float(attrs, "factor")),
-            torch=lambda t: (f"frequency = frequency / {t.named('factor')}",),
+            torch=_linear_torch,
         ),
         RopeKind(
             "llama3",
@@ -256,6 +249,9 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
             exact=_yarn_exact,
             float32=_yarn_float32,
             torch=_yarn_torch,
+            torch_numbers=lambda attrs: dict(
+                zip(("ramp_start", "ramp_width"), _yarn_ramp(attrs), strict=True)
+            ),
         ),
     )
 }
@@ -323,56 +319,23 @@ def _rope_table_onnx(b: Builder, site: Site, x: Values) -> Values:
     return tables if factor == 1 else tuple(b.with_number("Mul", t, factor) for t in tables)
 
 
-@dataclass(frozen=True, slots=True)
-class RopeView:
-    """One table of cosines and sines; the texts are constants or literals."""
-
-    variable: str
-    function: str
-    layout: str
-    partial: bool
-    dim: str
-    theta: str
-    scaled: tuple[str, ...]
-    """Statements that scale the frequencies."""
-    attention_factor: str
-
-    @property
-    def half(self) -> bool:
-        return self.layout == "half"
-
-    @property
-    def scaled_tables(self) -> bool:
-        return self.attention_factor != "1.0"
-
-    @property
-    def shape(self) -> str:
-        width = "R" if self.partial else "H"
-        return f"[B, 1, S, {width}]" if self.half else f"[B, 1, S, {width} / 2]"
-
-
-def _rope_table_prelude(at: PreludeSite) -> RopeView:
+def _rope_table_prelude(at: PreludeSite) -> Shared:
     variable = at.fresh(at.name_by_users("rope"))
-    dim, prefix = a_int(at.attrs, "dim"), variable.upper()
+    dim, kind = a_int(at.attrs, "dim"), ROPE_KINDS[a_str(at.attrs, "scaling")]
 
-    def named(name: str) -> str:
-        return at.define(f"{prefix}_{name.upper()}", name)
+    def named(name: str) -> Text:
+        return Text(at.define(f"{variable.upper()}_{name.upper()}", name))
 
-    width = at.constants.number_like(dim, "head_dim", define=f"{prefix}_DIM")
-    theta = named("theta")
-    scaled = ROPE_KINDS[a_str(at.attrs, "scaling")].torch(RopeText(at.attrs, width, named))
-    return RopeView(
-        variable=variable,
-        function=f"{variable}_table",
-        layout=at.layout(),
-        partial=at.partial(dim),
-        dim=width,
-        theta=theta,
-        scaled=scaled,
-        attention_factor="1.0"
-        if a_float(at.attrs, "attention_factor") == 1.0
-        else named("attention_factor"),
-    )
+    half, partial = at.layout() == "half", at.partial(dim)
+    fixed: dict[str, Fixed] = {"theta": named("theta"), "dtype": Stay.PRESENT if half else None}
+    fixed["scaled"] = at.statements(kind.torch, named, kind.torch_numbers(at.attrs))
+    fixed["dim"] = Text(at.like(dim, "head_dim", define=f"{variable.upper()}_DIM"))
+    if a_float(at.attrs, "attention_factor") != 1.0:
+        fixed["attention_factor"] = named("attention_factor")
+    shape = ("R" if partial else "H") + ("" if half else " / 2")
+    at.place("rope_table", f"{variable}_table", fixed, {"H / 2": shape})
+    call = f"{variable}_table(position_ids{', self.dtype' if half else ''})"
+    return Shared("rope", (variable,), "Rope", call)
 
 
 def _grid_table_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -412,34 +375,17 @@ def _grid_rope_table_onnx(b: Builder, site: Site, x: Values) -> Values:
     return tuple(b.constant(f"{b.scope}/{name}", t.astype(np.float32)) for name, t in tables)
 
 
-@dataclass(frozen=True, slots=True)
-class GridView:
-    """One table of a grid; the texts are constants or literals."""
-
-    variable: str
-    function: str
-    rows: str
-    columns: str
-    pairs: int
-    theta: str
-    extra: str
-    shape: str
-
-
-def _grid_rope_table_prelude(at: PreludeSite) -> GridView:
-    variable = at.fresh("grid_rope")
+def _grid_rope_table_prelude(at: PreludeSite) -> Shared:
+    variable, pairs = at.fresh("grid_rope"), a_int(at.attrs, "dim") // 2
     rows, columns, extra = (a_int(at.attrs, n) for n in ("rows", "columns", "extra"))
-    pairs, prefix = a_int(at.attrs, "dim") // 2, variable.upper()
-    return GridView(
-        variable=variable,
-        function=f"{variable}_table",
-        rows=at.define(f"{prefix}_ROWS", "rows"),
-        columns=at.define(f"{prefix}_COLUMNS", "columns"),
-        pairs=pairs,
-        theta=at.define(f"{prefix}_THETA", "theta"),
-        extra=str(extra) if extra else "",
-        shape=f"[1, 1, {rows * columns + extra}, {pairs}]",
-    )
+    words = {"L, H / 2": f"{rows * columns + extra}, {pairs}"}
+    if extra:
+        words["half with the row"] = "half with the row; what follows the grid does not turn"
+    fixed: dict[str, Fixed] = {"pairs": pairs, "extra": extra}
+    for name in ("rows", "columns", "theta"):
+        fixed[name] = Text(at.define(f"{variable.upper()}_{name.upper()}", name))
+    at.place("grid_rope_table", f"{variable}_table", fixed, words)
+    return Shared("grid", (variable,), "Rope", f"{variable}_table({at.source}.device)")
 
 
 def _rotate_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -476,11 +422,7 @@ def _rotate_numpy(o: Operands) -> tuple[Array, ...]:
 def _rotate_torch(at: TorchSite, x: Sequence[Code]) -> Code:
     """A table of cosines and sines is one variable."""
     half = a_str(at.attrs, "layout") == "half"
-    function = "rotate" if half else "rotate_interleaved"
-    at.helper(function)
-    if at.operand_types[1].shape[-1] * 2 != at.operand_types[0].shape[-1]:
-        at.helper(f"{function}_partial")
-    return call(function, x[0], x[1])
+    return call("rotate" if half else "rotate_interleaved", x[0], x[1])
 
 
 def _rotate_onnx(b: Builder, site: Site, x: Values) -> Values:

@@ -252,7 +252,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Tokens.ALONE,
         attrs=(_HEADS,),
         numpy=_split_heads_numpy,
-        torch=lambda at, x: at.call("split_heads", x[0], at.size(at.result_types[0].shape[-1])),
+        torch=lambda at, x: call("split_heads", x[0], at.size(at.result_types[0].shape[-1])),
         onnx=_split_heads_onnx,
     ),
     Op(
@@ -282,7 +282,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.ALONE,
         numpy=_merge_heads_numpy,
-        torch=lambda at, x: at.call("merge_heads", x[0]),
+        torch=lambda at, x: call("merge_heads", x[0]),
         onnx=_merge_heads_onnx,
     ),
     Op(

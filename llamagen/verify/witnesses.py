@@ -187,8 +187,8 @@ class TorchWitness:
         """Emit ``graph``, import the file and load the weights by role path."""
         import torch
 
-        from llamagen.emit.torch.emit import emit_torch
-        from llamagen.emit.torch.load import load_module
+        from llamagen.emit.torch.check import load_module
+        from llamagen.emit.torch.module import emit_torch
         from llamagen.emit.torch.names import class_names
 
         module = load_module(emit_torch(graph))

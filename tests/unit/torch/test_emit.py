@@ -16,11 +16,22 @@ import torch
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
-from llamagen.emit.torch.constants import Constants
-from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, class_names, local
-from llamagen.emit.torch.stages import cuts
+from llamagen.emit.torch.module import formatted
+from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
+from llamagen.emit.torch.plan import cuts
 from llamagen.ir.graph import Graph, parameters
-from llamagen.ops.code import Binary, Call, Code, Text, call, flat, literal, statement
+from llamagen.ops.code import (
+    Binary,
+    Code,
+    Negative,
+    Text,
+    Tuple,
+    call,
+    flat,
+    literal,
+    method,
+    statement,
+)
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
 from llamagen.verify.numerics import TOLERANCES, difference
@@ -241,25 +252,22 @@ def test_locals_never_shadow() -> None:
         assert local(name) not in {*keyword.kwlist, *HELPER_NAMES}
 
 
-LONG = Call("self.some_rather_long_part_name", (Text("x"), Text("another_argument"), Text("mask")))
-SHAPES: list[tuple[str, Code]] = [
-    ("return ", call("self.o_proj", call("merge_heads", LONG), LONG)),
-    ("return ", call("self.o_proj", LONG, LONG, LONG)),
-    (
-        "h = ",
-        Binary("+", Text("x"), call("self.post_attention_layernorm", call("f", LONG, Text("y")))),
-    ),
-    ("y = ", Binary("*", Binary("**", Text("HEAD_DIM"), literal(-0.5)), Text("x"))),
-    ("y = ", Binary("-", Text("a"), Binary("-", Text("b"), literal(-1.5)))),
-]
-
-
-@pytest.mark.parametrize(("prefix", "code"), SHAPES)
-def test_layout_is_that_of_ruff(prefix: str, code: Code) -> None:
-    lines = statement(prefix, code, 1)
-    text = "\n".join(["def f():", *lines, ""])
-    options = ["--isolated", "--config", "line-length=100", "-"]
-    done = subprocess.run(
-        [*RUFF, "format", *options], input=text, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == text
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (
+            Binary("*", Binary("**", Text("HEAD_DIM"), literal(-0.5)), Text("x")),
+            "HEAD_DIM**-0.5 * x",
+        ),
+        (Binary("-", Text("a"), Binary("-", Text("b"), literal(-1.5))), "a - (b - -1.5)"),
+        (Negative(Binary("+", Text("a"), Text("b"))), "-(a + b)"),
+        (Binary("**", Negative(Text("a")), call("f", Text("x"))), "(-a) ** f(x)"),
+        (method(Binary("+", Text("a"), Text("b")), "sum", dim=literal(0)), "(a + b).sum(dim=0)"),
+        (call("f", Tuple((Text("a"),)), size=Tuple(())), "f((a,), size=())"),
+        (Tuple((Text("a"), Tuple((Text("b"), Text("c"))))), "a, (b, c)"),
+        (call("f", how=literal("tanh")), 'f(how="tanh")'),
+    ],
+)
+def test_expressions_are_spaced_as_ruff_does(code: Code, text: str) -> None:
+    assert flat(code) == text
+    assert formatted({"": statement("y = ", code, 0)})[""] == f"y = {text}\n"

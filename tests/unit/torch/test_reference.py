@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llamagen.api import load
-from llamagen.emit.torch.stages import cuts
+from llamagen.emit.torch.plan import cuts
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph

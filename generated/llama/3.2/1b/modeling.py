@@ -299,25 +299,26 @@ class CausalLM(nn.Module):
         with torch.device("meta"):
             model, whole = cls(attention, layers, embed, head), cls()
         wanted, known = model.state_dict(), whole.state_dict()
+        wanted = {TIED.get(name, name): tensor for name, tensor in wanted.items()}
         state: dict[str, Tensor] = {}
         problems: list[str] = []
         for file in weight_files(Path(folder)):
             with safe_open(file, framework="pt", device=str(device)) as tensors:
                 for name in tensors.offset_keys():
-                    targets = [t for t in wanted if TIED.get(t, t) == name]
-                    if not targets and name not in known and "rotary_emb" not in name:
+                    if name not in known and "rotary_emb" not in name:
                         problems.append(f"{name} in {file.name} is not part of this model")
-                    for target in targets:
+                    if name in wanted:
                         tensor = tensors.get_tensor(name)
                         kind = "float" if tensor.is_floating_point() else tensor.dtype
                         have = f"{kind} {list(tensor.shape)}"
-                        want = f"float {list(wanted[target].shape)}"
+                        want = f"float {list(wanted[name].shape)}"
                         if have != want:
                             problems.append(f"{name} in {file.name} is {have}, not {want}")
-                        state[target] = tensor.to(dtype)
+                        state[name] = tensor.to(dtype)
         problems += [f"{name} is missing" for name in wanted if name not in state]
         if problems:
             raise ValueError(f"{folder} does not fit this model:\n  " + "\n  ".join(problems))
+        state = {name: state[TIED.get(name, name)] for name in model.state_dict()}
         model.load_state_dict(state, assign=True)
         model.tie()
         return model.eval()

@@ -1,0 +1,528 @@
+"""What generated files are made of besides their blocks, as ordinary functions and classes.
+
+A file gets the source of those that it uses, in the order of this file (place.py). What a model fixes stands behind the
+``*`` of a signature: in a file the value is where the parameter was, and branches that it decides are gone.
+
+Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim, R rotated features,
+D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
+"""
+
+import json
+import math  # noqa: F401 (kinds of rope name it)
+from collections.abc import Callable, Collection, Iterator, Sequence  # noqa: F401 (blocks name it)
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# What every file has its own of.
+NUM_LAYERS = 0
+TIED: dict[str, str] = {}
+ELSEWHERE: tuple[str, ...] = ()
+NUMBERED = False
+
+KeyValue = tuple[Tensor, Tensor]
+Rope = tuple[Tensor, Tensor]
+Attend = Callable[..., Tensor]
+
+
+class Past(NamedTuple):
+    """What a call hands to the next: tokens seen, and the keys and values kept of them."""
+
+    tokens: int
+    kept: list[KeyValue]
+
+
+class KVCache:
+    """The (k_BKTH, v_BKTH) of every attention, in the order they run: reads past, fills present."""
+
+    def __init__(self, past: Sequence[KeyValue] | None) -> None:
+        self.past = past
+        self.present: list[KeyValue] = []
+
+    def append(self, k_BKSH: Tensor, v_BKSH: Tensor, keep: int | None = None) -> KeyValue:
+        present = k_BKSH, v_BKSH
+        if self.past is not None:
+            k_BKPH, v_BKPH = self.past[len(self.present)]
+            present = torch.cat((k_BKPH, k_BKSH), dim=2), torch.cat((v_BKPH, v_BKSH), dim=2)
+        if keep is None:
+            self.present.append(present)
+        else:  # the next call gets the last `keep` of them
+            first = max(present[0].shape[2] - keep, 0)
+            handed_on = present[0][:, :, first:], present[1][:, :, first:]
+            if k_BKSH.shape[2] > 1:  # a view would hold all of a long prompt in memory
+                handed_on = handed_on[0].clone(), handed_on[1].clone()
+            self.present.append(handed_on)
+        return present
+
+
+def rope_table(
+    position_ids: Tensor,
+    dtype: torch.dtype | None,
+    *,
+    dim: int,
+    theta: float,
+    scaled: Callable[[Tensor], Tensor],
+    attention_factor: float = 1.0,
+) -> Rope:
+    """cos and sin of position times frequency, [B, 1, S, H / 2], computed in float32."""
+    even = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device)
+    frequency = 1.0 / theta ** (even / dim)
+    frequency = scaled(frequency)
+    angle = position_ids[:, None, :, None].float() * frequency
+    if dtype is not None:
+        angle = torch.cat((angle, angle), dim=-1)
+    if attention_factor != 1.0:
+        cos = angle.cos() * attention_factor
+        sin = angle.sin() * attention_factor
+        if dtype is None:
+            return cos, sin
+        return cos.to(dtype), sin.to(dtype)
+    if dtype is None:
+        return angle.cos(), angle.sin()
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def grid_rope_table(
+    device: torch.device, *, rows: int, columns: int, pairs: int, theta: float, extra: int = 0
+) -> Rope:
+    """cos and sin of the places of a grid, row by row, [1, 1, L, H / 2], computed in float32.
+
+    Half of the pairs turn with the column, half with the row.
+    """
+    pair = torch.arange(0, pairs, 2, dtype=torch.float32, device=device)
+    frequency = 1.0 / theta ** (pair / pairs)
+    place = torch.arange(rows * columns, device=device)[:, None]
+    row, column = place // columns + 1, place % columns + 1
+    angle = torch.cat((column * frequency, row * frequency), dim=-1)
+    if extra:
+        angle = F.pad(angle, (0, 0, 0, extra))
+    return angle.cos()[None, None], angle.sin()[None, None]
+
+
+def rotate(x_BNSH: Tensor, rope: Rope, *, partial: bool = False) -> Tensor:
+    """Rotate the pairs (x[i], x[i + H/2]) by their angles."""
+    cos, sin = rope
+    if partial:
+        x, rest = x_BNSH[..., : cos.shape[-1]], x_BNSH[..., cos.shape[-1] :]
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((x * cos + torch.cat((-b, a), dim=-1) * sin, rest), dim=-1)
+    a, b = x_BNSH.chunk(2, dim=-1)
+    return x_BNSH * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+def rotate_interleaved(x_BNSH: Tensor, rope: Rope, *, partial: bool = False) -> Tensor:
+    """Rotate the pairs (x[2i], x[2i + 1]) by their angles, in float32."""
+    cos, sin = rope
+    if partial:
+        width = 2 * cos.shape[-1]
+        a, b = x_BNSH[..., :width].float().unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        return torch.cat((turned.to(x_BNSH.dtype), x_BNSH[..., width:]), dim=-1)
+    a, b = x_BNSH.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    return turned.to(x_BNSH.dtype)
+
+
+def causal_mask(
+    S: int, P: int, attention_mask: Tensor | None, device: torch.device, *, bounded: bool = False
+) -> Tensor:
+    """True where a query may see a key, [B or 1, 1, S, T]: not later than itself, not padding."""
+    key = torch.arange(P + S, device=device)
+    mask = (key <= key[P:, None])[None, None]
+    if bounded:
+        if attention_mask is None:
+            return mask
+        return mask & attention_mask[:, None, None, -key.shape[0] :].bool()
+    return mask if attention_mask is None else mask & attention_mask[:, None, None].bool()
+
+
+def sliding_causal_mask(
+    S: int,
+    P: int,
+    attention_mask: Tensor | None,
+    device: torch.device,
+    window: int,
+    keep: int | None = None,
+) -> Tensor:
+    """The causal mask, but only the last `window` keys of a query: itself and those before."""
+    if keep is not None:
+        P = min(P, keep)  # older keys are gone
+    key = torch.arange(P + S, device=device)
+    return causal_mask(S, P, attention_mask, device, bounded=keep is not None) & (
+        key[P:, None] - key < window
+    )
+
+
+def chunked_causal_mask(
+    S: int,
+    P: int,
+    attention_mask: Tensor | None,
+    device: torch.device,
+    chunk: int,
+    keep: int | None = None,
+) -> Tensor:
+    """The causal mask, but only keys in the query's block of `chunk` positions."""
+    position = torch.arange(P + S, device=device)[None]
+    if attention_mask is not None:
+        position = attention_mask.cumsum(-1) - 1
+    if keep is not None:
+        P = min(P, keep)  # older keys are gone
+        position = position[:, -(P + S) :]
+    block = position // chunk
+    same = block[:, None, P:, None] == block[:, None, None, :]
+    return causal_mask(S, P, attention_mask, device, bounded=keep is not None) & same
+
+
+def temperature_table(position_ids: Tensor, scale: float, floor_scale: int) -> Tensor:
+    """1 + scale * log(1 + floor((position + 1) / floor_scale)), [B, 1, S, 1], in float32."""
+    step = torch.floor((position_ids[:, None, :, None].float() + 1) / floor_scale)
+    return torch.log1p(step) * scale + 1.0
+
+
+def tile_mask(tiles: Tensor, tokens: int, padded: int) -> Tensor:
+    """Over the places of all tiles, [images, 1, L, L]: False where both are padding.
+
+    Padding is every place of a tile marked 0, and those after the tokens of the others.
+    """
+    place = torch.arange(padded, device=tiles.device)
+    padding = ((tiles.flatten(0, -2)[..., None] == 0) | (place >= tokens)).flatten(1)
+    return ~(padding[:, None, :, None] & padding[:, None, None, :])
+
+
+def cross_masks(tiles: Tensor, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """True where text sees an image token, [B, 1, S, keys]; 1 for text that sees any, [B, S, 1]."""
+    sees = tiles.flatten(2) != 0
+    return sees.repeat_interleave(tokens, dim=2)[:, None], sees.any(2, keepdim=True).to(dtype)
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, S, N * H] -> [B, N, S, H]"""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def merge_heads(x_BNSH: Tensor) -> Tensor:
+    """[B, N, S, H] -> [B, S, N * H]"""
+    return x_BNSH.transpose(1, 2).flatten(2)
+
+
+def replace_rows(x_BSD: Tensor, rows: Tensor, ids_BS: Tensor, id: int) -> Tensor:
+    """x, but rows in order where ids == id; there must be as many of both."""
+    y_BSD = x_BSD.clone()
+    y_BSD[ids_BS == id] = rows.flatten(0, -2)
+    return y_BSD
+
+
+def rms_normalize(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension, in float32."""
+    y = x.float()
+    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """Bounds x to (-cap, cap)."""
+    return torch.tanh(x / cap) * cap
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """How much each head's scores fall per token of distance (arXiv 2108.12409)."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
+    slopes += [2.0 ** (-4 * h / power) for h in range(1, 2 * power, 2)]
+    return slopes[:heads]
+
+
+def sdpa(
+    q_BNSH: Tensor,
+    k_BKTH: Tensor,
+    v_BKTH: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None = None,
+    grouped: bool = True,
+    causal: bool = True,
+) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
+    if grouped:
+        B, N, S, H = q_BNSH.shape
+        if S == 1 and mask is not None:  # the queries of a group as rows: reads k and v once
+            q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
+            y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask, scale=scale)
+            return y_BKRH.view(B, N, S, -1)
+    elif causal:
+        S = q_BNSH.shape[2]
+    return F.scaled_dot_product_attention(
+        q_BNSH,
+        k_BKTH,
+        v_BKTH,
+        mask,
+        is_causal=causal and S > 1 and mask is None,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+
+
+def eager(
+    q_BNSH: Tensor,
+    k_BKTH: Tensor,
+    v_BKTH: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: list[float] | None = None,
+    grouped: bool = True,
+) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v, [B, N, S, H], spelled out; softmax in float32."""
+    if grouped:
+        group = q_BNSH.shape[1] // k_BKTH.shape[1]
+        k_BNTH = k_BKTH.repeat_interleave(group, dim=1)
+        v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
+    score_BNST = (
+        q_BNSH
+        @ (k_BNTH if grouped else k_BKTH).mT
+        * (q_BNSH.shape[-1] ** -0.5 if scale is None else scale)
+    )
+    if cap is not None:
+        score_BNST = torch.tanh(score_BNST / cap) * cap
+    if slopes is not None:
+        key = torch.arange(k_BKTH.shape[2], device=k_BKTH.device)
+        distance_ST = key[-q_BNSH.shape[2] :, None] - key
+        slope_N11 = torch.tensor(slopes, dtype=torch.float32, device=key.device)[:, None, None]
+        score_BNST = score_BNST - slope_N11 * distance_ST
+    if mask is not None:
+        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+    if sinks is not None:
+        sinks_BNS1 = sinks[:, None, None].expand(*score_BNST.shape[:-1], 1)
+        score_BNST = torch.cat((score_BNST, sinks_BNS1.to(score_BNST.dtype)), dim=-1)
+    weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
+    if sinks is not None:
+        weight_BNST = weight_BNST[..., : k_BKTH.shape[2]]
+    return weight_BNST @ (v_BNTH if grouped else v_BKTH)
+
+
+ATTENTION: dict[str, Attend] = {"sdpa": sdpa, "eager": eager}
+
+
+def full_attention(
+    q_BNSH: Tensor,
+    k_BKTH: Tensor,
+    v_BKTH: Tensor,
+    *,
+    scale: float | None = None,
+    grouped: bool = True,
+) -> Tensor:
+    """Attention to every key, [B, N, S, H]."""
+    return F.scaled_dot_product_attention(q_BNSH, k_BKTH, v_BKTH, scale=scale, enable_gqa=grouped)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, normalised in float32."""
+
+    def __init__(
+        self, features: int, eps: float, *, offset: float = 0.0, late: bool = False
+    ) -> None:
+        super().__init__()
+        self.offset = offset
+        self.late = late
+        self.weight = nn.Parameter(torch.zeros(features) if offset else torch.ones(features))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.late and self.offset:
+            return ((self.offset + self.weight.float()) * y).to(x.dtype)
+        if self.late:
+            return (self.weight * y).to(x.dtype)
+        if self.offset:
+            return (self.offset + self.weight) * y.to(x.dtype)
+        return self.weight * y.to(x.dtype)
+
+
+class Experts(nn.Module):
+    """Gated feed-forwards, each run on the tokens that chose it (indices, weights: [B, S, k]).
+
+    The weights of experts that no token chose are not read. torch.compile(fullgraph=True) needs
+    torch._dynamo.config.capture_dynamic_output_shape_ops; its graph has every expert.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        features: int,
+        intermediate: int,
+        *,
+        act: Callable[[Tensor], Tensor] = F.silu,
+        in_out: bool = False,
+        scale_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.act = act
+        self.in_out = in_out
+        self.scale_input = scale_input
+        if in_out:
+            self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, features, 2 * intermediate))
+            self.down_proj = nn.Parameter(torch.zeros(num_experts, intermediate, features))
+        else:
+            self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, 2 * intermediate, features))
+            self.down_proj = nn.Parameter(torch.zeros(num_experts, features, intermediate))
+
+    def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
+        y = torch.zeros_like(x)
+        every = range(len(self.down_proj))
+        for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
+            gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
+            token, choice = torch.where(indices == expert)
+            weight = weights[token, choice, None]
+            if self.in_out:
+                gate, up = ((x[token] * weight if self.scale_input else x[token]) @ gate_up).chunk(
+                    2, dim=-1
+                )
+                h = (self.act(gate) * up) @ down
+            else:
+                gate, up = F.linear(
+                    x[token] * weight if self.scale_input else x[token], gate_up
+                ).chunk(2, dim=-1)
+                h = F.linear(self.act(gate) * up, down)
+            y.index_add_(0, token, h if self.scale_input else (h * weight).to(x.dtype))
+        return y.view_as(x_BSD)
+
+
+class Model(nn.Module):
+    """What the class of a model has besides its parts, its forward and what it ties."""
+
+    def tie(self) -> None:
+        pass
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int = 32,
+        eos_ids: Collection[int] = (),
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Tensor:
+        """input_ids [B, S], padded on the left where attention_mask is 0 -> [B, S + new tokens].
+
+        Greedy at temperature 0. A row that has ended repeats its last token.
+        """
+        ids, new, past = input_ids, input_ids, None
+        ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
+        eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
+        for _ in range(max_new_tokens):
+            logits, past = self(new, None, attention_mask, past, logits_to_keep=1)
+            new = sample(logits[:, -1].float(), temperature, top_k, top_p)
+            new = torch.where(ended, ids[:, -1:], new)
+            ids = torch.cat((ids, new), dim=1)
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (0, 1), value=1)
+            ended = ended | torch.isin(new, eos)
+            if ended.all():
+                break
+        return ids
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        attention: str = "sdpa",
+        layers: Sequence[int] = range(NUM_LAYERS),
+        embed: bool = True,
+        head: bool = True,
+    ) -> Self:
+        """The model with the weights of a folder of safetensors, read one tensor at a time.
+
+        dtype None keeps that of the files. Raises ValueError naming every tensor that is missing,
+        is not part of the model, or does not fit.
+        """
+        from safetensors import safe_open
+
+        with torch.device("meta"):
+            model, whole = cls(attention, layers, embed, head), cls()
+        wanted, known = model.state_dict(), whole.state_dict()
+        if TIED:
+            wanted = {TIED.get(name, name): tensor for name, tensor in wanted.items()}
+        state: dict[str, Tensor] = {}
+        problems: list[str] = []
+        for file in weight_files(Path(folder)):
+            with safe_open(file, framework="pt", device=str(device)) as tensors:
+                for name in tensors.offset_keys():
+                    if name not in known and (
+                        not (any_layer(name) if NUMBERED else name).startswith(ELSEWHERE)
+                        if ELSEWHERE
+                        else "rotary_emb" not in name
+                    ):
+                        problems.append(f"{name} in {file.name} is not part of this model")
+                    if name in wanted:
+                        tensor = tensors.get_tensor(name)
+                        kind = "float" if tensor.is_floating_point() else tensor.dtype
+                        have = f"{kind} {list(tensor.shape)}"
+                        want = f"float {list(wanted[name].shape)}"
+                        if have != want:
+                            problems.append(f"{name} in {file.name} is {have}, not {want}")
+                        state[name] = tensor.to(dtype)
+        problems += [f"{name} is missing" for name in wanted if name not in state]
+        if problems:
+            raise ValueError(f"{folder} does not fit this model:\n  " + "\n  ".join(problems))
+        if TIED:
+            state = {name: state[TIED.get(name, name)] for name in model.state_dict()}
+        model.load_state_dict(state, assign=True)
+        if TIED:
+            model.tie()
+        return model.eval()
+
+
+def positions(
+    input_ids: Tensor, attention_mask: Tensor | None, P: int, *, of_ids: bool = True
+) -> Tensor:
+    """The place of every new token in its row, padding not counted, [B or 1, S]."""
+    if of_ids and input_ids.is_floating_point():
+        raise ValueError("a stage that takes hidden states needs position_ids")
+    S = input_ids.shape[1]
+    if attention_mask is None:
+        return torch.arange(P, P + S, device=input_ids.device)[None]
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -S:]
+
+
+def sample(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """One id a row, [B, 1]: the likeliest at temperature 0, else drawn from the top_k and top_p."""
+    if temperature == 0:
+        return logits_BV.argmax(-1, keepdim=True)
+    value, index = (logits_BV / temperature).sort(descending=True)
+    p = value.softmax(-1)
+    dropped = p.cumsum(-1) - p >= top_p
+    if top_k:
+        dropped[:, top_k:] = True
+    choice = torch.multinomial(p.masked_fill(dropped, 0.0), 1)
+    return index.gather(-1, choice)
+
+
+def any_layer(name: str) -> str:
+    """The name with N in place of the number of a layer."""
+    return ".".join(["N" if word.isdecimal() else word for word in name.split(".")])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face folder: one, or those that its index names."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for file in files:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{index}: {file!r} is not the bare name of a safetensors file")
+    return [folder / file for file in files]

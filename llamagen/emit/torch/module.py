@@ -1,0 +1,447 @@
+"""Graph -> the text of one standalone PyTorch file: the model's class, and around it what its code names."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.torch.blocks import Body, class_text, enter, guard, init_lines, leave
+from llamagen.emit.torch.check import check_source
+from llamagen.emit.torch.names import docstring_text, part_name
+from llamagen.emit.torch.place import library
+from llamagen.emit.torch.plan import Cut, Plan, make_plan
+from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
+from llamagen.ops.code import INDENT, WIDTH, Fixed, Indexed, Stay, Text, flat, literal
+from llamagen.ops.op import State
+
+TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask")
+_LAST = ":, -logits_to_keep:"
+_FUNCTIONS = ("positions", "sample", "any_layer", "weight_files")
+"""What a file has after its model, not before its blocks."""
+
+
+def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
+    """A Python file that defines the model, standalone but for torch: same graph, same bytes.
+
+    ``elsewhere`` are beginnings of names in a checkpoint that other graphs of the model read (``names_elsewhere``).
+    The text is parsed again and checked against an allow-list of syntax (check.py). Raises LlamagenError.
+    """
+    return formatted({"": source_of(graph, elsewhere)})[""]
+
+
+def formatted(texts: Mapping[str, str]) -> dict[str, str]:
+    """Python files by name, as ``ruff format`` lays them out, in one call of it.
+
+    Settings of the user's count for nothing. Raises LlamagenError (LG742) for what does not parse.
+    """
+    from ruff import find_ruff_bin
+
+    settings = ["line-length=100", "format.skip-magic-trailing-comma=true"]
+    options = ["--isolated", "--no-cache", "--quiet", "--target-version", "py311"]
+    options += [word for setting in settings for word in ("--config", setting)]
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.py" for i in range(len(texts))]
+        for path, text in zip(paths, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8", newline="\n")
+        command = [find_ruff_bin(), "format", *options, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LlamagenError.of("LG742", f"generated code does not parse: {done.stderr.strip()}")
+        return {n: p.read_text(encoding="utf-8") for n, p in zip(texts, paths, strict=True)}
+
+
+def source_of(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
+    """The file before it is formatted. Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
+    plan = make_plan(graph)
+    blocks = list(_classes(plan))
+    model = _Model(plan, elsewhere)
+    text = _file(plan, model, [*blocks, model.text()])
+    check_source(text)
+    return text
+
+
+def _classes(plan: Plan) -> Iterator[str]:
+    """Blocks that differ in shapes alone read the same: one class is enough. Those below come first."""
+    kept: dict[tuple[str, str], str] = {}
+    for block in plan.graph.blocks.values():
+        if block.name != plan.graph.root:
+            text = class_text(plan, block)
+            name = kept.setdefault((block.definition, text), plan.names[block.name])
+            if name == plan.names[block.name]:
+                yield f"class {name}{text}"
+            plan.names[block.name] = name
+
+
+def _file(plan: Plan, model: _Model, classes: Sequence[str]) -> str:
+    """The classes with what they name: constants, definitions of the library, imports."""
+    placed = _definitions(plan, model, classes)
+    aliases = [placed.pop(name) for name in ("KeyValue", "Rope", "Attend") if name in placed]
+    functions = [placed.pop(name) for name in _FUNCTIONS if name in placed]
+    constants = [f"{name} = {value}" for name, value in plan.constants.lines()]
+    groups = ["\n".join(constants), *model.tables(), "\n".join(aliases)]
+    parts = ["\n\n".join(g for g in groups if g), *placed.values(), *classes, *functions]
+    names = frozenset[str]().union(*map(_names, parts))
+    body = "\n\n\n".join(parts)
+    return f"{_head(plan, model)}\n{_imports(names)}\n\n{body}\n"
+
+
+def _definitions(plan: Plan, model: _Model, classes: Sequence[str]) -> dict[str, str]:
+    """What the library has of the names in the classes and in what is placed for them, in its order."""
+    texts: dict[str, str] = {}
+    for several in plan.placed.values():
+        texts |= several
+    fixed = plan.fixed | {"positions": model.positions}
+    waiting, placed = [*classes, *texts.values()], dict[str, str]()
+    while waiting:
+        for name in sorted(_names(waiting.pop()) & library().definitions.keys() - placed.keys()):
+            if name in plan.placed or name in model.own:
+                continue
+            if name == "Attend" and not plan.extras:
+                types = f"Tensor, Tensor, Tensor, {plan.mask_type}"
+                placed[name] = f"Attend = Callable[[{types}], Tensor]"
+            else:
+                words = plan.words.get(name)
+                placed[name] = library().place(name, fixed.get(name), words=words)
+            waiting.append(placed[name])
+    ordered: dict[str, str] = {}
+    for name in library().definitions:
+        ordered |= plan.placed.get(name, {})
+        if name in placed:
+            ordered[name] = placed[name]
+    return ordered
+
+
+@lru_cache(1024)
+def _names(text: str) -> frozenset[str]:
+    return frozenset(n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name))
+
+
+def _imports(names: frozenset[str]) -> str:
+    """The library's imports, as far as they are named; a blank line before those of torch."""
+    groups: list[list[str]] = []
+    for line in library().imports:
+        aliases = [a for a in line.names if (a.asname or a.name.partition(".")[0]) in names]
+        if aliases:
+            source = f"from {line.module} " if isinstance(line, ast.ImportFrom) else ""
+            text = f"{source}import {', '.join(map(ast.unparse, aliases))}"
+            if not groups or text == "import torch":
+                groups.append([])
+            groups[-1].append(text)
+    return "\n\n".join("\n".join(group) for group in groups)
+
+
+def _head(plan: Plan, model: _Model) -> str:
+    legend = "R rotated features, " if plan.partial else ""
+    return f'''"""{docstring_text(plan.graph.spec_id)} in one PyTorch file, generated by llamagen.
+
+It needs torch, and safetensors to read a checkpoint.
+
+    model = {model.name}.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
+{model.usage()}
+
+Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
+{legend}D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
+"""
+'''
+
+
+class _Model:
+    """The class of the root: its parts and forward, and what every model has (loading, caching, generating)."""
+
+    def __init__(self, plan: Plan, elsewhere: Sequence[str]) -> None:
+        """Raises LlamagenError (LG741) for a model with no input or two results."""
+        self.plan = plan
+        self.elsewhere = elsewhere
+        block = plan.graph.root_block
+        if not block.inputs or len(block.outputs) != 1:
+            message = "a PyTorch model takes a tensor first and returns one"
+            raise LlamagenError.of("LG741", message, block.span)
+        self.name = plan.names[block.name]
+        self.cut = plan.cuts.get(block.name)
+        self.ties = _ties(plan.graph)
+        self.caches = plan.has(State.SLOT)
+        self.reads_cross = plan.has(State.READ)
+        self.writes_cross = plan.has(State.WRITTEN)
+        self.reads_mask = "attention_mask" in plan.arguments[block.name]
+        self.places = any(s.kind in ("rope", "mask", "temperature") for s in plan.shared)
+        self.places |= "position_ids" in plan.arguments[block.name]
+        outputs = plan.graph.output_names
+        self.piece = outputs != ("logits",) and not self.places and not self.caches
+        """Whether it has neither tokens in order nor a cache: an encoder, what joins embeddings."""
+        self.body = Body(block, plan)
+        self.body.bind_graph_inputs()
+        self.inputs = tuple(dict.fromkeys((*self.body.input_names, *plan.declared)))
+        """Variables of the graph's inputs; the first of a text model is what stands for its tokens."""
+        self.source = self.inputs[0]
+        self.own = {"TIED", "ELSEWHERE", "NUM_LAYERS"}
+        """Names of the library that a file defines itself."""
+
+    @property
+    def positions(self) -> dict[str, Fixed]:
+        return {"input_ids": Text(self.source), "of_ids": self.source == "input_ids"}
+
+    @property
+    def more(self) -> dict[str, str]:
+        """What a text model takes after its tokens, without defaults."""
+        more = {i: "Tensor" for i in self.inputs[1:] if i not in TEXT_INPUTS}
+        return more | ({"cross_key_values": "Sequence[KeyValue]"} if self.reads_cross else {})
+
+    @property
+    def generates(self) -> bool:
+        return self.caches and self.source == "input_ids" and not self.more
+
+    def tables(self) -> Iterator[str]:
+        """What the loader reads."""
+        if self.ties:
+            items = (f'"{path}": "{source}"' for path, source in self.ties.items())
+            yield f"TIED = {{{', '.join(items)}}}"
+        if self.elsewhere:
+            starts = "".join(f"{literal(start).text}, " for start in self.elsewhere)
+            yield f"ELSEWHERE = ({starts})"
+
+    def usage(self) -> str:
+        """Calls of the model, for the head of the file."""
+        call = ", ".join((self.source, *self.more))
+        if self.piece:
+            results = [*self.plan.graph.output_names, *["cross_key_values"] * self.writes_cross]
+            lines = [f"{', '.join(results)} = model({', '.join(self.inputs)})"]
+        elif self.generates:
+            lines = [
+                "logits, past = model(input_ids)  # prefill",
+                "logits, past = model(next_ids, past=past)  # decode",
+                "ids = model.generate(input_ids, max_new_tokens=32)",
+            ]
+        elif self.caches:
+            lines = [
+                f"logits, past = model({call})  # prefill",
+                f"logits, past = model({call}, past=past)  # decode",
+            ]
+        else:
+            lines = ["logits = model(input_ids)"]
+        return "\n".join(f"    {line}" for line in lines)
+
+    def text(self) -> str:
+        plan, staged = self.plan, self.cut is not None
+        parameters = ["self"] + ['attention: str = "sdpa"'] * plan.choice
+        if staged:
+            layers = f"layers: Sequence[int] = range({self.num_layers()})"
+            parameters += [layers, "embed: bool = True", "head: bool = True"]
+        lines = [
+            f"class {self.name}(nn.Module):",
+            *self.doc(),
+            "",
+            f"    def __init__({', '.join(parameters)}) -> None:",
+            "        super().__init__()",
+            *["        self.attend = ATTENTION[attention]"] * plan.choice,
+            *init_lines(plan, plan.graph.root_block, "self.attend"),
+            *["        self.tie()"] * bool(self.ties),
+            "",
+            *(self.piece_forward() if self.piece else self.forward()),
+            "",
+            library().place("Model.dtype"),
+            *self.tie(),
+        ]
+        if self.generates:
+            lines += ["", library().place("Model.generate")]
+        fixed: dict[str, Fixed] = {
+            "NUM_LAYERS": Text(self.num_layers()),
+            "TIED": Stay.PRESENT if self.ties else None,
+            "ELSEWHERE": Stay.PRESENT if self.elsewhere else None,
+            "NUMBERED": any(".N." in start for start in self.elsewhere),
+        }
+        absent = [] if plan.choice else ["attention"]
+        absent += [] if staged else ["layers", "embed", "head"]
+        fixed |= dict.fromkeys(absent, Stay.LEFT_OUT)
+        return "\n".join([*lines, "", library().place("Model.from_pretrained", fixed)])
+
+    def doc(self) -> list[str]:
+        if self.cut is not None:
+            return [
+                '    """The whole model, or a pipeline stage: some of the layers, with the embedding and head or not.',
+                "",
+                "    A stage without the embedding takes hidden states in place of input_ids and needs position_ids;",
+                "    one without the head returns hidden states in place of logits.",
+                '    """',
+            ]
+        if not self.piece:
+            return ['    """The whole model."""']
+        graph = self.plan.graph
+        inputs = [f"{v.id} [{', '.join(map(str, v.type.shape))}]" for v in graph.inputs]
+        outputs = [f"{n} [{', '.join(map(str, t.shape))}]" for n, t in graph.outputs]
+        slots = flatten(graph).cross_writes
+        outputs += [f"(key, value) for each of {len(slots)} layers"] if slots else []
+        line = f'    """One graph of the model: {", ".join(inputs)} -> {", ".join(outputs)}."""'
+        if len(line) <= WIDTH:
+            return [line]
+        return [
+            '    """One graph of the model:',
+            "",
+            f"    {', '.join(inputs)}",
+            f"    -> {', '.join(outputs)}",
+            '    """',
+        ]
+
+    def num_layers(self) -> str:
+        for name in self.plan.cuts:
+            for part in self.plan.graph.blocks[name].parts.values():
+                if isinstance(part, StackPart):
+                    return flat(self.plan.constants.code(len(part.blocks), part.count_source))
+        return ""
+
+    def tie(self) -> Iterator[str]:
+        """A method that makes one parameter of two, where a stage has both."""
+        if self.ties:
+            yield from ["", "    def tie(self) -> None:"]
+        for path, source in self.ties.items():
+            owner, other = (f"self.{p.rpartition('.')[0]}" for p in (path, source))
+            pad = "        "
+            if self.cut is not None:
+                yield f"{pad}if {owner} and {other}:"
+                pad += INDENT
+            yield f"{pad}{owner}.weight = {other}.weight"
+
+    # Forwards
+
+    def piece_forward(self) -> Iterator[str]:
+        body, outputs = self.body, self.plan.graph.output_names
+        results = ["Tensor"] * bool(outputs) + ["list[KeyValue]"] * self.writes_cross
+        type_ = results[0] if len(results) == 1 else f"tuple[{', '.join(results)}]"
+        inputs = [f"{i}: Tensor" for i in self.inputs]
+        yield f"    def forward({', '.join(['self', *inputs])}) -> {type_}:"
+        yield from self.prologue("grid", "tiles")
+        if self.writes_cross:
+            yield "        cross: list[KeyValue] = []"
+        body.run(body.block.nodes)
+        result = body.results()
+        yield from body.lines
+        if not outputs:
+            yield from [*body.put("", result), "        return cross"]
+        elif self.writes_cross:
+            yield from [*body.put("x = ", result), "        return x, cross"]
+        else:
+            yield from body.put("return ", result)
+
+    def prologue(self, *kinds: str) -> Iterator[str]:
+        for shared in sorted(
+            self.plan.shared, key=lambda s: s.kind in kinds and kinds.index(s.kind)
+        ):
+            if shared.kind in kinds:
+                yield f"        {', '.join(shared.variables)} = {shared.call}"
+
+    def forward(self) -> Iterator[str]:
+        bounded = self.plan.bounded
+        past = "Past" if bounded else "Sequence[KeyValue]"
+        parameters = [f"{self.source}: Tensor", *(f"{n}: {t}" for n, t in self.more.items())]
+        parameters += ["position_ids: Tensor | None = None", "attention_mask: Tensor | None = None"]
+        parameters += [f"past: {past} | None = None"] * self.caches
+        parameters += ["logits_to_keep: int = 0"]
+        present = f"tuple[Tensor, {'Past' if bounded else 'list[KeyValue]'}]"
+        returns = present if self.caches else "Tensor"
+        ids = "input_ids and position_ids are [B, S]"
+        if self.source != "input_ids":
+            ids = f"{self.source} are [B, S, D], position_ids [B, S]"
+        yield f"    def forward(self, {', '.join(parameters)}) -> {returns}:"
+        yield f'        """Logits [B, S, V]{", and the past for the next call" * self.caches}.'
+        yield ""
+        yield f"        {ids}; attention_mask is [B, T], 0 for padding, which goes"
+        yield "        on the left. With logits_to_keep only that many last positions get logits."
+        if self.reads_cross:
+            yield "        cross_key_values are what the graph that reads the images returned."
+        yield '        """'
+        if self.places:
+            yield from self.by_place()
+        if self.caches:
+            kept = "past.kept if past is not None else None" if bounded else "past"
+            yield f"        cache = KVCache({kept})"
+        if self.reads_cross:
+            yield "        cross = iter(cross_key_values)"
+        lines, result = self.whole() if self.cut is None else self.staged(self.cut)
+        yield from lines
+        kept = "Past(P + S, cache.present)" if bounded else "cache.present"
+        yield f"        return {result}{f', {kept}' * self.caches}"
+
+    def by_place(self) -> Iterator[str]:
+        """What depends on positions, and what they depend on."""
+        plan = self.plan
+        tokens = "past.tokens" if plan.bounded else "past[0][0].shape[2]"
+        masks = [s for s in plan.shared if s.kind == "mask"]
+        yield f"        P = {f'{tokens} if past is not None else ' * self.caches}0"
+        yield "        if position_ids is None:"
+        yield f"            position_ids = positions({self.source}, attention_mask, P)"
+        if masks or self.reads_mask:
+            yield "        S, device = position_ids.shape[1], position_ids.device"
+        if self.reads_mask:
+            yield "        if attention_mask is None:"
+            ones = "torch.ones(position_ids.shape[0], P + S, device=device)"
+            yield f"            attention_mask = {ones}"
+        for mask in masks:
+            variable, later = mask.variables[0], " or (past is not None and S > 1)" * self.caches
+            if mask.causal and plan.choice:
+                yield f"        {variable} = None  # sdpa needs none where a query sees every key up to its own"
+                yield f"        if attention_mask is not None or self.attend is eager{later}:"
+                yield f"            {variable} = {mask.call}"
+            else:
+                yield f"        {variable} = {mask.call}"
+        yield from self.prologue("rope", "tiles", "temperature")
+
+    def whole(self) -> tuple[list[str], str]:
+        body = self.body
+        body.run(body.block.nodes)
+        lines = [*body.lines, *body.put("logits = ", body.results())]
+        return [*lines, f"        logits = logits[{_LAST}]"], "logits"
+
+    def staged(self, cut: Cut) -> tuple[list[str], str]:
+        body = self.body
+        carried = enter(body, cut)
+        if not cut.after:
+            return [*body.lines, f"        {carried} = {carried}[{_LAST}]"], carried
+        there, value = f"self.{guard(cut.after)}", cut.call.results[0]
+        early, once = _last_tokens_first(body, cut), body.left[value] == 1
+        if early and once:
+            body.codes[value] = Indexed(Text(carried), _LAST)
+        lines, code = leave(body.fork(), cut)
+        short = f"        logits = {flat(code)} if {there} else {carried}"
+        if early and once and not lines and len(short) <= WIDTH:
+            return [*body.lines, short], "logits"
+        body.depth = 3
+        lines, code = leave(body, cut)
+        pad, sliced = "            ", f"[{_LAST}]"
+        first = [f"{pad}{carried} = {carried}{sliced}"] if early and not once else []
+        last = [] if early else [f"{pad}logits = logits{sliced}"]
+        here = [f"        logits = {carried}", f"        if {there}:"]
+        return [*body.lines, *here, *first, *lines, *body.put("logits = ", code), *last], "logits"
+
+
+def _last_tokens_first(body: Body, cut: Cut) -> bool:
+    """Whether the head works token by token, so that dropped tokens need not be computed."""
+    return all(
+        not any(o.startswith("@") for o in n.operands)
+        and n.row.on_each_token(
+            [body.type(o) for o in n.operands], [body.type(r) for r in n.results], n.attrs
+        )
+        for n in cut.after
+    )
+
+
+def _ties(graph: Graph) -> dict[str, str]:
+    """Path of a parameter -> the path of the one that it is. Raises LlamagenError (LG741) for those in a stack."""
+    ties: dict[str, str] = {}
+    for here in instances(graph):
+        for part in here.block.parts.values():
+            if isinstance(part, OpPart) and part.tied_to is not None:
+                path, source = join(join(here.path, part.name), "weight"), part.tied_to
+                for component in (*path.split("."), *source.split(".")):
+                    if component.isdecimal():
+                        message = (
+                            f"`{path}` is tied to `{source}`: layers of a stack cannot be tied"
+                        )
+                        raise LlamagenError.of("LG741", message, part.span)
+                    part_name(component, part.span)
+                ties[path] = source
+    return ties
