@@ -76,6 +76,7 @@ CLOCKED = {
     "tests/hardness/test_hardness.py": "a slow test has more time than the others",
     "tests/test_python.py": "a slow test has more time than the others",
     "tests/mutants/__main__.py": "tells how long is left",
+    "tests/unit/test_staged_folder.py": "stands in for a lock, whose parameter is called so",
     "tests/mutants/runner.py": "a mutant that never ends is found",
 }
 """Files that look at a clock, and why; the time limit of every test ends those that hang."""

@@ -163,7 +163,6 @@ MANIFESTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", MANIFESTS)
-@pytest.mark.timeout(20)
 def test_a_manifest_that_is_not_ours(tmp_path: Path, what: str) -> None:
     target = tmp_path / "out"
     write(target, "old")

@@ -99,7 +99,6 @@ def test_a_file_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
 
 
-@pytest.mark.timeout(20)
 def test_what_is_no_text_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "endless").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe")
