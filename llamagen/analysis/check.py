@@ -67,9 +67,15 @@ def _graph(resolved: ResolvedSpec) -> Graph | None:
 
 
 def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Iterator[Diagnostic]:
+    # a file that states no source at all does not keep sources; the shipped ones all do
+    keep = {
+        origin.span.file
+        for path, leaf in resolved.leaves()
+        if path.startswith("provenance.")
+        for origin in leaf.origins
+    }
     for found in lint(resolved, graph, wiring=wiring):
-        # who states no source at all does not keep sources; the shipped specs all do
-        if found.code != _UNSOURCED or resolved.spec.provenance:
+        if found.code != _UNSOURCED or (found.span is not None and found.span.file in keep):
             yield found
 
 

@@ -13,6 +13,7 @@ from llamagen.analysis import tables
 from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.explain import explain_value
 from llamagen.analysis.sources import matches, source_of
+from llamagen.api import check
 from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder
 from llamagen.spec.naming import known_dialects
@@ -120,6 +121,18 @@ def test_what_an_heir_writes_has_no_source_but_its_own(
     for glob in {path, section if section == path else f"{section}.*"}:
         own = Registry().load_text(f"{text}provenance: {{{glob!r}: my notes}}\n")
         assert source_of(own, path) == "my notes"
+
+
+def test_who_states_no_source_is_not_asked_for_one(tmp_path: Path) -> None:
+    """What the bases state does not oblige the heir: a model in other sizes is no finding."""
+    file = tmp_path / "small.yaml"
+    override = "hyperparameters: {num_layers: 4, vocab_size: 5000}"
+    file.write_text(HEIR.format(id="mine/small", base="llama/3/8b", override=override))
+    assert check([str(file)]).findings == ()
+    with file.open("a") as more:
+        more.write("provenance: {hyperparameters.num_layers: hf}\n")
+    (found,) = check([str(file)]).findings
+    assert found.code == "LG510" and "vocab_size" in found.message
 
 
 def test_what_is_inherited_keeps_its_source() -> None:
