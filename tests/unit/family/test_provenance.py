@@ -127,7 +127,8 @@ def test_who_states_no_source_is_not_asked_for_one(tmp_path: Path) -> None:
     """What the bases state does not oblige the heir: a model in other sizes is no finding."""
     file = tmp_path / "small.yaml"
     override = "hyperparameters: {num_layers: 4, vocab_size: 5000}"
-    file.write_text(HEIR.format(id="mine/small", base="llama/3/8b", override=override))
+    heir = HEIR.replace("abstract: true\n", "")
+    file.write_text(heir.format(id="mine/small", base="llama/3/8b", override=override))
     assert check([str(file)]).findings == ()
     with file.open("a") as more:
         more.write("provenance: {hyperparameters.num_layers: hf}\n")
