@@ -149,6 +149,13 @@ def test_sql_over_every_table(family: Family) -> None:
     assert set(TABLES["models"].columns) == set(COLUMNS)
 
 
+def test_sql_opens_a_cell_of_json(family: Family) -> None:
+    each = "SELECT count(*) FROM models, json_each(languages) WHERE models.languages IS NOT NULL"
+    ((count,),) = sql(family, each).rows
+    assert isinstance(count, int) and count > 0
+    assert sql(family, "SELECT value FROM json_tree('[1]') WHERE type = 'integer'").rows == ((1,),)
+
+
 def test_sql_values_that_json_has_not(family: Family) -> None:
     found = sql(family, "SELECT x'00ff', 1.0e300 * 1.0e300, 0.5")
     assert found.rows == (("00ff", "inf", 0.5),)
