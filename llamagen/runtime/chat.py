@@ -33,6 +33,8 @@ def chat_text(folder: Path, prompt: str, images: int) -> str:
     message = {"role": "user", "content": content(prompt, images)}
     values = {
         "messages": [message],
+        "tools": None,  # transformers says so: templates ask whether it `is not none`
+        "documents": None,
         "add_generation_prompt": True,
         **_special_tokens(folder),
     }

@@ -46,6 +46,21 @@ def test_llama_4_is_rendered_as_transformers_does(prompt: str, images: int, tmp_
     assert found.count("<|image|>") == images
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if tools is not none %}{{ tools | length }}{% endif %}a",
+        "{% if documents is not none %}{{ documents | length }}{% endif %}a",
+        "{{ messages | tojson(ensure_ascii=True, sort_keys=True) }}",
+        "{{ messages | tojson(separators=(',', ':')) }}{{ messages | tojson(indent=2) }}",
+    ],
+)
+def test_what_transformers_gives_a_template(template: str, tmp_path: Path) -> None:
+    message = {"role": "user", "content": "né"}
+    expected, _ = render_jinja_template(conversations=[[message]], chat_template=template)
+    assert [chat_text(folder(tmp_path, template), "né", 0)] == expected
+
+
 def test_a_template_knows_no_time(tmp_path: Path) -> None:
     assert chat_text(folder(tmp_path, SHORT), "né", 0) == "<s><user>né<assistant>"
 
