@@ -394,6 +394,8 @@ def _looks_ours(path: Path) -> bool:
     names = set(os.listdir(path))
     if not all(stat.S_ISREG(os.lstat(path / one).st_mode) for one in names & {_MARK, _LOCK}):
         return False
+    if not all(stat.S_ISDIR(os.lstat(path / one).st_mode) for one in names & {_NEW, _OLD}):
+        return False  # a link there leads to what is not the writer's
     mark = current(path / _MARK) or ""
     return mark == _MARK_TEXT or (names <= {_MARK, _LOCK} and _MARK_TEXT.startswith(mark))
 

@@ -488,6 +488,21 @@ def test_death_after_them_is_swept_but_for_what_others_put_there(tmp_path: Path)
     assert contents(tmp_path / "out") == {"new"} and names(tmp_path) == ["out", "thesis"]
 
 
+@pytest.mark.parametrize("inside", ["old", "new"])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_link_in_a_workspace_is_not_followed(tmp_path: Path, inside: str, existing: bool) -> None:
+    target, victim = tmp_path / "out", tmp_path / "victim"
+    write(victim, "mine")
+    if existing:
+        write(target, "there")
+    home = tmp_path / ".out.llamagen"
+    home.mkdir()
+    (home / "mark").write_text(writing._MARK_TEXT)
+    (home / inside).symlink_to("../victim")
+    assert "is not ours" in refusal(target, overwrite=True)
+    assert contents(victim) == {"mine"} and target.exists() == existing
+
+
 def test_windows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(writing.os, "name", "nt")
