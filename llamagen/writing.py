@@ -426,8 +426,12 @@ def _locked(home: Path, place: Path, *, wait: bool) -> BaseFileLock:
     from filelock import FileLock, Timeout  # a tenth of a second, which readers need not spend
 
     while True:
-        with suppress(FileExistsError):
+        try:
             home.mkdir()
+        except FileExistsError:
+            pass
+        except FileNotFoundError as error:  # what /proc says of a new name
+            raise _in_the_way(f"cannot make {quoted(str(home))}: {error.strerror}") from error
         with suppress(FileNotFoundError):  # its writer has just ended: once more
             if not _is_workspace(home):
                 message = f"{quoted(str(home))} is not ours, and its name is needed to write {quoted(str(place))}"

@@ -503,6 +503,11 @@ def test_a_link_in_a_workspace_is_not_followed(tmp_path: Path, inside: str, exis
     assert contents(victim) == {"mine"} and target.exists() == existing
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a folder")
+def test_a_folder_that_takes_no_new_names() -> None:
+    assert refusal(Path("/proc/self/out")).startswith("LG634")
+
+
 def test_windows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(writing.os, "name", "nt")
