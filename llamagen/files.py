@@ -47,6 +47,8 @@ _AGAIN = "copy the file again"
 SPEC = Kind("LG001", 1 << 20, "check the path and its permissions", "LG002")
 CONFIG = Kind("LG106", 1 << 20, "give the config.json of a model")
 WEIGHTS = Kind("LG601", None, _DOWNLOAD)
+COMPANION = Kind("LG601", 256 << 20, _DOWNLOAD)
+"""A small file beside the weights."""
 INDEX = Kind("LG601", 256 << 20, _DOWNLOAD, "LG604")
 TOKENIZER = Kind("LG762", 256 << 20, _AGAIN)
 SETTINGS = Kind("LG765", 16 << 20, _AGAIN)

@@ -14,7 +14,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.json_source import read_json
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.written import write_text
-from llamagen.files import WEIGHTS, checked, open_file
+from llamagen.files import COMPANION, checked, exists, is_folder, open_file
 from llamagen.ir.graph import Graph
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
@@ -87,10 +87,11 @@ def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
 
 
 def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path, ...]:
-    """The small files that a checkpoint's folder has. Raises LG601 for one that is a link to elsewhere."""
-    files = tuple(folder / name for name in names if (folder / name).is_file())
+    """The small files that a checkpoint's folder has. Raises LG601 for a link to elsewhere or nothing."""
+    paths = (folder / name for name in names)
+    files = tuple(path for path in paths if exists(path) and not is_folder(path))
     for file in files:
-        checked(file, WEIGHTS, within=folder)
+        checked(file, COMPANION, within=folder)
     return files
 
 
@@ -99,7 +100,7 @@ def place_companion(file: Path, folder: Path) -> None:
 
     Raises LG601 for a link to elsewhere: what it leads to is not the checkpoint's, and would be handed on with it.
     """
-    with open_file(file, WEIGHTS, within=file.parent) as source:
+    with open_file(file, COMPANION, within=file.parent) as source:
         if file.name == CONFIG_FILE:
             config = dict(read_json(file).value)
             if config.pop("quantization_config", None) is not None:

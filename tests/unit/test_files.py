@@ -17,6 +17,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.importing import import_path
 from llamagen.emit.config.settings import Settings
 from llamagen.emit.manifest import read_manifest
+from llamagen.emit.supply import companions_of
 from llamagen.images.decode import read_image
 from llamagen.runtime.chat import chat_text
 from llamagen.runtime.text import Text
@@ -332,3 +333,22 @@ def test_commands_end_with_a_finding(tmp_path: Path, words: list[str], code: int
     assert done.returncode == code, done.stderr
     assert "error[LG" in done.stderr and "LG999" not in done.stderr
     assert "a named pipe" in done.stderr or "exists and is no report" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["pipe", "link to nothing", "too large"])
+def test_no_small_file_of_a_checkpoint_is_left_out_without_a_word(
+    tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "link to nothing":
+        path.symlink_to("blobs/gone")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    (tmp_path / "LICENSE").mkdir()
+    with pytest.raises(LlamagenError, match="LG601"):
+        companions_of(tmp_path)
+    path.unlink()
+    assert companions_of(tmp_path) == ()
