@@ -216,9 +216,10 @@ def schema_is_fresh() -> bool:
 
 
 def write_schema(path: Path) -> bool:
-    """Write the schema unless the file has it already; whether it was written."""
-    from llamagen.writing import write_changed
+    """Write the schema unless the file has it already; whether it was written. Raises LG634 over another file."""
+    from llamagen.writing import require_kin, write_changed
 
+    require_kin(path, lambda text: '"title": "llamagen spec"' in text, "a schema of specs")
     written, _ = write_changed(path.parent, {path.name: schema_text()})
     return bool(written)
 

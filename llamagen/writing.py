@@ -341,6 +341,13 @@ def write_changed(
     return tuple(changed), unchanged
 
 
+def require_kin(path: Path, is_kin: Callable[[str], bool], what: str) -> None:
+    """What a text that the user names takes the place of is of its kind, or empty. Raises LG634."""
+    text = current(path)
+    if os.path.lexists(path) and (text is None or (text and not is_kin(text))):
+        raise _in_the_way(f"{quoted(str(path))} exists and is not {what}", "choose another name")
+
+
 def _require_place(folder: Path, name: str, read: Collection[tuple[int, int]]) -> None:
     """A text may stand there. Raises LG634, and PermissionError for a file that is read-only."""
     path = folder / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,10 @@ def import_config(
 ) -> None:
     """Turn a config.json, params.json or checkpoint folder into a spec, and say which known model it is."""
     from llamagen import api_analysis as api
-    from llamagen.writing import write_changed
+    from llamagen.writing import require_kin, write_changed
 
+    if to is not None:
+        require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
     made = api.import_config(source, id)
     _report(made)
     if to is None:

@@ -22,7 +22,7 @@ from llamagen.runtime.chat import chat_text
 from llamagen.runtime.configs import context_of, stop_tokens
 from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.session import Session
-from llamagen.runtime.text import TOKENIZER_FILE, Text
+from llamagen.runtime.text import TOKENIZER_FILE, Text, require_utf8
 from llamagen.weights.checkpoint import require_no_adapter
 
 
@@ -136,6 +136,7 @@ def generate(
             message = f"{str(folder)!r} has no {TOKENIZER_FILE}, so it cannot read text"
             help = "give token ids with --ids, or copy the model's tokenizer.json there"
             raise LlamagenError.of("LG761", message, help=help)
+        require_utf8(prompt)  # before a template sees it, which may ignore it
         given = chat_text(folder, prompt, len(images)) if chat else prompt
         ids = text.encode(given, bare=chat)
     else:

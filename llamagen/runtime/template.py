@@ -1,7 +1,6 @@
 """Renders a chat template; run by ``confined``, which limits what it may take.
 
-Templates run in jinja2's sandbox, as in transformers, and know neither the time nor this machine, so that equal
-prompts give equal texts.
+Templates run in jinja2's sandbox, as in transformers, and know neither the time nor this machine.
 """
 
 from __future__ import annotations

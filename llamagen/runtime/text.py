@@ -15,6 +15,16 @@ _LIMITS = Limits(seconds=20, memory=2 << 30, answer=64 << 20)
 """Llama 3's tokenizer, 17 MB, opens in 0.5 s and 200 MiB; Llama 4's takes half more."""
 
 
+def require_utf8(prompt: str) -> None:
+    """Raises LG767."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"the prompt is not UTF-8: character {error.start + 1:,} is half of one"
+        help = "a terminal or a script in another encoding gave it; write it in UTF-8"
+        raise LlamagenError.of("LG767", message, help=help) from error
+
+
 class Text:
     """Encodes a prompt, and decodes tokens as they come."""
 
@@ -41,12 +51,7 @@ class Text:
 
         Raises LG766 where the tokenizer refuses it, LG767 for a prompt that is not UTF-8.
         """
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            message = f"the prompt is not UTF-8: character {error.start + 1:,} is half of one"
-            help = "a terminal or a script in another encoding gave it; write it in UTF-8"
-            raise LlamagenError.of("LG767", message, help=help) from error
+        require_utf8(prompt)
         ids = json.loads(self._asked({"encode": prompt, "bare": bare}))
         return tuple(ids)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import MANIFEST
 from llamagen.verify.document import ReportDocument, document, json_text
 from llamagen.verify.html import html_text
 from llamagen.verify.report import VerifyReport
@@ -30,6 +31,11 @@ def check_names(files: Sequence[Path]) -> None:
         if os.path.lexists(file) and not _is_report(file):
             message = f"{str(file)!r} exists and is no report"
             raise LlamagenError.of("LG776", message, help="choose another name")
+        if os.path.lexists(file.parent / MANIFEST):
+            message = (
+                f"{str(file.parent)!r} is an exported folder, and a report is none of its files"
+            )
+            raise LlamagenError.of("LG776", message, help="write it elsewhere")
 
 
 def _is_report(file: Path) -> bool:

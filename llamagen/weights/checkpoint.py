@@ -28,8 +28,11 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
-_ADAPTER = re.compile(r"adapter_(config\.json|model\b.*)|adapters\.(safetensors|npz)")
-"""Files of PEFT and of MLX."""
+_ADAPTER = re.compile(
+    r"adapter_(config\.json|model\b.*)|adapters?\.(safetensors|npz|bin)|.*lora.*\.(safetensors|npz|bin)",
+    re.IGNORECASE,
+)
+"""Files of PEFT, MLX and diffusers; transformers too looks in the folder of the weights alone."""
 
 
 def require_no_adapter(folder: Path) -> None:

@@ -127,6 +127,14 @@ def test_a_difference_is_what_the_page_says_first(report: VerifyReport) -> None:
     assert "Nothing could be compared." in Page(html_text(document(nothing))).text
 
 
+def test_a_report_is_no_file_of_an_export(report: VerifyReport, folder: Path) -> None:
+    """It would be one that its manifest does not list."""
+    for name in ("new.html", "MANIFEST.json"):
+        with pytest.raises(LlamagenError, match="LG776"):
+            write_report(report, folder / name)
+    assert not (folder / "new.html").exists()
+
+
 def test_hostile_texts_of_a_model_file_stay_texts(report: VerifyReport, folder: Path) -> None:
     """The profile and the names of layers come from model.onnx, which anyone can edit."""
     found = document(report)

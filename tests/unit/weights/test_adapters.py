@@ -22,6 +22,9 @@ ADAPTERS = (
     "adapter_model-00001-of-00002.safetensors",
     "adapter_model.safetensors.index.json",
     "adapters.safetensors",
+    "Adapter_Config.json",
+    "adapter.safetensors",
+    "pytorch_lora_weights.safetensors",
 )
 
 
