@@ -98,7 +98,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("emit/torch/library.py", "index.read_text"): "of the generated file, which has torch alone",
     ("emit/torch/library.py", "safe_open"): "of the generated file, which has torch alone",
     ("emit/torch/place.py", "Path(__file__).with_name('library.py').read_text"): SHIPPED,
-    ("emit/torch/module.py", "p.read_text"): OURS,
 }
 """(File, what stands there) -> why it is no file of others, or how it is looked at first."""
 

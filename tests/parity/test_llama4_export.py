@@ -39,7 +39,7 @@ def exported(model: RandomModel, folder: Path, *, by_checkpoint: bool) -> Path:
 
 CASES = (
     *("prefill", "decode", "left padding", "right padding"),
-    *("cut anywhere", "rows exchanged", "far apart"),
+    *("cut anywhere", "rows exchanged", "far apart", "rows that wait", "rows cut anywhere"),
     "image prefill",
     "images decode",
     "images padded batch",
@@ -56,7 +56,8 @@ def test_a_folder_verifies_with_images(model: RandomModel, tmp_path: Path) -> No
     found = [(row.witness, row.case) for row in report.rows]
     assert found == [(witness, case) for witness in witnesses for case in CASES]
     alone = {r.case for r in report.rows if r.note == COUNTS_PADDING}
-    assert alone == {"left padding", "right padding", "rows exchanged", "images padded batch"}
+    holes = {"right padding", "rows that wait", "rows cut anywhere"}
+    assert alone == {"left padding", "rows exchanged", "images padded batch", *holes}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,8 @@ def test_a_folder_with_bounded_caches(model: RandomModel, tmp_path: Path) -> Non
     report = verify_folder(out, ("reference", "torch"), steps=4)
     assert report.passed and len(report.rows) == 2 * len(CASES), report
     skipped = {(row.case, row.note) for row in report.rows if row.verdict == "skipped"}
-    assert skipped == {("right padding", DROPS_SEEN)}
+    holes = ("right padding", "rows that wait", "rows cut anywhere")
+    assert skipped == {(case, DROPS_SEEN) for case in holes}
     assert read_manifest(out).cache == "bounded"
     readme = (out / "README.md").read_text(encoding="utf-8")
     assert "bounded: at most 4 tokens in 6 of 8 caches" in readme

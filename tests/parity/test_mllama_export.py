@@ -18,7 +18,7 @@ from tests.parity.models import RandomModel
 SEED = 7
 CASES = (
     *("prefill", "decode", "left padding", "right padding"),
-    *("cut anywhere", "rows exchanged", "far apart"),
+    *("cut anywhere", "rows exchanged", "far apart", "rows that wait", "rows cut anywhere"),
     "image prefill",
     "images decode",
     "images padded batch",

@@ -40,7 +40,11 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("$L verify . --prompt-tokens 1000000000", 2, "--prompt-tokens"),
         ("$L verify . --steps 1000000000", 2, "--steps"),
         ("$L run . --ids 1 --threads 100000", 2, "--threads"),
-        ("mkfifo f; $L export $S --checkpoint f --out out", 3, "neither a file nor a folder"),
+        (
+            "mkfifo f; $L export $S --checkpoint f --out out",
+            3,
+            "it is a named pipe, not a regular file",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(line: str, code: int, said: str, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import ast
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.blocks import Body, class_text, enter, guard, init_lines, leave
@@ -36,7 +34,7 @@ def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
 
 
 def formatted(texts: Mapping[str, str]) -> dict[str, str]:
-    """Python files by name, as ``ruff format`` lays them out, in one call of it.
+    """Python files by name, as ``ruff format`` lays them out.
 
     Settings of the user's count for nothing. Raises LlamagenError (LG742) for what does not parse.
     """
@@ -45,15 +43,18 @@ def formatted(texts: Mapping[str, str]) -> dict[str, str]:
     settings = ["line-length=100", "format.skip-magic-trailing-comma=true"]
     options = ["--isolated", "--no-cache", "--quiet", "--target-version", "py311"]
     options += [word for setting in settings for word in ("--config", setting)]
-    with TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{i}.py" for i in range(len(texts))]
-        for path, text in zip(paths, texts.values(), strict=True):
-            path.write_text(text, encoding="utf-8", newline="\n")
-        command = [find_ruff_bin(), "format", *options, folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [find_ruff_bin(), "format", *options, "-"]
+    laid_out: dict[str, str] = {}
+    for (
+        name,
+        text,
+    ) in texts.items():  # through pipes: no file of ours is in the way of a limit or a full disk
+        done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
         if done.returncode:
-            raise LlamagenError.of("LG742", f"generated code does not parse: {done.stderr.strip()}")
-        return {n: p.read_text(encoding="utf-8") for n, p in zip(texts, paths, strict=True)}
+            reason = done.stderr.decode("utf-8", "replace").strip()
+            raise LlamagenError.of("LG742", f"generated code does not parse: {reason}")
+        laid_out[name] = done.stdout.decode()
+    return laid_out
 
 
 def source_of(graph: Graph, elsewhere: Sequence[str] = ()) -> str:

@@ -194,7 +194,7 @@ def test_float32_agrees(name: str, runtime: str, folder: Path) -> None:
     )
     for scenario in (*scenarios(model.vocab_size, 6, 3), *one_row_with_holes(model.vocab_size)):
         if scenario.in_chunks and runtime == "1.27":
-            with pytest.raises(LlamagenError, match="LG714.*batch_size must be 1"):
+            with pytest.raises(LlamagenError, match=r"LG714.*batch_size must be 1"):
                 scenario.logits(witness)
         elif not scenario.shift:
             expected = tokens_alone(scenario, model.reference)

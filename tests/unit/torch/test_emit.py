@@ -119,9 +119,7 @@ def test_torch_owns_no_name_that_is_let_through() -> None:
     assert owned - patched_in_by_transformers <= MODULE_ATTRIBUTES
 
 
-@pytest.mark.parametrize(
-    "name", ["forward", "half", "lambda", "training", "generate", "_modules", "_x"]
-)
+@pytest.mark.parametrize("name", ["forward", "half", "training", "generate", "_modules", "_x"])
 def test_a_part_named_like_a_method_is_refused(name: str) -> None:
     block = f"  FeedForward:\n    parts: {{{name}: 'linear(hidden_size, hidden_size)'}}\n"
     block += f"    forward: 'return down_proj(silu(gate_proj(x)) * up_proj({name}(x)))'\n"
@@ -146,18 +144,18 @@ def test_blocks_named_like_helpers_get_classes_of_their_own() -> None:
     assert found.within(TOLERANCES["float32"])
 
 
-def test_values_named_like_helpers_and_keywords_give_way() -> None:
+def test_values_named_like_helpers_and_modules_give_way() -> None:
     block = """
   FeedForward:
     forward: |
-      lambda = gate_proj(x)
-      torch = silu(lambda)
+      F = gate_proj(x)
+      torch = silu(F)
       cache = up_proj(x)
       return down_proj(torch * cache)
 """
     text = emit_torch(changed(blocks=block))
-    assert "lambda_ = self.gate_proj(x)" in text
-    assert "torch_ = F.silu(lambda_)" in text
+    assert "F_ = self.gate_proj(x)" in text
+    assert "torch_ = F.silu(F_)" in text
     assert "return self.down_proj(torch_ * cache_)" in text
 
 

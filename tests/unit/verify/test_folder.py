@@ -108,8 +108,10 @@ def test_far_positions_show_a_wrong_frequency(mistral: Path, tmp_path: Path) -> 
     assert "far apart" in _different(folder)
 
 
-def test_padding_taken_for_tokens_is_found_on_the_right_only(mistral: Path, tmp_path: Path) -> None:
-    """Everything after the first token counts as one: true of left padding, wrong of right padding."""
+def test_padding_taken_for_tokens_is_found_behind_tokens_only(
+    mistral: Path, tmp_path: Path
+) -> None:
+    """Everything after the first token counts as one: true of left padding, wrong of holes."""
 
     def filled(model: onnx.ModelProto) -> None:
         for node in model.graph.node:
@@ -122,7 +124,7 @@ def test_padding_taken_for_tokens_is_found_on_the_right_only(mistral: Path, tmp_
         model.graph.node.insert(1, make("Min", ["counted", "one"], ["filled"]))
 
     folder = _edited(shutil.copytree(mistral, tmp_path / "filled"), filled)
-    assert _different(folder) == {"right padding"}
+    assert _different(folder) == {"right padding", "rows that wait", "rows cut anywhere"}
 
 
 def test_layers_show_where_an_error_begins(mistral: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def model() -> OnnxModel:
     )
     properties = {"llamagen.spec_digest": "0"}
     made = ir.Model(graph, ir_version=11, metadata_props=properties)
-    return OnnxModel(made, table, PORTABLE, "float32", "all", None)
+    return OnnxModel(made, table, PORTABLE, "float32", "all", None, runtime="1.32")
 
 
 def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
