@@ -81,7 +81,8 @@ def test_backends_round_where_the_op_table_says(name: str, dtype: RunDType) -> N
     scenario = cases(model)[2]
     reference = scenario.logits(ReferenceWitness(model.flat, weight))
     rounded = scenario.logits(ReferenceWitness(model.flat, weight, rounding=dtype))
-    bound = 1.6 * median_token(rounded, reference)
+    # 1.62 was measured for float16 in PyTorch on a CPU without AVX-512, 1.5 with it: kernels sum in another order
+    bound = 1.7 * median_token(rounded, reference)
     for make in (OnnxWitness, TorchWitness):
         witness = make.of_graph(model.graph, weight, dtype)
         found = median_token(scenario.logits(witness), reference)
