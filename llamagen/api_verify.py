@@ -70,7 +70,7 @@ def check_integrity(folder: str | Path, progress: Progress = _silent) -> Integri
 
 
 def check_report_names(files: Sequence[Path]) -> None:
-    """Raises LG776 unless each is a .html or a .json."""
+    """Raises LG776 unless each is a .html or a .json, LG634 where something else is there."""
     from llamagen.verify.write import check_names
 
     check_names(files)

@@ -14,7 +14,7 @@ from llamagen.emit.manifest import MANIFEST
 from llamagen.verify.document import ReportDocument, document, json_text
 from llamagen.verify.html import html_text
 from llamagen.verify.report import VerifyReport
-from llamagen.writing import current, write_changed
+from llamagen.writing import require_kin, write_changed
 
 SUFFIXES = (".html", ".json")
 _TITLE = re.compile(r"<!doctype html>\n.{0,1000}<title>[^<]*: (equal|different)</title>", re.DOTALL)
@@ -22,26 +22,25 @@ _TITLE = re.compile(r"<!doctype html>\n.{0,1000}<title>[^<]*: (equal|different)<
 
 
 def check_names(files: Sequence[Path]) -> None:
-    """Before anything is computed. Raises LG776 for a name that does not say which form is meant, or that another
-    file has: a manifest, a configuration, or what is no business of ours."""
+    """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for one that
+    another file has, or in an exported folder, of which a report is no part."""
     for file in files:
         if file.suffix not in SUFFIXES:
             message = f"the report {str(file)!r} is neither .html nor .json"
             raise LlamagenError.of("LG776", message, help="name it FILE.html or FILE.json")
-        if os.path.lexists(file) and not _is_report(file):
-            message = f"{str(file)!r} exists and is no report"
-            raise LlamagenError.of("LG776", message, help="choose another name")
+        require_kin(file, _is_page if file.suffix == ".html" else _is_document, "a report")
         if os.path.lexists(file.parent / MANIFEST):
             message = (
                 f"{str(file.parent)!r} is an exported folder, and a report is none of its files"
             )
-            raise LlamagenError.of("LG776", message, help="write it elsewhere")
+            raise LlamagenError.of("LG634", message, help="write it elsewhere")
 
 
-def _is_report(file: Path) -> bool:
-    text = current(file) or ""
-    if file.suffix == ".html":
-        return _TITLE.match(text) is not None
+def _is_page(text: str) -> bool:
+    return _TITLE.match(text) is not None
+
+
+def _is_document(text: str) -> bool:
     try:
         return bool(ReportDocument.model_validate_json(text, strict=True))
     except ValidationError:

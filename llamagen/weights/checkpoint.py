@@ -29,7 +29,7 @@ _SINGLE = "model.safetensors"
 _BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
 _ADAPTER = re.compile(
-    r"adapter_(config\.json|model\b.*)|adapters?\.(safetensors|npz|bin)|.*lora.*\.(safetensors|npz|bin)",
+    r"adapter_(config\.json|model\b.*)|adapters?\.(safetensors|npz|bin)|(.+[-_.])?lora([-_.].+)?\.(safetensors|npz|bin)",
     re.IGNORECASE,
 )
 """Files of PEFT, MLX and diffusers; transformers too looks in the folder of the weights alone."""

@@ -332,7 +332,7 @@ def test_commands_end_with_a_finding(tmp_path: Path, words: list[str], code: int
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "error[LG" in done.stderr and "LG999" not in done.stderr
-    assert "a named pipe" in done.stderr or "exists and is no report" in done.stderr
+    assert "a named pipe" in done.stderr or "exists and is not a report" in done.stderr
 
 
 @pytest.mark.parametrize("what", ["pipe", "link to nothing", "too large"])

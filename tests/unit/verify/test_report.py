@@ -130,7 +130,7 @@ def test_a_difference_is_what_the_page_says_first(report: VerifyReport) -> None:
 def test_a_report_is_no_file_of_an_export(report: VerifyReport, folder: Path) -> None:
     """It would be one that its manifest does not list."""
     for name in ("new.html", "MANIFEST.json"):
-        with pytest.raises(LlamagenError, match="LG776"):
+        with pytest.raises(LlamagenError, match="LG634"):
             write_report(report, folder / name)
     assert not (folder / "new.html").exists()
 

@@ -87,7 +87,12 @@ def test_a_folder_with_an_adapter_is_not_run(name: str, folder: Path, tmp_path: 
 
 
 def test_a_file_that_is_named_itself_and_other_names_are_fine(folder: Path) -> None:
-    for name in ("my_adapter_notes.md", "adapter.md", "adapter_modelling.txt"):
+    for name in (
+        "my_adapter_notes.md",
+        "adapter.md",
+        "adapter_modelling.txt",
+        "flora-7b.safetensors",
+    ):
         (folder / name).write_text("")
     assert Checkpoint.open(folder).tensors
     (folder / ADAPTERS[0]).write_bytes(b"")
