@@ -2,9 +2,9 @@
 
 A script beside its caller defines ``answer(arguments)``, which reads stdin and yields bytes, or
 ``answering(arguments)``, a function from question to answer. It knows nothing of llamagen, so that it starts in some
-20 ms. Its processor time is limited by the system, its memory too where the system does so (Linux; macOS takes the
-limit and ignores it), its answer here, and the time by the clock at twenty times the processor time, which ends what
-waits.
+20 ms. Its processor time is limited by the system (not Windows), its memory too where the system does so (Linux; macOS
+takes the limit and ignores it), its answer here, and the time by the clock at twenty times the processor time, which
+ends what waits.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _ended(code: int, limits: Limits) -> Stopped:
     """By a signal, as processes end that run out of a limit."""
     import signal
 
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+    if code in [-getattr(signal, name, 0) for name in ("SIGXCPU", "SIGKILL")]:
         return Stopped("limit", f"it takes more than {limits.seconds} s of a processor")
     if code == -signal.SIGABRT:
         mebibytes = limits.memory >> 20

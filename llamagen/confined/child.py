@@ -1,18 +1,23 @@
 """The process of a script: its limits first, then what it answers. Started by ``confined``; imports nothing slow."""
 
 import os
-import resource
 import sys
+
+try:
+    import resource
+except ImportError:  # Windows: there the caller's clock and the length of the answer are the limits
+    resource = None  # type: ignore[assignment]
 
 _REFUSED = 3
 _REASON = 400
 
 
 def main(mode: str, script: str, seconds: str, memory: str, path: str, *arguments: str) -> None:
-    limit(resource.RLIMIT_CPU, int(seconds))
-    limit(resource.RLIMIT_AS, int(memory))
-    limit(resource.RLIMIT_FSIZE, 0)
-    limit(resource.RLIMIT_CORE, 0)
+    if resource is not None:
+        limit(resource.RLIMIT_CPU, int(seconds))
+        limit(resource.RLIMIT_AS, int(memory))
+        limit(resource.RLIMIT_FSIZE, 0)
+        limit(resource.RLIMIT_CORE, 0)
     said = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what nobody reads
     sys.path += [folder for folder in path.split(os.pathsep) if folder not in sys.path]
@@ -41,8 +46,9 @@ def many(opened: object, arguments: tuple[str, ...], seconds: int) -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while head := source.read(8):
         question = source.read(int.from_bytes(head, "little"))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
+        if resource is not None:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
         try:
             answer = b"\0", answering(question)
         except BaseException as error:

@@ -45,6 +45,7 @@ POSIX_SIGNALS = (
     "SIGPIPE",
     "SIGQUIT",
     "SIGUSR1",
+    "SIGXCPU",
     "SIGXFSZ",
 )
 POSIX_MODULES = ("fcntl", "grp", "posix", "pwd", "resource", "termios")
@@ -108,3 +109,16 @@ def take_away(system: str) -> None:
         return ordinary(name, globals, locals, fromlist, level)
 
     builtins.__import__ = limited
+    if system == "windows":
+        from llamagen import confined
+
+        words = confined._words
+        confined._words = lambda *given: _without_modules(words(*given))
+
+
+def _without_modules(words: list[str]) -> list[str]:
+    """The command of a child process, which finds none of the modules of POSIX."""
+    first = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({POSIX_MODULES!r})); "
+    code += "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return [*words[:first], "-c", code, *words[first:]]

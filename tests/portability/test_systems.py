@@ -43,6 +43,7 @@ WINDOWS = (
     "resolve tiny.yaml",
     "diff llama/2/7b llama/3/8b",
     "cost llama/3/8b",
+    "sql select(count(*))from(models)",
     "fmt tiny.yaml",
     "schema --to schema.json",
     "generate tiny.yaml --to generated --target torch --target text",
