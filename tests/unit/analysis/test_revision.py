@@ -225,7 +225,8 @@ def test_nothing_that_a_configuration_names_is_started(git: Git, trap: Path) -> 
     assert resolved_of("HEAD:x.yaml").spec.id == "t/x"
     assert resolved_of("HEAD:./x.yaml").spec.id == "t/x"
     assert not sprung(trap)
-    git("archive", "HEAD")
+    # git may fail here: the trap speaks no filter's protocol, and whether git notices is a race
+    subprocess.run(["git", "archive", "HEAD"], capture_output=True, check=False)
     assert sprung(trap), "the trap does not work"
 
 
