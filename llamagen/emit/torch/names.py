@@ -21,13 +21,13 @@ _OF_EXPERTS = re.compile(r"Experts[0-9]*")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
-_STAND_INS = frozenset({"Model", "NUMBERED", "NUM_LAYERS"})
+_STAND_INS = frozenset({"Model", "NUMBERED"})
 """Names of the library that a file does not have."""
 HELPER_NAMES = frozenset(
     {
         *(name for name in library().definitions if "." not in name),
         *(alias.asname or alias.name for line in library().imports for alias in line.names),
-        "ValueError", "bool", "float", "int", "len", "list", "next", "range", "str", "super", "tuple",
+        "bool", "enumerate", "float", "int", "len", "list", "next", "range", "str", "super", "tuple",
         "attend", "cache", "chunked_mask", "cross", "layer", "self", "sliding_mask",
         "RoundedLateRMSNorm", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm",
     } - _STAND_INS
