@@ -187,10 +187,10 @@ def check(
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
-    from llamagen.emit.config.check_checkpoint import check_checkpoint
+    from llamagen.emit.config.checkpoint import check_checkpoint
 
     model = load(target)
-    return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)
+    return check_checkpoint(model.resolved, Path(folder), model.registry)
 
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.family.sql import Result
     from llamagen.analysis.family.timeline import Timeline
     from llamagen.analysis.numbers.cost import CostReport
-    from llamagen.emit.config.read import Imported
+    from llamagen.emit.config.importing import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
     from llamagen.spec.resolve import ResolvedSpec
@@ -279,7 +279,7 @@ def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
 
     Raises LG102, LG103, LG106 to LG109 for the file, LG6xx for a checkpoint that does not fit it.
     """
-    from llamagen.emit.config.importing import import_path
+    from llamagen.emit.config.checkpoint import import_path
 
     return import_path(Path(source), spec_id)
 

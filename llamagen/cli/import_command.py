@@ -11,7 +11,7 @@ import typer
 from llamagen.cli import console
 
 if TYPE_CHECKING:
-    from llamagen.emit.config.read import Imported
+    from llamagen.emit.config.importing import Imported
 
 
 def import_config(

@@ -85,7 +85,7 @@ def _onnx(subject: Subject) -> dict[str, str]:
 
 
 def _config(subject: Subject) -> dict[str, str]:
-    from llamagen.emit.config import config_files
+    from llamagen.emit.config.table import config_files
 
     return config_files(subject.resolved)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamagen.analysis.family.measure import measure
-from llamagen.emit.config import CONFIG_FILE, config_files
+from llamagen.emit.config.table import CONFIG_FILE, config_files
 from llamagen.ir.graph import all_parameters
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.fit import bind
