@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamagen.analysis.family.identify import same
+from llamagen.analysis.identify import same
 from llamagen.diagnostics import Diagnostic, Span
 from llamagen.emit.config.codecs import Json
 from llamagen.emit.config.formats import wanted_of

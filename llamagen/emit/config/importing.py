@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamagen import files
-from llamagen.analysis.family.identify import Match
+from llamagen.analysis.identify import Match
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.check_checkpoint import check_checkpoint
 from llamagen.emit.config.formats import FILES, id_of, wanted_of

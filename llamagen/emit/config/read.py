@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llamagen.analysis.family.identify import Candidate, Match, nearest, same
+from llamagen.analysis.identify import Candidate, Match, nearest, same
 from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean
 from llamagen.emit.config.codecs import CodecError, Json
 from llamagen.emit.config.inverse import change_for, lay

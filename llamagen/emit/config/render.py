@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llamagen.analysis.family.identify import same
+from llamagen.analysis.identify import same
 from llamagen.emit.config.codecs import Json
 from llamagen.spec.fmt import lines
 

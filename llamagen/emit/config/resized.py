@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamagen.analysis.family.identify import Difference, Json, same
+from llamagen.analysis.identify import Difference, Json, same
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.agree import clashes, fitting
 from llamagen.emit.config.formats import id_of, wanted_of
