@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamagen.analysis.labels import MAINLINE
+from llamagen.analysis.records import MAINLINE
 from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
     from llamagen.analysis.ask import Model
+    from llamagen.analysis.cost import CostReport
     from llamagen.analysis.diff.compat import CompatReport
     from llamagen.analysis.diff.judge import Diff
-    from llamagen.analysis.family.catalog import Modality, Row, Section
-    from llamagen.analysis.family.query import Answer, Share
-    from llamagen.analysis.family.sql import Result
-    from llamagen.analysis.family.timeline import Timeline
-    from llamagen.analysis.numbers.cost import CostReport
+    from llamagen.analysis.queries import Answer, Share, Timeline
+    from llamagen.analysis.records import Modality, Row
+    from llamagen.analysis.show import Section
+    from llamagen.analysis.sql import Result
     from llamagen.emit.config.importing import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
@@ -30,27 +30,13 @@ if TYPE_CHECKING:
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
-LIST_COLUMNS = (
-    "id",
-    "released",
-    "status",
-    "parameters",
-    "active",
-    "layers",
-    "hidden",
-    "attention",
-    "context",
-    "input",
-    "licence",
-    "uncertain",
-)
 
 
 def list_models(
     *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
 ) -> list[Row]:
     """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.family.catalog import rows
+    from llamagen.analysis.records import rows
     from llamagen.spec.registry import Registry
 
     return rows(Registry(), generation, status, modality)
@@ -58,7 +44,7 @@ def list_models(
 
 def save_numbers() -> bool:
     """Measure the graphs of every shipped model and save the numbers in spec/numbers.json; whether the file changed."""
-    from llamagen.analysis.family.numbers_file import numbers_path
+    from llamagen.analysis.records import numbers_path
     from llamagen.writing import write_changed
 
     path = numbers_path()
@@ -68,7 +54,7 @@ def save_numbers() -> bool:
 
 def numbers_text() -> str:
     """What spec/numbers.json must hold."""
-    from llamagen.analysis.family.numbers_file import numbers_text
+    from llamagen.analysis.records import numbers_text
     from llamagen.spec.registry import Registry
 
     registry = Registry()
@@ -77,7 +63,7 @@ def numbers_text() -> str:
 
 def show(target: str | Path) -> list[Section]:
     """One model as a page of sections."""
-    from llamagen.analysis.family.catalog import sections
+    from llamagen.analysis.show import sections
 
     return list(sections(resolved_of(target)))
 
@@ -136,12 +122,12 @@ def diff(
     ``dtype`` stores the weights. With a ``device`` of spec/hardware.yaml memory is breaking where ``before`` fits it
     and ``after`` does not. Raises LG201 for an unknown id, LG901 for a workload that cannot be or an unknown device.
     """
+    from llamagen.analysis import cost as costs
     from llamagen.analysis.diff.judge import diff as compare
-    from llamagen.analysis.numbers import hardware
-    from llamagen.analysis.numbers.cost import workload
 
-    chosen = (device, hardware.device(device)) if device is not None else None
-    return compare(side(before), side(after), workload(context, batch, dtype), chosen)
+    chosen = (device, costs.device(device)) if device is not None else None
+    load = costs.workload(context, batch, dtype)
+    return compare(side(before), side(after), load, chosen)
 
 
 def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
@@ -192,29 +178,26 @@ def cost(
     without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
     that does not divide the model.
     """
-    from llamagen.analysis.numbers import hardware
-    from llamagen.analysis.numbers.cost import cost_of, workload
+    from llamagen.analysis import cost as costs
     from llamagen.ir.bounded import with_caches
-    from llamagen.ir.graph import MAIN
 
-    load = workload(context, batch, dtype, tp, images)
-    chosen = (device, hardware.device(device)) if device is not None else None
-    graphs = dict(with_caches(_wired(target), cache))
-    return cost_of(graphs.pop(MAIN), load, chosen, graphs)
+    load = costs.workload(context, batch, dtype, tp, images)
+    chosen = (device, costs.device(device)) if device is not None else None
+    return costs.cost_of(with_caches(_wired(target), cache), load, chosen)
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.numbers.memory import cache_of
+    from llamagen.analysis.numbers import cache_of
     from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
+    from llamagen.analysis.records import records_of
     from llamagen.ir.graph import MAIN
     from llamagen.spec.registry import Registry
 
     if targets:
         caches = [(name, cache_of(_wired(name)[MAIN])) for name in targets]
     else:
-        records = Family(Registry()).records()
+        records = records_of(Registry())
         caches = [(r.id, r.architecture.cache) for r in records if r.architecture is not None]
     contexts = [n for n in CONTEXTS if n < longest]
     return cache_plot(caches, contexts=(*contexts, longest))
@@ -231,47 +214,47 @@ def query(
 
     Raises LG905 for an expression that cannot be evaluated.
     """
-    from llamagen.analysis.family.query import query as ask
-    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.queries import query as ask
+    from llamagen.analysis.records import records_of
     from llamagen.spec.registry import Registry
 
-    return ask(Family(Registry()), where, select=select, sort=sort, first=first)
+    return ask(records_of(Registry()), where, select=select, sort=sort, first=first)
 
 
 def share(path: str, where: str = "true") -> tuple[Share, ...]:
     """How many of the models have each value of ``path``, the most frequent first. Raises LG905."""
-    from llamagen.analysis.family.query import share as shares
-    from llamagen.analysis.family.records import Family
+    from llamagen.analysis.queries import share as shares
+    from llamagen.analysis.records import records_of
     from llamagen.spec.registry import Registry
 
-    return shares(Family(Registry()), path, where)
+    return shares(records_of(Registry()), path, where)
 
 
 def timeline(path: str, where: str = MAINLINE) -> Timeline:
     """When the value of ``path`` changed over the releases. Raises LG905."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.timeline import timeline as follow
+    from llamagen.analysis.queries import timeline as follow
+    from llamagen.analysis.records import records_of
     from llamagen.spec.registry import Registry
 
-    return follow(Family(Registry()), path, where)
+    return follow(records_of(Registry()), path, where)
 
 
 def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
     """A timeline of every hyperparameter that some model sets. Raises LG905."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.timeline import history as follow
+    from llamagen.analysis.queries import history as follow
+    from llamagen.analysis.records import records_of
     from llamagen.spec.registry import Registry
 
-    return follow(Family(Registry()), where)
+    return follow(records_of(Registry()), where)
 
 
 def sql(statement: str) -> Result:
     """Rows of one SELECT over models, layers, parameters, changes and sources. Raises LG905."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.sql import sql as run
+    from llamagen.analysis.records import records_of
+    from llamagen.analysis.sql import sql as run
     from llamagen.spec.registry import Registry
 
-    return run(Family(Registry()), statement)
+    return run(records_of(Registry()), statement)
 
 
 def import_config(source: str | Path, spec_id: str | None = None) -> Imported:

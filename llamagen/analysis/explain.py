@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamagen.analysis.doubts import conflicts, uncertain
-from llamagen.analysis.sources import known_sources, matches, source_of
+from llamagen.analysis.sources import conflicts, known_sources, matches, source_of, uncertain
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.ops.op import AttrSpec, Op
 from llamagen.spec.expr import FUNCTIONS, ExpressionError, names, parse

@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from llamagen.analysis.doubts import uncertain
-from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
-from llamagen.analysis.numbers.params import count_parameters
-from llamagen.analysis.numbers.walk import behind, operand_types
-from llamagen.analysis.rules import fill, holds, hyperparameter_scope
-from llamagen.analysis.sources import known_sources, matches, source_of
-from llamagen.analysis.tables import load_table
+from llamagen.analysis.numbers import (
+    behind,
+    count_parameters,
+    operand_types,
+    tensor_parallel_degrees,
+)
+from llamagen.analysis.sources import known_sources, matches, source_of, uncertain
+from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
 from llamagen.diagnostics import Diagnostic, Severity, Span
-from llamagen.ir.graph import Block, Graph, Node, OpPart, places
+from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, places
 from llamagen.ops.op import Role, State
 from llamagen.spec.expr import Static
 from llamagen.spec.resolve import ResolvedSpec
@@ -135,7 +136,7 @@ class _Subjects:
     def model(self) -> Scoped:
         if self.graph is None:
             return
-        report = count_parameters(self.graph)
+        report = count_parameters({MAIN: self.graph})
         attentions = [scope for scope, _ in self.of("attention")]
         yield (
             {

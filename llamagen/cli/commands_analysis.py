@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 import typer
 
 from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.labels import MAINLINE
+from llamagen.analysis.records import MAINLINE
 from llamagen.cli import console
 from llamagen.cli.console import Cell, TableFormat
 from llamagen.cli.exit_codes import FINDINGS
@@ -139,7 +139,7 @@ def cost(
 ) -> None:
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
     from llamagen import api_analysis as api
-    from llamagen.analysis.numbers import render as render_cost
+    from llamagen.analysis import cost as costs
 
     report = api.cost(
         spec,
@@ -151,7 +151,7 @@ def cost(
         images=images,
         cache=cache,
     )
-    console.out(render_cost.text(report) if format == "text" else render_cost.json_text(report))
+    console.out(costs.text(report) if format == "text" else costs.json_text(report))
 
 
 def plot(
@@ -191,7 +191,7 @@ def query(
 ) -> None:
     """Filter, sort and count the models with expressions over their sizes, numbers and history."""
     from llamagen import api_analysis as api
-    from llamagen.analysis.family.records import COLUMNS
+    from llamagen.analysis.records import COLUMNS
 
     if columns:
         console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
@@ -236,7 +236,7 @@ def _answer(columns: Sequence[str], rows: Sequence[Sequence[Static]], format: Ta
 
 
 def _cell(value: Static) -> Cell:
-    from llamagen.analysis.rules import static_text
+    from llamagen.analysis.tables import static_text
 
     match value:
         case bool() | float() | tuple() | Mapping():
@@ -256,12 +256,12 @@ def timeline(
 ) -> None:
     """Show when a value changed over the releases, when it first appeared, or that it never changed."""
     from llamagen import api_analysis as api
-    from llamagen.analysis.family import render_timeline
+    from llamagen.analysis.queries import history_text, timeline_text
 
     if path is None:
-        console.out(render_timeline.history_text(api.history(where)))
+        console.out(history_text(api.history(where)))
     else:
-        console.out(render_timeline.text(api.timeline(path, where)))
+        console.out(timeline_text(api.timeline(path, where)))
 
 
 def sql(
@@ -273,7 +273,7 @@ def sql(
 ) -> None:
     """Ask in SQL: tables models, layers, parameters, changes, sources; read only."""
     from llamagen import api_analysis as api
-    from llamagen.analysis.family.sql import TABLES
+    from llamagen.analysis.sql import TABLES
 
     if statement is None:
         tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]

@@ -76,14 +76,15 @@ def list_models(
 ) -> None:
     """List the models with dates, exact parameters, attention, context and licence."""
     from llamagen import api_analysis
+    from llamagen.analysis.records import LIST_COLUMNS
 
     if save_numbers:
         api_analysis.save_numbers()
     rows = api_analysis.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
-        console.table(api_analysis.LIST_COLUMNS, [row.cells() for row in rows], format)
+        console.table(LIST_COLUMNS, [row.cells() for row in rows], format)
     else:
-        console.table(api_analysis.LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
+        console.table(LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
 
 
 def show(spec: Id) -> None:

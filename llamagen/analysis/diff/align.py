@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Protocol, TypeAlias
 
+from llamagen.analysis.cost import Workload
 from llamagen.analysis.diff.equations import canonical
 from llamagen.analysis.diff.features import Equations, Feature, Kind, features
-from llamagen.analysis.numbers.cost import Workload
 from llamagen.ir.graph import Graph
 from llamagen.spec.expr import Static
 from llamagen.spec.resolve import ResolvedSpec

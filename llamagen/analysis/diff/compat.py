@@ -9,7 +9,7 @@ from llamagen.analysis.diff.judge import Change, Diff, diff
 from llamagen.analysis.diff.runtimes import RuntimeReport, on_runtimes, runtimes
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Transform
-from llamagen.analysis.numbers.params import storage
+from llamagen.analysis.numbers import storage
 from llamagen.ir.elaborate import build_all
 
 

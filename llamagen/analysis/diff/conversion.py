@@ -23,7 +23,7 @@ from llamagen.analysis.diff.transforms import (
     split_fused,
     untie_head,
 )
-from llamagen.analysis.rules import hyperparameter_scope
+from llamagen.analysis.tables import hyperparameter_scope
 from llamagen.diagnostics import Diagnostic, LlamagenError
 
 MAX_FINDINGS = 10

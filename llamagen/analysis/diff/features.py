@@ -10,15 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from llamagen.analysis.cost import Counts, Workload
 from llamagen.analysis.diff.equations import SIZES, canonical, equations, settings
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
-from llamagen.analysis.labels import collapse
-from llamagen.analysis.numbers.compute import count_flops
-from llamagen.analysis.numbers.cost import Counted, Workload
-from llamagen.analysis.numbers.images import encoder_flops
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import Classifier
-from llamagen.analysis.numbers.walk import behind
+from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import MAIN, Block, Graph, OpPart, instances, join
 from llamagen.ops.op import Role, TensorType
@@ -180,7 +175,7 @@ def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[
 
 
 def _roles(graph: Graph) -> dict[tuple[str, str], str]:
-    roles: dict[tuple[str, str], str] = dict.fromkeys(Classifier(graph).heads, "head")
+    roles: dict[tuple[str, str], str] = dict.fromkeys(Uses(graph).heads, "head")
     for block in graph.blocks.values():
         producers = {r: node for node in block.nodes for r in node.results}
         for node in block.nodes:
@@ -317,7 +312,7 @@ def runtime_features(
 
 
 def number_features(graphs: Mapping[str, Graph], load: Workload) -> Iterator[Feature]:
-    counted = Counted(graphs, load)
+    counted = Counts(graphs, load)
     cache, size = counted.cache, load.cache_bytes
     prefill = count_flops(counted.flops, load.batch, load.context, 0)
     decode = count_flops(counted.flops, load.batch, 1, load.context)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llamagen.analysis.ask import Model
+from llamagen.analysis.cost import Device, Workload, workload
 from llamagen.analysis.diff.align import Pair, pairs_of
 from llamagen.analysis.diff.features import Feature, Kind
 from llamagen.analysis.diff.rules import DiffRule, diff_rules
 from llamagen.analysis.diff.surfaces import Surface, Verdict
 from llamagen.analysis.diff.transforms import Setting, Transform, WeightChange, candidate
-from llamagen.analysis.numbers.cost import Workload, workload
-from llamagen.analysis.numbers.hardware import Device
-from llamagen.analysis.rules import fill, holds, hyperparameter_scope
 from llamagen.analysis.sources import source_of
+from llamagen.analysis.tables import fill, holds, hyperparameter_scope
 from llamagen.diagnostics import Span
 from llamagen.spec.expr import Static
 

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import is_tied
-from llamagen.analysis.numbers.walk import operand_types
-from llamagen.analysis.rules import holds, hyperparameter_scope
+from llamagen.analysis.numbers import cache_of, is_tied, operand_types
 from llamagen.analysis.sources import family_of
-from llamagen.analysis.tables import chosen, load_table
+from llamagen.analysis.tables import chosen, holds, hyperparameter_scope, load_table
 from llamagen.ir.graph import MAIN, Graph, OpPart, places
 from llamagen.ops.op import Role
 from llamagen.spec.expr import Static

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llamagen.analysis.numbers.memory import CacheReport
+from llamagen.analysis.numbers import CacheReport
 from llamagen.analysis.pictures.svg import Curve, plot_svg
 from llamagen.diagnostics import LlamagenError
 

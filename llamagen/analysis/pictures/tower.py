@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from llamagen.analysis.diff.equations import equations, option_values
 from llamagen.analysis.diff.judge import Diff
 from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.labels import collapse
+from llamagen.analysis.numbers import collapse
 from llamagen.ir.graph import MAIN, Block, BlockPart, Graph, OpPart, StackPart, join
 from llamagen.units import count_short
 

@@ -17,7 +17,7 @@ from llamagen.analysis.rewrites.rows import (
     pack_rows,
 )
 from llamagen.analysis.rewrites.table import Line, RewrittenProfile, Rule, rewrite_rules
-from llamagen.analysis.rules import fill, holds, value_of
+from llamagen.analysis.tables import fill, holds, value_of
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode
 from llamagen.ops.op import AttrValue, State, TensorType
 from llamagen.ops.table import NODES

@@ -13,9 +13,7 @@ from llamagen import api_analysis as api
 from llamagen.analysis.ask import Model, built
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.numbers.images import image_cost
-from llamagen.analysis.numbers.params import Component
-from llamagen.analysis.numbers.whole import whole_parameters
+from llamagen.analysis.numbers import Component, count_parameters, image_cost
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.ir.graph import MAIN, all_parameters
@@ -39,7 +37,7 @@ def model(spec_id: str) -> Model:
 )
 def test_all_graphs_are_counted(spec_id: str, total: int, active: int) -> None:
     graphs = model(spec_id).graphs
-    report = whole_parameters(graphs)
+    report = count_parameters(graphs)
     assert (report.total, report.active) == (total, active)
     assert report.of(Component.VISION) == 871_932_416
     assert sum(p.count for p in all_parameters(graphs).values()) == total
@@ -62,7 +60,7 @@ def test_keys_and_values_of_cross_layers_belong_to_the_text(
 ) -> None:
     """The encoder makes them, the decoder's layers own their weights; they are kept for every image."""
     graphs = model(spec_id).graphs
-    report = whole_parameters(graphs)
+    report = count_parameters(graphs)
     assert (report.total, report.of(Component.VISION)) == (total, vision)
     found = image_cost(graphs, 1, 1, 4096, 2)
     assert found is not None
