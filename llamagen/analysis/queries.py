@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import get_args
 
-from llamagen.analysis.records import COLUMNS, MAINLINE, Record
+from llamagen.analysis.records import COLUMNS, Record
 from llamagen.analysis.tables import error_text, parsed, static_text
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.expr import FUNCTIONS, ExpressionError, Static, UnknownName, evaluate, names
@@ -177,12 +177,12 @@ class Timeline:
         return tuple((s.date, h) for s in self.steps for h in s.held if h.first)
 
 
-def timeline(family: Sequence[Record], path: str, where: str = MAINLINE) -> Timeline:
+def timeline(family: Sequence[Record], path: str, where: str) -> Timeline:
     """The history of the expression ``path`` over models that match ``where`` and have a date."""
     return _timeline(*_dated(family, where), path, where)
 
 
-def history(family: Sequence[Record], where: str = MAINLINE) -> tuple[Timeline, ...]:
+def history(family: Sequence[Record], where: str) -> tuple[Timeline, ...]:
     """Timelines of every hyperparameter that some model sets."""
     records, left_out = _dated(family, where)
     every = (_timeline(records, left_out, name, where) for name in Hyperparameters.model_fields)

@@ -46,9 +46,6 @@ from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters, Spec
 
-MAINLINE: Final = "status == 'released' and generation not in ['code', 'guard']"
-"""The main releases: without Code Llama and the guard models, which reuse older architectures later."""
-
 # what the graphs of one architecture add up to
 
 

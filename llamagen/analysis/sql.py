@@ -158,8 +158,8 @@ def sql(family: Sequence[Record], statement: str) -> Result:
 def _answered(request: Mapping[str, object]) -> list[Any]:
     """A line a value. Strangers write statements: sqlite has a process of its own."""
     try:
-        given = json.dumps(request).encode()
-        answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), given, _LIMITS)
+        question = json.dumps(request).encode()
+        answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), question, _LIMITS)
     except Stopped as error:
         reason = str(error)
         message = f"the statement cannot be run: {reason}"
@@ -189,9 +189,9 @@ def _help(kind: str, message: str) -> str:
 
 def _columns(names: Sequence[str]) -> tuple[str, ...]:
     """Names of the result; of equal ones, as a join has them, the later are numbered as sqlite does: ``id:1``."""
-    found: list[str] = []
+    columns: list[str] = []
     seen: Counter[str] = Counter()
     for name in names:
-        found.append(f"{name}:{seen[name]}" if seen[name] else name)
+        columns.append(f"{name}:{seen[name]}" if seen[name] else name)
         seen[name] += 1
-    return tuple(found)
+    return tuple(columns)

@@ -39,14 +39,14 @@ def render(
     the process's) is what paths below it are shown relative to. `colour` adds ANSI colours to the text format.
     """
     base = cwd if cwd is not None else Path.cwd()
-    found = in_order(diagnostics)
+    findings = in_order(diagnostics)
     match format:
         case "text":
-            return _Text(base, sources or {}, read or _nothing, colour).all(found)
+            return _Text(base, sources or {}, read or _nothing, colour).all(findings)
         case "json":
-            return json.dumps(to_json(found, base), indent=2) + "\n"
+            return json.dumps(to_json(findings, base), indent=2) + "\n"
         case "github":
-            return "".join(_github(one, base) + "\n" for one in found)
+            return "".join(_github(one, base) + "\n" for one in findings)
         case _:
             assert_never(format)
 
@@ -63,13 +63,13 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def summary(diagnostics: Iterable[Diagnostic]) -> str:
     """`2 errors, 1 warning in 3 files`; empty without findings."""
-    found = list(diagnostics)
+    findings = list(diagnostics)
     counts = []
     for severity in _ORDER:
-        count = sum(one.severity == severity for one in found)
+        count = sum(one.severity == severity for one in findings)
         if count:
             counts.append(_plural(count, severity))
-    files = len({one.span.file for one in found if one.span is not None})
+    files = len({one.span.file for one in findings if one.span is not None})
     where = f" in {_plural(files, 'file')}" if files else ""
     return ", ".join(counts) + where
 
@@ -96,9 +96,9 @@ JsonValue = str | int | None | Json | list[Json]
 
 def to_json(diagnostics: Iterable[Diagnostic], cwd: Path) -> Json:
     """The versioned document that `--format json` prints."""
-    found = in_order(diagnostics)
+    findings = in_order(diagnostics)
     rows: list[Json] = []
-    for one in found:
+    for one in findings:
         related: list[Json] = [
             {"message": other.message, "span": _json_span(other.span, cwd)} for other in one.related
         ]
@@ -112,7 +112,7 @@ def to_json(diagnostics: Iterable[Diagnostic], cwd: Path) -> Json:
                 "help": one.help,
             }
         )
-    counts: Json = {name: sum(one.severity == name for one in found) for name in _ORDER}
+    counts: Json = {name: sum(one.severity == name for one in findings) for name in _ORDER}
     return {"version": JSON_VERSION, "diagnostics": rows, "counts": counts}
 
 
@@ -165,11 +165,11 @@ class _Text:
         self.colour = colour
         self.files = {name: text.split("\n") for name, text in sources.items()}
 
-    def all(self, found: list[Diagnostic]) -> str:
-        if not found:
+    def all(self, findings: list[Diagnostic]) -> str:
+        if not findings:
             return ""
-        blocks = [self._one(one) for one in found]
-        return "\n".join([*blocks, summary(found), ""])
+        blocks = [self._one(one) for one in findings]
+        return "\n".join([*blocks, summary(findings), ""])
 
     def _one(self, one: Diagnostic) -> str:
         spans = [one.span] if one.span is not None else []

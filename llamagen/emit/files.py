@@ -46,7 +46,7 @@ def identity_of(graph: Graph) -> str:
 
 
 def _text(subject: Subject) -> dict[str, str]:
-    from llamagen.analysis.rewrites.report import profiles_text
+    from llamagen.analysis.rewrites import profiles_text
     from llamagen.analysis.show import card_text
     from llamagen.ir.graph import MAIN
     from llamagen.ir.text import render

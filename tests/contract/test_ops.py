@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from llamagen.analysis.numbers import count_parameters, flops_of
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.analysis.rewrites.table import REWRITTEN_PROFILES
+from llamagen.analysis.rewrites import REWRITTEN_PROFILES, Export, rewrite
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN

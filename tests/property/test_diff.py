@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import apply, leaf_changes, overlay, plain_of
+from llamagen.analysis.targets import Model
 from llamagen.ir.elaborate import build
 from llamagen.spec.fmt import format_source
 from llamagen.spec.registry import Registry

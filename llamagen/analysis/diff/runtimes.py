@@ -71,11 +71,11 @@ def on_runtimes(
     resolved: ResolvedSpec, graphs: Mapping[str, Graph], names: Iterable[str], dtype: str
 ) -> tuple[RuntimeReport, ...]:
     """What is known about ``graphs`` on the runtimes ``names`` in ``dtype``. Raises LG901 for an unknown one."""
-    found = {name: runtime(name) for name in names}
+    known = {name: runtime(name) for name in names}
     scope = _scope(resolved, graphs, dtype)
     return tuple(
         RuntimeReport(name, one, tuple(f for f in one.facts if holds(f.when, scope)))
-        for name, one in found.items()
+        for name, one in known.items()
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamagen import api, api_analysis
-from llamagen.analysis.ask import model_of
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
+from llamagen.analysis.targets import model_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models

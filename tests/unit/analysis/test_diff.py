@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.ask import Model, model_of
 from llamagen.analysis.cost import device
 from llamagen.analysis.diff import render as render_diff
-from llamagen.analysis.diff.judge import Diff, diff
-from llamagen.analysis.diff.rules import diff_rules
-from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.judge import Diff, Surface, Verdict, diff, diff_rules
+from llamagen.analysis.targets import Model, model_of
 from llamagen.ir.elaborate import build
 from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models

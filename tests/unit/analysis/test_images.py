@@ -10,10 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llamagen import api_analysis as api
-from llamagen.analysis.ask import Model, built
-from llamagen.analysis.diff.judge import diff
-from llamagen.analysis.diff.surfaces import Surface, Verdict
+from llamagen.analysis.diff.judge import Surface, Verdict, diff
 from llamagen.analysis.numbers import Component, count_parameters, image_cost
+from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.ir.graph import MAIN, all_parameters

@@ -7,16 +7,23 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.equations import equations
-from llamagen.analysis.diff.judge import diff
-from llamagen.analysis.diff.surfaces import Verdict
+from llamagen.analysis.diff.judge import Verdict, diff
 from llamagen.analysis.numbers import cache_of
-from llamagen.analysis.pictures.explorer import explorer_json
-from llamagen.analysis.pictures.mermaid import mermaid
-from llamagen.analysis.pictures.plots import cache_curve, cache_plot
-from llamagen.analysis.pictures.svg import diff_svg, tower_svg
-from llamagen.analysis.pictures.tower import Box, changed_paths, runs, tower, tower_text
+from llamagen.analysis.pictures import (
+    Box,
+    cache_curve,
+    cache_plot,
+    changed_paths,
+    diff_svg,
+    explorer_json,
+    mermaid,
+    runs,
+    tower,
+    tower_svg,
+    tower_text,
+)
+from llamagen.analysis.targets import Model
 from tests.unit.analysis import models
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.ask import model_of
-from llamagen.analysis.diff import render_compat
-from llamagen.analysis.diff.compat import compat
+from llamagen.analysis.diff.compat import compat, text
+from llamagen.analysis.diff.judge import Verdict
 from llamagen.analysis.diff.runtimes import Status, on_runtimes, runtimes
-from llamagen.analysis.diff.surfaces import Verdict
-from llamagen.analysis.diff.transforms import Transform
+from llamagen.analysis.diff.weights import Transform
 from llamagen.analysis.queries import query, share, timeline, timeline_text
 from llamagen.analysis.records import COLUMNS, Record, attention_kind, records_of
 from llamagen.analysis.sql import TABLES, sql
+from llamagen.analysis.targets import model_of
+from llamagen.api_analysis import MAINLINE
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models
@@ -111,20 +111,20 @@ def test_share(family: list[Record]) -> None:
 @pytest.mark.parametrize("text", ["num_heads >", "nothing", "rope.facter"])
 def test_timelines_of_what_cannot_be(family: list[Record], text: str) -> None:
     with pytest.raises(LlamagenError) as caught:
-        timeline(family, text)
+        timeline(family, text, MAINLINE)
     assert caught.value.diagnostics[0].code == "LG905"
 
 
 def test_timelines(family: list[Record]) -> None:
-    theta = timeline(family, "rope_theta")
+    theta = timeline(family, "rope_theta", MAINLINE)
     assert [(date, h.value) for date, h in theta.firsts()] == [
         ("2023-02-24", 10000.0),
         ("2024-04-18", 500000.0),
     ]
-    gqa = timeline(family, "attention")
+    gqa = timeline(family, "attention", MAINLINE)
     assert [d for d, h in gqa.firsts() if h.value == "GQA"] == ["2023-07-18"]
-    assert "never changed" in timeline_text(timeline(family, "biases"))
-    assert timeline(family, "hidden_size > 0").constant
+    assert "never changed" in timeline_text(timeline(family, "biases", MAINLINE))
+    assert timeline(family, "hidden_size > 0", MAINLINE).constant
     assert "llama/code 12" in timeline_text(theta), "a default filter is not silent"
     assert "left out" not in timeline_text(timeline(family, "rope_theta", "true"))
 
@@ -183,7 +183,7 @@ def test_sql_only_reads(family: list[Record], statement: str) -> None:
 def test_compat_of_variants_and_generations() -> None:
     same = compat(model_of("llama/3.1/8b"), model_of("llama/3.1/8b-instruct"))
     assert same.verdict is Verdict.SAME
-    assert "run as they are" in render_compat.text(same)
+    assert "run as they are" in text(same)
     padded = compat(model_of("llama/code/7b-python"), model_of("llama/code/7b"))
     assert padded.verdict is Verdict.CONVERTIBLE
     assert padded.transforms == (Transform.PAD_VOCAB,)

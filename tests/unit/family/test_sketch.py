@@ -8,7 +8,7 @@ import pytest
 
 from llamagen import api_analysis
 from llamagen.analysis import cost as costs
-from llamagen.analysis.lint import lint
+from llamagen.analysis.check import lint
 from llamagen.analysis.records import LIST_COLUMNS, rows
 from llamagen.analysis.show import card_text, sections
 from llamagen.analysis.sources import matches, source_of, uncertain
