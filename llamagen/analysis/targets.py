@@ -47,11 +47,6 @@ class Model:
         return {MAIN: self.graph, **self.beside} if self.graph is not None else {}
 
 
-def model_of(target: str) -> Model:
-    """The model of an id, of a YAML file, or of ``rev:path``. Raises LlamagenError; LG401 never (graph is none)."""
-    return built(resolved_of(target))
-
-
 def resolved_of(target: str | Path, registry: Registry | None = None) -> ResolvedSpec:
     """The spec of an id, of a YAML file, or (where ``target`` is text) of ``rev:path``. Raises LlamagenError."""
     known = registry or Registry()

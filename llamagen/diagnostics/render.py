@@ -127,31 +127,33 @@ def _json_span(span: Span, cwd: Path) -> Json:
 
 
 def _github(one: Diagnostic, cwd: Path) -> str:
-    """A workflow command; its data and properties are escaped as actions/toolkit does."""
+    """A workflow command."""
     command = "notice" if one.severity == "note" else one.severity
     properties = []
     if one.span is not None:
         properties += [
-            f"file={_github_property(shown_path(one.span.file, cwd))}",
+            f"file={github_property(shown_path(one.span.file, cwd))}",
             f"line={one.span.line}",
             f"endLine={one.span.end_line}",
             f"col={one.span.col}",
         ]
         if one.span.line == one.span.end_line:
             properties.append(f"endColumn={max(one.span.col, one.span.end_col - 1)}")
-    properties.append(f"title={_github_property(one.code)}")
+    properties.append(f"title={github_property(one.code)}")
     lines = [one.message]
     lines += [f"{other.message}: {_place(other.span, cwd)}" for other in one.related]
     lines += [f"help: {one.help}"] if one.help is not None else []
-    return f"::{command} {','.join(properties)}::{_github_data(chr(10).join(lines))}"
+    return f"::{command} {','.join(properties)}::{github_data(chr(10).join(lines))}"
 
 
-def _github_data(text: str) -> str:
+def github_data(text: str) -> str:
+    """Text of a workflow command, escaped as actions/toolkit does."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _github_property(text: str) -> str:
-    return _github_data(text).replace(":", "%3A").replace(",", "%2C")
+def github_property(text: str) -> str:
+    """A property of a workflow command."""
+    return github_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 class _Text:

@@ -182,9 +182,6 @@ class Diff:
         needed = (e.transform for c in self.changes for e in c.effects if e.transform is not None)
         return tuple(dict.fromkeys(needed))
 
-    def of_kind(self, *kinds: Kind) -> tuple[Change, ...]:
-        return tuple(c for c in self.changes if c.kind in kinds)
-
 
 def diff(
     before: Model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,22 +59,6 @@ def _changes(a: Mapping[str, Plain], b: Mapping[str, Plain], path: Path) -> Iter
                 yield from _changes(x, y, here)
             elif x != y or type(x) is not type(y):
                 yield LeafChange(here, x, y, False, False)
-
-
-def apply(a: Mapping[str, Plain], changes: tuple[LeafChange, ...]) -> dict[str, Plain]:
-    """``apply(a, leaf_changes(a, b))`` has the content of ``b``."""
-    result: dict[str, Plain] = json.loads(json.dumps(dict(a)))
-    for change in changes:
-        here: dict[str, Plain] = result
-        for name in change.path[:-1]:
-            below = here[name]
-            assert isinstance(below, dict)
-            here = below
-        if change.absent_after:
-            del here[change.path[-1]]
-        else:
-            here[change.path[-1]] = change.after
-    return result
 
 
 def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:

@@ -10,6 +10,7 @@ from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.judge import Change, Diff, Side, Surface, Verdict, diff_rules
 from llamagen.analysis.diff.weights import DOC
 from llamagen.diagnostics.markdown import cell, code
+from llamagen.diagnostics.render import github_data, github_property
 from llamagen.units import bytes_short, count_short
 
 
@@ -252,15 +253,10 @@ def github(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
             continue
         worst = max((c.verdict(s) for s in touched), key=lambda v: v.rank)
         names = ", ".join(s.value for s in touched)
-        title = _escape(f"{c.rule} {worst.value}: {names}", is_property=True)
-        file = _escape(span.file, is_property=True)
+        title = github_property(f"{c.rule} {worst.value}: {names}")
+        file = github_property(span.file)
         meaning = dict.fromkeys(m for s in touched if (m := consequence(c, s)))
-        message = _escape("; ".join((f"{where(c)}: {arrow(c)}", *meaning)), is_property=False)
+        message = github_data("; ".join((f"{where(c)}: {arrow(c)}", *meaning)))
         place = f"file={file},line={span.line},col={span.col}"
         lines.append(f"::{_LEVEL[worst]} {place},title={title}::{message}\n")
     return "".join(lines)
-
-
-def _escape(value: str, *, is_property: bool) -> str:
-    escaped = value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return escaped.replace(":", "%3A").replace(",", "%2C") if is_property else escaped

@@ -133,14 +133,16 @@ def test_a_model_of_text_has_no_images() -> None:
 def test_a_diff_sees_every_graph() -> None:
     """The encoder is new against a model of text, and said once; what both graphs share is not said twice."""
     result = diff(model("llama/3.1/8b"), model(SCOUT))
-    blocks = {c.path for c in result.of_kind("block") if c.path.startswith("vision_encoder/")}  # type: ignore[arg-type]
+    blocks = {
+        c.path for c in result.changes if c.kind == "block" and c.path.startswith("vision_encoder/")
+    }
     assert blocks == {"vision_encoder/"}
-    paths = [c.path for c in result.of_kind("parameter")]  # type: ignore[arg-type]
+    paths = [c.path for c in result.changes if c.kind == "parameter"]
     assert "vision_model.model.layers.*.self_attn.q_proj.weight" in paths
     assert not any(p.startswith("decoder/model.layers") for p in (c.path for c in result.changes))
     inputs = [c.path for c in result.on(Surface.INTERFACE)]
     assert "vision_encoder/pixel_values" in inputs
-    numbers = {c.path: c.after.text for c in result.of_kind("number")}  # type: ignore[arg-type]
+    numbers = {c.path: c.after.text for c in result.changes if c.kind == "number"}
     assert numbers["parameters"] == "108,641,793,536"
     assert "image_flops" in numbers
 

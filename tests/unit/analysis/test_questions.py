@@ -14,7 +14,6 @@ from llamagen.analysis.diff.weights import Transform
 from llamagen.analysis.queries import query, share, timeline, timeline_text
 from llamagen.analysis.records import COLUMNS, Record, attention_kind, records_of
 from llamagen.analysis.sql import TABLES, sql
-from llamagen.analysis.targets import model_of
 from llamagen.api_analysis import MAINLINE
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
@@ -181,13 +180,13 @@ def test_sql_only_reads(family: list[Record], statement: str) -> None:
 
 
 def test_compat_of_variants_and_generations() -> None:
-    same = compat(model_of("llama/3.1/8b"), model_of("llama/3.1/8b-instruct"))
+    same = compat(models.model_of("llama/3.1/8b"), models.model_of("llama/3.1/8b-instruct"))
     assert same.verdict is Verdict.SAME
     assert "run as they are" in text(same)
-    padded = compat(model_of("llama/code/7b-python"), model_of("llama/code/7b"))
+    padded = compat(models.model_of("llama/code/7b-python"), models.model_of("llama/code/7b"))
     assert padded.verdict is Verdict.CONVERTIBLE
     assert padded.transforms == (Transform.PAD_VOCAB,)
-    broken = compat(model_of("llama/2/7b"), model_of("llama/3/8b"))
+    broken = compat(models.model_of("llama/2/7b"), models.model_of("llama/3/8b"))
     assert broken.verdict is Verdict.BREAKING
     assert broken.blocking
 
@@ -222,7 +221,7 @@ def test_loaders_go_by_the_architecture(
     target: str, builder: Status | None, loader: Status | None, exporter: Status | None
 ) -> None:
     """What takes a config.json, not our export, knows a model by its kind; of others nothing is known."""
-    model = model_of(target)
+    model = models.model_of(target)
     names = ("onnxruntime-genai-builder", "transformers", "transformers-exporter")
     found = on_runtimes(model.resolved, model.graphs, names, "float32")
     assert tuple(r.status for r in found) == (builder, loader, exporter)
@@ -232,7 +231,7 @@ def test_changed_wiring_has_no_kind(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     wiring = "blocks: {SwiGLU: {forward: 'return down_proj(relu(gate_proj(x)) * up_proj(x))'}}"
     mine.write_text(f"spec: 1\nid: mine/relu\nextends: llama/3.2/1b\n{wiring}\n")
-    report = compat(model_of("llama/3.2/1b"), model_of(str(mine)), ("transformers",))
+    report = compat(models.model_of("llama/3.2/1b"), models.model_of(str(mine)), ("transformers",))
     assert report.runtimes[0].status is None
 
 
@@ -241,7 +240,7 @@ def test_changed_wiring_has_no_kind(tmp_path: Path) -> None:
 )
 def test_unknown_runtime_and_dtype(runtime: str, dtype: str) -> None:
     with pytest.raises(LlamagenError, match=r"onnxruntime-cpux|bf16"):
-        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), (runtime,), dtype)
+        compat(models.model_of("llama/2/7b"), models.model_of("llama/2/7b"), (runtime,), dtype)
 
 
 def test_kinds_of_attention() -> None:
