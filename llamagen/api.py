@@ -91,7 +91,7 @@ class Model:
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
-        from llamagen.analysis.pictures.mermaid import mermaid
+        from llamagen.analysis.pictures import mermaid
 
         return mermaid(self.graph)
 
@@ -168,7 +168,7 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
 
     ``roots`` are searched before the shipped specs.
     """
-    from llamagen.analysis.ask import resolved_of
+    from llamagen.analysis.targets import resolved_of
     from llamagen.spec.registry import Registry
 
     registry = Registry(roots)
@@ -187,10 +187,10 @@ def check(
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
-    from llamagen.emit.config.check_checkpoint import check_checkpoint
+    from llamagen.emit.config.checkpoint import check_checkpoint
 
     model = load(target)
-    return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)
+    return check_checkpoint(model.resolved, Path(folder), model.registry)
 
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:

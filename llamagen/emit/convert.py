@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamagen.analysis.ask import Model, built
-from llamagen.analysis.diff.conversion import conversion
-from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.judge import Surface, Verdict, diff
 from llamagen.analysis.diff.render import arrow, where
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
+from llamagen.analysis.diff.weights import ZERO_ROWS, Plan, conversion
+from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.supply import COMPANIONS, CONFIGS, companions_of, place_companion
 from llamagen.emit.written import Progress, Written, sizes_of, write_text
 from llamagen.ir.elaborate import build_all
@@ -67,7 +66,10 @@ def convert(
     """
     started = time.monotonic()
     plans, parameters = _planned(built(before), built(after), other_logits=other_logits)
-    bound, stored = _bound(before, checkpoint, registry, ignore_config=ignore_config)
+    fitted = fit(
+        before, checkpoint, registry, compare_values=True, ignore_config=ignore_config, resize=False
+    ).require()
+    bound = {binding.name: binding for binding in fitted.resolution.bindings}
     made = {p.target: _made(p, bound, parameters[p.target]) for p in plans}
     tensors = {path: made.get(path) or bound[path] for path in parameters}
     counts = Counter(plan.transform.value for plan in plans)
@@ -78,7 +80,7 @@ def convert(
         "transforms": dict(sorted(counts.items())),
     }
     reads = (*reads, checkpoint)
-    _write(tensors, after, stored, out, record, shard_bytes, overwrite, progress, reads)
+    _write(tensors, after, fitted.stored, out, record, shard_bytes, overwrite, progress, reads)
     written = Written(out, sizes_of(out), time.monotonic() - started)
     return Converted(written, tuple(sorted(counts.items())), len(tensors) - len(plans))
 
@@ -104,27 +106,6 @@ def _planned(
             help = "pass --other-logits if only the shapes matter"
             raise LlamagenError.of("LG903", message, help=help)
     return plans, {path: p.shape for path, p in all_parameters(after.graphs).items()}
-
-
-def _bound(
-    resolved: ResolvedSpec, checkpoint: Path, registry: Registry, *, ignore_config: bool
-) -> tuple[dict[str, Binding], Checkpoint]:
-    """Role path -> stored tensor of A, and the checkpoint."""
-    from llamagen.emit.config.agree import disagreements
-    from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.fit import bind, explained
-
-    stored = Checkpoint.open(checkpoint)
-    graph = built(resolved).graph
-    assert graph is not None
-    found = bind(resolved, graph, stored)
-    if any(one.severity == "error" for one in found.diagnostics):
-        raise LlamagenError(explained(found, resolved, graph, stored, registry))
-    if not ignore_config:
-        clashes = disagreements(resolved, stored.config_file, registry)
-        if any(one.severity == "error" for one in clashes):
-            raise LlamagenError(clashes)
-    return {binding.name: binding for binding in found.bindings}, stored
 
 
 def _made(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> Binding:
@@ -170,7 +151,7 @@ def _write(
     progress: Progress,
     reads: tuple[Path, ...],
 ) -> None:
-    from llamagen.emit.config import config_files
+    from llamagen.emit.config.table import config_files
     from llamagen.weights.reading import OpenFiles
     from llamagen.weights.safetensors_write import (
         NewTensor,

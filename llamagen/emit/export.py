@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.export_job import ExportJob
 from llamagen.emit.written import Written, sizes_of
+from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 
 
@@ -20,27 +20,27 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
     values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG709 for options.
     """
+    from llamagen.emit.config.checkpoint import fit
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.reference import reference
     from llamagen.emit.supply import CheckpointSupply
+    from llamagen.weights.reading import OpenFiles
 
     started = time.monotonic()
-    job, about_size = _sized(job, checkpoint, registry)
-    copies = job.options.mode == "copy"
-    # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
-    compare = copies or job.options.scan
-    with ExitStack() as stack:
-        supply = CheckpointSupply.opened(
-            job.resolved,
-            job.graph,
-            checkpoint,
-            registry,
-            stack,
-            compare_values=compare,
-            ignore_config=job.options.ignore_config,
-        )
-        notes = about_size + supply.notes
-        job = replace(job, reads=(*job.reads, checkpoint, *supply.stamps))
+    copies, ignore_config = job.options.mode == "copy", job.options.ignore_config
+    fitted = fit(
+        job.resolved,
+        checkpoint,
+        registry,
+        # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
+        compare_values=copies or job.options.scan,
+        ignore_config=ignore_config,
+    ).require()
+    with OpenFiles() as files:
+        supply = CheckpointSupply.of(fitted, files, ignore_config=ignore_config)
+        notes = supply.notes
+        reads = (*job.reads, checkpoint, *supply.stamps)
+        job = replace(job, resolved=fitted.resolved, graph=build(fitted.resolved), reads=reads)
         if copies:
             emitted = job.emitted(AS_EXPORTED)
             job.copy(emitted, supply)
@@ -48,22 +48,6 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
         else:
             notes += reference(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
-
-
-def _sized(
-    job: ExportJob, checkpoint: Path, registry: Registry
-) -> tuple[ExportJob, tuple[Diagnostic, ...]]:
-    """The job in the sizes of a checkpoint that is the model of its spec but for them, which a note says."""
-    from llamagen.emit.config.resized import resized
-
-    if job.options.ignore_config:
-        return job, ()
-    found = resized(job.resolved, job.graph, checkpoint, registry)
-    if found is None:
-        return job, ()
-    if found.clashes:
-        raise LlamagenError(found.clashes)
-    return replace(job, resolved=found.resolved, graph=found.graph), (found.note,)
 
 
 def export_random(job: ExportJob, seed: int) -> Written:

@@ -138,7 +138,7 @@ class ExportJob:
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
         """The staging folder and the records of its files, which the body fills; then all other files are added."""
         from llamagen.emit.clients import write_client_files
-        from llamagen.emit.config import config_files
+        from llamagen.emit.config.table import config_files
         from llamagen.emit.supply import place_companion
         from llamagen.writing import staged_folder
 

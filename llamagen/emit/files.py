@@ -46,8 +46,8 @@ def identity_of(graph: Graph) -> str:
 
 
 def _text(subject: Subject) -> dict[str, str]:
-    from llamagen.analysis.family.card import card_text
-    from llamagen.analysis.rewrites.report import profiles_text
+    from llamagen.analysis.rewrites import profiles_text
+    from llamagen.analysis.show import card_text
     from llamagen.ir.graph import MAIN
     from llamagen.ir.text import render
     from llamagen.spec.fmt import resolved_text
@@ -85,7 +85,7 @@ def _onnx(subject: Subject) -> dict[str, str]:
 
 
 def _config(subject: Subject) -> dict[str, str]:
-    from llamagen.emit.config import config_files
+    from llamagen.emit.config.table import config_files
 
     return config_files(subject.resolved)
 

@@ -16,7 +16,7 @@ FLOAT8_NAME = "float8"
 
 
 def _config(resolved: ResolvedSpec, dtype: str) -> dict[str, object] | None:
-    from llamagen.emit.config import CONFIG_FILE, config_files
+    from llamagen.emit.config.table import CONFIG_FILE, config_files
 
     text = config_files(resolved).get(CONFIG_FILE)
     if text is None:

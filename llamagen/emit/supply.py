@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.diagnostics import Diagnostic
+from llamagen.emit.config.checkpoint import Fit
 from llamagen.emit.config.json_source import read_json
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file
-from llamagen.ir.graph import Graph
 from llamagen.ops.op import Parameter
-from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.nodes import Region
@@ -78,14 +75,6 @@ class Supply(Protocol):
         """To be asked after the last read. Raises LG622 for files that were changed meanwhile."""
 
 
-def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
-    if not scaled:
-        return ()
-    message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
-    help = "activations, which its kernels round to float8 as well, are not rounded here"
-    return (Diagnostic("LG645", "note", message, help=help),)
-
-
 def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path, ...]:
     """The small files that a checkpoint's folder has. Raises LG601 for a link to elsewhere or nothing."""
     paths = (folder / name for name in names)
@@ -112,7 +101,7 @@ def place_companion(file: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class CheckpointSupply:
-    """The tensors of a checkpoint; open it with ``opened``, which keeps its files open meanwhile."""
+    """The tensors of a checkpoint; ``files`` are open meanwhile."""
 
     bindings: Mapping[str, Binding]
     layout: str
@@ -125,42 +114,22 @@ class CheckpointSupply:
     """Small files to copy from the checkpoint's folder."""
 
     @staticmethod
-    def opened(
-        resolved: ResolvedSpec,
-        graph: Graph,
-        checkpoint: Path,
-        registry: Registry,
-        stack: ExitStack,
-        *,
-        compare_values: bool = True,
-        ignore_config: bool = False,
-    ) -> CheckpointSupply:
-        """Reads headers only, and with ``compare_values`` the tensors that must be equal.
-
-        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit. Its own config.json must be
-        that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
-        """
-        from llamagen.emit.config.agree import disagreements
-        from llamagen.weights.checkpoint import Checkpoint
-        from llamagen.weights.fit import bind, explained
-
-        stored = Checkpoint.open(checkpoint)
-        found = bind(resolved, graph, stored, compare_values=compare_values)
-        if any(one.severity == "error" for one in found.diagnostics):
-            raise LlamagenError(explained(found, resolved, graph, stored, registry))
-        if not ignore_config:
-            clashes = disagreements(resolved, stored.config_file, registry)
-            if any(one.severity == "error" for one in clashes):
-                raise LlamagenError(clashes)
-        assert found.layout is not None
+    def of(fitted: Fit, files: OpenFiles, *, ignore_config: bool = False) -> CheckpointSupply:
+        """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601."""
+        stored, resolution = fitted.stored, fitted.resolution
+        assert resolution.layout is not None
         folder = stored.path if stored.path.is_dir() else stored.path.parent
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
-        scaled = sum(tensor.scale is not None for tensor in stored.tensors.values())
+        notes = [one for one in fitted.findings if one.code != "LG608"]
+        if scaled := sum(tensor.scale is not None for tensor in stored.tensors.values()):
+            message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
+            help = "activations, which its kernels round to float8 as well, are not rounded here"
+            notes.append(Diagnostic("LG645", "note", message, help=help))
         return CheckpointSupply(
-            {binding.name: binding for binding in found.bindings},
-            found.layout,
-            stack.enter_context(OpenFiles()),
-            (*found.diagnostics, *_about_float8(scaled)),
+            {binding.name: binding for binding in resolution.bindings},
+            resolution.layout,
+            files,
+            tuple(notes),
             stored.stamps,
             companions_of(folder, kept),
         )

@@ -7,13 +7,13 @@ distribution of the next token.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.export_job import SPEC_FILE
 from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSource, read_manifest
 from llamagen.emit.onnx.session import open_session
@@ -30,6 +30,7 @@ from llamagen.verify.subject import spec_text
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.fit import wanted_by
 from llamagen.weights.nodes import whole
+from llamagen.weights.reading import OpenFiles
 from llamagen.weights.stamps import require_unchanged, stamps_of
 from llamagen.writing import write_changed
 
@@ -61,10 +62,11 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     resolved = registry.load_text(spec_text(folder), f"{folder / SPEC_FILE}")
     graph = build(resolved)
     _fits_memory(graph)
-    with ExitStack() as stack:
+    with OpenFiles() as files:
         supply: Supply
         if checkpoint is not None:
-            supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
+            fitted = fit(resolved, checkpoint, registry, compare_values=True, resize=False)
+            supply = CheckpointSupply.of(fitted.require(), files)
         else:
             supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
         _of_this(folder, graph, supply)

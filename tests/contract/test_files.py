@@ -57,7 +57,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("resources.py", "FileSystemLoader"): SHIPPED,
     ("spec/naming.py", "file.read_text"): SHIPPED,
     ("diagnostics/codes.py", "yaml.load"): "of a text",
-    ("analysis/family/statement.py", "sqlite3.connect"): "of a database in memory",
+    ("analysis/statement.py", "sqlite3.connect"): "of a database in memory",
     ("confined/child.py", "open"): "a script of ours",
     ("confined/child.py", "os.open"): "the null device",
     ("cli/entry.py", "os.open"): "the null device",
@@ -80,11 +80,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "writing.py",
         "path.read_bytes",
     ): "a regular file that may be replaced; one that is not is left alone",
-    **{(f"emit/{name}.py", "Checkpoint.open"): NO_FILE for name in ("convert", "supply")},
-    **{
-        (f"emit/config/{name}.py", "Checkpoint.open"): NO_FILE
-        for name in ("check_checkpoint", "importing", "resized")
-    },
+    ("emit/config/checkpoint.py", "Checkpoint.open"): NO_FILE,
     ("verify/layers.py", "replace(self.piece, told=_of_reference(flat, self.keep)).open"): NO_FILE,
     ("verify/layers.py", "self.piece.open"): NO_FILE,
     ("verify/layers.py", "witness.open"): NO_FILE,

@@ -11,7 +11,7 @@ import onnx_ir
 import pytest
 import torch
 
-from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers import cache_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.ir.bounded import bound_caches, keeps, with_caches

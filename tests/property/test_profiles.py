@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
+from llamagen.analysis.rewrites import Export, rewrite
 from llamagen.emit.onnx.choices import Choices
 from llamagen.emit.onnx.quantization import expert_codes
 from llamagen.verify.scenario import Scenario

@@ -8,9 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from llamagen.analysis.diff.features import Kind
-from llamagen.analysis.diff.judge import Change, Diff, Side
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import Transform
+from llamagen.analysis.diff.judge import Change, Diff, Side, Surface, Verdict
+from llamagen.analysis.diff.weights import Transform
 from llamagen.diagnostics import Span
 from llamagen.spec.schema import Closed
 

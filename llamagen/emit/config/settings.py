@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.write import CONFIG_FILE, GENERATION_FILE
+from llamagen.emit.config.table import CONFIG_FILE, GENERATION_FILE
 
 Object = Mapping[str, object]
 

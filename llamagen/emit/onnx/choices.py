@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from llamagen.analysis.rewrites.rewrite import Logits
+from llamagen.analysis.rewrites import Logits
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.onnx.profile import Profile
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization

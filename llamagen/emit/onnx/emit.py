@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
+from llamagen.analysis.rewrites import Export, rewrite
 from llamagen.emit.onnx.builder import Builder
 from llamagen.emit.onnx.choices import Choices, choices_of
 from llamagen.emit.onnx.initializer import Initializer, Source

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import Logits
+from llamagen.analysis.rewrites import Logits
 from llamagen.emit.onnx.initializer import Initializer
 from llamagen.emit.onnx.profile import OnnxDType, Profile
 from llamagen.emit.onnx.versions import Version

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
-from llamagen.analysis.rewrites.rewrite import Logits
+from llamagen.analysis.rewrites import Logits
 from llamagen.diagnostics import LlamagenError, did_you_mean
 
 OnnxDType: TypeAlias = Literal["float32", "float16", "bfloat16"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from llamagen.analysis.rewrites.rewrite import ExpertCodes
+from llamagen.analysis.rewrites import ExpertCodes
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import QuantizationRecord
 from llamagen.emit.onnx.initializer import (

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llamagen.analysis.ask import Model, built
-from llamagen.analysis.diff.align import fused_group
-from llamagen.analysis.diff.conversion import conversion
-from llamagen.analysis.diff.features import Feature, Kind
-from llamagen.analysis.diff.transforms import (
+from llamagen.analysis.diff.features import Feature, Kind, fused_group
+from llamagen.analysis.diff.weights import (
     ZERO_ROWS,
     Plan,
     Setting,
     Transform,
     WeightChange,
     candidate,
+    conversion,
 )
+from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, parameters

@@ -10,12 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llamagen import api
-from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import count_parameters
+from llamagen.analysis.numbers import cache_of, count_flops, count_parameters, flops_of
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch, load_module
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import MAIN, Graph
 from tests.unit.analysis import models
 
 CONTEXT = 5
@@ -35,7 +33,7 @@ def generated(graph: Graph) -> torch.nn.Module:
 def test_torch_flop_counter_and_parameters(source: str) -> None:
     graph = models.graph(source)
     model = generated(graph)
-    assert sum(p.numel() for p in model.parameters()) == count_parameters(graph).total
+    assert sum(p.numel() for p in model.parameters()) == count_parameters({MAIN: graph}).total
     ids = torch.zeros((2, CONTEXT), dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as prefill:
         cache = modules[type(model).__module__].KVCache()
@@ -104,5 +102,5 @@ def test_transformers_counts_the_same_parameters() -> None:
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    total = count_parameters(models.graph(models.LLAMA_3_8B)).total
+    total = count_parameters({MAIN: models.graph(models.LLAMA_3_8B)}).total
     assert sum(p.numel() for p in model.parameters()) == total

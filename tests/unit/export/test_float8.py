@@ -11,7 +11,7 @@ import pytest
 
 from llamagen.api import check_checkpoint, load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config import config_files
+from llamagen.emit.config.table import config_files
 from llamagen.emit.manifest import CheckpointSource, read_manifest
 from llamagen.emit.quantize_options import QuantizeOptions
 from llamagen.ir.elaborate import build_all

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.rewrites.rewrite import Export, Rewritten, rewrite
-from llamagen.analysis.rewrites.table import line_of, rewrite_rules
+from llamagen.analysis.rewrites import Export, Rewritten, line_of, rewrite, rewrite_rules
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.choices import Choices
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization, expert_codes
