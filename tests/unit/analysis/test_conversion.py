@@ -14,7 +14,6 @@ from llamagen.analysis.diff.weights import (
     Plan,
     Setting,
     Transform,
-    WeightChange,
     candidate,
     conversion,
 )
@@ -163,8 +162,9 @@ def test_equal_architectures_need_nothing(tmp_path: Path) -> None:
 def test_heads_are_repeated_where_their_number_is_a_multiple(
     heads: tuple[int, int], kv_heads: tuple[int, int], expected: Transform | None
 ) -> None:
-    change = WeightChange("key", (kv_heads[0] * 8, 16), (kv_heads[1] * 8, 16))
-    assert candidate(change, Setting(heads, kv_heads, (8, 8), (False, False))) is expected
+    before, after = ((kv * 8, 16) for kv in kv_heads)
+    setting = Setting(heads, kv_heads, (8, 8), (False, False))
+    assert candidate("key", before, after, setting) is expected
 
 
 def test_pieces_of_a_fused_matrix_have_its_order() -> None:

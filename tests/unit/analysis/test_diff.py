@@ -117,7 +117,7 @@ def test_layers_that_differ_in_part_are_shown_apart() -> None:
 
 
 def test_json_fits_its_schema(seven_to_eight: Diff) -> None:
-    from llamagen.analysis.diff.document import DiffDocument, document, schema_text
+    from llamagen.analysis.diff.render import DiffDocument, document, schema_text
     from llamagen.resources import data_folder
 
     text = render_diff.json_text(seven_to_eight)
