@@ -10,6 +10,7 @@ from pathlib import Path
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.table import CONFIG_FILE, GENERATION_FILE
+from llamagen.spec.schema import Spec
 
 Object = Mapping[str, object]
 
@@ -67,3 +68,25 @@ def json_object(path: Path) -> Object:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise LlamagenError.of("LG765", f"{path} is not JSON: {reason}") from error
     return {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids below the vocabulary's size; a model cannot produce others."""
+
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+
+def special_tokens(settings: Settings, spec: Spec, vocab_size: int) -> SpecialTokens:
+    """Those of the folder's own configuration files, else of the spec."""
+    tokens = spec.tokenizer
+
+    def ids(key: str, fallback: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(i for i in settings.ids(key) or fallback if 0 <= i < vocab_size)
+
+    bos = ids("bos_token_id", (tokens.bos_id,) if tokens else ())
+    eos = ids("eos_token_id", tokens.eos_ids if tokens else ())
+    pad = ids("pad_token_id", (tokens.pad_id,) if tokens and tokens.pad_id is not None else ())
+    return SpecialTokens(bos[0] if bos else None, eos, pad[0] if pad else None)

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
+from llamagen.emit.onnx.profile import CPU, CUDA, is_older, needed
 
 if TYPE_CHECKING:
     import onnxruntime as ort
     from onnxruntime import OrtValue
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
 """A device, as ONNX Runtime calls it, and the execution provider that computes there."""
 BFLOAT16 = 16
@@ -297,8 +296,6 @@ def _refusal(
 def _too_new(source: str | bytes, installed: str) -> Iterator[tuple[str, str]]:
     """What a refused model has that came after the ``installed`` version; nothing of a file that is no model."""
     import onnx
-
-    from llamagen.emit.onnx.versions import is_older, needed
 
     try:
         data = source if isinstance(source, bytes) else files.read_bytes(Path(source), files.GRAPH)

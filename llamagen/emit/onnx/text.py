@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.emit import OnnxModel
 
 _LAYER = re.compile(r"(?<![\w])([A-Za-z_]\w*)\.(\d+)(?=[./:\s,)]|$)")
 """A component of a path with a number: ``layers.3``, ``present.3``."""
