@@ -43,11 +43,14 @@ if TYPE_CHECKING:
     )
     from llamagen.api_verify import check_integrity, verify_folder, write_verify_report
     from llamagen.diagnostics import Diagnostic, LlamagenError
+    from llamagen.emit.options import ExportOptions, QuantizeOptions
 
 __all__ = [
     "Diagnostic",
+    "ExportOptions",
     "LlamagenError",
     "Model",
+    "QuantizeOptions",
     "check",
     "check_checkpoint",
     "check_integrity",
@@ -81,6 +84,7 @@ __all__ = [
 ]
 
 _DIAGNOSTICS = frozenset({"Diagnostic", "LlamagenError"})
+_OPTIONS = frozenset({"ExportOptions", "QuantizeOptions"})
 _QUESTIONS = frozenset(
     {
         "compat",
@@ -113,6 +117,7 @@ def __getattr__(name: str) -> object:
     home = "llamagen.api_analysis" if name in _QUESTIONS else "llamagen.api"
     home = "llamagen.api_verify" if name in _FOLDERS else home
     home = "llamagen.diagnostics" if name in _DIAGNOSTICS else home
+    home = "llamagen.emit.options" if name in _OPTIONS else home
     found: object = getattr(import_module(home), name)
     globals()[name] = found
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,27 +34,21 @@ class Settings:
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids, of which a file states one or a list; none where neither file has them."""
-        for found in (self.generation.get(key), self.architecture(key)):
-            if ids := tuple(_ids(found)):
+        for value in (self.generation.get(key), self.architecture(key)):
+            several = value if isinstance(value, list) else [value]
+            if ids := tuple(one for one in several if type(one) is int):
                 return ids
         return ()
 
     def number(self, key: str) -> float | None:
-        found = self.generation.get(key)
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        value = self.generation.get(key)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     @property
     def model_type(self) -> str | None:
         """The name transformers has for the architecture."""
-        found = self.config.get("model_type")
-        return found if isinstance(found, str) else None
-
-
-def _ids(found: object) -> Iterator[int]:
-    """One id or a list of them."""
-    for one in found if isinstance(found, list) else [found]:
-        if isinstance(one, int) and not isinstance(one, bool):
-            yield one
+        kind = self.config.get("model_type")
+        return kind if isinstance(kind, str) else None
 
 
 def json_object(path: Path) -> Object:

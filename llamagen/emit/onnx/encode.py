@@ -144,12 +144,12 @@ def _some_outputs(
     """Outputs [start, stop) of one expert as the checkpoint has them."""
     if not transposed:
         region = ((expert, expert + 1), (start, stop), (0, source.shape[2]))
-        found: Floats = part(source.path, region)[0]
-        return found
-    found = part(source.path, ((expert, expert + 1), (0, source.shape[1]), (start, stop)))[0]
+        rows: Floats = part(source.path, region)[0]
+        return rows
+    columns = part(source.path, ((expert, expert + 1), (0, source.shape[1]), (start, stop)))[0]
     out = np.empty((stop - start, source.shape[1]), np.float32)
-    for first in range(0, len(found), _STRIP):  # several times faster than numpy's own copy
-        out[:, first : first + _STRIP] = found[first : first + _STRIP].T
+    for first in range(0, len(columns), _STRIP):  # several times faster than numpy's own copy
+        out[:, first : first + _STRIP] = columns[first : first + _STRIP].T
     return out
 
 
@@ -176,11 +176,11 @@ def _by_rows(
     """Rows [start, stop) of the weight as rows of all its parts."""
 
     def make() -> list[tuple[int, Bytes]]:
-        found = encode_rows([spot.initializer for spot in spots], read())
+        arrays = encode_rows([spot.initializer for spot in spots], read())
         return [
             (
                 spot.offset + start * _row_bytes(spot),
-                found[spot.initializer.name].reshape(-1).view(np.uint8),
+                arrays[spot.initializer.name].reshape(-1).view(np.uint8),
             )
             for spot in spots
         ]
@@ -192,11 +192,10 @@ def _columns(
     spots: Sequence[Placement], read: Callable[[], Floats], first: int
 ) -> list[tuple[int, Bytes]]:
     codes, scales = spots
-    found = encode_rows([codes.initializer, scales.initializer], read())
+    arrays = encode_rows([codes.initializer, scales.initializer], read())
     total = codes.initializer.shape[1]
-    columns = found[codes.initializer.name].view(np.uint8)
-    made: list[tuple[int, Bytes]] = [
-        (codes.offset + k * total + first, column) for k, column in enumerate(columns)
+    columns = arrays[codes.initializer.name].view(np.uint8)
+    return [
+        *((codes.offset + k * total + first, column) for k, column in enumerate(columns)),
+        (scales.offset + first * 4, arrays[scales.initializer.name].view(np.uint8)),
     ]
-    data = found[scales.initializer.name].view(np.uint8)
-    return [*made, (scales.offset + first * 4, data)]
