@@ -16,8 +16,10 @@ GOLDEN = HERE / "cli_surface.txt"
 
 PUBLIC = [
     "Diagnostic",
+    "ExportOptions",
     "LlamagenError",
     "Model",
+    "QuantizeOptions",
     "check",
     "check_checkpoint",
     "check_integrity",

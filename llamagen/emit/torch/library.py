@@ -22,9 +22,20 @@ TIED: dict[str, str] = {}
 ELSEWHERE: tuple[str, ...] = ()
 NUMBERED = False
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
+
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[..., Tensor]
+
+
+def init_weights(module: nn.Module, *, biased: bool = False) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    if biased and isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class KVCache:
@@ -373,18 +384,21 @@ class Experts(nn.Module):
         self.in_out = in_out
         self.scale_input = scale_input
         if in_out:
-            self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, features, 2 * intermediate))
-            self.down_proj = nn.Parameter(torch.zeros(num_experts, intermediate, features))
+            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, features, 2 * intermediate))
+            self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate, features))
         else:
-            self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, 2 * intermediate, features))
-            self.down_proj = nn.Parameter(torch.zeros(num_experts, features, intermediate))
+            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate, features))
+            self.down_proj = nn.Parameter(torch.empty(num_experts, features, intermediate))
+        nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
+        nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
     def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
         y = torch.zeros_like(x)
-        every = range(len(self.down_proj))
+        gate_ups, downs = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        every = range(len(downs))
         for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
-            gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
+            gate_up, down = gate_ups[expert], downs[expert]
             token, choice = torch.where(indices == expert)
             weight = weights[token, choice, None]
             if self.in_out:
@@ -410,6 +424,13 @@ class Model(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
     def generate(

@@ -81,7 +81,11 @@ def _classes(plan: Plan) -> Iterator[str]:
 def _file(plan: Plan, model: _Model, classes: Sequence[str]) -> str:
     """The classes with what they name: constants, definitions of the library, imports."""
     placed = _definitions(plan, model, classes)
-    aliases = [placed.pop(name) for name in ("KeyValue", "Rope", "Attend") if name in placed]
+    aliases = [
+        placed.pop(name)
+        for name in ("INITIALIZER_RANGE", "KeyValue", "Rope", "Attend")
+        if name in placed
+    ]
     functions = [placed.pop(name) for name in _FUNCTIONS if name in placed]
     constants = [f"{name} = {value}" for name, value in plan.constants.lines()]
     groups = ["\n".join(constants), *model.tables(), "\n".join(aliases)]
@@ -210,6 +214,7 @@ class _Model:
             lines = [
                 "logits = model(input_ids)",
                 "ids = model.generate(input_ids, max_new_tokens=32)",
+                "loss = model.loss(input_ids, labels=input_ids)",
             ]
         elif self.caches:
             lines = [
@@ -231,6 +236,7 @@ class _Model:
             "        super().__init__()",
             *["        self.attend = ATTENTION[attention]"] * plan.choice,
             *init_lines(plan, plan.graph.root_block, "self.attend"),
+            "        self.apply(init_weights)",
             *["        self.tie()"] * bool(self.ties),
             "",
             *(self.piece_forward() if self.piece else self.forward()),
@@ -239,7 +245,7 @@ class _Model:
             *self.tie(),
         ]
         if self.generates:
-            lines += ["", library().place("Model.generate")]
+            lines += ["", library().place("Model.loss"), "", library().place("Model.generate")]
         fixed: dict[str, Fixed] = {
             "TIED": Stay.PRESENT if self.ties else None,
             "ELSEWHERE": Stay.PRESENT if self.elsewhere else None,

@@ -173,6 +173,11 @@ def _variants(plan: Plan) -> None:
         "sliding_causal_mask": {"keep": keep},
         "chunked_causal_mask": {"keep": keep},
     }
+    parts = [p for b in plan.graph.blocks.values() for p in b.parts.values()]
+    biased = any(
+        isinstance(p, OpPart) and p.row.role is Role.LINEAR and p.attrs["bias"] for p in parts
+    )
+    plan.fixed["init_weights"] = {"biased": biased}
     for block in plan.graph.blocks.values():
         for node in block.nodes:
             if node.row.role is Role.ROTATION:

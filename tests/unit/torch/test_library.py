@@ -220,7 +220,9 @@ ACTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("choice", every(in_out=(True, False), scale_input=(True, False)))
 def test_experts(act: str, choice: dict[str, Any]) -> None:
     experts = library.Experts(3, 4, 5, act=ACTS[act], **choice)
-    made = placed("Experts", {"act": Template(act), **choice})(3, 4, 5)
+    made = placed("Experts", {"act": Template(act), **choice}, source().place("INITIALIZER_RANGE"))(
+        3, 4, 5
+    )
     for name, weight in experts.named_parameters():
         weight.data = tensor(*weight.shape, seed=len(name))
     made.load_state_dict(experts.state_dict())

@@ -5,6 +5,7 @@ It needs torch, and safetensors to read a checkpoint.
     model = CausalLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
     logits = model(input_ids)
     ids = model.generate(input_ids, max_new_tokens=32)
+    loss = model.loss(input_ids, labels=input_ids)
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -29,9 +30,17 @@ INTERMEDIATE_SIZE = 13824
 NORM_EPS = 1e-06
 ROPE_THETA = 10000.0
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
 
 class KVCache:
@@ -202,6 +211,7 @@ class CausalLM(nn.Module):
         self.attend = ATTENTION[attention]
         self.model = Decoder(self.attend)
         self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
+        self.apply(init_weights)
 
     def forward(
         self,
@@ -230,6 +240,13 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
     def generate(

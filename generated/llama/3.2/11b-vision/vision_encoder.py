@@ -41,8 +41,18 @@ ELSEWHERE = (
     "language_model.model.layers.N.cross_attn.o_proj.",
 )
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def tile_mask(tiles: Tensor, tokens: int, padded: int) -> Tensor:
@@ -115,7 +125,7 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.tile_embedding = nn.Embedding(9, 5248000)
         self.gate = nn.Parameter(torch.zeros((1,)))
-        self.embedding = nn.Parameter(torch.zeros((1025, 1280)))
+        self.embedding = nn.Parameter(1280**-0.5 * torch.randn((1025, 1280)))
 
     def forward(self, x: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         of_tile = self.tile_embedding(aspect_ratio_ids).reshape(x.shape[0], 4, 1025, 1280)
@@ -217,7 +227,7 @@ class VisionModel(nn.Module):
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, 1280, 14, stride=14, bias=False)
         self.pre_tile_positional_embedding = TileEmbedding()
-        self.class_embedding = nn.Parameter(torch.zeros((1280,)))
+        self.class_embedding = nn.Parameter(1280**-0.5 * torch.randn((1280,)))
         self.gated_positional_embedding = PositionEmbedding()
         self.layernorm_pre = nn.LayerNorm(1280, eps=1e-05)
         self.transformer = LocalTransformer(attend)
@@ -304,6 +314,7 @@ class VisionEncoder(nn.Module):
         self.vision_model = VisionModel(self.attend)
         self.multi_modal_projector = nn.Linear(7680, HIDDEN_SIZE, bias=True)
         self.language_model = LanguageModelKeys()
+        self.apply(init_weights)
 
     def forward(
         self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor

@@ -44,9 +44,17 @@ ELSEWHERE = (
     "language_model.model.layers.N.cross_attn.v_proj.",
 )
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
 
 class KVCache:
@@ -320,6 +328,7 @@ class ImageLM(nn.Module):
         super().__init__()
         self.attend = ATTENTION[attention]
         self.language_model = LanguageModel(self.attend)
+        self.apply(init_weights)
 
     def forward(
         self,

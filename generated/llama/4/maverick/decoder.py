@@ -36,9 +36,17 @@ ROPE_THETA = 500000.0
 
 ELSEWHERE = ("language_model.model.embed_tokens.", "vision_model.", "multi_modal_projector.")
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
 
 class KVCache:
@@ -175,15 +183,18 @@ class Experts(nn.Module):
 
     def __init__(self, num_experts: int, features: int, intermediate: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, features, 2 * intermediate))
-        self.down_proj = nn.Parameter(torch.zeros(num_experts, intermediate, features))
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, features, 2 * intermediate))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate, features))
+        nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
+        nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
     def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
         y = torch.zeros_like(x)
-        every = range(len(self.down_proj))
+        gate_ups, downs = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        every = range(len(downs))
         for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
-            gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
+            gate_up, down = gate_ups[expert], downs[expert]
             token, choice = torch.where(indices == expert)
             weight = weights[token, choice, None]
             gate, up = ((x[token] * weight) @ gate_up).chunk(2, dim=-1)
@@ -391,6 +402,7 @@ class EmbeddedLM(nn.Module):
         super().__init__()
         self.attend = ATTENTION[attention]
         self.language_model = LanguageModel(self.attend)
+        self.apply(init_weights)
 
     def forward(
         self,

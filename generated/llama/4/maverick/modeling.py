@@ -5,6 +5,7 @@ It needs torch, and safetensors to read a checkpoint.
     model = CausalLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
     logits = model(input_ids)
     ids = model.generate(input_ids, max_new_tokens=32)
+    loss = model.loss(input_ids, labels=input_ids)
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -36,9 +37,17 @@ ROPE_THETA = 500000.0
 
 ELSEWHERE = ("vision_model.", "multi_modal_projector.")
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
 
 class KVCache:
@@ -175,15 +184,18 @@ class Experts(nn.Module):
 
     def __init__(self, num_experts: int, features: int, intermediate: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, features, 2 * intermediate))
-        self.down_proj = nn.Parameter(torch.zeros(num_experts, intermediate, features))
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, features, 2 * intermediate))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate, features))
+        nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
+        nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
     def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
         y = torch.zeros_like(x)
-        every = range(len(self.down_proj))
+        gate_ups, downs = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        every = range(len(downs))
         for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
-            gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
+            gate_up, down = gate_ups[expert], downs[expert]
             token, choice = torch.where(indices == expert)
             weight = weights[token, choice, None]
             gate, up = ((x[token] * weight) @ gate_up).chunk(2, dim=-1)
@@ -393,6 +405,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.attend = ATTENTION[attention]
         self.language_model = LanguageModel(self.attend)
+        self.apply(init_weights)
 
     def forward(
         self,
@@ -426,6 +439,13 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
     def generate(

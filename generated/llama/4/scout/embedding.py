@@ -28,6 +28,15 @@ ELSEWHERE = (
     "multi_modal_projector.",
 )
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+
 
 def replace_rows(x_BSD: Tensor, rows: Tensor, ids_BS: Tensor, id: int) -> Tensor:
     """x, but rows in order where ids == id; there must be as many of both."""
@@ -64,6 +73,7 @@ class FusedEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.language_model = LanguageModelEmbedding()
+        self.apply(init_weights)
 
     def forward(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
         return replace_rows(self.language_model(input_ids), image_features, input_ids, PATCH_TOKEN)

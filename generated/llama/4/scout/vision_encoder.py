@@ -24,7 +24,17 @@ GRID_ROPE_THETA = 10000.0
 
 ELSEWHERE = ("language_model.",)
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 Rope = tuple[Tensor, Tensor]
+
+
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def grid_rope_table(device: torch.device) -> Rope:
@@ -157,8 +167,8 @@ class VisionModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding()
-        self.class_embedding = nn.Parameter(torch.zeros((1408,)))
-        self.positional_embedding_vlm = nn.Parameter(torch.zeros((577, 1408)))
+        self.class_embedding = nn.Parameter(1408**-0.5 * torch.randn((1408,)))
+        self.positional_embedding_vlm = nn.Parameter(1408**-0.5 * torch.randn((577, 1408)))
         self.layernorm_pre = nn.LayerNorm(1408, eps=1e-05)
         self.model = VisionLayers()
         self.layernorm_post = nn.LayerNorm(1408, eps=1e-05)
@@ -189,6 +199,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.vision_model = VisionModel()
         self.multi_modal_projector = Projector()
+        self.apply(init_weights)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         grid_rope = grid_rope_table(pixel_values.device)
