@@ -90,7 +90,7 @@ class Model:
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
-        from llamagen.analysis.pictures.mermaid import mermaid
+        from llamagen.analysis.pictures import mermaid
 
         return mermaid(self.graph)
 
@@ -140,7 +140,7 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
 
     ``roots`` are searched before the shipped specs.
     """
-    from llamagen.analysis.ask import resolved_of
+    from llamagen.analysis.targets import resolved_of
     from llamagen.spec.registry import Registry
 
     registry = Registry(roots)

@@ -1,25 +1,15 @@
-"""Options that belong to the program, and options of a command that are the fields of a dataclass."""
+"""Options of a command that are the fields of a dataclass."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from llamagen.emit.options import Shown
-
-
-@dataclass
-class Options:
-    """Set once by the root callback, read by the entry."""
-
-    traceback: bool = False
-
-
-OPTIONS = Options()
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

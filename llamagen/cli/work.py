@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.options import spread
+from llamagen.cli.progress import byte_progress
 from llamagen.cli.read import Id
 from llamagen.cli.verify import Folder
 from llamagen.emit.options import DEFAULTS, ExportOptions
+from llamagen.units import parse_bytes
 
 
 @spread
@@ -42,9 +45,6 @@ def export(
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
-    from llamagen import api
-    from llamagen.cli.progress import byte_progress
-
     model = api.load(spec)
     with byte_progress("writing weights") as progress:
         written = model.export(
@@ -89,9 +89,6 @@ def convert(
     ] = False,
 ) -> None:
     """Write A's checkpoint as one of B: rows reordered, repeated, split or joined, where that is exact."""
-    from llamagen import api
-    from llamagen.cli.progress import byte_progress
-
     limit = None if shards is None else _size(shards)
     with byte_progress("writing weights") as progress:
         done = api.convert(
@@ -123,9 +120,6 @@ def random_checkpoint(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a checkpoint of a model's exact shape with random weights, to try things without the real one."""
-    from llamagen import api
-    from llamagen.cli.progress import byte_progress
-
     limit = None if shards is None else _size(shards)
     with byte_progress("writing weights") as progress:
         written = api.random_checkpoint(
@@ -176,12 +170,10 @@ def run(
         raise typer.BadParameter("give either --prompt TEXT or --ids 1,2,3")
     if chat and prompt is None:
         raise typer.BadParameter("--chat needs --prompt TEXT")
-    from llamagen import api
-
-    given = prompt if ids is None else _ids(ids)
+    words = prompt if ids is None else _ids(ids)
     stream = api.run(
         folder,
-        given if given is not None else "",
+        words if words is not None else "",
         images=image or (),
         chat=chat,
         max_new_tokens=max_new_tokens,
@@ -206,8 +198,6 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 def _size(text: str) -> int:
-    from llamagen.units import parse_bytes
-
     try:
         return parse_bytes(text)
     except ValueError as error:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llamagen.analysis.ask import Model, built
-from llamagen.analysis.diff.conversion import conversion
-from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.judge import Surface, Verdict, diff
 from llamagen.analysis.diff.render import arrow, where
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import ZERO_ROWS, Plan
+from llamagen.analysis.diff.weights import ZERO_ROWS, Plan, conversion
+from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.config.table import CONFIG_FILE, config_files

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamagen.analysis.family.card import card_text
-from llamagen.analysis.rewrites.report import profiles_text
+from llamagen.analysis.rewrites import profiles_text
+from llamagen.analysis.show import card_text
 from llamagen.emit.config.table import config_files
 from llamagen.emit.options import TARGETS, Target
 from llamagen.ir.bounded import CacheKind, with_caches

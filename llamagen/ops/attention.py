@@ -163,11 +163,6 @@ def _cache_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return tuple(results)
 
 
-def _cache_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    kept = at.kept()
-    return call("cache.append", *x, *([Text(kept)] if kept else []))
-
-
 def append_to_cache(
     b: Builder, new: ir.Value, past: ir.Value, keep: int | None
 ) -> tuple[ir.Value, ir.Value]:
@@ -591,7 +586,6 @@ ATTENTION_OPS: tuple[Op, ...] = (
             ),
         ),
         state=State.SLOT,
-        torch=_cache_torch,
     ),
     Op(
         "cross_cache_write",

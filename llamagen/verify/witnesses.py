@@ -211,12 +211,15 @@ class TorchWitness:
 class _OpenTorch:
     def __init__(self, witness: TorchWitness) -> None:
         from inspect import signature
+        from sys import modules
 
         self.model = witness.model
         self.outputs = witness.outputs
         self.arguments = set(signature(self.model.forward).parameters)
         self.dtype = next(self.model.parameters()).dtype
-        self.past: object = None
+        self.cache: object = None
+        if "cache" in self.arguments:
+            self.cache = modules[type(self.model).__module__].KVCache()
         self.script = witness.routers.open() if witness.routers is not None else None
 
     def run(self, values: Values) -> Values:
@@ -237,10 +240,9 @@ class _OpenTorch:
         if CROSS in self.arguments:
             given[CROSS] = self.pairs(values)
         with torch.no_grad():
-            if "past" not in self.arguments:
-                made = self.model(**given)
-            else:
-                made, self.past = self.model(**given, past=self.past)
+            if self.cache is not None:
+                given["cache"] = self.cache
+            made = self.model(**given)
         several = list(made) if isinstance(made, tuple) else [made]
         written = several.pop() if len(several) > len(self.outputs) or not self.outputs else []
         found = dict(zip(self.outputs, several, strict=True))

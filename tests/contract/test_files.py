@@ -57,7 +57,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("resources.py", "FileSystemLoader"): SHIPPED,
     ("spec/naming.py", "file.read_text"): SHIPPED,
     ("diagnostics/codes.py", "yaml.load"): "of a text",
-    ("analysis/family/statement.py", "sqlite3.connect"): "of a database in memory",
+    ("analysis/statement.py", "sqlite3.connect"): "of a database in memory",
     ("confined/child.py", "open"): "a script of ours",
     ("confined/child.py", "os.open"): "the null device",
     ("cli/entry.py", "os.open"): "the null device",

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
+from llamagen.analysis.rewrites import Export, rewrite
 from llamagen.emit.onnx.initializers import expert_codes, quantization_of
 from llamagen.emit.onnx.profile import ORT_CPU
 from llamagen.emit.options import ExportOptions

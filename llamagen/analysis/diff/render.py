@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+from pydantic import Field
 
 from llamagen.analysis.diff.features import Kind
-from llamagen.analysis.diff.judge import Cause, Change, Diff, Side
-from llamagen.analysis.diff.rules import diff_rules
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import doc
+from llamagen.analysis.diff.judge import Change, Diff, Side, Surface, Verdict, diff_rules
+from llamagen.analysis.diff.weights import DOC, Transform
 from llamagen.diagnostics.markdown import cell, code
+from llamagen.diagnostics.render import github_data, github_property
+from llamagen.spec.schema import Closed
 from llamagen.units import bytes_short, count_short
 
 
@@ -57,12 +61,6 @@ def _number(side: Side, short: Callable[[int], str], unit: str) -> str:
     return f"{number:,}{unit} ({short(number)})"
 
 
-def cause_text(cause: Cause) -> str:
-    proof = f" [{cause.source}]" if cause.source else ""
-    name = cause.path.split(".", 1)[1]
-    return f"{name} {cause.before or 'none'} → {cause.after or 'none'}{proof}"
-
-
 _CAUSES = 6
 _NAMES = 12
 """More names of checkpoints and config.json are counted, not listed: another table is one change to a reader."""
@@ -70,7 +68,11 @@ _NAMES = 12
 
 def causes_text(change: Change) -> str:
     """The values that brought a change about; of many the first."""
-    texts = [cause_text(cause) for cause in change.causes]
+    texts = [
+        f"{cause.path.split('.', 1)[1]} {cause.before or 'none'} → {cause.after or 'none'}"
+        + (f" [{cause.source}]" if cause.source else "")
+        for cause in change.causes
+    ]
     if len(texts) > _CAUSES:
         texts = [*texts[: _CAUSES - 1], f"and {len(texts) - _CAUSES + 1} more"]
     return "; ".join(texts)
@@ -90,13 +92,12 @@ def why(change: Change) -> str:
 def consequence(change: Change, surface: Surface) -> str:
     """What the change means there, as far as ``before → after`` does not say it; empty where it says all."""
     worst = change.verdict(surface)
-    found = next((e for e in change.effects if e.surface is surface and e.verdict is worst), None)
-    if found is None:
+    effects = (e.text for e in change.effects if e.surface is surface and e.verdict is worst)
+    text = next(effects, "")
+    if text.endswith(shown(change.after)):
         return ""
-    if found.text.endswith(shown(change.after)):
-        return ""
-    _, said, rest = found.text.partition(f"{shown(change.before)} → {shown(change.after)}")
-    return rest.removeprefix(":").strip() if said else found.text
+    _, said, rest = text.partition(f"{shown(change.before)} → {shown(change.after)}")
+    return rest.removeprefix(":").strip() if said else text
 
 
 def effects_text(change: Change) -> str:
@@ -116,7 +117,8 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
     for surface in surfaces:
         changes = result.on(surface)
         verdict = verdict_text(result, surface)
-        yield f"{surface.value:<10} {verdict:<12}{_count(len(changes))}".rstrip()
+        count = f"{len(changes)} change{'s' * (len(changes) > 1)}" if changes else ""
+        yield f"{surface.value:<10} {verdict:<12}{count}".rstrip()
     values = [c for c in result.changes if c.kind == "value" and c.touches(surfaces)]
     if values:
         yield ""
@@ -152,17 +154,13 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
         yield ""
         yield "conversions that exist"
         for transform in needed:
-            yield f"  {transform.value}: {doc(transform)}"
+            yield f"  {transform.value}: {DOC[transform]}"
 
 
 def _own(change: Change, surface: Surface) -> bool:
     """Whether a value acts on the surface itself; derived effects are shown where they happen."""
     rule = diff_rules()[change.rule]
     return rule.listed and surface in rule.effects
-
-
-def _count(n: int) -> str:
-    return "" if n == 0 else "1 change" if n == 1 else f"{n} changes"
 
 
 def _places(change: Change) -> Iterator[str]:
@@ -203,7 +201,7 @@ _STYLE = (
 )
 
 
-def _hover(change: Change) -> str:
+def _title(change: Change) -> str:
     """Where both sides are written, shown when a reader points at the path."""
     return "".join(f' title="{html.escape(place)}"' for place in _places(change))
 
@@ -219,7 +217,7 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         body.append(f'<h2>{surface.value}: <span class="{verdict}">{words}</span></h2>')
         rows = [
             f'<tr><td>{e(c.rule)}</td><td class="{c.verdict(surface).value}">'
-            f"{c.verdict(surface).value}</td><td><code{_hover(c)}>{e(where(c))}</code></td>"
+            f"{c.verdict(surface).value}</td><td><code{_title(c)}>{e(where(c))}</code></td>"
             f"<td>{e(arrow(c))}</td><td>{e(consequence(c, surface))}</td>"
             f"<td>{e(why(c))}</td></tr>"
             for c in result.on(surface)
@@ -232,13 +230,6 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
     )
-
-
-def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
-    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
-    from llamagen.analysis.diff.document import document
-
-    return document(result, tuple(surfaces)).model_dump_json(indent=2) + "\n"
 
 
 _LEVEL = {
@@ -261,15 +252,135 @@ def github(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
             continue
         worst = max((c.verdict(s) for s in touched), key=lambda v: v.rank)
         names = ", ".join(s.value for s in touched)
-        title = _escape(f"{c.rule} {worst.value}: {names}", is_property=True)
-        file = _escape(span.file, is_property=True)
+        title = github_property(f"{c.rule} {worst.value}: {names}")
+        file = github_property(span.file)
         meaning = dict.fromkeys(m for s in touched if (m := consequence(c, s)))
-        message = _escape("; ".join((f"{where(c)}: {arrow(c)}", *meaning)), is_property=False)
+        message = github_data("; ".join((f"{where(c)}: {arrow(c)}", *meaning)))
         place = f"file={file},line={span.line},col={span.col}"
         lines.append(f"::{_LEVEL[worst]} {place},title={title}::{message}\n")
     return "".join(lines)
 
 
-def _escape(value: str, *, is_property: bool) -> str:
-    escaped = value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return escaped.replace(":", "%3A").replace(",", "%2C") if is_property else escaped
+# JSON: closed models, described by spec/diff.schema.json, version 1
+
+
+class PlaceDocument(Closed):
+    file: str
+    line: int = Field(description="1-based.")
+    col: int = Field(description="1-based, in characters.")
+
+
+class SideDocument(Closed):
+    text: str | None = Field(description="The value as written; null where this model has none.")
+    place: PlaceDocument | None
+    source: str | None = Field(description="Provenance key that proves the value.")
+
+
+class EffectDocument(Closed):
+    surface: Surface
+    verdict: Verdict
+    text: str
+    transform: Transform | None = Field(description="Conversion of the weights, where one exists.")
+
+
+class CauseDocument(Closed):
+    path: str
+    before: str | None
+    after: str | None
+    source: str | None
+
+
+class ChangeDocument(Closed):
+    rule: str = Field(description="Id of a rule of spec/rules/diff.yaml.")
+    title: str
+    kind: Kind
+    path: str = Field(description="Role path or spec path; `*` stands for layer numbers.")
+    times: int = Field(description="Places with this change.")
+    layers: str
+    before: SideDocument
+    after: SideDocument
+    effects: tuple[EffectDocument, ...]
+    causes: tuple[CauseDocument, ...]
+
+
+class WorkloadDocument(Closed):
+    context: int = Field(description="Tokens a sequence.")
+    batch: int
+    weights: str = Field(description="Storage format of the weights.")
+    cache_bytes_per_value: int
+    device: str | None = Field(description="Device of spec/hardware.yaml that memory is judged by.")
+
+
+class DiffDocument(Closed):
+    """Two models compared; `surfaces` has the worst verdict of each that was compared."""
+
+    version: Literal[1]
+    before: str
+    after: str
+    unwired: str | None = Field(
+        description="Id of the one model whose wiring is not published: only what is published is compared."
+    )
+    workload: WorkloadDocument
+    surfaces: dict[Surface, Verdict]
+    transforms: tuple[Transform, ...]
+    changes: tuple[ChangeDocument, ...]
+
+
+def document(result: Diff, surfaces: tuple[Surface, ...] = tuple(Surface)) -> DiffDocument:
+    """What ``result`` says about ``surfaces``."""
+    load = result.workload
+    return DiffDocument(
+        version=1,
+        before=result.before,
+        after=result.after,
+        unwired=result.unwired,
+        workload=WorkloadDocument(
+            context=load.context,
+            batch=load.batch,
+            weights=load.weights.name,
+            cache_bytes_per_value=load.cache_bytes,
+            device=result.device,
+        ),
+        surfaces={s: result.verdict(s) for s in surfaces if result.compared(s)},
+        transforms=result.transforms(),
+        changes=tuple(_change(c) for c in result.changes if c.touches(surfaces)),
+    )
+
+
+def schema_text() -> str:
+    """The JSON schema of the form: spec/diff.schema.json."""
+    return json.dumps(DiffDocument.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _change(change: Change) -> ChangeDocument:
+    return ChangeDocument(
+        rule=change.rule,
+        title=change.title,
+        kind=change.kind,
+        path=change.path,
+        times=change.times,
+        layers=change.layers,
+        before=_side(change.before),
+        after=_side(change.after),
+        effects=tuple(
+            EffectDocument(surface=e.surface, verdict=e.verdict, text=e.text, transform=e.transform)
+            for e in change.effects
+        ),
+        causes=tuple(
+            CauseDocument(path=c.path, before=c.before, after=c.after, source=c.source)
+            for c in change.causes
+        ),
+    )
+
+
+def _side(side: Side) -> SideDocument:
+    span = side.span
+    place = (
+        PlaceDocument(file=span.file, line=span.line, col=span.col) if span is not None else None
+    )
+    return SideDocument(text=side.text, place=place, source=side.source)
+
+
+def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
+    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
+    return document(result, tuple(surfaces)).model_dump_json(indent=2) + "\n"

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import Export, Logits, rewrite
+from llamagen.analysis.rewrites import Export, Logits, rewrite
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import QuantizationRecord
 from llamagen.emit.onnx.builder import ELEMENTS, Builder, Quantized, Site, onnx_shape

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from pydantic import Field
 
-from llamagen.analysis.rewrites.rewrite import ExpertCodes
+from llamagen.analysis.rewrites import ExpertCodes
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import QuantizationRecord, SchemeName
 from llamagen.emit.onnx.profile import CPU, OnnxDType, Profile

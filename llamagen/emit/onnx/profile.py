@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
-from llamagen.analysis.rewrites.rewrite import Logits
+from llamagen.analysis.rewrites import Logits
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import one_of

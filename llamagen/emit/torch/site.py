@@ -63,10 +63,6 @@ class TorchSite:
         """Expressions for a new shape of the same elements."""
         return self.body.sizes(dims)
 
-    def kept(self) -> str:
-        """How many tokens a bounded slot keeps; empty for one that keeps all."""
-        return self.body.plan.kept(keep_of(self.attrs))
-
     @property
     def attend(self) -> Text:
         """The attention function under a mask."""

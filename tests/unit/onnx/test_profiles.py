@@ -16,8 +16,7 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.analysis.rewrites.table import rewrite_rules
+from llamagen.analysis.rewrites import Export, rewrite, rewrite_rules
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import attach_arrays, large_constants, serialize
 from llamagen.emit.onnx.emit import DEFAULT_MAX_CONTEXT, OnnxModel, emit_onnx

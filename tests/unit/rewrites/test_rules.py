@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.rewrites.rewrite import Export, Rewritten, rewrite
-from llamagen.analysis.rewrites.table import line_of, rewrite_rules
+from llamagen.analysis.rewrites import Export, Rewritten, line_of, rewrite, rewrite_rules
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.initializers import expert_codes, quantization_of
 from llamagen.emit.onnx.profile import ORT_CPU

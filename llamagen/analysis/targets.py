@@ -1,4 +1,6 @@
-"""A spec as it was at a revision of git, ``REVISION:PATH``, with the bases it had then. Nothing is checked out or run.
+"""Targets of questions, as typed models: an id, a YAML file, or a spec at a revision of git (``REVISION:PATH``).
+
+A spec at a revision has the bases it had then. Nothing is checked out or run.
 
 The configuration of a repository names programs: filters, hooks, pagers, monitors, transports. Blobs are read with
 ``git cat-file --batch``, which uses none of them, and what it could start by itself (a partial clone fetches what it
@@ -19,9 +21,49 @@ from pathlib import Path, PurePosixPath
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import Scalar, SourceMap, load_source
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A spec and its graphs. ``graph``, the text model, is none for a record without published wiring."""
+
+    resolved: ResolvedSpec
+    graph: Graph | None
+    beside: Mapping[str, Graph] = field(default_factory=dict)
+    """Further graphs by name: encoders, and what joins them to the text."""
+
+    @property
+    def id(self) -> str:
+        return self.resolved.spec.id
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """All graphs by name, ``model`` (the text model) first; empty without wiring."""
+        return {MAIN: self.graph, **self.beside} if self.graph is not None else {}
+
+
+def resolved_of(target: str | Path, registry: Registry | None = None) -> ResolvedSpec:
+    """The spec of an id, of a YAML file, or (where ``target`` is text) of ``rev:path``. Raises LlamagenError."""
+    known = registry or Registry()
+    if isinstance(target, str) and _is_revision(target):
+        return _spec_at(target, known)
+    return known.load(target)
+
+
+def built(resolved: ResolvedSpec) -> Model:
+    """A spec with its graphs, if its wiring is published."""
+    if resolved.spec.root is None:
+        return Model(resolved, None)
+    graphs = build_all(resolved)
+    return Model(resolved, graphs.pop(MAIN), graphs)
+
+
+# git
 
 _SECONDS = 20
 _TARGET = re.compile(r"((?:[^:{}]|\{[^{}]*\})+):(.+)")
@@ -53,12 +95,12 @@ _FORBID: Mapping[str, str] = {
 _OPTIONS = ("--no-pager", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
 
 
-def is_revision(target: str) -> bool:
+def _is_revision(target: str) -> bool:
     """Whether it is meant as ``REVISION:PATH``: no file has this name."""
     return ":" in target and not files.exists(Path(target))
 
 
-def spec_at(target: str, registry: Registry) -> ResolvedSpec:
+def _spec_at(target: str, registry: Registry) -> ResolvedSpec:
     """The spec at ``REVISION:PATH``; what it extends is of the same revision, or else known to ``registry``.
 
     A path counts from the top of the repository, or from the working folder where it begins with ``./`` or ``../``.
@@ -101,9 +143,9 @@ class _AtRevision(Registry):
             self.below = ()  # what is shipped extends what is shipped
             return super().source(path)
         name = PurePosixPath(inside.relative_to(self.folder).as_posix())
-        found = load_source(inside, f"{self.tree.revision}:{name}")
-        self._look_around(found, name)
-        return found
+        source = load_source(inside, f"{self.tree.revision}:{name}")
+        self._look_around(source, name)
+        return source
 
     def path_of(self, spec_id: str) -> Path | None:
         for root in self.below:
@@ -149,12 +191,12 @@ class _Tree:
         """Raises LG901 for what is no revision here."""
         self.target = target
         self.revision = revision
-        found = _OBJECT.fullmatch(self._git("--batch-check", f"{revision}^{{tree}}").rstrip(b"\n"))
-        if found is None:
+        tree = _OBJECT.fullmatch(self._git("--batch-check", f"{revision}^{{tree}}").rstrip(b"\n"))
+        if tree is None:
             message = f"`{target}` cannot be read from git: there is no revision `{revision}`"
             help = "write REVISION:PATH, for example HEAD~1:spec/llama/3/8b.yaml"
             raise LlamagenError.of("LG901", message, help=help)
-        self.id = found[1].decode()
+        self.id = tree[1].decode()
 
     def path_of(self, name: str) -> str:
         """A path as the user wrote it, from the top of the repository. Raises LG901."""
@@ -180,18 +222,18 @@ class _Tree:
             there = quoted(os.fsdecode(rest.removesuffix(b"\n")))
             message = f"`{path}` is a link out of the repository at {self.revision}, to {there}"
             raise LlamagenError.of("LG901", message, help="name the file itself")
-        found = _OBJECT.fullmatch(head)
-        if found is None or found[2] != b"blob":
+        blob = _OBJECT.fullmatch(head)
+        if blob is None or blob[2] != b"blob":
             return None
         assert files.SPEC.limit is not None
-        if int(found[3]) > files.SPEC.limit:
+        if int(blob[3]) > files.SPEC.limit:
             message = f"`{path}` at {self.revision} is larger than {files.SPEC.limit:,} bytes, which no spec is"
             raise LlamagenError.of("LG002", message)
-        return self._git("--batch", found[1].decode()).partition(b"\n")[2][: int(found[3])]
+        return self._git("--batch", blob[1].decode()).partition(b"\n")[2][: int(blob[3])]
 
     def is_folder(self, path: str) -> bool:
-        found = _OBJECT.match(self._look(path))
-        return found is not None and found[2] == b"tree"
+        folder = _OBJECT.match(self._look(path))
+        return folder is not None and folder[2] == b"tree"
 
     def _look(self, path: str) -> bytes:
         return self._git("--batch-check", f"{self.id}:{path}", "--follow-symlinks")
@@ -200,7 +242,7 @@ class _Tree:
         return _git(("cat-file", how, *options), os.fsencode(name) + b"\n", self.target)
 
 
-def _git(arguments: tuple[str, ...], given: bytes, target: str) -> bytes:
+def _git(arguments: tuple[str, ...], names: bytes, target: str) -> bytes:
     program = shutil.which("git")
     kept = {
         name: value
@@ -212,7 +254,7 @@ def _git(arguments: tuple[str, ...], given: bytes, target: str) -> bytes:
             raise FileNotFoundError("git is not installed")
         done = subprocess.run(
             [program, *_OPTIONS, *arguments],
-            input=given,
+            input=names,
             capture_output=True,
             check=False,
             timeout=_SECONDS,

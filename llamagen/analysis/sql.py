@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from llamagen.analysis.family.records import COLUMNS, Family
+from llamagen.analysis.diff.overlay import leaf_changes, plain_of
+from llamagen.analysis.records import COLUMNS, Record
 from llamagen.analysis.sources import known_sources, source_of
 from llamagen.confined import Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError, did_you_mean
@@ -35,7 +36,7 @@ class Table:
 
     columns: tuple[str, ...]
     doc: str
-    rows: Callable[[Family, Columns], Iterator[Row]]
+    rows: Callable[[Sequence[Record], Columns], Iterator[Row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,16 @@ def _cell(value: Static) -> Cell:
 _MODEL_COLUMNS = tuple(COLUMNS)
 
 
-def _models(family: Family, wanted: Columns) -> Iterator[Row]:
-    for record in family.records():
+def _models(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
+    for record in family:
         yield tuple(_cell(record[name]) if name in wanted else None for name in _MODEL_COLUMNS)
 
 
-def _layers(family: Family, _: Columns) -> Iterator[Row]:
-    for record in family.records():
+def _layers(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
         if record.architecture is None:
             continue
-        for i, slot in enumerate(record.architecture.layers):
+        for i, slot in enumerate(record.architecture.cache.layers):
             yield (
                 record.id,
                 i,
@@ -79,21 +80,19 @@ def _layers(family: Family, _: Columns) -> Iterator[Row]:
             )
 
 
-def _parameters(family: Family, _: Columns) -> Iterator[Row]:
-    for record in family.records():
+def _parameters(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
         for one in record.architecture.weights if record.architecture is not None else ():
             shape = "×".join(map(str, one.shape))
             yield (record.id, one.path, one.times, shape, one.count, one.times * one.count)
 
 
-def _changes(family: Family, _: Columns) -> Iterator[Row]:
-    from llamagen.analysis.diff.overlay import leaf_changes, plain_of
-
-    for record in family.records():
+def _changes(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
         base = record.resolved.spec.extends
         if base is None or base.endswith((".yaml", ".yml")):
             continue
-        parent = family.registry.load(base)
+        parent = record.registry.load(base)
         for change in leaf_changes(plain_of(parent), plain_of(record.resolved)):
             before = None if change.absent_before else _text(change.before)
             after = None if change.absent_after else _text(change.after)
@@ -104,10 +103,10 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _sources(family: Family, wanted: Columns) -> Iterator[Row]:
+def _sources(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
     known = known_sources() if "title" in wanted else {}
     proven = not wanted.isdisjoint(("source", "title"))
-    for record in family.records():
+    for record in family:
         for path, leaf in record.resolved.leaves():
             if path.startswith(("hyperparameters.", "release.", "training.", "tokenizer.")):
                 source = source_of(record.resolved, path) if proven else None
@@ -142,7 +141,7 @@ TABLES: Final[Mapping[str, Table]] = {
 }
 
 
-def sql(family: Family, statement: str) -> Result:
+def sql(family: Sequence[Record], statement: str) -> Result:
     """Run one SELECT. Raises LG905 for anything else, for an error of SQL, and for one that takes too much."""
     request: dict[str, object] = {
         "statement": statement,
@@ -159,8 +158,8 @@ def sql(family: Family, statement: str) -> Result:
 def _answered(request: Mapping[str, object]) -> list[Any]:
     """A line a value. Strangers write statements: sqlite has a process of its own."""
     try:
-        given = json.dumps(request).encode()
-        answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), given, _LIMITS)
+        question = json.dumps(request).encode()
+        answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), question, _LIMITS)
     except Stopped as error:
         reason = str(error)
         message = f"the statement cannot be run: {reason}"
@@ -190,9 +189,9 @@ def _help(kind: str, message: str) -> str:
 
 def _columns(names: Sequence[str]) -> tuple[str, ...]:
     """Names of the result; of equal ones, as a join has them, the later are numbered as sqlite does: ``id:1``."""
-    found: list[str] = []
+    columns: list[str] = []
     seen: Counter[str] = Counter()
     for name in names:
-        found.append(f"{name}:{seen[name]}" if seen[name] else name)
+        columns.append(f"{name}:{seen[name]}" if seen[name] else name)
         seen[name] += 1
-    return tuple(found)
+    return tuple(columns)
