@@ -145,6 +145,20 @@ def test_what_cannot_be_converted_is_refused(before: str, after: str, tmp_path: 
     assert caught.value.diagnostics[0].code == "LG902"
 
 
+def test_rows_of_heads_that_the_spec_does_not_state_are_not_reordered(tmp_path: Path) -> None:
+    base = SMALL.replace("  head_dim: 8\n", "").replace("head_dim", "size")
+    base += "constants: {size: 8}\n"
+    layout = "hyperparameters: {rope: {layout: interleaved}}"
+    a, b = (
+        built(models.overlaid(overlay, tmp_path, base=base, name=name))
+        for overlay, name in (("title: a", "one"), (layout, "two"))
+    )
+    with pytest.raises(LlamagenError) as caught:
+        conversion(a, b)
+    assert {d.code for d in caught.value.diagnostics} == {"LG902"}
+    assert "`model.layers.0.self_attn.q_proj.weight`" in str(caught.value)
+
+
 def test_equal_architectures_need_nothing(tmp_path: Path) -> None:
     a, b = both("title: a", "hyperparameters: {rope: {theta: 500000.0}}", tmp_path)
     assert conversion(a, b) == ()
