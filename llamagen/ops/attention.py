@@ -293,8 +293,7 @@ def _extra(name: str, at: TorchSite, x: Sequence[Code]) -> Code:
         case _:
             if at.attrs.get("alibi") is not True:
                 return literal(None)
-            heads = at.operand_types[0].shape[1].value
-            return call("alibi_slopes", literal(heads))
+            return Text("self.slopes")
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

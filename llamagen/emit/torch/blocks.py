@@ -290,8 +290,10 @@ class Body:
         return None
 
     def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:
-        """A new shape; the one size that nothing at hand has is -1."""
+        """A new shape; -1 is the one size that nothing at hand has, else the first number for heads or tokens."""
         far = [i for i, d in enumerate(dims) if not d.is_static and self.at_hand(d) is None]
+        if not far and (S in dims or all(d.is_static for d in dims)):  # a rank may have a part
+            far = [i for i, d in enumerate(dims) if d.is_static and d.value > 1][:1]
         if len(far) != 1:
             return tuple(map(self.size, dims))
         return tuple(literal(-1) if i == far[0] else self.size(d) for i, d in enumerate(dims))
@@ -339,6 +341,10 @@ def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
                     raise LlamagenError.of("LG741", message, part.span)
                 module = row.torch_module(ModuleSite(plan, part))
         lines.append(statement(f"self.{name} = ", module, 2))
+    heads = plan.alibi_heads(block)
+    if heads is not None:  # an attribute, so that a rank with some of the heads can take theirs
+        count = plan.constants.number_like(heads, "num_heads")
+        lines.append(f"        self.slopes = alibi_slopes({count})")
     return lines
 
 

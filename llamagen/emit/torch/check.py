@@ -35,7 +35,7 @@ _NODES: tuple[type[ast.AST], ...] = (
 _NAMES = frozenset(
     {
         "bool", "cls", "dict", "float", "int", "isinstance", "iter", "len", "list", "max", "min", "next",
-        "property", "classmethod", "enumerate", "range", "self", "set", "sorted", "str", "super", "tuple",
+        "property", "classmethod", "enumerate", "range", "self", "set", "sorted", "str", "sum", "super", "tuple",
     }
 )  # fmt: skip
 _ATTRIBUTES = frozenset({"__init__"})

@@ -222,6 +222,12 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
+def split_by(x: Tensor, shares: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Pieces of the last dimension, each as wide as its share of the sum."""
+    width = x.shape[-1] // sum(shares)
+    return x.split([width * share for share in shares], dim=-1)
+
+
 def merge_heads(x_BNSH: Tensor) -> Tensor:
     """[B, N, S, H] -> [B, S, N * H]"""
     return x_BNSH.transpose(1, 2).flatten(2)

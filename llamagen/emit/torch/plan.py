@@ -125,6 +125,15 @@ class Plan:
             self.place("Experts", self.experts[key], fixed)
         return self.experts[key]
 
+    def alibi_heads(self, block: Block) -> int | None:
+        """Of how many heads a block has the slopes, if it has."""
+        nodes = [n for b, n in self.attentions if b is block and n.attrs.get("alibi") is True]
+        counts = {block.values[n.operands[0]].type.shape[1].value for n in nodes}
+        if len(counts) > 1:
+            message = f"block `{block.name}` has alibi slopes of {sorted(counts)} heads"
+            raise LlamagenError.of("LG741", message, block.span)
+        return counts.pop() if counts else None
+
     def kept(self, keep: int | None) -> str:
         """How many tokens a bounded slot keeps: one less than the window or the chunk that bounds it, or nothing."""
         if keep is None:

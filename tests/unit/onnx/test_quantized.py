@@ -12,21 +12,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from llamagen.emit.onnx.encode import encode_rows
-from llamagen.emit.onnx.initializers import (
-    Encoding,
-    Initializer,
-    encoded,
-    gathered,
-)
+from llamagen.emit.onnx.initializers import Encoding, Initializer, encoded
 from llamagen.emit.onnx.session import OpenOptions, open_session
 
 Array = np.ndarray
 
 
 def parts(weight: Array, encoding: Encoding, table: bool = False) -> dict[str, Array]:
-    entries = encoded(Initializer.of("w", weight.shape, "float32"), encoding, "float32")
-    if table:
-        entries = (gathered(entries[0]), *entries[1:])
+    whole = Initializer.of("w", weight.shape, "float32")
+    entries = encoded(whole, encoding, "float32", "alone" if table else "no")
     found = encode_rows(entries, weight)
     assert {e.name: e.shape for e in entries} == {n: a.shape for n, a in found.items()}
     return {name.removeprefix("w_"): array for name, array in found.items()}

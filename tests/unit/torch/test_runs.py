@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.export import Dim, export
@@ -244,23 +246,60 @@ def test_only_chosen_experts_are_computed(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(rows) == 2 * chosen.numel()
 
 
+PLAIN = {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 0}
+EVEN = (1, 1, 1)
+RANKS = {
+    "plain": ("", "_decoder", "self_attn", PLAIN),
+    "fused": (
+        "num_heads: 4, num_kv_heads: 2",
+        "phi3",
+        "self_attn",
+        {"qkv_proj": (4, 2, 2), "o_proj": 0},
+    ),
+    "fused evenly": (
+        "num_heads: 4, hidden_size: 32",
+        "gpt2",
+        "attn",
+        {"c_attn": EVEN, "c_proj": 0},
+    ),
+    "gate and up": ("", "glm4", "mlp", {"gate_up_proj": (1, 1), "down_proj": 0}),
+    "slopes": ("num_heads: 4, hidden_size: 32", "mpt", "attn", {"wqkv": EVEN, "out_proj": 0}),
+    "norm of heads": ("", "cohere", "self_attn", {**PLAIN, "q_norm": 1, "k_norm": 1}),
+    "latent": ("", "deepseek_v3", "self_attn", {"q_b_proj": 1, "kv_b_proj": 1, "o_proj": 0}),
+}
+"""A block, and how its weights are cut: by rows, in pieces of these shares that are halved each, or by columns (0)."""
+
+
+@pytest.mark.parametrize("case", RANKS)
 @torch.no_grad()
-def test_head_counts_come_from_the_weights() -> None:
-    """Half of the heads in each of two modules, as tensor parallelism cuts them, add up to the whole."""
-    whole = llama().model.layers[0].self_attn
-    found = module(changed())
-    x, positions = torch.randn(2, 7, 24), torch.arange(7)[None]
-    rope = found.rope_table(positions, torch.float32)
-    total = torch.zeros_like(x)
+def test_sizes_come_from_the_weights(case: str) -> None:
+    """Two modules with half of the heads or of the width, as tensor parallelism cuts them, add up to the whole."""
+    hyperparameters, base, part, cuts = RANKS[case]
+    model = of_graph(changed(hyperparameters, base=f"foreign/{base}"))
+    calls: list[tuple[object, ...]] = []
+    blocks = [m for n, m in model.named_modules() if n.split(".")[-1] == part]
+    whole = blocks[0]
+    whole.register_forward_pre_hook(lambda _, x: calls.append(x))
+    model(ids(2, 7))
+    total, expected = torch.zeros(()), whole(*calls[0])
     for rank in range(2):
-        half = found.Attention(found.sdpa)
-        half.load_state_dict(whole.state_dict())
-        for projection in (half.q_proj, half.k_proj, half.v_proj):
-            projection.weight = torch.nn.Parameter(projection.weight.chunk(2, dim=0)[rank])
-        half.o_proj.weight = torch.nn.Parameter(half.o_proj.weight.chunk(2, dim=1)[rank])
-        total += half(x, rope, None, None)
-    expected = whole(x, rope, None, None)
+        half = deepcopy(whole)
+        for name, shares in cuts.items():
+            for parameter in getattr(half, name).parameters():
+                parameter.data = of_rank(parameter, shares, rank)
+        if hasattr(half, "slopes"):
+            half.slopes = half.slopes[2 * rank :][:2]
+        total = total + half(*calls[0])
     torch.testing.assert_close(total, expected, rtol=0, atol=1e-5)
+
+
+def of_rank(x: torch.Tensor, shares: int | tuple[int, ...], rank: int) -> torch.Tensor:
+    if shares == 0:
+        return x.chunk(2, dim=1)[rank] if x.ndim > 1 else x / 2
+    shares = shares if isinstance(shares, tuple) else (shares,)
+    width = len(x) // sum(shares)
+    pieces = x.split([width * share for share in shares])
+    return torch.cat([piece.chunk(2)[rank] for piece in pieces])
 
 
 @pytest.mark.parametrize("spec_id", SEVERAL)
