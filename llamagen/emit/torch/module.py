@@ -360,7 +360,7 @@ class _Model:
                 yield f"            {variable} = {mask.call}"
             else:
                 yield f"        {variable} = {mask.call}"
-        yield from self.prologue("rope", "tiles", "temperature")
+        yield from self.prologue("grid", "rope", "tiles", "temperature")
 
 
 def _ties(graph: Graph) -> dict[str, str]:
