@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llamagen.analysis.ask import Model, built
 from llamagen.analysis.diff.conversion import conversion
@@ -23,13 +22,18 @@ from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-
-if TYPE_CHECKING:
-    from llamagen.weights.binding import Binding
-    from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.dtypes import TargetDType
-    from llamagen.weights.nodes import Lazy
-    from llamagen.weights.reading import OpenFiles
+from llamagen.weights.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    require_unchanged,
+    write_json,
+    write_tensors,
+)
+from llamagen.weights.names import Binding, bind, explained
+from llamagen.weights.pieces import in_turn
+from llamagen.weights.safetensors import NewTensor, TargetDType
+from llamagen.weights.tensors import Tensor, concat, cut, take_rows, zeros
+from llamagen.weights.values import tensor_pieces
 
 RECORD = "conversion.json"
 """What was made of what, and how."""
@@ -111,8 +115,6 @@ def _bound(
 ) -> tuple[dict[str, Binding], Checkpoint]:
     """Role path -> stored tensor of A, and the checkpoint."""
     from llamagen.emit.config.agree import disagreements
-    from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.fit import bind, explained
 
     stored = Checkpoint.open(checkpoint)
     graph = built(resolved).graph
@@ -128,35 +130,29 @@ def _bound(
 
 
 def _made(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> Binding:
-    from llamagen.weights.binding import Binding
-    from llamagen.weights.nodes import Concat, Zeros, shape_of
-
     sources = [bound[piece.source] for piece in plan.pieces if piece.source != ZERO_ROWS]
     dtypes = {source.dtype for source in sources}
     if len(dtypes) > 1:
         message = f"the parts of `{plan.target}` are stored in {' and '.join(sorted(dtypes))}"
         raise LlamagenError.of("LG902", message, help="store them in one type first")
     dtype = sources[0].dtype
-    nodes: list[Lazy] = [
-        Zeros((len(piece.rows), *shape[1:]), dtype)
+    parts = [
+        zeros((len(piece.rows), *shape[1:]), dtype)
         if piece.source == ZERO_ROWS
-        else _rows(bound[piece.source], piece.rows)
+        else _rows(bound[piece.source].tensor, piece.rows)
         for piece in plan.pieces
     ]
-    node = nodes[0] if len(nodes) == 1 else Concat(tuple(nodes), 0)
-    assert shape_of(node) == shape, (plan.target, shape_of(node), shape)
+    tensor = parts[0] if len(parts) == 1 else concat(parts, 0)
+    assert tensor.shape == shape, (plan.target, tensor.shape, shape)
     names = tuple(name for source in sources for name in source.sources)
-    return Binding(plan.target, shape, dtype, node, names)
+    return Binding(plan.target, dtype, tensor, names)
 
 
-def _rows(source: Binding, rows: Sequence[int]) -> Lazy:
-    from llamagen.weights.nodes import Slice, TakeRows
-
+def _rows(source: Tensor, rows: Sequence[int]) -> Tensor:
     start, stop = rows[0], rows[0] + len(rows)
     if tuple(rows) != tuple(range(start, stop)):
-        return TakeRows(source.source, tuple(rows))
-    whole = (start, stop) == (0, source.shape[0])
-    return source.source if whole else Slice(source.source, 0, start, stop)
+        return take_rows(source, rows)
+    return source if (start, stop) == (0, source.shape[0]) else cut(source, 0, start, stop)
 
 
 def _write(
@@ -171,43 +167,23 @@ def _write(
     reads: tuple[Path, ...],
 ) -> None:
     from llamagen.emit.config import config_files
-    from llamagen.weights.reading import OpenFiles
-    from llamagen.weights.safetensors_write import (
-        NewTensor,
-        checkpoint_folder,
-        shard_names,
-        shards,
-        write_index,
-        write_json,
-        write_safetensors,
-    )
-    from llamagen.weights.stamps import require_unchanged
 
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     types = {path: _writable(binding) for path, binding in tensors.items()}
-    new = [NewTensor(path, types[path], binding.shape) for path, binding in tensors.items()]
-    groups = list(shards(new, shard_bytes))
-    files = dict(zip(shard_names(len(groups)), groups, strict=True))
+    new = [NewTensor(path, types[path], binding.tensor.shape) for path, binding in tensors.items()]
     total, done = sum(tensor.nbytes for tensor in new), 0
 
-    def counted(size: int) -> None:
+    def counted(path: str) -> Iterator[memoryview]:
         nonlocal done
-        done += size
-        progress(done, total)
+        for block in in_turn(tensor_pieces(tensors[path], types[path], 0)):
+            yield block
+            done += block.nbytes
+            progress(done, total)
 
     companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
     reads = (*reads, *stored.stamps, *companions)
-    with checkpoint_folder(out, overwrite, reads) as staging, OpenFiles() as opened:
-        for file, group in files.items():
-            write_safetensors(
-                staging / file,
-                (
-                    (one, _bytes(tensors[one.name], types[one.name], opened, counted))
-                    for one in group
-                ),
-            )
-        if len(files) > 1:
-            write_index(staging, files)
+    with checkpoint_folder(out, overwrite, reads) as staging:
+        write_tensors(staging, [(one, counted(one.name)) for one in new], shard_bytes)
         for name, text in config_files(after).items():
             write_text(staging / name, _with_dtype(text, types))
         for companion in companions:
@@ -221,17 +197,6 @@ def _writable(binding: Binding) -> TargetDType:
         return binding.dtype
     message = f"`{binding.name}` is stored in {binding.dtype}; its scales do not follow its rows"
     raise LlamagenError(Diagnostic("LG902", "error", message, help="convert the 16-bit checkpoint"))
-
-
-def _bytes(
-    binding: Binding, dtype: TargetDType, files: OpenFiles, report: Callable[[int], None]
-) -> Iterator[memoryview]:
-    from llamagen.weights.stream import tensor_pieces
-
-    for piece in tensor_pieces(binding, dtype, 0, files):
-        for _, data in piece.make():
-            yield data.data
-        report(piece.length)
 
 
 _NAMES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,24 +28,22 @@ def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> W
     copies = job.options.mode == "copy"
     # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
     compare = copies or job.options.scan
-    with ExitStack() as stack:
-        supply = CheckpointSupply.opened(
-            job.resolved,
-            job.graph,
-            checkpoint,
-            registry,
-            stack,
-            compare_values=compare,
-            ignore_config=job.options.ignore_config,
-        )
-        notes = about_size + supply.notes
-        job = replace(job, reads=(*job.reads, checkpoint, *supply.stamps))
-        if copies:
-            emitted = job.emitted(AS_EXPORTED)
-            job.copy(emitted, supply)
-            notes += job.about(emitted, str(checkpoint))
-        else:
-            notes += reference(job, supply)
+    supply = CheckpointSupply.opened(
+        job.resolved,
+        job.graph,
+        checkpoint,
+        registry,
+        compare_values=compare,
+        ignore_config=job.options.ignore_config,
+    )
+    notes = about_size + supply.notes
+    job = replace(job, reads=(*job.reads, checkpoint, *supply.stamps))
+    if copies:
+        emitted = job.emitted(AS_EXPORTED)
+        job.copy(emitted, supply)
+        notes += job.about(emitted, str(checkpoint))
+    else:
+        notes += reference(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
 
 
@@ -73,7 +70,7 @@ def export_random(job: ExportJob, seed: int) -> Written:
     """
     from llamagen.emit.onnx.emit import AS_EXPORTED
     from llamagen.emit.supply import RandomSupply
-    from llamagen.weights.fit import wanted_by
+    from llamagen.weights.names import wanted_by
     from llamagen.weights.random import require_seed
 
     started = time.monotonic()

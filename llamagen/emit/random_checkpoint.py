@@ -10,7 +10,7 @@ from typing import Literal
 from llamagen.emit.written import Progress, Written, sizes_of
 from llamagen.ir.graph import Graph
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.safetensors import TargetDType
 
 FLOAT8_NAME = "float8"
 
@@ -54,9 +54,8 @@ def random_checkpoint(
     """
     from llamagen.emit.onnx.profile import dtype_named
     from llamagen.emit.weight_types import STORED
-    from llamagen.weights.fit import wanted_by
-    from llamagen.weights.random import RandomTensor, require_seed
-    from llamagen.weights.random_checkpoint import write_random_checkpoint
+    from llamagen.weights.names import wanted_by
+    from llamagen.weights.random import RandomTensor, require_seed, write_random_checkpoint
 
     started = time.monotonic()
     require_seed(seed)

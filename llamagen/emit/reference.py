@@ -12,10 +12,9 @@ from llamagen.emit.manifest import FileRecord, WeightsRecord
 from llamagen.emit.no_effect import without_effect
 from llamagen.emit.quantize_options import NOT_QUANTIZED
 from llamagen.emit.weight_types import STORED
-from llamagen.weights.convert import overflow_magnitude
-from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.link import as_stored, link, scan
-from llamagen.weights.safetensors_file import TensorEntry, header_digest
+from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
+from llamagen.weights.values import overflow_magnitude
 
 if TYPE_CHECKING:
     from llamagen.emit.export_job import ExportJob

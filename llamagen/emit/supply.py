@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,12 +18,13 @@ from llamagen.ir.graph import Graph
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.weights.binding import Binding
-from llamagen.weights.dtypes import TargetDType
-from llamagen.weights.nodes import Region
+from llamagen.weights.checkpoint import Checkpoint, Stamp, require_unchanged
+from llamagen.weights.names import Binding, bind, explained
 from llamagen.weights.pieces import Piece
-from llamagen.weights.reading import OpenFiles
-from llamagen.weights.stamps import Stamp, require_unchanged
+from llamagen.weights.random import RandomTensor, random_pieces, random_rows
+from llamagen.weights.safetensors import TargetDType
+from llamagen.weights.tensors import Region
+from llamagen.weights.values import read_part, tensor_pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,11 +112,10 @@ def place_companion(file: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class CheckpointSupply:
-    """The tensors of a checkpoint; open it with ``opened``, which keeps its files open meanwhile."""
+    """The tensors of a checkpoint that fits."""
 
     bindings: Mapping[str, Binding]
     layout: str
-    files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
     stamps: Mapping[Path, Stamp | None]
@@ -130,7 +129,6 @@ class CheckpointSupply:
         graph: Graph,
         checkpoint: Path,
         registry: Registry,
-        stack: ExitStack,
         *,
         compare_values: bool = True,
         ignore_config: bool = False,
@@ -141,8 +139,6 @@ class CheckpointSupply:
         that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
         """
         from llamagen.emit.config.agree import disagreements
-        from llamagen.weights.checkpoint import Checkpoint
-        from llamagen.weights.fit import bind, explained
 
         stored = Checkpoint.open(checkpoint)
         found = bind(resolved, graph, stored, compare_values=compare_values)
@@ -159,7 +155,6 @@ class CheckpointSupply:
         return CheckpointSupply(
             {binding.name: binding for binding in found.bindings},
             found.layout,
-            stack.enter_context(OpenFiles()),
             (*found.diagnostics, *_about_float8(scaled)),
             stored.stamps,
             companions_of(folder, kept),
@@ -170,14 +165,10 @@ class CheckpointSupply:
         return CheckpointSource(layout=self.layout)
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        from llamagen.weights.stream import tensor_pieces
-
-        return tensor_pieces(self.bindings[path], dtype, offset, self.files)
+        return tensor_pieces(self.bindings[path], dtype, offset)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        from llamagen.weights.stream import read_part
-
-        return read_part(self.bindings[path], region, self.files)
+        return read_part(self.bindings[path], region)
 
     def require_unchanged(self) -> None:
         require_unchanged(self.stamps)
@@ -199,15 +190,11 @@ class RandomSupply:
         return ()
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        from llamagen.weights.random import RandomTensor, random_pieces
-
         parameter = self.wanted[path]
         tensor = RandomTensor(path, parameter.shape, parameter.kind)
         return random_pieces(self.seed, tensor, dtype, offset)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        from llamagen.weights.random import RandomTensor, random_rows
-
         parameter = self.wanted[path]
         tensor = RandomTensor(path, parameter.shape, parameter.kind)
         start, stop = region[0] if region else (0, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.profile import OnnxDType
-    from llamagen.weights.dtypes import TargetDType
+    from llamagen.weights.safetensors import TargetDType
 
 STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
     {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

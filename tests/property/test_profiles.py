@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llamagen.analysis.rewrites.rewrite import Export, rewrite
 from llamagen.emit.onnx.choices import Choices
 from llamagen.emit.onnx.quantization import expert_codes
-from llamagen.verify.scenario import Scenario
+from llamagen.verify.scenarios import Scenario
 from llamagen.verify.witnesses import OnnxWitness
 from tests.codes import INT4, of_experts, on_codes
 from tests.parity.models import RandomModel

@@ -24,7 +24,7 @@ from llamagen.ir.graph import names_read
 from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.weights.fit import listed
+from llamagen.weights.names import listed
 
 _FAR = 4
 """A model that differs in so many values is not worth naming."""

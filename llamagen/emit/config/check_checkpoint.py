@@ -13,7 +13,7 @@ from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.fit import bind, explained
+from llamagen.weights.names import bind, explained
 
 
 def check_checkpoint(

@@ -40,7 +40,7 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
 def _by_shapes(folder: Path, spec_id: str) -> Imported:
     """A folder of weights alone: the known models that have exactly these names and shapes."""
     from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.fit import best_fit
+    from llamagen.weights.names import best_fit
 
     missing = f"the folder `{folder}` has neither config.json nor params.json"
     if not _has_weights(folder):

@@ -19,7 +19,7 @@ from llamagen.ir.graph import Graph, names_read
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.fit import bind
+from llamagen.weights.names import bind
 
 _SHOWN = 6
 

@@ -22,9 +22,9 @@ from llamagen.emit.onnx.initializer import (
     Initializer,
     Source,
 )
-from llamagen.weights.nodes import Region
 from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.quantize import quantize_channels, quantize_rows
+from llamagen.weights.tensors import Region
 
 if TYPE_CHECKING:
     from llamagen.emit.onnx.initializer import Placement

@@ -26,8 +26,8 @@ from llamagen.emit.onnx.model import OnnxModel
 from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, PORTABLE, OnnxDType, Profile
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
 from llamagen.emit.onnx.session import OpenOptions, open_session
-from llamagen.verify.numerics import TOLERANCES, FloatArray, difference
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import TOLERANCES, difference
+from llamagen.verify.scenarios import FloatArray, Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness
 from tests.codes import of_experts
 from tests.parity.models import RandomModel

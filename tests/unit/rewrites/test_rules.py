@@ -12,8 +12,8 @@ from llamagen.analysis.rewrites.table import line_of, rewrite_rules
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.choices import Choices
 from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization, expert_codes
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import scenarios
 from llamagen.verify.witnesses import OnnxWitness
 from tests.codes import of_experts, on_codes
 from tests.parity.models import RandomModel
