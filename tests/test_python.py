@@ -31,6 +31,8 @@ READERS = (
     "numpy",
     "ml_dtypes",
     "pillow",
+    "filelock",
+    "ruff",
 )
 """Distributions that commands need which run no model."""
 

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.export_job import SPEC_FILE
-from llamagen.emit.manifest import read_manifest
+from llamagen.emit.manifest import SPEC_FILE, read_manifest
+from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
-from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.written import Progress
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten

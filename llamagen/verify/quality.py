@@ -15,10 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export_job import SPEC_FILE
-from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSource, read_manifest
+from llamagen.emit.config.checkpoint import fit
+from llamagen.emit.manifest import (
+    MANIFEST,
+    SPEC_FILE,
+    Manifest,
+    QualityRecord,
+    RandomSource,
+    read_manifest,
+)
+from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import open_session
-from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph, parameters
@@ -69,7 +76,8 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     _fits_memory(graph)
     supply: Supply
     if checkpoint is not None:
-        supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry)
+        fitted = fit(resolved, checkpoint, registry, compare_values=True, resize=False)
+        supply = CheckpointSupply.of(fitted.require())
     else:
         supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
     _of_this(folder, graph, supply)

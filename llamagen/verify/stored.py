@@ -20,9 +20,8 @@ from pydantic import TypeAdapter
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.emit.onnx.data import ENCODING, SOURCES
-from llamagen.emit.onnx.records import EncodingRecord
-from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.emit.onnx.data import ENCODING, MODEL_FILE, SOURCES
+from llamagen.emit.onnx.initializers import EncodingRecord
 from llamagen.ops.op import Parameter
 from llamagen.verify.limits import RunDType
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
+from sys import modules
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,7 +23,6 @@ from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import attach_arrays, serialize
 from llamagen.emit.onnx.emit import INPUT_NAMES, emit_onnx
-from llamagen.emit.onnx.profile import profile_named
 from llamagen.emit.onnx.session import (
     OpenOptions,
     as_input,
@@ -32,6 +32,7 @@ from llamagen.emit.onnx.session import (
     empty_cache,
     open_session,
 )
+from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.emit.torch.check import load_module
 from llamagen.emit.torch.module import emit_torch
 from llamagen.emit.torch.names import class_names
@@ -46,8 +47,6 @@ from llamagen.verify.scenarios import NOTHING, FloatArray, IntArray, N, Session,
 if TYPE_CHECKING:
     import onnxruntime as ort
     import torch
-
-    from llamagen.emit.onnx.choices import Choices
 
 CROSS = "cross_key_values"
 """What the generated module takes keys and values of another graph as, and how their names begin outside."""
@@ -235,13 +234,11 @@ class OnnxWitness(OneGraph):
     def of_graph(
         graph: Graph,
         weights: WeightReader,
-        dtype: RunDType = "float32",
+        options: ExportOptions = DEFAULTS,
         threads: int = 1,
-        profile: str = "portable",
-        choices: Choices | None = None,
     ) -> OnnxWitness:
         """Emit ``graph`` with its weights inside; for models far below 2 GB."""
-        emitted = emit_onnx(graph, profile_named(profile), dtype, choices=choices)
+        emitted = emit_onnx(graph, options)
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), OpenOptions(threads)))
 
@@ -326,7 +323,9 @@ class _OpenTorch:
         self.witness = witness
         self.arguments = set(signature(witness.model.forward).parameters)
         self.dtype = next(witness.model.parameters()).dtype
-        self.past: object = None
+        self.cache: object = None
+        if "cache" in self.arguments:
+            self.cache = modules[type(witness.model).__module__].KVCache()
         self.script = witness.routers.open() if witness.routers is not None else None
 
     def run(self, values: Values) -> Values:
@@ -342,8 +341,8 @@ class _OpenTorch:
             names = [(f"{CROSS}.{i}.key", f"{CROSS}.{i}.value") for i in range(count)]
             pairs = [(self.tensor(values[k]), self.tensor(values[v])) for k, v in names]
             arguments[CROSS] = pairs
-        if "past" in self.arguments:
-            arguments["past"] = self.past
+        if self.cache is not None:
+            arguments["cache"] = self.cache
         with ExitStack() as around:
             around.enter_context(torch.no_grad())
             if self.script is not None:
@@ -353,8 +352,6 @@ class _OpenTorch:
                 if told is not None and path.rpartition(".")[2].isdecimal():  # a layer of a stack
                     around.callback(module.register_forward_hook(_telling(told, path)).remove)
             results = model(**arguments)
-        if "past" in self.arguments:
-            results, self.past = results
         several = list(results) if isinstance(results, tuple) else [results]
         written = several.pop() if len(several) > len(outputs) or not outputs else []
         tensors = dict(zip(outputs, several, strict=True))

@@ -28,7 +28,7 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from llamagen.emit.config import config_files
+from llamagen.emit.config.table import config_files
 from llamagen.images import prepare
 from llamagen.images.prepare import with_places
 from llamagen.images.recipe import CanvasRecipe, Recipe, TilesRecipe, recipe_of

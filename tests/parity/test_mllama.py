@@ -1,6 +1,6 @@
 """Llama 3.2 Vision: the released specs, shrunk, equal to transformers where that does what the authors' code does.
 
-transformers 5.23 departs from it in two places (llamagen/verify/corrections.py). With exactly these corrected the
+transformers 5.23 departs from it in two places (llamagen/verify/witnesses.py). With exactly these corrected the
 difference is that of float64 rounding; without one of them it is of the size of the logits.
 """
 

@@ -14,7 +14,7 @@ import pytest
 from llamagen import api, files
 from llamagen.analysis.check import check_specs
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.importing import import_path
+from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.settings import Settings
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.supply import companions_of

@@ -20,7 +20,7 @@ IMPORTS = frozenset(
         "typing",
         "torch",
         "torch.nn.functional",
-        "safetensors",
+        "safetensors.torch",
     }
 )
 
@@ -34,8 +34,8 @@ _NODES: tuple[type[ast.AST], ...] = (
 )  # fmt: skip
 _NAMES = frozenset(
     {
-        "ValueError", "bool", "cls", "dict", "float", "int", "iter", "len", "list", "max", "min", "next",
-        "property", "classmethod", "range", "self", "set", "sorted", "str", "super", "tuple",
+        "bool", "cls", "dict", "float", "int", "isinstance", "iter", "len", "list", "max", "min", "next",
+        "property", "classmethod", "enumerate", "range", "self", "set", "sorted", "str", "sum", "super", "tuple",
     }
 )  # fmt: skip
 _ATTRIBUTES = frozenset({"__init__"})

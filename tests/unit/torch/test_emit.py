@@ -18,7 +18,6 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.module import formatted
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
-from llamagen.emit.torch.plan import cuts
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ops.code import (
     Binary,
@@ -74,11 +73,6 @@ def test_state_dict_has_the_role_paths(spec_id: str) -> None:
     assert found == {n: p.shape for n, p in parameters(made).items()}
 
 
-@pytest.mark.parametrize("spec_id", FOREIGN)
-def test_every_model_can_be_cut(spec_id: str) -> None:
-    assert cuts(graph(spec_id))
-
-
 def test_the_same_graph_gives_the_same_bytes() -> None:
     assert emit_torch(graph("foreign/gemma3")) == emit_torch(graph("foreign/gemma3"))
 
@@ -107,7 +101,8 @@ def test_blocks_read_like_their_equations() -> None:
         "        return h + self.mlp(self.post_attention_layernorm(h))",
         "        q = rotate(split_heads(self.q_proj(x), HEAD_DIM), rope)",
         "        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))",
-        "        x = self.embed_tokens(input_ids) if self.embed_tokens else input_ids",
+        "        x = self.embed_tokens(input_ids)",
+        "        self.layers = nn.ModuleList([DecoderLayer(attend) for _ in range(NUM_LAYERS)])",
         "        self.q_proj = nn.Linear(HIDDEN_SIZE, NUM_HEADS * HEAD_DIM, bias=False)",
     ):
         assert f"{line}\n" in text

@@ -11,12 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize
-from llamagen.emit.onnx.initializer import Initializer, Placement, Source
-from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize, write_models
+from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.initializers import Initializer, Placement, Source
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import OpenOptions, open_session
-from llamagen.emit.onnx.write import write_model
 from llamagen.ops.op import Parameter
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.pieces import Piece
@@ -59,7 +58,7 @@ def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
 
 
 def test_parameters_are_read_out_of_a_joined_tensor(tmp_path: Path) -> None:
-    write_model(model(), tmp_path, copy)
+    write_models({"model": model()}, tmp_path, copy)
     stored = stored_weights(tmp_path)
     stored.require(WANTED)
     assert set(stored.places) == set(WEIGHTS)
@@ -68,7 +67,7 @@ def test_parameters_are_read_out_of_a_joined_tensor(tmp_path: Path) -> None:
 
 
 def test_arrays_in_memory_are_joined_alike(tmp_path: Path) -> None:
-    write_model(model(), tmp_path, copy)
+    write_models({"model": model()}, tmp_path, copy)
     inside = model()
     attach_arrays(inside, WEIGHTS.__getitem__)
     x = RANDOM.standard_normal((1, 4), np.float32)
@@ -92,7 +91,7 @@ def test_arrays_in_memory_are_joined_alike(tmp_path: Path) -> None:
 def test_a_joined_tensor_that_lies_about_its_parts_is_refused(
     said: str, reason: str, tmp_path: Path
 ) -> None:
-    write_model(model(), tmp_path, copy)
+    write_models({"model": model()}, tmp_path, copy)
     proto = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False)
     (told,) = (p for t in proto.graph.initializer for p in t.metadata_props if p.key == SOURCES)
     told.value = said
