@@ -12,9 +12,8 @@ from transformers import logging
 
 from llamagen.emit.options import ExportOptions
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.facts import far
-from llamagen.verify.numerics import FloatArray, RunDType, difference, measured_tolerance
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import RunDType, difference, far, measured_tolerance
+from llamagen.verify.scenarios import FloatArray, Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.models import FOREIGN, RandomModel
 from tests.parity.peers import PEERS, PeerWitness, everything_float64, peer_model

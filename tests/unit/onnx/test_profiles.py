@@ -24,8 +24,8 @@ from llamagen.emit.onnx.emit import DEFAULT_MAX_CONTEXT, OnnxModel, emit_onnx
 from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, OnnxDType, Profile
 from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
-from llamagen.verify.numerics import TOLERANCES, FloatArray, difference
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import TOLERANCES, difference
+from llamagen.verify.scenarios import FloatArray, Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness
 from tests.codes import OF_EXPERTS
 from tests.parity.models import RandomModel

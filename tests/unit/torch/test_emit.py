@@ -35,8 +35,8 @@ from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.table import OPS
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
-from llamagen.verify.numerics import TOLERANCES, difference
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.limits import TOLERANCES, difference
+from llamagen.verify.scenarios import scenarios
 from tests.parity.models import RandomModel
 from tests.unit.torch.models import LLAMA3, SPECS, TIED, changed, graph, module
 from tests.unit.torch.wirings import WIRINGS, wiring
