@@ -305,8 +305,7 @@ def run(
     With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
     ``provider`` is ``cpu``, or ``cuda`` where onnxruntime has it.
     """
-    from llamagen.runtime.generation import generate
-    from llamagen.runtime.sampling import Sampling
+    from llamagen.runtime.generation import Sampling, generate
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     pictures = [Path(image) for image in images]

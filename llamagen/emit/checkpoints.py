@@ -24,23 +24,18 @@ from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.weights.binding import Binding
-from llamagen.weights.dtypes import TargetDType
-from llamagen.weights.nodes import Concat, Lazy, Slice, TakeRows, Zeros, shape_of
-from llamagen.weights.random import RandomTensor, require_seed
-from llamagen.weights.random_checkpoint import write_random_checkpoint
-from llamagen.weights.reading import OpenFiles
-from llamagen.weights.safetensors_write import (
-    NewTensor,
+from llamagen.weights.checkpoint import (
     checkpoint_folder,
-    shard_names,
-    shards,
-    write_index,
+    require_unchanged,
     write_json,
-    write_safetensors,
+    write_tensors,
 )
-from llamagen.weights.stamps import require_unchanged
-from llamagen.weights.stream import tensor_pieces
+from llamagen.weights.names import Binding
+from llamagen.weights.pieces import in_turn
+from llamagen.weights.random import RandomTensor, require_seed, write_random_checkpoint
+from llamagen.weights.safetensors import NewTensor, TargetDType
+from llamagen.weights.tensors import Tensor, concat, cut, take_rows, zeros
+from llamagen.weights.values import tensor_pieces
 
 FLOAT8_NAME = "float8"
 
@@ -98,24 +93,14 @@ def convert(
     }
     stored = fitted.stored
     types = {path: _writable(binding) for path, binding in tensors.items()}
-    new = [NewTensor(path, types[path], binding.shape) for path, binding in tensors.items()]
-    groups = list(shards(new, shard_bytes))
-    files = dict(zip(shard_names(len(groups)), groups, strict=True))
+    new = [NewTensor(path, types[path], binding.tensor.shape) for path, binding in tensors.items()]
     counter = ByteCounter(progress, sum(tensor.nbytes for tensor in new))
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
     reads = (*reads, checkpoint, *stored.stamps, *companions)
-    with checkpoint_folder(out, overwrite, reads) as staging, OpenFiles() as opened:
-        for file, group in files.items():
-            write_safetensors(
-                staging / file,
-                (
-                    (one, _bytes(tensors[one.name], types[one.name], opened, counter.add))
-                    for one in group
-                ),
-            )
-        if len(files) > 1:
-            write_index(staging, files)
+    with checkpoint_folder(out, overwrite, reads) as staging:
+        blocks = {path: _bytes(tensors[path], types[path], counter.add) for path in tensors}
+        write_tensors(staging, [(one, blocks[one.name]) for one in new], shard_bytes)
         for name, text in config_files(after).items():
             write_text(staging / name, _with_dtype(text, types))
         for companion in companions:
@@ -156,24 +141,23 @@ def _transformed(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...
         message = f"the parts of `{plan.target}` are stored in {' and '.join(sorted(dtypes))}"
         raise LlamagenError.of("LG902", message, help="store them in one type first")
     dtype = sources[0].dtype
-    nodes: list[Lazy] = [
-        Zeros((len(piece.rows), *shape[1:]), dtype)
+    parts = [
+        zeros((len(piece.rows), *shape[1:]), dtype)
         if piece.source == ZERO_ROWS
-        else _rows(bound[piece.source], piece.rows)
+        else _rows(bound[piece.source].tensor, piece.rows)
         for piece in plan.pieces
     ]
-    node = nodes[0] if len(nodes) == 1 else Concat(tuple(nodes), 0)
-    assert shape_of(node) == shape, (plan.target, shape_of(node), shape)
+    tensor = parts[0] if len(parts) == 1 else concat(parts, 0)
+    assert tensor.shape == shape, (plan.target, tensor.shape, shape)
     names = tuple(name for source in sources for name in source.sources)
-    return Binding(plan.target, shape, dtype, node, names)
+    return Binding(plan.target, dtype, tensor, names)
 
 
-def _rows(source: Binding, rows: Sequence[int]) -> Lazy:
+def _rows(source: Tensor, rows: Sequence[int]) -> Tensor:
     start, stop = rows[0], rows[0] + len(rows)
     if tuple(rows) != tuple(range(start, stop)):
-        return TakeRows(source.source, tuple(rows))
-    whole = (start, stop) == (0, source.shape[0])
-    return source.source if whole else Slice(source.source, 0, start, stop)
+        return take_rows(source, rows)
+    return source if (start, stop) == (0, source.shape[0]) else cut(source, 0, start, stop)
 
 
 def _writable(binding: Binding) -> TargetDType:
@@ -184,12 +168,11 @@ def _writable(binding: Binding) -> TargetDType:
 
 
 def _bytes(
-    binding: Binding, dtype: TargetDType, files: OpenFiles, report: Callable[[int], None]
+    binding: Binding, dtype: TargetDType, report: Callable[[int], None]
 ) -> Iterator[memoryview]:
-    for piece in tensor_pieces(binding, dtype, 0, files):
-        for _, data in piece.make():
-            yield data.data
-        report(piece.length)
+    for block in in_turn(tensor_pieces(binding, dtype, 0)):
+        yield block
+        report(block.nbytes)
 
 
 _NAMES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -49,13 +49,11 @@ from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.weights.convert import overflow_magnitude
-from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.link import as_stored, link, scan
 from llamagen.weights.pieces import Piece
 from llamagen.weights.random import require_seed
-from llamagen.weights.reading import OpenFiles
-from llamagen.weights.safetensors_file import TensorEntry, header_digest
+from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
+from llamagen.weights.values import overflow_magnitude
 from llamagen.writing import staged_folder
 
 
@@ -167,11 +165,10 @@ def export_checkpoint(
         compare_values=compare_values,
         ignore_config=ignore_config,
     ).require()
-    with OpenFiles() as files:
-        supply = CheckpointSupply.of(fitted, files, ignore_config=ignore_config)
-        reads = (*job.reads, checkpoint, *supply.stamps)
-        job = replace(job, resolved=fitted.resolved, reads=reads)
-        notes = _copied(job, supply, str(checkpoint)) if copies else _referenced(job, supply)
+    supply = CheckpointSupply.of(fitted, ignore_config=ignore_config)
+    reads = (*job.reads, checkpoint, *supply.stamps)
+    job = replace(job, resolved=fitted.resolved, reads=reads)
+    notes = _copied(job, supply, str(checkpoint)) if copies else _referenced(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, (*supply.notes, *notes))
 
 

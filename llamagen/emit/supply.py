@@ -22,14 +22,13 @@ from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file
 from llamagen.ops.op import Parameter
-from llamagen.weights.binding import Binding
-from llamagen.weights.dtypes import TargetDType
-from llamagen.weights.nodes import Region
+from llamagen.weights.checkpoint import Stamp, require_unchanged
+from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Piece
 from llamagen.weights.random import RandomTensor, random_pieces, random_rows
-from llamagen.weights.reading import OpenFiles
-from llamagen.weights.stamps import Stamp, require_unchanged
-from llamagen.weights.stream import read_part, tensor_pieces
+from llamagen.weights.safetensors import TargetDType
+from llamagen.weights.tensors import Region
+from llamagen.weights.values import read_part, tensor_pieces
 
 STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
     {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -108,11 +107,10 @@ def place_companion(file: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class CheckpointSupply:
-    """The tensors of a checkpoint; ``files`` are open meanwhile."""
+    """The tensors of a checkpoint that fits."""
 
     bindings: Mapping[str, Binding]
     layout: str
-    files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
     stamps: Mapping[Path, Stamp | None]
@@ -121,7 +119,7 @@ class CheckpointSupply:
     """Small files to copy from the checkpoint's folder."""
 
     @staticmethod
-    def of(fitted: Fit, files: OpenFiles, *, ignore_config: bool = False) -> CheckpointSupply:
+    def of(fitted: Fit, *, ignore_config: bool = False) -> CheckpointSupply:
         """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601."""
         stored, resolution = fitted.stored, fitted.resolution
         assert resolution.layout is not None
@@ -135,7 +133,6 @@ class CheckpointSupply:
         return CheckpointSupply(
             {binding.name: binding for binding in resolution.bindings},
             resolution.layout,
-            files,
             tuple(notes),
             stored.stamps,
             companions_of(folder, kept),
@@ -146,10 +143,10 @@ class CheckpointSupply:
         return CheckpointSource(layout=self.layout)
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        return tensor_pieces(self.bindings[path], dtype, offset, self.files)
+        return tensor_pieces(self.bindings[path], dtype, offset)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        return read_part(self.bindings[path], region, self.files)
+        return read_part(self.bindings[path], region)
 
     def require_unchanged(self) -> None:
         require_unchanged(self.stamps)

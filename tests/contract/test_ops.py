@@ -19,8 +19,8 @@ from llamagen.ops.activations import ACTIVATIONS, Activation, row
 from llamagen.ops.code import call
 from llamagen.ops.op import Op
 from llamagen.ops.table import NODES, OPS
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import scenarios
 from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 

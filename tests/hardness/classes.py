@@ -28,8 +28,7 @@ from llamagen.emit.manifest import MANIFEST, read_manifest
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.dtypes import ITEM_SIZES
-from llamagen.weights.safetensors_file import read_header
+from llamagen.weights.safetensors import ITEM_SIZES, read_header
 from tests.fuzz import hostile, targets_files
 from tests.fuzz.scratch import ROOT, scratch
 from tests.hardness.inputs_engines import ENGINES, Engine

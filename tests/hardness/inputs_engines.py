@@ -338,7 +338,7 @@ def templates() -> Iterator[Case]:
 
 
 def render(data: bytes, folder: Path) -> None:
-    from llamagen.runtime.chat import chat_text
+    from llamagen.runtime.text import chat_text
 
     (folder / "chat_template.jinja").write_bytes(data)
     chat_text(folder, "Hello", 0)

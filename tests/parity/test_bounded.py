@@ -22,9 +22,8 @@ from llamagen.ir.reference import evaluate
 from llamagen.ir.text import parse, render
 from llamagen.ir.verify import verify
 from llamagen.spec.registry import Registry
-from llamagen.verify.image_cases import image_scenarios
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import Scenario, image_scenarios, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel

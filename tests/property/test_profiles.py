@@ -13,7 +13,7 @@ from llamagen.analysis.rewrites import Export, rewrite
 from llamagen.emit.onnx.initializers import expert_codes, quantization_of
 from llamagen.emit.onnx.profile import ORT_CPU
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.scenario import Scenario
+from llamagen.verify.scenarios import Scenario
 from llamagen.verify.witnesses import OnnxWitness
 from tests.codes import INT4, OF_EXPERTS, on_codes
 from tests.parity.models import RandomModel

@@ -27,8 +27,7 @@ from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.fit import best_fit, bind, explained, listed
-from llamagen.weights.names import Resolution
+from llamagen.weights.names import Resolution, best_fit, bind, explained, listed
 
 _FAR = 4
 """A model that differs in so many values is not worth naming."""

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
 from llamagen.emit.onnx.initializers import Encoding, Initializer, Placement, Source
-from llamagen.weights.nodes import Region
 from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.quantize import quantize_channels, quantize_rows
+from llamagen.weights.tensors import Region
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

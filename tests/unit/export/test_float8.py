@@ -18,8 +18,8 @@ from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
-from llamagen.weights.random import RandomTensor, random_values
-from llamagen.weights.random_float8 import is_projection
+from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.random import RandomTensor, random_values, write_random_checkpoint
 from tests.parity.models import SPECS
 from tests.unit.weights.files import save
 
@@ -53,11 +53,13 @@ def test_an_export_is_proven_and_near_the_weights(spec: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("prefix", ["", "language_model."])
-def test_a_head_stays_as_it_is(prefix: str) -> None:
+def test_a_head_stays_as_it_is(prefix: str, tmp_path: Path) -> None:
     """Under the prefix of models that read images too."""
     head = RandomTensor(f"{prefix}lm_head.weight", (16, 8), "matrix")
-    assert not is_projection(head)
-    assert is_projection(head._replace(name=f"{prefix}model.layers.0.self_attn.q_proj.weight"))
+    linear = head._replace(name=f"{prefix}model.layers.0.self_attn.q_proj.weight")
+    write_random_checkpoint(tmp_path / "out", [head, linear], 0, "F8_E4M3")
+    dtypes = [tensor.dtype for tensor in Checkpoint.open(tmp_path / "out").tensors.values()]
+    assert dtypes == ["BF16", "F8_E4M3"]
 
 
 def apart(spec: Path, folder: Path, lost: str | None = None) -> tuple[Path, dict[str, np.ndarray]]:

@@ -20,8 +20,8 @@ from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.integrity import check_integrity
 from llamagen.verify.stored import stored_weights
-from llamagen.weights.nodes import Region
 from llamagen.weights.random import random_values
+from llamagen.weights.tensors import Region
 from tests.parity.models import SPECS
 
 INT4, INT8 = QuantizeOptions("int4", 16), QuantizeOptions("int8", 16)

@@ -10,10 +10,9 @@ import pytest
 from llamagen.analysis.records import measure
 from llamagen.emit.config.table import CONFIG_FILE, config_files
 from llamagen.ir.graph import all_parameters
-from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.fit import bind
-from llamagen.weights.safetensors_file import TensorEntry
-from llamagen.weights.stored_tensor import StoredTensor
+from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.names import bind
+from llamagen.weights.safetensors import TensorEntry
 from tests.unit.family.facts import (
     BUILDABLE,
     NAMES,
@@ -52,7 +51,7 @@ def stored(shapes: Shapes) -> Checkpoint:
         )
         for name, shape in shapes.items()
     }
-    return Checkpoint(nowhere, "safetensors", tensors, (nowhere,))
+    return Checkpoint(nowhere, "safetensors", tensors, {})
 
 
 def test_every_text_model_is_here() -> None:

@@ -12,8 +12,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.initializers import expert_codes, quantization_of
 from llamagen.emit.onnx.profile import ORT_CPU
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import scenarios
 from llamagen.verify.witnesses import OnnxWitness
 from tests.codes import OF_EXPERTS, on_codes
 from tests.parity.models import RandomModel

@@ -16,8 +16,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.emit.options import ExportOptions, QuantizeOptions
-from llamagen.runtime.cache import BufferCache
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import BufferCache, Session
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 IDS = (5, 17, 2, 80, 33, 9, 61)

@@ -17,8 +17,7 @@ from llamagen.api_verify import measure_quality
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import verify_folder
-from llamagen.verify.part import CHOICES, ONE_ROW
+from llamagen.verify.folder import CHOICES, ONE_ROW, verify_folder
 from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
 
@@ -150,7 +149,7 @@ def test_layers_show_where_an_error_begins(mistral: Path, tmp_path: Path) -> Non
 def test_a_model_too_large_for_the_reference_is_not_called_equal(
     mistral: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamagen.verify.subject.MAX_REFERENCE_PARAMETERS", 10)
+    monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
     report = verify_folder(mistral, ["reference"], steps=1)
     assert [row.verdict for row in report.rows] == ["skipped"]
     assert not report.passed

@@ -15,11 +15,15 @@ from llamagen.api import load
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.document import ReportDocument, document, json_text
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.html import html_text
-from llamagen.verify.report import VerifyReport
-from llamagen.verify.write import write_report
+from llamagen.verify.report import (
+    ReportDocument,
+    VerifyReport,
+    document,
+    html_text,
+    json_text,
+    write_report,
+)
 from tests.fuzz.hostile import TOGETHER
 from tests.parity.models import SPECS
 from tests.unit.verify.test_folder import exported

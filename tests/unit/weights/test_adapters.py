@@ -10,8 +10,7 @@ import pytest
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
-from llamagen.runtime.generation import generate
-from llamagen.runtime.sampling import Sampling
+from llamagen.runtime.generation import Sampling, generate
 from llamagen.weights.checkpoint import Checkpoint
 from tests.parity.models import SPECS
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.weights import stream
-from llamagen.weights.binding import Binding
+from llamagen.weights import values
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.convert import _STEP, convert, is_bad, largest_magnitude, overflow_magnitude
-from llamagen.weights.dtypes import TargetDType, WeightDType, as_weight_dtype
-from llamagen.weights.nodes import Leaf
-from llamagen.weights.stream import copy_tensor, first_difference, read_tensor
-from tests.unit.weights.files import NUMPY, Array, checkpoint, noise, plain
+from llamagen.weights.names import Binding
+from llamagen.weights.safetensors import WEIGHT_DTYPES, TargetDType, WeightDType
+from llamagen.weights.tensors import cut, stored, swap_last
+from llamagen.weights.values import _STEP, convert, first_difference, overflow_magnitude
+from tests.unit.weights.files import NUMPY, Array, checkpoint, noise, plain, read_tensor, written
 
 SOURCES: list[WeightDType] = ["F32", "F16", "BF16", "F8_E4M3"]
 TARGETS: list[TargetDType] = ["F32", "F16", "BF16"]
 
 
 def bind(found: Checkpoint, name: str = "t") -> Binding:
-    (piece,) = found.tensors[name].pieces
-    dtype = as_weight_dtype(piece.dtype)
-    assert dtype is not None
-    return Binding(name, piece.shape, dtype, Leaf(piece), (name,))
-
-
-def copied(binding: Binding, dtype: TargetDType) -> bytes:
-    out = io.BytesIO()
-    copy_tensor(binding, out, dtype)
-    return out.getvalue()
+    (entry,) = found.tensors[name].entries
+    (dtype,) = (one for one in WEIGHT_DTYPES if one == entry.dtype)
+    return Binding(name, dtype, stored(entry), (name,))
 
 
 def refusal(binding: Binding, dtype: TargetDType) -> Diagnostic:
     with pytest.raises(LlamagenError) as failure:
-        copy_tensor(binding, io.BytesIO(), dtype)
+        written(binding, dtype)
     return failure.value.diagnostics[0]
 
 
@@ -94,24 +86,30 @@ def test_float32_overflow_begins_exactly_there(target: TargetDType) -> None:
 
 @pytest.mark.parametrize("sign", [0, 0x8000])
 @pytest.mark.parametrize("place", [0, _STEP - 1, _STEP, 2 * _STEP, 2 * _STEP + 4])
-def test_a_bad_value_anywhere_is_seen(place: int, sign: int) -> None:
+def test_a_bad_value_anywhere_is_seen(tmp_path: Path, place: int, sign: int) -> None:
     """Large tensors are looked at in steps."""
     bits = np.full(2 * _STEP + 5, 0x3F80, np.uint16)
-    assert not is_bad(largest_magnitude(bits, "BF16"), "BF16")
+    kind = NUMPY["BF16"]
+    written(bind(plain(tmp_path / "good", {"t": bits.view(kind)})), "BF16")
     bits[place] = 0x7FC0 | sign
-    assert is_bad(largest_magnitude(bits, "BF16"), "BF16")
+    found = refusal(bind(plain(tmp_path / "bad", {"t": bits.view(kind)})), "BF16")
+    assert found.code == "LG620" and f"[{place}]" in found.message
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_bad_values_are_those_that_numpy_calls_so(source: WeightDType) -> None:
+def test_bad_values_are_those_that_numpy_calls_so(tmp_path: Path, source: WeightDType) -> None:
     kind = NUMPY[source]
     size = 8 * kind.itemsize
     top = np.arange(min(2**size, 2**16)).astype(f"u{kind.itemsize}")
     patterns = top << np.array(size - 16 if size > 16 else 0, top.dtype)
-    for pattern in patterns[:: 1 if size == 8 else 37]:
-        one = pattern.reshape(1)
-        finite = bool(np.isfinite(one.view(kind).astype(np.float32))[0])
-        assert is_bad(largest_magnitude(one, source), source) is not finite
+    binding = bind(plain(tmp_path, {"t": patterns.view(kind)}))
+    for place in range(0, len(patterns), 1 if size == 8 else 37):
+        one = ((place, place + 1),)
+        if np.isfinite(patterns[place : place + 1].view(kind).astype(np.float32))[0]:
+            values.checked(binding, one)
+        else:
+            with pytest.raises(LlamagenError, match="LG620"):
+                values.checked(binding, one)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -119,16 +117,16 @@ def test_bad_values_are_those_that_numpy_calls_so(source: WeightDType) -> None:
 def test_copy(
     tmp_path: Path, source: WeightDType, target: TargetDType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 50)  # many blocks
+    monkeypatch.setattr(values, "BLOCK_ELEMENTS", 50)  # many blocks
     value = noise(1, 9, 4, 13, dtype=source)
     binding = bind(plain(tmp_path, {"t": value}))
     expected = value.astype(NUMPY[target])
-    assert copied(binding, target) == expected.tobytes()
+    assert written(binding, target) == expected.tobytes()
     np.testing.assert_array_equal(read_tensor(binding, target), expected)
-    swapped = expected.swapaxes(1, 2)
-    assert copied(binding.transposed(), target) == np.ascontiguousarray(swapped).tobytes()
-    part = np.ascontiguousarray(expected[:, 1:3])
-    assert copied(binding.part(1, 1, 3), target) == part.tobytes()
+    swapped = replace(binding, tensor=swap_last(binding.tensor))
+    assert written(swapped, target) == np.ascontiguousarray(expected.swapaxes(1, 2)).tobytes()
+    part = replace(binding, tensor=cut(binding.tensor, 1, 1, 3))
+    assert written(part, target) == np.ascontiguousarray(expected[:, 1:3]).tobytes()
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -136,7 +134,7 @@ def test_copy(
 def test_nan_is_refused_with_its_place(
     tmp_path: Path, source: WeightDType, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 10)
+    monkeypatch.setattr(values, "BLOCK_ELEMENTS", 10)
     if source == "F8_E4M3" and np.isinf(bad):
         pytest.skip("e4m3fn has no infinity")
     value = noise(1, 6, 7, dtype=source)
@@ -154,7 +152,7 @@ def test_overflow_names_the_value(tmp_path: Path) -> None:
     binding = bind(plain(tmp_path, {"t": value}))
     found = refusal(binding, "F16")
     assert found.code == "LG621" and "'t'[2, 5]" in found.message and "-70144" in found.message
-    copied(binding, "BF16"), copied(binding, "F32")
+    written(binding, "BF16"), written(binding, "F32")
     wide = np.array([1.0, 3.4e38], np.float32)
     found = refusal(bind(checkpoint(tmp_path, {"t": wide})), "BF16")
     assert found.code == "LG621" and "'t'[1]" in found.message
@@ -162,24 +160,13 @@ def test_overflow_names_the_value(tmp_path: Path) -> None:
 
 def test_file_truncated_after_it_was_opened(tmp_path: Path) -> None:
     binding = bind(checkpoint(tmp_path, {"t": noise(1, 50)}))
-    path = binding.entries[0].file
+    path = binding.tensor.entries[0].file
     path.write_bytes(path.read_bytes()[:-4])
     assert refusal(binding, "F32").code == "LG622"
 
 
-def test_short_writes_are_continued(tmp_path: Path) -> None:
-    class Reluctant(io.BytesIO):
-        def write(self, data: memoryview) -> int:  # type: ignore[override]
-            return super().write(data[:7])
-
-    value = noise(1, 5, 5)
-    out = Reluctant()
-    copy_tensor(bind(plain(tmp_path, {"t": value})), out, "F32")
-    assert out.getvalue() == value.tobytes()
-
-
 def test_first_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BLOCK_ELEMENTS", 6)
+    monkeypatch.setattr(values, "BLOCK_ELEMENTS", 6)
     value = noise(1, 8, 5, dtype="BF16")
     other = value.astype(np.float32)
     changed = other.copy()
@@ -194,23 +181,24 @@ def test_first_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_empty_and_scalar(tmp_path: Path) -> None:
     scalar = np.array(2.5, np.float32)
     found = checkpoint(tmp_path, {"t": np.empty((0, 4), np.float16), "s": scalar})
-    assert copied(bind(found), "F32") == b""
-    assert copied(bind(found, "s"), "F16") == scalar.astype(np.float16).tobytes()
+    assert written(bind(found), "F32") == b""
+    assert written(bind(found, "s"), "F16") == scalar.astype(np.float16).tobytes()
 
 
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from llamagen.weights import stream
-from llamagen.weights.binding import Binding
-from llamagen.weights.nodes import Leaf, RopeRows
-from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.names import Binding
+from llamagen.weights.safetensors import TensorEntry
+from llamagen.weights.tensors import rope_rows, stored, swap_last
+from llamagen.weights.values import tensor_pieces
 shape = (16384, 8192)
 entry = TensorEntry("t", "BF16", shape, Path(sys.argv[1]), 0, 2 * shape[0] * shape[1])
-binding = Binding("t", shape, "BF16", RopeRows(Leaf(entry), 128), ("t",))
-binding = binding.transposed() if sys.argv[2] == "transposed" else binding
+tensor = rope_rows(stored(entry), 128)
+tensor = swap_last(tensor) if sys.argv[2] == "transposed" else tensor
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stream.copy_tensor(binding, open("/dev/null", "wb"), "F16")
+for piece in tensor_pieces(Binding("t", "BF16", tensor, ("t",)), "F16", 0):
+    piece.make()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.weights.safetensors_file import HEADER_LIMIT, read_header
+from llamagen.weights.safetensors import HEADER_LIMIT, read_header
 from tests.unit.weights.files import raw
 
 A = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
@@ -34,9 +34,7 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     values = {"x": np.ones((2, 3), np.float32), "e": np.ones((0, 4), np.float16), "s": np.array(1)}
     save_file(values, path, metadata={"format": "pt"})
-    header = read_header(path)
-    assert dict(header.metadata) == {"format": "pt"}
-    entries = {entry.name: entry for entry in header.tensors}
+    entries = {entry.name: entry for entry in read_header(path)}
     assert entries["x"].shape == (2, 3) and entries["x"].dtype == "F32"
     assert entries["e"].nbytes == 0 and entries["s"].shape == ()
     content = path.read_bytes()
@@ -47,7 +45,7 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
 def test_padding_after_the_header_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_bytes(raw(json.dumps(GOOD).encode() + b"   ", DATA))
-    assert [entry.name for entry in read_header(path).tensors] == ["a", "b"]
+    assert [entry.name for entry in read_header(path)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -182,10 +180,10 @@ def test_a_mutated_header_is_refused_or_means_what_the_library_says(
     except LlamagenError:
         return
     with safe_open(path, framework="numpy") as reference:
-        assert set(reference.keys()) == {entry.name for entry in header.tensors}
-        for entry in header.tensors:
+        assert set(reference.keys()) == {entry.name for entry in header}
+        for entry in header:
             view = reference.get_slice(entry.name)
             assert (view.get_dtype(), tuple(view.get_shape())) == (entry.dtype, entry.shape)
-    spans = sorted((entry.offset, entry.offset + entry.nbytes) for entry in header.tensors)
+    spans = sorted((entry.offset, entry.offset + entry.nbytes) for entry in header)
     assert sum(stop - start for start, stop in spans) == 32
     assert spans[-1][1] == len(content)

@@ -1,4 +1,4 @@
-"""How far two results are apart, in units of the reference's spread, and how far they may be.
+"""How equal is equal: how far two results are apart, how far they may be, and which limits of a model inputs crossed.
 
 Plain tolerances are blind: an epsilon of 1e-6 in place of 1e-5 moves logits by 4e-5 standard
 deviations and no argmax. Ten independent implementations of these models agree in float32 to
@@ -8,17 +8,19 @@ deviations and no argmax. Ten independent implementations of these models agree 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.ir.flatten import FlatGraph, flatten
+from llamagen.ir.graph import Graph
+from llamagen.ops.op import Role
+from llamagen.verify.scenarios import FAR, FloatArray, Scenario
 
-FloatArray: TypeAlias = NDArray[np.float64]
 RunDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 DAMAGED = "are the weights whole? `llamagen verify DIR --integrity` compares them with the manifest"
@@ -155,3 +157,55 @@ def for_few_tokens(bound: Tolerance, rounding: Difference, tokens: int) -> Toler
     """
     most = 4 * rounding.variation / sqrt(tokens)
     return replace(bound, rms_over_std=bound.rms_over_std * sqrt(1 + most))
+
+
+# Lengths at which a model changes what it does
+
+LimitKind: TypeAlias = Literal["sliding window", "chunk", "original context of rope"]
+
+_LIMITS: tuple[tuple[Role, str, LimitKind], ...] = (
+    (Role.MASK, "window", "sliding window"),
+    (Role.MASK, "chunk", "chunk"),
+    (Role.ROPE_TABLE, "original_max_positions", "original context of rope"),
+)
+"""Role, attribute, and what it limits: slots, or positions for rope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A length at which a model changes what it does, and how far the inputs went."""
+
+    kind: LimitKind
+    size: int
+    reached: int
+    """Slots of the longest case; for rope the positions."""
+
+    @property
+    def crossed(self) -> bool:
+        return self.reached > self.size
+
+
+def limits_of(flat: FlatGraph, cases: Sequence[Scenario]) -> tuple[Limit, ...]:
+    slots = max(case.input_ids.shape[1] for case in cases)
+    positions = 1 + max(int(call[2].max()) for case in cases for call in case.calls())
+    return tuple(
+        Limit(kind, size, positions if kind == "original context of rope" else slots)
+        for kind, size in sorted(set(_sizes(flat)))
+    )
+
+
+def far(graph: Graph, tokens: int) -> int:
+    """By how much positions of ``tokens`` slots can jump: so far that the bands of a scaled rope differ, and no further
+    than the model's context, where a table of learned positions ends."""
+    sizes = [size for kind, size in _sizes(flatten(graph)) if kind == "original context of rope"]
+    jump = max(sizes, default=FAR)
+    context = graph.constants.get("max_positions")
+    return max(min(jump, context - tokens), 0) if isinstance(context, int) else jump
+
+
+def _sizes(flat: FlatGraph) -> Iterator[tuple[LimitKind, int]]:
+    for node in flat.nodes:
+        for role, name, kind in _LIMITS:
+            size = node.attrs.get(name) if node.row.role is role else None
+            if isinstance(size, int) and node.attrs.get("scaling") != "default":
+                yield kind, size

@@ -1,25 +1,29 @@
-"""What is run: token ids with padding, cut into a prefill and decode steps, and images that belong to them."""
+"""What is asked: token ids with padding, cut into a prefill and decode steps, and images that belong to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llamagen.images.prepare import spans
+from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import Pipeline
-from llamagen.verify.numerics import FloatArray
+from llamagen.ops.op import DType, Role, TensorType, a_int
 
 N = TypeVar("N", bound=np.generic)
-IntArray = NDArray[np.int64]
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = Mapping[str, NDArray[np.generic]]
 """Arrays by the names that graphs give their inputs and outputs."""
 
 NOTHING: Values = {}
 
-Piece: TypeAlias = int | None
+Item: TypeAlias = int | None
 """Of a row of text: so many words, or None for one item (an image, a tile) of what is read beside them."""
 
 FAR = 1000
@@ -234,3 +238,170 @@ def _pieces(generator: np.random.Generator, total: int) -> tuple[int, ...]:
     """Up to five pieces of random lengths that make ``total``."""
     cuts = generator.choice(np.arange(1, total), size=min(4, total - 1), replace=False)
     return tuple(int(n) for n in np.diff([0, *np.sort(cuts), total]))
+
+
+# Text with images: random tiles, and random words around what stands for them
+
+ONE: Sequence[Item] = (4, None, 3)
+SEVERAL: Sequence[Item] = (2, None, None, 2, None, 3)
+"""An image of two tiles, then another."""
+BATCH: Sequence[Sequence[Item]] = ((5,), ONE, SEVERAL)
+"""Rows with no image, one and two; the shorter ones are padded."""
+
+
+def image_scenarios(
+    pipeline: Pipeline, graphs: Mapping[str, Graph], vocab_size: int, steps: int, seed: int = 1
+) -> tuple[Scenario, ...]:
+    """One image in a prefill; two, and ``steps`` single tokens; a padded batch of rows with none, one and two.
+
+    Raises ValueError with the reason for a pipeline that reads neither tiles alone nor those that text attends to.
+    """
+    generator, single = np.random.default_rng(seed), (1,) * steps
+    if is_tiled(pipeline):
+        tiled = TiledMaker(pipeline, graphs, vocab_size, generator)
+        return _cases(tiled.scenario, single)
+    types = {v.id: v.type for name in pipeline.graphs for v in graphs[name].inputs}
+    unknown = [n for n in pipeline.images if not _is_tiles(types[n])] + list(pipeline.beside)
+    if unknown or len(pipeline.placeholders) != 1:
+        names = ", ".join(f"`{n}`" for n in unknown) or "several hand-overs that tokens stand for"
+        raise ValueError(f"no case is known for graphs with {names}")
+    return _cases(_Maker(pipeline, types, vocab_size, generator).scenario, single)
+
+
+def _cases(
+    make: Callable[[str, Sequence[Sequence[Item]], Sequence[int]], Scenario],
+    single: Sequence[int],
+) -> tuple[Scenario, ...]:
+    return (
+        make("image prefill", (ONE,), ()),
+        make("images decode", (SEVERAL,), single),
+        make("images padded batch", BATCH, single),
+    )
+
+
+def _is_tiles(of: TensorType) -> bool:
+    return of.dtype is DType.MODEL and [str(d) for d in of.shape[:1]] == ["I"]
+
+
+class _Maker:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        types: Mapping[str, TensorType],
+        vocab_size: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self.images = {name: types[name].shape[1:] for name in pipeline.images}
+        (self.placeholder,) = pipeline.placeholders.values()
+        self.vocab_size = vocab_size
+        self.generator = generator
+
+    def scenario(
+        self, name: str, rows: Sequence[Sequence[Item]], decoded: Sequence[int]
+    ) -> Scenario:
+        drawn = [np.concatenate([self.ids(p) for p in (*row, sum(decoded))]) for row in rows]
+        length = max(map(len, drawn))
+        ids = np.stack([np.pad(row, (length - len(row), 0)) for row in drawn])
+        mask = np.stack([np.arange(length) >= length - len(row) for row in drawn])
+        tiles = sum(item is None for row in rows for item in row)
+        splits = (length - sum(decoded), *decoded)
+        return Scenario(name, ids, mask.astype(np.int64), splits, images=self.tiles(tiles))
+
+    def ids(self, item: Item) -> IntArray:
+        """Words never are the placeholder: one id less is drawn, and those from it on move up."""
+        if item is None:
+            return np.full(self.placeholder.rows, self.placeholder.token)
+        drawn = self.generator.integers(0, self.vocab_size - 1, item, dtype=np.int64)
+        return drawn + (drawn >= self.placeholder.token)
+
+    def tiles(self, count: int) -> Values:
+        """Values that float32 holds exactly, so that every witness sees the same."""
+        return {
+            name: self.generator.standard_normal(
+                (count, *(d.value for d in dims)), dtype=np.float32
+            )
+            for name, dims in self.images.items()
+        }
+
+
+# Models that attend to the tiles of images: each image has an arrangement, and text sees some images
+
+PIXELS, ARRANGEMENTS, TILES, SEEN = (
+    "pixel_values",
+    "aspect_ratio_ids",
+    "aspect_ratio_mask",
+    "cross_attention_mask",
+)
+
+
+def is_tiled(pipeline: Pipeline) -> bool:
+    """Whether the graphs read tiles that text attends to."""
+    inputs = {*pipeline.images, *pipeline.beside}
+    return inputs == {PIXELS, ARRANGEMENTS, TILES, SEEN} and not pipeline.placeholders
+
+
+class TiledMaker:
+    """Random tiles and arrangements, and words around the token of an image."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        graphs: Mapping[str, Graph],
+        vocab_size: int,
+        generator: np.random.Generator,
+    ) -> None:
+        types = {v.id: v.type for name in pipeline.graphs for v in graphs[name].inputs}
+        rows = [_rows(graphs[name], ARRANGEMENTS) for name in pipeline.once]
+        words = [_rows(graphs[name], "input_ids") for name in pipeline.steps]
+        self.arrangements = min(n for found in rows for n in found)
+        self.token = min(vocab_size, min(n for found in words for n in found) - 1)
+        """The first id after the vocabulary: its row is read and its logit does not exist."""
+        self.tile = tuple(d.value for d in types[PIXELS].shape[2:])
+        self.vocab_size = vocab_size
+        self.generator = generator
+
+    def scenario(
+        self, name: str, rows: Sequence[Sequence[Item]], decoded: Sequence[int]
+    ) -> Scenario:
+        drawn = [np.concatenate([self.ids(p) for p in (*row, sum(decoded))]) for row in rows]
+        length, most = max(map(len, drawn)), max(row.count(None) for row in map(list, rows))
+        ids = np.stack([np.pad(row, (length - len(row), 0)) for row in drawn])
+        mask = np.stack([np.arange(length) >= length - len(row) for row in drawn])
+        tiles = self.tile[0]
+        shape = (len(rows), most, tiles)
+        used = np.zeros(shape, np.int64)
+        used[..., 0] = 1  # as the processor marks images that are not there
+        arrangements = np.zeros(shape[:2], np.int64)
+        seen = np.zeros((len(rows), length, most, tiles), np.int64)
+        pixels = self.generator.standard_normal((*shape, *self.tile[1:]), dtype=np.float32)
+        for b, row in enumerate(rows):
+            count = list(row).count(None)
+            places = np.flatnonzero((ids[b] == self.token) & mask[b])[:count]
+            for i, (start, end) in enumerate(spans(places.tolist(), length)):
+                arrangements[b, i] = self.generator.integers(1, self.arrangements)
+                used[b, i] = np.arange(tiles) < self.generator.integers(1, tiles + 1)
+                seen[b, start:end, i] = used[b, i]
+            pixels[b, count:] = 0
+        pixels *= used[..., None, None, None]
+        images = {PIXELS: pixels, ARRANGEMENTS: arrangements, TILES: used}
+        splits = (length - sum(decoded), *decoded)
+        beside = {SEEN: seen}
+        kept = mask.astype(np.int64)
+        return Scenario(name, ids, kept, splits, images=images if most else {}, beside=beside)
+
+    def ids(self, item: Item) -> IntArray:
+        if item is None:
+            return np.array([self.token])
+        found: NDArray[np.int64] = self.generator.integers(0, self.vocab_size, item)
+        found[found == self.token] -= 1
+        return found
+
+
+def _rows(graph: Graph, ids: str) -> list[int]:
+    """Rows of the tables that are looked up by an input."""
+    nodes = flatten(graph).nodes
+    return [
+        a_int(n.attrs, "rows")
+        for n in nodes
+        if n.row.role is Role.EMBEDDING and n.operands == (ids,)
+    ]
