@@ -51,12 +51,12 @@ class KVCache:
         self.next = 0
 
     def start(self, S: int) -> int:
-        """Begins a call with S new tokens: how many there were before."""
+        """How many tokens there are before the S of a call that begins."""
         P, self.tokens, self.next = self.tokens, self.tokens + S, 0
         return P
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor, keep: int | None = None) -> KeyValue:
-        """Those of all tokens, [B, K, T, H]."""
+        """The keys and values of all tokens, [B, K, T, H]."""
         return self.write(k_BKSH, keep=keep), self.write(v_BKSH, keep=keep)
 
     def write(self, x_BKSH: Tensor, keep: int | None = None) -> Tensor:

@@ -81,14 +81,11 @@ def _classes(plan: Plan) -> Iterator[str]:
 def _file(plan: Plan, model: _Model, classes: Sequence[str]) -> str:
     """The classes with what they name: constants, definitions of the library, imports."""
     placed = _definitions(plan, model, classes)
-    aliases = [
-        placed.pop(name)
-        for name in ("INITIALIZER_RANGE", "KeyValue", "Rope", "Attend")
-        if name in placed
-    ]
+    start = placed.pop("INITIALIZER_RANGE", "")
+    aliases = [placed.pop(name) for name in ("KeyValue", "Rope", "Attend") if name in placed]
     functions = [placed.pop(name) for name in _FUNCTIONS if name in placed]
     constants = [f"{name} = {value}" for name, value in plan.constants.lines()]
-    groups = ["\n".join(constants), *model.tables(), "\n".join(aliases)]
+    groups = ["\n".join(constants), *model.tables(), start, "\n".join(aliases)]
     parts = ["\n\n".join(g for g in groups if g), *placed.values(), *classes, *functions]
     names = frozenset[str]().union(*map(_names, parts))
     body = "\n\n\n".join(parts)
@@ -213,6 +210,7 @@ class _Model:
         elif self.generates:
             lines = [
                 "logits = model(input_ids)",
+                "logits = model(input_ids, cache=cache)  # after what cache = KVCache() has seen",
                 "ids = model.generate(input_ids, max_new_tokens=32)",
                 "loss = model.loss(input_ids, labels=input_ids)",
             ]
@@ -360,7 +358,7 @@ class _Model:
                 yield f"            {variable} = {mask.call}"
             else:
                 yield f"        {variable} = {mask.call}"
-        yield from self.prologue("rope", "tiles", "temperature")
+        yield from self.prologue("grid", "rope", "tiles", "temperature")
 
 
 def _ties(graph: Graph) -> dict[str, str]:

@@ -183,13 +183,11 @@ class PreludeSite:
 
     def statements(
         self,
-        function: Callable[..., object] | None,
+        function: Callable[..., object],
         named: Callable[[str], Text],
         numbers: Mapping[str, float],
     ) -> Statements:
         """Those of a function of a row; what stands behind its ``*`` are ``numbers`` or constants."""
-        if function is None:
-            return Statements(())
         names = [
             p.name for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -223,12 +224,10 @@ def test_tables_have_the_values_of_the_models_dtype(folder: Path) -> None:
         assert len(np.unique(table)) > 100
 
 
-def test_a_context_of_ten_million_has_a_bounded_table() -> None:
-    model = RandomModel.named("foreign/mistral")
-    constants = {**model.graph.constants, "max_positions": 10_485_760}
-    object.__setattr__(model.graph, "constants", constants)
-    options = ExportOptions("ort-cpu")
-    assert emit_onnx(model.graph, options).max_context == DEFAULT_MAX_CONTEXT
+def test_a_context_of_ten_million_has_a_bounded_table(folder: Path) -> None:
+    graph = model_of("biases", folder).graph
+    long = replace(graph, constants={**graph.constants, "max_positions": 10_485_760})
+    assert emit_onnx(long, ExportOptions("ort-cpu")).max_context == DEFAULT_MAX_CONTEXT
 
 
 @pytest.mark.parametrize(

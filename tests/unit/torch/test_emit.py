@@ -18,7 +18,7 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.module import formatted
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import NODES, Graph, parameters
 from llamagen.ops.code import (
     Binary,
     Code,
@@ -31,6 +31,8 @@ from llamagen.ops.code import (
     method,
     statement,
 )
+from llamagen.ops.rope import ROPE_KINDS
+from llamagen.ops.table import OPS
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
 from llamagen.verify.limits import TOLERANCES, difference
@@ -264,3 +266,20 @@ def test_locals_never_shadow() -> None:
 def test_expressions_are_spaced_as_ruff_does(code: Code, text: str) -> None:
     assert flat(code) == text
     assert formatted({"": statement("y = ", code, 0)})[""] == f"y = {text}\n"
+
+
+@pytest.mark.parametrize("lacks", ["op", "module", "rope"])
+def test_what_this_backend_lacks_is_a_finding_with_a_place(
+    lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = changed("rope: {kind: linear, theta: 10000.0, factor: 4.0}")
+    match lacks:
+        case "op":
+            monkeypatch.setitem(NODES, "silu", replace(OPS["silu"], torch=None))
+        case "module":
+            monkeypatch.setitem(NODES, "rms_norm", replace(OPS["rms_norm"], torch_module=None))
+        case _:
+            monkeypatch.setitem(ROPE_KINDS, "linear", replace(ROPE_KINDS["linear"], torch=None))
+    with pytest.raises(LlamagenError, match="LG741") as error:
+        emit_torch(made)
+    assert all(finding.span is not None for finding in error.value.diagnostics)

@@ -21,7 +21,6 @@ from llamagen.emit.torch.place import library as source
 from llamagen.ops.code import (
     Code,
     Fixed,
-    Statements,
     Stay,
     Template,
     Text,
@@ -81,11 +80,11 @@ def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None
         ROPE_KINDS[kind].torch,
     )
     positions = torch.arange(50).view(2, 25)
-    scaled = partial(function or (lambda frequency: frequency), **ROPES[kind])
+    scaled = partial(function, **ROPES[kind])
     expected = library.rope_table(positions, dtype, scaled=scaled, **numbers)
     fixed = {**numbers, "dtype": Stay.PRESENT if dtype else None}
     fixed |= {"theta": Text("THETA"), "dim": Text("DIM")}
-    fixed["scaled"] = statements_of(function, ROPES[kind]) if function else Statements(())
+    fixed["scaled"] = statements_of(function, ROPES[kind])
     table = placed("rope_table", fixed, globals="THETA = 100.0\nDIM = 16\n")
     found = table(positions, dtype) if dtype else table(positions)
     assert all(

@@ -186,11 +186,16 @@ def test_weights_of_other_experts_are_not_read() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("spec_id", ["foreign/_decoder", "foreign/mixtral"])
 @torch.no_grad()
-def test_compile_with_inductor() -> None:
-    model = llama()
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(ids(2, 7)), model(ids(2, 7)), rtol=0, atol=1e-5)
+def test_compile_with_inductor(spec_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and generated text, dense and with experts."""
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    model = model_of(spec_id)
+    logits, text = model(ids(2, 7)), model.generate(ids(2, 7), max_new_tokens=6)
+    model.compile(fullgraph=True, dynamic=True)
+    torch.testing.assert_close(model(ids(2, 7)), logits, rtol=0, atol=1e-5)
+    assert torch.equal(model.generate(ids(2, 7), max_new_tokens=6), text)
 
 
 @pytest.mark.parametrize("spec_id", SEVERAL)

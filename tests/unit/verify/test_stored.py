@@ -13,9 +13,10 @@ import pytest
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize, write_models
 from llamagen.emit.onnx.emit import OnnxModel
-from llamagen.emit.onnx.initializers import Initializer, Placement, Source
+from llamagen.emit.onnx.initializers import Initializer, Placement, Source, quantization_of
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import OpenOptions, open_session
+from llamagen.emit.options import NOT_QUANTIZED
 from llamagen.ops.op import Parameter
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.pieces import Piece
@@ -47,7 +48,8 @@ def model() -> OnnxModel:
     )
     properties = {"llamagen.spec_digest": "0"}
     made = ir.Model(graph, ir_version=11, metadata_props=properties)
-    return OnnxModel(made, table, PORTABLE, "float32", "all", None, runtime="1.32")
+    codes = quantization_of(NOT_QUANTIZED, PORTABLE)
+    return OnnxModel(made, table, PORTABLE, "float32", "all", None, codes, runtime="1.32")
 
 
 def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
