@@ -43,11 +43,14 @@ if TYPE_CHECKING:
     )
     from llamagen.api_verify import check_integrity, verify_folder, write_verify_report
     from llamagen.diagnostics import Diagnostic, LlamagenError
+    from llamagen.emit.options import ExportOptions, QuantizeOptions
 
 __all__ = [
     "Diagnostic",
+    "ExportOptions",
     "LlamagenError",
     "Model",
+    "QuantizeOptions",
     "check",
     "check_checkpoint",
     "check_integrity",
@@ -80,7 +83,13 @@ __all__ = [
     "write_verify_report",
 ]
 
-_HOMES = ("llamagen.diagnostics", "llamagen.api", "llamagen.api_analysis", "llamagen.api_verify")
+_HOMES = (
+    "llamagen.diagnostics",
+    "llamagen.emit.options",
+    "llamagen.api",
+    "llamagen.api_analysis",
+    "llamagen.api_verify",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -68,8 +68,8 @@ def _root(
 
 
 def app_of(words: Sequence[str]) -> typer.Typer:
-    """The parser of a command line: of the command that it names alone, since each takes a millisecond to build."""
-    first = next((word for word in words if word != "--traceback"), None)
+    """The parser of a command line: of the command that it names alone, whose module is loaded."""
+    first = next((word for word in words if word not in ("--traceback", "--")), None)
     app = typer.Typer(
         name="llamagen",
         help="LLaMA architectures as YAML specs: check and explain them, generate PyTorch and ONNX from them.",
@@ -85,8 +85,14 @@ def app_of(words: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_root)
     for name, (place, summary) in COMMANDS.items():
-        if first not in COMMANDS or name == first:
-            module, _, function = place.partition(".")
+        module, _, function = place.partition(".")
+        if name == first:
             run = getattr(import_module(f"llamagen.cli.{module}"), function)
             app.command(name, short_help=summary)(run)
+        elif first not in COMMANDS:  # nothing is run: the help, or what is no command
+            app.command(name, short_help=summary)(_not_run)
     return app
+
+
+def _not_run() -> None:
+    raise AssertionError("the name of a command is a word of its own")

@@ -21,7 +21,6 @@ _FORMS: Mapping[str, Callable[[Diff, tuple[Surface, ...]], str]] = {
     "text": render.text,
     "markdown": render.markdown,
     "html": render.html_page,
-    "json": render.json_text,
     "github": render.github,
 }
 
@@ -60,6 +59,10 @@ def diff(
     result = api.diff(a, b, context=context, batch=batch, dtype=dtype, device=device)
     if format == "svg":
         console.out(api.diff_picture(a, b, result))
+    elif format == "json":
+        from llamagen.analysis.diff.document import json_text  # its models take long to make
+
+        console.out(json_text(result, chosen))
     else:
         console.out(_FORMS[format](result, chosen))
     if fail_on is not None and any(_as_bad(result, s, Verdict(fail_on)) for s in chosen):

@@ -11,7 +11,7 @@ from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS, INVALID
 from llamagen.cli.read import Cache
-from llamagen.emit.targets import Target
+from llamagen.emit.options import Target
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 

@@ -9,13 +9,15 @@ import typer
 
 from llamagen import api
 from llamagen.cli import console
+from llamagen.cli.options import spread
 from llamagen.cli.progress import byte_progress
-from llamagen.cli.read import Cache, Id
+from llamagen.cli.read import Id
 from llamagen.cli.verify import Folder
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.units import parse_bytes
 
 
+@spread
 def export(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
@@ -29,63 +31,7 @@ def export(
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
     ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(help="The operators to use: portable (ONNX alone), ort-cpu or ort-cuda."),
-    ] = "portable",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    cache: Cache = "full",
-    weights: Annotated[
-        str,
-        typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
-    ] = "copy",
-    logits: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last|all",
-            help="After the last token of a call, or after each; portable gives all, the others the last.",
-        ),
-    ] = None,
-    max_context: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
-        ),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="Oldest onnxruntime that must run it: 1.27, 1.31 or 1.32; the newest build for the profile.",
-        ),
-    ] = None,
-    scan: Annotated[
-        bool,
-        typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
-    ] = False,
-    quantize: Annotated[
-        str,
-        typer.Option(help="Weights of projections: none, int4, int8, or w8a8 with activations."),
-    ] = "none",
-    block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16 to 256.")] = 32,
-    asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="A zero point for each block too.")
-    ] = False,
-    accuracy_level: Annotated[
-        int, typer.Option(help="Products of int4 and int8: 1 in float32, 4 with int8 activations.")
-    ] = 4,
-    quantize_head: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Like the projections by default.")
-    ] = None,
-    quantize_embedding: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="none, int4, int8; like the head by default if tied."),
-    ] = None,
-    quantize_experts: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="none, int4, int8; like the projections by default."),
-    ] = None,
+    options: ExportOptions = DEFAULTS,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -103,25 +49,9 @@ def export(
     with byte_progress("writing weights") as progress:
         written = model.export(
             out,
+            options,
             checkpoint=checkpoint,
             random_weights=random_weights,
-            profile=profile,
-            dtype=dtype,
-            cache=cache,
-            weights=weights,
-            logits=logits,
-            max_context=max_context,
-            runtime=runtime,
-            scan=scan,
-            quantize=QuantizeOptions(
-                quantize,
-                block_size,
-                asymmetric,
-                accuracy_level,
-                quantize_head,
-                quantize_embedding,
-                quantize_experts,
-            ),
             overwrite=overwrite,
             ignore_config=ignore_config,
             progress=progress,

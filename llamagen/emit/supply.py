@@ -7,12 +7,18 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from llamagen.diagnostics import Diagnostic
 from llamagen.emit.config.checkpoint import Fit
 from llamagen.emit.config.json_source import read_json
+from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.manifest import CheckpointSource, RandomSource
+from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file
 from llamagen.ops.op import Parameter
@@ -20,14 +26,15 @@ from llamagen.weights.binding import Binding
 from llamagen.weights.dtypes import TargetDType
 from llamagen.weights.nodes import Region
 from llamagen.weights.pieces import Piece
+from llamagen.weights.random import RandomTensor, random_pieces, random_rows
 from llamagen.weights.reading import OpenFiles
 from llamagen.weights.stamps import Stamp, require_unchanged
+from llamagen.weights.stream import read_part, tensor_pieces
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-CONFIG_FILE = "config.json"
+STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
+    {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+)
+"""Names of the same three dtypes: in ONNX and specs, and in safetensors."""
 
 COMPANIONS = (
     "config.json",
@@ -139,13 +146,9 @@ class CheckpointSupply:
         return CheckpointSource(layout=self.layout)
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        from llamagen.weights.stream import tensor_pieces
-
         return tensor_pieces(self.bindings[path], dtype, offset, self.files)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        from llamagen.weights.stream import read_part
-
         return read_part(self.bindings[path], region, self.files)
 
     def require_unchanged(self) -> None:
@@ -168,21 +171,17 @@ class RandomSupply:
         return ()
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        from llamagen.weights.random import RandomTensor, random_pieces
-
-        parameter = self.wanted[path]
-        tensor = RandomTensor(path, parameter.shape, parameter.kind)
-        return random_pieces(self.seed, tensor, dtype, offset)
+        return random_pieces(self.seed, self._tensor(path), dtype, offset)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        from llamagen.weights.random import RandomTensor, random_rows
-
-        parameter = self.wanted[path]
-        tensor = RandomTensor(path, parameter.shape, parameter.kind)
         start, stop = region[0] if region else (0, 1)
-        rows = random_rows(self.seed, tensor, start, stop)
+        rows = random_rows(self.seed, self._tensor(path), start, stop)
         inner = tuple(slice(first, last) for first, last in region[1:])
         return rows[:, *inner] if region else rows.reshape(())
 
     def require_unchanged(self) -> None:
         """Nothing is read."""
+
+    def _tensor(self, path: str) -> RandomTensor:
+        parameter = self.wanted[path]
+        return RandomTensor(path, parameter.shape, parameter.kind)

@@ -46,8 +46,7 @@ from llamagen.ops.op import (
 from llamagen.ops.rope import ROPE_KINDS, inverse_frequencies, rope_attrs
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import PreludeSite, TorchSite
     from llamagen.ops.op import Array, Values
 

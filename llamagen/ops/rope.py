@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import PreludeSite, TorchSite
     from llamagen.ops.op import Array, Real, Values
 

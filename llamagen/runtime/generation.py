@@ -12,8 +12,7 @@ import numpy as np
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.images_record import ImagesRecord
-from llamagen.emit.manifest import MANIFEST, read_manifest
+from llamagen.emit.manifest import MANIFEST, ImagesRecord, read_manifest
 from llamagen.emit.onnx.session import OpenOptions, provider_of
 from llamagen.images.decode import read_image
 from llamagen.images.prompt import Prompt, prompt_of

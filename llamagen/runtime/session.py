@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
+from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import (
     AS_IT_IS,
     OpenOptions,
@@ -22,14 +23,13 @@ from llamagen.emit.onnx.session import (
     table_context,
     value_of,
 )
-from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.images.prompt import Values
 from llamagen.runtime.cache import Cache, cache_of
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-    from llamagen.emit.images_record import HandOver, ImagesRecord
+    from llamagen.emit.manifest import HandOver, ImagesRecord
 
 NOTHING: Values = {}
 

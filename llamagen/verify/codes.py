@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.emit.onnx.records import EncodingRecord
+from llamagen.emit.onnx.initializers import EncodingRecord
 
 
 @dataclass(frozen=True, slots=True)

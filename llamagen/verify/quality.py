@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.checkpoint import fit
-from llamagen.emit.export_job import SPEC_FILE
-from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSource, read_manifest
+from llamagen.emit.manifest import (
+    MANIFEST,
+    SPEC_FILE,
+    Manifest,
+    QualityRecord,
+    RandomSource,
+    read_manifest,
+)
+from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import open_session
-from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph, parameters

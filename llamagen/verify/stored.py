@@ -14,9 +14,8 @@ from pydantic import TypeAdapter
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import ENCODING, SOURCES
-from llamagen.emit.onnx.records import EncodingRecord
-from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.emit.onnx.data import ENCODING, MODEL_FILE, SOURCES
+from llamagen.emit.onnx.initializers import EncodingRecord
 from llamagen.ops.op import Parameter
 from llamagen.verify.codes import CodedPlace, Place
 from llamagen.verify.numerics import RunDType

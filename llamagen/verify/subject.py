@@ -8,10 +8,9 @@ from pathlib import Path
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export_job import SPEC_FILE
-from llamagen.emit.manifest import read_manifest
+from llamagen.emit.manifest import SPEC_FILE, read_manifest
+from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import OpenOptions, table_context
-from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import Graph, all_parameters, parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ir.reference import ReferenceResult, Rounding, evaluate_graph
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     import torch
 
-    from llamagen.emit.onnx.choices import Choices
 
 CROSS = "cross_key_values"
 """What the generated module takes keys and values of another graph as, and how their names begin outside."""
@@ -115,18 +115,15 @@ class OnnxWitness:
     def of_graph(
         graph: Graph,
         weights: WeightReader,
-        dtype: RunDType = "float32",
+        options: ExportOptions = DEFAULTS,
         threads: int = 1,
-        profile: str = "portable",
-        choices: Choices | None = None,
     ) -> OnnxWitness:
         """Emit ``graph`` with its weights inside; for models far below 2 GB."""
         from llamagen.emit.onnx.data import attach_arrays, serialize
         from llamagen.emit.onnx.emit import emit_onnx
-        from llamagen.emit.onnx.profile import profile_named
         from llamagen.emit.onnx.session import OpenOptions, open_session
 
-        emitted = emit_onnx(graph, profile_named(profile), dtype, choices=choices)
+        emitted = emit_onnx(graph, options)
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), OpenOptions(threads)))
 

@@ -69,7 +69,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("emit/onnx/session.py", "ort.InferenceSession"): LOOKED_AT,
     ("verify/transformers_witness.py", "library.AutoConfig.from_pretrained"): LOOKED_AT,
     ("verify/transformers_witness.py", "kind.from_pretrained"): "gets the weights, and no folder",
-    ("emit/onnx/write.py", "path.open"): OURS,
+    ("emit/onnx/data.py", "path.open"): OURS,
     ("weights/safetensors_write.py", "path.open"): OURS,
     ("emit/supply.py", "(folder / file.name).open"): OURS,
     ("writing.py", "path.open"): OURS,

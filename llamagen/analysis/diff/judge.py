@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints
 from llamagen.analysis.cost import Device, Workload, workload
 from llamagen.analysis.diff.align import Pair, pairs_of
 from llamagen.analysis.diff.features import Feature, Kind
-from llamagen.analysis.diff.weights import Transform, WeightChange, candidate, setting_of
+from llamagen.analysis.diff.weights import Transform, candidate, setting_of
 from llamagen.analysis.sources import source_of
 from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
 from llamagen.analysis.targets import Model
@@ -315,7 +315,7 @@ class _Judge:
         if pair.kind is not Kind.PARAMETER:
             return None
         before, after = (e.shape if e is not None else None for e in (pair.before, pair.after))
-        return candidate(WeightChange(_role(pair), before, after, pair.group), self.setting)
+        return candidate(_role(pair), before, after, self.setting, pair.group)
 
     def rule(self, pair: Pair, scope: Mapping[str, Static]) -> tuple[str, DiffRule]:
         for rule_id, rule in diff_rules().items():

@@ -1,11 +1,10 @@
-"""A diff as text, Markdown, HTML, JSON (schema version 1) and GitHub annotations. Strings out, nothing printed."""
+"""A diff as text, Markdown, HTML and GitHub annotations. Strings out, nothing printed."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator
 
-from llamagen.analysis.diff.document import document
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.judge import Change, Diff, Side, Surface, Verdict, diff_rules
 from llamagen.analysis.diff.weights import DOC
@@ -226,11 +225,6 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
     )
-
-
-def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
-    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
-    return document(result, tuple(surfaces)).model_dump_json(indent=2) + "\n"
 
 
 _LEVEL = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeAlias
 
 from llamagen.analysis.diff.features import (
     Feature,
@@ -68,18 +68,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightChange:
-    """One weight that differs: what the rules may know about it. Shapes are none on the side that lacks it."""
-
-    role: str
-    """``query``, ``key``, ``value``, ``embedding``, ``head`` or ``other``."""
-    before: tuple[int, ...] | None
-    after: tuple[int, ...] | None
-    group: tuple[tuple[int, ...], ...] = ()
-    """Shapes on the other side in the same block that this tensor's rows would make up."""
-
-
-@dataclass(frozen=True, slots=True)
 class Setting:
     """The sizes of both sides that decide whether a conversion is exact."""
 
@@ -100,28 +88,33 @@ def setting_of(a: Mapping[str, Static], b: Mapping[str, Static]) -> Setting:
     return Setting(both("num_heads"), both("num_kv_heads"), both("head_dim"), tied)
 
 
-def candidate(change: WeightChange, setting: Setting) -> Transform | None:
-    """The transform that makes B's tensor out of A's exactly, or none."""
-    match change:
-        case WeightChange(before=None, after=after) if after is not None:
-            if change.role == "head" and setting.tied == (True, False):
-                return Transform.UNTIE_HEAD
-            if change.group:
-                return Transform.SPLIT_FUSED if len(change.group) == 1 else Transform.FUSE
+Shape: TypeAlias = tuple[int, ...]
+
+
+def candidate(
+    role: str,
+    before: Shape | None,
+    after: Shape | None,
+    setting: Setting,
+    group: tuple[Shape, ...] = (),
+) -> Transform | None:
+    """The transform that makes B's tensor out of A's exactly, or none. A shape is none on the side that lacks it.
+
+    ``group`` has the shapes on the other side, in the same block, that this tensor's rows would make up.
+    """
+    if before is None or after is None:
+        if before is None and role == "head" and setting.tied == (True, False):
+            return Transform.UNTIE_HEAD
+        if not group:
             return None
-        case WeightChange(before=before, after=None) if before is not None:
-            if change.group:
-                return Transform.SPLIT_FUSED if len(change.group) > 1 else Transform.FUSE
-            return None
-        case WeightChange(before=(rows, *rest), after=(wanted, *same)) if rest == same:
-            if change.role in ("key", "value") and _repeats(setting):
-                kv_rows = [kv * setting.head_dim[0] for kv in setting.kv_heads]
-                return Transform.REPEAT_KV_HEADS if [rows, wanted] == kv_rows else None
-            if change.role in ("embedding", "head") and wanted > rows:
-                return Transform.PAD_VOCAB
-            return None
-        case _:
-            return None
+        return Transform.FUSE if (len(group) > 1) == (before is None) else Transform.SPLIT_FUSED
+    if len(before) != len(after) or before[1:] != after[1:]:
+        return None
+    if role in ("key", "value") and _repeats(setting):
+        rows = tuple(kv * setting.head_dim[0] for kv in setting.kv_heads)
+        return Transform.REPEAT_KV_HEADS if (before[0], after[0]) == rows else None
+    padded = role in ("embedding", "head") and after[0] > before[0]
+    return Transform.PAD_VOCAB if padded else None
 
 
 def _repeats(setting: Setting) -> bool:
@@ -203,20 +196,18 @@ class _Converter:
         if mine is not None and mine.shape == feature.shape:
             return Plan(path, Transform.PERMUTE_QK, (_rows(path, feature.shape[0]),))
         if mine is not None:
+            transform = candidate(feature.role, mine.shape, feature.shape, self.setting)
+            if transform is None:
+                return None
             before, after = mine.shape[0], feature.shape[0]
-            transform = candidate(
-                WeightChange(feature.role, mine.shape, feature.shape), self.setting
-            )
             if transform is Transform.REPEAT_KV_HEADS:
                 # head j of B is head j // times of A: the sharing rule of `attention`
                 dim, heads = self.setting.head_dim[0], self.setting.kv_heads[1]
                 times = after // before
                 rows = tuple((j // times) * dim + r for j in range(heads) for r in range(dim))
                 return Plan(path, transform, (Rows(path, rows),))
-            if transform is Transform.PAD_VOCAB:
-                kept = _rows(path, before)
-                return Plan(path, transform, (kept, Rows(ZERO_ROWS, (0,) * (after - before))))
-            return None
+            kept = _rows(path, before)
+            return Plan(path, transform, (kept, Rows(ZERO_ROWS, (0,) * (after - before))))
         if feature.role == "head" and self.setting.tied == (True, False):
             source = next((p for p, f in self.a.weights.items() if f.role == "embedding"), None)
             if source is None:

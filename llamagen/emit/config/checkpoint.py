@@ -151,11 +151,8 @@ class _Beside:
                 counts = any(name.id in self.reads for name in names(parse(expression)))
             if counts:
                 yield one
-        rope = table.spec.hyperparameters.rope
-        if foreign.scaled is not None and rope is not None:
-            known = rope.kind != "default"
-            if foreign.scaled != known:
-                yield Difference("use_scaled_rope", foreign.scaled, known)
+        if foreign.scaled is not None and table.scaled not in (None, foreign.scaled):
+            yield Difference("use_scaled_rope", foreign.scaled, table.scaled)
 
     def namesakes(self) -> tuple[str, ...]:
         """Ids of the models whose graph the file makes."""

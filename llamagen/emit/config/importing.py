@@ -15,12 +15,11 @@ from llamagen.emit.config.foreign import Foreign
 from llamagen.emit.config.json_source import Json
 from llamagen.emit.config.table import (
     CONFIG_FUNCTIONS,
-    Change,
     CodecError,
     ConfigTable,
-    change_for,
     config_scope,
     flat,
+    leaf_for,
     leaf_of,
     nested,
     plain,
@@ -90,7 +89,9 @@ def import_foreign(
     foreign: Foreign, spec_id: str, tables: Sequence[ConfigTable], registry: Registry
 ) -> Imported:
     """Raises LlamagenError: LG107 unknown keys, LG102 missing ones, LG103 and LG108 values that cannot be."""
-    tables = [one for one in tables if one.kind == foreign.kind and _scaled_alike(one, foreign)]
+    tables = [
+        one for one in tables if one.kind == foreign.kind and foreign.scaled in (None, one.scaled)
+    ]
     if not tables:
         message = (
             f"`use_scaled_rope` is {_shown(foreign.scaled)}, as in no known model of this kind"
@@ -144,13 +145,6 @@ def import_foreign(
             **foreign.ignored,
             **{foreign.named(key): reason for key, reason in reasons.items() if reason},
         },
-    )
-
-
-def _scaled_alike(table: ConfigTable, foreign: Foreign) -> bool:
-    rope = table.spec.hyperparameters.rope
-    return foreign.scaled is None or (
-        rope is not None and (rope.kind != "default") == foreign.scaled
     )
 
 
@@ -223,14 +217,19 @@ class _Writer:
             try:
                 if one.here is None and not optional:
                     raise CodecError("is no value")
-                change = change_for(expressions[one.key], one.here, self.base.spec)
+                path, value = leaf_for(expressions[one.key], one.here, self.base.spec)
             except CodecError as error:
                 message = f"`{self.foreign.named(one.key)}` = {_shown(one.here)} {error}"
                 help = "no spec of this architecture can say that"
                 findings.append(self.foreign.refusal("LG108", message, one.key, help))
                 continue
-            _lay(new, change)
-            self.from_key[".".join(change.path)] = one.key
+            tree = new
+            for name in path[:-1]:
+                below = tree.setdefault(name, {})
+                assert isinstance(below, dict), path
+                tree = below
+            _merge(tree, path[-1], value)
+            self.from_key[".".join(path)] = one.key
         if findings:
             raise LlamagenError(findings)
         body = _changed(new, old)
@@ -316,15 +315,6 @@ class _Writer:
 def _text(draft: Tree) -> str:
     """One leaf a line."""
     return "".join(f"{line}\n" for _, line in lines(draft))
-
-
-def _lay(tree: Tree, change: Change) -> None:
-    """Lay a change over plain data."""
-    for name in change.path[:-1]:
-        below = tree.setdefault(name, {})
-        assert isinstance(below, dict), change
-        tree = below
-    _merge(tree, change.path[-1], change.value)
 
 
 def _merge(tree: Tree, name: str, value: Json) -> None:

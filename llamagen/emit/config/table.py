@@ -82,6 +82,12 @@ class ConfigTable:
         """`model_type`"""
         return self.mapping.kind
 
+    @property
+    def scaled(self) -> bool | None:
+        """Whether the frequencies of the rotation are scaled, if there is one."""
+        rope = self.spec.hyperparameters.rope
+        return None if rope is None else rope.kind != "default"
+
     @cached_property
     def expressions(self) -> dict[str, str]:
         """Key -> expression over the spec."""
@@ -325,25 +331,19 @@ def same(a: Json, b: Json) -> bool:
 # values laid back on the spec
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A value laid over a path of the spec."""
+def leaf_for(expression: str, value: Json, spec: Spec) -> tuple[tuple[str, ...], Json]:
+    """Path and value of the leaf with which ``expression`` gives ``value``.
 
-    path: tuple[str, ...]
-    value: Json
-
-
-def change_for(expression: str, value: Json, spec: Spec) -> Change:
-    """The change after which ``expression`` gives ``value``. Raises CodecError, with the end of a sentence."""
+    Raises CodecError, with the end of a sentence.
+    """
     expr = parse(expression)
     match expr:
         case Call(function=Name(id=name), arguments=(first, *rest)) if name in CODECS:
             scope = config_scope(spec)
-            return Change(
-                leaf_of(first, spec), CODECS[name].read(value, *(evaluate(e, scope) for e in rest))
-            )
+            arguments = (evaluate(one, scope) for one in rest)
+            return leaf_of(first, spec), CODECS[name].read(value, *arguments)
         case Name() | Attribute():
-            return Change(leaf_of(expr, spec), value)
+            return leaf_of(expr, spec), value
         case _:
             raise CodecError(f"follows from other values: `{expression}`")
 

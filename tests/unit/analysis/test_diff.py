@@ -9,6 +9,7 @@ import pytest
 
 from llamagen.analysis.cost import device
 from llamagen.analysis.diff import render as render_diff
+from llamagen.analysis.diff.document import DiffDocument, document, json_text, schema_text
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict, diff, diff_rules
 from llamagen.analysis.targets import Model
 from llamagen.ir.elaborate import build
@@ -117,20 +118,19 @@ def test_layers_that_differ_in_part_are_shown_apart() -> None:
 
 
 def test_json_fits_its_schema(seven_to_eight: Diff) -> None:
-    from llamagen.analysis.diff.document import DiffDocument, document, schema_text
     from llamagen.resources import data_folder
 
-    text = render_diff.json_text(seven_to_eight)
+    text = json_text(seven_to_eight)
     assert DiffDocument.model_validate_json(text) == document(seven_to_eight)
     shipped = data_folder("spec") / "diff.schema.json"
     assert shipped.read_text(encoding="utf-8") == schema_text()
 
 
 def test_machine_forms(seven_to_eight: Diff) -> None:
-    document = json.loads(render_diff.json_text(seven_to_eight))
-    assert document["version"] == 1
-    assert document["surfaces"]["weights"] == "breaking"
-    assert len(document["changes"]) == len(seven_to_eight.changes)
+    written = json.loads(json_text(seven_to_eight))
+    assert written["version"] == 1
+    assert written["surfaces"]["weights"] == "breaking"
+    assert len(written["changes"]) == len(seven_to_eight.changes)
     annotations = render_diff.github(seven_to_eight, [Surface.NUMERICS]).splitlines()
     assert annotations
     assert all(a.startswith("::error file=<text>,line=") for a in annotations)
@@ -165,7 +165,7 @@ def test_every_list_of_changes_says_what_proves_a_value(seven_to_eight: Diff) ->
 
 
 def test_json_has_the_chosen_surfaces(seven_to_eight: Diff) -> None:
-    found = json.loads(render_diff.json_text(seven_to_eight, [Surface.NUMERICS]))
+    found = json.loads(json_text(seven_to_eight, [Surface.NUMERICS]))
     assert found["surfaces"] == {"numerics": "breaking"}
     paths = [c["path"] for c in found["changes"]]
     assert paths == ["hyperparameters.rope.theta", "model.layers.*.self_attn.rope:theta"]
@@ -187,7 +187,7 @@ def test_what_is_not_published_is_not_another_value() -> None:
     shown = render_diff.text(record)
     assert "weights    not compared" in shown
     assert "llama/4/behemoth has no published wiring" in shown
-    assert json.loads(render_diff.json_text(record))["surfaces"] == {"record": "compatible"}
+    assert json.loads(json_text(record))["surfaces"] == {"record": "compatible"}
     same = diff(models.model_of("llama/2/7b"), models.model_of("llama/2/7b-chat"))
     assert same.compared(Surface.WEIGHTS)
 

@@ -14,7 +14,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.json_source import parse_json
 from llamagen.emit.config.table import CONFIG_FILE
-from llamagen.emit.files import identity_of
+from llamagen.emit.generate import identity_of
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import EveryPattern

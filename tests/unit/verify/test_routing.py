@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from llamagen import api, verify_folder
 from llamagen.api import load
 from llamagen.emit.onnx.session import AS_IT_IS
+from llamagen.emit.options import ExportOptions
 from llamagen.spec.fmt import resolved_text
 from llamagen.verify.choices import Router, compared, measured_reach
 from llamagen.verify.numerics import Tolerance, difference, for_few_tokens
@@ -37,7 +38,7 @@ def scout(folder: Path, dtype: str, profile: str = "portable") -> Path:
     spec, out = folder / "spec.yaml", folder / "out"
     folder.mkdir(parents=True, exist_ok=True)
     spec.write_text(resolved_text(shrunk("llama/4/scout").resolved), encoding="utf-8")
-    api.load(spec).export(out, random_weights=ALARM, dtype=dtype, profile=profile)
+    api.load(spec).export(out, ExportOptions(dtype=dtype, profile=profile), random_weights=ALARM)
     return out
 
 
@@ -175,7 +176,7 @@ def test_transformers_takes_the_same_experts(tmp_path: Path) -> None:
     spec, checkpoint, out = tmp_path / "spec.yaml", tmp_path / "checkpoint", tmp_path / "out"
     spec.write_text(resolved_text(shrunk("llama/4/scout").resolved), encoding="utf-8")
     api.random_checkpoint(spec, checkpoint, seed=ALARM, dtype="bfloat16")
-    api.load(spec).export(out, checkpoint=checkpoint, dtype="bfloat16")
+    api.load(spec).export(out, ExportOptions(dtype="bfloat16"), checkpoint=checkpoint)
     report = verify_folder(out, ["transformers"], steps=16)
     assert report.passed, [row.cells() for row in report.rows]
     assert sum(counts(row)[2] for row in choices(report)) >= 5
@@ -210,7 +211,7 @@ def test_one_token_of_a_call_is_no_alarm(seed: int, tmp_path: Path) -> None:
     """Both seeds were one in bfloat16, where the profile gives the logits of the last token only."""
     out = tmp_path / "out"
     load("foreign/qwen3_moe", roots=(SPECS,)).export(
-        out, random_weights=seed, dtype="bfloat16", profile="ort-cpu"
+        out, ExportOptions(dtype="bfloat16", profile="ort-cpu"), random_weights=seed
     )
     report = verify_folder(out, ["reference"], steps=4, seed=seed)
     assert report.passed, [row.cells() for row in report.rows]

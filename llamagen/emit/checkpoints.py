@@ -1,4 +1,4 @@
-"""A checkpoint of one architecture as a checkpoint of another, where rows of its tensors are all that it takes."""
+"""Checkpoints that are written: that of one architecture as one of another, and random ones to try things with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from llamagen.analysis.diff.judge import Surface, Verdict, diff
 from llamagen.analysis.diff.render import arrow, where
@@ -16,19 +16,33 @@ from llamagen.analysis.diff.weights import ZERO_ROWS, Plan, conversion
 from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.checkpoint import fit
-from llamagen.emit.supply import COMPANIONS, CONFIGS, companions_of, place_companion
-from llamagen.emit.written import Progress, Written, sizes_of, write_text
+from llamagen.emit.config.table import CONFIG_FILE, config_files
+from llamagen.emit.onnx.profile import dtype_named
+from llamagen.emit.supply import COMPANIONS, CONFIGS, STORED, companions_of, place_companion
+from llamagen.emit.written import ByteCounter, Progress, Written, sizes_of, write_text
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.binding import Binding
+from llamagen.weights.dtypes import TargetDType
+from llamagen.weights.nodes import Concat, Lazy, Slice, TakeRows, Zeros, shape_of
+from llamagen.weights.random import RandomTensor, require_seed
+from llamagen.weights.random_checkpoint import write_random_checkpoint
+from llamagen.weights.reading import OpenFiles
+from llamagen.weights.safetensors_write import (
+    NewTensor,
+    checkpoint_folder,
+    shard_names,
+    shards,
+    write_index,
+    write_json,
+    write_safetensors,
+)
+from llamagen.weights.stamps import require_unchanged
+from llamagen.weights.stream import tensor_pieces
 
-if TYPE_CHECKING:
-    from llamagen.weights.binding import Binding
-    from llamagen.weights.checkpoint import Checkpoint
-    from llamagen.weights.dtypes import TargetDType
-    from llamagen.weights.nodes import Lazy
-    from llamagen.weights.reading import OpenFiles
+FLOAT8_NAME = "float8"
 
 RECORD = "conversion.json"
 """What was made of what, and how."""
@@ -70,8 +84,11 @@ def convert(
         before, checkpoint, registry, compare_values=True, ignore_config=ignore_config, resize=False
     ).require()
     bound = {binding.name: binding for binding in fitted.resolution.bindings}
-    made = {p.target: _made(p, bound, parameters[p.target]) for p in plans}
-    tensors = {path: made.get(path) or bound[path] for path in parameters}
+    planned = {plan.target: plan for plan in plans}
+    tensors = {
+        path: _transformed(planned[path], bound, shape) if path in planned else bound[path]
+        for path, shape in parameters.items()
+    }
     counts = Counter(plan.transform.value for plan in plans)
     record = {
         "version": 1,
@@ -79,8 +96,32 @@ def convert(
         "to": {"id": after.spec.id, "digest": after.digest},
         "transforms": dict(sorted(counts.items())),
     }
-    reads = (*reads, checkpoint)
-    _write(tensors, after, fitted.stored, out, record, shard_bytes, overwrite, progress, reads)
+    stored = fitted.stored
+    types = {path: _writable(binding) for path, binding in tensors.items()}
+    new = [NewTensor(path, types[path], binding.shape) for path, binding in tensors.items()]
+    groups = list(shards(new, shard_bytes))
+    files = dict(zip(shard_names(len(groups)), groups, strict=True))
+    counter = ByteCounter(progress, sum(tensor.nbytes for tensor in new))
+    folder = stored.path if stored.path.is_dir() else stored.path.parent
+    companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
+    reads = (*reads, checkpoint, *stored.stamps, *companions)
+    with checkpoint_folder(out, overwrite, reads) as staging, OpenFiles() as opened:
+        for file, group in files.items():
+            write_safetensors(
+                staging / file,
+                (
+                    (one, _bytes(tensors[one.name], types[one.name], opened, counter.add))
+                    for one in group
+                ),
+            )
+        if len(files) > 1:
+            write_index(staging, files)
+        for name, text in config_files(after).items():
+            write_text(staging / name, _with_dtype(text, types))
+        for companion in companions:
+            place_companion(companion, staging)
+        require_unchanged(stored.stamps)
+        write_json(staging / RECORD, dict(record))
     written = Written(out, sizes_of(out), time.monotonic() - started)
     return Converted(written, tuple(sorted(counts.items())), len(tensors) - len(plans))
 
@@ -108,10 +149,7 @@ def _planned(
     return plans, {path: p.shape for path, p in all_parameters(after.graphs).items()}
 
 
-def _made(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> Binding:
-    from llamagen.weights.binding import Binding
-    from llamagen.weights.nodes import Concat, Zeros, shape_of
-
+def _transformed(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> Binding:
     sources = [bound[piece.source] for piece in plan.pieces if piece.source != ZERO_ROWS]
     dtypes = {source.dtype for source in sources}
     if len(dtypes) > 1:
@@ -131,70 +169,11 @@ def _made(plan: Plan, bound: Mapping[str, Binding], shape: tuple[int, ...]) -> B
 
 
 def _rows(source: Binding, rows: Sequence[int]) -> Lazy:
-    from llamagen.weights.nodes import Slice, TakeRows
-
     start, stop = rows[0], rows[0] + len(rows)
     if tuple(rows) != tuple(range(start, stop)):
         return TakeRows(source.source, tuple(rows))
     whole = (start, stop) == (0, source.shape[0])
     return source.source if whole else Slice(source.source, 0, start, stop)
-
-
-def _write(
-    tensors: Mapping[str, Binding],
-    after: ResolvedSpec,
-    stored: Checkpoint,
-    out: Path,
-    record: Mapping[str, object],
-    shard_bytes: int | None,
-    overwrite: bool,
-    progress: Progress,
-    reads: tuple[Path, ...],
-) -> None:
-    from llamagen.emit.config.table import config_files
-    from llamagen.weights.reading import OpenFiles
-    from llamagen.weights.safetensors_write import (
-        NewTensor,
-        checkpoint_folder,
-        shard_names,
-        shards,
-        write_index,
-        write_json,
-        write_safetensors,
-    )
-    from llamagen.weights.stamps import require_unchanged
-
-    folder = stored.path if stored.path.is_dir() else stored.path.parent
-    types = {path: _writable(binding) for path, binding in tensors.items()}
-    new = [NewTensor(path, types[path], binding.shape) for path, binding in tensors.items()]
-    groups = list(shards(new, shard_bytes))
-    files = dict(zip(shard_names(len(groups)), groups, strict=True))
-    total, done = sum(tensor.nbytes for tensor in new), 0
-
-    def counted(size: int) -> None:
-        nonlocal done
-        done += size
-        progress(done, total)
-
-    companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
-    reads = (*reads, *stored.stamps, *companions)
-    with checkpoint_folder(out, overwrite, reads) as staging, OpenFiles() as opened:
-        for file, group in files.items():
-            write_safetensors(
-                staging / file,
-                (
-                    (one, _bytes(tensors[one.name], types[one.name], opened, counted))
-                    for one in group
-                ),
-            )
-        if len(files) > 1:
-            write_index(staging, files)
-        for name, text in config_files(after).items():
-            write_text(staging / name, _with_dtype(text, types))
-        for companion in companions:
-            place_companion(companion, staging)
-        require_unchanged(stored.stamps)
-        write_json(staging / RECORD, dict(record))
 
 
 def _writable(binding: Binding) -> TargetDType:
@@ -207,8 +186,6 @@ def _writable(binding: Binding) -> TargetDType:
 def _bytes(
     binding: Binding, dtype: TargetDType, files: OpenFiles, report: Callable[[int], None]
 ) -> Iterator[memoryview]:
-    from llamagen.weights.stream import tensor_pieces
-
     for piece in tensor_pieces(binding, dtype, 0, files):
         for _, data in piece.make():
             yield data.data
@@ -225,3 +202,45 @@ def _with_dtype(text: str, types: Mapping[str, TargetDType]) -> str:
         return text
     (most, _), *_ = Counter(types.values()).most_common(1)
     return json.dumps({**config, "torch_dtype": _NAMES[most]}, indent=2, ensure_ascii=False) + "\n"
+
+
+def random_checkpoint(
+    resolved: ResolvedSpec,
+    out: Path,
+    *,
+    seed: int,
+    dtype: str,
+    shard_bytes: int | None,
+    overwrite: bool,
+    progress: Progress,
+    reads: tuple[Path, ...],
+) -> Written:
+    """Write ``out`` in the Hub's format under the model's own names; equal seeds give equal bytes.
+
+    ``progress`` is called with (bytes written, bytes in all).
+
+    ``float8`` is what Meta's FP8 releases are: projections as float8 with a scale for each output, the rest bfloat16.
+
+    Raises LG630 to LG634 for the output, LG702 for an unknown dtype, LG901 for a negative seed.
+    """
+    started = time.monotonic()
+    require_seed(seed)
+    wanted = all_parameters(build_all(resolved))
+    tensors = [RandomTensor(path, p.shape, p.kind) for path, p in wanted.items()]
+    stored: TargetDType | Literal["F8_E4M3"] = (
+        "F8_E4M3" if dtype == FLOAT8_NAME else STORED[dtype_named(dtype)]
+    )
+    config: dict[str, object] | None = None
+    if (text := config_files(resolved).get(CONFIG_FILE)) is not None:
+        config = {**json.loads(text), "torch_dtype": dtype}
+        if dtype == FLOAT8_NAME:
+            how = {
+                "quant_method": "fbgemm_fp8",
+                "activation_scale_ub": 1200.0,
+                "modules_to_not_convert": ["lm_head"],
+            }
+            config |= {"torch_dtype": "bfloat16", "quantization_config": how}
+    write_random_checkpoint(
+        out, tensors, seed, stored, shard_bytes, config, overwrite, progress, reads
+    )
+    return Written(out, sizes_of(out), time.monotonic() - started)
