@@ -50,9 +50,8 @@ class Bench:
             )
         self.peer.load_state_dict(ours.state_dict(), assign=True)
         self.peer.tie_weights()
-        rotary = (
-            self.peer.model.rotary_emb
-        )  # its frequencies are no weights, and still on the meta device
+        # frequencies are no weights, and still on the meta device
+        rotary = self.peer.model.rotary_emb
         self.peer.model.rotary_emb = type(rotary)(self.peer.config)
         self.peer.eval()
         self.capacity, self.cache = capacity, made.KVCache

@@ -348,6 +348,17 @@ def require_kin(path: Path, is_kin: Callable[[str], bool], what: str) -> None:
         raise _in_the_way(f"{quoted(str(path))} exists and is not {what}", "choose another name")
 
 
+def require_writable(folder: Path) -> None:
+    """A text can be written there, as far as can be told before. Raises LG633 (permission), LG634 (no folder)."""
+    place = Path(os.path.abspath(folder))
+    with translated(place):
+        there = next(one for one in (place, *place.parents) if one.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
 def _require_place(folder: Path, name: str, read: Collection[tuple[int, int]]) -> None:
     """A text may stand there. Raises LG634, and PermissionError for a file that is read-only."""
     path = folder / name

@@ -261,7 +261,9 @@ def _git(arguments: tuple[str, ...], names: bytes, target: str) -> bytes:
             env={**kept, **_FORBID},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LlamagenError.of("LG901", f"`{target}` cannot be read from git: {error}") from None
+        late = isinstance(error, subprocess.TimeoutExpired)
+        reason = f"git did not answer within {_SECONDS} seconds" if late else str(error)
+        raise LlamagenError.of("LG901", f"`{target}` cannot be read from git: {reason}") from None
     if done.returncode != 0:
         reason = done.stderr.decode(errors="replace").strip().split("\n", 1)[0]
         help = "write REVISION:PATH, for example HEAD~1:spec/llama/3/8b.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llamagen.analysis.rewrites import profiles_text
 from llamagen.analysis.show import card_text
-from llamagen.emit.config.table import config_files
+from llamagen.emit.config.table import config_files, initializer_range
 from llamagen.emit.options import TARGETS, Target
 from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.elaborate import build, build_all
@@ -58,9 +58,10 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
             from llamagen.emit.torch.module import formatted, source_of
 
             names = {name: "modeling" if name == MAIN else name for name in graphs}
+            start = initializer_range(resolved.spec)
             return formatted(
                 {
-                    f"{names[name]}.py": source_of(graph, names_elsewhere(graphs, name))
+                    f"{names[name]}.py": source_of(graph, names_elsewhere(graphs, name), start)
                     for name, graph in graphs.items()
                 }
             )
@@ -148,7 +149,8 @@ def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedS
         spec = resolved.spec
         if not ids and (spec.abstract or spec.root is None):
             continue
-        identity = "\n".join(identity_of(graph) for graph in build_all(resolved).values())
+        texts = (identity_of(graph) for graph in build_all(resolved).values())
+        identity = "\n".join((*texts, repr(initializer_range(resolved.spec))))
         owners[spec.id] = resolved, first.setdefault(identity, spec.id)
     return owners
 

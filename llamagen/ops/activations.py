@@ -29,8 +29,7 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # noqa
 
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.builder import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import TorchSite
     from llamagen.ops.op import Array, Real, Values
 

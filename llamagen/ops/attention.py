@@ -171,9 +171,8 @@ def append_to_cache(
     inside = b.inside(joined, DType.MODEL)
     if keep is None:
         return joined, inside
-    end = b.ints(
-        [np.iinfo(np.int64).max]
-    )  # a start beyond the first token, or an end, is cut to what is there
+    # a start beyond the first token, or an end, is cut to what is there
+    end = b.ints([np.iinfo(np.int64).max])
     start = b.ints([-keep]) if keep else end
     return b.op("Slice", joined, start, end, b.ints([2])), inside
 

@@ -386,10 +386,8 @@ class _Reader:
             if flow and not cut and isinstance(item, Scalar) and item.style == "plain":
                 cut = self.is_cut(item)
         line, col = _place(event.start_mark)
-        stop = (
-            line,
-            col,
-        )  # a block ends with its last value; parsers mark where the next token starts
+        stop = (line, col)
+        # a block ends with its last value; parsers mark where the next token starts
         if flow:
             stop = _place(end.end_mark)
         elif items:

@@ -33,7 +33,7 @@ from llamagen.verify.limits import (
     Tolerance,
 )
 from llamagen.verify.scenarios import Scenario
-from llamagen.writing import require_kin, write_changed
+from llamagen.writing import require_kin, require_writable, write_changed
 
 WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
 Verdict: TypeAlias = Literal["equal", "different", "skipped"]
@@ -440,11 +440,12 @@ def html_text(report: ReportDocument) -> str:
 
 def check_names(files: Sequence[Path]) -> None:
     """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for one that
-    another file has, or in an exported folder, of which a report is no part."""
+    another file has, or in an exported folder, of which a report is no part, LG633 where nothing can be written."""
     for file in files:
         if file.suffix not in SUFFIXES:
             message = f"the report {str(file)!r} is neither .html nor .json"
             raise LlamagenError.of("LG776", message, help="name it FILE.html or FILE.json")
+        require_writable(file.parent)
         require_kin(file, _is_page if file.suffix == ".html" else _is_document, "a report")
         if os.path.lexists(file.parent / MANIFEST):
             folder = repr(str(file.parent))

@@ -66,9 +66,8 @@ def _read(entry: TensorEntry, region: Region) -> Bits:
     out: Bits = np.empty(sizes, dtype=f"<u{item}")
     if not out.size:
         return out
-    dim = len(
-        sizes
-    )  # from here on the region is whole, so that a run of it is contiguous in the file
+    # from `dim` on the region is whole, so that a run of it is contiguous in the file
+    dim = len(sizes)
     while dim and sizes[dim - 1] == entry.shape[dim - 1]:
         dim -= 1
     dim = max(dim - 1, 0)

@@ -103,9 +103,8 @@ def signalled(
 ) -> Tally:
     """Send a signal at a random moment of every run."""
     tally = Tally(f"{arena.job.name}: {how.name} at a random moment")
-    ends = (
-        {INTERRUPTED} if how is signal.SIGINT else {-how, 128 + how}
-    )  # before and after it listens
+    # before and after it listens
+    ends = {INTERRUPTED} if how is signal.SIGINT else {-how, 128 + how}
     for i in runs:
         pid = arena.run(i % 2)
         time.sleep(generator.uniform(0, 1.1 * arena.seconds))

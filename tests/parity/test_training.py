@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -13,7 +12,9 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from llamagen.cli import main
-from llamagen.emit.torch import library
+from llamagen.emit.generate import files_of
+from llamagen.emit.options import Target
+from llamagen.spec.registry import Registry
 from llamagen.verify.witnesses import TorchWitness
 from tests.parity.models import RandomModel
 from tests.parity.peers import everything_float64, peer_model
@@ -77,10 +78,13 @@ def test_a_fresh_model_starts_near_ln_v_and_every_parameter_learns(name: str) ->
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, path
 
 
-def test_every_released_config_says_what_weights_start_as() -> None:
-    configs = json.loads((ROOT / "tests/data/hf_configs.json").read_text())
-    stated = re.findall(r'"initializer_range": ([^,}]+)', json.dumps(configs))
-    assert len(stated) > 20 and {float(x) for x in stated} == {library.INITIALIZER_RANGE}
+def test_weights_start_as_the_spec_says() -> None:
+    spec = (
+        "spec: 1\nid: t/x\nextends: llama/3.2/1b\nconfig: {literals: {initializer_range: 0.04}}\n"
+    )
+    for text, stated in ((spec, "0.04"), (spec.replace("0.04", "null"), "0.02")):
+        source = files_of(Registry().load_text(text), [Target.TORCH])["modeling.py"]
+        assert re.findall(r"^INITIALIZER_RANGE = (.*)$", source, re.M) == [stated]
 
 
 @pytest.mark.parametrize("name", ["reduced/llama-3.2-1b", "reduced/llama-4-scout"])

@@ -246,6 +246,13 @@ def _text(values: Mapping[str, Json]) -> str:
 # values of keys
 
 
+def initializer_range(spec: Spec) -> float | None:
+    """The standard deviation of fresh weights that the released config.json states, if it does."""
+    literals = flat(spec.config.literals) if spec.config is not None else {}
+    stated = (value for key, value in literals.items() if key.endswith("initializer_range"))
+    return next((value for value in stated if isinstance(value, float)), None)
+
+
 def flat(tree: Mapping[str, V | dict[str, V]]) -> dict[str, V]:
     """`{a: {b: 1}}` as `{a.b: 1}`; the schema nests no deeper."""
 

@@ -22,7 +22,7 @@ TIED: dict[str, str] = {}
 ELSEWHERE: tuple[str, ...] = ()
 NUMBERED = False
 
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+# Nobody states it for this model: the default of transformers.
 INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
@@ -31,7 +31,7 @@ Attend = Callable[..., Tensor]
 
 
 def init_weights(module: nn.Module, *, biased: bool = False) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
     if biased and isinstance(module, nn.Linear) and module.bias is not None:

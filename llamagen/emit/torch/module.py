@@ -23,13 +23,16 @@ _FUNCTIONS = ("positions", "sample", "any_layer")
 """What a file has after its model, not before its blocks."""
 
 
-def emit_torch(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
+def emit_torch(
+    graph: Graph, elsewhere: Sequence[str] = (), initializer_range: float | None = None
+) -> str:
     """A Python file that defines the model, standalone but for torch: same graph, same bytes.
 
     ``elsewhere`` are beginnings of names in a checkpoint that other graphs of the model read (``names_elsewhere``).
+    ``initializer_range`` is the standard deviation of fresh weights; None where nobody states it.
     The text is parsed again and checked against an allow-list of syntax (check.py). Raises LlamagenError.
     """
-    return formatted({"": source_of(graph, elsewhere)})[""]
+    return formatted({"": source_of(graph, elsewhere, initializer_range)})[""]
 
 
 def formatted(texts: Mapping[str, str]) -> dict[str, str]:
@@ -44,10 +47,8 @@ def formatted(texts: Mapping[str, str]) -> dict[str, str]:
     options += [word for setting in settings for word in ("--config", setting)]
     command = [find_ruff_bin(), "format", *options, "-"]
     laid_out: dict[str, str] = {}
-    for (
-        name,
-        text,
-    ) in texts.items():  # through pipes: no file of ours is in the way of a limit or a full disk
+    # through pipes: no file of ours is in the way of a limit or a full disk
+    for name, text in texts.items():
         done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
         if done.returncode:
             reason = done.stderr.decode("utf-8", "replace").strip()
@@ -56,12 +57,14 @@ def formatted(texts: Mapping[str, str]) -> dict[str, str]:
     return laid_out
 
 
-def source_of(graph: Graph, elsewhere: Sequence[str] = ()) -> str:
+def source_of(
+    graph: Graph, elsewhere: Sequence[str] = (), initializer_range: float | None = None
+) -> str:
     """The file before it is formatted. Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
     plan = make_plan(graph)
     blocks = list(_classes(plan))
     model = _Model(plan, elsewhere)
-    text = _file(plan, model, [*blocks, model.text()])
+    text = _file(plan, model, [*blocks, model.text()], initializer_range)
     check_source(text)
     return text
 
@@ -78,14 +81,19 @@ def _classes(plan: Plan) -> Iterator[str]:
             plan.names[block.name] = name
 
 
-def _file(plan: Plan, model: _Model, classes: Sequence[str]) -> str:
+def _file(
+    plan: Plan, model: _Model, classes: Sequence[str], initializer_range: float | None
+) -> str:
     """The classes with what they name: constants, definitions of the library, imports."""
     placed = _definitions(plan, model, classes)
-    start = placed.pop("INITIALIZER_RANGE", "")
+    fresh = placed.pop("INITIALIZER_RANGE", "")
     aliases = [placed.pop(name) for name in ("KeyValue", "Rope", "Attend") if name in placed]
     functions = [placed.pop(name) for name in _FUNCTIONS if name in placed]
     constants = [f"{name} = {value}" for name, value in plan.constants.lines()]
-    groups = ["\n".join(constants), *model.tables(), start, "\n".join(aliases)]
+    if fresh:
+        stated = f"INITIALIZER_RANGE = {initializer_range!r}"
+        constants.append(fresh if initializer_range is None else stated)
+    groups = ["\n".join(constants), *model.tables(), "\n".join(aliases)]
     parts = ["\n\n".join(g for g in groups if g), *placed.values(), *classes, *functions]
     names = frozenset[str]().union(*map(_names, parts))
     body = "\n\n\n".join(parts)

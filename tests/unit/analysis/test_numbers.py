@@ -166,9 +166,8 @@ def test_activation_peak_by_hand() -> None:
     scores = b * 8 * s * s * 4
     assert scores < most < scores + b * s * (6 * 256 * 2 + 4 * 16 * 8) + b * s * s
     assert peak(activation_levels(graph, 2), {"B": 1, "S": 1, "P": 0}) >= 512 * 2
-    long = peak(
-        activation_levels(graph, 2), {"B": b, "S": 2048, "P": 0}
-    )  # where scores are nearly all of it
+    # where scores are nearly all of it
+    long = peak(activation_levels(graph, 2), {"B": b, "S": 2048, "P": 0})
     assert 1 < long / (b * 8 * 2048 * 2048 * 4) < 1.1
 
 

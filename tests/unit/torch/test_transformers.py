@@ -86,8 +86,9 @@ def ours(made: Graph, attention: str, theirs: PreTrainedModel) -> torch.nn.Modul
 
 def llama(case: str, attention: str, dtype: torch.dtype) -> tuple[torch.nn.Module, PreTrainedModel]:
     hyperparameters, blocks, extra = LLAMAS[case]
-    # A token's keys fill whole vectors, as in every released model: kernels sum in another order where memory that
-    # starts within one is read, and a cache with room to grow starts elsewhere than one that is full.
+    # torch's fused kernel sums in another order where keys do not start at a multiple of 16 bytes, at any size (the
+    # same numbers elsewhere in memory: 3e-7 off). Heads of a cache with room to grow do only if their size is one too,
+    # as in every released model.
     extra = {"head_dim": 8, "rope_parameters": DEFAULT_ROPE, **extra}
     config = {**COMMON, "attn_implementation": attention, **extra}
     theirs = peer(LlamaForCausalLM(LlamaConfig(**config)), dtype)

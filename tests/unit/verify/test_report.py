@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from llamagen.verify.folder import verify_folder
 from llamagen.verify.report import (
     ReportDocument,
     VerifyReport,
+    check_names,
     document,
     html_text,
     json_text,
@@ -188,6 +190,22 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_another_kind_of_report_is_refused_before_anything_runs(tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path), "--report", str(tmp_path / "r.pdf")]) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("file/r.json", "LG634"), ("locked/new/r.json", "LG633")]
+)
+def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
+    name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    may = os.access  # who is root may always
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and may(path, mode))
+    with pytest.raises(LlamagenError, match=code):
+        check_names([tmp_path / name])
+    assert list(locked.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written(report: VerifyReport, tmp_path: Path) -> None:

@@ -35,8 +35,6 @@ ROPE_FACTOR = 8.0
 ROPE_LOW_FREQ_FACTOR = 1.0
 ROPE_HIGH_FREQ_FACTOR = 4.0
 ROPE_ORIGINAL_MAX_POSITIONS = 8192
-
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
 INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
@@ -45,7 +43,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 

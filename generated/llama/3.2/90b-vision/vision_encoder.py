@@ -25,6 +25,7 @@ HEAD_DIM = 128
 NORM_EPS = 1e-05
 TILE_TOKENS = 1601
 PADDED_TILE_TOKENS = 1608
+INITIALIZER_RANGE = 0.02
 
 ELSEWHERE = (
     "language_model.lm_head.",
@@ -41,15 +42,12 @@ ELSEWHERE = (
     "language_model.model.layers.N.cross_attn.o_proj.",
 )
 
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
-INITIALIZER_RANGE = 0.02
-
 KeyValue = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -30,8 +30,6 @@ HEAD_DIM = 128
 INTERMEDIATE_SIZE = 14336
 NORM_EPS = 1e-05
 ROPE_THETA = 500000.0
-
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
 INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
@@ -40,7 +38,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 

@@ -35,11 +35,9 @@ NUM_EXPERTS = 128
 NUM_EXPERTS_PER_TOKEN = 1
 EXPERT_INTERMEDIATE_SIZE = 8192
 ROPE_THETA = 500000.0
+INITIALIZER_RANGE = 0.02
 
 ELSEWHERE = ("vision_model.", "multi_modal_projector.")
-
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
-INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
@@ -47,7 +45,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 

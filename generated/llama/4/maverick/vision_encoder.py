@@ -21,17 +21,15 @@ HIDDEN_SIZE = 5120
 GRID_ROPE_ROWS = 24
 GRID_ROPE_COLUMNS = 24
 GRID_ROPE_THETA = 10000.0
+INITIALIZER_RANGE = 0.02
 
 ELSEWHERE = ("language_model.",)
-
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
-INITIALIZER_RANGE = 0.02
 
 Rope = tuple[Tensor, Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 VOCAB_SIZE = 202048
 HIDDEN_SIZE = 5120
 PATCH_TOKEN = 200092
+INITIALIZER_RANGE = 0.02
 
 ELSEWHERE = (
     "language_model.lm_head.",
@@ -28,12 +29,9 @@ ELSEWHERE = (
     "multi_modal_projector.",
 )
 
-# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
-INITIALIZER_RANGE = 0.02
-
 
 def init_weights(module: nn.Module) -> None:
-    """How matrices start; biases are zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
