@@ -298,7 +298,7 @@ class _Subjects:
             "kv_heads": k.shape[1].value,
             "key_dim": k.shape[3].value,
             "value_dim": v.shape[3].value,
-            "masked": len(node.operands) > 3,
+            "masked": len(node.operands) > 3 and (mask or {}).get("padding") is None,
             "cached": any(row.state is State.SLOT for row in rows["k"]),
             "rotated": rotated["q"] and rotated["k"],
             "rotated_query_only": rotated["q"] and not rotated["k"],
