@@ -23,9 +23,7 @@ from llamagen.ir.graph import (
     Part,
     StackPart,
     Value,
-    below_of,
     names_read,
-    parameters,
 )
 from llamagen.ir.verify import verify
 from llamagen.ops.activations import ACTIVATIONS
@@ -136,7 +134,7 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
             other, known = handed.setdefault(value, (name, type_))
             if known != type_:
                 return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
-        for path, parameter in parameters(graph).items():
+        for path, parameter in graph.parameters.items():
             other, same = weights.setdefault(path, (name, parameter))
             if same != parameter:
                 return f"weight `{path}` differs in graphs `{other}` and `{name}`"
@@ -425,9 +423,8 @@ def _callees_first(blocks: Mapping[str, Block], root: str) -> list[str]:
     def visit(key: str) -> None:
         if key in order:
             return
-        for part in blocks[key].parts.values():
-            for below in dict.fromkeys(below_of(part)):
-                visit(below)
+        for below in dict.fromkeys(blocks[key].below):
+            visit(below)
         order[key] = None
 
     visit(root)

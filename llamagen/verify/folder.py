@@ -23,7 +23,7 @@ from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interfa
 from llamagen.emit.written import Progress
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
-from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
 from llamagen.ops.dims import S
@@ -148,7 +148,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
         if graph.digest != own.metadata.get("llamagen.spec_digest"):
             message = f"{SPEC_FILE} is not the spec that {file} was made from"
             raise LlamagenError.of("LG772", message, help="export the model again")
-        own.require(parameters(graph), file)
+        own.require(graph.parameters, file)
         stored = stored.joined(own)
     manifest = read_manifest(folder)
     options = OpenOptions(provider=provider, settings=manifest.session, made_for=manifest.made_for)

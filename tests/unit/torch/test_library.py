@@ -248,7 +248,10 @@ def test_experts(act: str, choice: dict[str, Any]) -> None:
 
 
 def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
-    made, expected = placed("KVCache", {"keep": Stay.KEPT}, globals=CACHE), library.KVCache
+    made, expected = (
+        placed("KVCache", {"keep": Stay.KEPT, "CROSS": False}, globals=CACHE),
+        library.KVCache,
+    )
     k, v = tensor(1, 2, 5, 4), tensor(1, 2, 5, 4, seed=1)
     for cache in (made(), expected()):
         assert cache.start(5) == 0
@@ -257,6 +260,8 @@ def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
         assert torch.equal(cache.append(k[:, :, :1], v[:, :, :1], 3)[1][:, :, :3], v[:, :, 2:])
         assert [slot.shape[2] for slot in cache.slots] == [3, 3]
     assert "keep" not in source().place("KVCache", {"keep": None})
+    for cross in (True, False):
+        assert ("self.cross" in source().place("KVCache", {"CROSS": cross})) == cross
 
 
 CACHE = "KeyValue = tuple[Tensor, Tensor]\n"
