@@ -33,11 +33,15 @@ def verify_folder(
     layers: bool = False,
     provider: str = "cpu",
     leave_out: Collection[str] = (),
+    trust_code: str | Path | None = None,
+    save_oracle: str | Path | None = None,
     progress: Progress = _silent,
 ) -> VerifyReport:
     """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ...
 
     ``provider`` is where ONNX Runtime computes: ``cpu``, or ``cuda``; ``leave_out`` are graphs that need no case.
+    ``against`` may name a Python file, an .npz or another export as well. Code of the folder ``trust_code`` is run by
+    transformers; ``save_oracle`` gets the logits of the first witness.
     """
     from llamagen.verify import folder as verification
 
@@ -50,6 +54,8 @@ def verify_folder(
         layers=layers,
         provider=provider,
         leave_out=leave_out,
+        trust_code=None if trust_code is None else Path(trust_code),
+        save_oracle=None if save_oracle is None else Path(save_oracle),
         progress=progress,
     )
 

@@ -35,7 +35,8 @@ from llamagen.verify.limits import (
 from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
-WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
+WitnessName: TypeAlias = str
+"""A key of ``WITNESSES``, or the name of a file or folder of the user's."""
 Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
@@ -43,6 +44,8 @@ WITNESSES: dict[WitnessName, str] = {
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
 }
+
+OWN_WITNESS = "an oracle that the caller gave"
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
 
@@ -330,7 +333,7 @@ class ReportDocument(Closed):
     @property
     def witnesses(self) -> dict[WitnessName, str]:
         """Those that were asked, and what they are."""
-        return {c.witness: WITNESSES[c.witness] for c in self.comparisons}
+        return {c.witness: WITNESSES.get(c.witness, OWN_WITNESS) for c in self.comparisons}
 
     @property
     def measured(self) -> bool:
