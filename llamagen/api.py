@@ -83,7 +83,7 @@ class Model:
         return resolved_text(self.resolved)
 
     def graph_text(self) -> str:
-        """The canonical text of the graph; it parses back to an equal graph."""
+        """The canonical text of the graph: equal for equal graphs."""
         from llamagen.ir.text import render
 
         return render(self.graph)

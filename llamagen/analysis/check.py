@@ -16,8 +16,6 @@ from pydantic import Field, StringConstraints
 from llamagen.analysis.numbers import (
     behind,
     count_parameters,
-    mask_of,
-    operand_types,
     tensor_parallel_degrees,
 )
 from llamagen.analysis.sources import known_sources, matches, source_of, uncertain
@@ -285,13 +283,11 @@ class _Subjects:
 
     def attention(self, graph: Graph, block: Block, node: Node) -> dict[str, Static]:
         """All that a rule may ask of an attention op but its path."""
-        q, k, v = operand_types(graph, block, node)[:3]
+        q, k, v = graph.operand_types(block, node)[:3]
         back = {name: behind(block, node.operands[i]) for i, name in enumerate("qkv")}
         producers = {r: n for n in block.nodes for r in n.results}
         rows = {n: [producers[v].row for v in back[n] if v in producers] for n in "qkv"}
         rotated = {n: any(row.role is Role.ROTATION for row in rows[n]) for n in "qk"}
-        mask = mask_of(graph, node)
-        bounds = [b for name in ("window", "chunk") if isinstance(b := (mask or {}).get(name), int)]
         return {
             **self.base,
             "heads": q.shape[1].value,
@@ -302,7 +298,7 @@ class _Subjects:
             "cached": any(row.state is State.SLOT for row in rows["k"]),
             "rotated": rotated["q"] and rotated["k"],
             "rotated_query_only": rotated["q"] and not rotated["k"],
-            "reach": min(bounds) if bounds else None,
+            "reach": min((n for n in graph.limits(node) if n is not None), default=None),
         }
 
     def tokens(self) -> Scoped:

@@ -36,7 +36,7 @@ from llamagen.analysis.numbers import (
 from llamagen.analysis.sources import conflicts, matches, uncertain
 from llamagen.analysis.tables import chosen
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, all_parameters, parameters, places
+from llamagen.ir.graph import MAIN, all_parameters, places
 from llamagen.ops.op import Role
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.resources import data_folder, data_text
@@ -92,7 +92,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         "local_layers": cache.local_layers,
         "nope_layers": sum(1 for a in places(text, Role.ATTENTION) if not rotates(a.block)),
         "moe_layers": sum(1 for _ in places(text, Role.EXPERTS)),
-        "biases": sum(1 for p in parameters(text).values() if p.kind == "bias"),
+        "biases": sum(1 for p in text.parameters.values() if p.kind == "bias"),
         "vision_params": count_parameters(graphs).of(Component.VISION),
         "image_flops": encoder_flops(graphs),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, assert_never
+from typing import TypeAlias, assert_never, cast
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
 from llamagen.ir.flatten import crossing
@@ -23,9 +23,7 @@ from llamagen.ir.graph import (
     Part,
     StackPart,
     Value,
-    below_of,
     names_read,
-    parameters,
 )
 from llamagen.ir.verify import verify
 from llamagen.ops.activations import ACTIVATIONS
@@ -41,6 +39,7 @@ from llamagen.ops.op import (
     ShapeError,
     TensorType,
 )
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.table import OPS
 from llamagen.spec.checks import expression_error, scope_of
 from llamagen.spec.expr import (
@@ -133,7 +132,7 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
             other, known = handed.setdefault(value, (name, type_))
             if known != type_:
                 return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
-        for path, parameter in parameters(graph).items():
+        for path, parameter in graph.parameters.items():
             other, same = weights.setdefault(path, (name, parameter))
             if same != parameter:
                 return f"weight `{path}` differs in graphs `{other}` and `{name}`"
@@ -422,9 +421,8 @@ def _callees_first(blocks: Mapping[str, Block], root: str) -> list[str]:
     def visit(key: str) -> None:
         if key in order:
             return
-        for part in blocks[key].parts.values():
-            for below in dict.fromkeys(below_of(part)):
-                visit(below)
+        for below in dict.fromkeys(blocks[key].below):
+            visit(below)
         order[key] = None
 
     visit(root)
@@ -1002,8 +1000,18 @@ class _Body:
             raise ExpressionError(message, first.extent)
         size, partial, layout = x.type.shape[-1].value, config["partial"], config["layout"]
         assert isinstance(partial, float | int) and isinstance(layout, str)
-        named = {k: v for k, v in config.items() if k not in ("kind", "layout", "partial")}
-        named |= {"scaling": config["kind"], "dim": int(size * partial)}
+        kind = ROPE_KINDS[str(config["kind"])]
+
+        def context() -> int:
+            if "max_positions" in self.scope:
+                length = self.scope["max_positions"]
+                if isinstance(length, int):
+                    return length
+            message = f"the kind `{kind.name}` extends `max_positions`, which has no value"
+            raise ExpressionError(message, label.extent)
+
+        stated = cast("Attrs", config)
+        named = {**kind.attrs_of(stated, context), "dim": int(size * partial)}
         table = OPS["rope_table"]
         attrs, _ = _bind(table, [], {k: (v, label) for k, v in named.items()}, expr.extent)
         suffix = label.id.removeprefix("rope") if isinstance(label, Name) else ""

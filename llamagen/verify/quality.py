@@ -28,7 +28,7 @@ from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.elaborate import build
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.units import bytes_text
 from llamagen.verify.folder import spec_text
@@ -103,7 +103,7 @@ def _seed(manifest: Manifest) -> int:
 
 def _of_this(folder: Path, graph: Graph, supply: Supply) -> None:
     """The weights are those of ``supply``, as far as rounding to its dtype or its codes lets them."""
-    stored, wanted = stored_weights(folder), parameters(graph)
+    stored, wanted = stored_weights(folder), graph.parameters
     stored.require(wanted)
     for path in wanted:
         if not _same(path, stored.places[path], supply):
@@ -129,7 +129,7 @@ def _same(path: str, place: Place | CodedPlace, supply: Supply) -> bool:
 
 
 def _fits_memory(graph: Graph) -> None:
-    needed = 4 * sum(p.count for p in parameters(graph).values())
+    needed = 4 * sum(p.count for p in graph.parameters.values())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > MEMORY_SHARE * there:
         raise LlamagenError.of(
@@ -140,7 +140,7 @@ def _fits_memory(graph: Graph) -> None:
 
 
 def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
-    shapes = {path: p.shape for path, p in parameters(graph).items()}
+    shapes = {path: p.shape for path, p in graph.parameters.items()}
 
     def read(path: str) -> NDArray[np.generic]:
         return supply.part(path, whole(shapes[path]))

@@ -15,7 +15,7 @@ from llamagen.analysis.diff.equations import SIZES, canonical, equations, settin
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
 from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
-from llamagen.ir.graph import MAIN, Block, Graph, OpPart, instances, join
+from llamagen.ir.graph import MAIN, Block, Graph, OpPart, join
 from llamagen.ops.op import Role
 from llamagen.spec.expr import Static, names
 from llamagen.spec.resolve import ResolvedSpec
@@ -156,7 +156,7 @@ def setting_features(graph: Graph) -> Iterator[Feature]:
 def _placed(graph: Graph, of_block: Callable[[Block], Iterable[Feature]]) -> Iterator[Feature]:
     """The features of every block at each of its instances, computed once a block."""
     own = {name: tuple(of_block(block)) for name, block in graph.blocks.items()}
-    for here in instances(graph):
+    for here in graph.instances:
         path, index = collapse(here.path)
         for one in own[here.block.name]:
             yield replace(one, path=join(path, one.path), index=index)
@@ -239,7 +239,7 @@ class Equations:
 def _blocks(graph: Graph) -> Iterator[Equations]:
     written = {name: equations(graph, block) for name, block in graph.blocks.items()}
     unnamed = {name: canonical(graph, block) for name, block in graph.blocks.items()}
-    for here in instances(graph):
+    for here in graph.instances:
         path, index = collapse(here.path)
         lines = written[here.block.name]
         yield Equations(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llamagen.analysis.numbers import cache_of, is_tied, operand_types
+from llamagen.analysis.numbers import cache_of, is_tied
 from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, holds, hyperparameter_scope, load_table
 from llamagen.ir.graph import MAIN, Graph, OpPart, places
@@ -87,7 +87,7 @@ def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> d
     experts = [n for n in nodes if n.row.role is Role.EXPERTS]
     parts = [p for b in blocks for p in b.parts.values() if isinstance(p, OpPart)]
     topk = [
-        operand_types(graph, block, node)[1].shape[-1].value
+        graph.operand_types(block, node)[1].shape[-1].value
         for block in graph.blocks.values()
         for node in block.nodes
         if node.row.role is Role.EXPERTS

@@ -87,13 +87,13 @@ def rope_table(
     *,
     dim: int,
     theta: float,
-    scaled: Callable[[Tensor], Tensor],
+    scaled: Callable[[Tensor, Tensor], Tensor],
     attention_factor: float = 1.0,
 ) -> Rope:
     """cos and sin of position times frequency, [B, 1, S, H / 2], computed in float32."""
     even = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device)
     frequency = 1.0 / theta ** (even / dim)
-    frequency = scaled(frequency)
+    frequency = scaled(frequency, position_ids)
     angle = position_ids[:, None, :, None].float() * frequency
     if dtype is not None:
         angle = torch.cat((angle, angle), dim=-1)

@@ -15,7 +15,7 @@ from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.place import library
 from llamagen.emit.torch.plan import Plan, make_plan
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph, OpPart, instances, join
+from llamagen.ir.graph import Graph, OpPart, join
 from llamagen.ir.joined import Joined
 from llamagen.ops.code import WIDTH, Fixed, Stay, Text
 from llamagen.ops.dims import Dim
@@ -422,7 +422,7 @@ def _shape(dims: Sequence[Dim]) -> str:
 def _ties(graph: Graph) -> dict[str, str]:
     """Path of a parameter -> the path of the one that it is. Raises LlamagenError (LG741) for those in a stack."""
     ties: dict[str, str] = {}
-    for here in instances(graph):
+    for here in graph.instances:
         for part in here.block.parts.values():
             if isinstance(part, OpPart) and part.tied_to is not None:
                 path, source = join(join(here.path, part.name), "weight"), part.tied_to

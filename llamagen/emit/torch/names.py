@@ -121,7 +121,7 @@ class Constants:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         self.order = [constant_name(name) for name in self.scalars]
-        self.used: dict[str, int | float] = {}
+        self.used: dict[str, int | float | tuple[float, ...]] = {}
 
     def code(self, value: AttrValue, source: Expr | None) -> Code:
         """The source expression over constants if it means exactly ``value``, else the literal."""
@@ -153,7 +153,7 @@ class Constants:
             return literal(value).text
         return f"{self.number_like(value + 1, name)} - 1"
 
-    def define(self, name: str, value: int | float) -> Text:
+    def define(self, name: str, value: int | float | tuple[float, ...]) -> Text:
         """A constant that the graph has no scalar for, such as ``ROPE_THETA``."""
         reserved = dict(zip(self.order, self.scalars.values(), strict=True))
         n, chosen = 1, name

@@ -165,7 +165,7 @@ class PreludeSite:
     def define(self, constant: str, attr: str) -> str:
         """A module constant for an attribute."""
         value = self.attrs[attr]
-        assert isinstance(value, int | float), attr
+        assert isinstance(value, int | float | tuple), attr
         return self.plan.constants.define(constant, value).text
 
     def fresh(self, name: str) -> str:
