@@ -166,7 +166,7 @@ HOSTILE = {
     "half a block": (header(tensors=1, infos=info(b"t", (33,), 2, 0) + bytes(99)), "impossible shape"),
     "IQ2_XXS": (header(tensors=1, infos=info(b"t", (256,), 16, 0) + bytes(99)), "IQ2_XXS"),
     "type 999": (header(tensors=1, infos=info(b"t", (256,), 999, 0) + bytes(99)), "number 999"),
-    "shared bytes": (header(tensors=2, infos=info(b"t", (8,), 0, 0) + info(b"u", (8,), 0, 0)), "begins within"),
+    "shared bytes": (header(tensors=2, infos=info(b"t", (8,), 0, 0) + info(b"u", (8,), 0, 0) + bytes(64)), "begins"),
     "not aligned": (header(tensors=1, infos=info(b"t", (8,), 0, 8) + bytes(99)), "not aligned"),
     "a tensor twice": (header(tensors=2, infos=info(b"t", (8,), 0, 0) + info(b"t", (8,), 0, 32) + bytes(199)), "twice"),
     "past the end": (header(tensors=1, infos=info(b"t", (8,), 0, 1 << 40)), "truncated"),
