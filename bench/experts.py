@@ -22,7 +22,7 @@ import onnxruntime as ort
 from bench.measure import machine
 from bench.moe import SPEC
 from llamagen import api
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 
 KINDS = {
     "float32": ("ort-cpu", QuantizeOptions()),
@@ -44,7 +44,9 @@ def sessions(work: Path, experts: int) -> dict[str, ort.InferenceSession]:
         out = work / f"codes-{experts}-{kind.replace(' ', '-')}"
         if not out.exists():
             api.load(spec).export(
-                out, random_weights=0, profile=profile, quantize=quantize, logits="all"
+                out,
+                ExportOptions(profile=profile, quantize=quantize, logits="all"),
+                random_weights=0,
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = THREADS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -150,7 +151,8 @@ class Module(Runner):
 
     def __init__(self, model: torch.nn.Module, device: str) -> None:
         self.model, self.device = model, device
-        self.past: object = None
+        self.empty_cache = sys.modules[type(model).__module__].KVCache
+        self.reset()
 
     @classmethod
     def of_folder(cls, folder: Path, dtype: str, device: str) -> Module:
@@ -161,16 +163,16 @@ class Module(Runner):
         return cls(witness.model.to(device), device)
 
     def reset(self) -> None:
-        self.past = None
+        self.cache = self.empty_cache()
 
     @torch.inference_mode()
     def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         padded = not mask.all()
-        logits, self.past = self.model(
+        logits = self.model(
             torch.from_numpy(np.ascontiguousarray(ids)).to(self.device),
             position_ids=torch.from_numpy(_positions(mask, ids.shape[1])).to(self.device),
             attention_mask=torch.from_numpy(mask).to(self.device) if padded else None,
-            past=self.past,
+            cache=self.cache,
             logits_to_keep=1,
         )
         found: np.ndarray = logits[:, -1].float().cpu().numpy()
@@ -183,7 +185,8 @@ class Compiled(Module):
     name = "torch.compile"
 
     def __init__(self, module: Module) -> None:
-        super().__init__(torch.compile(module.model, dynamic=True), module.device)
+        super().__init__(module.model, module.device)
+        self.model = torch.compile(module.model, dynamic=True)
 
 
 class Transformers(Runner):

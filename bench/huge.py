@@ -20,30 +20,28 @@ from bench.measure import machine, run
 def sparse_checkpoint(spec: str, folder: Path, shard_bytes: int = 5_000_000_000) -> int:
     """Write the headers of a bfloat16 checkpoint and holes for its data; the bytes it seems to have."""
     import llamagen
-    from llamagen.weights.safetensors_write import (
-        NewTensor,
-        header_bytes,
-        shard_names,
-        shards,
-        write_index,
-    )
+    from llamagen.weights.safetensors import NewTensor, header_bytes
 
     folder.mkdir(parents=True)
     parameters = llamagen.load(spec).parameters
-    groups = list(
-        shards([NewTensor(n, "BF16", p.shape) for n, p in parameters.items()], shard_bytes)
-    )
-    files = dict(zip(shard_names(len(groups)), groups, strict=True))
-    total = 0
-    for name, group in files.items():
+    groups: list[list[NewTensor]] = [[]]
+    for path, parameter in parameters.items():
+        tensor = NewTensor(path, "BF16", parameter.shape)
+        if groups[-1] and sum(t.nbytes for t in groups[-1]) + tensor.nbytes > shard_bytes:
+            groups.append([])
+        groups[-1].append(tensor)
+    total, weight_map = 0, {}
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        weight_map |= {tensor.name: name for tensor in group}
         with (folder / name).open("xb") as file:
             header = header_bytes(group)
             size = len(header) + sum(tensor.nbytes for tensor in group)
             file.write(header)
             file.truncate(size)
             total += size
-    if len(files) > 1:
-        write_index(folder, files)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
 
 

@@ -43,11 +43,14 @@ if TYPE_CHECKING:
     )
     from llamagen.api_verify import check_integrity, verify_folder, write_verify_report
     from llamagen.diagnostics import Diagnostic, LlamagenError
+    from llamagen.emit.options import ExportOptions, QuantizeOptions
 
 __all__ = [
     "Diagnostic",
+    "ExportOptions",
     "LlamagenError",
     "Model",
+    "QuantizeOptions",
     "check",
     "check_checkpoint",
     "check_integrity",
@@ -80,42 +83,24 @@ __all__ = [
     "write_verify_report",
 ]
 
-_DIAGNOSTICS = frozenset({"Diagnostic", "LlamagenError"})
-_QUESTIONS = frozenset(
-    {
-        "compat",
-        "cost",
-        "diff",
-        "explain",
-        "graph_explorer",
-        "graph_svg",
-        "graph_tower",
-        "history",
-        "import_config",
-        "list_models",
-        "overlay",
-        "plot",
-        "query",
-        "share",
-        "show",
-        "sql",
-        "timeline",
-    }
+_HOMES = (
+    "llamagen.diagnostics",
+    "llamagen.emit.options",
+    "llamagen.api",
+    "llamagen.api_analysis",
+    "llamagen.api_verify",
 )
-_FOLDERS = frozenset({"check_integrity", "verify_folder", "write_verify_report"})
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'llamagen' has no attribute {name!r}")
-    from importlib import import_module
+    if name in __all__:
+        from importlib import import_module
 
-    home = "llamagen.api_analysis" if name in _QUESTIONS else "llamagen.api"
-    home = "llamagen.api_verify" if name in _FOLDERS else home
-    home = "llamagen.diagnostics" if name in _DIAGNOSTICS else home
-    found: object = getattr(import_module(home), name)
-    globals()[name] = found
-    return found
+        for home in map(import_module, _HOMES):
+            if hasattr(home, name):
+                globals()[name] = value = getattr(home, name)
+                return value
+    raise AttributeError(f"module 'llamagen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.targets import TARGETS, Target
+from llamagen.emit.options import DEFAULTS, TARGETS, ExportOptions, Target
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
-    from llamagen.emit.convert import Converted
+    from llamagen.emit.checkpoints import Converted
     from llamagen.emit.generate import Generated
-    from llamagen.emit.quantize_options import QuantizeOptions
     from llamagen.emit.written import Progress, Written
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
@@ -91,15 +90,15 @@ class Model:
 
     def mermaid(self) -> str:
         """The graph as a Mermaid flowchart."""
-        from llamagen.analysis.pictures.mermaid import mermaid
+        from llamagen.analysis.pictures import mermaid
 
         return mermaid(self.graph)
 
     def files(self, *targets: Target, cache: CacheKind = "full") -> dict[str, str]:
         """What ``generate`` writes, file name -> text; every target by default."""
-        from llamagen.emit.files import Subject, files_of
+        from llamagen.emit.generate import files_of
 
-        return files_of(Subject(self.resolved, self.graph, cache), targets or TARGETS)
+        return files_of(self.resolved, targets or TARGETS, cache)
 
     def torch_source(self, cache: CacheKind = "full") -> str:
         """A standalone PyTorch module, source text."""
@@ -112,54 +111,27 @@ class Model:
     def export(
         self,
         out: str | Path,
+        options: ExportOptions = DEFAULTS,
         *,
         checkpoint: str | Path | None = None,
         random_weights: int | None = None,
-        profile: str = "portable",
-        dtype: str = "float32",
-        cache: CacheKind = "full",
-        weights: str = "copy",
-        logits: str | None = None,
-        max_context: int | None = None,
-        runtime: str | None = None,
-        scan: bool = False,
         overwrite: bool = False,
         ignore_config: bool = False,
-        quantize: QuantizeOptions | None = None,
         progress: Progress = _silent,
     ) -> Written:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
-        ``weights="reference"`` links the checkpoint's files instead of copying them; ``scan`` then reads them all.
-        ``logits`` (``last`` or ``all``), ``max_context`` (tokens) and ``runtime`` (a version of ONNX Runtime, ``1.31``)
-        are the profile's own where they are None.
-        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``. With a ``bounded``
-        cache, layers with a window or chunks hand on only what a later token can see. ``quantize`` says what is
-        quantised, and how.
+        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``: then the spec counts, and
+        the folder gets its config.json.
         """
-        from llamagen.emit import export
-        from llamagen.emit.export_job import ExportJob
-        from llamagen.emit.options import ExportOptions
-        from llamagen.emit.quantize_options import QuantizeOptions
+        from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
-        options = ExportOptions(
-            profile=profile,
-            dtype=dtype,
-            weights=weights,
-            logits=logits,
-            max_context=max_context,
-            runtime=runtime,
-            scan=scan,
-            ignore_config=ignore_config,
-            cache=cache,
-            quantize=quantize or QuantizeOptions(),
-        )
         reads = self.registry.files
-        job = ExportJob(self.resolved, self.graph, options, Path(out), overwrite, progress, reads)
+        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads)
         if checkpoint is not None and random_weights is None:
-            return export.export_checkpoint(job, Path(checkpoint), self.registry)
+            return export_checkpoint(job, Path(checkpoint), self.registry, ignore_config)
         if random_weights is not None and checkpoint is None:
-            return export.export_random(job, random_weights)
+            return export_random(job, random_weights)
         raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
 
 
@@ -168,7 +140,7 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
 
     ``roots`` are searched before the shipped specs.
     """
-    from llamagen.analysis.ask import resolved_of
+    from llamagen.analysis.targets import resolved_of
     from llamagen.spec.registry import Registry
 
     registry = Registry(roots)
@@ -187,10 +159,10 @@ def check(
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
-    from llamagen.emit.config.check_checkpoint import check_checkpoint
+    from llamagen.emit.config.checkpoint import check_checkpoint
 
     model = load(target)
-    return check_checkpoint(model.resolved, model.graph, Path(folder), model.registry)
+    return check_checkpoint(model.resolved, Path(folder), model.registry)
 
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
@@ -269,7 +241,7 @@ def convert(
     Raises LG902 where no exact conversion exists, LG903 where ``after`` computes other logits, unless
     ``other_logits``; LG6xx for a checkpoint that does not fit ``before``, and for the output.
     """
-    from llamagen.emit.convert import convert
+    from llamagen.emit.checkpoints import convert
 
     sides = (load(before), load(after))
     return convert(
@@ -298,12 +270,11 @@ def random_checkpoint(
     progress: Progress = _silent,
 ) -> Written:
     """Write a Hub checkpoint of a model's shape, unit-scale random weights; ``progress`` gets (bytes done, in all)."""
-    from llamagen.emit.random_checkpoint import random_checkpoint
+    from llamagen.emit.checkpoints import random_checkpoint
 
     model = load(target)
     return random_checkpoint(
         model.resolved,
-        model.graph,
         Path(out),
         seed=seed,
         dtype=dtype,
@@ -334,8 +305,7 @@ def run(
     With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
     ``provider`` is ``cpu``, or ``cuda`` where onnxruntime has it.
     """
-    from llamagen.runtime.generation import generate
-    from llamagen.runtime.sampling import Sampling
+    from llamagen.runtime.generation import Sampling, generate
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     pictures = [Path(image) for image in images]

@@ -11,46 +11,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamagen.analysis.labels import MAINLINE
 from llamagen.diagnostics import LlamagenError
 
 if TYPE_CHECKING:
-    from llamagen.analysis.ask import Model
+    from llamagen.analysis.cost import CostReport
     from llamagen.analysis.diff.compat import CompatReport
     from llamagen.analysis.diff.judge import Diff
-    from llamagen.analysis.family.catalog import Modality, Row, Section
-    from llamagen.analysis.family.query import Answer, Share
-    from llamagen.analysis.family.sql import Result
-    from llamagen.analysis.family.timeline import Timeline
-    from llamagen.analysis.numbers.cost import CostReport
-    from llamagen.emit.config.read import Imported
+    from llamagen.analysis.queries import Answer, Share, Timeline
+    from llamagen.analysis.records import Modality, Record, Row
+    from llamagen.analysis.show import Section
+    from llamagen.analysis.sql import Result
+    from llamagen.analysis.targets import Model
+    from llamagen.emit.config.importing import Imported
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
     from llamagen.spec.resolve import ResolvedSpec
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
-LIST_COLUMNS = (
-    "id",
-    "released",
-    "status",
-    "parameters",
-    "active",
-    "layers",
-    "hidden",
-    "attention",
-    "context",
-    "input",
-    "licence",
-    "uncertain",
-)
+MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
+"""The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 
 def list_models(
     *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
 ) -> list[Row]:
     """The shipped models by release date, with exact parameter counts."""
-    from llamagen.analysis.family.catalog import rows
+    from llamagen.analysis.records import rows
     from llamagen.spec.registry import Registry
 
     return rows(Registry(), generation, status, modality)
@@ -58,7 +45,7 @@ def list_models(
 
 def save_numbers() -> bool:
     """Measure the graphs of every shipped model and save the numbers in spec/numbers.json; whether the file changed."""
-    from llamagen.analysis.family.numbers_file import numbers_path
+    from llamagen.analysis.records import numbers_path
     from llamagen.writing import write_changed
 
     path = numbers_path()
@@ -68,7 +55,7 @@ def save_numbers() -> bool:
 
 def numbers_text() -> str:
     """What spec/numbers.json must hold."""
-    from llamagen.analysis.family.numbers_file import numbers_text
+    from llamagen.analysis.records import numbers_text
     from llamagen.spec.registry import Registry
 
     registry = Registry()
@@ -77,7 +64,7 @@ def numbers_text() -> str:
 
 def show(target: str | Path) -> list[Section]:
     """One model as a page of sections."""
-    from llamagen.analysis.family.catalog import sections
+    from llamagen.analysis.show import sections
 
     return list(sections(resolved_of(target)))
 
@@ -89,8 +76,7 @@ def explain(subject: str, path: str | None = None) -> str:
 
         return code_text(subject)
     from llamagen.analysis import explain as words
-    from llamagen.analysis.rewrites.report import rules_text
-    from llamagen.analysis.rewrites.table import REWRITTEN_PROFILES
+    from llamagen.analysis.rewrites import REWRITTEN_PROFILES, rules_text
 
     if path is not None:
         from llamagen.spec.registry import Registry
@@ -106,14 +92,14 @@ def explain(subject: str, path: str | None = None) -> str:
 
 def side(target: str | Path) -> Model:
     """What a question is about, with its graphs; none without wiring."""
-    from llamagen.analysis.ask import built
+    from llamagen.analysis.targets import built
 
     return built(resolved_of(target))
 
 
 def resolved_of(target: str | Path) -> ResolvedSpec:
     """The spec of a target. Raises LG201 for an unknown id, LG10x for a configuration that cannot be read."""
-    from llamagen.analysis.ask import resolved_of
+    from llamagen.analysis.targets import resolved_of
     from llamagen.files import is_folder
 
     path = Path(target)
@@ -136,18 +122,17 @@ def diff(
     ``dtype`` stores the weights. With a ``device`` of spec/hardware.yaml memory is breaking where ``before`` fits it
     and ``after`` does not. Raises LG201 for an unknown id, LG901 for a workload that cannot be or an unknown device.
     """
+    from llamagen.analysis import cost as costs
     from llamagen.analysis.diff.judge import diff as compare
-    from llamagen.analysis.numbers import hardware
-    from llamagen.analysis.numbers.cost import workload
 
-    chosen = (device, hardware.device(device)) if device is not None else None
-    return compare(side(before), side(after), workload(context, batch, dtype), chosen)
+    chosen = (device, costs.device(device)) if device is not None else None
+    load = costs.workload(context, batch, dtype)
+    return compare(side(before), side(after), load, chosen)
 
 
 def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
     """SVG of both towers with the changes of ``result`` marked. Raises LG401 without wiring."""
-    from llamagen.analysis.pictures.svg import diff_svg
-    from llamagen.analysis.pictures.tower import changed_paths, towers
+    from llamagen.analysis.pictures import changed_paths, diff_svg, towers
     from llamagen.ir.elaborate import build_all
 
     first, second = ((m.graphs or build_all(m.resolved)) for m in (side(before), side(after)))
@@ -192,30 +177,24 @@ def cost(
     without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
     that does not divide the model.
     """
-    from llamagen.analysis.numbers import hardware
-    from llamagen.analysis.numbers.cost import cost_of, workload
+    from llamagen.analysis import cost as costs
     from llamagen.ir.bounded import with_caches
-    from llamagen.ir.graph import MAIN
 
-    load = workload(context, batch, dtype, tp, images)
-    chosen = (device, hardware.device(device)) if device is not None else None
-    graphs = dict(with_caches(_wired(target), cache))
-    return cost_of(graphs.pop(MAIN), load, chosen, graphs)
+    load = costs.workload(context, batch, dtype, tp, images)
+    chosen = (device, costs.device(device)) if device is not None else None
+    return costs.cost_of(with_caches(_wired(target), cache), load, chosen)
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.numbers.memory import cache_of
-    from llamagen.analysis.pictures.plots import CONTEXTS, cache_plot
+    from llamagen.analysis.numbers import cache_of
+    from llamagen.analysis.pictures import CONTEXTS, cache_plot
     from llamagen.ir.graph import MAIN
-    from llamagen.spec.registry import Registry
 
     if targets:
         caches = [(name, cache_of(_wired(name)[MAIN])) for name in targets]
     else:
-        records = Family(Registry()).records()
-        caches = [(r.id, r.architecture.cache) for r in records if r.architecture is not None]
+        caches = [(r.id, r.architecture.cache) for r in _family() if r.architecture is not None]
     contexts = [n for n in CONTEXTS if n < longest]
     return cache_plot(caches, contexts=(*contexts, longest))
 
@@ -231,47 +210,37 @@ def query(
 
     Raises LG905 for an expression that cannot be evaluated.
     """
-    from llamagen.analysis.family.query import query as ask
-    from llamagen.analysis.family.records import Family
-    from llamagen.spec.registry import Registry
+    from llamagen.analysis.queries import query as ask
 
-    return ask(Family(Registry()), where, select=select, sort=sort, first=first)
+    return ask(_family(), where, select=select, sort=sort, first=first)
 
 
 def share(path: str, where: str = "true") -> tuple[Share, ...]:
     """How many of the models have each value of ``path``, the most frequent first. Raises LG905."""
-    from llamagen.analysis.family.query import share as shares
-    from llamagen.analysis.family.records import Family
-    from llamagen.spec.registry import Registry
+    from llamagen.analysis.queries import share as shares
 
-    return shares(Family(Registry()), path, where)
+    return shares(_family(), path, where)
 
 
 def timeline(path: str, where: str = MAINLINE) -> Timeline:
     """When the value of ``path`` changed over the releases. Raises LG905."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.timeline import timeline as follow
-    from llamagen.spec.registry import Registry
+    from llamagen.analysis.queries import timeline as follow
 
-    return follow(Family(Registry()), path, where)
+    return follow(_family(), path, where)
 
 
 def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
     """A timeline of every hyperparameter that some model sets. Raises LG905."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.timeline import history as follow
-    from llamagen.spec.registry import Registry
+    from llamagen.analysis.queries import history as follow
 
-    return follow(Family(Registry()), where)
+    return follow(_family(), where)
 
 
 def sql(statement: str) -> Result:
     """Rows of one SELECT over models, layers, parameters, changes and sources. Raises LG905."""
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.sql import sql as run
-    from llamagen.spec.registry import Registry
+    from llamagen.analysis.sql import sql as run
 
-    return run(Family(Registry()), statement)
+    return run(_family(), statement)
 
 
 def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
@@ -279,7 +248,7 @@ def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
 
     Raises LG102, LG103, LG106 to LG109 for the file, LG6xx for a checkpoint that does not fit it.
     """
-    from llamagen.emit.config.importing import import_path
+    from llamagen.emit.config.checkpoint import import_path
 
     return import_path(Path(source), spec_id)
 
@@ -293,39 +262,46 @@ def graph_text(target: str, graph: str | None = None) -> str:
 
 def graph_mermaid(target: str, graph: str | None = None) -> str:
     """A Mermaid flowchart of the text model, or of the graph named ``graph``. Raises LG401 without wiring, LG901."""
-    from llamagen.analysis.pictures.mermaid import mermaid
+    from llamagen.analysis.pictures import mermaid
 
     return mermaid(next(iter(_chosen(target, graph).values())))
 
 
 def graph_tower(target: str, graph: str | None = None) -> str:
     """The model as nested boxes, text, graph by graph. Raises LG401 without wiring, LG901."""
-    from llamagen.analysis.pictures.tower import tower_text, towers
+    from llamagen.analysis.pictures import tower_text, towers
 
     return "\n".join(tower_text(box) for box in towers(_chosen(target, graph)))
 
 
 def graph_svg(target: str, graph: str | None = None) -> str:
     """The model as nested boxes, SVG, graphs side by side. Raises LG401 without wiring, LG901."""
-    from llamagen.analysis.pictures.svg import tower_svg
-    from llamagen.analysis.pictures.tower import towers
+    from llamagen.analysis.pictures import tower_svg, towers
 
     return tower_svg(towers(_chosen(target, graph)))
 
 
 def graph_explorer(target: str, graph: str | None = None) -> str:
     """JSON for Model Explorer, FLOPs for one sequence of one token and one image. Raises LG401 and LG901."""
-    from llamagen.analysis.pictures.explorer import explorer_json
+    from llamagen.analysis.pictures import explorer_json
 
     return explorer_json(_chosen(target, graph), {"B": 1, "S": 1, "P": 0, "I": 1})
+
+
+def _family() -> list[Record]:
+    """The shipped models."""
+    from llamagen.analysis.records import records_of
+    from llamagen.spec.registry import Registry
+
+    return records_of(Registry())
 
 
 def _wired(target: str) -> dict[str, Graph]:
     """All graphs of a target. Raises LG401 for a record without wiring."""
     from llamagen.ir.elaborate import build_all
 
-    found = side(target)
-    return found.graphs or build_all(found.resolved)
+    model = side(target)
+    return model.graphs or build_all(model.resolved)
 
 
 def _chosen(target: str, name: str | None) -> dict[str, Graph]:

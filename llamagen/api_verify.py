@@ -71,13 +71,13 @@ def check_integrity(folder: str | Path, progress: Progress = _silent) -> Integri
 
 def check_report_names(files: Sequence[Path]) -> None:
     """Raises LG776 unless each is a .html or a .json, LG634 where something else is there."""
-    from llamagen.verify.write import check_names
+    from llamagen.verify.report import check_names
 
     check_names(files)
 
 
 def write_verify_report(report: VerifyReport, file: str | Path) -> None:
     """Write a verification as .html or .json. Raises LG776 for another name, LG632 to LG634 for the place."""
-    from llamagen.verify.write import write_report
+    from llamagen.verify.report import write_report
 
     write_report(report, Path(file))

@@ -14,8 +14,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from llamagen.diagnostics import LlamagenError, quoted
 
@@ -68,7 +68,7 @@ TEMPLATE = Kind("LG784", 1 << 20, "leave out --chat, or copy the model's templat
 
 def open_file(
     path: Path, kind: Kind, *, within: Path | None = None, name: str | None = None
-) -> BinaryIO:
+) -> BufferedReader:
     """A regular file for reading; findings call it ``name``.
 
     Links that a user names himself are followed. With ``within``, the folder of others in which the file was looked up,
@@ -98,12 +98,17 @@ def read_bytes(
 
 
 def read_text(path: Path, kind: Kind, *, within: Path | None = None) -> str:
-    """The same as text, which must be UTF-8."""
+    """The same as text, which must be UTF-8 and begin with no byte-order mark: whoever else reads it may fail on one,
+    or take it for a character."""
+    asked = _Asked(path, kind, within, str(path))
     try:
-        return read_bytes(path, kind, within=within).decode("utf-8")
+        text = read_bytes(path, kind, within=within).decode("utf-8")
     except UnicodeDecodeError as error:
-        reason = f"it is not UTF-8 text: byte {error.start:,} is wrong"
-        raise _Asked(path, kind, within, str(path)).refusal(reason) from None
+        raise asked.refusal(f"it is not UTF-8 text: byte {error.start:,} is wrong") from None
+    if text.startswith("\ufeff"):
+        help = "save it as UTF-8 without a byte-order mark (BOM)"
+        raise asked.refusal("it begins with a byte-order mark", help)
+    return text
 
 
 def checked(path: Path, kind: Kind, *, within: Path | None = None) -> Path:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from llamagen.emit.onnx.initializer import BlockEncoding
-from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
+from llamagen.emit.onnx.initializers import Encoding
+from llamagen.emit.options import QuantizeOptions
 from llamagen.ops.op import a_str
 from tests.parity.models import RandomModel
 
-INT4 = BlockEncoding(4, 16, symmetric=True, accuracy_level=1)
+INT4 = Encoding("blocks", 4, 16, symmetric=True, accuracy_level=1)
 """Products in float32, so that they can be compared tightly."""
 
 
-def of_experts(encoding: BlockEncoding = INT4) -> Quantization:
-    """Nothing but the experts is quantised."""
-    return Quantization(
-        *(getattr(NO_QUANTIZATION, name) for name in ("linear", "head", "embedding", "tied")),
-        experts=encoding,
-    )
+OF_EXPERTS = QuantizeOptions("none", 16, accuracy_level=1, experts="int4")
+"""The same of experts, and of nothing else."""
 
 
-def on_codes(model: RandomModel, encoding: BlockEncoding = INT4) -> RandomModel:
+def on_codes(model: RandomModel, encoding: Encoding = INT4) -> RandomModel:
     """``model`` with experts that quantising does not change."""
     made = dict(model._made)
     for node in model.flat.nodes:
@@ -36,7 +32,7 @@ def on_codes(model: RandomModel, encoding: BlockEncoding = INT4) -> RandomModel:
     return RandomModel(model.resolved, model.seed, made)
 
 
-def nearest(rows: NDArray[np.float32], encoding: BlockEncoding) -> NDArray[np.float32]:
+def nearest(rows: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32]:
     """Each block [..., K] in steps of its largest number / -2^(bits - 1)."""
     half = 2 ** (encoding.bits - 1)
     found = np.empty_like(rows)

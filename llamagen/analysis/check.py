@@ -1,19 +1,36 @@
-"""Every finding about a set of specs: resolved, built and checked, all at once."""
+"""Every finding about a set of specs, all at once: resolved, built and linted.
+
+Lint rules are data (spec/rules/lint.yaml); this file only says what they can see.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from llamagen.analysis.lint import lint
-from llamagen.diagnostics import Diagnostic, LlamagenError
+from pydantic import Field, StringConstraints
+
+from llamagen.analysis.numbers import (
+    behind,
+    count_parameters,
+    mask_of,
+    operand_types,
+    tensor_parallel_degrees,
+)
+from llamagen.analysis.sources import known_sources, matches, source_of, uncertain
+from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
+from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.files import is_folder
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, Graph
+from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, places
+from llamagen.ops.op import Role, State, a_int
+from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Closed
 
 _UNSOURCED = "LG510"
 _SUFFIXES = (".yaml", ".yml")
@@ -29,7 +46,7 @@ class CheckReport:
     @property
     def clean(self) -> bool:
         """Notes are not findings."""
-        return all(found.severity == "note" for found in self.findings)
+        return all(one.severity == "note" for one in self.findings)
 
 
 def check_specs(
@@ -41,29 +58,23 @@ def check_specs(
     does not exist; faults of specs are in the report.
     """
     paths = _paths(registry, targets)
-    found: dict[Diagnostic, None] = {}
+    findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}
     for path in paths:
         try:
             resolved = registry.load(path)
-            found.update(dict.fromkeys(resolved.warnings))
+            findings.update(dict.fromkeys(resolved.warnings))
             # rules about the wiring see the same places in every variant of an architecture
             first = resolved.digest not in graphs
             if first:
-                graphs[resolved.digest] = _graph(resolved)
-            graph = graphs[resolved.digest]
-            found.update(dict.fromkeys(_lint(resolved, graph, wiring=first)))
+                # every graph is built; what cannot be built by itself has none
+                concrete = not resolved.spec.abstract and resolved.spec.root is not None
+                graphs[resolved.digest] = build_all(resolved)[MAIN] if concrete else None
+            findings.update(dict.fromkeys(_lint(resolved, graphs[resolved.digest], wiring=first)))
         except LlamagenError as error:
-            found.update(dict.fromkeys(error.diagnostics))
-    kept = (one for one in found if notes or one.severity != "note")
+            findings.update(dict.fromkeys(error.diagnostics))
+    kept = (one for one in findings if notes or one.severity != "note")
     return CheckReport(len(paths), tuple(kept))
-
-
-def _graph(resolved: ResolvedSpec) -> Graph | None:
-    """The text model, when every graph could be built; None for what cannot be built by itself."""
-    if resolved.spec.abstract or resolved.spec.root is None:
-        return None
-    return build_all(resolved)[MAIN]
 
 
 def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Iterator[Diagnostic]:
@@ -74,9 +85,9 @@ def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Itera
         if path.startswith("provenance.")
         for origin in leaf.origins
     }
-    for found in lint(resolved, graph, wiring=wiring):
-        if found.code != _UNSOURCED or (found.span is not None and found.span.file in keep):
-            yield found
+    for one in lint(resolved, graph, wiring=wiring):
+        if one.code != _UNSOURCED or (one.span is not None and one.span.file in keep):
+            yield one
 
 
 def _paths(registry: Registry, targets: Sequence[str]) -> tuple[Path, ...]:
@@ -105,3 +116,245 @@ def _expand(registry: Registry, target: str) -> Iterator[Path]:
         help = "a checkpoint folder is checked with `--as ID`"
         raise LlamagenError.of("LG201", f"the folder `{target}` has no specs (*.yaml)", help=help)
     yield from below
+
+
+# lint
+
+Subject = Literal["model", "value", "provenance", "attention", "linear", "token", "release"]
+
+_WIRING: frozenset[Subject] = frozenset({"model", "attention", "linear"})
+
+
+class Case(Closed):
+    """YAML laid over the test model (tests/unit/analysis): what fires the rule, and what does not."""
+
+    fires: str
+    silent: str
+
+
+class LintRule(Closed):
+    """One rule. ``over`` is what it looks at one by one; ``when`` is true where it finds something."""
+
+    title: str
+    severity: Literal["warning", "note"]
+    over: Subject
+    when: str
+    message: str
+    help: str
+    explanation: str
+    place: str | None = Field(
+        default=None, description="Dotted path the finding points at; default: the subject."
+    )
+    case: Case
+
+
+RuleId = Annotated[str, StringConstraints(pattern=r"^LG5[0-9]{2}$")]
+
+
+class LintRules(Closed):
+    version: Literal[1]
+    rules: dict[RuleId, LintRule]
+
+
+def lint_rules() -> dict[str, LintRule]:
+    """Every rule by id, in the order of the file."""
+    return dict(load_table("rules/lint.yaml", LintRules).rules)
+
+
+def lint(
+    resolved: ResolvedSpec, graph: Graph | None = None, *, wiring: bool = True
+) -> tuple[Diagnostic, ...]:
+    """Findings of all rules, by place and id. Without a graph (abstract specs) rules about the wiring rest.
+
+    They also rest without ``wiring``, for a graph whose findings another spec has already got.
+    """
+    findings: list[Diagnostic] = []
+    subjects = _Subjects(resolved, graph)
+    for rule_id, rule in lint_rules().items():
+        if rule.over in _WIRING and not wiring:
+            continue
+        seen: set[tuple[str, Span | None]] = set()
+        for scope, span in subjects.of(rule.over):
+            if not holds(rule.when, scope):
+                continue
+            place = resolved.place(*rule.place.split(".")) if rule.place is not None else span
+            message = fill(rule.message, scope)
+            if (message, place) in seen:
+                continue
+            seen.add((message, place))
+            help = fill(rule.help, scope)
+            findings.append(Diagnostic(rule_id, rule.severity, message, place, (), help))
+    return tuple(sorted(findings, key=lambda f: (f.span or Span("", 0, 0), f.code, f.message)))
+
+
+Scoped = Iterator[tuple[dict[str, Static], Span | None]]
+
+_SOURCED = ("hyperparameters", "constants", "patterns")
+
+
+class _Subjects:
+    """Scopes of the rules. Names are documented in spec/rules/lint.yaml."""
+
+    def __init__(self, resolved: ResolvedSpec, graph: Graph | None) -> None:
+        self.resolved = resolved
+        self.graph = graph
+        self.base = hyperparameter_scope(resolved)
+        self.kinds: dict[Subject, Callable[[], Scoped]] = {
+            "model": self.model,
+            "value": self.values,
+            "provenance": self.provenance,
+            "attention": self.attentions,
+            "linear": self.linears,
+            "token": self.tokens,
+            "release": self.release,
+        }
+        self.known: dict[Subject, list[tuple[dict[str, Static], Span | None]]] = {}
+
+    def of(self, subject: Subject) -> Scoped:
+        """The subjects of one kind, computed once for all rules."""
+        if subject not in self.known:
+            self.known[subject] = list(self.kinds[subject]())
+        return iter(self.known[subject])
+
+    def model(self) -> Scoped:
+        if self.graph is None:
+            return
+        report = count_parameters({MAIN: self.graph})
+        attentions = [scope for scope, _ in self.of("attention")]
+        yield (
+            {
+                **self.base,
+                "params": report.total,
+                "active_params": report.active,
+                "tp_degrees": tensor_parallel_degrees(self.graph),
+                "attention_layers": len(attentions),
+                "rope_layers": sum(1 for a in attentions if a["rotated"]),
+                "local_layers": sum(1 for a in attentions if a["reach"] is not None),
+            },
+            self.resolved.place("hyperparameters"),
+        )
+
+    def values(self) -> Scoped:
+        if self.resolved.spec.abstract:
+            return
+        release = self.resolved.spec.release
+        sketch = release is not None and release.status == "sketch"
+        doubts = uncertain(self.resolved)
+        for path, leaf in self.resolved.leaves():
+            section = path.split(".", 1)[0]
+            if section in _SOURCED:
+                source = source_of(self.resolved, path)
+                scope: dict[str, Static] = {
+                    "path": path,
+                    "section": section,
+                    "text": leaf.origins[-1].text,
+                    "source": source,
+                    "written_in": leaf.origins[-1].spec_id,
+                    "sketch": sketch,
+                    "doubted": any(matches(doubt.path, path) for doubt in doubts),
+                }
+                yield scope, leaf.node.span
+
+    def provenance(self) -> Scoped:
+        paths = [path for path, _ in self.resolved.leaves()]
+        known = known_sources()
+        for glob, source in self.resolved.spec.provenance.items():
+            entry = self.resolved.leaf("provenance", glob)
+            if entry is None or entry.origins[-1].spec_id != self.resolved.spec.id:
+                continue
+            key = source.split("#", 1)[0].split(" ", 1)[0].rstrip(":,;")
+            scope: dict[str, Static] = {
+                "glob": glob,
+                "source": source,
+                "key": key,
+                "known": key in known,
+                "covers": sum(1 for path in paths if matches(glob, path)),
+                "abstract": self.resolved.spec.abstract,
+            }
+            yield scope, entry.node.span
+
+    def attentions(self) -> Scoped:
+        if self.graph is None:
+            return
+        done: dict[tuple[str, int], dict[str, Static]] = {}
+        for here in places(self.graph, Role.ATTENTION):
+            key = (here.block.name, id(here.node))
+            if key not in done:
+                done[key] = self.attention(self.graph, here.block, here.node)
+            yield {**done[key], "path": here.path}, here.node.span
+
+    def attention(self, graph: Graph, block: Block, node: Node) -> dict[str, Static]:
+        """All that a rule may ask of an attention op but its path."""
+        q, k, v = operand_types(graph, block, node)[:3]
+        back = {name: behind(block, node.operands[i]) for i, name in enumerate("qkv")}
+        producers = {r: n for n in block.nodes for r in n.results}
+        rows = {n: [producers[v].row for v in back[n] if v in producers] for n in "qkv"}
+        rotated = {n: any(row.role is Role.ROTATION for row in rows[n]) for n in "qk"}
+        mask = mask_of(graph, node)
+        bounds = [b for name in ("window", "chunk") if isinstance(b := (mask or {}).get(name), int)]
+        return {
+            **self.base,
+            "heads": q.shape[1].value,
+            "kv_heads": k.shape[1].value,
+            "key_dim": k.shape[3].value,
+            "value_dim": v.shape[3].value,
+            "masked": len(node.operands) > 3,
+            "cached": any(row.state is State.SLOT for row in rows["k"]),
+            "rotated": rotated["q"] and rotated["k"],
+            "rotated_query_only": rotated["q"] and not rotated["k"],
+            "reach": min(bounds) if bounds else None,
+        }
+
+    def tokens(self) -> Scoped:
+        tokens = self.resolved.spec.tokenizer
+        if tokens is None or self.graph is None:
+            return
+        rows = [
+            parameter.shape[0]
+            for block in self.graph.blocks.values()
+            for part in block.parts.values()
+            if isinstance(part, OpPart) and part.row.role is Role.EMBEDDING
+            for parameter in part.parameters
+        ]
+        named = [
+            ("bos_id", tokens.bos_id, ("bos_id",)),
+            *(("eos_ids", one, ("eos_ids",)) for one in tokens.eos_ids),
+            ("pad_id", tokens.pad_id, ("pad_id",)),
+            *((n, one, ("special_tokens", n)) for n, one in tokens.special_tokens.items()),
+        ]
+        for name, one, path in named:
+            if one is not None and rows:
+                leaf = self.resolved.leaf("tokenizer", *path)
+                own = leaf is not None and leaf.origins[-1].spec_id == self.resolved.spec.id
+                scope: dict[str, Static] = {"name": name, "id": one, "rows": max(rows), "own": own}
+                yield scope, self.resolved.place("tokenizer", *path)
+
+    def release(self) -> Scoped:
+        """The repository that a spec claims as its own publication."""
+        repo = self.resolved.leaf("release", "repo")
+        if repo is None or self.resolved.spec.abstract:
+            return
+        writer = repo.origins[-1].spec_id
+        yield (
+            {
+                "repo": repo.origins[-1].text,
+                "written_in": writer,
+                "own": writer == self.resolved.spec.id,
+            },
+            self.resolved.place("extends") or self.resolved.place("id"),
+        )
+
+    def linears(self) -> Scoped:
+        if self.graph is None:
+            return
+        for block in self.graph.blocks.values():
+            for part in block.parts.values():
+                if isinstance(part, OpPart) and part.row.role is Role.LINEAR:
+                    scope: dict[str, Static] = {
+                        "part": part.name,
+                        "block": block.definition,
+                        "in_features": a_int(part.attrs, "in_features"),
+                        "out_features": a_int(part.attrs, "out_features"),
+                        "bias": part.attrs["bias"] is True,
+                    }
+                    yield scope, part.span

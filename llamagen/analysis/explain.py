@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamagen.analysis.doubts import conflicts, uncertain
-from llamagen.analysis.sources import known_sources, matches, source_of
+from llamagen.analysis.sources import conflicts, known_sources, matches, source_of, uncertain
 from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.ir.elaborate import SPELLINGS
 from llamagen.ops.op import AttrSpec, Op
+from llamagen.ops.table import OPS
 from llamagen.spec.expr import FUNCTIONS, ExpressionError, names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, value_to_plain
@@ -20,9 +21,6 @@ _NO_DATE = "9999"
 
 def explain_ops() -> str:
     """The op table and the spellings beside it, one line each."""
-    from llamagen.ir.elaborate import SPELLINGS
-    from llamagen.ops.table import OPS
-
     shown = [op for op in OPS.values() if not op.internal]
     width = max(len(op.name) for op in shown)
     parts = [f"  {op.name.ljust(width)}  {_first_line(op.doc)}" for op in shown if op.is_part]
@@ -42,9 +40,6 @@ def explain_ops() -> str:
 
 def explain_named(name: str) -> str:
     """An op or a spelling by name. Raises LG901 for anything else."""
-    from llamagen.ir.elaborate import SPELLINGS
-    from llamagen.ops.table import OPS
-
     op, spelling = OPS.get(name), SPELLINGS.get(name)
     if spelling is not None:
         written = f"{spelling.signature}\n\n{spelling.doc}\n"
@@ -67,6 +62,8 @@ def explain_op(op: Op) -> str:
     operands = [*op.operands, *optional, *(["..."] if op.variadic else [])]
     lines = [f"{op.name}({', '.join(operands)})", "", op.doc, "", f"formula:   {op.formula}"]
     lines.append(f"precision: {op.precision.value}")
+    if op.cite:
+        lines.append(f"source:    {op.cite.replace('facts ', 'docs/facts.md ')}")
     kind = "declared under `parts`" if op.is_part else "called in `forward`"
     if op.hoisted:
         kind += "; depends on inputs alone, so it is computed once for all layers"
@@ -120,9 +117,9 @@ def explain_value(registry: Registry, resolved: ResolvedSpec, path: str) -> str:
 def _find(resolved: ResolvedSpec, path: str) -> tuple[tuple[str, ...], Tree]:
     steps = tuple(path.split("."))
     for prefix in ((), *((section,) for section in _SHORT)):
-        found = resolved.find(*prefix, *steps)
-        if found is not None:
-            return (*prefix, *steps), found
+        tree = resolved.find(*prefix, *steps)
+        if tree is not None:
+            return (*prefix, *steps), tree
     known = [dotted for dotted, _ in resolved.leaves()]
     short = {dotted.split(".", 1)[-1]: dotted for dotted in known}
     near = did_you_mean(path, [*known, *short])
@@ -182,8 +179,8 @@ def _company(
     same: list[tuple[str, str]] = []
     for spec_id in registry.ids(abstract=False):
         other = registry.load(spec_id)
-        found = other.find(*steps)
-        if isinstance(found, Leaf) and value_to_plain(found) == value:
+        tree = other.find(*steps)
+        if isinstance(tree, Leaf) and value_to_plain(tree) == value:
             same.append((_date(other), spec_id))
     others = sorted(spec_id for _, spec_id in same if spec_id != resolved.spec.id)
     if not others:

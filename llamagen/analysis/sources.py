@@ -1,16 +1,17 @@
-"""Which source proves a value: a spec's ``provenance`` globs, and the keys of spec/sources.yaml."""
+"""What is known about a value: the source that proves it, who disagrees, and what is not certain."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fnmatch import translate
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
-from llamagen.analysis.doubts import last_written
 from llamagen.analysis.tables import load_table
-from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.schema import Closed
+from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
+from llamagen.spec.schema import Closed, Conflict, Uncertain
+from llamagen.spec.source import Seq
 
 
 def source_of(resolved: ResolvedSpec, path: str) -> str | None:
@@ -20,7 +21,7 @@ def source_of(resolved: ResolvedSpec, path: str) -> str | None:
     Of those that match, the longest counts, of equal ones the last. ``hyperparameters.*`` covers nested values too,
     such as ``hyperparameters.rope.theta``.
     """
-    written = last_written(resolved.find(*path.split(".")), resolved.files)
+    written = _last_written(resolved.find(*path.split(".")), resolved.files)
     best: tuple[int, str] | None = None
     for glob, source in resolved.spec.provenance.items():
         entry = resolved.leaf("provenance", glob)
@@ -66,5 +67,44 @@ class _Sources(Closed):
 @cache
 def known_sources() -> dict[str, str]:
     """Key -> one line about it, of spec/sources.yaml. Raises LlamagenError for a file that is not as it was shipped."""
-    found = load_table("sources.yaml", _Sources).sources
-    return {key: f"{one.title}; {one.place}; {one.kind}" for key, one in found.items()}
+    sources = load_table("sources.yaml", _Sources).sources
+    return {key: f"{one.title}; {one.place}; {one.kind}" for key, one in sources.items()}
+
+
+T = TypeVar("T", Conflict, Uncertain)
+
+
+def conflicts(resolved: ResolvedSpec) -> tuple[Conflict, ...]:
+    """Disagreements about values that no later spec of the chain wrote anew."""
+    return _open(resolved, "conflicts", resolved.spec.conflicts)
+
+
+def uncertain(resolved: ResolvedSpec) -> tuple[Uncertain, ...]:
+    """Inferred values that no later spec of the chain wrote anew."""
+    return _open(resolved, "uncertain", resolved.spec.uncertain)
+
+
+def _open(resolved: ResolvedSpec, section: str, stated: Sequence[T]) -> tuple[T, ...]:
+    leaf = resolved.leaf(section)
+    if leaf is None or not isinstance(leaf.node, Seq):
+        return tuple(stated)
+    files = resolved.files
+    kept: list[T] = []
+    for entry, node in zip(stated, leaf.node.items, strict=True):
+        about = resolved.find(*entry.path.split("."))
+        if about is None and "*" not in entry.path:
+            continue  # an heir went over to something that has no such value
+        if _last_written(about, files) <= files.index(node.span.file):
+            kept.append(entry)
+    return tuple(kept)
+
+
+def _last_written(tree: Tree | None, files: Sequence[str]) -> int:
+    """The latest of a chain's ``files`` that wrote something at or below ``tree``; -1 for a path with a wildcard."""
+    match tree:
+        case None:
+            return -1
+        case Leaf(origins=origins):
+            return files.index(origins[-1].span.file)
+        case Branch(entries=entries):
+            return max((_last_written(below, files) for below in entries.values()), default=-1)

@@ -1,16 +1,21 @@
-"""Data files of the analyses: strict YAML, closed models, loaded when first asked for."""
+"""Data files of the analyses (strict YAML, closed models, loaded when first asked for) and the conditions in them.
+
+Lint, diff, runtime and rewrite rules have names, conditions and message templates in the one expression language.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.resources import data_folder
+from llamagen.spec.expr import FUNCTIONS, Expr, ExpressionError, Scope, Static, evaluate, parse
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import load_source, to_plain
 
 T = TypeVar("T", bound=BaseModel)
@@ -19,15 +24,21 @@ V = TypeVar("V")
 
 def load_table(name: str, model: type[T]) -> T:
     """``spec/<name>`` as ``model``. Raises LlamagenError LG103 for a file that does not fit it."""
-    found = _load(name, model)
-    assert isinstance(found, model)
-    return found
+    table = _load(name, model)
+    assert isinstance(table, model)
+    return table
 
 
 @cache
 def _load(name: str, model: type[BaseModel]) -> BaseModel:
-    source = load_source(data_folder("spec") / name, f"spec/{name}")
-    return parse_table(json.dumps(to_plain(source.root)), f"spec/{name}", model)
+    file = f"spec/{name}"
+    text = json.dumps(to_plain(load_source(data_folder("spec") / name, file).root))
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise LlamagenError.of("LG103", f"{file}: `{place}`: {first['msg']}") from None
 
 
 def chosen(known: Mapping[str, V], name: str, what: str) -> V:
@@ -39,10 +50,72 @@ def chosen(known: Mapping[str, V], name: str, what: str) -> V:
     return known[name]
 
 
-def parse_table(text: str, file: str, model: type[T]) -> T:
+@lru_cache(maxsize=2048)
+def parsed(text: str) -> Expr:
+    return parse(text)
+
+
+def holds(text: str, scope: Scope) -> bool:
+    """Whether the condition is true. Raises LG301 for one that cannot be evaluated."""
+    return value_of(text, scope) is True
+
+
+def value_of(text: str, scope: Scope) -> Static:
+    """Value of an expression over ``scope``. Raises LG301 with the expression and the reason."""
     try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise LlamagenError.of("LG103", f"{file}: `{place}`: {first['msg']}") from None
+        return evaluate(parsed(text), scope, FUNCTIONS)
+    except ExpressionError as error:
+        raise LlamagenError.of("LG301", error_text(text, error), help=error.help) from None
+
+
+def error_text(text: str, error: ExpressionError) -> str:
+    """The expression, what is wrong with it and where."""
+    at = text[slice(*error.extent)]
+    return f"`{text}`: {error.message}{f', at `{at}`' if at else ''}"
+
+
+def fill(template: str, scope: Scope) -> str:
+    """``template`` with every ``{expression}`` replaced by its value; ``{{`` and ``}}`` are braces."""
+    pieces: list[str] = []
+    rest = template
+    while rest:
+        before, brace, after = rest.partition("{")
+        pieces.append(before.replace("}}", "}"))
+        if not brace:
+            break
+        if after.startswith("{"):
+            pieces.append("{")
+            rest = after[1:]
+            continue
+        inner, end, rest = after.partition("}")
+        if not end:
+            raise LlamagenError.of("LG301", f"the template `{template}` has an open brace")
+        pieces.append(static_text(value_of(inner, scope)))
+    return "".join(pieces)
+
+
+def hyperparameter_scope(resolved: ResolvedSpec) -> dict[str, Static]:
+    """Every name of the vocabulary (none where unset), and the spec's constants."""
+    scope: dict[str, Static] = dict(resolved.spec.constants)
+    values = resolved.spec.hyperparameters
+    for name in type(values).model_fields:
+        value = getattr(values, name)
+        scope[name] = value.model_dump() if isinstance(value, BaseModel) else value
+    return scope
+
+
+def static_text(value: Static) -> str:
+    """A value as people read it: thousands separated, lists bracketed, a nested record in one line."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"{value:,}" if abs(value) >= 100_000 else str(value)
+        case tuple():
+            return f"[{', '.join(map(static_text, value))}]"
+        case Mapping():
+            return "{" + ", ".join(f"{k}: {static_text(v)}" for k, v in value.items()) + "}"
+        case _:
+            return str(value)

@@ -6,14 +6,6 @@ input, 4 internal error.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from llamagen.cli.entry import main
 
 __all__ = ["main"]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; ``argv`` lacks the program's name. Returns the exit code, never raises."""
-    from llamagen.cli.entry import run
-
-    return run(list(sys.argv[1:] if argv is None else argv))

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import typer
 
-from llamagen.cli import commands_analysis, import_command, make, read, work
-from llamagen.cli.options import OPTIONS
-from llamagen.cli.verify import verify
+
+@dataclass
+class Options:
+    """Options of the program, not of a command: set once by the root callback, read by the entry."""
+
+    traceback: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
-    summary: str
-    run: Callable[..., None]
+OPTIONS = Options()
 
-
-COMMANDS: Mapping[str, _Command] = {
-    "list": _Command("List the models of the family.", read.list_models),
-    "show": _Command("Show one model: sizes, parameters, memory, history.", read.show),
-    "check": _Command("Check specs, or a checkpoint against a spec.", read.check),
-    "resolve": _Command("Print a spec with everything it inherits.", read.resolve),
-    "explain": _Command("Explain a value, a diagnostic code or an op.", read.explain),
-    "graph": _Command("Print the typed graph of a model.", read.graph),
-    "diff": _Command("Compare two models, surface by surface.", commands_analysis.diff),
-    "compat": _Command("Say whether A's weights run in B, and where.", commands_analysis.compat),
-    "cost": _Command("Count parameters, memory and FLOPs of a workload.", commands_analysis.cost),
-    "plot": _Command("Draw the KV cache over the context as SVG.", commands_analysis.plot),
-    "query": _Command("Filter and sort the models with expressions.", commands_analysis.query),
-    "timeline": _Command(
-        "Show how a value moved through the releases.", commands_analysis.timeline
-    ),
-    "sql": _Command("Ask about the family in SQL.", commands_analysis.sql),
-    "import": _Command(
-        "Turn a config.json or params.json into a spec.", import_command.import_config
-    ),
-    "fmt": _Command("Write specs in canonical form.", make.fmt),
-    "schema": _Command("Print the JSON schema of spec files.", make.schema),
-    "generate": _Command("Write PyTorch code, ONNX graph, configs and texts.", make.generate),
-    "export": _Command("Write an ONNX folder with weights.", work.export),
-    "verify": _Command("Compare an exported folder with independent witnesses.", verify),
-    "run": _Command("Generate with an exported folder.", work.run),
-    "convert": _Command("Write A's checkpoint as one of B, where that is exact.", work.convert),
-    "random-checkpoint": _Command(
-        "Write a checkpoint with random weights.", work.random_checkpoint
-    ),
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "list": ("read.list_models", "List the models of the family."),
+    "show": ("read.show", "Show one model: sizes, parameters, memory, history."),
+    "check": ("read.check", "Check specs, or a checkpoint against a spec."),
+    "resolve": ("read.resolve", "Print a spec with everything it inherits."),
+    "explain": ("read.explain", "Explain a value, a diagnostic code or an op."),
+    "graph": ("read.graph", "Print the typed graph of a model."),
+    "diff": ("compare.diff", "Compare two models, surface by surface."),
+    "compat": ("compare.compat", "Say whether A's weights run in B, and where."),
+    "cost": ("read.cost", "Count parameters, memory and FLOPs of a workload."),
+    "plot": ("read.plot", "Draw the KV cache over the context as SVG."),
+    "query": ("read.query", "Filter and sort the models with expressions."),
+    "timeline": ("read.timeline", "Show how a value moved through the releases."),
+    "sql": ("read.sql", "Ask about the family in SQL."),
+    "import": ("read.import_config", "Turn a config.json or params.json into a spec."),
+    "fmt": ("make.fmt", "Write specs in canonical form."),
+    "schema": ("make.schema", "Print the JSON schema of spec files."),
+    "generate": ("make.generate", "Write PyTorch code, ONNX graph, configs and texts."),
+    "export": ("work.export", "Write an ONNX folder with weights."),
+    "verify": ("verify.verify", "Compare an exported folder with independent witnesses."),
+    "run": ("work.run", "Generate with an exported folder."),
+    "convert": ("work.convert", "Write A's checkpoint as one of B, where that is exact."),
+    "random-checkpoint": ("work.random_checkpoint", "Write a checkpoint with random weights."),
 }
-"""In the order of the help."""
+"""In the order of the help: where a command is, whose module is loaded when it is called, and its line there."""
 
 
 def _version(show: bool) -> None:
@@ -74,8 +68,8 @@ def _root(
 
 
 def app_of(words: Sequence[str]) -> typer.Typer:
-    """The parser of a command line: of the command that it names alone, since each takes a millisecond to build."""
-    first = next((word for word in words if word != "--traceback"), None)
+    """The parser of a command line: of the command that it names alone, whose module is loaded."""
+    first = next((word for word in words if word not in ("--traceback", "--")), None)
     app = typer.Typer(
         name="llamagen",
         help="LLaMA architectures as YAML specs: check and explain them, generate PyTorch and ONNX from them.",
@@ -90,7 +84,15 @@ def app_of(words: Sequence[str]) -> typer.Typer:
         },
     )
     app.callback()(_root)
-    for name, command in COMMANDS.items():
-        if first not in COMMANDS or name == first:
-            app.command(name, short_help=command.summary)(command.run)
+    for name, (place, summary) in COMMANDS.items():
+        module, _, function = place.partition(".")
+        if name == first:
+            run = getattr(import_module(f"llamagen.cli.{module}"), function)
+            app.command(name, short_help=summary)(run)
+        elif first not in COMMANDS:  # nothing is run: the help, or what is no command
+            app.command(name, short_help=summary)(_not_run)
     return app
+
+
+def _not_run() -> None:
+    raise AssertionError("the name of a command is a word of its own")

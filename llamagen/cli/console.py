@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import sys
 import unicodedata
@@ -13,8 +14,9 @@ from typing import Literal, TextIO, TypeAlias, assert_never
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.diagnostics.markdown import cell
-from llamagen.diagnostics.render import escape
+from llamagen.diagnostics.render import escape, render
 from llamagen.files import SPEC, read_bytes
+from llamagen.units import bytes_short, bytes_text
 
 DiagnosticFormat = Literal["text", "json", "github"]
 TableFormat = Literal["table", "json", "csv", "markdown"]
@@ -40,16 +42,14 @@ def _escaped(text: str) -> str:
     return "\n".join(map(escape, text.split("\n")))
 
 
-def diagnostics(found: Iterable[Diagnostic], format: DiagnosticFormat = "text") -> None:
+def diagnostics(findings: Iterable[Diagnostic], format: DiagnosticFormat = "text") -> None:
     """Findings: text to stderr, machine formats to stdout."""
-    from llamagen.diagnostics.render import render
-
     sys.stdout.flush()
     match format:
         case "text":
-            sys.stderr.write(render(found, "text", colour=_coloured(sys.stderr), read=_source))
+            sys.stderr.write(render(findings, "text", colour=_coloured(sys.stderr), read=_source))
         case "json" | "github":
-            sys.stdout.write(render(found, format))
+            sys.stdout.write(render(findings, format))
         case _:
             assert_never(format)
 
@@ -94,10 +94,8 @@ def table(
 
 def records(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table for programs: JSON, every value in its own type."""
-    import json
-
-    found = [dict(zip(columns, row, strict=True)) for row in rows]
-    out(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
+    out(json.dumps(objects, indent=2, ensure_ascii=False) + "\n")
 
 
 def _shown(value: Cell) -> str:
@@ -183,8 +181,6 @@ def _is_control(char: str) -> bool:
 
 def files(folder: Path, written: Sequence[tuple[str, int]], seconds: float) -> None:
     """What a command wrote: names and sizes to stdout, the time to stderr."""
-    from llamagen.units import bytes_short, bytes_text
-
     total = sum(size for _, size in written)
     line(f"wrote {folder}: {bytes_text(total)}")
     table(("file", "bytes", "size"), [(name, size, bytes_short(size)) for name, size in written])

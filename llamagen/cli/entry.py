@@ -10,18 +10,17 @@ from contextlib import suppress
 
 from llamagen.cli import console
 from llamagen.cli.exit_codes import CLEAN, INTERNAL, INTERRUPTED, INVALID, USAGE
+from llamagen.cli.surroundings import endings, fix_streams, working_folder
 from llamagen.diagnostics import Diagnostic, LlamagenError
 
 
-def run(argv: Sequence[str]) -> int:
-    """Parse and run. Every exception ends here."""
-    from llamagen.cli.surroundings import endings, fix_streams, working_folder
-
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; ``argv`` lacks the program's name. Returns the exit code: every exception ends here."""
     fix_streams()
     with endings():
         try:
             working_folder()
-            return _run(argv)
+            return _run(sys.argv[1:] if argv is None else argv)
         except LlamagenError as error:
             console.diagnostics(error.diagnostics)
             return INVALID
@@ -33,8 +32,7 @@ def _run(argv: Sequence[str]) -> int:
     gc.set_threshold(200_000)  # a tenth of a short command is spent collecting what imports made
     # Validation is ours alone: pydantic would search every installed package for plugins, which also takes its time.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    from llamagen.cli.app import app_of
-    from llamagen.cli.options import OPTIONS
+    from llamagen.cli.app import OPTIONS, app_of
 
     try:
         app_of(argv)(list(argv), prog_name="llamagen")
@@ -44,7 +42,7 @@ def _run(argv: Sequence[str]) -> int:
         return _flushed(end.code if isinstance(end.code, int) else CLEAN)
     except LlamagenError as error:
         console.diagnostics(error.diagnostics)
-        usage = all(found.code.startswith("LG9") for found in error.diagnostics)
+        usage = all(one.code.startswith("LG9") for one in error.diagnostics)
         return _flushed(USAGE if usage else INVALID)
     except KeyboardInterrupt:
         console.note("interrupted")

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS, INVALID
 from llamagen.cli.read import Cache
-from llamagen.emit.targets import Target
+from llamagen.emit.options import Target
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 
@@ -22,8 +23,6 @@ def fmt(
     ] = False,
 ) -> None:
     """Write specs in canonical form, comments kept."""
-    from llamagen import api
-
     report = api.fmt(files, write=not check)
     for path in report.changed:
         console.line(f"{'would change' if check else 'changed'} {path}")
@@ -44,8 +43,6 @@ def schema(
     ] = False,
 ) -> None:
     """Print the JSON schema of spec files, for completion and hovers in editors."""
-    from llamagen import api
-
     if check:
         if not api.schema_is_fresh():
             console.note(
@@ -78,8 +75,6 @@ def generate(
     ] = False,
 ) -> None:
     """Write generated/<id>/: PyTorch code, ONNX graph, configs and canonical texts; only what changed."""
-    from llamagen import api
-
     if check:
         stale = api.generate_check(ids or (), target or (), to, cache=cache)
         for text in stale:

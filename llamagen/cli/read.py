@@ -1,14 +1,24 @@
-"""Commands that read: none of them imports torch, onnx, onnxruntime or numpy."""
+"""Commands that read: none of them imports torch, onnx, onnxruntime or numpy, and each only what it asks."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, assert_never
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from llamagen import api
+from llamagen import api_analysis as asked
+from llamagen.api_analysis import MAINLINE
 from llamagen.cli import console
-from llamagen.cli.console import DiagnosticFormat, TableFormat
+from llamagen.cli.console import Cell, DiagnosticFormat, TableFormat
 from llamagen.cli.exit_codes import FINDINGS
+
+if TYPE_CHECKING:
+    from llamagen.emit.config.importing import Imported
+    from llamagen.spec.expr import Static
 
 Targets = Annotated[
     list[str] | None,
@@ -24,6 +34,13 @@ Id = Annotated[
     str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
 ]
 
+Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]
+Dtype = Annotated[
+    str,
+    typer.Option(help="Storage of the weights: float32, bfloat16, float16, float8, int8, int4."),
+]
+
 
 def check(
     targets: Targets = None,
@@ -37,8 +54,6 @@ def check(
     ] = False,
 ) -> None:
     """Check specs, or a checkpoint folder against a spec (--as); exit 1 if there are findings."""
-    from llamagen import api
-
     if as_id is None:
         report = api.check(targets or (), notes=notes)
         what = "1 spec" if report.specs == 1 else f"{report.specs} specs"
@@ -75,22 +90,21 @@ def list_models(
     ] = False,
 ) -> None:
     """List the models with dates, exact parameters, attention, context and licence."""
-    from llamagen import api_analysis
+    from llamagen.analysis.records import LIST_COLUMNS
 
     if save_numbers:
-        api_analysis.save_numbers()
-    rows = api_analysis.list_models(generation=generation, status=status, modality=modality)
+        asked.save_numbers()
+    rows = asked.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
-        console.table(api_analysis.LIST_COLUMNS, [row.cells() for row in rows], format)
+        console.table(LIST_COLUMNS, [row.cells() for row in rows], format)
     else:
-        console.table(api_analysis.LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
+        console.table(LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
 
 
 def show(spec: Id) -> None:
     """Show one model: sizes, parameters, memory, history."""
-    from llamagen import api_analysis
 
-    for section in api_analysis.show(spec):
+    for section in asked.show(spec):
         console.section(section.title, section.rows)
 
 
@@ -102,8 +116,6 @@ def resolve(
     ] = False,
 ) -> None:
     """Print a spec with everything it inherits, as one canonical YAML file."""
-    from llamagen import api
-
     model = api.load(spec)
     if not origins:
         console.out(model.resolved_text())
@@ -134,9 +146,8 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or a profile's rewrites."""
-    from llamagen import api_analysis
 
-    console.out(api_analysis.explain(subject, path))
+    console.out(asked.explain(subject, path))
 
 
 def graph(
@@ -154,18 +165,217 @@ def graph(
     ] = None,
 ) -> None:
     """Print the typed graphs of a model."""
-    from llamagen import api_analysis as api
+    draw = {
+        "text": asked.graph_text,
+        "mermaid": asked.graph_mermaid,
+        "tower": asked.graph_tower,
+        "svg": asked.graph_svg,
+        "explorer": asked.graph_explorer,
+    }
+    console.out(draw[form](spec, name))
 
-    match form:
-        case "text":
-            console.out(api.graph_text(spec, name))
-        case "mermaid":
-            console.out(api.graph_mermaid(spec, name))
-        case "tower":
-            console.out(api.graph_tower(spec, name))
-        case "svg":
-            console.out(api.graph_svg(spec, name))
-        case "explorer":
-            console.out(api.graph_explorer(spec, name))
+
+def cost(
+    spec: Id,
+    context: Context = 4096,
+    batch: Batch = 1,
+    dtype: Dtype = "bfloat16",
+    device: Annotated[
+        str | None, typer.Option(help="A device of spec/hardware.yaml: rooflines, and what fits.")
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images of a sequence, or tiles, for a model that takes any.")
+    ] = 1,
+    cache: Cache = "full",
+    format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
+) -> None:
+    """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
+    from llamagen.analysis import cost as costs
+
+    report = asked.cost(
+        spec,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        tp=tp,
+        images=images,
+        cache=cache,
+    )
+    console.out(costs.text(report) if format == "text" else costs.json_text(report))
+
+
+def plot(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Models; every model with a graph by default."),
+    ] = None,
+    longest: Annotated[
+        int, typer.Option("--context", min=2048, help="Longest context, tokens.")
+    ] = 131072,
+) -> None:
+    """Draw the KV cache over the context as SVG."""
+    console.out(asked.plot(specs or (), longest=longest))
+
+
+def query(
+    where: Annotated[
+        str, typer.Argument(metavar="[EXPR]", help="Only models for which this is true.")
+    ] = "true",
+    select: Annotated[
+        str,
+        typer.Option(help="Columns: expressions separated by commas, or by semicolons."),
+    ] = "id,released,params",
+    sort: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Order by this; a minus in front reverses.")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=1, help="Only so many rows.")] = None,
+    share: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="How many of the models have each value.")
+    ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="List the names that expressions may use.")
+    ] = False,
+    format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
+) -> None:
+    """Filter, sort and count the models with expressions over their sizes, numbers and history."""
+    from llamagen.analysis.records import COLUMNS
+
+    if columns:
+        console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
+        return
+    if share is not None:
+        shares = asked.share(share, where)
+        heads = (share, "models", "share", "ids")
+        if format == "json":
+            console.records(heads, [(s.value, s.count, float(s.fraction), s.ids) for s in shares])
+            return
+        rows = [
+            (_cell(s.value), s.count, f"{float(s.fraction):.1%}", ", ".join(s.ids)) for s in shares
+        ]
+        console.table(heads, rows, format)
+        return
+    names = _expressions(select)
+    answer = asked.query(where, select=names, sort=sort, first=first)
+    _answer(answer.columns, answer.rows, format)
+    if not answer.rows:
+        console.note("no model matches")
+
+
+def _expressions(select: str) -> list[str]:
+    """Split at semicolons, or without any at the commas outside of brackets."""
+    if ";" in select:
+        return [text.strip() for text in select.split(";")]
+    texts, depth = [""], 0
+    for char in select:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            texts.append("")
+        else:
+            texts[-1] += char
+    return [text.strip() for text in texts]
+
+
+def _answer(columns: Sequence[str], rows: Sequence[Sequence[Static]], format: TableFormat) -> None:
+    if format == "json":
+        console.records(columns, rows)
+    else:
+        console.table(columns, [tuple(map(_cell, row)) for row in rows], format)
+
+
+def _cell(value: Static) -> Cell:
+    from llamagen.analysis.tables import static_text
+
+    match value:
+        case bool() | float() | tuple() | Mapping():
+            return static_text(value)
         case _:
-            assert_never(form)
+            return value
+
+
+def timeline(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[EXPR]", help="A name or expression; every hyperparameter by default."
+        ),
+    ] = None,
+    where: Annotated[
+        str, typer.Option(metavar="EXPR", help="Only models for which this is true.")
+    ] = MAINLINE,
+) -> None:
+    """Show when a value changed over the releases, when it first appeared, or that it never changed."""
+    from llamagen.analysis.queries import history_text, timeline_text
+
+    if path is None:
+        console.out(history_text(asked.history(where)))
+    else:
+        console.out(timeline_text(asked.timeline(path, where)))
+
+
+def sql(
+    statement: Annotated[
+        str | None,
+        typer.Argument(metavar="[SELECT]", help="One SELECT; without it the tables are listed."),
+    ] = None,
+    format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
+) -> None:
+    """Ask in SQL: tables models, layers, parameters, changes, sources; read only."""
+    from llamagen.analysis.sql import TABLES
+
+    if statement is None:
+        tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]
+        console.table(["table", "rows", "columns"], tables, format)
+        return
+    result = asked.sql(statement)
+    _answer(result.columns, result.rows, format)
+
+
+def import_config(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="config.json, params.json, or a folder with one."),
+    ],
+    id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Of the spec; made from the path by default."),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Write the spec here instead of stdout."),
+    ] = None,
+) -> None:
+    """Turn a config.json, params.json or checkpoint folder into a spec, and say which known model it is."""
+    from llamagen.writing import require_kin, write_changed
+
+    if to is not None:
+        require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
+    imported = asked.import_config(source, id)
+    _report(imported)
+    if to is None:
+        console.out(imported.text)
+    else:
+        reads = list(source.iterdir()) if source.is_dir() else [source]
+        written, _ = write_changed(to.parent, {to.name: imported.text}, reads)
+        console.line(f"{'wrote' if written else 'unchanged'} {to}")
+
+
+def _report(imported: Imported) -> None:
+    """What it is and what became of every key, for people: on stderr."""
+    if imported.exact:
+        console.note(f"this is {', '.join(imported.exact)}, value for value")
+    elif imported.alike:
+        console.note(f"the architecture is that of {', '.join(imported.alike)}")
+    else:
+        console.note(f"the nearest known model is {imported.nearest.id}")
+    for one in (*imported.nearest.differences, *imported.nearest.marks):
+        console.note(f"  {one.key}: {one.here!r}, there {one.known!r}")
+    console.note(f"{len(imported.handled)} keys handled, {len(imported.ignored)} ignored")
+    for key, reason in imported.ignored.items():
+        console.note(f"  {key}: {reason}")
+    if imported.dropped:
+        dropped = ", ".join(imported.dropped)
+        console.note(f"formulas of {imported.nearest.id} that do not hold here: {dropped}")
+    for text in imported.notes:
+        console.note(text)

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from llamagen import api_verify as api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
+from llamagen.cli.progress import byte_progress, case_progress
+from llamagen.units import bytes_text
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 
@@ -53,9 +56,6 @@ def verify(
     ] = None,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
-    from llamagen import api_verify as api
-    from llamagen.cli.progress import case_progress
-
     if integrity:
         _integrity(folder)
         return
@@ -66,7 +66,7 @@ def verify(
     api.check_report_names(files)
     witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
     with case_progress("comparing") as progress:
-        found = api.verify_folder(
+        verified = api.verify_folder(
             folder,
             witnesses,
             steps,
@@ -76,42 +76,38 @@ def verify(
             provider=provider,
             progress=progress,
         )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in found.rows])
-    for row in found.rows:
+    console.table(api.VERIFY_COLUMNS, [row.cells() for row in verified.rows])
+    for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
     for file in files:
-        api.write_verify_report(found, file)
+        api.write_verify_report(verified, file)
         console.line(f"wrote {file}")
-    if not found.passed:
+    if not verified.passed:
         raise typer.Exit(FINDINGS)
 
 
 def _quality(folder: Path, checkpoint: Path | None) -> None:
-    from llamagen import api_verify as api
-
-    found = api.measure_quality(folder, checkpoint)
-    console.line(f"KL divergence: mean {found.kl_mean:g} nats, largest {found.kl_max:g}")
-    console.line(f"same likeliest token: {found.top1_agreement:.1%} of {found.positions}")
-    console.line(f"inputs: {found.inputs}")
+    quality = api.measure_quality(folder, checkpoint)
+    console.line(f"KL divergence: mean {quality.kl_mean:g} nats, largest {quality.kl_max:g}")
+    console.line(f"same likeliest token: {quality.top1_agreement:.1%} of {quality.positions}")
+    console.line(f"inputs: {quality.inputs}")
 
 
 def _integrity(folder: Path) -> None:
-    from llamagen import api_verify as api
-    from llamagen.cli.progress import byte_progress
-    from llamagen.units import bytes_text
-
     with byte_progress("reading") as progress:
-        found = api.check_integrity(folder, progress)
-    if found.findings:
-        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in found.findings])
-    for name in found.unread:
+        integrity = api.check_integrity(folder, progress)
+    if integrity.findings:
+        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
+    for name in integrity.unread:
         console.line(f"{name}: its values were never read, only its size and header are known")
-    verdict = f"{len(found.findings)} findings" if found.findings else "as they were written"
-    if found.unread:
-        unread = f"{len(found.unread)} of them, {bytes_text(found.unread_bytes)}, were never read"
+    verdict = (
+        f"{len(integrity.findings)} findings" if integrity.findings else "as they were written"
+    )
+    if integrity.unread:
+        unread = f"{len(integrity.unread)} of them, {bytes_text(integrity.unread_bytes)}, were never read"
         verdict += f"; {unread} (`export --scan` reads all, and refuses NaN)"
-    console.line(f"{found.files} files, {bytes_text(found.bytes)}: {verdict}")
-    console.line(f"sha256 of MANIFEST.json: {found.manifest_sha256}")
-    if not found.whole:
+    console.line(f"{integrity.files} files, {bytes_text(integrity.bytes)}: {verdict}")
+    console.line(f"sha256 of MANIFEST.json: {integrity.manifest_sha256}")
+    if not integrity.whole:
         raise typer.Exit(FINDINGS)

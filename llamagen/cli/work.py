@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from llamagen import api
 from llamagen.cli import console
-from llamagen.cli.read import Cache, Id
+from llamagen.cli.options import spread
+from llamagen.cli.progress import byte_progress
+from llamagen.cli.read import Id
 from llamagen.cli.verify import Folder
+from llamagen.emit.options import DEFAULTS, ExportOptions
+from llamagen.units import parse_bytes
 
 
+@spread
 def export(
     spec: Id,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
@@ -25,63 +31,7 @@ def export(
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
     ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(help="The operators to use: portable (ONNX alone), ort-cpu or ort-cuda."),
-    ] = "portable",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    cache: Cache = "full",
-    weights: Annotated[
-        str,
-        typer.Option(help="copy: into data files; reference: link the checkpoint's safetensors."),
-    ] = "copy",
-    logits: Annotated[
-        str | None,
-        typer.Option(
-            metavar="last|all",
-            help="After the last token of a call, or after each; portable gives all, the others the last.",
-        ),
-    ] = None,
-    max_context: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
-        ),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="Oldest onnxruntime that must run it: 1.27, 1.31 or 1.32; the newest build for the profile.",
-        ),
-    ] = None,
-    scan: Annotated[
-        bool,
-        typer.Option("--scan", help="Read referenced weights: refuse NaN and infinity, hash."),
-    ] = False,
-    quantize: Annotated[
-        str,
-        typer.Option(help="Weights of projections: none, int4, int8, or w8a8 with activations."),
-    ] = "none",
-    block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16 to 256.")] = 32,
-    asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="A zero point for each block too.")
-    ] = False,
-    accuracy_level: Annotated[
-        int, typer.Option(help="Products of int4 and int8: 1 in float32, 4 with int8 activations.")
-    ] = 4,
-    quantize_head: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Like the projections by default.")
-    ] = None,
-    quantize_embedding: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="none, int4, int8; like the head by default if tied."),
-    ] = None,
-    quantize_experts: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="none, int4, int8; like the projections by default."),
-    ] = None,
+    options: ExportOptions = DEFAULTS,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier export wrote.")
     ] = False,
@@ -95,33 +45,13 @@ def export(
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
     if (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
-    from llamagen import api
-    from llamagen.cli.progress import byte_progress
-    from llamagen.emit.quantize_options import QuantizeOptions
-
     model = api.load(spec)
     with byte_progress("writing weights") as progress:
         written = model.export(
             out,
+            options,
             checkpoint=checkpoint,
             random_weights=random_weights,
-            profile=profile,
-            dtype=dtype,
-            cache=cache,
-            weights=weights,
-            logits=logits,
-            max_context=max_context,
-            runtime=runtime,
-            scan=scan,
-            quantize=QuantizeOptions(
-                quantize,
-                block_size,
-                asymmetric,
-                accuracy_level,
-                quantize_head,
-                quantize_embedding,
-                quantize_experts,
-            ),
             overwrite=overwrite,
             ignore_config=ignore_config,
             progress=progress,
@@ -159,9 +89,6 @@ def convert(
     ] = False,
 ) -> None:
     """Write A's checkpoint as one of B: rows reordered, repeated, split or joined, where that is exact."""
-    from llamagen import api
-    from llamagen.cli.progress import byte_progress
-
     limit = None if shards is None else _size(shards)
     with byte_progress("writing weights") as progress:
         done = api.convert(
@@ -193,9 +120,6 @@ def random_checkpoint(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a checkpoint of a model's exact shape with random weights, to try things without the real one."""
-    from llamagen import api
-    from llamagen.cli.progress import byte_progress
-
     limit = None if shards is None else _size(shards)
     with byte_progress("writing weights") as progress:
         written = api.random_checkpoint(
@@ -246,12 +170,10 @@ def run(
         raise typer.BadParameter("give either --prompt TEXT or --ids 1,2,3")
     if chat and prompt is None:
         raise typer.BadParameter("--chat needs --prompt TEXT")
-    from llamagen import api
-
-    given = prompt if ids is None else _ids(ids)
+    words = prompt if ids is None else _ids(ids)
     stream = api.run(
         folder,
-        given if given is not None else "",
+        words if words is not None else "",
         images=image or (),
         chat=chat,
         max_new_tokens=max_new_tokens,
@@ -276,8 +198,6 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 def _size(text: str) -> int:
-    from llamagen.units import parse_bytes
-
     try:
         return parse_bytes(text)
     except ValueError as error:

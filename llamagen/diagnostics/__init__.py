@@ -80,13 +80,13 @@ class LlamagenError(Exception):
     diagnostics: tuple[Diagnostic, ...]
 
     def __init__(self, *diagnostics: Diagnostic | Iterable[Diagnostic]) -> None:
-        found: list[Diagnostic] = []
-        for given in diagnostics:
-            found.extend((given,) if isinstance(given, Diagnostic) else given)
-        if not found:
+        findings: list[Diagnostic] = []
+        for one in diagnostics:
+            findings.extend((one,) if isinstance(one, Diagnostic) else one)
+        if not findings:
             raise ValueError("LlamagenError needs at least one diagnostic")
-        super().__init__(*found)
-        self.diagnostics = tuple(found)
+        super().__init__(*findings)
+        self.diagnostics = tuple(findings)
 
     @classmethod
     def of(
@@ -101,4 +101,4 @@ class LlamagenError(Exception):
         return cls(Diagnostic(code, "error", message, span, tuple(related), help))
 
     def __str__(self) -> str:
-        return "\n".join(str(found) for found in self.diagnostics)
+        return "\n".join(str(one) for one in self.diagnostics)

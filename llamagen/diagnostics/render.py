@@ -39,14 +39,14 @@ def render(
     the process's) is what paths below it are shown relative to. `colour` adds ANSI colours to the text format.
     """
     base = cwd if cwd is not None else Path.cwd()
-    found = in_order(diagnostics)
+    findings = in_order(diagnostics)
     match format:
         case "text":
-            return _Text(base, sources or {}, read or _nothing, colour).all(found)
+            return _Text(base, sources or {}, read or _nothing, colour).all(findings)
         case "json":
-            return json.dumps(to_json(found, base), indent=2) + "\n"
+            return json.dumps(to_json(findings, base), indent=2) + "\n"
         case "github":
-            return "".join(_github(one, base) + "\n" for one in found)
+            return "".join(_github(one, base) + "\n" for one in findings)
         case _:
             assert_never(format)
 
@@ -63,13 +63,13 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def summary(diagnostics: Iterable[Diagnostic]) -> str:
     """`2 errors, 1 warning in 3 files`; empty without findings."""
-    found = list(diagnostics)
+    findings = list(diagnostics)
     counts = []
     for severity in _ORDER:
-        count = sum(one.severity == severity for one in found)
+        count = sum(one.severity == severity for one in findings)
         if count:
             counts.append(_plural(count, severity))
-    files = len({one.span.file for one in found if one.span is not None})
+    files = len({one.span.file for one in findings if one.span is not None})
     where = f" in {_plural(files, 'file')}" if files else ""
     return ", ".join(counts) + where
 
@@ -96,9 +96,9 @@ JsonValue = str | int | None | Json | list[Json]
 
 def to_json(diagnostics: Iterable[Diagnostic], cwd: Path) -> Json:
     """The versioned document that `--format json` prints."""
-    found = in_order(diagnostics)
+    findings = in_order(diagnostics)
     rows: list[Json] = []
-    for one in found:
+    for one in findings:
         related: list[Json] = [
             {"message": other.message, "span": _json_span(other.span, cwd)} for other in one.related
         ]
@@ -112,7 +112,7 @@ def to_json(diagnostics: Iterable[Diagnostic], cwd: Path) -> Json:
                 "help": one.help,
             }
         )
-    counts: Json = {name: sum(one.severity == name for one in found) for name in _ORDER}
+    counts: Json = {name: sum(one.severity == name for one in findings) for name in _ORDER}
     return {"version": JSON_VERSION, "diagnostics": rows, "counts": counts}
 
 
@@ -127,31 +127,33 @@ def _json_span(span: Span, cwd: Path) -> Json:
 
 
 def _github(one: Diagnostic, cwd: Path) -> str:
-    """A workflow command; its data and properties are escaped as actions/toolkit does."""
+    """A workflow command."""
     command = "notice" if one.severity == "note" else one.severity
     properties = []
     if one.span is not None:
         properties += [
-            f"file={_github_property(shown_path(one.span.file, cwd))}",
+            f"file={github_property(shown_path(one.span.file, cwd))}",
             f"line={one.span.line}",
             f"endLine={one.span.end_line}",
             f"col={one.span.col}",
         ]
         if one.span.line == one.span.end_line:
             properties.append(f"endColumn={max(one.span.col, one.span.end_col - 1)}")
-    properties.append(f"title={_github_property(one.code)}")
+    properties.append(f"title={github_property(one.code)}")
     lines = [one.message]
     lines += [f"{other.message}: {_place(other.span, cwd)}" for other in one.related]
     lines += [f"help: {one.help}"] if one.help is not None else []
-    return f"::{command} {','.join(properties)}::{_github_data(chr(10).join(lines))}"
+    return f"::{command} {','.join(properties)}::{github_data(chr(10).join(lines))}"
 
 
-def _github_data(text: str) -> str:
+def github_data(text: str) -> str:
+    """Text of a workflow command, escaped as actions/toolkit does."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _github_property(text: str) -> str:
-    return _github_data(text).replace(":", "%3A").replace(",", "%2C")
+def github_property(text: str) -> str:
+    """A property of a workflow command."""
+    return github_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 class _Text:
@@ -165,11 +167,11 @@ class _Text:
         self.colour = colour
         self.files = {name: text.split("\n") for name, text in sources.items()}
 
-    def all(self, found: list[Diagnostic]) -> str:
-        if not found:
+    def all(self, findings: list[Diagnostic]) -> str:
+        if not findings:
             return ""
-        blocks = [self._one(one) for one in found]
-        return "\n".join([*blocks, summary(found), ""])
+        blocks = [self._one(one) for one in findings]
+        return "\n".join([*blocks, summary(findings), ""])
 
     def _one(self, one: Diagnostic) -> str:
         spans = [one.span] if one.span is not None else []

@@ -1,69 +1,175 @@
-"""The main job: a spec and a checkpoint (or a seed) become a folder that ONNX Runtime runs, whole or not at all."""
+"""The main job: a spec and a checkpoint (or a seed) become a folder that ONNX Runtime runs, whole or not at all.
+
+Weights are streamed into data files, or the checkpoint's own safetensors are linked into the folder and read in place.
+"""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.export_job import ExportJob
-from llamagen.emit.written import Written, sizes_of
+from llamagen.emit.clients.files import write_client_files
+from llamagen.emit.config.checkpoint import fit
+from llamagen.emit.config.table import config_files
+from llamagen.emit.manifest import (
+    EXPORT,
+    MANIFEST,
+    SPEC_FILE,
+    FileRecord,
+    GraphRecord,
+    Manifest,
+    SpecRecord,
+    WeightsRecord,
+    all_files,
+    images_record,
+)
+from llamagen.emit.onnx.data import byte_count, together_initializers, write_graphs, write_models
+from llamagen.emit.onnx.emit import AS_EXPORTED, OnnxModel, emit_onnx
+from llamagen.emit.onnx.encode import encoded_pieces
+from llamagen.emit.onnx.initializers import Placement
+from llamagen.emit.onnx.profile import OnnxDType, dtype_named
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions
+from llamagen.emit.supply import STORED, CheckpointSupply, RandomSupply, Supply, place_companion
+from llamagen.emit.written import (
+    ByteCounter,
+    Progress,
+    Written,
+    llamagen_version,
+    sizes_of,
+    write_text,
+)
+from llamagen.ir.bounded import with_caches
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
+from llamagen.spec.resolve import ResolvedSpec
+from llamagen.weights.link import as_stored, link, scan
+from llamagen.weights.pieces import Piece
+from llamagen.weights.random import require_seed
+from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
+from llamagen.weights.values import overflow_magnitude
+from llamagen.writing import staged_folder
 
 
-def export_checkpoint(job: ExportJob, checkpoint: Path, registry: Registry) -> Written:
-    """A checkpoint as an ONNX folder: its weights streamed into data files, or its own files linked into the folder.
+@dataclass(frozen=True)
+class ExportJob:
+    """One export: what both ways of giving weights share."""
+
+    resolved: ResolvedSpec
+    options: ExportOptions
+    out: Path
+    overwrite: bool
+    progress: Progress
+    reads: tuple[Path, ...]
+    """Files of the spec and the checkpoint: what holds one of them is not overwritten."""
+
+    @property
+    def stored_as(self) -> TargetDType:
+        """The dtype of the computation, as weights are stored in it. Raises LG702."""
+        return STORED[dtype_named(self.options.dtype)]
+
+    @cached_property
+    def graphs(self) -> Mapping[str, Graph]:
+        """The text model's graph and the further ones of the spec, by name. Raises LG705."""
+        return with_caches(build_all(self.resolved), self.options.cache)
+
+    def emitted(self, stored: Mapping[str, OnnxDType] = AS_EXPORTED) -> dict[str, OnnxModel]:
+        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG709, LG717."""
+        main = set(parameters(self.graphs[MAIN]))
+        exact = replace(self.options, quantize=NOT_QUANTIZED)
+        return {
+            # a graph that shares weights with the text model has the same codes; one for pixels stays as it is
+            name: emit_onnx(
+                graph, exact if main.isdisjoint(parameters(graph)) else self.options, stored
+            )
+            for name, graph in self.graphs.items()
+        }
+
+    @contextmanager
+    def published(
+        self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
+    ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
+        """The staging folder and the records of its files, which the body fills; then all other files are added."""
+        reads = (*self.reads, *supply.companions)
+        with staged_folder(self.out, EXPORT, self.overwrite, reads) as staging:
+            known: dict[str, FileRecord] = {}
+            yield staging, known
+            supply.require_unchanged()
+            write_text(staging / SPEC_FILE, resolved_text(self.resolved))
+            for name, text in config_files(self.resolved).items():
+                write_text(staging / name, text)
+            for file in supply.companions:  # a checkpoint's own config wins
+                place_companion(file, staging)
+            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
+            files = all_files(staging, known)
+            write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
+
+    def manifest(
+        self,
+        emitted: Mapping[str, OnnxModel],
+        weights: WeightsRecord,
+        files: dict[str, FileRecord],
+    ) -> Manifest:
+        main = emitted[MAIN]
+        return Manifest(
+            llamagen=llamagen_version(),
+            spec=SpecRecord(id=self.resolved.spec.id, digest=self.resolved.digest),
+            profile=main.profile.name,
+            dtype=main.dtype,
+            io_dtype=main.profile.io_dtypes[main.dtype],
+            logits=main.logits,
+            max_context=main.max_context,
+            runtime=main.runtime,
+            batched_chunks=main.batched_chunks,
+            cache=self.options.cache,
+            weights=weights,
+            quantization=main.quantization if main.quantization.any else None,
+            session=dict(main.session_settings),
+            graphs={
+                name: GraphRecord(
+                    file=f"{name}.onnx",
+                    digest=one.model.metadata_props["llamagen.spec_digest"],
+                    opset={domain or "ai.onnx": v for domain, v in sorted(one.opsets.items())},
+                )
+                for name, one in emitted.items()
+            },
+            images=images_record(self.resolved),
+            files=files,
+        )
+
+
+def export_checkpoint(
+    job: ExportJob, checkpoint: Path, registry: Registry, ignore_config: bool
+) -> Written:
+    """A checkpoint as an ONNX folder, in the sizes of the checkpoint where these alone are others than the spec's.
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
-    it is that of another model of ``registry``; LG607 for a config.json of another graph), LG620 to LG622 for its
-    values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to LG709 for options.
+    it is that of another model of ``registry``; LG607 for a config.json of another graph, unless ``ignore_config``),
+    LG620 to LG622 for its values, LG63x for the output, LG640 to LG642 for weights that cannot be referenced, LG701 to
+    LG709 for options.
     """
-    from llamagen.emit.onnx.emit import AS_EXPORTED
-    from llamagen.emit.reference import reference
-    from llamagen.emit.supply import CheckpointSupply
-
     started = time.monotonic()
-    job, about_size = _sized(job, checkpoint, registry)
     copies = job.options.mode == "copy"
     # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
-    compare = copies or job.options.scan
-    with ExitStack() as stack:
-        supply = CheckpointSupply.opened(
-            job.resolved,
-            job.graph,
-            checkpoint,
-            registry,
-            stack,
-            compare_values=compare,
-            ignore_config=job.options.ignore_config,
-        )
-        notes = about_size + supply.notes
-        job = replace(job, reads=(*job.reads, checkpoint, *supply.stamps))
-        if copies:
-            emitted = job.emitted(AS_EXPORTED)
-            job.copy(emitted, supply)
-            notes += job.about(emitted, str(checkpoint))
-        else:
-            notes += reference(job, supply)
-    return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
-
-
-def _sized(
-    job: ExportJob, checkpoint: Path, registry: Registry
-) -> tuple[ExportJob, tuple[Diagnostic, ...]]:
-    """The job in the sizes of a checkpoint that is the model of its spec but for them, which a note says."""
-    from llamagen.emit.config.resized import resized
-
-    if job.options.ignore_config:
-        return job, ()
-    found = resized(job.resolved, job.graph, checkpoint, registry)
-    if found is None:
-        return job, ()
-    if found.clashes:
-        raise LlamagenError(found.clashes)
-    return replace(job, resolved=found.resolved, graph=found.graph), (found.note,)
+    compare_values = copies or job.options.scan
+    fitted = fit(
+        job.resolved,
+        checkpoint,
+        registry,
+        compare_values=compare_values,
+        ignore_config=ignore_config,
+    ).require()
+    supply = CheckpointSupply.of(fitted, ignore_config=ignore_config)
+    reads = (*job.reads, checkpoint, *supply.stamps)
+    job = replace(job, resolved=fitted.resolved, reads=reads)
+    notes = _copied(job, supply, str(checkpoint)) if copies else _referenced(job, supply)
+    return Written(job.out, sizes_of(job.out), time.monotonic() - started, (*supply.notes, *notes))
 
 
 def export_random(job: ExportJob, seed: int) -> Written:
@@ -71,11 +177,6 @@ def export_random(job: ExportJob, seed: int) -> Written:
 
     Raises LG901 for a negative one.
     """
-    from llamagen.emit.onnx.emit import AS_EXPORTED
-    from llamagen.emit.supply import RandomSupply
-    from llamagen.weights.fit import wanted_by
-    from llamagen.weights.random import require_seed
-
     started = time.monotonic()
     require_seed(seed)
     if job.options.mode == "reference":
@@ -84,8 +185,135 @@ def export_random(job: ExportJob, seed: int) -> Written:
             "random weights are in no file that could be referenced",
             help="leave out --weights, or write a file first with `llamagen random-checkpoint`",
         )
-    wanted = wanted_by(job.resolved, job.graph)
-    emitted = job.emitted(AS_EXPORTED)
-    job.copy(emitted, RandomSupply(wanted, seed))
-    notes = job.about(emitted, "random")
+    supply = RandomSupply(all_parameters(build_all(job.resolved)), seed)
+    notes = _copied(job, supply, "random")
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, notes)
+
+
+def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ...]:
+    """Stream the weights into data files; what is worth saying about it."""
+    emitted, target = job.emitted(), job.stored_as
+    counter = ByteCounter(
+        job.progress, sum(map(byte_count, together_initializers(emitted.values())))
+    )
+
+    def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
+        if spots[0].initializer.part is not None:
+            yield from encoded_pieces(spots, supply.part)
+            return
+        offset = spots[0].offset
+        for parameter in spots[0].initializer.sources:
+            for piece in supply.pieces(parameter.path, target, offset):
+                yield piece
+                offset += piece.length
+
+    record = WeightsRecord(mode="copy", scanned=True, source=supply.source)
+    with job.published(emitted, supply, record) as (staging, known):
+        known |= write_models(emitted, staging, weights, report=counter.add)
+    notes = without_effect(job.options, emitted)
+    if any(i.part for model in emitted.values() for i in model.initializers):
+        help = f"`llamagen verify {job.out} --quality {source}` measures it"
+        message = "what quantising cost was not measured"
+        return (*notes, Diagnostic("LG644", "note", message, help=help))
+    return notes
+
+
+# weights without copies: a graph whose external data is the checkpoint's own safetensors
+
+
+def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, ...]:
+    """Link the checkpoint's files and write graphs that read them in place; what is worth saying about it.
+
+    Nothing but headers is read, unless the options ask for a scan. Raises LG640 to LG642 for what cannot be
+    referenced, LG620 and LG621 for what a scan finds.
+    """
+    if job.options.quantize != NOT_QUANTIZED:
+        raise LlamagenError.of(
+            "LG707",
+            "quantised weights are computed, so they cannot be references into the checkpoint",
+            help="quantise with --weights copy",
+        )
+    entries = as_stored(supply.bindings.values())
+    target, scanned = job.stored_as, job.options.scan
+    emitted = job.emitted(_readable(entries, target, scanned))
+    places: list[Placement] = []
+    for initializer in together_initializers(emitted.values()):
+        entry = entries[initializer.name]
+        places.append(Placement(initializer, entry.file.name, entry.offset, entry.nbytes))
+    record = WeightsRecord(mode="reference", scanned=scanned, source=supply.source)
+    with job.published(emitted, supply, record) as (staging, known):
+        linked = link(list(entries.values()), staging)
+        counter = ByteCounter(job.progress, sum(path.stat().st_size for path in linked.values()))
+        for name, path in linked.items():
+            digest = None
+            if scanned:
+                digest = scan(path, supply.bindings.values(), target, counter.add)
+            size, header = path.stat().st_size, header_digest(path)
+            known[name] = FileRecord(size=size, sha256=digest, header_sha256=header)
+        known |= write_graphs(emitted, places, staging)
+    notes = without_effect(job.options, emitted)
+    if scanned:
+        return notes
+    message = (
+        "the weights are those of the checkpoint's own files and were not read: "
+        "NaN and infinity were not looked for"
+    )
+    help = "`--scan` reads every byte, looks, and hashes the files"
+    return (Diagnostic("LG643", "note", message, help=help), *notes)
+
+
+def _readable(
+    entries: Mapping[str, TensorEntry], target: TargetDType, scanned: bool
+) -> dict[str, OnnxDType]:
+    """The dtypes of stored tensors. Raises LG642 for those a graph cannot cast, or may lose values of unseen."""
+    names: Mapping[str, OnnxDType] = {stored: name for name, stored in STORED.items()}
+    readable: dict[str, OnnxDType] = {}
+    strange: list[str] = []
+    narrowed: list[str] = []
+    for path, entry in entries.items():
+        if entry.dtype not in names:
+            strange.append(path)
+            continue
+        readable[path] = name = names[entry.dtype]
+        if not scanned and overflow_magnitude(STORED[name], target) is not None:
+            narrowed.append(path)
+    problems: list[Diagnostic] = []
+    for paths, why, help in (
+        (strange, ", which a graph cannot read in place", "copy the weights with --weights copy"),
+        (
+            narrowed,
+            f": values beyond {target} would become infinite without a word",
+            "add --scan, which looks at every value, or --weights copy",
+        ),
+    ):
+        if paths:
+            more = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
+            message = f"`{paths[0]}`{more} stored as {entries[paths[0]].dtype}{why}"
+            problems.append(Diagnostic("LG642", "error", message, help=help))
+    if problems:
+        raise LlamagenError(problems)
+    return readable
+
+
+def without_effect(
+    options: ExportOptions, emitted: Mapping[str, OnnxModel]
+) -> tuple[Diagnostic, ...]:
+    """LG647 for options that change nothing in the folder: to be said, since a typed option is a wish."""
+    models, quantize = emitted.values(), options.quantize
+    notes: list[tuple[str, str]] = []
+    if options.max_context is not None and all(m.max_context is None for m in models):
+        text = "--max-context bounds nothing: no operator of this model reads a table of positions"
+        notes.append((text, "the length of a generation is up to who runs the model"))
+    if options.runtime is not None and not any(m.fused_attention for m in models):
+        text = (
+            "--runtime changes nothing: every version that it takes has the operators of this model"
+        )
+        notes.append((text, "leave it out"))
+    if quantize != NOT_QUANTIZED and not any(i.part for m in models for i in m.initializers):
+        schemes = (quantize.scheme, quantize.head, quantize.embedding, quantize.experts)
+        if schemes == ("none", None, None, None):  # only how to quantise was said, not what
+            notes.append(("the weights are not quantised", "add --quantize int4, int8 or w8a8"))
+        else:
+            text = "nothing is quantised: the model has no such weights"
+            notes.append((text, "--quantize takes projections too"))
+    return tuple(Diagnostic("LG647", "note", text, help=help) for text, help in notes)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamagen.emit.files import Subject, files_of, identity_of
-from llamagen.emit.targets import TARGETS, Target
-from llamagen.ir.bounded import CacheKind
+from llamagen.analysis.rewrites import profiles_text
+from llamagen.analysis.show import card_text
+from llamagen.emit.config.table import config_files
+from llamagen.emit.options import TARGETS, Target
+from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.graph import MAIN, Graph, names_elsewhere
+from llamagen.ir.text import render
+from llamagen.ir.verify import verify
+from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.writing import current, write_changed
@@ -18,6 +24,57 @@ from llamagen.writing import current, write_changed
 INDEX = "index.txt"
 REPORTS = "reports"
 """Verifications of reduced models: measured, so not made here (tests/reports.py)."""
+
+
+def files_of(
+    resolved: ResolvedSpec, targets: Sequence[Target], cache: CacheKind = "full"
+) -> dict[str, str]:
+    """File name -> text, in the order of ``TARGETS``. Deterministic; reads no weights.
+
+    Raises LG705 if caches are to be bounded and cannot be.
+    """
+    verify(build(resolved), thorough=True)
+    texts: dict[str, str] = {}
+    for target in TARGETS:
+        if target in targets:
+            texts |= _texts(resolved, target, cache)
+    return texts
+
+
+def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str, str]:
+    if target is Target.CONFIG:
+        return config_files(resolved)
+    graphs = with_caches(build_all(resolved), cache)
+    match target:
+        case Target.TEXT:
+            names = {name: "graph" if name == MAIN else name for name in graphs}
+            return {
+                "resolved.txt": resolved_text(resolved),
+                **{f"{names[name]}.txt": render(graph) for name, graph in graphs.items()},
+                "profiles.txt": profiles_text(graphs),
+                "card.md": card_text(resolved),
+            }
+        case Target.TORCH:
+            from llamagen.emit.torch.module import formatted, source_of
+
+            names = {name: "modeling" if name == MAIN else name for name in graphs}
+            return formatted(
+                {
+                    f"{names[name]}.py": source_of(graph, names_elsewhere(graphs, name))
+                    for name, graph in graphs.items()
+                }
+            )
+        case Target.ONNX:
+            from llamagen.emit.onnx import text
+            from llamagen.emit.onnx.emit import emit_onnx
+
+            return {f"{n}.onnx.txt": text.render(emit_onnx(graph)) for n, graph in graphs.items()}
+
+
+def identity_of(graph: Graph) -> str:
+    """The canonical text without the model's name: equal for models that can share generated files."""
+    lines = render(graph).split("\n")
+    return "\n".join(line for line in lines if not line.startswith(("graph ", "digest ")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +88,6 @@ class Generated:
     shares: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    subject: Subject
-    shares: str | None
-
-
 def generate(
     registry: Registry,
     ids: Sequence[str],
@@ -45,20 +96,20 @@ def generate(
     cache: CacheKind = "full",
 ) -> Iterator[Generated]:
     """Write files that differ; without ``ids`` every model that has an architecture, and an index of shared folders."""
-    planned = _plan(registry, ids, cache)
-    for one in planned:
-        spec_id = one.subject.resolved.spec.id
-        if one.shares is not None:
-            yield Generated(spec_id, root / one.shares, shares=one.shares)
+    owners = _owners(registry, ids)
+    for spec_id, (resolved, owner) in owners.items():
+        if owner != spec_id:
+            yield Generated(spec_id, root / owner, shares=owner)
             continue
-        files = {f"{spec_id}/{n}": text for n, text in files_of(one.subject, targets).items()}
+        texts = files_of(resolved, targets, cache)
+        files = {f"{spec_id}/{name}": text for name, text in texts.items()}
         written, unchanged = (
             tuple(name.removeprefix(f"{spec_id}/") for name in names)
             for names in write_changed(root, files, registry.files)
         )
         yield Generated(spec_id, root / spec_id, written, unchanged)
     if not ids:
-        write_changed(root, {INDEX: _index(planned)}, registry.files)
+        write_changed(root, {INDEX: _index(owners)}, registry.files)
 
 
 def stale(
@@ -69,18 +120,18 @@ def stale(
     cache: CacheKind = "full",
 ) -> Iterator[str]:
     """A unified diff for each file that is not what it should be; for all models also files that nothing makes."""
-    planned = _plan(registry, ids, cache)
+    owners = _owners(registry, ids)
     wanted: dict[str, str] = {}
-    for one in planned:
-        if one.shares is None:
-            made = files_of(one.subject, targets)
-            wanted.update({f"{one.subject.resolved.spec.id}/{n}": t for n, t in made.items()})
+    for spec_id, (resolved, owner) in owners.items():
+        if owner == spec_id:
+            texts = files_of(resolved, targets, cache)
+            wanted |= {f"{spec_id}/{name}": text for name, text in texts.items()}
     if not ids:
-        wanted[INDEX] = _index(planned)
+        wanted[INDEX] = _index(owners)
     for name, text in wanted.items():
-        found = current(root / name)
-        if found != text:
-            yield _diff(name, found or "", text)
+        on_disk = current(root / name)
+        if on_disk != text:
+            yield _diff(name, on_disk or "", text)
     if not ids and set(targets) == set(TARGETS):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             name = path.relative_to(root).as_posix()
@@ -88,35 +139,27 @@ def stale(
                 yield _diff(name, current(path) or "", "")
 
 
-def _plan(registry: Registry, ids: Sequence[str], cache: CacheKind) -> list[_Planned]:
-    """Models in the order given, or by id; the first of those with the same graph owns the folder."""
-    planned: list[_Planned] = []
-    owners: dict[str, str] = {}
+def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedSpec, str]]:
+    """Id of each model, as given or sorted -> its spec, and the first model of its graphs, which has the folder."""
+    owners: dict[str, tuple[ResolvedSpec, str]] = {}
+    first: dict[str, str] = {}
     for target in ids or registry.ids(abstract=False):
         resolved = registry.load(target)
-        if not ids and (resolved.spec.abstract or resolved.spec.root is None):
+        spec = resolved.spec
+        if not ids and (spec.abstract or spec.root is None):
             continue
-        subject = Subject(resolved, build(resolved), cache)
-        owner = owners.setdefault(_identity(resolved), resolved.spec.id)
-        planned.append(_Planned(subject, owner if owner != resolved.spec.id else None))
-    return planned
+        identity = "\n".join(identity_of(graph) for graph in build_all(resolved).values())
+        owners[spec.id] = resolved, first.setdefault(identity, spec.id)
+    return owners
 
 
-def _identity(resolved: ResolvedSpec) -> str:
-    return "\n".join(identity_of(graph) for graph in build_all(resolved).values())
+def _index(owners: Mapping[str, tuple[ResolvedSpec, str]]) -> str:
+    return "".join(f"{spec_id} -> {owner}\n" for spec_id, (_, owner) in owners.items())
 
 
-def _index(planned: Sequence[_Planned]) -> str:
-    lines = []
-    for one in planned:
-        spec_id = one.subject.resolved.spec.id
-        lines.append(f"{spec_id} -> {one.shares or spec_id}\n")
-    return "".join(lines)
-
-
-def _diff(name: str, found: str, wanted: str) -> str:
+def _diff(name: str, on_disk: str, wanted: str) -> str:
     lines = difflib.unified_diff(
-        found.splitlines(keepends=True),
+        on_disk.splitlines(keepends=True),
         wanted.splitlines(keepends=True),
         f"{name} (on disk)",
         f"{name} (generated)",

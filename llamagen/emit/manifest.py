@@ -6,6 +6,7 @@ It holds no time, no path of this machine and nothing random: two exports of the
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -15,15 +16,17 @@ from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, mod
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.images_record import ImagesRecord
+from llamagen.emit.options import WeightMode
+from llamagen.images.recipe import MAX_TOKENS, Recipe, TilesRecipe, TokenId, recipe_of
 from llamagen.ir.bounded import CacheKind
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.pipeline import pipeline_of
+from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Closed
 from llamagen.writing import Listing
 
 MANIFEST = "MANIFEST.json"
-
-WeightMode: TypeAlias = Literal["copy", "reference"]
-"""Weights are data files of the folder, or the checkpoint's own files linked into it."""
+SPEC_FILE = "spec.yaml"
 
 SessionKey: TypeAlias = Annotated[str, StringConstraints(pattern=r"^session\.disable_prepacking$")]
 """No other: one makes ONNX Runtime read weights from outside the folder, another load a library."""
@@ -121,6 +124,12 @@ class QuantizationRecord(Closed):
         ge=0, le=4, description="Of MatMulNBits and QMoE; 4 rounds activations to int8."
     )
 
+    @property
+    def any(self) -> bool:
+        """Whether there is a scheme for some kind of weights."""
+        schemes = (self.linear, self.head, self.embedding, self.tied, self.experts)
+        return set(schemes) != {"none"}
+
 
 class QualityRecord(Closed):
     """The folder as it runs against the float32 model; `llamagen verify DIR --quality CHECKPOINT` measures it."""
@@ -132,6 +141,50 @@ class QualityRecord(Closed):
     top1_agreement: FiniteFloat = Field(
         description="Share of positions with the same likeliest token."
     )
+
+
+class HandOver(Closed):
+    """An output of one graph that is an input, of that name, of others."""
+
+    made_by: str
+    read_by: tuple[str, ...]
+    placeholder: TokenId | None = Field(
+        default=None,
+        description="Token that stands for its rows; rows are used up by the tokens, in order. "
+        "Null: read whole at every call.",
+    )
+    rows: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+        default=None, description="Rows of an item (a tile), one a token."
+    )
+
+
+class ImagesRecord(Closed):
+    """Graphs by role. Text without images needs the graph `model` alone."""
+
+    once: tuple[str, ...] = Field(description="Run once for all images of a prompt, in order.")
+    steps: tuple[str, ...] = Field(
+        min_length=1,
+        description="Run at every call, in order; the last one has the cache and gives logits.",
+    )
+    inputs: tuple[str, ...] = Field(description="What preprocessing gives the graphs run once.")
+    beside: tuple[str, ...] = Field(
+        description="What it gives the others, one entry a token; a new token is as the last one."
+    )
+    hand_overs: dict[str, HandOver]
+    preprocessing: Recipe | None = Field(
+        description="From image files to these inputs; null where its tokens are not published."
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Tokens that the recipe writes stand for the rows that are handed over."""
+        recipe = self.preprocessing
+        if isinstance(recipe, TilesRecipe):
+            written = recipe.patch_token, recipe.tokens_per_tile
+            for name, one in self.hand_overs.items():
+                if one.placeholder is not None and (one.placeholder, one.rows) != written:
+                    raise ValueError(f"tokens stand for rows of {name!r} that are not the recipe's")
+        return self
 
 
 class Manifest(Closed):
@@ -213,10 +266,38 @@ class Manifest(Closed):
         return listed.model_dump_json(indent=2, exclude_none=False) + "\n"
 
 
+def images_record(resolved: ResolvedSpec) -> ImagesRecord | None:
+    """None for a model of text. Raises LG407 as ``pipeline_of`` does."""
+    if not resolved.spec.graphs:
+        return None
+    graphs = build_all(resolved)
+    pipeline = pipeline_of(graphs)
+    if pipeline is None:
+        return None
+    hand_overs: dict[str, HandOver] = {}
+    for made_by in pipeline.graphs:
+        for name in pipeline.makes[made_by]:
+            readers = [n for n in pipeline.graphs if name in pipeline.reads[n]]
+            placeholder = pipeline.placeholders.get(name)
+            if readers:
+                hand_overs[name] = HandOver(
+                    made_by=made_by,
+                    read_by=tuple(readers),
+                    placeholder=placeholder.token if placeholder else None,
+                    rows=placeholder.rows if placeholder else None,
+                )
+    return ImagesRecord(
+        once=pipeline.once,
+        steps=pipeline.steps,
+        inputs=pipeline.images,
+        beside=pipeline.beside,
+        hand_overs=hand_overs,
+        preprocessing=recipe_of(resolved.spec),
+    )
+
+
 def schema_text() -> str:
     """The JSON schema: spec/manifest.schema.json."""
-    import json
-
     return json.dumps(Manifest.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -243,13 +324,12 @@ EXPORT = Listing(MANIFEST, lambda folder: read_manifest(folder).files)
 
 def hashed(path: Path) -> FileRecord:
     """The record of a file that is read whole for it."""
-    found = hashlib.sha256()
-    size = 0
+    digest, size = hashlib.sha256(), 0
     with files.open_file(path, files.DATA) as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
+            digest.update(chunk)
             size += len(chunk)
-    return FileRecord(size=size, sha256=found.hexdigest())
+    return FileRecord(size=size, sha256=digest.hexdigest())
 
 
 def all_files(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:

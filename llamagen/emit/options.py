@@ -1,51 +1,137 @@
-"""What the user may choose about an exported folder."""
+"""What a user may choose about generated files and an exported folder; one object from the command line on.
+
+Cheap to import: the command line makes its options of the fields, the API takes the object, the emitter reads it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import get_args
+from enum import StrEnum
+from typing import Annotated, Literal, TypeAlias, TypeVar, get_args
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.manifest import WeightMode
-from llamagen.emit.quantize_options import NOT_QUANTIZED, QuantizeOptions
-from llamagen.ir.bounded import CacheKind
+
+
+class Target(StrEnum):
+    """One kind of generated files."""
+
+    TEXT = "text"
+    TORCH = "torch"
+    ONNX = "onnx"
+    CONFIG = "config"
+
+
+TARGETS: tuple[Target, ...] = tuple(Target)
+
+WeightMode: TypeAlias = Literal["copy", "reference"]
+"""Weights are data files of the folder, or the checkpoint's own files linked into it."""
+
+
+T = TypeVar("T", bound=str)
+
+
+def one_of(name: str, known: Collection[T], code: str, message: str) -> T:
+    """The one of ``known`` that is called ``name``. Raises ``code``, with the nearest as help."""
+    for one in known:
+        if one == name:
+            return one
+    near = did_you_mean(name, known)
+    raise LlamagenError.of(code, message, help=f"did you mean {near}?" if near else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How the command line shows a field; ``flag`` where it is not called as the field."""
+
+    help: str
+    metavar: str | None = None
+    flag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """Names and numbers as they are typed; each is checked where it is used."""
+
+    scheme: Annotated[
+        str,
+        Shown(
+            "Weights of projections: none, int4, int8, or w8a8 with activations.",
+            None,
+            "--quantize",
+        ),
+    ] = "none"
+    block_size: Annotated[int, Shown("Weights that share a scale: 16 to 256.")] = 32
+    asymmetric: Annotated[bool, Shown("A zero point for each block too.")] = False
+    accuracy_level: Annotated[
+        int, Shown("Products of int4 and int8: 1 in float32, 4 with int8 activations.")
+    ] = 4
+    head: Annotated[
+        str | None, Shown("Like the projections by default.", "TEXT", "--quantize-head")
+    ] = None
+    embedding: Annotated[
+        str | None,
+        Shown(
+            "none, int4, int8; like the head by default if tied.", "TEXT", "--quantize-embedding"
+        ),
+    ] = None
+    """None: a tied table is the head's, another stays as it is."""
+    experts: Annotated[
+        str | None,
+        Shown("none, int4, int8; like the projections by default.", "TEXT", "--quantize-experts"),
+    ] = None
+    """None: as the projections, with int8 where those are w8a8."""
+
+
+NOT_QUANTIZED = QuantizeOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
     """Names as they are typed; each is checked where it is used."""
 
-    profile: str = "portable"
-    dtype: str = "float32"
-    weights: str = "copy"
-    """``copy`` writes data files; ``reference`` links the checkpoint's own."""
-    logits: str | None = None
-    """``last`` or ``all``; None is the profile's own choice."""
-    max_context: int | None = None
-    """Tokens that tables of positions cover; None is the model's context, within bounds."""
-    runtime: str | None = None
-    """Version of ONNX Runtime whose operators may be used; None is the newest that the profile's provider has."""
+    profile: Annotated[
+        str, Shown("The operators to use: portable (ONNX alone), ort-cpu or ort-cuda.")
+    ] = "portable"
+    dtype: Annotated[str, Shown("float32, float16 or bfloat16.")] = "float32"
+    cache: Annotated[
+        Literal["full", "bounded"],
+        Shown("Layers with a window or chunks keep every key, or those still visible."),
+    ] = "full"
+    weights: Annotated[
+        str, Shown("copy: into data files; reference: link the checkpoint's safetensors.")
+    ] = "copy"
+    logits: Annotated[
+        str | None,
+        Shown(
+            "After the last token of a call, or after each; portable gives all, the others the last.",
+            "last|all",
+        ),
+    ] = None
+    """None is the profile's own choice."""
+    max_context: Annotated[
+        int | None,
+        Shown(
+            "Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
+            "N",
+        ),
+    ] = None
+    runtime: Annotated[
+        str | None,
+        Shown(
+            "Oldest onnxruntime that must run it: 1.27, 1.31 or 1.32; the newest build for the profile.",
+            "VERSION",
+        ),
+    ] = None
+    scan: Annotated[bool, Shown("Read referenced weights: refuse NaN and infinity, hash.")] = False
     quantize: QuantizeOptions = NOT_QUANTIZED
-    scan: bool = False
-    """Read every byte of referenced weights: refuse NaN and infinity, and hash the files."""
-    ignore_config: bool = False
-    """Export although the checkpoint's own config.json makes another graph; the folder gets the spec's."""
-
-    cache: CacheKind = "full"
-    """``bounded``: layers behind a window or chunks keep only what a later token can read."""
 
     @property
     def mode(self) -> WeightMode:
-        """Raises LG703."""
-        for mode in MODES:
-            if mode == self.weights:
-                return mode
-        near = did_you_mean(self.weights, MODES)
-        raise LlamagenError.of(
-            "LG703",
-            f"weights cannot be given by {self.weights!r}; known: {', '.join(MODES)}",
-            help=f"did you mean {near}?" if near else None,
-        )
+        """How weights are given. Raises LG703."""
+        modes: tuple[WeightMode, ...] = get_args(WeightMode)
+        message = f"weights cannot be given by {self.weights!r}; known: {', '.join(modes)}"
+        return one_of(self.weights, modes, "LG703", message)
 
 
-MODES: tuple[WeightMode, ...] = get_args(WeightMode)
+DEFAULTS = ExportOptions()

@@ -5,32 +5,35 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import Protocol
 
-from llamagen.diagnostics import Diagnostic, LlamagenError
+import numpy as np
+import numpy.typing as npt
+
+from llamagen.diagnostics import Diagnostic
+from llamagen.emit.config.checkpoint import Fit
 from llamagen.emit.config.json_source import read_json
+from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.manifest import CheckpointSource, RandomSource
+from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file
-from llamagen.ir.graph import Graph
 from llamagen.ops.op import Parameter
-from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
-from llamagen.weights.binding import Binding
-from llamagen.weights.dtypes import TargetDType
-from llamagen.weights.nodes import Region
+from llamagen.weights.checkpoint import Stamp, require_unchanged
+from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Piece
-from llamagen.weights.reading import OpenFiles
-from llamagen.weights.stamps import Stamp, require_unchanged
+from llamagen.weights.random import RandomTensor, random_pieces, random_rows
+from llamagen.weights.safetensors import TargetDType
+from llamagen.weights.tensors import Region
+from llamagen.weights.values import read_part, tensor_pieces
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-CONFIG_FILE = "config.json"
+STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
+    {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+)
+"""Names of the same three dtypes: in ONNX and specs, and in safetensors."""
 
 COMPANIONS = (
     "config.json",
@@ -78,14 +81,6 @@ class Supply(Protocol):
         """To be asked after the last read. Raises LG622 for files that were changed meanwhile."""
 
 
-def _about_float8(scaled: int) -> tuple[Diagnostic, ...]:
-    if not scaled:
-        return ()
-    message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
-    help = "activations, which its kernels round to float8 as well, are not rounded here"
-    return (Diagnostic("LG645", "note", message, help=help),)
-
-
 def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path, ...]:
     """The small files that a checkpoint's folder has. Raises LG601 for a link to elsewhere or nothing."""
     paths = (folder / name for name in names)
@@ -112,11 +107,10 @@ def place_companion(file: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class CheckpointSupply:
-    """The tensors of a checkpoint; open it with ``opened``, which keeps its files open meanwhile."""
+    """The tensors of a checkpoint that fits."""
 
     bindings: Mapping[str, Binding]
     layout: str
-    files: OpenFiles
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
     stamps: Mapping[Path, Stamp | None]
@@ -125,42 +119,21 @@ class CheckpointSupply:
     """Small files to copy from the checkpoint's folder."""
 
     @staticmethod
-    def opened(
-        resolved: ResolvedSpec,
-        graph: Graph,
-        checkpoint: Path,
-        registry: Registry,
-        stack: ExitStack,
-        *,
-        compare_values: bool = True,
-        ignore_config: bool = False,
-    ) -> CheckpointSupply:
-        """Reads headers only, and with ``compare_values`` the tensors that must be equal.
-
-        Raises LG60x and LG61x, all findings at once, for a checkpoint that does not fit. Its own config.json must be
-        that of the spec (LG607) unless ``ignore_config``; then it is not copied either.
-        """
-        from llamagen.emit.config.agree import disagreements
-        from llamagen.weights.checkpoint import Checkpoint
-        from llamagen.weights.fit import bind, explained
-
-        stored = Checkpoint.open(checkpoint)
-        found = bind(resolved, graph, stored, compare_values=compare_values)
-        if any(one.severity == "error" for one in found.diagnostics):
-            raise LlamagenError(explained(found, resolved, graph, stored, registry))
-        if not ignore_config:
-            clashes = disagreements(resolved, stored.config_file, registry)
-            if any(one.severity == "error" for one in clashes):
-                raise LlamagenError(clashes)
-        assert found.layout is not None
+    def of(fitted: Fit, *, ignore_config: bool = False) -> CheckpointSupply:
+        """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601."""
+        stored, resolution = fitted.stored, fitted.resolution
+        assert resolution.layout is not None
         folder = stored.path if stored.path.is_dir() else stored.path.parent
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
-        scaled = sum(tensor.scale is not None for tensor in stored.tensors.values())
+        notes = [one for one in fitted.findings if one.code != "LG608"]
+        if scaled := sum(tensor.scale is not None for tensor in stored.tensors.values()):
+            message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
+            help = "activations, which its kernels round to float8 as well, are not rounded here"
+            notes.append(Diagnostic("LG645", "note", message, help=help))
         return CheckpointSupply(
-            {binding.name: binding for binding in found.bindings},
-            found.layout,
-            stack.enter_context(OpenFiles()),
-            (*found.diagnostics, *_about_float8(scaled)),
+            {binding.name: binding for binding in resolution.bindings},
+            resolution.layout,
+            tuple(notes),
             stored.stamps,
             companions_of(folder, kept),
         )
@@ -170,14 +143,10 @@ class CheckpointSupply:
         return CheckpointSource(layout=self.layout)
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        from llamagen.weights.stream import tensor_pieces
-
-        return tensor_pieces(self.bindings[path], dtype, offset, self.files)
+        return tensor_pieces(self.bindings[path], dtype, offset)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        from llamagen.weights.stream import read_part
-
-        return read_part(self.bindings[path], region, self.files)
+        return read_part(self.bindings[path], region)
 
     def require_unchanged(self) -> None:
         require_unchanged(self.stamps)
@@ -199,21 +168,17 @@ class RandomSupply:
         return ()
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
-        from llamagen.weights.random import RandomTensor, random_pieces
-
-        parameter = self.wanted[path]
-        tensor = RandomTensor(path, parameter.shape, parameter.kind)
-        return random_pieces(self.seed, tensor, dtype, offset)
+        return random_pieces(self.seed, self._tensor(path), dtype, offset)
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
-        from llamagen.weights.random import RandomTensor, random_rows
-
-        parameter = self.wanted[path]
-        tensor = RandomTensor(path, parameter.shape, parameter.kind)
         start, stop = region[0] if region else (0, 1)
-        rows = random_rows(self.seed, tensor, start, stop)
+        rows = random_rows(self.seed, self._tensor(path), start, stop)
         inner = tuple(slice(first, last) for first, last in region[1:])
         return rows[:, *inner] if region else rows.reshape(())
 
     def require_unchanged(self) -> None:
         """Nothing is read."""
+
+    def _tensor(self, path: str) -> RandomTensor:
+        parameter = self.wanted[path]
+        return RandomTensor(path, parameter.shape, parameter.kind)

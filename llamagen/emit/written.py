@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,7 +25,7 @@ class Written:
 
 
 @dataclass
-class Counter:
+class ByteCounter:
     """Adds up what is done."""
 
     progress: Progress
@@ -45,3 +46,11 @@ def sizes_of(folder: Path) -> tuple[tuple[str, int], ...]:
 def write_text(path: Path, text: str) -> None:
     """The same bytes on every platform."""
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def llamagen_version() -> str:
+    """Version of the installed package; ``0`` in a checkout that is not installed."""
+    try:
+        return version("llamagen")
+    except PackageNotFoundError:
+        return "0"

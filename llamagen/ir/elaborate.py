@@ -91,11 +91,13 @@ SIZES: Mapping[str, Dim] = {"B": B, "S": S, "T": T, "I": IMAGES}
 
 def build(resolved: ResolvedSpec) -> Graph:
     """The verified graph of a spec's text model. Raises LlamagenError with every finding, each at its YAML line."""
-    model = _Model(resolved)
-    graph = model.run()
-    if not resolved.spec.graphs:
-        model.raise_unused(graph.names_read)
-    return graph
+    if MAIN not in resolved.graphs:
+        model = _Model(resolved)
+        graph = model.run()
+        if not resolved.spec.graphs:
+            model.raise_unused(graph.names_read)
+        resolved.graphs[MAIN] = graph
+    return resolved.graphs[MAIN]
 
 
 def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
@@ -104,16 +106,16 @@ def build_all(resolved: ResolvedSpec) -> dict[str, Graph]:
     Raises LlamagenError as ``build`` does, and LG407 when graphs do not fit together: a hand-over with two shapes,
     or a weight that two graphs have in two shapes.
     """
-    if not resolved.spec.graphs:
-        return {MAIN: build(resolved)}
-    model = _Model(resolved)
-    graphs = {MAIN: model.run()}
-    graphs |= {name: _Model(resolved, name).run() for name in resolved.spec.graphs}
-    model.raise_unused(names_read(graphs))
-    clash = _clash(graphs)
-    if clash is not None:
-        raise LlamagenError.of("LG407", clash, span=resolved.place("graphs"))
-    return graphs
+    graphs = {MAIN: build(resolved)}
+    beside = resolved.spec.graphs
+    if beside and not beside.keys() <= resolved.graphs.keys():
+        graphs |= {name: _Model(resolved, name).run() for name in beside}
+        _Model(resolved).raise_unused(names_read(graphs))
+        clash = _clash(graphs)
+        if clash is not None:
+            raise LlamagenError.of("LG407", clash, span=resolved.place("graphs"))
+        resolved.graphs.update(graphs)
+    return dict(resolved.graphs)
 
 
 def _clash(graphs: Mapping[str, Graph]) -> str | None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray  # noqa
 
     from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Site
     from llamagen.emit.torch.site import TorchSite
     from llamagen.ops.op import Array, Real, Values
 

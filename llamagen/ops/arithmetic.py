@@ -41,8 +41,7 @@ from llamagen.ops.op import (
 )
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import TorchSite
     from llamagen.ops.op import Array, Real, Values
 

@@ -46,8 +46,7 @@ from llamagen.ops.op import (
 from llamagen.ops.rope import ROPE_KINDS, inverse_frequencies, rope_attrs
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import PreludeSite, TorchSite
     from llamagen.ops.op import Array, Values
 
@@ -162,11 +161,6 @@ def _cache_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         results.append(TensorType(t.dtype, (*t.shape[:2], t.shape[2] + past, t.shape[3])))
     need(types[0].shape[:3] == types[1].shape[:3], f"keys {types[0]} and values {types[1]} differ")
     return tuple(results)
-
-
-def _cache_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    kept = at.kept()
-    return call("cache.append", *x, *([Text(kept)] if kept else []))
 
 
 def append_to_cache(
@@ -299,8 +293,7 @@ def _extra(name: str, at: TorchSite, x: Sequence[Code]) -> Code:
         case _:
             if at.attrs.get("alibi") is not True:
                 return literal(None)
-            heads = at.operand_types[0].shape[1].value
-            return call("alibi_slopes", literal(heads))
+            return Text("self.slopes")
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:
@@ -592,7 +585,6 @@ ATTENTION_OPS: tuple[Op, ...] = (
             ),
         ),
         state=State.SLOT,
-        torch=_cache_torch,
     ),
     Op(
         "cross_cache_write",

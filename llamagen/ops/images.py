@@ -36,8 +36,7 @@ from llamagen.ops.op import (
 )
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import ModuleSite, PreludeSite
     from llamagen.ops.op import Array, Values
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llamagen.ops.code import (
+    Binary,
     Call,
     Code,
     Text,
@@ -44,8 +45,7 @@ from llamagen.ops.op import (
 )
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import ModuleSite, TorchSite
     from llamagen.ops.op import Array, Values
 
@@ -91,6 +91,20 @@ def _linear_torch(at: TorchSite, x: Sequence[Code]) -> Code:
 def _linear_module(at: ModuleSite) -> Call:
     bias = literal(a_bool(at.attrs, "bias"))
     return call("nn.Linear", at.number("in_features"), at.number("out_features"), bias=bias)
+
+
+def _parameter_module(at: ModuleSite) -> Call:
+    """Gains start at one, biases and gates at zero, rows of a table as those of the released vision encoders."""
+    shape = at.numbers("shape")
+    match a_str(at.attrs, "kind"):
+        case "norm":
+            start: Code = call("torch.ones", Tuple(shape))
+        case "bias" | "gate":
+            start = call("torch.zeros", Tuple(shape))
+        case _:
+            scale = Binary("**", shape[-1], literal(-0.5))
+            start = Binary("*", scale, call("torch.randn", Tuple(shape)))
+    return call("nn.Parameter", start)
 
 
 def _embedding_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -181,7 +195,7 @@ LINEAR_OPS: tuple[Op, ...] = (
             AttrSpec(
                 "kind",
                 "str",
-                "what it is for; decides random test values only",
+                "what it is for; decides where training starts, and random test values",
                 default="gate",
                 choices=tuple(INIT_KINDS),
             ),
@@ -193,9 +207,7 @@ LINEAR_OPS: tuple[Op, ...] = (
         role=Role.PARAMETER,
         numpy=lambda o: (o.weight(""),),
         torch=lambda at, x: Text(f"self.{at.part}"),
-        torch_module=lambda at: call(
-            "nn.Parameter", call("torch.zeros", Tuple(at.numbers("shape")))
-        ),
+        torch_module=_parameter_module,
         onnx=lambda b, site, x: (site.parameters[""],),
     ),
     Op(

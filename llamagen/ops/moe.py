@@ -43,10 +43,8 @@ from llamagen.ops.op import (
 )
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.elements import Quantized
-    from llamagen.emit.onnx.initializer import BlockEncoding
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Quantized, Site
+    from llamagen.emit.onnx.initializers import Encoding
     from llamagen.emit.torch.site import ModuleSite
     from llamagen.ops.op import Array, Values
 
@@ -154,7 +152,7 @@ class _Stack:
             return b.op("Gemm", x, b.to(expert[0], x.dtype), transB=transposed)
         codes, scales, points = (*expert, None)[:3]
         assert codes is not None and scales is not None and scales.shape is not None
-        blocks = self.coded.blocks
+        blocks = self.coded.encoding
         rows, count = scales.shape.numpy()
         stored = b.ints([rows, count, blocks.block * blocks.bits // 8])
         outputs, inputs = self.coded.shape[1:] if transposed else self.coded.shape[:0:-1]
@@ -261,7 +259,7 @@ def _quantized_mixture_onnx(b: Builder, site: Site, x: Values) -> Values:
         *(down.codes, b.to(down.scales, b.FLOAT), None, None, None, None),
         *(up.zero_points, down.zero_points),
     )
-    return (_whole(b, site, routed, _swiglu(b, "QMoE", inputs, site, up.blocks)),)
+    return (_whole(b, site, routed, _swiglu(b, "QMoE", inputs, site, up.encoding)),)
 
 
 def _swiglu(
@@ -269,7 +267,7 @@ def _swiglu(
     kind: str,
     inputs: Sequence[ir.Value | None],
     site: Site,
-    blocks: BlockEncoding | None = None,
+    blocks: Encoding | None = None,
 ) -> ir.Value:
     """Experts of silu(gate) * up, rows of gate and up in turns."""
     return b.op(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.ops.code import Code, Fixed, Shared, Stay, Text, call
 from llamagen.ops.dims import Dim
 from llamagen.ops.lazy import ir, np, torch
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import PreludeSite, TorchSite
     from llamagen.ops.op import Array, Real, Values
 
@@ -78,7 +78,9 @@ class RopeKind:
     float32: Callable[[Attrs, Floats, Floats], Floats]
     """The same in steps of float32, from the plain frequencies and the wavelengths without 2 pi, theta^(2i/dim)."""
     torch: Callable[..., Tensor] | None
-    """The same for generated files, which get its statements: from the plain frequencies, and attributes by name."""
+    """The same for generated files, which get its statements: from the plain frequencies, and attributes by name.
+
+    None where they cannot have it."""
     torch_numbers: Callable[[Attrs], Mapping[str, float]] = lambda _: {}
     """What `torch` takes besides attributes."""
 
@@ -128,6 +130,10 @@ def _llama3_float32(attrs: Attrs, plain: Floats, _: Floats) -> Floats:
         wavelength <= np.float32(original / low)
     )
     return np.where(between, blended, scaled)
+
+
+def _plain_torch(frequency: Tensor) -> Tensor:
+    return frequency
 
 
 def _linear_torch(frequency: Tensor, *, factor: float) -> Tensor:
@@ -202,7 +208,7 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
             (),
             exact=lambda o, f: f,
             float32=lambda attrs, plain, _: plain,
-            torch=None,
+            torch=_plain_torch,
         ),
         RopeKind(
             "linear",
@@ -322,6 +328,9 @@ def _rope_table_onnx(b: Builder, site: Site, x: Values) -> Values:
 def _rope_table_prelude(at: PreludeSite) -> Shared:
     variable = at.fresh(at.name_by_users("rope"))
     dim, kind = a_int(at.attrs, "dim"), ROPE_KINDS[a_str(at.attrs, "scaling")]
+    if kind.torch is None:
+        message = f"rope kind `{kind.name}` cannot be computed in PyTorch"
+        raise LlamagenError.of("LG741", message, at.span)
 
     def named(name: str) -> Text:
         return Text(at.define(f"{variable.upper()}_{name.upper()}", name))

@@ -42,8 +42,7 @@ from llamagen.ops.op import (
 )
 
 if TYPE_CHECKING:
-    from llamagen.emit.onnx.builder import Builder
-    from llamagen.emit.onnx.site import Site
+    from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import TorchSite
     from llamagen.ops.op import Array, Values
 
@@ -185,7 +184,16 @@ def _expand_numpy(o: Operands) -> tuple[Array, ...]:
 
 
 def _split_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    axis = literal(a_int(at.attrs, "axis"))
+    """Pieces are parts of what is there, for that may be a rank's part: of equal size, or so many heads each."""
+    axis, sizes = literal(a_int(at.attrs, "axis")), a_ints(at.attrs, "sizes")
+    if len(set(sizes)) == 1:
+        return method(x[0], "chunk", literal(len(sizes)), dim=axis)
+    nodes = at.body.block.nodes
+    cut = [n.results[0] for r in at.node.results for n in nodes if n.operands == (r,)]
+    types = [at.body.type(r) for r in cut]
+    heads = [t.shape[1] for t in types if len(t.shape) == 4 and t.shape[1].is_static]
+    if len(heads) == len(sizes) and len({t.shape[-1] for t in types}) == 1:
+        return call("split_by", x[0], Tuple(tuple(literal(h.value) for h in heads)))
     return method(x[0], "split", Tuple(at.numbers("sizes")), dim=axis)
 
 
@@ -267,7 +275,12 @@ SHAPE_OPS: tuple[Op, ...] = (
         cite="arXiv 2405.04434",
         numpy=lambda o: (np.repeat(o.real(), o.whole("heads"), axis=1),),
         torch=lambda at, x: method(
-            x[0], "expand", literal(-1), at.number("heads"), literal(-1), literal(-1)
+            x[0],
+            "expand",
+            literal(-1),
+            at.heads(a_int(at.attrs, "heads")),
+            literal(-1),
+            literal(-1),
         ),
         onnx=lambda b, site, x: (
             b.op("Expand", x[0], b.ints([1, a_int(site.attrs, "heads"), 1, 1])),

@@ -1,4 +1,4 @@
-"""Generation from an exported folder, token by token."""
+"""Generation from an exported folder, token by token: greedy, or drawn with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -9,34 +9,81 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.images_record import ImagesRecord
-from llamagen.emit.manifest import MANIFEST, read_manifest
+from llamagen.emit.config.settings import Settings
+from llamagen.emit.manifest import MANIFEST, ImagesRecord, read_manifest
 from llamagen.emit.onnx.session import OpenOptions, provider_of
 from llamagen.images.decode import read_image
-from llamagen.images.prompt import Prompt, prompt_of
+from llamagen.images.prepare import Prompt, prompt_of
 from llamagen.images.recipe import Recipe
-from llamagen.runtime.chat import chat_text
-from llamagen.runtime.configs import context_of, stop_tokens
-from llamagen.runtime.sampling import Sampler, Sampling
 from llamagen.runtime.session import Session
-from llamagen.runtime.text import TOKENIZER_FILE, Text, require_utf8
+from llamagen.runtime.text import TOKENIZER_FILE, Text, chat_text, require_utf8
+from llamagen.units import rate_text
 from llamagen.weights.checkpoint import require_no_adapter
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One new token and what it adds to the text (the id itself, without a tokenizer)."""
+class Sampling:
+    """``temperature`` 0 takes the likeliest token. ``top_k`` 0 and ``top_p`` 1 leave all tokens in."""
 
-    token: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("seed", self.seed, self.seed >= 0, "0 or more"),
+        )
+        for name, value, valid, range_text in ranges:
+            if not valid:
+                raise LlamagenError.of("LG901", f"{name} is {value}, it must be {range_text}")
+
+
+class Sampler:
+    """Draws tokens; the same seed and logits give the same tokens on every machine."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.random = np.random.Generator(np.random.PCG64(sampling.seed))
+
+    def next(self, logits: npt.NDArray[np.floating]) -> int:
+        """The next token for logits [V]. Of equal logits the lowest id wins."""
+        s = self.sampling
+        if s.temperature == 0.0:
+            return int(np.argmax(logits))
+        scores = logits.astype(np.float64) / s.temperature
+        order = np.argsort(-scores, kind="stable")
+        if s.top_k:
+            order = order[: s.top_k]
+        weights = np.exp(scores[order] - scores[order[0]])
+        mass = np.cumsum(weights / weights.sum())
+        # the token that crosses the mass is kept, so at least one is
+        kept = int(np.searchsorted(mass, s.top_p)) + 1 if s.top_p < 1.0 else len(order)
+        order, weights = order[:kept], weights[:kept]
+        edges = np.cumsum(weights / weights.sum())
+        drawn = int(np.searchsorted(edges, self.random.random(), side="right"))
+        return int(order[min(drawn, len(order) - 1)])
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What one new token adds to the text (the id itself, without a tokenizer); at the end, without a token, the bytes
+    of a character that was never complete."""
+
+    token: int | None
     text: str
 
 
 @dataclass
 class Generation:
-    """Iterate it once to get the pieces; the times are complete afterwards."""
+    """Iterate it once to get the text; the times are complete afterwards."""
 
     session: Session
     prompt: Prompt
@@ -52,7 +99,7 @@ class Generation:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Added]:
         sampler = Sampler(self.sampling)
         prompt = self.prompt
         if prompt.images:
@@ -72,18 +119,17 @@ class Generation:
                 logits[never] = -np.inf
             token = sampler.next(logits)
             if token in self.stop:
-                return
+                break
             self.tokens.append(token)
-            yield Piece(token, self._text(token))
+            first = len(self.tokens) == 1
+            plain = f"{token}" if first else f" {token}"
+            yield Added(token, plain if self.text is None else self.text.push(token))
             if len(self.tokens) < room:
                 started = time.perf_counter()
                 logits = self.session.step((token,))
                 self.decode_seconds += time.perf_counter() - started
-
-    def _text(self, token: int) -> str:
-        if self.text is not None:
-            return self.text.push(token)
-        return f"{token}" if len(self.tokens) == 1 else f" {token}"
+        if self.text is not None and (rest := self.text.flush()):
+            yield Added(None, rest)
 
     @property
     def decode_rate(self) -> float:
@@ -93,8 +139,6 @@ class Generation:
 
     def summary(self) -> str:
         """One line with the times."""
-        from llamagen.units import rate_text
-
         read = len(self.prompt.input_ids)
         prefill = read / self.prefill_seconds if self.prefill_seconds else 0.0
         images = ""
@@ -150,7 +194,9 @@ def generate(
     started = time.perf_counter()
     session = Session(folder, how, record)
     opened = time.perf_counter() - started
-    limits = [c for c in (context_of(folder), session.max_context) if c is not None]
+    settings = Settings.of_folder(folder)
+    trained = settings.architecture("max_position_embeddings")
+    limits = [c for c in (trained, session.max_context) if type(c) is int]
     context = min(limits, default=None)
     read = len(prepared.input_ids)
     if context is not None and read >= context:
@@ -163,7 +209,7 @@ def generate(
         text,
         sampling,
         max_new_tokens,
-        stop_tokens(folder),
+        frozenset(settings.ids("eos_token_id")),
         context,
         opened,
         len(images),

@@ -1,13 +1,21 @@
-"""Text in and out of an exported folder, through its tokenizer.json."""
+"""Text in and out of an exported folder, through its tokenizer.json and its chat template.
+
+A byte-order mark at the start of one of these files is refused: other runtimes of the folder fail on it, or put it into
+the prompt without a word.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from llamagen import files
-from llamagen.confined import Companion, Limits, Stopped
+from llamagen.confined import Companion, Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics.render import escape
+from llamagen.emit.config.settings import json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 _SCRIPT = Path(__file__).with_name("tokenizer.py")
@@ -37,10 +45,10 @@ class Text:
         path = folder / TOKENIZER_FILE
         if not files.exists(path):
             return None
-        data = files.read_bytes(path, files.TOKENIZER, within=folder)
+        data = files.read_text(path, files.TOKENIZER, within=folder)
         tokenizer = Companion(_SCRIPT, (), _LIMITS)
         try:
-            tokenizer.ask(data)
+            tokenizer.ask(data.encode("utf-8"))
         except Stopped as error:
             message = f"{path} cannot be read: {error}"
             raise LlamagenError.of("LG762", message, help="copy the file again") from error
@@ -56,8 +64,15 @@ class Text:
         return tuple(ids)
 
     def push(self, token: int) -> str:
-        """What a further token adds to the text; empty while a character is incomplete. Raises LG766."""
+        """What a further token adds to the text; empty while a character is incomplete.
+
+        Raises LG766, also for a tokenizer by which a token changes the text before it.
+        """
         return self._asked({"push": token}).decode("utf-8")
+
+    def flush(self) -> str:
+        """What the tokens so far leave incomplete, when no more come."""
+        return self._asked({"flush": True}).decode("utf-8")
 
     def _asked(self, question: dict[str, object]) -> bytes:
         try:
@@ -67,3 +82,82 @@ class Text:
             message = f"{TOKENIZER_FILE} cannot {what}: {error}"
             help = "give token ids with --ids, or copy the model's own tokenizer.json there"
             raise LlamagenError.of("LG766", message, help=help) from error
+
+
+# Chat
+
+TEMPLATE_FILE = "chat_template.jinja"
+OLDER_FILE = "chat_template.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+IMAGE_MARKER = "<|image|>"
+
+_TEMPLATE_SCRIPT = Path(__file__).with_name("template.py")
+_SECONDS, _MEMORY, _ROOM = 5, 512 << 20, 1 << 20
+"""Of a processor; bytes; bytes of text beside what the prompt takes."""
+
+Content: TypeAlias = "str | list[dict[str, str]]"
+
+
+def chat_text(folder: Path, prompt: str, images: int) -> str:
+    """The text of a conversation that begins with ``prompt``, up to where the model answers.
+
+    Templates are programs of strangers: they run in a process of their own. Raises LG784 for a folder without a
+    template, and for one that does not work or takes too much.
+    """
+    message = {"role": "user", "content": content(prompt, images)}
+    values = {
+        "messages": [message],
+        "tools": None,  # transformers says so: templates ask whether it `is not none`
+        "documents": None,
+        "add_generation_prompt": True,
+        **_special_tokens(folder),
+    }
+    request = json.dumps({"source": _template(folder), "values": values}).encode()
+    room = _ROOM + 4 * len(request)  # a template may show a message more than once
+    try:
+        text = confined(_TEMPLATE_SCRIPT, (), request, Limits(_SECONDS, _MEMORY + room, room))
+    except Stopped as error:
+        # a stranger's words: what a terminal would obey is spelled out
+        reason = f"the chat template of {folder} fails: {escape(str(error))}"
+        raise LlamagenError.of("LG784", reason) from error
+    return text.decode("utf-8")
+
+
+def content(prompt: str, images: int) -> Content:
+    """Text, and images where it says ``<|image|>``, or before it."""
+    if not images:
+        return prompt
+    texts = prompt.split(IMAGE_MARKER)
+    if len(texts) == 1:
+        return [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+    items: list[dict[str, str]] = []
+    for i, text in enumerate(texts):
+        items += [{"type": "image"}] * (i > 0)
+        items += [{"type": "text", "text": text}] if text else []
+    return items
+
+
+def _template(folder: Path) -> str:
+    path = folder / TEMPLATE_FILE
+    if files.exists(path):
+        return files.read_text(path, files.TEMPLATE, within=folder)
+    for name in (OLDER_FILE, TOKENIZER_CONFIG):
+        found = json_object(folder / name).get("chat_template")
+        if isinstance(found, list):  # several, each with its name
+            named = [one for one in found if isinstance(one, Mapping)]
+            found = next((t.get("template") for t in named if t.get("name") == "default"), None)
+        if isinstance(found, str):
+            return found
+    message = f"{str(folder)!r} has no chat template"
+    help = f"leave out --chat, or copy the model's {TEMPLATE_FILE} there"
+    raise LlamagenError.of("LG784", message, help=help)
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """``bos_token`` and so on, which templates write."""
+    found: dict[str, str] = {}
+    for name, value in json_object(folder / TOKENIZER_CONFIG).items():
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found

@@ -13,38 +13,65 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
 _INCOMPLETE = "\ufffd"
+_BYTES = 3
+"""Of a character, that may be there before the last one comes; each may be a token, and is shown as ``_INCOMPLETE``."""
+_WINDOW = 8
+"""Tokens that the text of the next one may depend on: a decoder joins bytes, and strips the first space of a text."""
 
 
 def answering(arguments: Sequence[str]) -> Callable[[bytes], bytes]:
-    """The first question is a tokenizer.json, each later one ``{encode, bare}`` or ``{push}`` as JSON.
+    """The first question is a tokenizer.json, each later one ``{encode, bare}``, ``{push}`` or ``{flush}`` as JSON.
 
-    Ids are answered as JSON. What a pushed token adds to the text is answered as it is; nothing while a character is
-    incomplete.
+    Ids are answered as JSON. What a pushed token adds to the text is answered as it is; bytes of an incomplete
+    character are held back until the next token or the flush.
     """
-    known: list[Tokenizer] = []
-    ids: list[int] = []
-    shown = ""
+    opened: list[Stream] = []
 
     def answer(question: bytes) -> bytes:
-        nonlocal shown
-        if not known:
+        if not opened:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             from tokenizers import Tokenizer
 
-            known.append(Tokenizer.from_str(question.decode("utf-8")))
+            opened.append(Stream(Tokenizer.from_str(question.decode("utf-8"))))
             return b""
-        asked = json.loads(question)
+        (stream,), asked = opened, json.loads(question)
         if "encode" in asked:
-            encoded = known[0].encode(asked["encode"], add_special_tokens=not asked["bare"])
+            encoded = stream.tokenizer.encode(asked["encode"], add_special_tokens=not asked["bare"])
             return json.dumps(encoded.ids).encode()
-        ids.append(asked["push"])
-        text: str = known[0].decode(ids)
-        if text.endswith(_INCOMPLETE) or not text.startswith(shown):
-            return b""
-        added = text[len(shown) :]
-        shown = text
-        return added.encode("utf-8")
+        text = stream.push(asked["push"]) if "push" in asked else stream.flush()
+        return text.encode("utf-8")
 
     return answer
+
+
+class Stream:
+    """Text of tokens as they come: only the last few are decoded again."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.told = ""
+        """Of the text of ``ids``."""
+
+    def push(self, token: int) -> str:
+        """Raises ValueError where the text of the tokens before it becomes another one."""
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        if not text.startswith(self.told):
+            raise ValueError(f"token {token} changes the text before it")
+        held = min(len(text) - len(text.rstrip(_INCOMPLETE)), _BYTES, len(text) - len(self.told))
+        added = text[len(self.told) : len(text) - held]
+        self.told += added
+        if len(self.ids) >= 2 * _WINDOW:
+            self.ids = self.ids[-_WINDOW:]
+            text = self.tokenizer.decode(self.ids)
+            self.told = text[: len(text) - held]
+        return added
+
+    def flush(self) -> str:
+        """What was held back."""
+        text: str = self.tokenizer.decode(self.ids)
+        added = text[len(self.told) :]
+        self.ids, self.told = [], ""
+        return added

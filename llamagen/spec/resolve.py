@@ -7,11 +7,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from llamagen.diagnostics import Diagnostic, Related, Span
 from llamagen.spec.schema import Spec
 from llamagen.spec.source import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
+
+if TYPE_CHECKING:
+    from llamagen.ir.graph import Graph
 
 ARCHITECTURE = ("root", "graphs", "hyperparameters", "constants", "patterns", "blocks")
 
@@ -58,6 +61,8 @@ class ResolvedSpec:
     files: tuple[str, ...]
     """Their files; two may claim one id."""
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+    graphs: dict[str, Graph] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Filled by ``ir.elaborate``, so that each is built once."""
 
     @cached_property
     def digest(self) -> str:

@@ -6,36 +6,143 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
+from llamagen import files
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.onnx.session import provider_of
+from llamagen.emit.manifest import SPEC_FILE, read_manifest
+from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.onnx.emit import INPUT_NAMES
+from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
 from llamagen.emit.written import Progress
-from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import MAIN
-from llamagen.verify.facts import facts_of, far
-from llamagen.verify.image_cases import image_scenarios
-from llamagen.verify.part import Part
-from llamagen.verify.report import LayerRow, Row, VerifyReport, WitnessName
-from llamagen.verify.scenario import Scenario, scenarios
-from llamagen.verify.subject import Subject, subject_of
-from llamagen.weights.stamps import require_unchanged, stamps_of
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.flatten import FlatGraph, crossing, flatten
+from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.ir.pipeline import Pipeline, pipeline_of
+from llamagen.ir.reference import Rounding
+from llamagen.ops.op import Role
+from llamagen.spec.registry import Registry
+from llamagen.verify.graph_copies import open_graph
+from llamagen.verify.limits import (
+    TOLERANCES,
+    BoundRule,
+    Difference,
+    Tolerance,
+    between_float32,
+    difference,
+    far,
+    for_few_tokens,
+    limits_of,
+    measured_tolerance,
+)
+from llamagen.verify.report import WITNESSES, Facts, LayerRow, Row, VerifyReport, WitnessName
+from llamagen.verify.routing import (
+    LEAST_DECIDED,
+    Router,
+    RoutersDiffer,
+    Routing,
+    compared,
+    measured_reach,
+    scores_of,
+    usual_reach,
+)
+from llamagen.verify.scenarios import FloatArray, IntArray, Scenario, image_scenarios, scenarios
+from llamagen.verify.stored import StoredWeights, stored_weights
+from llamagen.verify.witnesses import (
+    COUNTS_PADDING,
+    COUNTS_PLACES,
+    GraphsWitness,
+    OneGraph,
+    OnnxWitness,
+    ReferenceWitness,
+    TorchWitness,
+    TransformersWitness,
+    with_experts,
+)
+from llamagen.weights.checkpoint import require_unchanged, stamps_of
 
-WITNESSES: tuple[WitnessName, ...] = ("torch", "reference", "transformers")
 PROMPT_TOKENS = 12
+
+MAX_REFERENCE_PARAMETERS = 300_000_000
+"""Beyond, the float64 reference would run for hours: it reads and widens every weight at every step."""
+
+DROPS_SEEN = "a bounded cache of chunks is fed without padding between tokens: pad on the left"
+"""It keeps places, and chunks count tokens: padding in between pushes out what can still be seen."""
+
+COUNTS_ITSELF = "this model counts the tokens of its mask and takes no positions"
+"""Positions that jump cannot be given to it; a real text has none."""
+
+ONE_ROW = "this model goes on with several tokens for one row only, as onnxruntime before 1.32 does"
+"""The attention refuses such a call; a folder made with --runtime 1.32 takes it."""
+
+WINDOWS_COUNT_TOKENS = (
+    "row by row: windows of the fused attention count tokens, not padding between them"
+)
+
+LAYER_CASES = ("prefill", "left padding", "images decode")
+"""Those whose layers are looked at: without a cache, with all that can go wrong with it, with images."""
+
+CHOICES = "experts chosen"
 
 
 def silent(done: int, total: int) -> None:
     """Reports nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Feed:
-    prompt_tokens: int
-    steps: int
-    seed: int
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: an exported folder, the graphs its spec says, and its weights."""
+
+    folder: Path
+    graphs: Mapping[str, Graph]
+    pipeline: Pipeline | None
+    stored: StoredWeights
+    options: OpenOptions
+    """Of sessions, as the folder asks for."""
+
+    @property
+    def size(self) -> int:
+        """Parameters of all graphs."""
+        return sum(p.count for p in all_parameters(self.graphs).values())
+
+    @property
+    def too_large(self) -> bool:
+        """For the float64 reference."""
+        return self.size > MAX_REFERENCE_PARAMETERS
+
+    def says(self, key: str) -> str | None:
+        """What the text model's file says about itself."""
+        return self.stored.metadata.get(f"llamagen.{key}")
+
+
+def spec_text(folder: Path) -> str:
+    """What an export wrote of its spec. Raises LG770."""
+    file = folder / SPEC_FILE
+    if not files.exists(file):
+        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {SPEC_FILE}")
+    return files.read_text(file, files.EXPORTED, within=folder)
+
+
+def subject_of(folder: Path, provider: str) -> Subject:
+    stored = stored_weights(folder)
+    graphs = build_all(Registry().load_text(spec_text(folder), f"{folder / SPEC_FILE}"))
+    for name, graph in graphs.items():
+        file = f"{name}.onnx"
+        own = stored if file == MODEL_FILE else stored_weights(folder, file)
+        if graph.digest != own.metadata.get("llamagen.spec_digest"):
+            message = f"{SPEC_FILE} is not the spec that {file} was made from"
+            raise LlamagenError.of("LG772", message, help="export the model again")
+        own.require(parameters(graph), file)
+        stored = stored.joined(own)
+    manifest = read_manifest(folder)
+    options = OpenOptions(provider=provider, settings=manifest.session, made_for=manifest.made_for)
+    return Subject(folder, graphs, pipeline_of(graphs), stored, options)
 
 
 def verify_folder(
@@ -64,24 +171,39 @@ def verify_folder(
     names = [_known(name) for name in dict.fromkeys(against)]
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
+    plans = list(_plans(subject, prompt_tokens, steps, seed))
+    done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
+
+    def step() -> None:
+        nonlocal done
+        done = min(done + 1, total)  # a row about all cases is no case
+        progress(done, total)
+
     rows: list[Row] = []
-    seen: list[LayerRow] = []
-    cases: list[Scenario] = []
-    plans = list(_plans(subject, _Feed(prompt_tokens, steps, seed)))
-    step = _Steps(progress, (1 + len(names)) * sum(len(plan.cases) for plan in plans))
+    layer_rows: list[LayerRow] = []
     for plan in plans:
-        part = Part(subject, plan.graphs, plan.cases, plan.skipped, step.one)
+        comparison = Comparison(subject, plan, step)
         for name in names:
-            for row in part.rows(name):
+            for row in comparison.rows(name):
                 rows.append(row)
-                step.one()
-        seen += part.layer_rows(names) if layers else ()
-        cases += part.cases
+                step()
+        layer_rows += comparison.layer_rows(names) if layers else ()
     require_unchanged(before)
     rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
-    facts = facts_of(subject.graphs, subject.stored, seed, cases)
-    return VerifyReport(main.spec_id, tuple(rows), facts, tuple(seen))
+    flat = flatten(main)
+    cases = tuple(case for plan in plans for case in plan.cases)
+    facts = Facts(
+        digest=main.digest,
+        parameters=subject.size,
+        dtype=subject.stored.dtype,
+        profile=subject.says("profile") or "",
+        tied=tuple(sorted(_tied(flat))),
+        seed=seed,
+        cases=cases,
+        limits=limits_of(flat, cases),
+    )
+    return VerifyReport(main.spec_id, tuple(rows), facts, tuple(layer_rows))
 
 
 def _known(name: str) -> WitnessName:
@@ -93,8 +215,15 @@ def _known(name: str) -> WitnessName:
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 
+def _tied(flat: FlatGraph) -> Iterator[str]:
+    for node in flat.nodes:
+        for path in node.parameters.values():
+            if not path.startswith(f"{node.path}.") and path != node.path:
+                yield node.path
+
+
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """Cases that need some of the graphs, and no more are opened; or why there are none."""
 
     graphs: tuple[str, ...]
@@ -102,47 +231,367 @@ class _Plan:
     skipped: str = ""
 
 
-def _plans(subject: Subject, feed: _Feed) -> Iterator[_Plan]:
+def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Iterator[Plan]:
     """Cases of text, then those with images."""
+    last = subject.says("logits") == "last"
+    limit = table_context(subject.stored.metadata, subject.folder / MODEL_FILE)
     main = subject.graphs[MAIN]
-    flat = flatten(main)
-    vocab_size = flat.types[flat.outputs[0]].shape[-1].value
-    jump = far(main, feed.prompt_tokens + feed.steps)
-    text = scenarios(vocab_size, feed.prompt_tokens, feed.steps, feed.seed, jump)
-    limit = subject.max_context
-    if limit is not None and _longest(text) > limit:
-        message = f"cases of {_longest(text):,} tokens are more than the model was exported for, {limit:,}"
+    vocab_size = _vocab_size(main)
+
+    def too_long(cases: Sequence[Scenario]) -> str:
+        longest = max(sum(case.splits) for case in cases)
+        return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
+
+    def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
+        return Plan(tuple(graphs), tuple(case.of_last() if last else case for case in cases))
+
+    jump = far(main, prompt_tokens + steps)
+    text = scenarios(vocab_size, prompt_tokens, steps, seed, jump)
+    if long := too_long(text):
+        message = f"{long} are more than the model was exported for, {limit:,}"
         help = "--steps and --prompt-tokens make them shorter"
         raise LlamagenError.of("LG764", message, help=help)
-    yield _Plan((MAIN,), text)
+    yield plan((MAIN,), text)
     pipeline = subject.pipeline
     if pipeline is None:
         return
     try:
-        cases = image_scenarios(pipeline, subject.graphs, vocab_size, feed.steps, feed.seed + 1)
+        cases = image_scenarios(pipeline, subject.graphs, vocab_size, steps, seed + 1)
     except ValueError as error:
-        yield _Plan(tuple(pipeline.graphs), (), f"images: {error}")
+        yield Plan(tuple(pipeline.graphs), (), f"images: {error}")
         return
-    if limit is not None and _longest(cases) > limit:
-        why = (
-            f"images: cases of {_longest(cases):,} tokens, and the model was exported for {limit:,}"
+    if long := too_long(cases):
+        why = f"images: {long}, and the model was exported for {limit:,}"
+        yield Plan(tuple(pipeline.graphs), (), why)
+        return
+    yield plan(pipeline.graphs, cases)
+
+
+def _vocab_size(main: Graph) -> int:
+    flat = flatten(main)
+    return flat.types[flat.outputs[0]].shape[-1].value
+
+
+Scores: TypeAlias = tuple[FloatArray, ...]
+"""[tokens, E] of every router."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerId:
+    """A layer of one of the graphs of a model."""
+
+    graph: str
+    path: str
+
+
+class Comparison:
+    """What ONNX Runtime makes of the cases of a plan, against every witness; each is computed once.
+
+    In a low precision witnesses of a model with routers compute with the experts that ONNX Runtime chose.
+    """
+
+    def __init__(self, subject: Subject, plan: Plan, ran: Callable[[], None]) -> None:
+        """``ran`` is called after each case that ONNX Runtime has done."""
+        self.subject = subject
+        self.dtype = subject.stored.dtype
+        self.skipped = plan.skipped
+        self.graphs = {name: subject.graphs[name] for name in plan.graphs}
+        self.cases = {case.name: case for case in plan.cases}
+        nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
+        chunked = any(node.attrs.get("chunk") is not None for node in nodes)
+        self.drops_seen = chunked and subject.says("cache") == "bounded"
+        self.stretched = any(node.row.role is Role.TEMPERATURE for node in nodes)
+        self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
+        self.made_exact = False
+        """Whether products of a quantised model are computed in float32 here."""
+        self.given: dict[str, FloatArray] = {}
+        """By the name of a case, what ONNX Runtime gives of its logits."""
+        self.routing: dict[str, Routing] = {}
+        self.exact: dict[str, FloatArray] = {}
+        """Logits by the reference, which is a witness, and what bounds are measured with."""
+        self.scores: dict[tuple[WitnessName, str], Scores] = {}
+        self.witnesses: dict[str, GraphsWitness | TransformersWitness] = {}
+        self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
+        self.reach: dict[str, tuple[float, ...]] = {}
+        if self.cases:
+            self.run_onnx(ran)
+
+    def run_onnx(self, ran: Callable[[], None]) -> None:
+        """Every case, and on the way the experts that are chosen."""
+        subject, sessions = self.subject, {}
+        vocab_size = _vocab_size(subject.graphs[MAIN])
+        for name, graph in self.graphs.items():
+            file = subject.folder / f"{name}.onnx"
+            one, exact, _ = open_graph(file, subject.options, routers=self.routed)
+            self.made_exact |= exact
+            reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
+            writes = (*graph.output_names, *crossing(graph, "write"))
+            require_interface(one.session, file, reads, writes, vocab_size)
+            sessions[name] = one
+        for case in self.cases.values():
+            if not self.refused(case):
+                chosen: dict[str, dict[str, list[IntArray]]] = {name: {} for name in sessions}
+                told = {n: replace(one, told=_into(chosen[n])) for n, one in sessions.items()}
+                self.given[case.name] = case.given(GraphsWitness("onnx", told, subject.pipeline))
+                self.routing[case.name] = Routing(
+                    {
+                        graph: tuple(np.concatenate(calls, axis=1) for calls in routers.values())
+                        for graph, routers in chosen.items()
+                        if routers
+                    }
+                )
+            ran()
+
+    def refused(self, case: Scenario) -> bool:
+        return self.subject.says("chunks") == "one row" and case.in_chunks
+
+    # Witnesses
+
+    def reference(self, rounding: Rounding = None, float32_angles: bool = False) -> GraphsWitness:
+        read = self.subject.stored.read
+        graphs: dict[str, OneGraph] = {
+            name: ReferenceWitness.of_graph(graph, read, rounding, float32_angles)
+            for name, graph in self.graphs.items()
+        }
+        return GraphsWitness("reference", graphs, self.subject.pipeline)
+
+    def witness(self, name: WitnessName) -> GraphsWitness | TransformersWitness:
+        """Built once: torch and transformers hold all weights."""
+        if name not in self.witnesses:
+            subject, read = self.subject, self.subject.stored.read
+            match name:
+                case "reference":
+                    self.witnesses[name] = self.reference()
+                case "torch":
+                    graphs: dict[str, OneGraph] = {
+                        n: TorchWitness.of_graph(g, read) for n, g in self.graphs.items()
+                    }
+                    self.witnesses[name] = GraphsWitness(name, graphs, subject.pipeline)
+                case "transformers":
+                    paths = list(all_parameters(subject.graphs))
+                    images = subject.pipeline is not None
+                    self.witnesses[name] = TransformersWitness.of_folder(
+                        subject.folder, paths, read, images=images
+                    )
+        return self.witnesses[name]
+
+    def by_token(self, case: Scenario) -> bool:
+        """Whether windows count tokens where the case has padding between them: then rows are fed one by one."""
+        return self.subject.says("window") == "tokens" and case.has_holes
+
+    def logits(self, name: WitnessName, case: Scenario, *, alone: bool = False) -> FloatArray:
+        """By a witness, of all tokens; ``alone`` feeds it row by row."""
+        if name == "reference" and case.name in self.exact:
+            return self.exact[case.name]
+        alone = alone or self.by_token(case)
+        logits, self.scores[name, case.name] = self.through(self.witness(name), case, alone=alone)
+        if name == "reference":
+            self.exact[case.name] = logits
+        return logits
+
+    def through(
+        self, witness: GraphsWitness | TransformersWitness, case: Scenario, *, alone: bool = False
+    ) -> tuple[FloatArray, Scores]:
+        """Logits, and the scores of the routers where they were told what to choose."""
+        rows = case.alone(self.subject.pipeline) if alone else (case,)
+        if not self.routed:
+            return np.concatenate([row.logits(witness) for row in rows]), ()
+        routing = self.routing[case.name]
+        logits: list[FloatArray] = []
+        scores: list[Scores] = []
+        for row, own in zip(rows, routing.rows(case) if alone else (routing,), strict=True):
+            routers = own.routers()
+            logits.append(row.logits(with_experts(witness, routers)))
+            scores.append(scores_of(routers, row))
+        joined = tuple(np.concatenate(of) for of in zip(*scores, strict=True))
+        return np.concatenate(logits), joined
+
+    # Rows
+
+    def rows(self, name: WitnessName) -> Iterator[Row]:
+        """Logits of every case; then, in a low precision, the experts that were chosen."""
+        note = self.skipped
+        if not note and name == "reference" and self.subject.too_large:
+            note = f"{self.subject.size:,} parameters are too many for the float64 reference"
+        if note:
+            yield Row(name, "all", None, None, note)
+            return
+        known: dict[str, FloatArray] = {}
+        for case in self.cases.values():
+            if note := self.unfit(name, case):
+                yield Row(name, case.name, None, None, note)
+                continue
+            try:
+                yield self.row(name, case, known)
+            except RoutersDiffer as error:
+                yield Row(name, case.name, None, None, f"{name} chooses experts otherwise: {error}")
+        if self.routed:
+            yield self.choices(name, [self.cases[case] for case in known])
+
+    def unfit(self, name: WitnessName, case: Scenario) -> str:
+        """Why a case cannot be compared with a witness."""
+        if self.refused(case):
+            return ONE_ROW
+        if self.drops_seen and case.has_holes:
+            return DROPS_SEEN
+        if case.shift and self.subject.says("positions") == "counted":
+            return COUNTS_ITSELF
+        return COUNTS_PLACES if name == "transformers" and self.stretched and case.shift else ""
+
+    def row(self, name: WitnessName, case: Scenario, known: dict[str, FloatArray]) -> Row:
+        """One comparison; logits of the witness go to ``known``, except those that another case has."""
+        padded = name == "transformers" and self.stretched and not case.mask.all()
+        if case.same_as in known and self.is_same(case):
+            expected = case.moved(known[case.same_as])
+        else:
+            expected = known[case.name] = self.logits(name, case, alone=padded)
+        note = COUNTS_PADDING if padded else ""
+        if self.by_token(case):
+            note = WINDOWS_COUNT_TOKENS
+        found = self.given[case.name]
+        if not note and name == "transformers" and case.images:
+            note = self.departures(case, found)
+        what = f"{case.name}, float products" if self.made_exact else case.name
+        bound = self.tolerance(name, case)
+        return Row(name, what, difference(found, case.ending(expected)), bound, note)
+
+    def is_same(self, case: Scenario) -> bool:
+        """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
+        if case.same_as is None or not self.routed:
+            return case.same_as is not None
+        base = self.routing[case.same_as].of_tokens(self.cases[case.same_as])
+        own = self.routing[case.name].of_tokens(case)
+        return all(
+            np.array_equal(a, case.moved(chosen)) for a, chosen in zip(own, base, strict=True)
         )
-        yield _Plan(tuple(pipeline.graphs), (), why)
-        return
-    yield _Plan(tuple(pipeline.graphs), cases)
+
+    def departures(self, case: Scenario, found: FloatArray) -> str:
+        """What is corrected in transformers, and how far it is from the folder without, one at a time."""
+        witness = self.witness("transformers")
+        assert isinstance(witness, TransformersWitness)
+        notes: list[str] = []
+        for one in witness.corrections:
+            apart = ""
+            if not self.subject.too_large:
+                others = tuple(other for other in witness.corrections if other is not one)
+                logits, _ = self.through(replace(witness, corrections=others), case)
+                apart = f" (without, {difference(found, case.ending(logits)).max_over_std:.1f} std apart)"
+            notes.append(f"{one.name}{apart}")
+        return f"corrected in transformers: {', '.join(notes)}" if notes else ""
+
+    def tolerance(self, name: WitnessName, case: Scenario) -> Tolerance:
+        """One bound a case for all witnesses; only between two float32 results is it wider."""
+        tokens = case.same_as or case.name
+        if tokens not in self.bounds:
+            self.bounds[tokens] = self.bound(self.cases[tokens])
+        bound, rounding = self.bounds[tokens]
+        if case.last and self.dtype != "float32" and rounding is not None:
+            bound = for_few_tokens(bound, rounding, int(case.mask[:, case.ends].sum()))
+        return bound if name == "reference" else between_float32(self.dtype, bound)
+
+    def bound(self, case: Scenario) -> tuple[Tolerance, Difference | None]:
+        """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
+        if self.subject.too_large:
+            return TOLERANCES[self.dtype], None
+        reference = self.reference(self.dtype, float32_angles=case.shift > 0)
+        rounded, scores = self.through(reference, case)
+        exact = self.logits("reference", case)
+        self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
+        rounding = difference(rounded, exact)
+        return measured_tolerance(self.dtype, rounding), rounding
+
+    def choices(self, name: WitnessName, cases: Sequence[Scenario]) -> Row:
+        """Whether the experts are those that the witness would have chosen, seen by torch or by the reference.
+
+        transformers may choose by another function of the scores; for it, too, the reference is asked.
+        """
+        what = f"{CHOICES}, images" if any(case.images for case in self.cases.values()) else CHOICES
+        if not cases:
+            return Row(name, what, None, None, "no case was compared")
+        if name == "transformers" and self.subject.too_large:
+            return Row(name, what, None, None, "compared with torch: `--against torch`")
+        seen_by: WitnessName = "torch" if name == "torch" else "reference"
+        routers: list[Router] = []
+        for case in cases:
+            if seen_by == "reference":
+                self.logits(seen_by, case)
+            scores = self.scores[seen_by, case.name]
+            reach = self.reach.get(case.same_as or case.name) or usual_reach(scores, self.dtype)
+            routers += map(Router, self.routing[case.name].of_tokens(case), scores, reach)
+        found = compared(routers)
+        if found.decided < LEAST_DECIDED * found.count:
+            return Row(name, what, None, None, f"too few to say anything: {found}")
+        rule: BoundRule = "fixed" if self.subject.too_large else "measured"
+        return Row(name, what, found.difference, found.tolerance(rule), f"{found}")
+
+    # Layers: where an error begins and how it grows; whether a folder passes, logits decide
+
+    def layer_rows(self, names: Sequence[WitnessName]) -> Iterator[LayerRow]:
+        """ONNX Runtime's layers and torch's, compared with the reference's or, without it, with torch's."""
+        large = self.subject.too_large
+        cases = [case for case in self.cases.values() if case.name in LAYER_CASES]
+        if not cases or (large and "torch" not in names):
+            return
+        basis: Literal["reference", "torch"] = "torch" if large else "reference"
+        folder, options = self.subject.folder, self.subject.options
+        opened = {n: open_graph(folder / f"{n}.onnx", options, layers=True) for n in self.graphs}
+        onnx = GraphsWitness("onnx", {n: o[0] for n, o in opened.items()}, self.subject.pipeline)
+        marked = any(tapped for _, _, tapped in opened.values())
+        for case in cases:
+            exact = self.layers(self.witness(basis), case)
+            by_onnx = self.layers(onnx, case) if marked else {}
+            by_torch = {}
+            if "torch" in names and not large:
+                by_torch = self.layers(self.witness("torch"), case)
+            for layer, value in exact.items():
+                yield LayerRow(
+                    case.name,
+                    layer.graph,
+                    layer.path,
+                    basis,
+                    difference(by_onnx[layer], value) if layer in by_onnx else None,
+                    difference(by_torch[layer], value) if layer in by_torch else None,
+                )
+
+    def layers(
+        self, witness: GraphsWitness | TransformersWitness, case: Scenario
+    ) -> dict[LayerId, FloatArray]:
+        """The residual stream after each layer, [tokens, D], in execution order, with ONNX Runtime's choice of experts.
+
+        Padding is left out. A layer of images has a row for each of their patches.
+        """
+        if self.routed and witness.name != "onnx":
+            witness = with_experts(witness, self.routing[case.name].routers())
+        assert isinstance(witness, GraphsWitness)
+        seen: dict[LayerId, list[FloatArray]] = {}
+        graphs: dict[str, OneGraph] = {}
+        for name, graph in witness.graphs.items():
+            assert isinstance(graph, ReferenceWitness | TorchWitness | OnnxWitness)
+            graphs[name] = replace(graph, told=_layers_into(seen, name))
+        case.given(replace(witness, graphs=graphs))
+        once = () if witness.pipeline is None else witness.pipeline.once
+        return {
+            layer: np.concatenate([v.reshape(-1, v.shape[-1]) for v in values])
+            if layer.graph in once
+            else case.of_tokens(values)
+            for layer, values in seen.items()
+        }
 
 
-def _longest(cases: Sequence[Scenario]) -> int:
-    """Slots of the longest text."""
-    return max(sum(case.splits) for case in cases)
+def _into(chosen: dict[str, list[IntArray]]) -> Callable[[str, NDArray[np.generic]], None]:
+    """Keeps what routers chose, call by call."""
+
+    def keep(router: str, experts: NDArray[np.generic]) -> None:
+        chosen.setdefault(router, []).append(np.asarray(experts, dtype=np.int64))
+
+    return keep
 
 
-class _Steps:
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress = progress
-        self.total = total
-        self.done = 0
+def _layers_into(
+    seen: dict[LayerId, list[FloatArray]], graph: str
+) -> Callable[[str, NDArray[np.generic]], None]:
+    def keep(path: str, value: NDArray[np.generic]) -> None:
+        layer = LayerId(graph, path)
+        seen.setdefault(layer, []).append(np.asarray(value, dtype=np.float64))
 
-    def one(self) -> None:
-        self.done = min(self.done + 1, self.total)  # a row about all cases is no case
-        self.progress(self.done, self.total)
+    return keep

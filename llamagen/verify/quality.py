@@ -7,30 +7,38 @@ distribution of the next token.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.export_job import SPEC_FILE
-from llamagen.emit.manifest import MANIFEST, Manifest, QualityRecord, RandomSource, read_manifest
+from llamagen.emit.config.checkpoint import fit
+from llamagen.emit.manifest import (
+    MANIFEST,
+    SPEC_FILE,
+    Manifest,
+    QualityRecord,
+    RandomSource,
+    read_manifest,
+)
+from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import open_session
-from llamagen.emit.onnx.write import MODEL_FILE
 from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph, parameters
 from llamagen.spec.registry import Registry
-from llamagen.verify.numerics import DAMAGED, FloatArray
-from llamagen.verify.origin import foreign_weight
-from llamagen.verify.scenario import Scenario
-from llamagen.verify.stored import stored_weights
-from llamagen.verify.subject import spec_text
+from llamagen.units import bytes_text
+from llamagen.verify.folder import spec_text
+from llamagen.verify.limits import DAMAGED
+from llamagen.verify.scenarios import FloatArray, Scenario
+from llamagen.verify.stored import CodedPlace, Place, stored_weights
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
-from llamagen.weights.fit import wanted_by
-from llamagen.weights.nodes import whole
-from llamagen.weights.stamps import require_unchanged, stamps_of
+from llamagen.weights.checkpoint import require_unchanged, stamps_of
+from llamagen.weights.names import wanted_by
+from llamagen.weights.tensors import whole
 from llamagen.writing import write_changed
 
 SEQUENCES, PROMPT, STEPS, SEED = 8, 16, 32, 0
@@ -40,6 +48,11 @@ DESCRIPTION = (
 )
 MEMORY_SHARE = 0.8
 """Of the machine's memory, that the float32 model may take."""
+
+ELEMENTS = 1 << 18
+"""Compared of each tensor: its first rows, of at most so many elements, or one."""
+_STEPS = 1.01
+"""Codes are the nearest ones, or the last ones where a block's largest value is clipped: one step, and its rounding."""
 
 
 def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
@@ -61,15 +74,15 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     resolved = registry.load_text(spec_text(folder), f"{folder / SPEC_FILE}")
     graph = build(resolved)
     _fits_memory(graph)
-    with ExitStack() as stack:
-        supply: Supply
-        if checkpoint is not None:
-            supply = CheckpointSupply.opened(resolved, graph, checkpoint, registry, stack)
-        else:
-            supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
-        _of_this(folder, graph, supply)
-        found = _measured(folder, graph, supply)
-        supply.require_unchanged()
+    supply: Supply
+    if checkpoint is not None:
+        fitted = fit(resolved, checkpoint, registry, compare_values=True, resize=False)
+        supply = CheckpointSupply.of(fitted.require())
+    else:
+        supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
+    _of_this(folder, graph, supply)
+    found = _measured(folder, graph, supply)
+    supply.require_unchanged()
     require_unchanged(before)
     complete = manifest.model_copy(update={"quality": found})
     write_changed(folder, {MANIFEST: complete.text()})
@@ -89,24 +102,36 @@ def _seed(manifest: Manifest) -> int:
 
 
 def _of_this(folder: Path, graph: Graph, supply: Supply) -> None:
-    stored = stored_weights(folder)
-    wanted = parameters(graph)
+    """The weights are those of ``supply``, as far as rounding to its dtype or its codes lets them."""
+    stored, wanted = stored_weights(folder), parameters(graph)
     stored.require(wanted)
-    foreign = foreign_weight({path: stored.places[path] for path in wanted}, supply)
-    if foreign is not None:
-        raise LlamagenError.of(
-            "LG778",
-            f"the folder was not made of these weights: `{foreign}` has other values",
-            help="give the checkpoint that it was exported from; `verify --integrity` finds damage",
-        )
+    for path in wanted:
+        if not _same(path, stored.places[path], supply):
+            raise LlamagenError.of(
+                "LG778",
+                f"the folder was not made of these weights: `{path}` has other values",
+                help="give the checkpoint that it was exported from; `verify --integrity` finds damage",
+            )
+
+
+def _same(path: str, place: Place | CodedPlace, supply: Supply) -> bool:
+    shape = place.shape
+    if shape:
+        rows = max(1, ELEMENTS // max(1, prod(shape[1:])))
+        shape = (min(shape[0], rows), *shape[1:])
+    given = supply.part(path, whole(shape))
+    match replace(place, shape=shape):
+        case Place() as plain:
+            return np.array_equal(plain.read(), given.astype(plain.dtype))
+        case CodedPlace() as coded:
+            away = np.abs(coded.read() - given)
+            return bool((away <= _STEPS * coded.steps()).all())
 
 
 def _fits_memory(graph: Graph) -> None:
     needed = 4 * sum(p.count for p in parameters(graph).values())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > MEMORY_SHARE * there:
-        from llamagen.units import bytes_text
-
         raise LlamagenError.of(
             "LG778",
             f"the float32 model takes {bytes_text(needed)}, this machine has {bytes_text(there)}",

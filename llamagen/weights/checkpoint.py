@@ -1,28 +1,45 @@
-"""A checkpoint as a list of stored tensors, whatever its files are.
+"""A checkpoint as a list of stored tensors, whatever its files are; and folders of our own in the Hub's format.
 
 Opening reads headers only, and imports neither torch nor numpy.
+
+Float8: Meta's FP8 releases (fbgemm: Llama-3.1-405B-Instruct-FP8) and transformers' `fbgemm_fp8` store a float8 tensor X
+beside X_scale, the number that its values are multiplied with: [out, 1] for X [out, in]; for stacked experts
+[E, in, out] a scale [E, 1, out], or [E, out, 1] for `down_proj`. Llama-4-Maverick-17B-128E-Instruct-FP8
+(compressed-tensors) has every expert by itself, [out, in] beside [out, 1]; spec/dialects/hub-llama4-experts.yaml stacks
+them. `input_scale_ub` bounds activations of their kernels; it is no weight.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, Self
 
-from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.files import INDEX, WEIGHTS, exists, is_folder, names_in, read_bytes
-from llamagen.weights.float8 import paired
-from llamagen.weights.meta_pth import read_pth
-from llamagen.weights.problems import problem, quoted, shape_text
-from llamagen.weights.safetensors_file import TensorEntry, read_header
-from llamagen.weights.stamps import Stamp, stamp_of
-from llamagen.weights.stored_tensor import StoredTensor
-from llamagen.weights.strict_json import parse_strict
+from pydantic import ValidationError
 
-CheckpointKind = Literal["safetensors", "meta"]
+from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
+from llamagen.files import INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
+from llamagen.spec.schema import Closed
+from llamagen.weights.meta_pth import read_pth
+from llamagen.weights.safetensors import (
+    NewTensor,
+    TensorEntry,
+    parse_strict,
+    read_header,
+    shape_text,
+    write_safetensors,
+)
+from llamagen.writing import Listing, staged_folder
+
+FLOAT8 = "F8_E4M3"
+SCALE_SUFFIX = "_scale"
+SCALE_DTYPES = ("F32", "BF16", "F16")
+_NO_WEIGHT = ("input_scale_ub", "input_scale")
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -35,16 +52,75 @@ _ADAPTER = re.compile(
 """Files of PEFT, MLX and diffusers; transformers too looks in the folder of the weights alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A name in the checkpoint: one entry, or one per model-parallel rank of equal shape.
+
+    `shape` is that of one entry; how ranks join is a rule of the naming layout.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    entries: tuple[TensorEntry, ...]
+    scale: TensorEntry | None = None
+    """What a float8 tensor is multiplied with."""
+    swapped_scale: bool = False
+
+    @property
+    def read_as(self) -> str:
+        """The dtype its values have when they are read."""
+        return self.dtype if self.scale is None else "F32"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a writer cannot help changing: the file itself if it is replaced, its size and time if written to."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Of the file behind links; None where there is none, which its reader reports."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def stamps_of(folder: Path) -> dict[Path, Stamp | None]:
+    """Of every file of a folder, or none for one that is not there."""
+    paths = sorted(folder.iterdir()) if is_folder(folder) else ()
+    return {path: stamp_of(path) for path in paths if os.path.isfile(path)}
+
+
+def require_unchanged(before: Mapping[Path, Stamp | None]) -> None:
+    """Raises LG622 for every file that is not what it was: reading a large checkpoint takes minutes."""
+    changed = [
+        Diagnostic(
+            "LG622",
+            "error",
+            f"{quoted(str(path))} was changed while it was read; what came of it was discarded",
+            help="wait until the download or copy is complete, then run the command again",
+        )
+        for path, stamp in before.items()
+        if stamp_of(path) != stamp
+    ]
+    if changed:
+        raise LlamagenError(changed)
+
+
 def require_no_adapter(folder: Path) -> None:
     """Raises LG623 for a folder with files of an adapter: the model alone would be another one. LG601 if unreadable."""
-    try:
-        found = sorted(one.name for one in folder.iterdir() if _ADAPTER.fullmatch(one.name))
-    except OSError as error:
-        raise problem("LG601", f"cannot read {quoted(str(folder))}: {error.strerror}") from error
-    if found:
-        raise problem(
+    adapters = [name for name in names_in(folder, WEIGHTS) if _ADAPTER.fullmatch(name)]
+    if adapters:
+        raise LlamagenError.of(
             "LG623",
-            f"{quoted(str(folder / found[0]))} belongs to an adapter, which cannot be applied yet",
+            f"{quoted(str(folder / adapters[0]))} belongs to an adapter, which cannot be applied yet",
             help="merge it into the weights (PEFT: `merge_and_unload()`, then `save_pretrained`), "
             "or move the adapter's files away for the model without it",
         )
@@ -55,31 +131,50 @@ class Checkpoint:
     """Stored tensors by name, in the order of the files, and the config beside them."""
 
     path: Path
-    kind: CheckpointKind
+    kind: Literal["safetensors", "meta"]
     tensors: Mapping[str, StoredTensor]
-    files: tuple[Path, ...]
-    config_file: Path | None = field(default=None)
+    stamps: Mapping[Path, Stamp | None]
+    """Its files, and what they were before their headers were read."""
+    config_file: Path | None = None
     """`config.json` (Hub) or `params.json` (Meta) beside the weights, if there is one."""
-    stamps: Mapping[Path, Stamp | None] = field(default_factory=dict)
-    """What the files were before their headers were read."""
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """A folder (Hub or Meta), a `.safetensors` file, an index, or one unsharded `.pth` file.
 
-        Raises LG601 to LG606, and LG623 for a folder with an adapter; see `safetensors_file` and `meta_pth` for what
-        is refused.
+        Raises LG601 to LG606, LG609 for float8 without scales, and LG623 for a folder with an adapter; see
+        `safetensors` and `meta_pth` for what is refused.
         """
         place = Path(path)
         if is_folder(place):
-            return cls._open_folder(place)
+            require_no_adapter(place)
+            single, index = place / _SINGLE, place / _INDEX
+            if exists(single) and exists(index):
+                raise LlamagenError.of(
+                    "LG604",
+                    f"{quoted(str(place))} has both {_SINGLE} and {_INDEX}",
+                    help=f"remove one, or point at {single} itself",
+                )
+            if exists(single):
+                return cls._of_hub(place, {single: None})
+            if exists(index):
+                return cls._of_hub(place, _read_index(index, place))
+            if shards := _meta_shards(place):
+                return cls._of_meta(place, shards)
+            loose = [name for name in names_in(place, WEIGHTS) if name.endswith(".safetensors")]
+            listed = ", ".join(quoted(name) for name in loose[:4])
+            raise LlamagenError.of(
+                "LG601",
+                f"{quoted(str(place))} has no {_SINGLE}, no {_INDEX} and no consolidated.*.pth",
+                help=f"it has {listed}; point at the file itself" if loose else None,
+            )
         if place.name.endswith(".safetensors.index.json"):
-            return cls._from_safetensors(place, _read_index(place))
+            return cls._of_hub(place, _read_index(place))
         if place.suffix == ".pth":
-            return cls._from_meta(place, (place,))
+            return cls._of_meta(place, (place,))
         if place.suffix == ".safetensors" or exists(place):
-            return cls._from_safetensors(place, {place: None})
-        raise problem(
+            return cls._of_hub(place, {place: None})
+        raise LlamagenError.of(
             "LG601",
             f"{quoted(str(place))} does not exist",
             help="a checkpoint is a folder with model.safetensors, its index, or "
@@ -87,96 +182,65 @@ class Checkpoint:
         )
 
     @classmethod
-    def _open_folder(cls, folder: Path) -> Self:
-        require_no_adapter(folder)
-        single, index = folder / _SINGLE, folder / _INDEX
-        has_single, has_index = exists(single), exists(index)
-        if has_single and has_index:
-            raise problem(
-                "LG604",
-                f"{quoted(str(folder))} has both {_SINGLE} and {_INDEX}",
-                help=f"remove one, or point at {single} itself",
-            )
-        if has_single:
-            return cls._from_safetensors(folder, {single: None})
-        if has_index:
-            return cls._from_safetensors(folder, _read_index(index, folder))
-        shards = _meta_shards(folder)
-        if shards:
-            return cls._from_meta(folder, shards)
-        loose = [name for name in names_in(folder, WEIGHTS) if name.endswith(".safetensors")]
-        listed = ", ".join(quoted(name) for name in loose[:4])
-        raise problem(
-            "LG601",
-            f"{quoted(str(folder))} has no {_SINGLE}, no {_INDEX} and no consolidated.*.pth",
-            help=f"it has {listed}; point at the file itself" if loose else None,
-        )
-
-    @classmethod
-    def _from_safetensors(cls, path: Path, files: Mapping[Path, frozenset[str] | None]) -> Self:
+    def _of_hub(cls, path: Path, files: Mapping[Path, frozenset[str] | None]) -> Self:
+        """Files, and the names that an index puts there, if there is one."""
+        stamps = {file: stamp_of(file) for file in files}
+        headers, findings = _all_of(path, files, read_header)
         tensors: dict[str, StoredTensor] = {}
-        found: list[Diagnostic] = []
-        stamps = {file: stamp_of(file) for file in files}
-        folder = path if is_folder(path) else path.parent
-        for file, announced in files.items():
-            try:
-                header = read_header(file, None if file == path else folder)
-            except LlamagenError as error:
-                found.extend(error.diagnostics)
+        for file, entries in headers.items():
+            announced = files[file]
+            if announced is not None and {entry.name for entry in entries} != announced:
+                findings.append(_index_mismatch(file, {e.name for e in entries}, announced))
                 continue
-            names = {entry.name for entry in header.tensors}
-            if announced is not None and names != announced:
-                found.append(_index_mismatch(file, names, announced))
-                continue
-            for entry in header.tensors:
-                tensors[entry.name] = StoredTensor(entry.name, entry.dtype, entry.shape, (entry,))
-        tensors, misfits = paired(tensors)
-        if found or misfits:
-            raise LlamagenError([*found, *misfits])
-        config = folder / "config.json"
-        return cls(
-            path,
-            "safetensors",
-            MappingProxyType(tensors),
-            tuple(files),
-            config if exists(config) else None,
-            stamps,
-        )
+            tensors |= {e.name: StoredTensor(e.name, e.dtype, e.shape, (e,)) for e in entries}
+        findings += _pair_scales(tensors)
+        if findings:
+            raise LlamagenError(findings)
+        return cls(path, "safetensors", tensors, stamps, _beside(path, "config.json"))
 
     @classmethod
-    def _from_meta(cls, path: Path, files: Sequence[Path]) -> Self:
-        ranks: list[dict[str, TensorEntry]] = []
-        found: list[Diagnostic] = []
+    def _of_meta(cls, path: Path, files: Sequence[Path]) -> Self:
         stamps = {file: stamp_of(file) for file in files}
-        folder = path if is_folder(path) else path.parent
-        for file in files:
-            try:
-                entries = read_pth(file, None if file == path else folder)
-                ranks.append({entry.name: entry for entry in entries})
-            except LlamagenError as error:
-                found.extend(error.diagnostics)
-        if found:
-            raise LlamagenError(found)
+        headers, findings = _all_of(path, files, read_pth)
+        if findings:
+            raise LlamagenError(findings)
+        ranks = [{entry.name: entry for entry in entries} for entries in headers.values()]
         tensors: dict[str, StoredTensor] = {}
         for name in dict.fromkeys(name for rank in ranks for name in rank):
-            pieces = [rank[name] for rank in ranks if name in rank]
-            kinds = {(piece.dtype, piece.shape) for piece in pieces}
-            if len(pieces) == len(ranks) and len(kinds) == 1:
-                first = pieces[0]
-                tensors[name] = StoredTensor(name, first.dtype, first.shape, tuple(pieces))
+            first, *rest = entries = [rank[name] for rank in ranks if name in rank]
+            alike = all((e.dtype, e.shape) == (first.dtype, first.shape) for e in rest)
+            if alike and len(entries) == len(ranks):
+                tensors[name] = StoredTensor(name, first.dtype, first.shape, tuple(entries))
             else:
-                found.append(_rank_mismatch(name, files, ranks))
-        if found:
-            raise LlamagenError(found)
-        params = folder / "params.json"
-        return cls(
-            path,
-            "meta",
-            MappingProxyType(tensors),
-            tuple(files),
-            params if exists(params) else None,
-            stamps,
-        )
+                findings.append(_rank_mismatch(name, files, ranks))
+        if findings:
+            raise LlamagenError(findings)
+        return cls(path, "meta", tensors, stamps, _beside(path, "params.json"))
+
+
+def _all_of(
+    path: Path,
+    files: Iterable[Path],
+    read: Callable[[Path, Path | None], tuple[TensorEntry, ...]],
+) -> tuple[dict[Path, tuple[TensorEntry, ...]], list[Diagnostic]]:
+    """The tensors of every file that can be read, and what is wrong with the others."""
+    headers: dict[Path, tuple[TensorEntry, ...]] = {}
+    findings: list[Diagnostic] = []
+    for file in files:
+        try:
+            headers[file] = read(file, None if file == path else _folder(path))
+        except LlamagenError as error:
+            findings += error.diagnostics
+    return headers, findings
+
+
+def _folder(path: Path) -> Path:
+    return path if is_folder(path) else path.parent
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    file = _folder(path) / name
+    return file if exists(file) else None
 
 
 def _meta_shards(folder: Path) -> tuple[Path, ...]:
@@ -187,7 +251,7 @@ def _meta_shards(folder: Path) -> tuple[Path, ...]:
             numbered[int(match[1] or 0)] = folder / name
     missing = [number for number in range(max(numbered, default=-1) + 1) if number not in numbered]
     if missing:
-        raise problem(
+        raise LlamagenError.of(
             "LG606",
             f"{quoted(str(folder))} lacks consolidated.{missing[0]:02d}.pth: it has "
             f"{len(numbered)} of them, the last is number {max(numbered):02d}",
@@ -205,60 +269,148 @@ def _rank_mismatch(
         else f"{file.name}: absent"
         for file, rank in zip(files, ranks, strict=True)
     ]
-    return Diagnostic(
-        "LG606",
-        "error",
-        f"the shards disagree about {quoted(name)}: {'; '.join(seen)}",
-        help="are these files of one model?",
-    )
+    message = f"the shards disagree about {quoted(name)}: {'; '.join(seen)}"
+    return Diagnostic("LG606", "error", message, help="are these files of one model?")
 
 
 def _index_mismatch(file: Path, names: set[str], announced: frozenset[str]) -> Diagnostic:
-    absent, extra = sorted(announced - names), sorted(names - announced)
-    parts = []
-    if absent:
-        parts.append(f"lacks {quoted(absent[0])}{_more(absent)}, which the index puts there")
-    if extra:
-        parts.append(f"has {quoted(extra[0])}{_more(extra)}, which the index does not put there")
-    return Diagnostic(
-        "LG604",
-        "error",
-        f"{quoted(str(file))} {' and '.join(parts)}",
-        help="the index and the shards must come from the same save",
-    )
+    def some(verb: str, names: set[str] | frozenset[str], but: str) -> str:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"{verb} {quoted(min(names))}{more}, which the index {but}" if names else ""
 
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+    lacks = some("lacks", announced - names, "puts there")
+    has = some("has", names - announced, "does not put there")
+    message = f"{quoted(str(file))} {' and '.join(filter(None, (lacks, has)))}"
+    help = "the index and the shards must come from the same save"
+    return Diagnostic("LG604", "error", message, help=help)
 
 
 def _read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset[str]]:
     where = quoted(str(index))
-    data = read_bytes(index, INDEX, within=within)
     try:
-        table = parse_strict(data)
+        table = parse_strict(read_bytes(index, INDEX, within=within))
     except ValueError as error:
-        raise problem("LG604", f"{where} is not usable JSON: {error}") from error
+        raise LlamagenError.of("LG604", f"{where} is not usable JSON: {error}") from error
     weight_map = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise problem("LG604", f"{where} has no weight_map")
-    found: list[Diagnostic] = []
+        raise LlamagenError.of("LG604", f"{where} has no weight_map")
     shards: dict[str, set[str]] = {}
-    refused: set[str] = set()
+    refused: dict[str, str] = {}
     for name, shard in weight_map.items():
         if isinstance(shard, str) and _BARE_NAME.fullmatch(shard):
             shards.setdefault(shard, set()).add(name)
-        elif ascii(shard) not in refused:
-            refused.add(ascii(shard))
-            found.append(
-                Diagnostic(
-                    "LG604",
-                    "error",
-                    f"{where} puts tensor {quoted(name)} into {shard!a}",
-                    help="a shard must be a bare file name ending in .safetensors, in the folder "
-                    "of the index",
-                )
-            )
-    if found:
-        raise LlamagenError(found)
+        else:
+            refused.setdefault(ascii(shard), name)
+    if refused:
+        help = "a shard must be a bare file name ending in .safetensors, in the folder of the index"
+        raise LlamagenError(
+            Diagnostic("LG604", "error", f"{where} puts tensor {quoted(name)} into {it}", help=help)
+            for it, name in refused.items()
+        )
     return {index.parent / shard: frozenset(names) for shard, names in sorted(shards.items())}
+
+
+# Float8
+
+
+def _pair_scales(tensors: dict[str, StoredTensor]) -> list[Diagnostic]:
+    """Put scales beside what they scale, in place of tensors of their own; what does not fit is LG609.
+
+    A checkpoint without float8 tensors stays as it is.
+    """
+    scaled = [tensor for tensor in tensors.values() if tensor.dtype == FLOAT8]
+    findings: list[Diagnostic] = []
+    for tensor in scaled:
+        name = tensor.name + SCALE_SUFFIX
+        scale = tensors.get(name)
+        swapped = None if scale is None else _is_swapped(tensor.shape, scale.shape)
+        if scale is not None and swapped is not None and scale.dtype in SCALE_DTYPES:
+            tensors[tensor.name] = replace(tensor, scale=scale.entries[0], swapped_scale=swapped)
+            del tensors[name]
+            continue
+        but = f"there is no {quoted(name)}"
+        if scale is not None:
+            stored_as = f"{scale.dtype} {shape_text(scale.shape)}"
+            but = f"{quoted(name)} is {stored_as}, which is no scale for each of its outputs"
+        message = f"{quoted(tensor.name)} is {FLOAT8} {shape_text(tensor.shape)}, but {but}"
+        help = "use the checkpoint before quantisation, in bfloat16, float16 or float32"
+        findings.append(Diagnostic("LG609", "error", message, help=help))
+    for name in list(tensors) if scaled else ():
+        if name.rsplit(".", 1)[-1] in _NO_WEIGHT:
+            del tensors[name]
+    return findings
+
+
+def _is_swapped(shape: tuple[int, ...], scale: tuple[int, ...]) -> bool | None:
+    """Whether the last two dimensions of ``scale`` have to be exchanged; None if it does not fit."""
+    match shape:
+        case (out, _) if scale == (out, 1):
+            return False
+        case (experts, _, out) if scale in ((experts, 1, out), (experts, out, 1)):
+            return scale == (experts, out, 1) and out != 1
+        case _:
+            return None
+
+
+# Writing
+
+
+RECORD = "llamagen.json"
+
+
+class CheckpointRecord(Closed):
+    """What llamagen wrote into a checkpoint folder, by which it knows it again. No other tool reads this file."""
+
+    format: Literal["llamagen checkpoint 1"] = "llamagen checkpoint 1"
+    files: dict[str, int]
+    """Bytes of every file but this one, by its path in the folder."""
+
+
+def _recorded_files(folder: Path) -> Collection[str]:
+    data = read_bytes(folder / RECORD, MANIFEST, within=folder)
+    try:
+        return CheckpointRecord.model_validate_json(data, strict=True).files
+    except ValidationError as error:
+        raise LlamagenError.of("LG634", error.errors(include_url=False)[0]["msg"]) from error
+
+
+@contextmanager
+def checkpoint_folder(out: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[Path]:
+    """A folder to write a checkpoint into, as `staged_folder` gives it; its record is added at the end."""
+    with staged_folder(out, Listing(RECORD, _recorded_files), overwrite, reads) as staging:
+        yield staging
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
+        text = CheckpointRecord(files=sizes).model_dump_json(indent=2)
+        (staging / RECORD).write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def write_tensors(
+    staging: Path,
+    tensors: Sequence[tuple[NewTensor, Iterable[memoryview]]],
+    max_shard_bytes: int | None,
+) -> None:
+    """`model.safetensors`, or shards of consecutive tensors and their index. A larger tensor has its own."""
+    shards: list[list[tuple[NewTensor, Iterable[memoryview]]]] = []
+    size = 0
+    for tensor, blocks in tensors:
+        if not shards or (max_shard_bytes is not None and size + tensor.nbytes > max_shard_bytes):
+            shards.append([])
+            size = 0
+        shards[-1].append((tensor, blocks))
+        size += tensor.nbytes
+    if len(shards) == 1:
+        write_safetensors(staging / _SINGLE, shards[0])
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(staging / name, shard)
+        weight_map |= {tensor.name: name for tensor, _ in shard}
+    total = sum(tensor.nbytes for tensor, _ in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(staging / _INDEX, index)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -14,14 +14,14 @@ import pickletools
 import zipfile
 import zlib
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
+from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.files import WEIGHTS, open_file
-from llamagen.weights.dtypes import ITEM_SIZES, element_count
-from llamagen.weights.problems import problem, quoted, shape_text
-from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.safetensors import ITEM_SIZES, TensorEntry, shape_text
 
 _PICKLE_LIMIT = 8 << 20
 """Bytes; 1,200 tensors take 0.3 MB."""
@@ -267,7 +267,7 @@ def read_pth(path: Path, within: Path | None = None) -> tuple[TensorEntry, ...]:
             ValueError,
             zlib.error,
         ) as error:
-            raise problem(
+            raise LlamagenError.of(
                 "LG605",
                 f"{quoted(str(path))} is not a torch zip file: {error}",
                 help="the download may be incomplete; files older than torch 1.6 must be saved "
@@ -278,25 +278,27 @@ def read_pth(path: Path, within: Path | None = None) -> tuple[TensorEntry, ...]:
 def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> tuple[TensorEntry, ...]:
     records = {info.filename: info for info in archive.infolist()}
     if len(records) != len(archive.infolist()):
-        raise problem("LG605", f"{quoted(str(path))} has two records of one name")
+        raise LlamagenError.of("LG605", f"{quoted(str(path))} has two records of one name")
     pickles = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1 or records[pickles[0]].file_size > _PICKLE_LIMIT:
-        raise problem("LG605", f"{quoted(str(path))} has no usable data.pkl inside")
+        raise LlamagenError.of("LG605", f"{quoted(str(path))} has no usable data.pkl inside")
     prefix = pickles[0].removesuffix("data.pkl")
     order = records.get(prefix + "byteorder")
     for info in (records[pickles[0]], order):
         if info is not None and info.compress_type != zipfile.ZIP_STORED:
             message = f"{quoted(info.filename)} in {quoted(str(path))} is compressed"
-            raise problem("LG605", f"{message}; torch.save stores everything as it is")
+            raise LlamagenError.of("LG605", f"{message}; torch.save stores everything as it is")
     if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
-        raise problem("LG605", f"{quoted(str(path))} was written on a big-endian machine")
+        raise LlamagenError.of("LG605", f"{quoted(str(path))} was written on a big-endian machine")
     state = _state_dict(path, archive.read(pickles[0]))
     size = os.fstat(stream.fileno()).st_size
     entries: list[TensorEntry] = []
     for name, tensor in state.items():
         info = records.get(f"{prefix}data/{tensor.storage.key}")
         if info is None:
-            raise problem("LG605", f"{quoted(str(path))} lacks the bytes of tensor {quoted(name)}")
+            raise LlamagenError.of(
+                "LG605", f"{quoted(str(path))} lacks the bytes of tensor {quoted(name)}"
+            )
         entries.append(_entry(path, stream, name, tensor, info, size))
     return tuple(entries)
 
@@ -305,21 +307,21 @@ def _state_dict(path: Path, text: bytes) -> dict[str, _Tensor]:
     try:
         state = _Machine().run(text)
     except _Refused as error:
-        raise problem(
+        raise LlamagenError.of(
             "LG605",
             f"{quoted(str(path))} contains {error}",
             help="save the bare state dict: torch.save(model.state_dict(), path)",
         ) from error
     except (ValueError, IndexError) as error:  # what pickletools raises, and a stack that is empty
-        raise problem(
+        raise LlamagenError.of(
             "LG605", f"the pickle in {quoted(str(path))} is damaged: {str(error)!a}"
         ) from error
     if not isinstance(state, dict):
-        raise problem("LG605", f"{quoted(str(path))} holds no state dict")
+        raise LlamagenError.of("LG605", f"{quoted(str(path))} holds no state dict")
     tensors: dict[str, _Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, _Tensor):
-            raise problem(
+            raise LlamagenError.of(
                 "LG605",
                 f"{quoted(str(path))} is not a flat state dict: {name!a} is no tensor",
                 help="save the bare state dict: torch.save(model.state_dict(), path)",
@@ -338,24 +340,26 @@ def _entry(
 ) -> TensorEntry:
     where = f"tensor {quoted(name)} in {quoted(str(path))}"
     item = ITEM_SIZES[tensor.storage.dtype]
-    count = element_count(tensor.shape)
+    count = prod(tensor.shape)
     if not _contiguous(tensor):
-        raise problem(
+        raise LlamagenError.of(
             "LG605",
             f"{where} is a strided view: shape {shape_text(tensor.shape)}, stride "
             f"{shape_text(tensor.strides)}",
             help="save it again after tensor.contiguous()",
         )
     if info.compress_type != zipfile.ZIP_STORED:
-        raise problem("LG605", f"{where} is compressed; torch.save stores tensors uncompressed")
+        raise LlamagenError.of(
+            "LG605", f"{where} is compressed; torch.save stores tensors uncompressed"
+        )
     nbytes = count * item
     if tensor.first * item + nbytes > info.file_size:
-        raise problem(
+        raise LlamagenError.of(
             "LG605", f"{where} needs {nbytes:,} bytes, its storage has {info.file_size:,}"
         )
     offset = _data_offset(stream, info) + tensor.first * item
     if offset + nbytes > size:
-        raise problem(
+        raise LlamagenError.of(
             "LG605",
             f"{where} needs bytes up to {offset + nbytes:,}, the file has {size:,}",
             help="the download may be incomplete",

@@ -13,6 +13,7 @@ import torch
 from bench import gpu
 from bench.gpu_runners import Module, Onnx
 from llamagen import api
+from llamagen.emit.options import ExportOptions
 
 SPEC = """spec: 1
 id: bench/tiny
@@ -63,20 +64,20 @@ def test_the_whole_run_on_a_cpu(spec: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
 def test_a_wrong_graph_fails_the_check(spec: Path, profile: str, tmp_path: Path) -> None:
     folder, other = tmp_path / "out", tmp_path / "other"
-    api.load(spec).export(folder, random_weights=3, profile=profile)
+    api.load(spec).export(folder, ExportOptions(profile=profile), random_weights=3)
     right = gpu.check(folder, "float32", "cpu", steps=2)
     assert right.passed
     assert right.module == 0.0
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(SPEC.replace("head_dim: 8,", "head_dim: 8, rope: {factor: 4.0},"))
-    api.load(wrong).export(other, random_weights=3, profile=profile)
+    api.load(wrong).export(other, ExportOptions(profile=profile), random_weights=3)
     shutil.copy(other / "model.onnx", folder / "model.onnx")
     assert not gpu.check(folder, "float32", "cpu", steps=2).passed
 
 
 def test_runners_agree_beyond_the_first_buffer(spec: Path, tmp_path: Path) -> None:
     """The cache of a fused model moves to a larger buffer behind 256 tokens."""
-    api.load(spec).export(tmp_path / "out", random_weights=3, profile="ort-cpu")
+    api.load(spec).export(tmp_path / "out", ExportOptions(profile="ort-cpu"), random_weights=3)
     runners = [Onnx(tmp_path / "out", "cpu"), Module.of_folder(tmp_path / "out", "float32", "cpu")]
     ids = np.random.default_rng(2).integers(0, 256, (1, 250))
     for length in (250, 260):

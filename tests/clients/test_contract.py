@@ -10,11 +10,12 @@ import onnxruntime_genai as og
 import pytest
 
 from llamagen import api
-from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
-from llamagen.emit.clients.genai import MAX_LENGTH
+from llamagen.emit.clients.contract import Decoder, Unfit, contract_of
+from llamagen.emit.clients.files import MAX_LENGTH
 from llamagen.emit.clients.readme import ONE_ROW
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
+from llamagen.emit.options import ExportOptions
 from llamagen.emit.supply import COMPANIONS
 from llamagen.runtime.session import Session
 from llamagen.spec.fmt import resolved_text
@@ -35,7 +36,7 @@ def test_a_decoder_nobody_thought_of_runs_or_is_refused(
 ) -> None:
     model = api.load(SPECS / "foreign" / f"{name}.yaml")
     contract = contract_of(model.graph)
-    model.export(tmp_path / "out", random_weights=3, profile=profile)
+    model.export(tmp_path / "out", ExportOptions(profile=profile), random_weights=3)
     config = tmp_path / "out" / "genai_config.json"
     assert config.is_file() == isinstance(contract, Decoder)
     if isinstance(contract, Unfit):
@@ -124,7 +125,7 @@ def test_the_text_of_a_model_with_images(images: str, profile: str, tmp_path: Pa
     model = llama4.shrunk(images) if "4" in images.split("/")[1] else mllama.shrunk(mllama.WIDE)
     spec, out = tmp_path / "spec.yaml", tmp_path / "out"
     spec.write_text(resolved_text(model.resolved), encoding="utf-8")
-    api.load(spec).export(out, random_weights=3, profile=profile)
+    api.load(spec).export(out, ExportOptions(profile=profile), random_weights=3)
     assert "`llamagen verify` runs all graphs together" in (out / "README.md").read_text()
     expected = [piece.token for piece in api.run(out, PROMPT, max_new_tokens=16)]
     loaded = og.Model(str(out))
@@ -159,7 +160,9 @@ def test_the_readme_says_the_context_and_the_runtime(
         text.replace("num_heads: 8", "num_heads: 4").replace("head_dim: 8", "head_dim: 16")
     )
     api.load(spec).export(
-        out, random_weights=3, profile=profile, dtype=dtype, runtime=runtime, max_context=50
+        out,
+        ExportOptions(profile=profile, dtype=dtype, runtime=runtime, max_context=50),
+        random_weights=3,
     )
     readme = (out / "README.md").read_text()
     assert f"| context | {context} |" in readme

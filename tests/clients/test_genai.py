@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llamagen import api
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 from tests.clients.models import LLAMA_2, Layout, TextModel, greedy
 
 MODELS = (
@@ -68,7 +68,9 @@ def test_same_text_as_transformers(made: TextModel, tmp_path: Path) -> None:
 
     for profile, shared in (("portable", False), ("ort-cpu", True)):
         out = tmp_path / profile
-        api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint, profile=profile)
+        api.load(made.spec(tmp_path)).export(
+            out, ExportOptions(profile=profile), checkpoint=checkpoint
+        )
         search = json.loads((out / "genai_config.json").read_text())["search"]
         assert search["past_present_share_buffer"] == shared
         model = og.Model(str(out))
@@ -111,10 +113,8 @@ def test_same_tokens_as_our_own_session(
     out = tmp_path / "out"
     api.load(made.spec(tmp_path)).export(
         out,
+        ExportOptions(profile=profile, weights=how, quantize=QuantizeOptions(scheme)),
         checkpoint=checkpoint,
-        profile=profile,
-        weights=how,
-        quantize=QuantizeOptions(scheme),
     )
     assert f"| weights | {said} |\n" in (out / "README.md").read_text()
     prompt = made.tokenizer().encode(PROMPTS[0]).ids
@@ -129,7 +129,7 @@ def test_a_conversation_as_the_readme_says(ended: bool, profile: str, tmp_path: 
     """The next turn sees every token of the one before."""
     made = TextModel("llama/2/7b", LLAMA_2)
     checkpoint, out = made.checkpoint(tmp_path), tmp_path / "out"
-    api.load(made.spec(tmp_path)).export(out, checkpoint=checkpoint, profile=profile)
+    api.load(made.spec(tmp_path)).export(out, ExportOptions(profile=profile), checkpoint=checkpoint)
     first, second = [made.layout.bos, 50, 60, 70, 80], [90, 100, 110]
     (answer,) = greedy(checkpoint, [first], 4)
     assert len(set(answer)) == 4

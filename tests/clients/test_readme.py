@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from bench.environments import environment
 from llamagen import api
 from llamagen.cli import main
+from llamagen.emit.options import ExportOptions
 from tests.clients.models import LLAMA_2, TextModel, greedy
 from tests.clients.snippets import snippets
 
@@ -45,7 +46,7 @@ class Folder:
             (checkpoint / "tokenizer_config.json").unlink()
         self.out = place / "out"
         api.load(made.spec(place)).export(
-            self.out, checkpoint=checkpoint, dtype=dtype, profile=profile
+            self.out, ExportOptions(dtype=dtype, profile=profile), checkpoint=checkpoint
         )
         self.snippets = snippets(self.out)
         prompt = tokenizer.encode(PROMPT).ids if text else [made.layout.bos, 1, 2, 3]
@@ -153,7 +154,9 @@ def test_snippets_are_python_of_this_version(folder: Folder) -> None:
 def test_a_folder_for_a_gpu_says_what_was_not_run(dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = TextModel("llama/3.2/1b")
-    api.load(made.spec(tmp_path)).export(out, random_weights=3, profile="ort-cuda", dtype=dtype)
+    api.load(made.spec(tmp_path)).export(
+        out, ExportOptions(profile="ort-cuda", dtype=dtype), random_weights=3
+    )
     text = (out / "README.md").read_text()
     assert "No GPU ran this folder before it was written." in text
     runs = set(snippets(out))
@@ -174,7 +177,7 @@ def test_bounded_caches_are_refused_to_clients_and_run_by_hand(
     answers = []
     for cache in ("full", "bounded"):
         out = tmp_path / cache
-        model.export(out, random_weights=3, cache=cache)
+        model.export(out, ExportOptions(cache=cache), random_weights=3)
         assert (out / "genai_config.json").is_file() == (cache == "full")
         assert ("onnxruntime-genai" in snippets(out)) == (cache == "full")
         monkeypatch.chdir(out)

@@ -51,7 +51,7 @@ def test_same_bytes_everywhere(name: str, tmp_path: Path) -> None:
 
 def test_a_second_generate_writes_nothing(tmp_path: Path) -> None:
     from llamagen import api
-    from llamagen.emit.targets import Target
+    from llamagen.emit.options import Target
 
     to = tmp_path / "out"
     first = list(api.generate(["llama/3.2/1b"], [Target.TEXT, Target.TORCH], to))
@@ -65,7 +65,7 @@ def test_a_second_generate_writes_nothing(tmp_path: Path) -> None:
 
 def test_models_with_one_graph_share_a_folder(tmp_path: Path) -> None:
     from llamagen import api
-    from llamagen.emit.targets import Target
+    from llamagen.emit.options import Target
 
     ids = ["llama/3.2/1b", "llama/3.2/1b-instruct", "llama/3.2/3b"]
     made = list(api.generate(ids, [Target.TEXT], tmp_path))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamagen import api, api_analysis
-from llamagen.emit.targets import Target
+from llamagen.emit.options import Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GENERATED = REPOSITORY / "generated"

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llamagen.analysis.numbers.compute import flops_of
-from llamagen.analysis.numbers.params import count_parameters
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.analysis.rewrites.table import REWRITTEN_PROFILES
+from llamagen.analysis.numbers import count_parameters, flops_of
+from llamagen.analysis.rewrites import REWRITTEN_PROFILES, Export, rewrite
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
+from llamagen.ir.graph import MAIN
 from llamagen.ops.activations import ACTIVATIONS, Activation, row
 from llamagen.ops.code import call
 from llamagen.ops.op import Op
 from llamagen.ops.table import NODES, OPS
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import scenarios
 from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 
@@ -110,7 +109,10 @@ blocks:
 def seen(op: str, folder: Path) -> dict[object, Any]:
     """What profiles and numbers make of a model that has ``op`` in its layers, before its head and after it."""
     graph = build(overlaid(EVERYWHERE.format(op=op), folder, base=TINY))
-    whole: dict[object, Any] = {"parameters": count_parameters(graph), "flops": flops_of(graph)}
+    whole: dict[object, Any] = {
+        "parameters": count_parameters({MAIN: graph}),
+        "flops": flops_of(graph),
+    }
     for profile in REWRITTEN_PROFILES:
         for dtype in ("float32", "float16"):
             export = Export(profile, dtype, logits="last")

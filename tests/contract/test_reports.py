@@ -9,9 +9,8 @@ import pytest
 from llamagen.api import load
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN
-from llamagen.verify.document import ReportDocument, document, json_text
-from llamagen.verify.html import html_text
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.report import ReportDocument, document, html_text, json_text
+from llamagen.verify.scenarios import scenarios
 from tests.reports import REPORTS, SPECS, STEPS, TOKENS, names, verified
 
 FIX = "run `python -m tests.reports`"

@@ -17,7 +17,7 @@ ALLOWED = {
     "tests/unit/export/test_errors.py": "mounting a file system needs rights that not every machine gives",
     "tests/unit/runtime/test_session.py": "what a build of onnxruntime for the CPU refuses, one for CUDA starts",
     "tests/unit/test_staged_folder.py": "only Linux has /proc",
-    "tests/unit/weights/test_stream.py": "a format without an infinity cannot hold one",
+    "tests/unit/weights/test_values.py": "a format without an infinity cannot hold one",
 }
 """Files that may skip, and why."""
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.formats import wanted_of
+from llamagen.emit.config.foreign import foreign_of
+from llamagen.emit.config.importing import import_foreign
 from llamagen.emit.config.json_source import parse_json
-from llamagen.emit.config.known import Known, known_models
-from llamagen.emit.config.read import import_wanted
+from llamagen.emit.config.table import ConfigTable, known_tables
 from llamagen.emit.manifest import MANIFEST, Manifest, read_manifest
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
@@ -49,17 +49,17 @@ PICKLE_WORDS = (
 
 
 @cache
-def _known() -> tuple[Registry, tuple[Known, ...]]:
+def _known() -> tuple[Registry, tuple[ConfigTable, ...]]:
     registry = Registry()
-    return registry, tuple(known_models(registry))
+    return registry, tuple(known_tables(registry))
 
 
 def config(data: bytes) -> bool:
     registry, models = _known()
-    kinds = tuple(sorted({one.mapping.kind for one in models}))
+    kinds = tuple(sorted({one.kind for one in models}))
     try:
-        wanted = wanted_of(parse_json(data, "config.json"), kinds)
-        made = import_wanted(wanted, "imported/model", models, registry)
+        wanted = foreign_of(parse_json(data, "config.json"), kinds)
+        made = import_foreign(wanted, "imported/model", models, registry)
     except LlamagenError:
         return False
     assert registry.load_text(made.text).spec.id == "imported/model"

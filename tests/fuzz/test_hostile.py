@@ -11,13 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.render import html_page
-from llamagen.analysis.pictures.explorer import explorer_json
-from llamagen.analysis.pictures.mermaid import mermaid
-from llamagen.analysis.pictures.svg import tower_svg
-from llamagen.analysis.pictures.tower import tower, tower_text
+from llamagen.analysis.pictures import explorer_json, mermaid, tower, tower_svg, tower_text
+from llamagen.analysis.targets import Model
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx

@@ -21,15 +21,14 @@ import numpy as np
 
 from llamagen import api, api_verify
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.formats import wanted_of
+from llamagen.emit.config.foreign import foreign_of
+from llamagen.emit.config.importing import import_foreign
 from llamagen.emit.config.json_source import parse_json
-from llamagen.emit.config.read import import_wanted
 from llamagen.emit.manifest import MANIFEST, read_manifest
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.dtypes import ITEM_SIZES
-from llamagen.weights.safetensors_file import read_header
+from llamagen.weights.safetensors import ITEM_SIZES, read_header
 from tests.fuzz import hostile, targets_files
 from tests.fuzz.scratch import ROOT, scratch
 from tests.hardness.inputs_engines import ENGINES, Engine
@@ -580,8 +579,8 @@ def config(generator: random.Random, folder: Path) -> Iterator[Case]:
         data = as_bytes(text)
 
         def read() -> None:
-            wanted = wanted_of(parse_json(data, "config.json"), kinds)
-            import_wanted(wanted, "imported/model", models, registry)
+            wanted = foreign_of(parse_json(data, "config.json"), kinds)
+            import_foreign(wanted, "imported/model", models, registry)
 
         return Case(what, code, read)
 

@@ -338,7 +338,7 @@ def templates() -> Iterator[Case]:
 
 
 def render(data: bytes, folder: Path) -> None:
-    from llamagen.runtime.chat import chat_text
+    from llamagen.runtime.text import chat_text
 
     (folder / "chat_template.jinja").write_bytes(data)
     chat_text(folder, "Hello", 0)
@@ -508,11 +508,11 @@ def statements() -> Iterator[Case]:
 
 
 def select(data: bytes, folder: Path) -> None:
-    from llamagen.analysis.family.records import Family
-    from llamagen.analysis.family.sql import sql
+    from llamagen.analysis.records import records_of
+    from llamagen.analysis.sql import sql
     from llamagen.spec.registry import Registry
 
-    sql(Family(Registry([])), data.decode("utf-8", "surrogateescape"))
+    sql(records_of(Registry([])), data.decode("utf-8", "surrogateescape"))
 
 
 # exported folders

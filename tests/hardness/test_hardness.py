@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NAIVE = """
 import contextlib, pathlib, shutil, sys, tempfile
-import llamagen.emit.files, llamagen.writing as writing, llamagen.spec.fmt as fmt
+import llamagen.writing as writing, llamagen.spec.fmt as fmt
 
 @contextlib.contextmanager
 def straight(target, listing, overwrite=False, reads=()):

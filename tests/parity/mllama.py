@@ -11,12 +11,11 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from llamagen.spec.schema import AtPattern, Spec, TiledVision
-from llamagen.verify.scenario import Piece, Scenario
-from llamagen.verify.tiled_cases import TiledMaker
+from llamagen.verify.scenarios import Item, Scenario, TiledMaker
 from tests.parity.models import RandomModel
 from tests.parity.peers import common
 
-Row: TypeAlias = tuple[Piece, ...]
+Row: TypeAlias = tuple[Item, ...]
 
 WIDE, TALL = "wide", "tall"
 

@@ -18,9 +18,14 @@ from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.verify.pieces import GraphsWitness, Piece
-from llamagen.verify.scenario import Scenario
-from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
+from llamagen.verify.scenarios import Scenario
+from llamagen.verify.witnesses import (
+    GraphsWitness,
+    OneGraph,
+    OnnxWitness,
+    ReferenceWitness,
+    TorchWitness,
+)
 from llamagen.weights.random import random_values
 
 SPECS = Path(__file__).parents[1] / "specs"
@@ -108,14 +113,14 @@ class RandomModel:
 
     @cached_property
     def _whole(self) -> dict[str, GraphsWitness]:
-        def pieces(make: Callable[[Graph], Piece]) -> dict[str, Piece]:
+        def graphs(make: Callable[[Graph], OneGraph]) -> dict[str, OneGraph]:
             return {name: make(graph) for name, graph in self.graphs.items()}
 
         made = {
-            "reference": pieces(lambda g: ReferenceWitness.of_graph(g, self.weight)),
-            "rounded": pieces(lambda g: ReferenceWitness.of_graph(g, self.weight, "float32")),
-            "onnx": pieces(lambda g: OnnxWitness.of_graph(g, self.weight)),
-            "torch": pieces(lambda g: TorchWitness.of_graph(g, self.weight)),
+            "reference": graphs(lambda g: ReferenceWitness.of_graph(g, self.weight)),
+            "rounded": graphs(lambda g: ReferenceWitness.of_graph(g, self.weight, "float32")),
+            "onnx": graphs(lambda g: OnnxWitness.of_graph(g, self.weight)),
+            "torch": graphs(lambda g: TorchWitness.of_graph(g, self.weight)),
         }
         return {name: GraphsWitness(name, found, self.pipeline) for name, found in made.items()}
 

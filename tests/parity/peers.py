@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llamagen.spec.schema import Hyperparameters, Spec
-from llamagen.verify.corrections import Correction
-from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import NOTHING, IntArray, Session, Values
-from llamagen.verify.transformers_witness import TransformersSession, TransformersWitness
+from llamagen.verify.scenarios import NOTHING, FloatArray, IntArray, Session, Values
+from llamagen.verify.witnesses import Correction, TransformersSession, TransformersWitness
 
 
 @contextmanager

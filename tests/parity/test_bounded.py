@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx_ir
 import pytest
 import torch
 
-from llamagen.analysis.numbers.memory import cache_of
+from llamagen.analysis.numbers import cache_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.ir.bounded import bound_caches, keeps, with_caches
@@ -21,9 +22,8 @@ from llamagen.ir.reference import evaluate
 from llamagen.ir.text import parse, render
 from llamagen.ir.verify import verify
 from llamagen.spec.registry import Registry
-from llamagen.verify.image_cases import image_scenarios
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import Scenario, image_scenarios, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel
@@ -96,7 +96,8 @@ def test_no_more_than_the_bound_is_kept(name: str) -> None:
         for i in onnx_session.get_inputs()
         if i.name.startswith("past")
     }
-    past_reference, past_onnx, past_torch, seen = None, empty, None, 0
+    past_reference, past_onnx, seen = None, empty, 0
+    kept_by_torch = sys.modules[type(torch_model).__module__].KVCache()
     generator = np.random.default_rng(0)
     for new in (17, 1, 1, 4, 1):
         seen += new
@@ -111,12 +112,15 @@ def test_no_more_than_the_bound_is_kept(name: str) -> None:
             n.replace("present", "past_key_values"): v for n, v in found.items() if "." in n
         }
         with torch.no_grad():
-            _, past_torch = torch_model(torch.from_numpy(ids), past=past_torch)
+            torch_model(torch.from_numpy(ids), cache=kept_by_torch)
         want = kept(graph, seen)
         assert [k.shape[2] for k, _ in past_reference] == want
         assert [past_onnx[s.past_value].shape[2] for s in flat.slots] == want
-        assert [v.shape[2] for _, v in past_torch.kept] == want and past_torch.tokens == seen
-        for (k, _), slot in zip(past_torch.kept, flat.slots, strict=True):
+        assert kept_by_torch.tokens == seen
+        for i, slot in enumerate(flat.slots):
+            k, v = kept_by_torch.slots[2 * i : 2 * i + 2]
+            tokens = k.shape[2] if slot.keep is not None else seen
+            assert tokens == want[i] and k.shape == v.shape
             rows = k.untyped_storage().nbytes() // (k[:, :, :1].numel() * k.element_size())
             assert slot.keep is None or rows <= slot.keep + 1, "a view of more than is kept"
 
@@ -243,8 +247,9 @@ def test_the_bounded_module_compiles_whole() -> None:
     module = TorchWitness.of_graph(bound_caches(model.graph), model.weight).model
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="eager")
     ids = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
-    past, past_compiled = None, None
+    made = sys.modules[type(module).__module__]
+    cache, cache_compiled = made.KVCache(), made.KVCache()
     for piece in ids.split((6, 1, 1, 1), dim=1):
-        expected, past = module(piece, past=past)
-        found, past_compiled = compiled(piece, past=past_compiled)
+        expected = module(piece, cache=cache)
+        found = compiled(piece, cache=cache_compiled)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

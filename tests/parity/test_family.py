@@ -12,8 +12,8 @@ import torch
 from transformers import logging
 
 from llamagen.spec.registry import Registry
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import scenarios
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import scenarios
 from tests.parity.models import RandomModel
 from tests.parity.peers import PeerWitness, everything_float64, peer_model
 

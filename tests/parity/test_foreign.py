@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import logging
 
+from llamagen.emit.options import ExportOptions
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.facts import far
-from llamagen.verify.numerics import FloatArray, RunDType, difference, measured_tolerance
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import RunDType, difference, far, measured_tolerance
+from llamagen.verify.scenarios import FloatArray, Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
 from tests.parity.models import FOREIGN, RandomModel
 from tests.parity.peers import PEERS, PeerWitness, everything_float64, peer_model
@@ -83,8 +83,10 @@ def test_backends_round_where_the_op_table_says(name: str, dtype: RunDType) -> N
     rounded = scenario.logits(ReferenceWitness(model.flat, weight, rounding=dtype))
     # 1.62 was measured for float16 in PyTorch on a CPU without AVX-512, 1.5 with it: kernels sum in another order
     bound = 1.7 * median_token(rounded, reference)
-    for make in (OnnxWitness, TorchWitness):
-        witness = make.of_graph(model.graph, weight, dtype)
+    for witness in (
+        OnnxWitness.of_graph(model.graph, weight, ExportOptions(dtype=dtype)),
+        TorchWitness.of_graph(model.graph, weight, dtype),
+    ):
         found = median_token(scenario.logits(witness), reference)
         assert found <= bound, (witness.name, found, bound)
 

@@ -28,9 +28,9 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from llamagen.emit.config import config_files
-from llamagen.images import canvas, tiles
-from llamagen.images.prompt import with_places
+from llamagen.emit.config.table import config_files
+from llamagen.images import prepare
+from llamagen.images.prepare import with_places
 from llamagen.images.recipe import CanvasRecipe, Recipe, TilesRecipe, recipe_of
 from llamagen.spec.registry import Registry
 from tests.unit.images.pictures import SIZES, photo
@@ -87,13 +87,15 @@ def test_tiles_equal_those_of_transformers(processed: Path) -> None:
     theirs = np.load(processed / "found.npz")
     apart: list[float] = []
     for height, width in SIZES:
-        ours = tiles.tiled(photo(height, width), llama4())
+        ours = prepare.tiled(photo(height, width), llama4())
         expected = theirs[f"{height}x{width}"]
         assert ours.tiles.shape == expected.shape
         difference = np.abs(ours.tiles - expected)
         assert difference.max() <= 3 / 256, (height, width, difference.max())
         apart.append(float((difference > 0).mean()))
-        unresized = tiles.fit((height, width), (ours.rows * SIDE, ours.columns * SIDE), SIDE)
+        unresized = prepare.fit(
+            (height, width), (ours.rows * SIDE, ours.columns * SIDE), SIDE, float32=True
+        )
         if unresized == (height, width):
             grid = slice(0, ours.rows * ours.columns)
             assert not difference[grid].any(), (height, width)
@@ -104,9 +106,9 @@ def test_grids_and_fits_equal_those_of_transformers(processed: Path) -> None:
     for size, expected in zip(
         some_sizes(300).tolist(), np.load(processed / "found.npz")["fits"].tolist(), strict=True
     ):
-        rows, columns = tiles.grid_for((size[0], size[1]), llama4())
+        rows, columns = prepare.grid_for((size[0], size[1]), llama4())
         grid = rows * SIDE, columns * SIDE
-        assert [*grid, *tiles.fit((size[0], size[1]), grid, SIDE)] == expected, size
+        assert [*grid, *prepare.fit((size[0], size[1]), grid, SIDE, float32=True)] == expected, size
 
 
 def test_layouts_equal_those_of_transformers(processed: Path) -> None:
@@ -122,17 +124,17 @@ def test_layouts_equal_those_of_transformers(processed: Path) -> None:
     for name, text in json.loads((processed / "layouts.json").read_text()).items():
         height, width = map(int, name.split("x"))
         expected = tuple(ids[token] for token in re.findall(r"<\|\w+\|>", text))
-        assert tiles.layout(tiles.tiled(photo(height, width), r), r) == expected
+        assert prepare.layout(prepare.tiled(photo(height, width), r), r) == expected
 
 
 def test_canvases_equal_those_of_transformers() -> None:
     r = mllama()
     for height, width in some_sizes(300).tolist():
         wanted = tuple(map(int, get_optimal_tiled_canvas(height, width, r.max_tiles, SIDE)))
-        rows, columns = canvas.canvas_for((height, width), r)
+        rows, columns = prepare.canvas_for((height, width), r)
         assert (rows * SIDE, columns * SIDE) == wanted, (height, width)
         fitted = get_image_size_fit_to_canvas(height, width, *wanted, SIDE)
-        assert canvas.fit((height, width), wanted, SIDE) == tuple(map(int, fitted))
+        assert prepare.fit((height, width), wanted, SIDE) == tuple(map(int, fitted))
 
 
 def test_a_batch_equals_that_of_transformers(tmp_path: Path) -> None:
@@ -143,8 +145,8 @@ def test_a_batch_equals_that_of_transformers(tmp_path: Path) -> None:
     assert isinstance(processor, MllamaImageProcessorPil)
     rows = [[photo(*size) for size in sizes] for sizes in (SIZES[:5], SIZES[5:])]
     expected = processor([[Image.fromarray(i) for i in row] for row in rows], return_tensors="np")
-    images = [[canvas.on_canvas(image, mllama()) for image in row] for row in rows]
-    found = canvas.packed(images, mllama())
+    images = [[prepare.on_canvas(image, mllama()) for image in row] for row in rows]
+    found = prepare.packed(images, mllama())
     assert np.array_equal(found.pixel_values, expected["pixel_values"])
     assert np.array_equal(found.aspect_ratio_ids, expected["aspect_ratio_ids"])
     assert np.array_equal(found.aspect_ratio_mask, expected["aspect_ratio_mask"])
@@ -164,7 +166,7 @@ def test_masks_of_text_equal_those_of_transformers() -> None:
             max_num_tiles=r.max_tiles,
             length=9,
         )
-        assert np.array_equal(canvas.seen_by(ids.tolist(), counts, r), expected)
+        assert np.array_equal(prepare.seen_by(ids.tolist(), counts, r), expected)
 
 
 def test_images_that_begin_a_text_stand_before_its_first_token() -> None:

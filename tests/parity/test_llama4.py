@@ -13,10 +13,8 @@ from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import all_parameters, parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.verify.facts import far
-from llamagen.verify.image_cases import image_scenarios
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.verify.limits import difference, far, measured_tolerance
+from llamagen.verify.scenarios import Scenario, image_scenarios, scenarios
 from tests.parity.llama4 import MODELS, shrunk, text_peer, whole_peer
 from tests.parity.models import RandomModel
 from tests.parity.peers import PeerWitness, everything_float64
@@ -179,13 +177,13 @@ def test_every_graph_equals_the_reference(name: str) -> None:
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_tiles_and_their_tokens_must_agree(backend: str) -> None:
     """A tile too many, or a patch token too few, is an error and not a shifted image."""
-    pieces = model_of("llama/4/scout").whole(backend).pieces
+    graphs = model_of("llama/4/scout").whole(backend).graphs
     case = with_images("llama/4/scout")[1]
-    features = pieces["vision_encoder"].open().run(case.images)["image_features"]
+    features = graphs["vision_encoder"].open().run(case.images)["image_features"]
     for wrong in (features[:2], np.concatenate([features, features[:1]])):
         given = {"input_ids": case.input_ids, "image_features": wrong}
         with pytest.raises(Exception, match=r"(?i)shape|indices|match"):
-            pieces["embedding"].open().run(given)
+            graphs["embedding"].open().run(given)
 
 
 VISION_MISTAKES = [
@@ -208,7 +206,7 @@ def test_a_mistake_in_the_encoder_is_seen(right: str, wrong: str) -> None:
     assert right in text
     mutant = RandomModel.of_text(text.replace(right, wrong))
     found, expected = (
-        m.whole("reference").pieces["vision_encoder"].open().run(case.images)["image_features"]
+        m.whole("reference").graphs["vision_encoder"].open().run(case.images)["image_features"]
         for m in (mutant, model)
     )
     assert np.abs(found - expected).max() / expected.std() > 1e-7

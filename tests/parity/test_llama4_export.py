@@ -10,10 +10,11 @@ import pytest
 
 from llamagen import api, verify_folder
 from llamagen.emit.manifest import read_manifest
+from llamagen.emit.options import ExportOptions
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.part import DROPS_SEEN
-from llamagen.verify.transformers_witness import COUNTS_PADDING
+from llamagen.verify.folder import DROPS_SEEN
+from llamagen.verify.witnesses import COUNTS_PADDING
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel
 
@@ -91,7 +92,7 @@ def test_a_folder_with_bounded_caches(model: RandomModel, tmp_path: Path) -> Non
     """Verified against the model with whole caches, and told to whoever feeds it."""
     spec, out = tmp_path / "spec.yaml", tmp_path / "out"
     spec.write_text(resolved_text(model.resolved), encoding="utf-8")
-    api.load(spec).export(out, random_weights=SEED, cache="bounded")
+    api.load(spec).export(out, ExportOptions(cache="bounded"), random_weights=SEED)
     report = verify_folder(out, ("reference", "torch"), steps=4)
     assert report.passed and len(report.rows) == 2 * len(CASES), report
     skipped = {(row.case, row.note) for row in report.rows if row.verdict == "skipped"}

@@ -13,6 +13,7 @@ import pytest
 
 from llamagen import api, verify_folder
 from llamagen.emit.manifest import read_manifest
+from llamagen.emit.options import ExportOptions
 from llamagen.spec.fmt import resolved_text
 from llamagen.verify.report import VerifyReport
 from tests.parity.llama4 import shrunk
@@ -26,7 +27,7 @@ def exported(model: RandomModel, folder: Path, dtype: str) -> Path:
     spec, out = folder / "spec.yaml", folder / "out"
     folder.mkdir(parents=True, exist_ok=True)
     spec.write_text(resolved_text(model.resolved), encoding="utf-8")
-    api.load(spec).export(out, random_weights=SEED, dtype=dtype)
+    api.load(spec).export(out, ExportOptions(dtype=dtype), random_weights=SEED)
     return out
 
 

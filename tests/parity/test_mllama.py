@@ -1,6 +1,6 @@
 """Llama 3.2 Vision: the released specs, shrunk, equal to transformers where that does what the authors' code does.
 
-transformers 5.23 departs from it in two places (llamagen/verify/corrections.py). With exactly these corrected the
+transformers 5.23 departs from it in two places (llamagen/verify/witnesses.py). With exactly these corrected the
 difference is that of float64 rounding; without one of them it is of the size of the logits.
 """
 
@@ -20,11 +20,16 @@ from llamagen.ir.graph import MAIN, all_parameters
 from llamagen.ir.verify import verify
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.verify.corrections import CORRECTIONS, LATE_STATES, UNMASKED_ROWS, Correction
-from llamagen.verify.numerics import FloatArray, difference, measured_tolerance
-from llamagen.verify.pieces import GraphsWitness
-from llamagen.verify.scenario import Scenario
-from llamagen.verify.witnesses import TorchWitness
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import FloatArray, Scenario
+from llamagen.verify.witnesses import (
+    CORRECTIONS,
+    LATE_STATES,
+    UNMASKED_ROWS,
+    Correction,
+    GraphsWitness,
+    TorchWitness,
+)
 from tests.parity.mllama import STORIES, TALL, WIDE, shrunk, story, whole_peer
 from tests.parity.models import RandomModel
 from tests.parity.peers import PeerWitness, everything_float64
@@ -132,10 +137,10 @@ def test_text_before_an_image_may_go_through_the_text_graph() -> None:
     ids, mask, positions, _ = next(replace(case, splits=(2, 6, 4)).calls())
     first = {"input_ids": ids, "attention_mask": mask, "positions": positions}
     witness = model.whole("onnx")
-    text, decoder = (witness.pieces[name].open() for name in (MAIN, "decoder"))
+    text, decoder = (witness.graphs[name].open() for name in (MAIN, "decoder"))
     pieces = [text.run(first)["logits"]]
     decoder.past = text.past  # type: ignore[attr-defined]
-    seen = witness.pieces["vision_encoder"].open().run(case.images)
+    seen = witness.graphs["vision_encoder"].open().run(case.images)
     for ids, mask, positions, beside in list(replace(case, splits=(2, 6, 4)).calls())[1:]:
         given = {"input_ids": ids, "attention_mask": mask, "positions": positions}
         pieces.append(decoder.run({**given, **beside, **seen})["logits"])

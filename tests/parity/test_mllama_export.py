@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from llamagen import api, verify_folder
+from llamagen.emit.options import ExportOptions
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
@@ -87,7 +88,9 @@ def test_full_size_graphs_are_emitted_without_weights() -> None:
     from llamagen.ir.elaborate import build_all
 
     graphs = build_all(Registry().load("llama/3.2/90b-vision"))
-    emitted = {name: emit_onnx(graph, dtype="bfloat16") for name, graph in graphs.items()}
+    emitted = {
+        name: emit_onnx(graph, ExportOptions(dtype="bfloat16")) for name, graph in graphs.items()
+    }
     stored = {i.name: i.shape for m in emitted.values() for i in m.initializers}
     assert len(stored) == 1494
     encoder = emitted["vision_encoder"].model.graph

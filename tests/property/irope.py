@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from llamagen.verify.scenario import Scenario
+from llamagen.verify.scenarios import Scenario
 from tests.property.strategies import SpecText, inputs, maybe, pick
 
 SPEC = """

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from llamagen.verify.scenario import Scenario
+from llamagen.verify.scenarios import Scenario
 from tests.counting import count
 
 

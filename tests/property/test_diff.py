@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import chdir
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.judge import diff
-from llamagen.analysis.diff.overlay import apply, leaf_changes, overlay, plain_of
+from llamagen.analysis.diff.overlay import LeafChange, leaf_changes, overlay, plain_of
+from llamagen.analysis.targets import Model
 from llamagen.ir.elaborate import build
 from llamagen.spec.fmt import format_source
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import Spec
-from llamagen.spec.source import load_source
+from llamagen.spec.source import Plain, load_source
 from tests.unit.analysis import models
 
 sizes = st.integers(1, 6)
@@ -37,6 +39,22 @@ TWO_PARTS = """    parts:
       gate_proj: linear(hidden_size, intermediate_size)
       down_proj: linear(intermediate_size, hidden_size)
 """
+
+
+def apply(a: Mapping[str, Plain], changes: tuple[LeafChange, ...]) -> dict[str, Plain]:
+    """``apply(a, leaf_changes(a, b))`` has the content of ``b``."""
+    result: dict[str, Plain] = json.loads(json.dumps(dict(a)))
+    for change in changes:
+        here: dict[str, Plain] = result
+        for name in change.path[:-1]:
+            below = here[name]
+            assert isinstance(below, dict)
+            here = below
+        if change.absent_after:
+            del here[change.path[-1]]
+        else:
+            here[change.path[-1]] = change.after
+    return result
 
 
 @st.composite

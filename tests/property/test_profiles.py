@@ -9,12 +9,13 @@ import numpy as np
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.emit.onnx.choices import Choices
-from llamagen.emit.onnx.quantization import expert_codes
-from llamagen.verify.scenario import Scenario
+from llamagen.analysis.rewrites import Export, rewrite
+from llamagen.emit.onnx.initializers import expert_codes, quantization_of
+from llamagen.emit.onnx.profile import ORT_CPU
+from llamagen.emit.options import ExportOptions
+from llamagen.verify.scenarios import Scenario
 from llamagen.verify.witnesses import OnnxWitness
-from tests.codes import INT4, of_experts, on_codes
+from tests.codes import INT4, OF_EXPERTS, on_codes
 from tests.parity.models import RandomModel
 from tests.property.strategies import KINDS, SpecText, inputs, specs
 from tests.property.test_witnesses import MARGIN, agree, examples, least_margin
@@ -52,8 +53,9 @@ def compare(
     for rule in rewrite(model.flat, Export("ort-cpu", "float32")).fired:
         event(rule)
     assume(least_margin(model, scenario) > MARGIN)
-    choices = Choices("last" if last else "all", CONTEXT, runtime=runtime)
-    witness = OnnxWitness.of_graph(model.graph, model.weight, profile="ort-cpu", choices=choices)
+    logits = "last" if last else "all"
+    options = ExportOptions("ort-cpu", logits=logits, max_context=CONTEXT, runtime=runtime)
+    witness = OnnxWitness.of_graph(model.graph, model.weight, options)
     scenario = replace(scenario, last=last)
     rows = scenario.alone() if alone else (scenario,)
     agree(model, scenario, witness, np.concatenate([row.logits(model.reference) for row in rows]))
@@ -75,16 +77,16 @@ def test_models_of_quantised_experts_equal_the_reference(
     plain = without_alibi(text)
     drawn = plain if width is None else with_codes(plain, width)
     model = on_codes(RandomModel.of_text(drawn), encoding)
-    codes = of_experts(encoding)
-    export = Export("ort-cpu", "float32", experts=expert_codes(codes))
+    codes = replace(OF_EXPERTS, experts=f"int{encoding.bits}")
+    export = Export("ort-cpu", "float32", experts=expert_codes(quantization_of(codes, ORT_CPU)))
     found = rewrite(model.flat, export)
     event(f"{profile} {encoding.bits} bits: {found.fired.get('quantized-mixture', 0) > 0}")
     for reason in found.stopped.get("quantized-mixture", ()):
         event(reason)
     scenario = data.draw(inputs(model.vocab_size))
     assume(least_margin(model, scenario) > MARGIN)
-    choices = Choices("all", CONTEXT, quantization=codes)
-    witness = OnnxWitness.of_graph(model.graph, model.weight, profile=profile, choices=choices)
+    options = ExportOptions(profile, logits="all", max_context=CONTEXT, quantize=codes)
+    witness = OnnxWitness.of_graph(model.graph, model.weight, options)
     agree(model, scenario, witness, scenario.logits(model.reference))
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.tiled_cases import TiledMaker
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import TiledMaker
 from tests.parity.models import RandomModel
 from tests.property.strategies import SpecText
 

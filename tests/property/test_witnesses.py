@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from llamagen.ir.reference import evaluate
-from llamagen.verify.numerics import FloatArray, difference, measured_tolerance
-from llamagen.verify.scenario import Scenario, Witness
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import FloatArray, Scenario, Witness
 from tests.parity.models import RandomModel
 from tests.property.strategies import SpecText, inputs, specs
 

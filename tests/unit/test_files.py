@@ -14,18 +14,17 @@ import pytest
 from llamagen import api, files
 from llamagen.analysis.check import check_specs
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.importing import import_path
+from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.settings import Settings
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.supply import companions_of
 from llamagen.images.decode import read_image
-from llamagen.runtime.chat import chat_text
-from llamagen.runtime.text import Text
+from llamagen.runtime.text import Text, chat_text
 from llamagen.spec.registry import Registry
 from llamagen.spec.source import load_source
+from llamagen.verify.folder import spec_text
+from llamagen.verify.report import check_names
 from llamagen.verify.stored import graph_of, stored_weights
-from llamagen.verify.subject import spec_text
-from llamagen.verify.write import check_names
 from llamagen.weights.checkpoint import Checkpoint
 
 SMALL = files.Kind("LG001", 10, "help", "LG002")

@@ -111,14 +111,14 @@ def test_verify_tells_every_case(tmp_path: Path) -> None:
 
 WAITS = """\
 import sys, time
-from llamagen.emit.onnx import write
-from llamagen.verify import runs
+from llamagen.emit.onnx import data
+from llamagen.verify import folder
 def wait(*given, **named):
     open(sys.argv[1], "w").close()
     while True:
         time.sleep(1)
-write.write_pieces = wait
-runs.Runs.by_onnx = wait
+data.write_pieces = wait
+folder.Comparison.run_onnx = wait
 from llamagen.cli import main
 sys.exit(main(sys.argv[2:]))
 """

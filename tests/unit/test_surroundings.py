@@ -67,12 +67,12 @@ def test_a_polite_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> 
     code = """
 import sys, threading
 from llamagen.cli import main
-import llamagen.emit.clients as clients
+from llamagen.emit import export
 def wait(*given):
     print("writing", flush=True)
     while True:  # only the signal ends it
         threading.Event().wait(1)
-clients.write_client_files = wait
+export.write_client_files = wait
 sys.exit(main(sys.argv[1:]))
 """
     words = [sys.executable, "-c", code, "export", str(TINY), "--random-weights", "1", "--out"]

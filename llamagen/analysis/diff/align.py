@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
+from llamagen.analysis.cost import Workload
 from llamagen.analysis.diff.equations import canonical
-from llamagen.analysis.diff.features import Equations, Feature, Kind, features
-from llamagen.analysis.numbers.cost import Workload
-from llamagen.ir.graph import Graph
+from llamagen.analysis.diff.features import Equations, Feature, Kind, features, fused_group
+from llamagen.analysis.targets import Model
 from llamagen.spec.expr import Static
-from llamagen.spec.resolve import ResolvedSpec
-
-
-class Comparable(Protocol):
-    @property
-    def resolved(self) -> ResolvedSpec: ...
-    @property
-    def graphs(self) -> Mapping[str, Graph]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +32,7 @@ class Pair:
     """For equations: the same but for weights that one side has fused and the other apart."""
 
 
-def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[Pair]:
+def pairs_of(before: Model, after: Model, load: Workload) -> Iterator[Pair]:
     """Every difference; equal features are left out. Deterministic: A's order, then what only B has.
 
     Of a record without wiring only what is published is compared: that a value is not known does not make it another.
@@ -48,26 +40,20 @@ def pairs_of(before: Comparable, after: Comparable, load: Workload) -> Iterator[
     wired = bool(before.graphs) and bool(after.graphs)
     a = list(features(before.resolved, before.graphs if wired else {}, load))
     b = list(features(after.resolved, after.graphs if wired else {}, load))
-    plain = list(
-        _folded(
-            [f for f in a if isinstance(f, Feature)],
-            [f for f in b if isinstance(f, Feature)],
-        )
+    plain = _folded(
+        [f for f in a if isinstance(f, Feature)], [f for f in b if isinstance(f, Feature)]
     )
     # A place that one model lacks is one change; settings of its ops would only repeat it.
     whole = {Kind.SETTING} if wired else {Kind.SETTING, Kind.VALUE, Kind.TOKENIZER, Kind.NAMING}
     kept = [p for p in plain if p.kind not in whole or (p.before and p.after)]
     grouped, fused = _grouped(kept)
-    lines = list(
-        _folded_equations(
-            [f for f in a if isinstance(f, Equations)],
-            [f for f in b if isinstance(f, Equations)],
-            fused,
-        )
+    lines = _folded_equations(
+        [f for f in a if isinstance(f, Equations)],
+        [f for f in b if isinstance(f, Equations)],
+        fused,
     )
     order = list(Kind)
-    found = [*grouped, *lines]
-    yield from sorted(found, key=lambda p: order.index(p.kind))
+    yield from sorted([*grouped, *lines], key=lambda p: order.index(p.kind))
 
 
 _Ends: TypeAlias = "tuple[Static, Static, str, str]"
@@ -83,7 +69,12 @@ def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
         here, there = left.get(key, {}), right.get(key, {})
         for index in dict.fromkeys([*here, *there]):
             x, y = here.get(index), there.get(index)
-            if x is not None and y is not None and _same(x, y):
+            if (
+                x
+                and y
+                and x.value == y.value
+                and isinstance(x.value, bool) == isinstance(y.value, bool)
+            ):
                 continue
             same: _Ends = (
                 x.value if x else None,
@@ -101,17 +92,13 @@ def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
             )
 
 
-def _same(x: Feature, y: Feature) -> bool:
-    return x.value == y.value and isinstance(x.value, bool) == isinstance(y.value, bool)
-
-
 def _by_place(
     items: Sequence[Feature],
 ) -> dict[tuple[Kind, str], dict[tuple[int, ...], Feature]]:
-    found: dict[tuple[Kind, str], dict[tuple[int, ...], Feature]] = {}
+    places: dict[tuple[Kind, str], dict[tuple[int, ...], Feature]] = {}
     for item in items:
-        found.setdefault((item.kind, item.path), {}).setdefault(item.index, item)
-    return found
+        places.setdefault((item.kind, item.path), {}).setdefault(item.index, item)
+    return places
 
 
 def layer_text(indices: Sequence[tuple[int, ...]]) -> str:
@@ -139,60 +126,35 @@ def _grouped(
     Also, by block, the fused parts and the parts that they are made of.
     """
     fused: dict[str, dict[str, tuple[str, ...]]] = {}
-    alone = [p for p in pairs if p.kind is Kind.PARAMETER and (p.before is None or p.after is None)]
-    marked: dict[int, tuple[tuple[int, ...], ...]] = {}
-    parents: dict[str, list[Pair]] = {}
-    for pair in alone:
-        parents.setdefault(pair.path.rsplit(".", 2)[0], []).append(pair)
-    for parent, several in parents.items():
-        removed = [p for p in several if p.after is None and p.before]
-        added = [p for p in several if p.before is None and p.after]
+    marked: dict[str, tuple[tuple[int, ...], ...]] = {}
+    parents: dict[str, tuple[dict[str, Feature], dict[str, Feature]]] = {}
+    for pair in pairs:
+        if pair.kind is Kind.PARAMETER and (pair.before is None) != (pair.after is None):
+            removed, added = parents.setdefault(pair.path.rsplit(".", 2)[0], ({}, {}))
+            if pair.before is not None:
+                removed[pair.path] = pair.before
+            if pair.after is not None:
+                added[pair.path] = pair.after
+    for parent, (removed, added) in parents.items():
         for one, many in ((removed, added), (added, removed)):
-            for whole in one:
-                match = _pieces(whole, many)
-                if match:
-                    marked[id(whole)] = tuple(_shape(p) for p in match)
-                    marked.update({id(p): (_shape(whole),) for p in match})
-                    names = tuple(_part(p.path) for p in match)
-                    fused.setdefault(parent, {})[_part(whole.path)] = names
-    changed = [replace(p, group=marked[id(p)]) if id(p) in marked else p for p in pairs]
+            for path, whole in one.items():
+                parts = fused_group(whole, many)
+                if parts:
+                    marked[path] = tuple(many[p].shape for p in parts)
+                    marked.update(dict.fromkeys(parts, (whole.shape,)))
+                    fused.setdefault(parent, {})[_part(path)] = tuple(map(_part, parts))
+    changed = [
+        replace(p, group=marked[p.path])
+        if p.kind is Kind.PARAMETER and p.path in marked and not (p.before and p.after)
+        else p
+        for p in pairs
+    ]
     return changed, fused
 
 
 def _part(path: str) -> str:
     """``gate_proj`` of ``model.layers.*.mlp.gate_proj.weight``."""
     return path.rsplit(".", 2)[-2]
-
-
-def _pieces(whole: Pair, candidates: Sequence[Pair]) -> list[Pair]:
-    feature = whole.before or whole.after
-    found = {p.path: p for p in candidates}
-    ends = {path: end for path, p in found.items() if (end := p.before or p.after) is not None}
-    return [found[path] for path in fused_group(feature, ends)] if feature is not None else []
-
-
-def fused_group(whole: Feature, candidates: Mapping[str, Feature]) -> tuple[str, ...]:
-    """Paths of consecutive candidates whose rows are the pieces that the result of ``whole`` is split into."""
-    paths = list(candidates)
-    shape = _sizes(whole)
-    for start in range(len(paths)):
-        for end in range(start + 2, len(paths) + 1):
-            shapes = [_sizes(candidates[p]) for p in paths[start:end]]
-            rows = tuple(s[0] for s in shapes)
-            same = all(s[1:] == shape[1:] for s in shapes)
-            if rows in whole.parts and sum(rows) == shape[0] and same:
-                return tuple(paths[start:end])
-    return ()
-
-
-def _shape(pair: Pair) -> tuple[int, ...]:
-    feature = pair.before or pair.after
-    return _sizes(feature) if feature is not None else ()
-
-
-def _sizes(feature: Feature) -> tuple[int, ...]:
-    value = feature.value
-    return tuple(n for n in value if isinstance(n, int)) if isinstance(value, tuple) else ()
 
 
 def _folded_equations(
@@ -202,7 +164,9 @@ def _folded_equations(
 ) -> Iterator[Pair]:
     left = {(e.path, e.index): e for e in a}
     right = {(e.path, e.index): e for e in b}
-    groups: dict[tuple[str, tuple[str, ...] | None, tuple[str, ...] | None], list[_Place]] = {}
+    groups: dict[
+        tuple[str, tuple[str, ...] | None, tuple[str, ...] | None], list[tuple[int, ...]]
+    ] = {}
     gone: set[tuple[str, tuple[int, ...]]] = set()
     for place in dict.fromkeys([*left, *right]):
         x, y = left.get(place), right.get(place)
@@ -213,12 +177,11 @@ def _folded_equations(
                 continue
             gone.add(place)
         key = (place[0], x.lines if x else None, y.lines if y else None)
-        groups.setdefault(key, []).append(_Place(place[1], x, y))
-    for (path, _, _), places in groups.items():
-        first = places[0]
-        layers = layer_text([p.index for p in places])
-        same = path in fused and _same_apart(first.before, first.after, fused[path])
-        for pair in _line_pairs(path, len(places), layers, first.before, first.after):
+        groups.setdefault(key, []).append(place[1])
+    for (path, _, _), indices in groups.items():
+        before, after = left.get((path, indices[0])), right.get((path, indices[0]))
+        same = path in fused and _same_apart(before, after, fused[path])
+        for pair in _line_pairs(path, len(indices), layer_text(indices), before, after):
             yield replace(pair, regrouped=same)
 
 
@@ -230,13 +193,6 @@ def _same_apart(
         return False
     texts = [canonical(e.graph, e.block, fused) for e in (x, y)]
     return texts[0] == texts[1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    index: tuple[int, ...]
-    before: Equations | None
-    after: Equations | None
 
 
 def _inside(place: tuple[str, tuple[int, ...]], gone: set[tuple[str, tuple[int, ...]]]) -> bool:

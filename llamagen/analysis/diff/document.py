@@ -1,17 +1,16 @@
-"""The JSON form of a diff as closed models: what spec/diff.schema.json describes. Version 1."""
+"""A diff as JSON, version 1: closed models, which spec/diff.schema.json describes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
 from llamagen.analysis.diff.features import Kind
-from llamagen.analysis.diff.judge import Change, Diff, Side
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import Transform
-from llamagen.diagnostics import Span
+from llamagen.analysis.diff.judge import Change, Diff, Side, Surface, Verdict
+from llamagen.analysis.diff.weights import Transform
 from llamagen.spec.schema import Closed
 
 
@@ -125,8 +124,13 @@ def _change(change: Change) -> ChangeDocument:
 
 
 def _side(side: Side) -> SideDocument:
-    return SideDocument(text=side.text, place=_place(side.span), source=side.source)
+    span = side.span
+    place = (
+        PlaceDocument(file=span.file, line=span.line, col=span.col) if span is not None else None
+    )
+    return SideDocument(text=side.text, place=place, source=side.source)
 
 
-def _place(span: Span | None) -> PlaceDocument | None:
-    return None if span is None else PlaceDocument(file=span.file, line=span.line, col=span.col)
+def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
+    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
+    return document(result, tuple(surfaces)).model_dump_json(indent=2) + "\n"

@@ -103,8 +103,8 @@ class _Writer:
         source = self.producers.get(node.operands[0]) if node.row.role is Role.SPLIT else None
         if source is None or source.part is None or source.part not in self.fused:
             return None
-        given = ", ".join(self.operand(o) for o in source.operands)
-        return [f"{name}({given})" for name in self.fused[source.part]]
+        operands = ", ".join(self.operand(o) for o in source.operands)
+        return [f"{name}({operands})" for name in self.fused[source.part]]
 
     def target(self, value: str) -> str:
         return self.operand(value) if self.uses[value] else "_"
@@ -116,8 +116,8 @@ class _Writer:
             source = self.prelude.get(value[1:])
             if source is None:
                 return value[1:]
-            given = self.arguments(source)
-            return f"{source.op}({', '.join(given)})" if given else source.op
+            arguments = self.arguments(source)
+            return f"{source.op}({', '.join(arguments)})" if arguments else source.op
         if not self.keep_names:
             return f"v{self.numbers.setdefault(value, len(self.numbers))}"
         # The builder numbers a name that is assigned twice: `k`, `k.1`.
@@ -152,8 +152,8 @@ class _Writer:
             name, operands = "rope", [operands[0], *self.rope(node)]
         if row.control:
             operands = [o for o, raw in zip(operands, node.operands, strict=True) if raw[0] != "@"]
-        given = self.arguments(node) if node.part is None and not rotates else []
-        return f"{name}({', '.join([*operands, *given])})", False
+        arguments = self.arguments(node) if node.part is None and not rotates else []
+        return f"{name}({', '.join([*operands, *arguments])})", False
 
     def rope(self, node: Node) -> list[str]:
         """The table's constants and the layout, as far as they are not those of plain RoPE."""
@@ -198,13 +198,13 @@ def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:
 
     The rope table's and the mask's settings are shown at the ops that use them.
     """
-    prelude = {f"@{r}": made for made in graph.prelude for r in made.results}
+    prelude = {f"@{r}": source for source in graph.prelude for r in source.results}
     shown = {name: unparse_static(v) for name, v in attrs.items() if name not in SIZES}
     for operand in node.operands:
         if operand in prelude:
-            made = prelude[operand]
-            kept = {n: v for n, v in made.attrs.items() if n not in SIZES}
-            if made.row.role is Role.ROPE_TABLE:
+            source = prelude[operand]
+            kept = {n: v for n, v in source.attrs.items() if n not in SIZES}
+            if source.row.role is Role.ROPE_TABLE:
                 kept = {n: v for n, v in kept.items() if n in _rope_names(str(kept["scaling"]))}
             shown.update({name: unparse_static(value) for name, value in kept.items()})
     return shown

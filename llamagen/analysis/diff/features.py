@@ -6,22 +6,17 @@ A feature has a path that is the same for equal places of two models, with layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from llamagen.analysis.cost import Counts, Workload
 from llamagen.analysis.diff.equations import SIZES, canonical, equations, settings
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
-from llamagen.analysis.labels import collapse
-from llamagen.analysis.numbers.compute import count_flops
-from llamagen.analysis.numbers.cost import Counted, Workload
-from llamagen.analysis.numbers.images import encoder_flops
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import Classifier
-from llamagen.analysis.numbers.walk import behind
+from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import MAIN, Block, Graph, OpPart, instances, join
-from llamagen.ops.op import Role, TensorType
+from llamagen.ops.op import Role
 from llamagen.spec.expr import Static, names
 from llamagen.spec.resolve import ResolvedSpec
 
@@ -63,18 +58,13 @@ class Feature:
     parts: tuple[tuple[int, ...], ...] = ()
     """For a fused matrix: the sizes that its result is split into, one tuple a split."""
 
-    def within(self, path: str, index: tuple[int, ...]) -> Feature:
-        """The same in the block instance at ``path``, whose layers are ``index``."""
-        return Feature(
-            self.kind,
-            join(path, self.path),
-            index,
-            self.value,
-            self.text,
-            self.span,
-            self.reads,
-            self.role,
-            self.parts,
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a weight."""
+        return (
+            tuple(n for n in self.value if isinstance(n, int))
+            if isinstance(self.value, tuple)
+            else ()
         )
 
 
@@ -99,25 +89,24 @@ def features(
 
     What a further graph has beside the text model (``graphs["model"]``) has its name in front: ``vision_encoder/``.
     """
-    yield from spec_features(resolved)
+    yield from _of_spec(resolved)
     seen: set[tuple[object, ...]] = set()
     for name, graph in graphs.items():
-        own = name == MAIN
-        found: tuple[Feature | Equations, ...] = (
+        of_graph: tuple[Feature | Equations, ...] = (
             *parameter_features(graph),
-            *block_features(graph),
+            *_blocks(graph),
             *setting_features(graph),
-            *interface_features(graph),
+            *_interface(graph),
         )
-        for one in found:
+        for one in of_graph:
             key = _identity(one)
             if key not in seen:
                 seen.add(key)
                 shared = isinstance(one, Feature) and one.kind in (Kind.PARAMETER, Kind.OPERATOR)
-                yield one if own or shared else replace(one, path=f"{name}/{one.path}")
+                yield one if name == MAIN or shared else replace(one, path=f"{name}/{one.path}")
     if graphs:
-        yield from runtime_features(resolved, graphs, load)
-        yield from number_features(graphs, load)
+        yield from _on_runtimes(resolved, graphs, load)
+        yield from _numbers(graphs, load)
 
 
 def _identity(one: Feature | Equations) -> tuple[object, ...]:
@@ -131,7 +120,7 @@ def _identity(one: Feature | Equations) -> tuple[object, ...]:
             return (one.path, one.index, one.canonical)
 
 
-def spec_features(resolved: ResolvedSpec) -> Iterator[Feature]:
+def _of_spec(resolved: ResolvedSpec) -> Iterator[Feature]:
     for path, leaf in resolved.leaves():
         kind = SECTIONS.get(path.split(".", 1)[0])
         node = leaf.node
@@ -154,12 +143,23 @@ def _comparable(text: str) -> Static:
 
 
 def parameter_features(graph: Graph) -> Iterator[Feature]:
+    """Every weight, with what it is for."""
     roles = _roles(graph)
-    made = {name: tuple(_parameters(block, roles)) for name, block in graph.blocks.items()}
+    return _placed(graph, lambda block: _parameters(block, roles))
+
+
+def setting_features(graph: Graph) -> Iterator[Feature]:
+    """The constants and switches of every op."""
+    return _placed(graph, lambda block: _settings(graph, block))
+
+
+def _placed(graph: Graph, of_block: Callable[[Block], Iterable[Feature]]) -> Iterator[Feature]:
+    """The features of every block at each of its instances, computed once a block."""
+    own = {name: tuple(of_block(block)) for name, block in graph.blocks.items()}
     for here in instances(graph):
         path, index = collapse(here.path)
-        for one in made[here.block.name]:
-            yield one.within(path, index)
+        for one in own[here.block.name]:
+            yield replace(one, path=join(path, one.path), index=index)
 
 
 def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[Feature]:
@@ -180,7 +180,7 @@ def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[
 
 
 def _roles(graph: Graph) -> dict[tuple[str, str], str]:
-    roles: dict[tuple[str, str], str] = dict.fromkeys(Classifier(graph).heads, "head")
+    roles: dict[tuple[str, str], str] = dict.fromkeys(Uses(graph).heads, "head")
     for block in graph.blocks.values():
         producers = {r: node for node in block.nodes for r in node.results}
         for node in block.nodes:
@@ -189,10 +189,8 @@ def _roles(graph: Graph) -> dict[tuple[str, str], str]:
             if node.row.role is not Role.ATTENTION:
                 continue
             for operand, role in zip(node.operands, ("query", "key", "value"), strict=False):
-                found = (producers[v] for v in behind(block, operand) if v in producers)
-                for part in {
-                    n.part for n in found if n.row.role is Role.LINEAR and n.part is not None
-                }:
+                makers = [producers[v] for v in behind(block, operand) if v in producers]
+                for part in {n.part for n in makers if n.row.role is Role.LINEAR and n.part}:
                     known = roles.get((block.name, part))
                     roles[(block.name, part)] = role if known in (None, role) else "fused"
     return roles
@@ -206,6 +204,20 @@ def _splits(block: Block, part: str) -> tuple[tuple[int, ...], ...]:
         if node.row.role is Role.SPLIT and node.operands[0] in results
     )
     return tuple(s for s in sizes if isinstance(s, tuple) and all(isinstance(n, int) for n in s))  # type: ignore[misc]
+
+
+def fused_group(whole: Feature, candidates: Mapping[str, Feature]) -> tuple[str, ...]:
+    """Paths of consecutive candidates whose rows are the pieces that the result of ``whole`` is split into."""
+    paths = list(candidates)
+    shape = whole.shape
+    for start in range(len(paths)):
+        for end in range(start + 2, len(paths) + 1):
+            shapes = [candidates[p].shape for p in paths[start:end]]
+            rows = tuple(s[0] for s in shapes)
+            same = all(s[1:] == shape[1:] for s in shapes)
+            if rows in whole.parts and sum(rows) == shape[0] and same:
+                return tuple(paths[start:end])
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +236,7 @@ class Equations:
     block: Block = field(compare=False, repr=False)
 
 
-def block_features(graph: Graph) -> Iterator[Equations]:
+def _blocks(graph: Graph) -> Iterator[Equations]:
     written = {name: equations(graph, block) for name, block in graph.blocks.items()}
     unnamed = {name: canonical(graph, block) for name, block in graph.blocks.items()}
     for here in instances(graph):
@@ -241,14 +253,6 @@ def block_features(graph: Graph) -> Iterator[Equations]:
             graph,
             here.block,
         )
-
-
-def setting_features(graph: Graph) -> Iterator[Feature]:
-    made = {name: tuple(_settings(graph, block)) for name, block in graph.blocks.items()}
-    for here in instances(graph):
-        path, index = collapse(here.path)
-        for one in made[here.block.name]:
-            yield one.within(path, index)
 
 
 def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
@@ -277,12 +281,13 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
             yield Feature(Kind.SETTING, path, (), _comparable(text), text, node.span, reads, label)
 
 
-def interface_features(graph: Graph) -> Iterator[Feature]:
-    for value in graph.inputs:
-        yield _interface(value.id, (), value.type, None)
-    root = graph.root_block
-    for name, output in zip(graph.output_names, root.outputs, strict=False):
-        yield _interface(name, (), root.values[output].type, root.span)
+def _interface(graph: Graph) -> Iterator[Feature]:
+    ends: list[tuple[str, str, Span | None]] = [
+        (value.id, str(value.type), None) for value in graph.inputs
+    ]
+    ends += [(name, str(type_), graph.root_block.span) for name, type_ in graph.outputs]
+    for name, text, span in ends:
+        yield Feature(Kind.INTERFACE, name, (), text, text, span)
     for i, slot in enumerate(cache_of(graph).layers):
         for what, width in (("key", slot.key_dim), ("value", slot.value_dim)):
             text = f"[B, {slot.kv_heads}, P, {width}]"
@@ -300,11 +305,7 @@ def interface_features(graph: Graph) -> Iterator[Feature]:
         yield Feature(Kind.OPERATOR, op, (), True, op, None)
 
 
-def _interface(name: str, index: tuple[int, ...], type_: TensorType, span: Span | None) -> Feature:
-    return Feature(Kind.INTERFACE, name, index, str(type_), str(type_), span)
-
-
-def runtime_features(
+def _on_runtimes(
     resolved: ResolvedSpec, graphs: Mapping[str, Graph], load: Workload
 ) -> Iterator[Feature]:
     """Status on each runtime, weights in the workload's dtype; the notes behind it stand in the text."""
@@ -316,8 +317,8 @@ def runtime_features(
         yield Feature(Kind.RUNTIME, report.name, (), report.status.value, text, None)
 
 
-def number_features(graphs: Mapping[str, Graph], load: Workload) -> Iterator[Feature]:
-    counted = Counted(graphs, load)
+def _numbers(graphs: Mapping[str, Graph], load: Workload) -> Iterator[Feature]:
+    counted = Counts(graphs, load)
     cache, size = counted.cache, load.cache_bytes
     prefill = count_flops(counted.flops, load.batch, load.context, 0)
     decode = count_flops(counted.flops, load.batch, 1, load.context)
@@ -332,8 +333,7 @@ def number_features(graphs: Mapping[str, Graph], load: Workload) -> Iterator[Fea
         "prefill_flops": prefill.total,
         "decode_flops": decode.total,
     }
-    seen = encoder_flops(graphs)
-    if seen is not None:
-        numbers["image_flops"] = seen
+    if (image := encoder_flops(graphs)) is not None:
+        numbers["image_flops"] = image
     for name, number in numbers.items():
         yield Feature(Kind.NUMBER, name, (), number, f"{number:,}", None)

@@ -5,21 +5,101 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Annotated, Literal
 
-from llamagen.analysis.ask import Model
+from pydantic import Field, StringConstraints
+
+from llamagen.analysis.cost import Device, Workload, workload
 from llamagen.analysis.diff.align import Pair, pairs_of
 from llamagen.analysis.diff.features import Feature, Kind
-from llamagen.analysis.diff.rules import DiffRule, diff_rules
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import Setting, Transform, WeightChange, candidate
-from llamagen.analysis.numbers.cost import Workload, workload
-from llamagen.analysis.numbers.hardware import Device
-from llamagen.analysis.rules import fill, holds, hyperparameter_scope
+from llamagen.analysis.diff.weights import Transform, candidate, setting_of
 from llamagen.analysis.sources import source_of
+from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
+from llamagen.analysis.targets import Model
 from llamagen.diagnostics import Span
 from llamagen.spec.expr import Static
+from llamagen.spec.schema import Closed
 
 DEFAULT_CONTEXT = 4096
+
+
+class Surface(StrEnum):
+    WEIGHTS = "weights"
+    """Whether a checkpoint of A loads into B."""
+    TOKENS = "tokens"
+    """Whether the same text gives the same ids."""
+    NUMERICS = "numerics"
+    """Whether the same weights and ids give the same logits."""
+    INTERFACE = "interface"
+    """Inputs, outputs and cache layout of the exported model."""
+    OPERATORS = "operators"
+    """What each runtime of spec/runtimes.yaml makes of the graph."""
+    MEMORY = "memory"
+    """Bytes at the stated workload, and whether they fit the stated device."""
+    COMPUTE = "compute"
+    """FLOPs at the stated workload."""
+    RECORD = "record"
+    """Dates, licence, lineage."""
+
+
+class Verdict(StrEnum):
+    """From harmless to fatal; of several changes the last one counts."""
+
+    SAME = "same"
+    COMPATIBLE = "compatible"
+    GROWS = "grows"
+    """It works as before and takes more: memory, work, or a slower path of a runtime."""
+    CONVERTIBLE = "convertible"
+    BREAKING = "breaking"
+
+    @property
+    def rank(self) -> int:
+        return list(Verdict).index(self)
+
+
+class EffectRule(Closed):
+    """``text`` is a template over the names of the change; ``transform: candidate`` takes the one that fits."""
+
+    verdict: Verdict
+    text: str
+    transform: str | None = None
+
+
+class RuleCase(Closed):
+    """Two overlays on the test model: the rule fires from ``before`` to ``after``, ``mirror`` the other way."""
+
+    before: str
+    after: str
+    device: str | None = Field(
+        default=None, description="Name of spec/hardware.yaml; default: none."
+    )
+
+
+class DiffRule(Closed):
+    title: str
+    subject: Kind
+    change: tuple[Literal["changed", "added", "removed"], ...]
+    when: str = "true"
+    effects: dict[Surface, EffectRule] = {}
+    listed: bool = Field(
+        default=False,
+        description="The text form lists the change under each surface of its own effects too.",
+    )
+    mirror: str = Field(description="Id of the rule that fires for the opposite change.")
+    case: RuleCase
+
+
+DiffRuleId = Annotated[str, StringConstraints(pattern=r"^D[1-9][0-9]{2}$")]
+
+
+class DiffRules(Closed):
+    version: Literal[1]
+    rules: dict[DiffRuleId, DiffRule]
+
+
+def diff_rules() -> dict[str, DiffRule]:
+    """Every rule by id; the first that fits a change judges it."""
+    return dict(load_table("rules/diff.yaml", DiffRules).rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +144,8 @@ class Change:
     causes: tuple[Cause, ...]
 
     def verdict(self, surface: Surface) -> Verdict:
-        found = [e.verdict for e in self.effects if e.surface is surface]
-        return max(found, key=lambda v: v.rank, default=Verdict.SAME)
+        verdicts = (e.verdict for e in self.effects if e.surface is surface)
+        return max(verdicts, key=lambda v: v.rank, default=Verdict.SAME)
 
     def touches(self, surfaces: tuple[Surface, ...]) -> bool:
         """Whether it belongs in a comparison of ``surfaces``; without any effect, in one of all."""
@@ -99,17 +179,8 @@ class Diff:
 
     def transforms(self) -> tuple[Transform, ...]:
         """Conversions that the weights need, in the order of the changes."""
-        found = (e.transform for c in self.changes for e in c.effects if e.transform is not None)
-        return tuple(dict.fromkeys(found))
-
-    def of_kind(self, *kinds: Kind) -> tuple[Change, ...]:
-        return tuple(c for c in self.changes if c.kind in kinds)
-
-
-class How(StrEnum):
-    CHANGED = "changed"
-    ADDED = "added"
-    REMOVED = "removed"
+        needed = (e.transform for c in self.changes for e in c.effects if e.transform is not None)
+        return tuple(dict.fromkeys(needed))
 
 
 def diff(
@@ -171,19 +242,24 @@ class _Judge:
         self.b = hyperparameter_scope(after.resolved)
         self.sources: dict[tuple[bool, str], str | None] = {}
         self.values = [p for p in pairs if p.kind is Kind.VALUE]
-        self.setting = Setting(
-            _both(self.a, self.b, "num_heads"),
-            _both(self.a, self.b, "num_kv_heads"),
-            _both(self.a, self.b, "head_dim"),
-            (self.a.get("tie_embeddings") is True, self.b.get("tie_embeddings") is True),
-        )
+        self.setting = setting_of(self.a, self.b)
 
     def change(self, pair: Pair) -> Change:
-        scope = self.scope(pair)
+        transform = self.transform(pair)
+        scope = self.scope(pair, transform)
         rule_id, rule = self.rule(pair, scope)
         causes = () if pair.kind is Kind.VALUE else tuple(self.causes(pair))
         effects = tuple(
-            Effect(surface, e.verdict, fill(e.text, scope), _transform(e.transform, scope))
+            Effect(
+                surface,
+                e.verdict,
+                fill(e.text, scope),
+                transform
+                if e.transform == "candidate"
+                else Transform(e.transform)
+                if e.transform
+                else None,
+            )
             for surface, e in rule.effects.items()
         )
         return Change(
@@ -214,12 +290,11 @@ class _Judge:
             self.sources[key] = source_of(model.resolved, path)
         return self.sources[key]
 
-    def scope(self, pair: Pair) -> dict[str, Static]:
+    def scope(self, pair: Pair, transform: Transform | None) -> dict[str, Static]:
         before, after = pair.before, pair.after
-        how = How.ADDED if before is None else How.REMOVED if after is None else How.CHANGED
-        role = next((e.role for e in (after, before) if e is not None), "other")
+        how = "added" if before is None else "removed" if after is None else "changed"
         return {
-            "change": how.value,
+            "change": how,
             "path": pair.path,
             "name": pair.path.rsplit(".", 1)[-1].rsplit(":", 1)[-1],
             "times": pair.times,
@@ -227,20 +302,20 @@ class _Judge:
             "after": after.value if after is not None else None,
             "before_text": before.text if before is not None else "none",
             "after_text": after.text if after is not None else "none",
-            "role": role,
-            "transform": self.transform(pair, role),
+            "role": _role(pair),
+            "transform": transform,
             "device": self.device,
             "regrouped": pair.regrouped,
             "a": self.a,
             "b": self.b,
         }
 
-    def transform(self, pair: Pair, role: str) -> str | None:
+    def transform(self, pair: Pair) -> Transform | None:
+        """The conversion that fits, if it is a weight."""
         if pair.kind is not Kind.PARAMETER:
             return None
-        shapes = [_shape(e.value) if e is not None else None for e in (pair.before, pair.after)]
-        found = candidate(WeightChange(role, shapes[0], shapes[1], pair.group), self.setting)
-        return found.value if found is not None else None
+        before, after = (e.shape if e is not None else None for e in (pair.before, pair.after))
+        return candidate(_role(pair), before, after, self.setting, pair.group)
 
     def rule(self, pair: Pair, scope: Mapping[str, Static]) -> tuple[str, DiffRule]:
         for rule_id, rule in diff_rules().items():
@@ -265,20 +340,20 @@ class _Judge:
         ):
             return
         reads = {n for e in (pair.before, pair.after) if e is not None for n in e.reads}
-        found = [v for v in self.values if len(w := v.path.split(".")) > 1 and w[1] in reads]
-        if not found and pair.elsewhere and pair.layers and not (pair.before and pair.after):
-            found = [v for v in self.values if v.path == "hyperparameters.num_layers"]
-        if not found and pair.before is not None and pair.after is not None:
+        causes = [v for v in self.values if len(w := v.path.split(".")) > 1 and w[1] in reads]
+        if not causes and pair.elsewhere and pair.layers and not (pair.before and pair.after):
+            causes = [v for v in self.values if v.path == "hyperparameters.num_layers"]
+        if not causes and pair.before is not None and pair.after is not None:
             ends = _ends(pair)
             alike = [v for v in self.values if _ends(v) == ends]
             # Of several values that moved alike, one that has the setting's name: `chunk`, attention_chunk_size.
             named = [v for v in alike if pair.path.rsplit(":", 1)[-1] in v.path]
-            found = named or (alike if len(alike) == 1 else [])
+            causes = named or (alike if len(alike) == 1 else [])
             if pair.path.endswith(":scaling"):
                 # Another kind of scaling brings its own constants, which have no counterpart.
-                parents = {v.path.rsplit(".", 1)[0] for v in found}
-                found = [v for v in self.values if v.path.rsplit(".", 1)[0] in parents]
-        for value in found:
+                parents = {v.path.rsplit(".", 1)[0] for v in causes}
+                causes = [v for v in self.values if v.path.rsplit(".", 1)[0] in parents]
+        for value in causes:
             before, after = value.before, value.after
             yield Cause(
                 value.path,
@@ -288,6 +363,10 @@ class _Judge:
             )
 
 
+def _role(pair: Pair) -> str:
+    return next((e.role for e in (pair.after, pair.before) if e is not None), "other")
+
+
 def _ends(pair: Pair) -> tuple[Static, Static]:
     """Both values; an op's ``none`` is as good as a value that is not set."""
     first, second = (
@@ -295,24 +374,3 @@ def _ends(pair: Pair) -> tuple[Static, Static]:
         for end in (pair.before, pair.after)
     )
     return first, second
-
-
-def _shape(value: Static) -> tuple[int, ...] | None:
-    if not isinstance(value, tuple):
-        return None
-    return tuple(n for n in value if isinstance(n, int))
-
-
-def _both(a: Mapping[str, Static], b: Mapping[str, Static], name: str) -> tuple[int, int]:
-    first, second = a.get(name), b.get(name)
-    return (
-        first if isinstance(first, int) else 0,
-        second if isinstance(second, int) else 0,
-    )
-
-
-def _transform(name: str | None, scope: Mapping[str, Static]) -> Transform | None:
-    if name is None:
-        return None
-    found = scope["transform"] if name == "candidate" else name
-    return Transform(found) if isinstance(found, str) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,22 +61,6 @@ def _changes(a: Mapping[str, Plain], b: Mapping[str, Plain], path: Path) -> Iter
                 yield LeafChange(here, x, y, False, False)
 
 
-def apply(a: Mapping[str, Plain], changes: tuple[LeafChange, ...]) -> dict[str, Plain]:
-    """``apply(a, leaf_changes(a, b))`` has the content of ``b``."""
-    result: dict[str, Plain] = json.loads(json.dumps(dict(a)))
-    for change in changes:
-        here: dict[str, Plain] = result
-        for name in change.path[:-1]:
-            below = here[name]
-            assert isinstance(below, dict)
-            here = below
-        if change.absent_after:
-            del here[change.path[-1]]
-        else:
-            here[change.path[-1]] = change.after
-    return result
-
-
 def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:
     """Canonical YAML text of a spec with B's id that extends A and resolves to B, which is checked.
 
@@ -96,8 +79,8 @@ def overlay(before: ResolvedSpec, after: ResolvedSpec) -> str:
     remarks += [
         f"# {path} of {before.spec.id} stays: inheritance only adds to it\n" for path in stays
     ]
-    made = lines({**head, **_minimal(kept_a, kept_b, ())})
-    body = [f"{line}\n" for _, line in made]
+    entries = lines({**head, **_minimal(kept_a, kept_b, ())})
+    body = [f"{line}\n" for _, line in entries]
     source = load_source("".join([*remarks, *body]), f"<overlay of {before.spec.id}>")
     text = format_source(source, tuple(Spec.model_fields))
     expected = {k: v for k, v in b.items() if k not in ("spec", "extends", *stays)}
@@ -113,8 +96,8 @@ def check(
 ) -> None:
     """Raise LG902 unless ``source`` laid over ``base`` is ``expected``, apart from the sections ``ignored``."""
     tree, findings = inherit(base.tree, source)
-    found = {k: v for k, v in tree_to_plain(tree).items() if k not in ("spec", "extends", *ignored)}
-    changes = leaf_changes(found, expected)
+    built = {k: v for k, v in tree_to_plain(tree).items() if k not in ("spec", "extends", *ignored)}
+    changes = leaf_changes(built, expected)
     if not changes and not any(f.severity == "error" for f in findings):
         return
     paths = [".".join(c.path) for c in changes] or [f.message for f in findings]

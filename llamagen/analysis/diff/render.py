@@ -1,4 +1,4 @@
-"""A diff as text, Markdown, HTML, JSON (schema version 1) and GitHub annotations. Strings out, nothing printed."""
+"""A diff as text, Markdown, HTML and GitHub annotations. Strings out, nothing printed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 
 from llamagen.analysis.diff.features import Kind
-from llamagen.analysis.diff.judge import Cause, Change, Diff, Side
-from llamagen.analysis.diff.rules import diff_rules
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.diff.transforms import doc
+from llamagen.analysis.diff.judge import Change, Diff, Side, Surface, Verdict, diff_rules
+from llamagen.analysis.diff.weights import DOC
 from llamagen.diagnostics.markdown import cell, code
+from llamagen.diagnostics.render import github_data, github_property
 from llamagen.units import bytes_short, count_short
 
 
@@ -57,12 +56,6 @@ def _number(side: Side, short: Callable[[int], str], unit: str) -> str:
     return f"{number:,}{unit} ({short(number)})"
 
 
-def cause_text(cause: Cause) -> str:
-    proof = f" [{cause.source}]" if cause.source else ""
-    name = cause.path.split(".", 1)[1]
-    return f"{name} {cause.before or 'none'} → {cause.after or 'none'}{proof}"
-
-
 _CAUSES = 6
 _NAMES = 12
 """More names of checkpoints and config.json are counted, not listed: another table is one change to a reader."""
@@ -70,7 +63,11 @@ _NAMES = 12
 
 def causes_text(change: Change) -> str:
     """The values that brought a change about; of many the first."""
-    texts = [cause_text(cause) for cause in change.causes]
+    texts = [
+        f"{cause.path.split('.', 1)[1]} {cause.before or 'none'} → {cause.after or 'none'}"
+        + (f" [{cause.source}]" if cause.source else "")
+        for cause in change.causes
+    ]
     if len(texts) > _CAUSES:
         texts = [*texts[: _CAUSES - 1], f"and {len(texts) - _CAUSES + 1} more"]
     return "; ".join(texts)
@@ -90,13 +87,12 @@ def why(change: Change) -> str:
 def consequence(change: Change, surface: Surface) -> str:
     """What the change means there, as far as ``before → after`` does not say it; empty where it says all."""
     worst = change.verdict(surface)
-    found = next((e for e in change.effects if e.surface is surface and e.verdict is worst), None)
-    if found is None:
+    effects = (e.text for e in change.effects if e.surface is surface and e.verdict is worst)
+    text = next(effects, "")
+    if text.endswith(shown(change.after)):
         return ""
-    if found.text.endswith(shown(change.after)):
-        return ""
-    _, said, rest = found.text.partition(f"{shown(change.before)} → {shown(change.after)}")
-    return rest.removeprefix(":").strip() if said else found.text
+    _, said, rest = text.partition(f"{shown(change.before)} → {shown(change.after)}")
+    return rest.removeprefix(":").strip() if said else text
 
 
 def effects_text(change: Change) -> str:
@@ -116,7 +112,8 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
     for surface in surfaces:
         changes = result.on(surface)
         verdict = verdict_text(result, surface)
-        yield f"{surface.value:<10} {verdict:<12}{_count(len(changes))}".rstrip()
+        count = f"{len(changes)} change{'s' * (len(changes) > 1)}" if changes else ""
+        yield f"{surface.value:<10} {verdict:<12}{count}".rstrip()
     values = [c for c in result.changes if c.kind == "value" and c.touches(surfaces)]
     if values:
         yield ""
@@ -152,17 +149,13 @@ def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
         yield ""
         yield "conversions that exist"
         for transform in needed:
-            yield f"  {transform.value}: {doc(transform)}"
+            yield f"  {transform.value}: {DOC[transform]}"
 
 
 def _own(change: Change, surface: Surface) -> bool:
     """Whether a value acts on the surface itself; derived effects are shown where they happen."""
     rule = diff_rules()[change.rule]
     return rule.listed and surface in rule.effects
-
-
-def _count(n: int) -> str:
-    return "" if n == 0 else "1 change" if n == 1 else f"{n} changes"
 
 
 def _places(change: Change) -> Iterator[str]:
@@ -203,7 +196,7 @@ _STYLE = (
 )
 
 
-def _hover(change: Change) -> str:
+def _title(change: Change) -> str:
     """Where both sides are written, shown when a reader points at the path."""
     return "".join(f' title="{html.escape(place)}"' for place in _places(change))
 
@@ -219,7 +212,7 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         body.append(f'<h2>{surface.value}: <span class="{verdict}">{words}</span></h2>')
         rows = [
             f'<tr><td>{e(c.rule)}</td><td class="{c.verdict(surface).value}">'
-            f"{c.verdict(surface).value}</td><td><code{_hover(c)}>{e(where(c))}</code></td>"
+            f"{c.verdict(surface).value}</td><td><code{_title(c)}>{e(where(c))}</code></td>"
             f"<td>{e(arrow(c))}</td><td>{e(consequence(c, surface))}</td>"
             f"<td>{e(why(c))}</td></tr>"
             for c in result.on(surface)
@@ -232,13 +225,6 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
     )
-
-
-def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
-    """Version 1, described by spec/diff.schema.json; exact numbers as in the text form."""
-    from llamagen.analysis.diff.document import document
-
-    return document(result, tuple(surfaces)).model_dump_json(indent=2) + "\n"
 
 
 _LEVEL = {
@@ -261,15 +247,10 @@ def github(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
             continue
         worst = max((c.verdict(s) for s in touched), key=lambda v: v.rank)
         names = ", ".join(s.value for s in touched)
-        title = _escape(f"{c.rule} {worst.value}: {names}", is_property=True)
-        file = _escape(span.file, is_property=True)
+        title = github_property(f"{c.rule} {worst.value}: {names}")
+        file = github_property(span.file)
         meaning = dict.fromkeys(m for s in touched if (m := consequence(c, s)))
-        message = _escape("; ".join((f"{where(c)}: {arrow(c)}", *meaning)), is_property=False)
+        message = github_data("; ".join((f"{where(c)}: {arrow(c)}", *meaning)))
         place = f"file={file},line={span.line},col={span.col}"
         lines.append(f"::{_LEVEL[worst]} {place},title={title}::{message}\n")
     return "".join(lines)
-
-
-def _escape(value: str, *, is_property: bool) -> str:
-    escaped = value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return escaped.replace(":", "%3A").replace(",", "%2C") if is_property else escaped

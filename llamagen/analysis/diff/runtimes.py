@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import is_tied
-from llamagen.analysis.numbers.walk import operand_types
-from llamagen.analysis.rules import holds, hyperparameter_scope
+from llamagen.analysis.numbers import cache_of, is_tied, operand_types
 from llamagen.analysis.sources import family_of
-from llamagen.analysis.tables import chosen, load_table
+from llamagen.analysis.tables import chosen, holds, hyperparameter_scope, load_table
 from llamagen.ir.graph import MAIN, Graph, OpPart, places
 from llamagen.ops.op import Role
 from llamagen.spec.expr import Static
@@ -74,11 +71,11 @@ def on_runtimes(
     resolved: ResolvedSpec, graphs: Mapping[str, Graph], names: Iterable[str], dtype: str
 ) -> tuple[RuntimeReport, ...]:
     """What is known about ``graphs`` on the runtimes ``names`` in ``dtype``. Raises LG901 for an unknown one."""
-    found = {name: runtime(name) for name in names}
+    known = {name: runtime(name) for name in names}
     scope = _scope(resolved, graphs, dtype)
     return tuple(
         RuntimeReport(name, one, tuple(f for f in one.facts if holds(f.when, scope)))
-        for name, one in found.items()
+        for name, one in known.items()
     )
 
 

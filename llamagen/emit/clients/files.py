@@ -1,21 +1,114 @@
-"""Writing genai_config.json and README.md beside a model and its tokenizer."""
+"""genai_config.json and README.md beside a model and its tokenizer."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
-from llamagen.emit.clients.decoder import Decoder, Unfit, contract_of
-from llamagen.emit.clients.genai import PROVIDERS, genai_config
+from llamagen.emit.clients.contract import Decoder, Unfit, contract_of
 from llamagen.emit.clients.readme import Exported, readme_text
-from llamagen.emit.clients.tokens import special_tokens
-from llamagen.emit.config.settings import Settings
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.write import MODEL_FILE
+from llamagen.emit.config.settings import Settings, SpecialTokens, special_tokens
+from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.profile import CPU, CUDA
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.resolve import ResolvedSpec
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+MAX_LENGTH = 4096
+"""Tokens of prompt and answer together, unless the caller asks for more. A cache that past and present share is
+allocated at this length when a generation starts: at the 131,072 of Llama 3.1 that is 8.6 GB for a 1B model."""
+
+GENERIC = "decoder"
+NAMED = frozenset({"llama"})
+"""Names of transformers that the runtime knows too; every other decoder is the generic one."""
+
+
+PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    CPU: (),
+    CUDA: ("cuda",),
+}
+"""Execution provider -> what this runtime calls it beyond the CPU, which it always has."""
+
+
+def genai_config(
+    decoder: Decoder,
+    tokens: SpecialTokens,
+    settings: Settings,
+    emitted: OnnxModel,
+    *,
+    context: int,
+    hidden_size: int | None,
+) -> str:
+    """genai_config.json: what onnxruntime-genai must know to generate with a folder.
+
+    Threads are left to ONNX Runtime, because a folder does not know the machine it runs on. Without a padding token
+    of its own a model pads with the one that ends a text: the runtime takes padding at the end of a row only.
+    """
+    kind = settings.model_type
+    pad = tokens.pad if tokens.pad is not None else next(iter(tokens.eos), None)
+    model: dict[str, Json] = {
+        "type": kind if kind in NAMED else GENERIC,
+        "context_length": context,
+        "vocab_size": decoder.vocab_size,
+        "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos) or None,
+        "pad_token_id": pad,
+        "decoder": {
+            "filename": MODEL_FILE,
+            "session_options": {
+                "log_id": "onnxruntime-genai",
+                **emitted.session_settings,
+                "provider_options": [{name: {}} for name in PROVIDERS[emitted.profile.provider]],
+            },
+            "head_size": decoder.head_dim,
+            "hidden_size": hidden_size,
+            "num_attention_heads": decoder.num_heads,
+            "num_hidden_layers": decoder.layers,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "inputs": {
+                **{name: name for name in decoder.inputs},
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+    }
+    search: dict[str, Json] = {
+        "max_length": min(context, MAX_LENGTH),
+        "past_present_share_buffer": emitted.in_place,
+        **_sampling(settings),
+    }
+    return json.dumps(_known({"model": model, "search": search}), indent=2) + "\n"
+
+
+def _sampling(settings: Settings) -> dict[str, Json]:
+    """As generation_config.json has it; greedy without one, as in transformers."""
+    sampling: dict[str, Json] = {"do_sample": settings.generation.get("do_sample") is True}
+    for name in ("temperature", "top_p", "top_k", "repetition_penalty"):
+        value = settings.number(name)
+        if value is not None:
+            sampling[name] = value
+    return sampling
+
+
+def _known(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """Without what is not known: the runtime takes null for a mistake."""
+    return {
+        key: _known(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
+
 
 GENAI_FILE = "genai_config.json"
 README_FILE = "README.md"
@@ -35,7 +128,8 @@ def write_client_files(
     # A profile may count positions itself.
     taken = {value.name for value in model.model.graph.inputs}
     contract = replace(contract, inputs=tuple(n for n in contract.inputs if n in taken))
-    context = _context(spec.hyperparameters.max_positions, model.max_context)
+    limits = (spec.hyperparameters.max_positions, model.max_context)
+    context = min((limit for limit in limits if limit is not None), default=None)
     if isinstance(contract, Decoder) and context is None:
         reason = "has no stated context length (`max_positions`)"
         contract = Unfit(
@@ -44,28 +138,10 @@ def write_client_files(
     tokens = special_tokens(settings, spec, contract.vocab_size)
     if isinstance(contract, Decoder):
         assert context is not None
-        text = genai_config(
-            contract,
-            tokens,
-            settings,
-            filename=MODEL_FILE,
-            context=context,
-            hidden_size=spec.hyperparameters.hidden_size,
-            share_buffer=model.in_place,
-            providers=PROVIDERS[model.profile.provider],
-            session=model.session_settings,
-        )
+        width = spec.hyperparameters.hidden_size
+        text = genai_config(contract, tokens, settings, model, context=context, hidden_size=width)
         write_text(folder / GENAI_FILE, text)
-    exported = Exported(
-        resolved, graphs, model, contract, tokens, settings, frozenset(_names(folder)), context
-    )
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = frozenset(path.relative_to(folder).as_posix() for path in paths)
+    exported = Exported(resolved, graphs, model, contract, tokens, settings, names, context)
     write_text(folder / README_FILE, readme_text(exported))
-
-
-def _context(stated: int | None, tables: int | None) -> int | None:
-    """Tokens that the model can read: those of the spec, and no more than its tables of positions have."""
-    return min((limit for limit in (stated, tables) if limit is not None), default=None)
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

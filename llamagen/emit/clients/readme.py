@@ -6,20 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, assert_never
+from typing import Literal
 
 from llamagen.diagnostics.markdown import cell, code
-from llamagen.emit.clients.decoder import Contract, Unfit, bounds_text
-from llamagen.emit.clients.tokens import SpecialTokens
-from llamagen.emit.config.settings import Settings
-from llamagen.emit.onnx.initializer import (
-    BlockEncoding,
-    ChannelEncoding,
-    Encoding,
-    ExpertEncoding,
-)
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.version import llamagen_version
+from llamagen.emit.clients.contract import Contract, Unfit, bounds_text
+from llamagen.emit.config.settings import Settings, SpecialTokens
+from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.initializers import Encoding
+from llamagen.emit.onnx.profile import CPU
+from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.resources import templates
@@ -32,8 +27,6 @@ TESTED: Mapping[str, str] = {
     "@huggingface/transformers": "4.3.1",
 }
 """The clients that the tests of llamagen run on its folders, and their versions."""
-
-CPU = "CPUExecutionProvider"
 
 OLDER = (
     "uses GroupQueryAttention as ONNX Runtime 1.32 has it, and transformers.js brings 1.30; "
@@ -251,16 +244,14 @@ def _stored(model: OnnxModel) -> Iterator[str]:
         yield label if len(counts) == 1 else f"{label} ({count:,})"
 
 
-def _encoding(encoding: Encoding) -> str:
-    match encoding:
-        case BlockEncoding(bits=bits, block=block):
-            return f"int{bits} in blocks of {block}"
-        case ExpertEncoding(blocks=BlockEncoding(bits=bits, block=block)):
-            return f"experts int{bits} in blocks of {block}"
-        case ChannelEncoding():
+def _encoding(how: Encoding) -> str:
+    match how.kind:
+        case "blocks":
+            return f"int{how.bits} in blocks of {how.block}"
+        case "experts":
+            return f"experts int{how.bits} in blocks of {how.block}"
+        case "channels":
             return "int8 by row, with activations in int8"
-        case _:
-            assert_never(encoding)
 
 
 def _files(exported: Exported) -> Iterator[Row]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config.write import CONFIG_FILE, GENERATION_FILE
+from llamagen.emit.config.table import CONFIG_FILE, GENERATION_FILE
+from llamagen.spec.schema import Spec
 
 Object = Mapping[str, object]
 
@@ -33,27 +34,21 @@ class Settings:
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids, of which a file states one or a list; none where neither file has them."""
-        for found in (self.generation.get(key), self.architecture(key)):
-            if ids := tuple(_ids(found)):
+        for value in (self.generation.get(key), self.architecture(key)):
+            several = value if isinstance(value, list) else [value]
+            if ids := tuple(one for one in several if type(one) is int):
                 return ids
         return ()
 
     def number(self, key: str) -> float | None:
-        found = self.generation.get(key)
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        value = self.generation.get(key)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     @property
     def model_type(self) -> str | None:
         """The name transformers has for the architecture."""
-        found = self.config.get("model_type")
-        return found if isinstance(found, str) else None
-
-
-def _ids(found: object) -> Iterator[int]:
-    """One id or a list of them."""
-    for one in found if isinstance(found, list) else [found]:
-        if isinstance(one, int) and not isinstance(one, bool):
-            yield one
+        kind = self.config.get("model_type")
+        return kind if isinstance(kind, str) else None
 
 
 def json_object(path: Path) -> Object:
@@ -67,3 +62,25 @@ def json_object(path: Path) -> Object:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise LlamagenError.of("LG765", f"{path} is not JSON: {reason}") from error
     return {str(k): v for k, v in loaded.items()} if isinstance(loaded, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids below the vocabulary's size; a model cannot produce others."""
+
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+
+def special_tokens(settings: Settings, spec: Spec, vocab_size: int) -> SpecialTokens:
+    """Those of the folder's own configuration files, else of the spec."""
+    tokens = spec.tokenizer
+
+    def ids(key: str, fallback: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(i for i in settings.ids(key) or fallback if 0 <= i < vocab_size)
+
+    bos = ids("bos_token_id", (tokens.bos_id,) if tokens else ())
+    eos = ids("eos_token_id", tokens.eos_ids if tokens else ())
+    pad = ids("pad_token_id", (tokens.pad_id,) if tokens and tokens.pad_id is not None else ())
+    return SpecialTokens(bos[0] if bos else None, eos, pad[0] if pad else None)

@@ -7,21 +7,148 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llamagen.emit.onnx.elements import ELEMENTS, Quantized, numpy_type
-from llamagen.emit.onnx.names import Names
-from llamagen.emit.onnx.profile import CONTRIB, CONTRIB_DOMAIN, MOVES, OnnxDType, Profile
-from llamagen.emit.onnx.versions import has_input
+from llamagen.emit.onnx.initializers import Encoding, StorageDType
+from llamagen.emit.onnx.profile import (
+    CONTRIB,
+    CONTRIB_DOMAIN,
+    MOVES,
+    OnnxDType,
+    Profile,
+    has_input,
+)
 from llamagen.ops.dims import Dim, P, kept_of
-from llamagen.ops.op import DType
+from llamagen.ops.op import Attrs, DType, TensorType
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | ir.TensorProtocol | ir.Graph | None"
 """None leaves the attribute out."""
+
+ELEMENTS: Mapping[StorageDType, ir.DataType] = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "uint8": ir.DataType.UINT8,
+    "int8": ir.DataType.INT8,
+}
+
+NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
+    ir.DataType.FLOAT: np.float32,
+    ir.DataType.FLOAT16: np.float16,
+    ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
+    ir.DataType.UINT8: np.uint8,
+    ir.DataType.INT8: np.int8,
+}
+
+
+def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:
+    """The numpy type of a model's element type."""
+    return NUMPY_TYPES[dtype]
+
+
+DIM_NAMES: Mapping[str, str] = {
+    "B": "batch",
+    "S": "sequence",
+    "P": "past_sequence",
+    "P + S": "total_sequence",
+    "I": "images",
+}
+
+
+def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
+    """Fixed sizes as ints, ``B``, ``S``, pasts and totals under their ONNX names, other sizes by their formula."""
+    return ir.Shape([d.value if d.is_static else dim_name(d) for d in dims])
+
+
+def dim_name(dim: Dim) -> str:
+    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``, ``4100*I`` is ``4100*images``."""
+    text = str(dim)
+    keep = kept_of(text.removesuffix(" + S"))
+    if keep is not None:
+        return f"{DIM_NAMES['P + S' if text.endswith('+ S') else 'P']}_{keep}"
+    if text in DIM_NAMES or len(dim.terms) > 1:
+        return DIM_NAMES.get(text, text)
+    (names, coefficient), *_ = dim.terms
+    factors = [str(coefficient)] if coefficient != 1 else []
+    return "*".join((*factors, *(DIM_NAMES.get(n, n) for n in names)))
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a lowering happens: one op application; the operands come beside it.
+
+    ``parameters`` maps the local name (``weight``) to its initializer.
+
+    ``operands`` are the types of the operands that are there; ``given`` has None for an absent one between others.
+    """
+
+    attrs: Attrs
+    operands: tuple[TensorType, ...]
+    results: tuple[TensorType, ...]
+    parameters: Mapping[str, ir.Value]
+    given: tuple[ir.Value | None, ...]
+
+    def dims(self, operand: int = 0) -> tuple[Dim, ...]:
+        return self.operands[operand].shape
+
+    def axis(self) -> int:
+        """The attribute ``axis``, counted from the front."""
+        axis = self.attrs["axis"]
+        assert isinstance(axis, int)
+        return axis % len(self.operands[0].shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantised weight, [N, K] or a stack of experts: its parts, and its codes as rows to gather.
+
+    Operators of ONNX Runtime compute with the codes.
+    """
+
+    encoding: Encoding
+    shape: tuple[int, ...]
+    codes: ir.Value
+    scales: ir.Value
+    zero_points: ir.Value | None
+    rows: ir.Value
+
+    def product(self, b: Builder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """``x`` [..., K] times the weight, [..., N], in the model's dtype."""
+        rows, columns = self.shape
+        how = self.encoding
+        if how.kind == "channels":
+            # The operator has no zero points of its own choice: codes are symmetric. It takes float32 only.
+            wide = None if bias is None else b.to(bias, b.FLOAT)
+            inputs = (b.to(x, b.FLOAT), self.codes, self.scales, None, wide)
+            return b.to(b.op("DynamicQuantizeMatMul", *inputs), b.model)
+        return b.op(
+            "MatMulNBits",
+            *(b.to(x, b.model), self.codes, self.scales, self.zero_points, None, bias),
+            K=columns,
+            N=rows,
+            bits=how.bits,
+            block_size=how.block,
+            accuracy_level=how.accuracy_level,
+        )
+
+    def gather(self, b: Builder, ids: ir.Value) -> ir.Value:
+        """Rows of a table, dequantised, in the model's dtype."""
+        rows = b.op(
+            "GatherBlockQuantized",
+            *(self.rows, ids, self.scales, self.zero_points),
+            dtype=self.scales.dtype,
+            bits=self.encoding.bits,
+            block_size=self.encoding.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        return b.to(rows, b.model)
 
 
 class Builder:
@@ -54,7 +181,7 @@ class Builder:
         self._root: Builder = parent._root if parent else self
         self.shared: dict[str, ir.Value] = {}
         """Values that several lowerings make alike, by a key of theirs."""
-        self._names: Names = parent._names if parent else Names()
+        self._used: dict[str, int] = parent._used if parent else {}
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._stored: dict[int, ir.Value] = {}
@@ -95,7 +222,10 @@ class Builder:
                 return ir.DataType.BOOL
 
     def name(self, wanted: str) -> str:
-        return self._names.unique(wanted)
+        """``wanted``, or with the first number that makes it unique in the whole model."""
+        count = self._used.get(wanted, 0)
+        self._used[wanted] = count + 1
+        return wanted if count == 0 else self.name(f"{wanted}_{count}")
 
     def child(self) -> Builder:
         """A builder for a subgraph; it may read every value made so far."""
@@ -148,8 +278,8 @@ class Builder:
             self.to(x, ir.DataType.FLOAT) if x is not None and _element(x) is narrow else x
             for x in inputs
         ]
-        made = [ir.DataType.FLOAT if d is narrow else d for d in dtypes]
-        results = self._node(kind, wide, made, attributes)
+        wider = [ir.DataType.FLOAT if d is narrow else d for d in dtypes]
+        results = self._node(kind, wide, wider, attributes)
         wanted = (d for d in dtypes if d is not None)
         return tuple(self.to(r, d) for r, d in zip(results, wanted, strict=True))
 
@@ -223,9 +353,11 @@ class Builder:
             else ir.Value(name=f"{name}:{i}", type=ir.TensorType(dtype))
             for i, dtype in enumerate(dtypes)
         ]
-        given = {k: v for k, v in attributes.items() if v is not None}
+        while inputs and inputs[-1] is None:  # absent inputs at the end
+            inputs = inputs[:-1]
+        stated = {k: v for k, v in attributes.items() if v is not None}
         domain = CONTRIB_DOMAIN if kind in CONTRIB else ""
-        node = ir.node(kind, _trimmed(inputs), given, domain=domain, outputs=outputs, name=name)
+        node = ir.node(kind, inputs, stated, domain=domain, outputs=outputs, name=name)
         self.nodes.append(node)
         return tuple(v for v in outputs if v.name)
 
@@ -344,14 +476,6 @@ class Builder:
         if id(x) not in self._flat:
             self._flat[id(x)] = self.op("Reshape", x, self.ints([-1, dims[-1].value]))
         return self._flat[id(x)]
-
-
-def _trimmed(inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
-    """Without absent inputs at the end."""
-    count = len(inputs)
-    while count and inputs[count - 1] is None:
-        count -= 1
-    return inputs[:count]
 
 
 def _element(x: ir.Value | None) -> ir.DataType:

@@ -1,22 +1,37 @@
-"""Where an ONNX model finds the data of its weights: a file beside it, or arrays in memory."""
+"""The data of an ONNX model: files beside it, in which every weight has a place, or arrays inside.
+
+The folder is the caller's, usually a staging folder that is published as a whole; the weights come from a function, so
+that this file knows no checkpoint formats. Memory is what a few pieces of a weight take, plus the graph.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import prod
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import FileRecord, TensorRecord
+from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
+from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.encode import encode_rows, expert_rows
-from llamagen.emit.onnx.initializer import ExpertEncoding, Initializer, Placement
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.records import EncodingRecord
-from llamagen.weights.pieces import Piece
+from llamagen.emit.onnx.initializers import EncodingRecord, Initializer, Placement
+from llamagen.emit.onnx.text import render
+from llamagen.weights.pieces import Piece, write_pieces
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+TABLES_SUFFIX = ".onnx.tables"
 
 ALIGNMENT = 4096
 """Every tensor starts on a page, so that a runtime can map it."""
@@ -75,15 +90,12 @@ def groups(initializers: Sequence[Initializer]) -> Iterator[tuple[Initializer, .
             return entry.shares.removesuffix("_codes")
         return entry.part.weight if entry.part else entry.name
 
-    for _, found in groupby(initializers, key):
-        yield tuple(found)
+    for _, group in groupby(initializers, key):
+        yield tuple(group)
 
 
 def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None:
-    """Point the initializers of ``emitted`` at their places in data files.
-
-    What a tensor joins is written beside it, so that each parameter can be read back out of the folder.
-    """
+    """Point the initializers of ``emitted`` at their places in data files."""
     values = emitted.model.graph.initializers
     for spot in placements:
         entry = spot.initializer
@@ -96,26 +108,24 @@ def attach_external(emitted: OnnxModel, placements: Sequence[Placement]) -> None
             value.dtype,
             shape=ir.Shape(entry.shape),
             name=entry.name,
-            metadata_props=_about(entry),
+            metadata_props=_metadata(entry),
         )
 
 
-def _about(entry: Initializer) -> dict[str, str]:
-    """Under ``SOURCES``, a JSON list of [role path, shape]; nothing for a parameter under its own name or a table.
+def _metadata(entry: Initializer) -> dict[str, str]:
+    """What each parameter can be read back by: a JSON list of [role path, shape], and how codes are to be read.
 
-    Codes say under ``ENCODING`` how they are read; scales and zero points say nothing.
+    A parameter under its own name and a table need none; scales and zero points are named by the codes.
     """
-    part = entry.part
+    part, sources = (
+        entry.part,
+        json.dumps([[source.path, source.shape] for source in entry.sources]),
+    )
     if part is not None and part.role == "codes":
-        record = EncodingRecord.of(part)
-        return {SOURCES: _sources(entry), ENCODING: record.model_dump_json()}
+        return {SOURCES: sources, ENCODING: EncodingRecord.of(part).model_dump_json()}
     if part is not None or not entry.sources or [s.path for s in entry.sources] == [entry.name]:
         return {}
-    return {SOURCES: _sources(entry)}
-
-
-def _sources(entry: Initializer) -> str:
-    return json.dumps([[source.path, source.shape] for source in entry.sources])
+    return {SOURCES: sources}
 
 
 LARGE_CONSTANT_BYTES = 1 << 16
@@ -124,39 +134,21 @@ LARGE_CONSTANT_BYTES = 1 << 16
 
 def large_constants(emitted: OnnxModel) -> dict[str, ir.Value]:
     """Tables that the graph computes with and no checkpoint has, by name."""
-    weights = emitted.values
-    found: dict[str, ir.Value] = {}
-    for name, value in emitted.model.graph.initializers.items():
-        data = value.const_value
-        if (
-            name not in weights
-            and isinstance(data, ir.Tensor)
-            and data.nbytes >= LARGE_CONSTANT_BYTES
-        ):
-            found[name] = value
-    return found
-
-
-def table_entry(value: ir.Value) -> Initializer:
-    """A table as an initializer that has no sources."""
-    (dtype,) = (name for name, element in ELEMENTS.items() if element is value.dtype)
-    assert value.name is not None and value.const_value is not None
-    return Initializer(value.name, tuple(value.const_value.shape.numpy()), dtype, ())
-
-
-def table_piece(value: ir.Value, offset: int) -> Piece:
-    """The bytes of a table at ``offset`` of a file."""
-    assert value.const_value is not None
-    data = np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8)
-    return Piece(data.nbytes, lambda: [(offset, data)])
+    return {
+        name: value
+        for name, value in emitted.model.graph.initializers.items()
+        if name not in emitted.values
+        and isinstance(value.const_value, ir.Tensor)
+        and value.const_value.nbytes >= LARGE_CONSTANT_BYTES
+    }
 
 
 def attach_arrays(emitted: OnnxModel, weight: Callable[[str], npt.NDArray[np.floating]]) -> None:
     """Put the data of small models inside, rounded or quantised. ``weight`` gives the array of a role path."""
     values = emitted.values
     for entries in groups(emitted.initializers):
-        parts = [weight(source.path) for source in entries[0].sources]
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        sources = [weight(source.path) for source in entries[0].sources]
+        array = sources[0] if len(sources) == 1 else np.concatenate(sources)
         for entry, data in zip(entries, _arrays(entries, array), strict=True):
             if data.shape != entry.shape:
                 raise ValueError(
@@ -171,15 +163,158 @@ def _arrays(
     """Data of initializers that are made together of one array."""
     if entries[0].part is None:
         return [array.astype(numpy_type(ELEMENTS[entries[0].dtype]))]
-    rows = array.astype(np.float32)
-    if isinstance(entries[0].part.encoding, ExpertEncoding):
-        rows = expert_rows(rows, entries[0].part.encoding)
-    found = encode_rows(entries, rows)
+    rows, how = array.astype(np.float32), entries[0].part.encoding
+    arrays = encode_rows(entries, expert_rows(rows, how) if how.kind == "experts" else rows)
     codes = entries[0].name
-    return [found[e.name if e.shares is None else codes].reshape(e.shape) for e in entries]
+    return [arrays[e.name if e.shares is None else codes].reshape(e.shape) for e in entries]
 
 
 def serialize(emitted: OnnxModel) -> bytes:
     """The bytes of ``model.onnx``, the same for the same model. The data must be attached."""
     proto = ir.to_proto(emitted.model)
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+# files
+
+WeightPieces: TypeAlias = Callable[[Sequence[Placement]], Iterable[Piece]]
+"""Given the place of an initializer: its sources, in order, row-major, little-endian, in its dtype.
+
+Given those of the parts of a quantised weight: all of them.
+"""
+
+
+def _silent(count: int) -> None:
+    """Reports nothing."""
+
+
+def write_models(
+    models: Mapping[str, OnnxModel],
+    folder: Path,
+    weights: WeightPieces,
+    limit: int = MAX_DATA_FILE_BYTES,
+    report: Callable[[int], None] = _silent,
+) -> dict[str, FileRecord]:
+    """Write ``NAME.onnx`` and ``NAME.onnx.txt`` of each graph of a model, and its data file or files, into ``folder``.
+
+    A weight that two graphs read is stored once. Returns the files by name. The same model and weights give the same
+    bytes. Space for the data is claimed before the first weight is read, so that a disk too small is found at once.
+    OSErrors and what ``weights`` raises pass through; ``report`` gets the bytes of every piece. Raises LG710 when
+    ``weights`` gives another number of bytes than the tensor has.
+    """
+    together = together_initializers(models.values())
+    placements = plan(together, DATA_FILE, limit)
+    written: dict[str, FileRecord] = {}
+    for location, group in groupby(placements, key=lambda spot: spot.location):
+        written[location] = _write_data(folder / location, list(group), weights, report)
+    return written | write_graphs(models, placements, folder)
+
+
+def write_graphs(
+    models: Mapping[str, OnnxModel], placements: Sequence[Placement], folder: Path
+) -> dict[str, FileRecord]:
+    """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``.
+
+    Large tables of a model that no checkpoint has go into ``NAME.onnx.tables``.
+    """
+    written: dict[str, FileRecord] = {}
+    for stem, emitted in models.items():
+        text = render(emitted)  # before the tables are outside: it shows how they begin
+        written |= _write_tables(emitted, folder, f"{stem}{TABLES_SUFFIX}")
+        own = {entry.name for entry in emitted.initializers}
+        attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])
+        for suffix, data in ((".onnx", serialize(emitted)), (".onnx.txt", text.encode())):
+            (folder / f"{stem}{suffix}").write_bytes(data)
+            digest = hashlib.sha256(data).hexdigest()
+            written[f"{stem}{suffix}"] = FileRecord(size=len(data), sha256=digest)
+    return written
+
+
+def _write_tables(emitted: OnnxModel, folder: Path, location: str) -> dict[str, FileRecord]:
+    """Computed constants that are too large for a graph, in a file of their own; nothing where there are none."""
+    tables = large_constants(emitted)
+    names = {element: name for name, element in ELEMENTS.items()}
+    entries: list[Initializer] = []
+    for name, value in tables.items():
+        assert value.const_value is not None and value.dtype is not None
+        shape = tuple(value.const_value.shape.numpy())
+        entries.append(Initializer(name, shape, names[value.dtype], ()))
+    if not entries:
+        return {}
+
+    def piece(spots: Sequence[Placement]) -> tuple[Piece]:
+        (spot,) = spots
+        tensor = tables[spot.initializer.name].const_value
+        assert tensor is not None
+        data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+        return (Piece(data.nbytes, lambda: [(spot.offset, data)]),)
+
+    spots = plan(entries, location)
+    record = _write_data(folder / location, spots, piece, _silent)
+    attach_external(emitted, spots)
+    return {location: record}
+
+
+def together_initializers(models: Iterable[OnnxModel]) -> tuple[Initializer, ...]:
+    """The weights of all models, each once, in the order they are first read. Raises LG709."""
+    together: dict[str, Initializer] = {}
+    for entry in (entry for model in models for entry in model.initializers):
+        if together.setdefault(entry.name, entry) != entry:
+            message = f"two graphs of this model read `{entry.name}` in different codes"
+            help = "quantise embedding and head alike, or neither: --quantize-head, --quantize-embedding"
+            raise LlamagenError.of("LG709", message, help=help)
+    return tuple(together.values())
+
+
+def _write_data(
+    path: Path,
+    placements: Sequence[Placement],
+    weights: WeightPieces,
+    report: Callable[[int], None],
+) -> FileRecord:
+    gaps: list[tuple[int, int]] = []
+    end = 0
+    stops: dict[int, str] = {}
+    for spot in placements:
+        if spot.initializer.shares is not None:
+            continue
+        stops[spot.offset + spot.length] = spot.initializer.name
+        if spot.offset > end:
+            gaps.append((end, spot.offset))
+        end = spot.offset + spot.length
+    places = {spot.initializer.name: spot for spot in placements}
+    together = [[places[e.name] for e in g] for g in groups([s.initializer for s in placements])]
+    with path.open("xb+") as file:
+        _claim(file, end)
+        pieces = (piece for spots in together for piece in _of_its_size(spots, weights(spots)))
+        digests = write_pieces(file.fileno(), end, pieces, gaps, report, sorted(stops))
+    tensors = (
+        TensorRecord(name=name, stop=stop, until=digests.until[stop][:16])
+        for stop, name in sorted(stops.items())
+    )
+    return FileRecord(size=end, sha256=digests.sha256, tensors=tuple(tensors))
+
+
+def _of_its_size(spots: Sequence[Placement], pieces: Iterable[Piece]) -> Iterator[Piece]:
+    length, wanted = 0, sum(spot.length for spot in spots if spot.initializer.shares is None)
+    for piece in pieces:
+        length += piece.length
+        yield piece
+    if length != wanted:
+        message = f"{spots[0].initializer.name} came as {length:,} bytes, {wanted:,} were expected"
+        raise LlamagenError.of("LG710", message)
+
+
+def _claim(file: BinaryIO, size: int) -> None:
+    """Reserve ``size`` bytes on the disk where the system can; gaps read as zeros either way.
+
+    Where it cannot, as on macOS, a disk that is too small is found later, and nothing is published either.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    file.truncate(size)

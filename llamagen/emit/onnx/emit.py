@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.emit.onnx.builder import Builder
-from llamagen.emit.onnx.choices import Choices, choices_of
-from llamagen.emit.onnx.initializer import Initializer, Source
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.names import onnx_shape
-from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, PORTABLE, OnnxDType, Profile
-from llamagen.emit.onnx.quantization import expert_codes
-from llamagen.emit.onnx.site import Site
-from llamagen.emit.onnx.versions import runtime_named
-from llamagen.emit.onnx.weights import place_weights
-from llamagen.emit.version import llamagen_version
+from llamagen.analysis.rewrites import Export, Logits, rewrite
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import QuantizationRecord
+from llamagen.emit.onnx.builder import ELEMENTS, Builder, Quantized, Site, onnx_shape
+from llamagen.emit.onnx.initializers import (
+    Initializer,
+    Source,
+    encoded,
+    encodings,
+    expert_codes,
+    quantization_of,
+)
+from llamagen.emit.onnx.profile import (
+    CONTRIB_DOMAIN,
+    CPU,
+    PORTABLE,
+    OnnxDType,
+    Profile,
+    Version,
+    dtype_named,
+    profile_named,
+    runtime_named,
+)
+from llamagen.emit.options import DEFAULTS, ExportOptions, one_of
+from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph, parameters
 from llamagen.ops.attention import CHUNKS, append_to_cache
@@ -40,39 +55,113 @@ INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
 
 
+DEFAULT_MAX_CONTEXT = 131_072
+"""The tables of a head of 128 features then take 64 MiB in float32; those of Scout's 10M tokens would take 5 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """An emitted model: the graph, and the table of the weights that it wants, whose data data.py attaches."""
+
+    model: ir.Model
+    initializers: tuple[Initializer, ...]
+    profile: Profile
+    dtype: OnnxDType
+    logits: Logits
+    max_context: int | None
+    """Tokens that tables of positions cover; None without such tables."""
+    quantization: QuantizationRecord
+    runtime: Version
+    """Of ONNX Runtime: it and later ones have every operator of the model."""
+
+    @property
+    def opsets(self) -> Mapping[str, int]:
+        """Versions of the operator sets in use, by domain; the standard one is ``""``."""
+        return self.model.graph.opset_imports
+
+    @property
+    def fused_attention(self) -> bool:
+        """Some attention is GroupQueryAttention."""
+        return any(node.op_type == "GroupQueryAttention" for node in self.model.graph)
+
+    @property
+    def batched_chunks(self) -> bool:
+        """Whether a call with a past may have several rows of several tokens."""
+        return self.model.metadata_props.get("llamagen.chunks") != "one row"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether past and present caches may be one buffer, which the model appends to."""
+        return self.model.metadata_props.get("llamagen.in_place") == "true"
+
+    @property
+    def session_settings(self) -> Mapping[str, str]:
+        """Configuration entries of ONNX Runtime's session that suit the model.
+
+        On a CPU float32 products read weights as they are stored at nearly the speed of weights that were packed at
+        load (bench/README.md: prefill 0.94, decode 0.98): without packing such a model opens at once, and its weights
+        stay pages of the file that processes share. Kernels of quantised weights need their packing.
+        """
+        as_stored = all(i.dtype == "float32" and i.part is None for i in self.initializers)
+        on_cpu = self.profile.provider == CPU
+        return {"session.disable_prepacking": "1"} if on_cpu and as_stored else {}
+
+    @property
+    def values(self) -> Mapping[str, ir.Value]:
+        """The initializers' values by name."""
+        values = self.model.graph.initializers
+        return {i.name: values[i.name] for i in self.initializers}
+
+
 def emit_onnx(
     graph: Graph,
-    profile: Profile = PORTABLE,
-    dtype: OnnxDType = "float32",
+    options: ExportOptions = DEFAULTS,
     stored: Mapping[str, OnnxDType] = AS_EXPORTED,
-    choices: Choices | None = None,
 ) -> OnnxModel:
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
 
     ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
-    in the graph. ``choices`` are the profile's own where there are none. Raises LG717 for a runtime that is not known.
+    in the graph. Raises LG701 to LG709 and LG717 for options that are not possible.
     """
-    return _Emitter(graph, profile, dtype, stored, choices or choices_of(graph, profile)).run()
+    return _Emitter(graph, options, stored).run()
+
+
+def _max_context(graph: Graph, wanted: int | None) -> int:
+    """Tokens that tables of positions cover: ``wanted``, or those of the model within bounds. Raises LG706."""
+    known = graph.constants.get("max_positions")
+    context = known if isinstance(known, int) and not isinstance(known, bool) else None
+    if wanted is not None and not 1 <= wanted <= (context or wanted):
+        most = f"; the model has {context:,} positions" if context else ""
+        message = f"a context of {wanted:,} tokens is not possible{most}"
+        raise LlamagenError.of("LG706", message, help="give a number of tokens from 1 on")
+    return wanted or min(context or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT)
 
 
 class _Emitter:
     def __init__(
-        self,
-        graph: Graph,
-        profile: Profile,
-        dtype: OnnxDType,
-        stored: Mapping[str, OnnxDType],
-        choices: Choices,
+        self, graph: Graph, options: ExportOptions, stored: Mapping[str, OnnxDType]
     ) -> None:
+        profile = profile_named(options.profile)
+        self.max_context = _max_context(graph, options.max_context)
+        self.logits: Logits = profile.logits
+        if (name := options.logits) is not None:
+            message = (
+                f"a model gives the logits of the `last` token of a call or of `all`, not {name!r}"
+            )
+            self.logits = one_of(name, get_args(Logits), "LG704", message)
+        weights: Literal["copied", "referenced"] = (
+            "copied" if options.mode == "copy" else "referenced"
+        )
+        self.quantization = quantization_of(options.quantize, profile)
+        dtype = dtype_named(options.dtype)
         self.graph = graph
         self.stored = stored
-        self.choices = choices
-        codes = expert_codes(choices.quantization)
-        export = Export(profile.name, dtype, choices.weights, choices.logits, codes)
+        codes = expert_codes(self.quantization)
+        export = Export(profile.name, dtype, weights, self.logits, codes)
         self.rewritten = rewrite(flatten(graph), export, graph.output_names)
         self.flat: FlatGraph = self.rewritten.flat
-        self.runtime = runtime_named(choices.runtime, profile.provider)
-        self.b = Builder(profile, dtype, None, choices.max_context, self.runtime)
+        self.runtime = runtime_named(options.runtime, profile.provider)
+        self.b = Builder(profile, dtype, None, self.max_context, self.runtime)
         self.values: dict[str, ir.Value] = {}
         self.parameters: dict[str, ir.Value] = {}
         self.named: set[int] = set()
@@ -89,9 +178,7 @@ class _Emitter:
         inputs = self.inputs()
         taken = {value.name for value in inputs}
         context = self.context()
-        placed = place_weights(b, self.flat, self.table(), self.choices.quantization)
-        table, weights = placed.table, placed.values
-        self.parameters = dict(placed.parameters)
+        table, weights = self.place_weights()
         self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
@@ -124,7 +211,7 @@ class _Emitter:
                 "llamagen.dtype": dtype,
                 "llamagen.cache": "bounded" if self.bounded else "full",
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
-                "llamagen.logits": self.choices.logits,
+                "llamagen.logits": self.logits,
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.in_place() else {}),
                 **({"llamagen.chunks": "one row"} if self.one_row() else {}),
@@ -132,7 +219,9 @@ class _Emitter:
                 "llamagen.positions": "given" if "position_ids" in taken else "counted",
             },
         )
-        return OnnxModel(model, table, b.profile, dtype, self.choices.logits, context, self.runtime)
+        return OnnxModel(
+            model, table, b.profile, dtype, self.logits, context, self.quantization, self.runtime
+        )
 
     def in_place(self) -> bool:
         """Whether every cache may be one buffer for past and present."""
@@ -149,54 +238,85 @@ class _Emitter:
     def context(self) -> int | None:
         """Tokens that tables of positions cover, if there are such tables."""
         rotated = any(n.attrs["rotary"] for n in self.own_slots)
-        return self.choices.max_context if rotated else None
+        return self.max_context if rotated else None
 
     def table(self) -> tuple[Initializer, ...]:
         """Each parameter once, in the order of the graph; joined ones where the first of them was."""
         dtype, shapes = self.b.dtype, {n: p.shape for n, p in parameters(self.graph).items()}
         joined = {paths[0]: name for name, paths in self.rewritten.joined.items()}
         inside = {path for paths in self.rewritten.joined.values() for path in paths}
-        found: list[Initializer] = []
+        table: list[Initializer] = []
         for path, shape in shapes.items():
             if path in joined:
                 name = joined[path]
                 sources = [Source(p, shapes[p]) for p in self.rewritten.joined[name]]
-                found.append(Initializer.joined(name, sources, dtype))
+                table.append(Initializer.joined(name, sources, dtype))
             elif path not in inside:
-                found.append(Initializer.of(path, shape, self.stored.get(path, dtype)))
-        return tuple(found)
+                table.append(Initializer.of(path, shape, self.stored.get(path, dtype)))
+        return tuple(table)
+
+    def place_weights(self) -> tuple[tuple[Initializer, ...], tuple[ir.Value, ...]]:
+        """The weights, whole or in parts, and the value of each; ``parameters`` get what stands for them."""
+        b, whole = self.b, self.table()
+        how = encodings(self.flat, {entry.name: entry.shape for entry in whole}, self.quantization)
+        gathers = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.EMBEDDING}
+        products = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.LINEAR}
+        table: list[Initializer] = []
+        values: list[ir.Value] = []
+        for entry in whole:
+            name = entry.name
+            parts: tuple[Initializer, ...] = (entry,)
+            if name in how:
+                kind: Literal["no", "alone", "head"] = "no"
+                if name in gathers:
+                    kind = "head" if name in products else "alone"
+                parts = encoded(entry, how[name], b.scale_dtype, kind)
+            stored = [b.value(p.name, ELEMENTS[p.dtype], ir.Shape(p.shape)) for p in parts]
+            table += parts
+            values += stored
+            if name not in how:
+                self.parameters[name] = b.loaded(stored[0])
+                continue
+            roles = {
+                p.part.role if p.part else "rows": v for p, v in zip(parts, stored, strict=True)
+            }
+            codes, points = roles["codes"], roles.get("zero_points")
+            rows = roles.get("rows", codes)
+            quantized = Quantized(how[name], entry.shape, codes, roles["scales"], points, rows)
+            self.parameters[name] = b.quantized(name, quantized)
+        return tuple(table), tuple(values)
 
     def inputs(self) -> list[ir.Value]:
-        made: dict[str, ir.Value] = {}
+        named: dict[str, ir.Value] = {}
         dims: list[tuple[ir.Value, Sequence[Dim]]] = []
         read = {o for n in self.flat.nodes for o in n.operands}
         for value in self.graph.inputs:
             if self.b.profile is not PORTABLE and value.id not in read:
                 continue  # positions that the fused attention counts itself
             name = INPUT_NAMES.get(value.id, value.id)
-            made[name] = self.input(name, value.type)
-            self.values[value.id] = self.b.inside(made[name], value.type.dtype)
-            dims.append((made[name], value.type.shape))
-        order = [n for n in INPUT_ORDER if n in made]
-        order += [n for n in made if n not in INPUT_ORDER]
-        found = [made[n] for n in order]
+            named[name] = self.input(name, value.type)
+            self.values[value.id] = self.b.inside(named[name], value.type.dtype)
+            dims.append((named[name], value.type.shape))
+        order = [n for n in INPUT_ORDER if n in named]
+        order += [n for n in named if n not in INPUT_ORDER]
+        inputs = [named[n] for n in order]
         for name, id in self.flat.handed_in.items():
             of = self.flat.types[id]
-            found.append(self.input(name, of))
-            self.values[id] = self.b.inside(found[-1], of.dtype)
+            inputs.append(self.input(name, of))
+            self.values[id] = self.b.inside(inputs[-1], of.dtype)
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
                 shape = (*new.shape[:2], slot.past, new.shape[3])
                 self.values[name] = self.input(name, TensorType(new.dtype, shape))
                 if slot.present_key in self.fused:
                     self.values[name].shape = _buffer(shape, "past_buffer")
-                    found.append(self.values[name])
+                    inputs.append(self.values[name])
                     continue
                 self.values[name].doc_string = _past_words(slot)
-                found.append(self.values[name])
+                inputs.append(self.values[name])
                 dims.append((self.values[name], shape))
         self.sizes(dims)
-        return found
+        return inputs
 
     def input(self, name: str, of: TensorType) -> ir.Value:
         element = self.b.element(of.dtype)
@@ -296,13 +416,13 @@ class _Emitter:
         presents = [self.presents[name] for name in names]
         taken = {id(v) for v in presents}
         results: list[ir.Value] = []
-        made = [
+        outputs = [
             (name, self.values[inner], self.flat.types[inner])
             for name, inner in zip(self.graph.output_names, self.flat.outputs, strict=True)
         ]
         for (name, inner), value in zip(self.flat.handed_out.items(), self.written, strict=True):
-            made.append((name, value, self.flat.types[inner]))
-        for name, value, of in made:
+            outputs.append((name, value, self.flat.types[inner]))
+        for name, value, of in outputs:
             if value.dtype is b.model:
                 value = b.to(value, b.io)
             if value.producer() is None or id(value) in taken:

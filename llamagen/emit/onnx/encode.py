@@ -8,26 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.elements import ELEMENTS, numpy_type
-from llamagen.emit.onnx.initializer import (
-    BlockEncoding,
-    ChannelEncoding,
-    ExpertEncoding,
-    Initializer,
-    Source,
-)
-from llamagen.weights.nodes import Region
+from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
+from llamagen.emit.onnx.initializers import Encoding, Initializer, Placement, Source
 from llamagen.weights.pieces import Bytes, Piece
 from llamagen.weights.quantize import quantize_channels, quantize_rows
-
-if TYPE_CHECKING:
-    from llamagen.emit.onnx.initializer import Placement
+from llamagen.weights.tensors import Region
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -47,29 +38,27 @@ def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.N
 
     Of experts: some outputs of one, and codes as [n, bytes]. Raises LG621.
     """
-    part = entries[0].part
-    assert part is not None
-    match part.encoding:
-        case (
-            BlockEncoding(bits=bits, block=block, symmetric=symmetric)
-            | ExpertEncoding(blocks=BlockEncoding(bits=bits, block=block, symmetric=symmetric))
-        ):
-            dtype = numpy_type(ELEMENTS[entries[1].dtype])
-            found = quantize_rows(rows, bits, block, symmetric, dtype)
-            _require_range(rows, found.scales, bits, entries)
-            arrays: list[npt.NDArray[np.generic] | None] = [
-                _as_stored(found.packed, entries[0], part.encoding),
-                found.scales,
-                found.zero_points,
-            ]
-        case ChannelEncoding():
-            codes, scales = quantize_channels(rows)
-            arrays = [np.ascontiguousarray(codes.T), scales, None]
+    how, codes = _how(entries[0]), entries[0]
+    arrays: tuple[npt.NDArray[np.generic] | None, ...]
+    if how.kind == "channels":
+        whole, scales = quantize_channels(rows)
+        arrays = np.ascontiguousarray(whole.T), scales
+    else:
+        dtype = numpy_type(ELEMENTS[entries[1].dtype])
+        blocks = quantize_rows(rows, how.bits, how.block, how.symmetric, dtype)
+        _require_range(rows, blocks.scales, how.bits, entries)
+        inner = codes.shape[2:] if how.kind == "experts" else codes.shape[1:]
+        arrays = blocks.packed.reshape(len(rows), *inner), blocks.scales, blocks.zero_points
     return {
         entry.name: array
         for entry, array in zip(entries, arrays, strict=False)
         if array is not None and entry.shares is None
     }
+
+
+def _how(entry: Initializer) -> Encoding:
+    assert entry.part is not None
+    return entry.part.encoding
 
 
 def _require_range(
@@ -91,26 +80,18 @@ def _require_range(
     )
 
 
-def _as_stored(
-    packed: npt.NDArray[np.uint8], codes: Initializer, encoding: BlockEncoding | ExpertEncoding
-) -> npt.NDArray[np.uint8]:
-    inner = codes.shape[2:] if isinstance(encoding, ExpertEncoding) else codes.shape[1:]
-    return packed.reshape(len(packed), *inner)
-
-
 def encoded_pieces(spots: Sequence[Placement], part: Part) -> Iterator[Piece]:
     """The places of the parts of one quantised weight, some rows at a time."""
     spots = [spot for spot in spots if spot.initializer.shares is None]
-    about = spots[0].initializer.part
-    assert about is not None
-    match about.encoding:
-        case ExpertEncoding() as how:
-            yield from _expert_pieces(spots, part, how)
-        case BlockEncoding():
-            for start, stop, read in _rows(spots[0].initializer, part, BLOCK_ELEMENTS):
+    codes = spots[0].initializer
+    match _how(codes).kind:
+        case "experts":
+            yield from _expert_pieces(spots, part, _how(codes))
+        case "blocks":
+            for start, stop, read in _rows(codes, part, BLOCK_ELEMENTS):
                 yield _by_rows(spots, read, start, stop)
-        case ChannelEncoding():
-            for start, stop, read in _rows(spots[0].initializer, part, TRANSPOSED_ELEMENTS):
+        case "channels":
+            for start, stop, read in _rows(codes, part, TRANSPOSED_ELEMENTS):
                 length = sum(_row_bytes(spot) for spot in spots) * (stop - start)
                 yield Piece(length, partial(_columns, spots, read, start))
 
@@ -130,7 +111,7 @@ def _rows(
         done += count
 
 
-def _expert_pieces(spots: Sequence[Placement], part: Part, how: ExpertEncoding) -> Iterator[Piece]:
+def _expert_pieces(spots: Sequence[Placement], part: Part, how: Encoding) -> Iterator[Piece]:
     (source,) = spots[0].initializer.sources
     experts, rows, _ = spots[0].initializer.shape
     width = source.shape[1 if how.transposed else 2]
@@ -143,7 +124,7 @@ def _expert_pieces(spots: Sequence[Placement], part: Part, how: ExpertEncoding) 
 
 
 def _outputs(
-    part: Part, source: Source, how: ExpertEncoding, expert: int, start: int, stop: int
+    part: Part, source: Source, how: Encoding, expert: int, start: int, stop: int
 ) -> Floats:
     """Rows [start, stop) of one expert, in the order of its codes, as [n, inputs]."""
     if not how.paired:
@@ -163,16 +144,16 @@ def _some_outputs(
     """Outputs [start, stop) of one expert as the checkpoint has them."""
     if not transposed:
         region = ((expert, expert + 1), (start, stop), (0, source.shape[2]))
-        found: Floats = part(source.path, region)[0]
-        return found
-    found = part(source.path, ((expert, expert + 1), (0, source.shape[1]), (start, stop)))[0]
+        rows: Floats = part(source.path, region)[0]
+        return rows
+    columns = part(source.path, ((expert, expert + 1), (0, source.shape[1]), (start, stop)))[0]
     out = np.empty((stop - start, source.shape[1]), np.float32)
-    for first in range(0, len(found), _STRIP):  # several times faster than numpy's own copy
-        out[:, first : first + _STRIP] = found[first : first + _STRIP].T
+    for first in range(0, len(columns), _STRIP):  # several times faster than numpy's own copy
+        out[:, first : first + _STRIP] = columns[first : first + _STRIP].T
     return out
 
 
-def expert_rows(whole: Floats, how: ExpertEncoding) -> Floats:
+def expert_rows(whole: Floats, how: Encoding) -> Floats:
     """All experts of a small parameter in the order of their codes, [E * outputs, inputs]."""
     rows = whole.swapaxes(1, 2) if how.transposed else whole
     experts, outputs, inputs = rows.shape
@@ -184,13 +165,9 @@ def expert_rows(whole: Floats, how: ExpertEncoding) -> Floats:
 def _row_bytes(spot: Placement) -> int:
     """Bytes of one row of the weight in a part of it."""
     entry = spot.initializer
-    assert entry.part is not None
-    match entry.part.encoding:
-        case ExpertEncoding():
-            rows = entry.shape[0] * entry.shape[1]
-        case BlockEncoding() | ChannelEncoding():
-            rows = sum(source.shape[0] for source in entry.sources)
-    return spot.length // rows
+    if _how(entry).kind == "experts":
+        return spot.length // (entry.shape[0] * entry.shape[1])
+    return spot.length // sum(source.shape[0] for source in entry.sources)
 
 
 def _by_rows(
@@ -199,11 +176,11 @@ def _by_rows(
     """Rows [start, stop) of the weight as rows of all its parts."""
 
     def make() -> list[tuple[int, Bytes]]:
-        found = encode_rows([spot.initializer for spot in spots], read())
+        arrays = encode_rows([spot.initializer for spot in spots], read())
         return [
             (
                 spot.offset + start * _row_bytes(spot),
-                found[spot.initializer.name].reshape(-1).view(np.uint8),
+                arrays[spot.initializer.name].reshape(-1).view(np.uint8),
             )
             for spot in spots
         ]
@@ -215,11 +192,10 @@ def _columns(
     spots: Sequence[Placement], read: Callable[[], Floats], first: int
 ) -> list[tuple[int, Bytes]]:
     codes, scales = spots
-    found = encode_rows([codes.initializer, scales.initializer], read())
+    arrays = encode_rows([codes.initializer, scales.initializer], read())
     total = codes.initializer.shape[1]
-    columns = found[codes.initializer.name].view(np.uint8)
-    made: list[tuple[int, Bytes]] = [
-        (codes.offset + k * total + first, column) for k, column in enumerate(columns)
+    columns = arrays[codes.initializer.name].view(np.uint8)
+    return [
+        *((codes.offset + k * total + first, column) for k, column in enumerate(columns)),
+        (scales.offset + first * 4, arrays[scales.initializer.name].view(np.uint8)),
     ]
-    data = found[scales.initializer.name].view(np.uint8)
-    return [*made, (scales.offset + first * 4, data)]

@@ -8,13 +8,21 @@ spec/rules/rewrites.yaml for operators that only ONNX Runtime has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias, get_args
 
-from llamagen.analysis.rewrites.rewrite import Logits
-from llamagen.diagnostics import LlamagenError, did_you_mean
+from pydantic import Field, StringConstraints, model_validator
+
+from llamagen.analysis.rewrites import Logits
+from llamagen.analysis.tables import load_table
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.options import one_of
+from llamagen.spec.schema import Closed
+
+if TYPE_CHECKING:
+    import onnx
 
 OnnxDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 """The dtype a model is exported in: weights and the results of every op."""
@@ -60,6 +68,9 @@ CONTRIB = frozenset(
 
 CONTRIB_DOMAIN = "com.microsoft"
 
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
 CUDA_WITHOUT_BFLOAT16 = frozenset({"Clip", "Pad", "ReduceMean", "Softplus", "TopK"})
 """Neither the CUDA provider nor the CPU has a kernel for them in bfloat16: a graph with one is not loaded."""
 
@@ -93,7 +104,7 @@ PORTABLE = Profile(
     # numpy has no bfloat16, and ONNX Runtime's Python API can neither feed nor read it; the values passed as float32
     # are bfloat16 values, so nothing is lost.
     io_dtypes=MappingProxyType({"float32": "float32", "float16": "float16", "bfloat16": "float32"}),
-    provider="CPUExecutionProvider",
+    provider=CPU,
     logits="all",
 )
 
@@ -105,7 +116,7 @@ ORT_CUDA = Profile(
     ir_version=11,
     widened=frozenset(),
     io_dtypes=MappingProxyType({d: d for d in ONNX_DTYPES}),
-    provider="CUDAExecutionProvider",
+    provider=CUDA,
     logits="last",
     without_bfloat16=CUDA_WITHOUT_BFLOAT16,
 )
@@ -117,25 +128,90 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 
 def profile_named(name: str) -> Profile:
     """The profile of that name. Raises LG701."""
-    found = PROFILES.get(name)
-    if found is None:
-        near = did_you_mean(name, PROFILES)
-        raise LlamagenError.of(
-            "LG701",
-            f"there is no ONNX profile {name!r}; known: {', '.join(PROFILES)}",
-            help=f"did you mean {near}?" if near else None,
-        )
-    return found
+    message = f"there is no ONNX profile {name!r}; known: {', '.join(PROFILES)}"
+    return PROFILES[one_of(name, PROFILES, "LG701", message)]
 
 
 def dtype_named(name: str) -> OnnxDType:
     """The export dtype of that name. Raises LG702."""
-    for dtype in ONNX_DTYPES:
-        if dtype == name:
-            return dtype
-    near = did_you_mean(name, ONNX_DTYPES)
-    raise LlamagenError.of(
-        "LG702",
-        f"a model cannot be exported in {name!r}; known: {', '.join(ONNX_DTYPES)}",
-        help=f"did you mean {near}?" if near else None,
-    )
+    message = f"a model cannot be exported in {name!r}; known: {', '.join(ONNX_DTYPES)}"
+    return one_of(name, ONNX_DTYPES, "LG702", message)
+
+
+# versions of ONNX Runtime, and what of its operators came with which: spec/onnxruntime.yaml
+
+Version: TypeAlias = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+"""Major and minor number: 1.32."""
+
+
+class LaterInput(Closed):
+    """An input that an operator did not always have."""
+
+    place: int = Field(ge=0, description="Counted from 0.")
+    since: Version
+
+
+class RuntimeVersions(Closed):
+    version: Literal[1]
+    runtimes: tuple[Version, ...]
+    published: dict[str, Version]
+    inputs: dict[str, dict[str, LaterInput]]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        later = [one.since for inputs in self.inputs.values() for one in inputs.values()]
+        for name in (*later, *self.published.values()):
+            if name not in self.runtimes:
+                raise ValueError(f"{name} is none of `runtimes`")
+        return self
+
+
+def runtime_versions() -> RuntimeVersions:
+    return load_table("onnxruntime.yaml", RuntimeVersions)
+
+
+def runtime_named(name: str | None, provider: str) -> Version:
+    """The runtime of that name; without one, the newest published build of ``provider``. Raises LG717."""
+    table = runtime_versions()
+    if name is None:
+        return table.published[provider]
+    if name not in table.runtimes:
+        raise LlamagenError.of(
+            "LG717",
+            f"graphs cannot be made for onnxruntime {name!r}; known: {', '.join(table.runtimes)}",
+            help="later versions run it too: name the newest that is not above yours",
+        )
+    return name
+
+
+def has_input(runtime: Version, operator: str, name: str) -> bool:
+    """Whether ``operator`` has the input ``name`` in ``runtime``; one of the table."""
+    return not is_older(runtime, runtime_versions().inputs[operator][name].since)
+
+
+def needed(model: onnx.ModelProto) -> Iterator[tuple[Version, str]]:
+    """What of the graph a runtime has only from a version on: the version, and the input of an operator."""
+    table = runtime_versions().inputs
+    for node in _nodes(model.graph.node):
+        for name, one in table.get(node.op_type, {}).items():
+            if len(node.input) > one.place and node.input[one.place]:
+                yield one.since, f"the input `{name}` of {node.op_type}"
+
+
+def is_older(installed: str, wanted: Version) -> bool:
+    """Of ``1.31.1`` and ``1.32``."""
+    return _number(installed) < _number(wanted)
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
+
+
+def _number(version: str) -> tuple[int, int]:
+    """Of ``1.32`` or ``1.32.0+cu13``."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)

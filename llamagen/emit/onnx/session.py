@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
+from llamagen.emit.onnx.profile import CPU, CUDA, is_older, needed
 
 if TYPE_CHECKING:
     import onnxruntime as ort
     from onnxruntime import OrtValue
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
 """A device, as ONNX Runtime calls it, and the execution provider that computes there."""
 BFLOAT16 = 16
@@ -119,12 +118,11 @@ def _require_utf8(path: Path | None) -> None:
 
 def provider_of(word: str) -> str:
     """The execution provider of ``cpu`` or ``cuda``. Raises LG711 for another word."""
-    found = PROVIDERS.get(word)
-    if found is None:
+    if word not in PROVIDERS:
         raise LlamagenError.of(
             "LG711", f"there is no provider {word!r}", help=f"there are {' and '.join(PROVIDERS)}"
         )
-    return found
+    return PROVIDERS[word]
 
 
 def device_of(session: ort.InferenceSession) -> str:
@@ -149,21 +147,21 @@ def require_interface(
         help = "export the model again; `llamagen verify DIR --integrity` tells what changed"
         return LlamagenError.of("LG760", f"{file} is no graph of an export: {reason}", help=help)
 
-    given = {value.name: value for value in session.get_outputs()}
+    gives = {value.name: value for value in session.get_outputs()}
     for value in session.get_inputs():
         name = value.name
         if value.type not in _TYPES:
             raise refused(f"{quoted(name)} is {value.type}")
         if name.startswith("past_key_values."):
-            present = given.get(name.replace("past_key_values.", "present.", 1))
+            present = gives.get(name.replace("past_key_values.", "present.", 1))
             if present is None or present.type != value.type:
                 raise refused(f"what {quoted(name)} reads is not written")
         elif name not in inputs:
             raise refused(f"it reads {quoted(name)}, which nothing gives")
     for name in outputs:
-        if name not in given or given[name].type not in _TYPES:
+        if name not in gives or gives[name].type not in _TYPES:
             raise refused(f"it does not give {quoted(name)}")
-        shape = given[name].shape
+        shape = gives[name].shape
         if name == "logits" and not (
             len(shape) == 3 and isinstance(shape[-1], int) and vocab_size in (None, shape[-1])
         ):
@@ -220,8 +218,8 @@ def _sizes(dims: Iterable[object]) -> bool:
 
 def as_input(value: NDArray[np.generic], kind: str) -> NDArray[np.generic]:
     """An array in the type that an input wants (``tensor(float16)``), contiguous."""
-    found: NDArray[np.generic] = np.ascontiguousarray(value, dtype=_TYPES[kind])
-    return found
+    array: NDArray[np.generic] = np.ascontiguousarray(value, dtype=_TYPES[kind])
+    return array
 
 
 def value_of(array: NDArray[np.generic], device: str = "cpu") -> OrtValue:
@@ -235,14 +233,14 @@ def value_of(array: NDArray[np.generic], device: str = "cpu") -> OrtValue:
 
 def array_of(value: OrtValue) -> NDArray[np.generic]:
     """The numbers of a tensor; bfloat16, which must be on the CPU, as float32, which holds each of them."""
-    found: NDArray[np.generic]
+    array: NDArray[np.generic]
     if value.data_type() != "tensor(bfloat16)":
-        found = value.numpy()
-        return found
+        array = value.numpy()
+        return array
     shape = tuple(value.shape())
     memory = (ctypes.c_uint16 * prod(shape)).from_address(value.data_ptr())
-    found = np.frombuffer(memory, ml_dtypes.bfloat16).reshape(shape).astype(np.float32)
-    return found
+    array = np.frombuffer(memory, ml_dtypes.bfloat16).reshape(shape).astype(np.float32)
+    return array
 
 
 def computed(
@@ -251,8 +249,8 @@ def computed(
     """All outputs by name, bfloat16 as float32."""
     names = [output.name for output in session.get_outputs()]
     values = {name: value_of(array) for name, array in feeds.items()}
-    made = session.run_with_ort_values(names, values)
-    return {name: array_of(value) for name, value in zip(names, made, strict=True)}
+    results = session.run_with_ort_values(names, values)
+    return {name: array_of(value) for name, value in zip(names, results, strict=True)}
 
 
 def as_past(outputs: Mapping[str, V]) -> dict[str, V]:
@@ -297,8 +295,6 @@ def _refusal(
 def _too_new(source: str | bytes, installed: str) -> Iterator[tuple[str, str]]:
     """What a refused model has that came after the ``installed`` version; nothing of a file that is no model."""
     import onnx
-
-    from llamagen.emit.onnx.versions import is_older, needed
 
     try:
         data = source if isinstance(source, bytes) else files.read_bytes(Path(source), files.GRAPH)

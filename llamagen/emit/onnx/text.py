@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.emit import OnnxModel
 
 _LAYER = re.compile(r"(?<![\w])([A-Za-z_]\w*)\.(\d+)(?=[./:\s,)]|$)")
 """A component of a path with a number: ``layers.3``, ``present.3``."""
@@ -104,8 +104,8 @@ def _node(node: ir.Node, indent: str) -> Iterator[str]:
     for attribute in node.attributes.values():
         if attribute.type is ir.AttributeType.GRAPH:
             graph = attribute.as_graph()
-            given = ", ".join(_typed(v) for v in graph.inputs)
-            yield f"{indent}  {attribute.name}({given})"
+            inputs = ", ".join(_typed(v) for v in graph.inputs)
+            yield f"{indent}  {attribute.name}({inputs})"
             for inner in graph:
                 yield from _node(inner, indent + "    ")
             yield f"{indent}    return {', '.join(str(v.name) for v in graph.outputs)}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from copy import copy
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from functools import reduce
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.names import docstring_text, local, part_name
-from llamagen.emit.torch.plan import Cut, Plan, type_of
+from llamagen.emit.torch.plan import Plan, last_nodes, taken_from, type_of
 from llamagen.emit.torch.site import ModuleSite, TorchSite
 from llamagen.ir.flatten import collected
 from llamagen.ir.graph import Block, BlockPart, Node, OpPart, Part, StackPart, Value
@@ -29,14 +29,14 @@ from llamagen.ops.code import (
     literal,
     statement,
 )
-from llamagen.ops.dims import Dim
-from llamagen.ops.op import DType, State, TensorType
+from llamagen.ops.dims import Dim, S
+from llamagen.ops.op import DType, State, TensorType, keep_of
 
 MAX_PERIOD = 8
 
 
 class Body:
-    """Statements of one block. ``run`` may be called for consecutive pieces of its nodes."""
+    """Statements of one block."""
 
     def __init__(self, block: Block, plan: Plan) -> None:
         self.block = block
@@ -46,20 +46,11 @@ class Body:
         self.left = Counter(o for n in block.nodes for o in n.operands) + Counter(block.outputs)
         self.variables: dict[str, str] = {}
         self.codes: dict[str, Code] = {}
-        self.inline: set[str] = set()
         self.lists: dict[tuple[str, ...], str] = {}
         """Collected states -> the list that holds them."""
         self.taken = {*plan.arguments.get(block.name, ()), *plan.constants.order}
         for value in block.inputs:
             self.codes[value.id] = Text(self.name(value))
-
-    def fork(self) -> Body:
-        """A copy to try nodes on."""
-        other = copy(self)
-        other.lines, other.left = list(self.lines), Counter(self.left)
-        other.variables, other.codes = dict(self.variables), dict(self.codes)
-        other.inline, other.lists = set(self.inline), dict(self.lists)
-        return other
 
     def bind_graph_inputs(self) -> None:
         """The root's inputs are the graph's; they are variables of their own names."""
@@ -72,11 +63,13 @@ class Body:
     def input_names(self) -> tuple[str, ...]:
         return tuple(self.variables[v.id] for v in self.block.inputs)
 
-    def name(self, value: Value | None, otherwise: str = "x") -> str:
+    def name(
+        self, value: Value | None, otherwise: str = "x", others: Set[str] = frozenset()
+    ) -> str:
         """A variable for ``value``: the author's name, reused when the older value of that name is done with."""
         wanted = value.id.split(".")[0] if value is not None and value.named else otherwise
         busy = {v for k, v in self.variables.items() if self.left[k] > 0}
-        chosen = local(wanted, self.taken | busy)
+        chosen = local(wanted, self.taken | busy | others)
         if value is not None:
             self.variables[value.id] = chosen
         return chosen
@@ -87,12 +80,35 @@ class Body:
             return Text(self.plan.variables[operand[1:]])
         return self.codes[operand]
 
+    def run_all(self) -> None:
+        """The nodes of the block; those of a head for the last ``logits_to_keep`` tokens."""
+        nodes, last = self.block.nodes, tuple[Node, ...]()
+        if self.block.name == self.plan.head:
+            last = last_nodes(self.plan.graph, self.block)
+        self.run(n for n in nodes if n not in last)
+        for value in taken_from(self.block, last) if last else ():
+            if not isinstance(self.codes[value], Text):
+                code = self.codes[value]
+                self.codes[value] = Text(self.name(self.block.values[value]))
+                self.lines += self.put(f"{flat(self.codes[value])} = ", code)
+            kept = self.last_tokens(self.codes[value], self.type(value))
+            if self.left[value] == 1:
+                self.codes[value] = kept
+            else:
+                self.lines += self.put(f"{flat(self.codes[value])} = ", kept)
+        self.run(last)
+
+    def last_tokens(self, code: Code, type_: TensorType) -> Code:
+        return Indexed(code, f"{':, ' * type_.shape.index(S)}-logits_to_keep:")
+
     def run(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
             if node.row.control and isinstance(self.part(node), StackPart):
                 self.stack(node)
             elif node.row.state is State.WRITTEN:
                 self.write(node)
+            elif node.row.state is State.SLOT:
+                self.append(node)
             else:
                 self.assign(node, self.expression(node))
 
@@ -133,7 +149,7 @@ class Body:
         return [*self.put(f"{name} = ", head, name), *self.put(prefix, tail, name)]
 
     def stack(self, node: Node) -> None:
-        """``for layer in self.layers.values(): x = layer(x, ...)``; the carried variable keeps its name."""
+        """``for layer in self.layers: x = layer(x, ...)``; the carried variable keeps its name."""
         part = self.part(node)
         assert isinstance(part, StackPart)
         first = self.read(node.operands[0])
@@ -154,7 +170,7 @@ class Body:
         if len(node.results) > 1:
             self.collect(node, part, carried, step)
             return
-        self.lines.append(f"        for layer in self.{part.name}.values():")
+        self.lines.append(f"        for layer in self.{part.name}:")
         self.lines.append(statement(f"{carried} = ", step, 3))
 
     def collect(self, node: Node, part: StackPart, carried: str, step: Code) -> None:
@@ -169,9 +185,9 @@ class Body:
             self.lists[states] = name
         before = Tuple(tuple(literal(layer) for layer in ranks if layer < len(part.blocks)))
         self.lines.append(f"        {name} = []")
-        self.lines.append(f"        for i, layer in self.{part.name}.items():")
+        self.lines.append(f"        for i, layer in enumerate(self.{part.name}):")
         if before.items:
-            self.lines.append(f"            if int(i) in {flat(before, 1)}:")
+            self.lines.append(f"            if i in {flat(before, 1)}:")
             self.lines.append(f"                {name}.append({carried})")
         self.lines.append(statement(f"{carried} = ", step, 3))
         if len(part.blocks) in ranks:
@@ -191,6 +207,20 @@ class Body:
             self.codes[result] = code
         self.lines.append(statement("", call("cross.append", Tuple(tuple(args))), self.depth))
 
+    def append(self, node: Node) -> None:
+        """``k, v = cache.append(k, v)``, if there is a cache; else its results are its operands."""
+        codes, names = [self.read(o) for o in node.operands], list[str]()
+        for i, result in enumerate(node.results):
+            later = {word for code in codes[i + 1 :] for word in re.findall(r"\w+", flat(code))}
+            names.append(self.name(self.block.values[result], "y", later))
+            if names[i] != flat(codes[i]):
+                self.lines += self.put(f"{names[i]} = ", codes[i])
+            self.codes[result] = Text(names[i])
+        keep = self.plan.kept(keep_of(node.attrs))
+        arguments = (*map(Text, names), *([Text(keep)] if keep else []))
+        self.lines.append("        if cache is not None:")
+        self.lines += self.put(f"    {', '.join(names)} = ", call("cache.append", *arguments))
+
     def free(self, variable: str) -> bool:
         return all(self.left[k] <= 0 for k, v in self.variables.items() if v == variable)
 
@@ -199,7 +229,7 @@ class Body:
         if len(node.results) == 1:
             (result,) = node.results
             value = self.block.values[result]
-            if self.left[result] == 1 and (not value.named or result in self.inline):
+            if self.left[result] == 1 and not value.named:
                 self.codes[result] = code
                 return
             self.codes[result] = Text(self.name(value, "y"))
@@ -260,89 +290,19 @@ class Body:
         return None
 
     def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:
-        """A new shape; the one size that nothing at hand has is -1."""
+        """A new shape; -1 is the one size that nothing at hand has, else the first number for heads or tokens."""
         far = [i for i, d in enumerate(dims) if not d.is_static and self.at_hand(d) is None]
+        if not far and (S in dims or all(d.is_static for d in dims)):  # a rank may have a part
+            far = [i for i, d in enumerate(dims) if d.is_static and d.value > 1][:1]
         if len(far) != 1:
             return tuple(map(self.size, dims))
         return tuple(literal(-1) if i == far[0] else self.size(d) for i, d in enumerate(dims))
 
 
-def staged_forward(body: Body, cut: Cut) -> list[str]:
-    """The statements of a block between the root and its layers."""
-    carried = enter(body, cut)
-    if not cut.after:
-        return [*body.lines, f"        return {carried}"]
-    there = f"self.{guard(cut.after)}"
-    lines, code = leave(body, cut)
-    short = f"        return {flat(code)} if {there} else {carried}"
-    if not lines and len(short) <= WIDTH:
-        return [*body.lines, short]
-    early = [f"        if {there} is None:", f"            return {carried}"]
-    return [*body.lines, *early, *lines, *body.put("return ", code)]
-
-
-def enter(body: Body, cut: Cut) -> str:
-    """Print everything up to and with the layers; the variable that carries their result."""
-    if cut.before:
-        _before(body, cut)
-    result = cut.call.results[0]
-    if isinstance(body.part(cut.call), StackPart):
-        body.stack(cut.call)
-    else:
-        code = body.call(cut.call)
-        name = body.name(body.block.values[result])
-        body.lines += body.put(f"{name} = ", code)
-        body.codes[result] = Text(name)
-    return flat(body.codes[result])
-
-
-def _before(body: Body, cut: Cut) -> None:
-    """``x = self.embed_tokens(input_ids) if self.embed_tokens else input_ids``, or the same as an ``if``."""
-    operand, given, there = cut.call.operands[0], body.input_names[0], f"self.{guard(cut.before)}"
-    body.inline.add(operand)
-    trial = body.fork()
-    trial.run(cut.before)
-    body.depth = 3 if trial.lines else 2
-    body.run(cut.before)
-    code = body.codes[operand]
-    value = body.block.values[operand]
-    name = body.variables[operand] = body.name(value if value.named else None)
-    body.codes[operand] = Text(name)
-    if trial.lines:
-        made = [*body.lines, *body.put(f"{name} = ", code)]
-        body.lines = [
-            f"        if {there}:",
-            *made,
-            "        else:",
-            f"            {name} = {given}",
-        ]
-    else:
-        choice = Text(f"{flat(code)} if {there} else {given}")
-        body.lines = [statement(f"{name} = ", choice, 2)]
-    body.depth = 2
-
-
-def leave(body: Body, cut: Cut) -> tuple[list[str], Code]:
-    """Statements after the layers, and the expression of the result."""
-    before, body.lines = body.lines, []
-    body.inline.update(body.block.outputs)
-    body.run(cut.after)
-    lines, body.lines = body.lines, before
-    return lines, body.results()
-
-
-def guard(nodes: tuple[Node, ...]) -> str:
-    """The part whose presence says that a stage has these nodes."""
-    return next(n.part for n in nodes if n.part is not None)
-
-
 def class_text(plan: Plan, block: Block) -> str:
-    """The class of ``block``, without its name; blocks on the way to the layers can be built in part (stages)."""
-    cut = plan.cuts.get(block.name)
+    """The class of ``block``, without its name."""
     attend = block.name in plan.attending
     parameters = ["attend: Attend"] if attend else []
-    if cut is not None:
-        parameters += ["layers: Sequence[int]", "embed: bool", "head: bool"]
     init = init_lines(plan, block, "attend")
     body = Body(block, plan)
     inputs = [f"{name}: Tensor" for name in body.input_names]
@@ -358,55 +318,46 @@ def class_text(plan: Plan, block: Block) -> str:
         lines += ["        self.attend = attend"] if block.name in plan.directly_attending else []
         lines += [*init, ""]
     lines.append(f"    def forward({', '.join(['self', *inputs, *context])}) -> {results}:")
-    if cut is not None:
-        lines += staged_forward(body, cut)
-    else:
-        body.run(block.nodes)
-        lines += [*body.lines, *body.put("return ", body.results())]
+    body.run_all()
+    lines += [*body.lines, *body.put("return ", body.results())]
     return "\n".join(lines)
 
 
 def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
     """``self.q_proj = nn.Linear(...)`` for every part, in the spec's order."""
-    cut = plan.cuts.get(block.name)
-    flags = {}
-    if cut is not None:
-        flags = {n.part: " if embed else None" for n in cut.before}
-        flags |= {n.part: " if head else None" for n in cut.after}
     lines: list[str] = []
     for part in block.parts.values():
         name = part_name(part.name, part.span)
-        if isinstance(part, StackPart):
-            lines += _stack_lines(plan, part, attend, staged=cut is not None)
-            continue
-        made = _made(plan, part, attend, cut is not None and part.name == cut.call.part)
-        lines.append(statement(f"self.{name} = ", made, 2) + flags.get(part.name, ""))
+        match part:
+            case StackPart():
+                lines += _stack_lines(plan, part, attend)
+                continue
+            case BlockPart():
+                arguments = [Text(attend)] if part.block in plan.attending else []
+                module = call(plan.names[part.block], *arguments)
+            case OpPart(row=row):
+                if row.torch_module is None:
+                    message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
+                    raise LlamagenError.of("LG741", message, part.span)
+                module = row.torch_module(ModuleSite(plan, part))
+        lines.append(statement(f"self.{name} = ", module, 2))
+    heads = plan.alibi_heads(block)
+    if heads is not None:  # an attribute, so that a rank with some of the heads can take theirs
+        count = plan.constants.number_like(heads, "num_heads")
+        lines.append(f"        self.slopes = alibi_slopes({count})")
     return lines
 
 
-def _made(plan: Plan, part: OpPart | BlockPart, attend: str, staged: bool) -> Code:
-    if isinstance(part, OpPart):
-        if part.row.torch_module is None:
-            message = f"part `{part.name}` is `{part.op}`, which has no PyTorch module"
-            raise LlamagenError.of("LG741", message, part.span)
-        return part.row.torch_module(ModuleSite(plan, part))
-    arguments = [Text(attend)] if part.block in plan.attending else []
-    if staged:
-        arguments += [Text("layers"), Text("embed"), Text("head")]
-    return call(plan.names[part.block], *arguments)
-
-
-def _stack_lines(plan: Plan, part: StackPart, attend: str, staged: bool) -> list[str]:
+def _stack_lines(plan: Plan, part: StackPart, attend: str) -> list[str]:
     count = flat(plan.constants.code(len(part.blocks), part.count_source))
     arguments = attend if part.blocks[0] in plan.attending else ""
     kinds = [plan.names[b] for b in part.blocks]
     periods = range(1, len(kinds) + 1)
     period = next(p for p in periods if all(k == kinds[i % p] for i, k in enumerate(kinds)))
-    lines, kind = [], kinds[0]
-    if period > MAX_PERIOD:
-        lines, kind = [f"        kinds = ({', '.join(kinds)})"], "kinds[i]"
-    elif period > 1:
-        lines, kind = [f"        kinds = ({', '.join(kinds[:period])})"], f"kinds[i % {period}]"
-    layers = "layers" if staged else f"range({count})"
-    modules = f"{{str(i): {kind}({arguments}) for i in {layers}}}"
-    return [*lines, f"        self.{part.name} = nn.ModuleDict({modules})"]
+    lines, kind, i = [], kinds[0], "_"
+    if period > 1:
+        names = kinds if period > MAX_PERIOD else kinds[:period]
+        lines = [f"        kinds = ({', '.join(names)})"]
+        kind, i = f"kinds[{'i' if period > MAX_PERIOD else f'i % {period}'}]", "i"
+    layers = f"[{kind}({arguments}) for {i} in range({count})]"
+    return [*lines, f"        self.{part.name} = nn.ModuleList({layers})"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ IMPORTS = frozenset(
         "typing",
         "torch",
         "torch.nn.functional",
-        "safetensors",
+        "safetensors.torch",
     }
 )
 
@@ -34,8 +35,8 @@ _NODES: tuple[type[ast.AST], ...] = (
 )  # fmt: skip
 _NAMES = frozenset(
     {
-        "ValueError", "bool", "cls", "dict", "float", "int", "iter", "len", "list", "max", "min", "next",
-        "property", "classmethod", "range", "self", "set", "sorted", "str", "super", "tuple",
+        "bool", "cls", "dict", "float", "int", "isinstance", "iter", "len", "list", "max", "min", "next",
+        "property", "classmethod", "enumerate", "range", "self", "set", "sorted", "str", "sum", "super", "tuple",
     }
 )  # fmt: skip
 _ATTRIBUTES = frozenset({"__init__"})
@@ -50,8 +51,9 @@ def check_source(text: str) -> None:
     except SyntaxError as error:
         message = f"generated code does not parse, line {error.lineno}: {error.msg}"
         raise LlamagenError.of("LG742", message) from None
-    bound = _bound(tree) | _NAMES
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    bound = _bound(nodes) | _NAMES
+    for node in nodes:
         problem = _problem(node, bound)
         if problem is not None:
             line = getattr(node, "lineno", 0)
@@ -60,9 +62,9 @@ def check_source(text: str) -> None:
             )
 
 
-def _bound(tree: ast.AST) -> set[str]:
+def _bound(nodes: Sequence[ast.AST]) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.arg(arg=name):
                 names.add(name)

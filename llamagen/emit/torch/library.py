@@ -11,51 +11,70 @@ import json
 import math  # noqa: F401 (kinds of rope name it)
 from collections.abc import Callable, Collection, Iterator, Sequence  # noqa: F401 (blocks name it)
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # What every file has its own of.
-NUM_LAYERS = 0
 TIED: dict[str, str] = {}
 ELSEWHERE: tuple[str, ...] = ()
 NUMBERED = False
+
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[..., Tensor]
 
 
-class Past(NamedTuple):
-    """What a call hands to the next: tokens seen, and the keys and values kept of them."""
-
-    tokens: int
-    kept: list[KeyValue]
+def init_weights(module: nn.Module, *, biased: bool = False) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    if biased and isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class KVCache:
-    """The (k_BKTH, v_BKTH) of every attention, in the order they run: reads past, fills present."""
+    """Keys and values of every attention, in the order they run, written in place.
 
-    def __init__(self, past: Sequence[KeyValue] | None) -> None:
-        self.past = past
-        self.present: list[KeyValue] = []
+    There is room for `capacity` tokens; a cache that is full doubles.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self.tokens = 0
+        self.slots: list[Tensor] = []
+        self.next = 0
+
+    def start(self, S: int) -> int:
+        """How many tokens there are before the S of a call that begins."""
+        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
+        return P
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor, keep: int | None = None) -> KeyValue:
-        present = k_BKSH, v_BKSH
-        if self.past is not None:
-            k_BKPH, v_BKPH = self.past[len(self.present)]
-            present = torch.cat((k_BKPH, k_BKSH), dim=2), torch.cat((v_BKPH, v_BKSH), dim=2)
-        if keep is None:
-            self.present.append(present)
-        else:  # the next call gets the last `keep` of them
-            first = max(present[0].shape[2] - keep, 0)
-            handed_on = present[0][:, :, first:], present[1][:, :, first:]
-            if k_BKSH.shape[2] > 1:  # a view would hold all of a long prompt in memory
-                handed_on = handed_on[0].clone(), handed_on[1].clone()
-            self.present.append(handed_on)
-        return present
+        """The keys and values of all tokens, [B, K, T, H]."""
+        return self.write(k_BKSH, keep=keep), self.write(v_BKSH, keep=keep)
+
+    def write(self, x_BKSH: Tensor, keep: int | None = None) -> Tensor:
+        B, K, S, H = x_BKSH.shape
+        T, i = self.tokens, self.next
+        self.next += 1
+        if keep is not None:  # the next call gets the last `keep` of them
+            present = torch.cat((self.slots[i], x_BKSH), dim=2) if T > S else x_BKSH
+            kept = present[:, :, max(present.shape[2] - keep, 0) :]
+            # A view would hold all of a long prompt in memory.
+            self.slots[i : i + 1] = [kept.clone() if S > 1 else kept]
+            return present
+        if i == len(self.slots):
+            self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
+        elif self.slots[i].shape[2] < T:
+            self.slots[i] = F.pad(self.slots[i], (0, 0, 0, T))
+        self.slots[i][:, :, T - S : T] = x_BKSH
+        return self.slots[i][:, :, :T]
 
 
 def rope_table(
@@ -201,6 +220,12 @@ def cross_masks(tiles: Tensor, tokens: int, dtype: torch.dtype) -> tuple[Tensor,
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[B, S, N * H] -> [B, N, S, H]"""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def split_by(x: Tensor, shares: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Pieces of the last dimension, each as wide as its share of the sum."""
+    width = x.shape[-1] // sum(shares)
+    return x.split([width * share for share in shares], dim=-1)
 
 
 def merge_heads(x_BNSH: Tensor) -> Tensor:
@@ -365,18 +390,21 @@ class Experts(nn.Module):
         self.in_out = in_out
         self.scale_input = scale_input
         if in_out:
-            self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, features, 2 * intermediate))
-            self.down_proj = nn.Parameter(torch.zeros(num_experts, intermediate, features))
+            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, features, 2 * intermediate))
+            self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate, features))
         else:
-            self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, 2 * intermediate, features))
-            self.down_proj = nn.Parameter(torch.zeros(num_experts, features, intermediate))
+            self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate, features))
+            self.down_proj = nn.Parameter(torch.empty(num_experts, features, intermediate))
+        nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
+        nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
     def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
         y = torch.zeros_like(x)
-        every = range(len(self.down_proj))
+        gate_ups, downs = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        every = range(len(downs))
         for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
-            gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
+            gate_up, down = gate_ups[expert], downs[expert]
             token, choice = torch.where(indices == expert)
             weight = weights[token, choice, None]
             if self.in_out:
@@ -403,6 +431,13 @@ class Model(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+
     @torch.inference_mode()
     def generate(
         self,
@@ -418,11 +453,11 @@ class Model(nn.Module):
 
         Greedy at temperature 0. A row that has ended repeats its last token.
         """
-        ids, new, past = input_ids, input_ids, None
+        ids, new, cache = input_ids, input_ids, KVCache(input_ids.shape[1] + max_new_tokens)
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits, past = self(new, None, attention_mask, past, logits_to_keep=1)
+            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)
@@ -440,58 +475,39 @@ class Model(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         attention: str = "sdpa",
-        layers: Sequence[int] = range(NUM_LAYERS),
-        embed: bool = True,
-        head: bool = True,
     ) -> Self:
-        """The model with the weights of a folder of safetensors, read one tensor at a time.
+        """The model with the weights of a Hugging Face folder, in the dtype of its files for None.
 
-        dtype None keeps that of the files. Raises ValueError naming every tensor that is missing,
-        is not part of the model, or does not fit.
+        Raises RuntimeError naming every tensor that is missing, unexpected or does not fit.
         """
-        from safetensors import safe_open
+        from safetensors.torch import load_file
 
-        with torch.device("meta"):
-            model, whole = cls(attention, layers, embed, head), cls()
-        wanted, known = model.state_dict(), whole.state_dict()
-        if TIED:
-            wanted = {TIED.get(name, name): tensor for name, tensor in wanted.items()}
+        files = {"model.safetensors"}
+        index = Path(folder) / "model.safetensors.index.json"
+        if index.exists():
+            files = set(json.loads(index.read_text())["weight_map"].values())
         state: dict[str, Tensor] = {}
-        problems: list[str] = []
-        for file in weight_files(Path(folder)):
-            with safe_open(file, framework="pt", device=str(device)) as tensors:
-                for name in tensors.offset_keys():
-                    if name not in known and (
-                        not (any_layer(name) if NUMBERED else name).startswith(ELSEWHERE)
-                        if ELSEWHERE
-                        else "rotary_emb" not in name
-                    ):
-                        problems.append(f"{name} in {file.name} is not part of this model")
-                    if name in wanted:
-                        tensor = tensors.get_tensor(name)
-                        kind = "float" if tensor.is_floating_point() else tensor.dtype
-                        have = f"{kind} {list(tensor.shape)}"
-                        want = f"float {list(wanted[name].shape)}"
-                        if have != want:
-                            problems.append(f"{name} in {file.name} is {have}, not {want}")
-                        state[name] = tensor.to(dtype)
-        problems += [f"{name} is missing" for name in wanted if name not in state]
-        if problems:
-            raise ValueError(f"{folder} does not fit this model:\n  " + "\n  ".join(problems))
+        for file in sorted(files):
+            path = Path(folder) / Path(file).name  # nothing outside of the folder is read
+            for name, tensor in load_file(path, device=str(device)).items():
+                if (
+                    not (any_layer(name) if NUMBERED else name).startswith(ELSEWHERE)
+                    if ELSEWHERE
+                    else "rotary_emb" not in name
+                ):
+                    state[name] = tensor
         if TIED:
-            state = {name: state[TIED.get(name, name)] for name in model.state_dict()}
+            state |= {name: state[source] for name, source in TIED.items() if source in state}
+        with torch.device("meta"):
+            model = cls(attention)
         model.load_state_dict(state, assign=True)
         if TIED:
             model.tie()
-        return model.eval()
+        return model.to(dtype).eval()
 
 
-def positions(
-    input_ids: Tensor, attention_mask: Tensor | None, P: int, *, of_ids: bool = True
-) -> Tensor:
+def positions(input_ids: Tensor, attention_mask: Tensor | None, P: int) -> Tensor:
     """The place of every new token in its row, padding not counted, [B or 1, S]."""
-    if of_ids and input_ids.is_floating_point():
-        raise ValueError("a stage that takes hidden states needs position_ids")
     S = input_ids.shape[1]
     if attention_mask is None:
         return torch.arange(P, P + S, device=input_ids.device)[None]
@@ -514,15 +530,3 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> T
 def any_layer(name: str) -> str:
     """The name with N in place of the number of a layer."""
     return ".".join(["N" if word.isdecimal() else word for word in name.split(".")])
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder: one, or those that its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for file in files:
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{index}: {file!r} is not the bare name of a safetensors file")
-    return [folder / file for file in files]

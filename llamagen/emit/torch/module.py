@@ -8,19 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.torch.blocks import Body, class_text, enter, guard, init_lines, leave
+from llamagen.emit.torch.blocks import Body, class_text, init_lines
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.place import library
-from llamagen.emit.torch.plan import Cut, Plan, make_plan
+from llamagen.emit.torch.plan import Plan, make_plan
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph, OpPart, StackPart, instances, join
-from llamagen.ops.code import INDENT, WIDTH, Fixed, Indexed, Stay, Text, flat, literal
+from llamagen.ir.graph import Graph, OpPart, instances, join
+from llamagen.ops.code import WIDTH, Fixed, Stay, Text, literal
 from llamagen.ops.op import State
 
 TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask")
-_LAST = ":, -logits_to_keep:"
-_FUNCTIONS = ("positions", "sample", "any_layer", "weight_files")
+_FUNCTIONS = ("positions", "sample", "any_layer")
 """What a file has after its model, not before its blocks."""
 
 
@@ -82,10 +81,11 @@ def _classes(plan: Plan) -> Iterator[str]:
 def _file(plan: Plan, model: _Model, classes: Sequence[str]) -> str:
     """The classes with what they name: constants, definitions of the library, imports."""
     placed = _definitions(plan, model, classes)
+    start = placed.pop("INITIALIZER_RANGE", "")
     aliases = [placed.pop(name) for name in ("KeyValue", "Rope", "Attend") if name in placed]
     functions = [placed.pop(name) for name in _FUNCTIONS if name in placed]
     constants = [f"{name} = {value}" for name, value in plan.constants.lines()]
-    groups = ["\n".join(constants), *model.tables(), "\n".join(aliases)]
+    groups = ["\n".join(constants), *model.tables(), start, "\n".join(aliases)]
     parts = ["\n\n".join(g for g in groups if g), *placed.values(), *classes, *functions]
     names = frozenset[str]().union(*map(_names, parts))
     body = "\n\n\n".join(parts)
@@ -97,7 +97,7 @@ def _definitions(plan: Plan, model: _Model, classes: Sequence[str]) -> dict[str,
     texts: dict[str, str] = {}
     for several in plan.placed.values():
         texts |= several
-    fixed = plan.fixed | {"positions": model.positions}
+    fixed = plan.fixed | {"positions": {"input_ids": Text(model.source)}}
     waiting, placed = [*classes, *texts.values()], dict[str, str]()
     while waiting:
         for name in sorted(_names(waiting.pop()) & library().definitions.keys() - placed.keys()):
@@ -164,7 +164,6 @@ class _Model:
             message = "a PyTorch model takes a tensor first and returns one"
             raise LlamagenError.of("LG741", message, block.span)
         self.name = plan.names[block.name]
-        self.cut = plan.cuts.get(block.name)
         self.ties = _ties(plan.graph)
         self.caches = plan.has(State.SLOT)
         self.reads_cross = plan.has(State.READ)
@@ -180,12 +179,8 @@ class _Model:
         self.inputs = tuple(dict.fromkeys((*self.body.input_names, *plan.declared)))
         """Variables of the graph's inputs; the first of a text model is what stands for its tokens."""
         self.source = self.inputs[0]
-        self.own = {"TIED", "ELSEWHERE", "NUM_LAYERS"}
+        self.own = {"TIED", "ELSEWHERE"}
         """Names of the library that a file defines itself."""
-
-    @property
-    def positions(self) -> dict[str, Fixed]:
-        return {"input_ids": Text(self.source), "of_ids": self.source == "input_ids"}
 
     @property
     def more(self) -> dict[str, str]:
@@ -214,25 +209,23 @@ class _Model:
             lines = [f"{', '.join(results)} = model({', '.join(self.inputs)})"]
         elif self.generates:
             lines = [
-                "logits, past = model(input_ids)  # prefill",
-                "logits, past = model(next_ids, past=past)  # decode",
+                "logits = model(input_ids)",
+                "logits = model(input_ids, cache=cache)  # after what cache = KVCache() has seen",
                 "ids = model.generate(input_ids, max_new_tokens=32)",
+                "loss = model.loss(input_ids, labels=input_ids)",
             ]
         elif self.caches:
             lines = [
-                f"logits, past = model({call})  # prefill",
-                f"logits, past = model({call}, past=past)  # decode",
+                "cache = KVCache()",
+                f"logits = model({call}, cache=cache)",
             ]
         else:
             lines = ["logits = model(input_ids)"]
         return "\n".join(f"    {line}" for line in lines)
 
     def text(self) -> str:
-        plan, staged = self.plan, self.cut is not None
+        plan = self.plan
         parameters = ["self"] + ['attention: str = "sdpa"'] * plan.choice
-        if staged:
-            layers = f"layers: Sequence[int] = range({self.num_layers()})"
-            parameters += [layers, "embed: bool = True", "head: bool = True"]
         lines = [
             f"class {self.name}(nn.Module):",
             *self.doc(),
@@ -241,6 +234,7 @@ class _Model:
             "        super().__init__()",
             *["        self.attend = ATTENTION[attention]"] * plan.choice,
             *init_lines(plan, plan.graph.root_block, "self.attend"),
+            "        self.apply(init_weights)",
             *["        self.tie()"] * bool(self.ties),
             "",
             *(self.piece_forward() if self.piece else self.forward()),
@@ -249,27 +243,17 @@ class _Model:
             *self.tie(),
         ]
         if self.generates:
-            lines += ["", library().place("Model.generate")]
+            lines += ["", library().place("Model.loss"), "", library().place("Model.generate")]
         fixed: dict[str, Fixed] = {
-            "NUM_LAYERS": Text(self.num_layers()),
             "TIED": Stay.PRESENT if self.ties else None,
             "ELSEWHERE": Stay.PRESENT if self.elsewhere else None,
             "NUMBERED": any(".N." in start for start in self.elsewhere),
         }
-        absent = [] if plan.choice else ["attention"]
-        absent += [] if staged else ["layers", "embed", "head"]
-        fixed |= dict.fromkeys(absent, Stay.LEFT_OUT)
+        if not plan.choice:
+            fixed["attention"] = Stay.LEFT_OUT
         return "\n".join([*lines, "", library().place("Model.from_pretrained", fixed)])
 
     def doc(self) -> list[str]:
-        if self.cut is not None:
-            return [
-                '    """The whole model, or a pipeline stage: some of the layers, with the embedding and head or not.',
-                "",
-                "    A stage without the embedding takes hidden states in place of input_ids and needs position_ids;",
-                "    one without the head returns hidden states in place of logits.",
-                '    """',
-            ]
         if not self.piece:
             return ['    """The whole model."""']
         graph = self.plan.graph
@@ -288,24 +272,12 @@ class _Model:
             '    """',
         ]
 
-    def num_layers(self) -> str:
-        for name in self.plan.cuts:
-            for part in self.plan.graph.blocks[name].parts.values():
-                if isinstance(part, StackPart):
-                    return flat(self.plan.constants.code(len(part.blocks), part.count_source))
-        return ""
-
     def tie(self) -> Iterator[str]:
-        """A method that makes one parameter of two, where a stage has both."""
+        """A method that makes one parameter of two."""
         if self.ties:
             yield from ["", "    def tie(self) -> None:"]
         for path, source in self.ties.items():
-            owner, other = (f"self.{p.rpartition('.')[0]}" for p in (path, source))
-            pad = "        "
-            if self.cut is not None:
-                yield f"{pad}if {owner} and {other}:"
-                pad += INDENT
-            yield f"{pad}{owner}.weight = {other}.weight"
+            yield f"        self.{path} = self.{source}"
 
     # Forwards
 
@@ -318,7 +290,7 @@ class _Model:
         yield from self.prologue("grid", "tiles")
         if self.writes_cross:
             yield "        cross: list[KeyValue] = []"
-        body.run(body.block.nodes)
+        body.run_all()
         result = body.results()
         yield from body.lines
         if not outputs:
@@ -336,98 +308,57 @@ class _Model:
                 yield f"        {', '.join(shared.variables)} = {shared.call}"
 
     def forward(self) -> Iterator[str]:
-        bounded = self.plan.bounded
-        past = "Past" if bounded else "Sequence[KeyValue]"
         parameters = [f"{self.source}: Tensor", *(f"{n}: {t}" for n, t in self.more.items())]
         parameters += ["position_ids: Tensor | None = None", "attention_mask: Tensor | None = None"]
-        parameters += [f"past: {past} | None = None"] * self.caches
+        parameters += ["cache: KVCache | None = None"] * self.caches
         parameters += ["logits_to_keep: int = 0"]
-        present = f"tuple[Tensor, {'Past' if bounded else 'list[KeyValue]'}]"
-        returns = present if self.caches else "Tensor"
         ids = "input_ids and position_ids are [B, S]"
         if self.source != "input_ids":
             ids = f"{self.source} are [B, S, D], position_ids [B, S]"
-        yield f"    def forward(self, {', '.join(parameters)}) -> {returns}:"
-        yield f'        """Logits [B, S, V]{", and the past for the next call" * self.caches}.'
+        yield f"    def forward(self, {', '.join(parameters)}) -> Tensor:"
+        yield '        """Logits [B, S, V].'
         yield ""
         yield f"        {ids}; attention_mask is [B, T], 0 for padding, which goes"
         yield "        on the left. With logits_to_keep only that many last positions get logits."
         if self.reads_cross:
             yield "        cross_key_values are what the graph that reads the images returned."
         yield '        """'
-        if self.places:
+        if self.places or self.caches:
             yield from self.by_place()
-        if self.caches:
-            kept = "past.kept if past is not None else None" if bounded else "past"
-            yield f"        cache = KVCache({kept})"
         if self.reads_cross:
             yield "        cross = iter(cross_key_values)"
-        lines, result = self.whole() if self.cut is None else self.staged(self.cut)
-        yield from lines
-        kept = "Past(P + S, cache.present)" if bounded else "cache.present"
-        yield f"        return {result}{f', {kept}' * self.caches}"
+        body = self.body
+        body.run_all()
+        logits = body.results()
+        if not self.plan.head:
+            logits = body.last_tokens(logits, body.type(body.block.outputs[0]))
+        yield from [*body.lines, *body.put("return ", logits)]
 
     def by_place(self) -> Iterator[str]:
         """What depends on positions, and what they depend on."""
         plan = self.plan
-        tokens = "past.tokens" if plan.bounded else "past[0][0].shape[2]"
         masks = [s for s in plan.shared if s.kind == "mask"]
-        yield f"        P = {f'{tokens} if past is not None else ' * self.caches}0"
-        yield "        if position_ids is None:"
-        yield f"            position_ids = positions({self.source}, attention_mask, P)"
         if masks or self.reads_mask:
-            yield "        S, device = position_ids.shape[1], position_ids.device"
+            yield f"        S, device = {self.source}.shape[1], {self.source}.device"
+        elif self.caches:
+            yield f"        S = {self.source}.shape[1]"
+        yield f"        P = {'cache.start(S) if cache is not None else ' * self.caches}0"
+        if self.places:
+            yield "        if position_ids is None:"
+            yield f"            position_ids = positions({self.source}, attention_mask, P)"
         if self.reads_mask:
             yield "        if attention_mask is None:"
-            ones = "torch.ones(position_ids.shape[0], P + S, device=device)"
+            ones = f"torch.ones({self.source}.shape[0], P + S, device=device)"
             yield f"            attention_mask = {ones}"
         for mask in masks:
-            variable, later = mask.variables[0], " or (past is not None and S > 1)" * self.caches
+            variable, later = mask.variables[0], " or (P > 0 and S > 1)" * self.caches
             if mask.causal and plan.choice:
                 yield f"        {variable} = None  # sdpa needs none where a query sees every key up to its own"
                 yield f"        if attention_mask is not None or self.attend is eager{later}:"
                 yield f"            {variable} = {mask.call}"
             else:
                 yield f"        {variable} = {mask.call}"
-        yield from self.prologue("rope", "tiles", "temperature")
-
-    def whole(self) -> tuple[list[str], str]:
-        body = self.body
-        body.run(body.block.nodes)
-        lines = [*body.lines, *body.put("logits = ", body.results())]
-        return [*lines, f"        logits = logits[{_LAST}]"], "logits"
-
-    def staged(self, cut: Cut) -> tuple[list[str], str]:
-        body = self.body
-        carried = enter(body, cut)
-        if not cut.after:
-            return [*body.lines, f"        {carried} = {carried}[{_LAST}]"], carried
-        there, value = f"self.{guard(cut.after)}", cut.call.results[0]
-        early, once = _last_tokens_first(body, cut), body.left[value] == 1
-        if early and once:
-            body.codes[value] = Indexed(Text(carried), _LAST)
-        lines, code = leave(body.fork(), cut)
-        short = f"        logits = {flat(code)} if {there} else {carried}"
-        if early and once and not lines and len(short) <= WIDTH:
-            return [*body.lines, short], "logits"
-        body.depth = 3
-        lines, code = leave(body, cut)
-        pad, sliced = "            ", f"[{_LAST}]"
-        first = [f"{pad}{carried} = {carried}{sliced}"] if early and not once else []
-        last = [] if early else [f"{pad}logits = logits{sliced}"]
-        here = [f"        logits = {carried}", f"        if {there}:"]
-        return [*body.lines, *here, *first, *lines, *body.put("logits = ", code), *last], "logits"
-
-
-def _last_tokens_first(body: Body, cut: Cut) -> bool:
-    """Whether the head works token by token, so that dropped tokens need not be computed."""
-    return all(
-        not any(o.startswith("@") for o in n.operands)
-        and n.row.on_each_token(
-            [body.type(o) for o in n.operands], [body.type(r) for r in n.results], n.attrs
-        )
-        for n in cut.after
-    )
+        yield from self.prologue("grid", "rope", "tiles", "temperature")
 
 
 def _ties(graph: Graph) -> dict[str, str]:

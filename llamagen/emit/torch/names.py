@@ -21,13 +21,13 @@ _OF_EXPERTS = re.compile(r"Experts[0-9]*")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
-_STAND_INS = frozenset({"Model", "NUMBERED", "NUM_LAYERS"})
+_STAND_INS = frozenset({"Model", "NUMBERED"})
 """Names of the library that a file does not have."""
 HELPER_NAMES = frozenset(
     {
         *(name for name in library().definitions if "." not in name),
         *(alias.asname or alias.name for line in library().imports for alias in line.names),
-        "ValueError", "bool", "float", "int", "len", "list", "next", "range", "str", "super", "tuple",
+        "bool", "enumerate", "float", "int", "len", "list", "next", "range", "str", "sum", "super", "tuple",
         "attend", "cache", "chunked_mask", "cross", "layer", "self", "sliding_mask",
         "RoundedLateRMSNorm", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm",
     } - _STAND_INS
@@ -39,12 +39,12 @@ MODULE_ATTRIBUTES = frozenset(
         "T_destination", "add_module", "apply", "attend", "bfloat16", "buffers", "call_super_init", "children",
         "compile", "cpu", "cuda", "double", "dtype", "dump_patches", "eval", "extra_repr", "float", "forward",
         "from_pretrained", "generate", "get_buffer", "get_extra_state", "get_parameter", "get_submodule",
-        "half", "ipu", "load_state_dict", "modules", "mtia", "named_buffers", "named_children", "named_modules",
+        "half", "ipu", "load_state_dict", "loss", "modules", "mtia", "named_buffers", "named_children", "named_modules",
         "named_parameters", "parameters", "register_backward_hook", "register_buffer", "register_forward_hook",
         "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook",
         "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook", "register_module",
         "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook", "requires_grad_",
-        "set_extra_state", "set_submodule", "share_memory", "state_dict", "tie", "to", "to_empty", "train",
+        "set_extra_state", "set_submodule", "share_memory", "slopes", "state_dict", "tie", "to", "to_empty", "train",
         "training", "type", "xpu", "zero_grad",
     }
 )  # fmt: skip

@@ -93,8 +93,9 @@ def statements_of(function: Callable[..., object], fixed: Mapping[str, Fixed]) -
     assert isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Return)
     lines = dedent(text.split("\n", 1)[1]).split("\n")
     last = node.body[-1].lineno - 2
-    lines[last] = lines[last].replace("return", f"{node.args.args[0].arg} =", 1)
-    return Statements(tuple(lines))
+    x = node.args.args[0].arg
+    lines[last] = lines[last].replace("return", f"{x} =", 1)
+    return Statements(tuple(line for line in lines if line != f"{x} = {x}"))
 
 
 def keyword_only(node: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:

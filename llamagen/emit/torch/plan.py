@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llamagen.diagnostics import LlamagenError
@@ -12,21 +12,8 @@ from llamagen.emit.torch.site import PreludeSite
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
 from llamagen.ops.activations import ACTIVATIONS
 from llamagen.ops.code import Fixed, Shared, Stay, Template, Text, flat
-from llamagen.ops.dims import Dim
-from llamagen.ops.op import Attrs, Role, State, TensorType, a_float, a_str, keep_of
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The nodes of a block around its layers: ``before`` needs the embedding stage, ``after`` the head stage.
-
-    ``call`` runs the stack, or the block that contains it. One tensor crosses from each to the next.
-    """
-
-    before: tuple[Node, ...]
-    call: Node
-    after: tuple[Node, ...]
-
+from llamagen.ops.dims import Dim, S
+from llamagen.ops.op import Attrs, Role, State, TensorType, a_float, a_str, keep_of, no_flops
 
 _ARGUMENTS = ("rope", "grid", "mask", "temperature", "tiles")
 _EXTRAS: Mapping[str, Callable[[Node], bool]] = {
@@ -56,7 +43,6 @@ class Plan:
     """Block -> what its forward takes besides its inputs."""
     attending: set[str] = field(default_factory=set)
     """Blocks whose constructor takes an attention."""
-    cuts: dict[str, Cut] = field(default_factory=dict)
     fixed: dict[str, dict[str, Fixed]] = field(default_factory=dict)
     """What the model says of the parameters of library definitions."""
     words: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -66,6 +52,8 @@ class Plan:
     experts: dict[tuple[str, ...], str] = field(default_factory=dict)
     """Activation, layout and scale -> class."""
     attentions: list[tuple[Block, Node]] = field(default_factory=list)
+    head: str = ""
+    """The block whose last nodes are computed for the kept tokens only; empty if there is none."""
     extras: dict[str, Fixed] = field(default_factory=dict)
     """What attention functions take besides q, k, v and the mask."""
 
@@ -82,7 +70,7 @@ class Plan:
     def types(self) -> dict[str, str]:
         """Context variable -> its type."""
         cross = "Iterator[KeyValue]" if self.has(State.READ) else "list[KeyValue]"
-        types = {"cache": "KVCache", "cross": cross}
+        types = {"cache": "KVCache | None", "cross": cross, "logits_to_keep": "int"}
         types |= dict.fromkeys(("position_ids", "attention_mask", *self.declared), "Tensor")
         return types | {v: s.type for s in self.shared for v in s.variables}
 
@@ -137,6 +125,15 @@ class Plan:
             self.place("Experts", self.experts[key], fixed)
         return self.experts[key]
 
+    def alibi_heads(self, block: Block) -> int | None:
+        """Of how many heads a block has the slopes, if it has."""
+        nodes = [n for b, n in self.attentions if b is block and n.attrs.get("alibi") is True]
+        counts = {block.values[n.operands[0]].type.shape[1].value for n in nodes}
+        if len(counts) > 1:
+            message = f"block `{block.name}` has alibi slopes of {sorted(counts)} heads"
+            raise LlamagenError.of("LG741", message, block.span)
+        return counts.pop() if counts else None
+
     def kept(self, keep: int | None) -> str:
         """How many tokens a bounded slot keeps: one less than the window or the chunk that bounds it, or nothing."""
         if keep is None:
@@ -166,9 +163,12 @@ def make_plan(graph: Graph) -> Plan:
         names = one.variables if len(one.variables) > 1 else one.variables * len(node.results)
         plan.variables.update(zip(node.results, names, strict=True))
     _variants(plan)
+    way = _way_to_head(graph, graph.root_block) if graph.output_names == ("logits",) else ()
+    plan.head = way[-1] if way else ""
     plan.arguments = _arguments(plan)
+    for name in way[1:]:
+        plan.arguments[name] += ("logits_to_keep",)
     plan.attending = _attending(plan)
-    plan.cuts = cuts(graph) if graph.root_block.inputs[0].id == "input_ids" else {}
     return plan
 
 
@@ -182,6 +182,11 @@ def _variants(plan: Plan) -> None:
         "sliding_causal_mask": {"keep": keep},
         "chunked_causal_mask": {"keep": keep},
     }
+    parts = [p for b in plan.graph.blocks.values() for p in b.parts.values()]
+    biased = any(
+        isinstance(p, OpPart) and p.row.role is Role.LINEAR and p.attrs["bias"] for p in parts
+    )
+    plan.fixed["init_weights"] = {"biased": biased}
     for block in plan.graph.blocks.values():
         for node in block.nodes:
             if node.row.role is Role.ROTATION:
@@ -265,56 +270,56 @@ def type_of(graph: Graph, block: Block, operand: str) -> TensorType:
     return next(v.type for v in graph.inputs if v.id == name)
 
 
-def cuts(graph: Graph) -> dict[str, Cut]:
-    """Block name -> how it is cut, for the blocks from the root to the stack; empty if there is no such way."""
-    found: dict[str, Cut] = {}
-    block = graph.root_block
-    while True:
-        way = [n for n in block.nodes if _leads_to_stack(graph, block, n)]
-        if len(way) != 1:
-            return {}
-        cut = _cut(block, way[0])
-        if cut is None or block.name in found:
-            return {}
-        found[block.name] = cut
-        part = block.parts[way[0].part or ""]
-        if isinstance(part, StackPart):
-            return found
-        assert isinstance(part, BlockPart)
-        block = graph.blocks[part.block]
+def last_nodes(graph: Graph, block: Block) -> tuple[Node, ...]:
+    """The nodes at the end of a block that work on each token alone: nothing before them reads a result of theirs."""
+    alone: list[Node] = []
+    read_before: set[str] = set()
+    for node in reversed(block.nodes):
+        if _on_each_token(graph, block, node) and not read_before & set(node.results):
+            alone.append(node)
+        else:
+            read_before.update(node.operands)
+    return tuple(reversed(alone))
 
 
-def _leads_to_stack(graph: Graph, block: Block, node: Node) -> bool:
-    part = block.parts[node.part] if node.part is not None else None
-    match part:
-        case StackPart():
-            return True
-        case BlockPart(block=name):
-            below = graph.blocks[name]
-            return any(_leads_to_stack(graph, below, n) for n in below.nodes)
-        case OpPart() | None:
+def _on_each_token(graph: Graph, block: Block, node: Node) -> bool:
+    if any(o.startswith("@") for o in node.operands):
+        return False
+    if node.row.control:
+        part = block.parts[node.part or ""]
+        if not isinstance(part, BlockPart):
             return False
+        called = graph.blocks[part.block]
+        return all(_on_each_token(graph, called, n) for n in called.nodes)
+    operands, results = (
+        [block.values[v].type for v in ids] for ids in (node.operands, node.results)
+    )
+    return node.row.on_each_token(operands, results, node.attrs)
 
 
-def _cut(block: Block, call: Node) -> Cut | None:
-    at = block.nodes.index(call)
-    before, after = block.nodes[:at], block.nodes[at + 1 :]
-    if len(block.inputs) != 1 or len(block.outputs) != 1 or len(call.results) != 1:
-        return None
-    carried_in = call.operands[0]
-    made_before = {r for n in before for r in n.results} | {block.inputs[0].id}
-    crossing = {o for n in after for o in n.operands} | set(block.outputs) | set(call.operands[1:])
-    if made_before & crossing or any(o not in made_before for o in (carried_in,)):
-        return None
-    if block.parts.keys() - _parts(before) - _parts(after) - _parts((call,)):
-        return None
-    owned = (before and _parts(before), after and _parts(after))
-    if any(nodes is not None and nodes == set() for nodes in owned) or _parts(before) & _parts(
-        after
-    ):
-        return None
-    return Cut(before, call, after)
+def taken_from(block: Block, last: Sequence[Node]) -> tuple[str, ...]:
+    """Values of new tokens that the nodes ``last``, or the result, take from those before."""
+    own = {r for n in last for r in n.results}
+    read = dict.fromkeys((*(o for n in last for o in n.operands), *block.outputs))
+    return tuple(v for v in read if v not in own and S in block.values[v].type.shape)
 
 
-def _parts(nodes: tuple[Node, ...]) -> set[str]:
-    return {n.part for n in nodes if n.part is not None}
+def _way_to_head(graph: Graph, block: Block) -> tuple[str, ...]:
+    """The blocks from ``block`` to the one where the last products begin; empty if there are none."""
+    last = last_nodes(graph, block)
+    taken = taken_from(block, last)
+    before = [n for n in block.nodes if n not in last]
+    if len(taken) == 1 and not any(taken[0] in n.operands for n in before):
+        for node in before:
+            part = block.parts.get(node.part or "")
+            if taken == node.results and isinstance(part, BlockPart) and _called_once(graph, part):
+                below = _way_to_head(graph, graph.blocks[part.block])
+                if below:
+                    return (block.name, *below)
+    products = any(n.row.control or n.row.flops is not no_flops for n in last)
+    return (block.name,) if products else ()
+
+
+def _called_once(graph: Graph, part: BlockPart) -> bool:
+    parts = [p for b in graph.blocks.values() for n in b.nodes if (p := b.parts.get(n.part or ""))]
+    return sum(isinstance(p, BlockPart) and p.block == part.block for p in parts) == 1

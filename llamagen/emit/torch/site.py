@@ -11,7 +11,7 @@ from llamagen.diagnostics import LlamagenError, Span
 from llamagen.emit.torch.names import identifier
 from llamagen.emit.torch.place import statements_of
 from llamagen.ir.graph import Block, Node, OpPart
-from llamagen.ops.code import Code, Fixed, Statements, Text, Tuple
+from llamagen.ops.code import Attribute, Code, Fixed, Indexed, Statements, Text, Tuple, literal
 from llamagen.ops.dims import Dim
 from llamagen.ops.op import Attrs, Role, TensorType, a_str, keep_of
 
@@ -59,13 +59,16 @@ class TorchSite:
         """An expression for a symbolic size."""
         return self.body.size(dim)
 
+    def heads(self, count: int) -> Code:
+        """How many heads there are: those of a variable that has as many, for they may be a rank's part."""
+        for name, type_ in self.body.latest().items():
+            if len(type_.shape) == 4 and type_.shape[1] == Dim.of(count):
+                return Indexed(Attribute(Text(name), "shape"), "1")
+        return literal(count)
+
     def sizes(self, dims: Sequence[Dim]) -> tuple[Code, ...]:
         """Expressions for a new shape of the same elements."""
         return self.body.sizes(dims)
-
-    def kept(self) -> str:
-        """How many tokens a bounded slot keeps; empty for one that keeps all."""
-        return self.body.plan.kept(keep_of(self.attrs))
 
     @property
     def attend(self) -> Text:
@@ -180,13 +183,11 @@ class PreludeSite:
 
     def statements(
         self,
-        function: Callable[..., object] | None,
+        function: Callable[..., object],
         named: Callable[[str], Text],
         numbers: Mapping[str, float],
     ) -> Statements:
         """Those of a function of a row; what stands behind its ``*`` are ``numbers`` or constants."""
-        if function is None:
-            return Statements(())
         names = [
             p.name for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
         ]

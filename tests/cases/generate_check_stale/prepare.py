@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from llamagen import api
-from llamagen.emit.targets import Target
+from llamagen.emit.options import Target
 
 list(api.generate(["tiny.yaml"], [Target.TEXT], Path("out")))
 spec = Path("tiny.yaml")

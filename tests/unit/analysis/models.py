@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from llamagen.analysis.targets import Model, built, resolved_of
 from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -220,3 +221,8 @@ def overlaid(overlay: str, folder: Path, base: str = TINY, name: str = "case") -
     path = folder / f"{name}.yaml"
     path.write_text(f"spec: 1\nid: t/{name}\nextends: base.yaml\n{overlay}\n", encoding="utf-8")
     return Registry().load(path)
+
+
+def model_of(target: str) -> Model:
+    """The model of an id, of a YAML file, or of ``REVISION:PATH``."""
+    return built(resolved_of(target))

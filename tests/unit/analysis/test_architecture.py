@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from llamagen.analysis.family import measure, numbers_file
-from llamagen.analysis.family.architecture import Architecture
-from llamagen.analysis.family.numbers_file import architecture_of
-from llamagen.analysis.family.records import Family, Record
-from llamagen.analysis.family.sql import sql
+from llamagen.analysis import records
+from llamagen.analysis.records import Architecture, Record, architecture_of, records_of
+from llamagen.analysis.sql import sql
 from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -22,19 +20,19 @@ EDITED = "spec: 1\nid: edited\nextends: llama/3.2/1b\nhyperparameters: {num_laye
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the specs whose graphs were built."""
     found: list[str] = []
-    original: Callable[[ResolvedSpec], Architecture] = measure.measure
+    original: Callable[[ResolvedSpec], Architecture] = records.measure
 
     def spy(resolved: ResolvedSpec) -> Architecture:
         found.append(resolved.spec.id)
         return original(resolved)
 
-    monkeypatch.setattr(measure, "measure", spy)
-    monkeypatch.setattr(numbers_file, "_known", {})
+    monkeypatch.setattr(records, "measure", spy)
+    monkeypatch.setattr(records, "_known", {})
     return found
 
 
 def test_no_question_about_the_shipped_family_builds_a_graph(measured: list[str]) -> None:
-    family = Family(Registry())
+    family = records_of(Registry())
     for table in ("models", "layers", "parameters"):
         assert sql(family, f"SELECT * FROM {table}").rows
     assert measured == []
@@ -48,8 +46,8 @@ def test_an_edited_spec_is_measured(measured: list[str]) -> None:
     assert whole is not None
     assert less is not None
     layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 2 * 2048
-    assert whole.totals.params - less.totals.params == layer
-    assert len(less.layers) == 15
+    assert (whole.totals["params"] or 0) - (less.totals["params"] or 0) == layer
+    assert len(less.cache.layers) == 15
 
 
 def test_models_of_one_architecture_are_measured_once(measured: list[str]) -> None:
@@ -68,9 +66,11 @@ def test_a_statement_fills_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> Non
         return original(self, name)
 
     monkeypatch.setattr(Record, "__getitem__", spy)
-    found = sql(Family(Registry()), "SELECT a.params FROM models AS a WHERE a.ID = 'llama/3/8b'")
+    found = sql(
+        records_of(Registry()), "SELECT a.params FROM models AS a WHERE a.ID = 'llama/3/8b'"
+    )
     assert found.rows == ((8_030_261_248,),)
     assert read == {"id", "released", "params"}, "`released` orders the rows"
     read.clear()
-    assert sql(Family(Registry()), "SELECT count(*) FROM models").rows == ((54,),)
+    assert sql(records_of(Registry()), "SELECT count(*) FROM models").rows == ((54,),)
     assert read == {"released"}

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from llamagen import api, api_analysis
-from llamagen.analysis.ask import model_of
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
 from llamagen.diagnostics import LlamagenError
@@ -41,7 +40,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_revision_has_the_bases_of_its_time(repository: Path) -> None:
-    old, new = model_of("HEAD~1:spec/t/small.yaml"), model_of("HEAD:spec/t/small.yaml")
+    old, new = (
+        models.model_of("HEAD~1:spec/t/small.yaml"),
+        models.model_of("HEAD:spec/t/small.yaml"),
+    )
     (theta,) = [c for c in diff(old, new).changes if c.kind == "value"]
     assert (theta.before.text, theta.after.text) == ("10000.0", "500000.0")
     assert str(theta.before.span).startswith("HEAD~1:spec/t/base.yaml:")
@@ -54,7 +56,7 @@ def test_a_base_that_the_revision_lacks_is_not_that_of_today(repository: Path) -
     subprocess.run([*words, "add", "."], cwd=repository, check=True)
     subprocess.run([*words, "commit", "-qm", "three"], cwd=repository, check=True)
     with pytest.raises(LlamagenError) as caught:
-        model_of("HEAD:spec/t/heir.yaml")
+        models.model_of("HEAD:spec/t/heir.yaml")
     assert caught.value.diagnostics[0].code == "LG202"
 
 
@@ -64,7 +66,7 @@ def test_a_base_that_the_revision_lacks_is_not_that_of_today(repository: Path) -
 )
 def test_revisions_that_are_not_there(repository: Path, target: str) -> None:
     with pytest.raises(LlamagenError) as caught:
-        model_of(target)
+        models.model_of(target)
     assert caught.value.diagnostics[0].code == "LG901"
 
 

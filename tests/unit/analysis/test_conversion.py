@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llamagen.analysis.ask import Model, built
-from llamagen.analysis.diff.align import fused_group
-from llamagen.analysis.diff.conversion import conversion
-from llamagen.analysis.diff.features import Feature, Kind
-from llamagen.analysis.diff.transforms import (
+from llamagen.analysis.diff.features import Feature, Kind, fused_group
+from llamagen.analysis.diff.weights import (
     ZERO_ROWS,
     Plan,
     Setting,
     Transform,
-    WeightChange,
     candidate,
+    conversion,
 )
+from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph, parameters
@@ -147,6 +145,20 @@ def test_what_cannot_be_converted_is_refused(before: str, after: str, tmp_path: 
     assert caught.value.diagnostics[0].code == "LG902"
 
 
+def test_rows_of_heads_that_the_spec_does_not_state_are_not_reordered(tmp_path: Path) -> None:
+    base = SMALL.replace("  head_dim: 8\n", "").replace("head_dim", "size")
+    base += "constants: {size: 8}\n"
+    layout = "hyperparameters: {rope: {layout: interleaved}}"
+    a, b = (
+        built(models.overlaid(overlay, tmp_path, base=base, name=name))
+        for overlay, name in (("title: a", "one"), (layout, "two"))
+    )
+    with pytest.raises(LlamagenError) as caught:
+        conversion(a, b)
+    assert {d.code for d in caught.value.diagnostics} == {"LG902"}
+    assert "`model.layers.0.self_attn.q_proj.weight`" in str(caught.value)
+
+
 def test_equal_architectures_need_nothing(tmp_path: Path) -> None:
     a, b = both("title: a", "hyperparameters: {rope: {theta: 500000.0}}", tmp_path)
     assert conversion(a, b) == ()
@@ -164,8 +176,9 @@ def test_equal_architectures_need_nothing(tmp_path: Path) -> None:
 def test_heads_are_repeated_where_their_number_is_a_multiple(
     heads: tuple[int, int], kv_heads: tuple[int, int], expected: Transform | None
 ) -> None:
-    change = WeightChange("key", (kv_heads[0] * 8, 16), (kv_heads[1] * 8, 16))
-    assert candidate(change, Setting(heads, kv_heads, (8, 8), (False, False))) is expected
+    before, after = ((kv * 8, 16) for kv in kv_heads)
+    setting = Setting(heads, kv_heads, (8, 8), (False, False))
+    assert candidate("key", before, after, setting) is expected
 
 
 def test_pieces_of_a_fused_matrix_have_its_order() -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from sys import modules
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llamagen import api
-from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.numbers.params import count_parameters
+from llamagen.analysis.numbers import cache_of, count_flops, count_parameters, flops_of
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch, load_module
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import MAIN, Graph
 from tests.unit.analysis import models
 
 CONTEXT = 5
@@ -34,16 +33,17 @@ def generated(graph: Graph) -> torch.nn.Module:
 def test_torch_flop_counter_and_parameters(source: str) -> None:
     graph = models.graph(source)
     model = generated(graph)
-    assert sum(p.numel() for p in model.parameters()) == count_parameters(graph).total
+    assert sum(p.numel() for p in model.parameters()) == count_parameters({MAIN: graph}).total
     ids = torch.zeros((2, CONTEXT), dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as prefill:
-        _, past = model(ids)
+        cache = modules[type(model).__module__].KVCache()
+        model(ids, cache=cache)
     report = flops_of(graph)
     assert prefill.get_total_flops() == count_flops(report, 2, CONTEXT, 0).total
-    values = sum(k.numel() + v.numel() for k, v in past)
+    values = sum(slot.numel() for slot in cache.slots)
     assert values == 2 * cache_of(graph).allocated(CONTEXT, 1)
     with FlopCounterMode(display=False) as decode:
-        model(ids[:, :1], past=past)
+        model(ids[:, :1], cache=cache)
     assert decode.get_total_flops() == count_flops(report, 2, 1, CONTEXT).total
 
 
@@ -54,22 +54,23 @@ def test_experts_and_chunks_cost_what_torch_counts(name: str) -> None:
     graph = model.graph
     made = load_module(emit_torch(graph))
     module = getattr(made, graph.root_block.name)(attention="eager")
-    report, cache = flops_of(graph), cache_of(graph)
-    assert any(layer.chunk is not None for layer in cache.layers)
+    report, counted = flops_of(graph), cache_of(graph)
+    assert any(layer.chunk is not None for layer in counted.layers)
     ids = torch.arange(2 * 19).reshape(2, 19)
     with torch.no_grad(), FlopCounterMode(display=False) as prefill:
-        _, past = module(ids)
+        cache = made.KVCache()
+        module(ids, cache=cache)
     assert prefill.get_total_flops() == count_flops(report, 2, 19, 0).total
-    assert sum(k.numel() + v.numel() for k, v in past) == 2 * cache.allocated(19, 1)
+    assert sum(slot.numel() for slot in cache.slots) == 2 * counted.allocated(19, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as decode:
-        module(ids[:, :1], past=past)
+        module(ids[:, :1], cache=cache)
     assert decode.get_total_flops() == count_flops(report, 2, 1, 19).total
     emitted = emit_onnx(graph).model.graph.inputs
     slots = [
         v.shape for v in emitted if v.name is not None and v.name.startswith("past_key_values.")
     ]
     values = sum(int(s[1]) * int(s[3]) for s in slots if s is not None)  # type: ignore[call-overload]
-    assert values == cache.per_token(1)
+    assert values == counted.per_token(1)
 
 
 def test_cache_inputs_of_the_onnx_graph() -> None:
@@ -101,5 +102,5 @@ def test_transformers_counts_the_same_parameters() -> None:
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    total = count_parameters(models.graph(models.LLAMA_3_8B)).total
+    total = count_parameters({MAIN: models.graph(models.LLAMA_3_8B)}).total
     assert sum(p.numel() for p in model.parameters()) == total

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.ask import Model, model_of
+from llamagen.analysis.cost import device
 from llamagen.analysis.diff import render as render_diff
-from llamagen.analysis.diff.judge import Diff, diff
-from llamagen.analysis.diff.rules import diff_rules
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.numbers.hardware import device
+from llamagen.analysis.diff.document import DiffDocument, document, json_text, schema_text
+from llamagen.analysis.diff.judge import Diff, Surface, Verdict, diff, diff_rules
+from llamagen.analysis.targets import Model
 from llamagen.ir.elaborate import build
 from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models
@@ -74,7 +73,9 @@ def test_weights_of_2_7b_to_3_8b(seven_to_eight: Diff) -> None:
 
 
 def test_numbers_of_2_7b_to_3_8b(seven_to_eight: Diff) -> None:
-    numbers = {c.path: (c.before.text, c.after.text) for c in seven_to_eight.of_kind("number")}  # type: ignore[arg-type]
+    numbers = {
+        c.path: (c.before.text, c.after.text) for c in seven_to_eight.changes if c.kind == "number"
+    }
     assert numbers["parameters"] == ("6,738,415,616", "8,030,261,248")
     assert numbers["kv_bytes_per_token"] == ("524,288", "131,072")
     assert seven_to_eight.verdict(Surface.OPERATORS) is Verdict.SAME
@@ -108,25 +109,28 @@ def test_a_renamed_value_is_no_difference(tmp_path: Path) -> None:
 
 def test_layers_that_differ_in_part_are_shown_apart() -> None:
     result = diff(side(models.spec(models.LLAMA_3_8B)), side(models.spec(models.SCOUT)))
-    layers = {(c.layers, c.times) for c in result.of_kind("setting") if c.path.endswith(":chunk")}  # type: ignore[arg-type]
+    layers = {
+        (c.layers, c.times)
+        for c in result.changes
+        if c.kind == "setting" and c.path.endswith(":chunk")
+    }
     assert layers == {("0-2,4-6,...,28-30", 24)}
 
 
 def test_json_fits_its_schema(seven_to_eight: Diff) -> None:
-    from llamagen.analysis.diff.document import DiffDocument, document, schema_text
     from llamagen.resources import data_folder
 
-    text = render_diff.json_text(seven_to_eight)
+    text = json_text(seven_to_eight)
     assert DiffDocument.model_validate_json(text) == document(seven_to_eight)
     shipped = data_folder("spec") / "diff.schema.json"
     assert shipped.read_text(encoding="utf-8") == schema_text()
 
 
 def test_machine_forms(seven_to_eight: Diff) -> None:
-    document = json.loads(render_diff.json_text(seven_to_eight))
-    assert document["version"] == 1
-    assert document["surfaces"]["weights"] == "breaking"
-    assert len(document["changes"]) == len(seven_to_eight.changes)
+    written = json.loads(json_text(seven_to_eight))
+    assert written["version"] == 1
+    assert written["surfaces"]["weights"] == "breaking"
+    assert len(written["changes"]) == len(seven_to_eight.changes)
     annotations = render_diff.github(seven_to_eight, [Surface.NUMERICS]).splitlines()
     assert annotations
     assert all(a.startswith("::error file=<text>,line=") for a in annotations)
@@ -154,37 +158,37 @@ def test_a_chosen_surface_shows_the_values_that_act_on_it(seven_to_eight: Diff) 
 
 
 def test_every_list_of_changes_says_what_proves_a_value(seven_to_eight: Diff) -> None:
-    code = diff(model_of("llama/2/7b"), model_of("llama/code/7b"))
+    code = diff(models.model_of("llama/2/7b"), models.model_of("llama/code/7b"))
     for form in (render_diff.text, render_diff.markdown, render_diff.html_page):
         assert "[litgpt; clhf]" in form(code, [Surface.TOKENS]).replace("\\", ""), form
     assert 'title="' in render_diff.html_page(seven_to_eight)
 
 
 def test_json_has_the_chosen_surfaces(seven_to_eight: Diff) -> None:
-    found = json.loads(render_diff.json_text(seven_to_eight, [Surface.NUMERICS]))
+    found = json.loads(json_text(seven_to_eight, [Surface.NUMERICS]))
     assert found["surfaces"] == {"numerics": "breaking"}
     paths = [c["path"] for c in found["changes"]]
     assert paths == ["hyperparameters.rope.theta", "model.layers.*.self_attn.rope:theta"]
 
 
 def test_another_config_table_is_counted_in_the_text() -> None:
-    vision = diff(model_of("llama/3.1/8b"), model_of("llama/3.2/11b-vision"))
+    vision = diff(models.model_of("llama/3.1/8b"), models.model_of("llama/3.2/11b-vision"))
     shown = render_diff.text(vision, [Surface.RECORD])
     assert shown.count("D903") == 1
     assert "entries of checkpoint and config" in shown
-    few = render_diff.text(diff(model_of("llama/2/7b"), model_of("llama/3/8b")))
+    few = render_diff.text(diff(models.model_of("llama/2/7b"), models.model_of("llama/3/8b")))
     assert "D903 compatible  config.literals.torch_dtype  float16 → bfloat16" in few
 
 
 def test_what_is_not_published_is_not_another_value() -> None:
-    record = diff(model_of("llama/2/7b"), model_of("llama/4/behemoth"))
+    record = diff(models.model_of("llama/2/7b"), models.model_of("llama/4/behemoth"))
     assert {c.kind.value for c in record.changes} == {"record"}
     assert not record.compared(Surface.WEIGHTS)
     shown = render_diff.text(record)
     assert "weights    not compared" in shown
     assert "llama/4/behemoth has no published wiring" in shown
-    assert json.loads(render_diff.json_text(record))["surfaces"] == {"record": "compatible"}
-    same = diff(model_of("llama/2/7b"), model_of("llama/2/7b-chat"))
+    assert json.loads(json_text(record))["surfaces"] == {"record": "compatible"}
+    same = diff(models.model_of("llama/2/7b"), models.model_of("llama/2/7b-chat"))
     assert same.compared(Surface.WEIGHTS)
 
 
@@ -231,7 +235,7 @@ def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
 
 
 def test_values_that_moved_alike_are_told_apart_by_name() -> None:
-    result = diff(model_of("llama/4/scout"), model_of("llama/guard/4-12b"))
+    result = diff(models.model_of("llama/4/scout"), models.model_of("llama/guard/4-12b"))
     chunks = [c for c in result.changes if c.path.endswith("attention:chunk")]
     causes = [(x.path, x.source) for c in chunks for x in c.causes]
     assert causes == [("hyperparameters.attention_chunk_size", "l4code")]
@@ -243,16 +247,16 @@ def test_a_family_proves_no_value_of_a_spec_outside_it(tmp_path: Path) -> None:
         "spec: 1\nid: mine/wide\nextends: llama/3.2/1b\nhyperparameters: {intermediate_size: 4096}\n"
         "invariants: {swiglu_width: null}\n"
     )
-    result = diff(model_of("llama/3.2/1b"), model_of(str(mine)))
+    result = diff(models.model_of("llama/3.2/1b"), models.model_of(str(mine)))
     width = next(c for c in result.changes if c.path == "hyperparameters.intermediate_size")
     assert (width.before.source, width.after.source) == ("sku", None)
-    back = diff(model_of(str(mine)), model_of("llama/3.2/1b"))
+    back = diff(models.model_of(str(mine)), models.model_of("llama/3.2/1b"))
     gate = next(c for c in back.changes if c.path.endswith("gate_proj.weight"))
     assert [x.source for x in gate.causes] == ["sku"]
 
 
 def test_other_ends_of_a_generation_are_no_other_tokens() -> None:
-    result = diff(model_of("llama/3.1/70b"), model_of("llama/3.3/70b-instruct"))
+    result = diff(models.model_of("llama/3.1/70b"), models.model_of("llama/3.3/70b-instruct"))
     assert result.verdict(Surface.TOKENS) is Verdict.COMPATIBLE
-    code = diff(model_of("llama/2/7b"), model_of("llama/code/7b"))
+    code = diff(models.model_of("llama/2/7b"), models.model_of("llama/code/7b"))
     assert {c.path for c in code.on(Surface.TOKENS)} == {"hyperparameters.vocab_size"}

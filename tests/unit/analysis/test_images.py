@@ -10,12 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llamagen import api_analysis as api
-from llamagen.analysis.ask import Model, built
-from llamagen.analysis.diff.judge import diff
-from llamagen.analysis.diff.surfaces import Surface, Verdict
-from llamagen.analysis.numbers.images import image_cost
-from llamagen.analysis.numbers.params import Component
-from llamagen.analysis.numbers.whole import whole_parameters
+from llamagen.analysis.diff.judge import Surface, Verdict, diff
+from llamagen.analysis.numbers import Component, count_parameters, image_cost
+from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch import emit_torch, load_module
 from llamagen.ir.graph import MAIN, all_parameters
@@ -39,7 +36,7 @@ def model(spec_id: str) -> Model:
 )
 def test_all_graphs_are_counted(spec_id: str, total: int, active: int) -> None:
     graphs = model(spec_id).graphs
-    report = whole_parameters(graphs)
+    report = count_parameters(graphs)
     assert (report.total, report.active) == (total, active)
     assert report.of(Component.VISION) == 871_932_416
     assert sum(p.count for p in all_parameters(graphs).values()) == total
@@ -62,7 +59,7 @@ def test_keys_and_values_of_cross_layers_belong_to_the_text(
 ) -> None:
     """The encoder makes them, the decoder's layers own their weights; they are kept for every image."""
     graphs = model(spec_id).graphs
-    report = whole_parameters(graphs)
+    report = count_parameters(graphs)
     assert (report.total, report.of(Component.VISION)) == (total, vision)
     found = image_cost(graphs, 1, 1, 4096, 2)
     assert found is not None
@@ -136,14 +133,16 @@ def test_a_model_of_text_has_no_images() -> None:
 def test_a_diff_sees_every_graph() -> None:
     """The encoder is new against a model of text, and said once; what both graphs share is not said twice."""
     result = diff(model("llama/3.1/8b"), model(SCOUT))
-    blocks = {c.path for c in result.of_kind("block") if c.path.startswith("vision_encoder/")}  # type: ignore[arg-type]
+    blocks = {
+        c.path for c in result.changes if c.kind == "block" and c.path.startswith("vision_encoder/")
+    }
     assert blocks == {"vision_encoder/"}
-    paths = [c.path for c in result.of_kind("parameter")]  # type: ignore[arg-type]
+    paths = [c.path for c in result.changes if c.kind == "parameter"]
     assert "vision_model.model.layers.*.self_attn.q_proj.weight" in paths
     assert not any(p.startswith("decoder/model.layers") for p in (c.path for c in result.changes))
     inputs = [c.path for c in result.on(Surface.INTERFACE)]
     assert "vision_encoder/pixel_values" in inputs
-    numbers = {c.path: c.after.text for c in result.of_kind("number")}  # type: ignore[arg-type]
+    numbers = {c.path: c.after.text for c in result.changes if c.kind == "number"}
     assert numbers["parameters"] == "108,641,793,536"
     assert "image_flops" in numbers
 

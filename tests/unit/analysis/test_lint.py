@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamagen.analysis.lint import lint, lint_rules
+from llamagen.analysis.check import lint, lint_rules
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from llamagen.analysis.numbers.compute import count_flops, flops_of
-from llamagen.analysis.numbers.cost import cost_of, largest, workload
-from llamagen.analysis.numbers.hardware import device, devices
-from llamagen.analysis.numbers.memory import activations_of, cache_of
-from llamagen.analysis.numbers.parallel import tensor_parallel_degrees
-from llamagen.analysis.numbers.params import Component, count_parameters, storage, weight_bytes
-from llamagen.analysis.numbers.visible import visible_pairs
+from llamagen.analysis.cost import cost_of, device, devices, largest, workload
+from llamagen.analysis.numbers import (
+    Component,
+    activation_levels,
+    cache_of,
+    count_flops,
+    count_parameters,
+    flops_of,
+    peak,
+    storage,
+    tensor_parallel_degrees,
+    visible_pairs,
+    weight_bytes,
+)
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import parameters
+from llamagen.ir.graph import MAIN, parameters
 from llamagen.ops.table import OPS
 from tests.unit.analysis import models
 
@@ -39,16 +46,16 @@ EVERY = [
 )
 def test_totals_of_facts(source: str, total: int, per_token: int) -> None:
     graph = models.graph(source)
-    assert count_parameters(graph).total == total
+    assert count_parameters({MAIN: graph}).total == total
     assert cache_of(graph).per_token(2) == per_token
-    assert weight_bytes(graph, storage("bfloat16")) == 2 * total
+    assert weight_bytes({MAIN: graph}, storage("bfloat16")) == 2 * total
 
 
 @pytest.mark.parametrize("source", EVERY)
 def test_folded_sums_equal_the_unrolled_graph(source: str) -> None:
     graph = models.graph(source)
     flat = flatten(graph)
-    assert count_parameters(graph).total == sum(p.count for p in parameters(graph).values())
+    assert count_parameters({MAIN: graph}).total == sum(p.count for p in parameters(graph).values())
     slots = [(s.path, s.key.shape[1].value, s.key.shape[3].value) for s in flat.slots]
     assert [(c.path, c.kv_heads, c.key_dim) for c in cache_of(graph).layers] == slots
     sizes = {"B": 3, "S": 5, "P": 7}
@@ -62,7 +69,7 @@ def test_folded_sums_equal_the_unrolled_graph(source: str) -> None:
 
 
 def test_components_of_a_tied_model() -> None:
-    report = count_parameters(models.graph(models.LLAMA_32_1B))
+    report = count_parameters({MAIN: models.graph(models.LLAMA_32_1B)})
     assert {c.component: c.count for c in report.components} == {
         Component.EMBEDDING: 128256 * 2048,
         Component.ATTENTION: 16 * (2 * 2048 * 2048 + 2 * 512 * 2048),
@@ -74,7 +81,7 @@ def test_components_of_a_tied_model() -> None:
 
 
 def test_active_parameters_of_scout() -> None:
-    report = count_parameters(models.graph(models.SCOUT))
+    report = count_parameters({MAIN: models.graph(models.SCOUT)})
     assert report.active == 17_172_894_720
     assert report.active_without_embedding == 16_138_408_960
     assert report.of(Component.EXPERTS) == 96_636_764_160
@@ -99,7 +106,7 @@ def test_a_bounded_graph_allocates_what_is_needed() -> None:
     assert bounded.allocated(10_485_760, 2) == whole.needed(10_485_760, 2)
     assert bounded.allocated(10_485_760, 2) == 4096 * (36 * 8191 + 12 * 10_485_760)
     load = workload(10_485_760)
-    wide, narrow = cost_of(full, load), cost_of(cut, load)
+    wide, narrow = cost_of({MAIN: full}, load), cost_of({MAIN: cut}, load)
     assert narrow.cache_bytes == narrow.decode.cache_bytes_read == narrow.cache_bytes_needed
     assert narrow.decode.flops.attention * 3 < wide.decode.flops.attention
     assert narrow.prefill.cache_bytes_written == narrow.cache_bytes
@@ -129,13 +136,13 @@ def test_pairs_in_sight_by_counting(window: int | None, chunk: int | None) -> No
 
 def test_a_roofline_is_a_bound_for_kernels_that_skip_masked_keys() -> None:
     h100 = ("h100-sxm", device("h100-sxm"))
-    long = cost_of(models.graph(models.LLAMA_3_8B), workload(131_072), h100)
+    long = cost_of({MAIN: models.graph(models.LLAMA_3_8B)}, workload(131_072), h100)
     one_pair = 32 * 4 * 4096
     assert long.prefill.attention_visible == one_pair * 131_072 * 131_073 // 2
     least = long.prefill.flops.total - long.prefill.flops.attention + long.prefill.attention_visible
     assert long.device is not None
     assert long.device.prefill.seconds == pytest.approx(least / 9.894e14)
-    scout = cost_of(models.graph(models.SCOUT), workload(100_000))
+    scout = cost_of({MAIN: models.graph(models.SCOUT)}, workload(100_000))
     a_layer = 8 * 128 * 2 * 2
     assert scout.decode.cache_bytes_read == a_layer * (12 * 100_000 + 36 * 8191)
     assert scout.cache_bytes == a_layer * 48 * 100_000
@@ -145,19 +152,22 @@ def test_int4_stores_a_scale_for_every_32() -> None:
     graph = models.graph(models.TINY)
     matrices = 2 * (4 * 256 * 256 + 3 * 256 * 512) + 512 * 256
     rest = 512 * 256 + 5 * 256
-    assert weight_bytes(graph, storage("int4")) == matrices // 2 + matrices // 32 * 2 + rest * 2
+    assert (
+        weight_bytes({MAIN: graph}, storage("int4"))
+        == matrices // 2 + matrices // 32 * 2 + rest * 2
+    )
 
 
 def test_activation_peak_by_hand() -> None:
     """Attention of a wide batch: scores in float32 beside q, keys, values, the result and the residual."""
     graph = models.graph(models.TINY)
     b, s = 2, 64
-    peak = activations_of(graph, 2).peak({"B": b, "S": s, "P": 0})
+    most = peak(activation_levels(graph, 2), {"B": b, "S": s, "P": 0})
     scores = b * 8 * s * s * 4
-    assert scores < peak < scores + b * s * (6 * 256 * 2 + 4 * 16 * 8) + b * s * s
-    assert activations_of(graph, 2).peak({"B": 1, "S": 1, "P": 0}) >= 512 * 2
-    long = activations_of(graph, 2).peak(
-        {"B": b, "S": 2048, "P": 0}
+    assert scores < most < scores + b * s * (6 * 256 * 2 + 4 * 16 * 8) + b * s * s
+    assert peak(activation_levels(graph, 2), {"B": 1, "S": 1, "P": 0}) >= 512 * 2
+    long = peak(
+        activation_levels(graph, 2), {"B": b, "S": 2048, "P": 0}
     )  # where scores are nearly all of it
     assert 1 < long / (b * 8 * 2048 * 2048 * 4) < 1.1
 
@@ -165,7 +175,7 @@ def test_activation_peak_by_hand() -> None:
 def test_rooflines_on_a_device() -> None:
     graph = models.graph(models.LLAMA_3_8B)
     h100 = device("h100-sxm")
-    report = cost_of(graph, workload(8192), ("h100-sxm", h100))
+    report = cost_of({MAIN: graph}, workload(8192), ("h100-sxm", h100))
     assert report.device is not None
     decode = report.decode
     embedding = 128256 * 4096 * 2
@@ -186,8 +196,8 @@ def test_rooflines_on_a_device() -> None:
 def test_405b_fits_eight_devices_only_in_eight_bit() -> None:
     graph = models.graph(models.LLAMA_31_405B)
     chosen = ("h100-sxm", device("h100-sxm"))
-    wide = cost_of(graph, workload(4096, tensor_parallel=8), chosen).device
-    small = cost_of(graph, workload(4096, dtype="float8", tensor_parallel=8), chosen).device
+    wide = cost_of({MAIN: graph}, workload(4096, tensor_parallel=8), chosen).device
+    small = cost_of({MAIN: graph}, workload(4096, dtype="float8", tensor_parallel=8), chosen).device
     assert wide is not None
     assert small is not None
     assert (wide.fits, small.fits) == (False, True)
@@ -196,8 +206,8 @@ def test_405b_fits_eight_devices_only_in_eight_bit() -> None:
 
 def test_decode_reads_chosen_experts_only() -> None:
     graph = models.graph(models.SCOUT)
-    one = cost_of(graph, workload(16, batch=1)).decode.weight_bytes_read
-    four = cost_of(graph, workload(16, batch=4)).decode.weight_bytes_read
+    one = cost_of({MAIN: graph}, workload(16, batch=1)).decode.weight_bytes_read
+    four = cost_of({MAIN: graph}, workload(16, batch=4)).decode.weight_bytes_read
     an_expert = 48 * 3 * 5120 * 8192 * 2
     assert four - one == 3 * an_expert + 3 * 5120 * 2
 
@@ -216,7 +226,7 @@ def test_tensor_parallel_degrees(source: str, degrees: tuple[int, ...]) -> None:
 
 def test_illegal_degree_names_the_legal_ones() -> None:
     with pytest.raises(LlamagenError) as caught:
-        cost_of(models.graph(models.LLAMA_3_8B), workload(8, tensor_parallel=16))
+        cost_of({MAIN: models.graph(models.LLAMA_3_8B)}, workload(8, tensor_parallel=16))
     found = caught.value.diagnostics[0]
     assert found.code == "LG902"
     assert found.help is not None

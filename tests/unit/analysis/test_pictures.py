@@ -7,16 +7,23 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llamagen.analysis.ask import Model
 from llamagen.analysis.diff.equations import equations
-from llamagen.analysis.diff.judge import diff
-from llamagen.analysis.diff.surfaces import Verdict
-from llamagen.analysis.numbers.memory import cache_of
-from llamagen.analysis.pictures.explorer import explorer_json
-from llamagen.analysis.pictures.mermaid import mermaid
-from llamagen.analysis.pictures.plots import cache_curve, cache_plot
-from llamagen.analysis.pictures.svg import diff_svg, tower_svg
-from llamagen.analysis.pictures.tower import Box, changed_paths, runs, tower, tower_text
+from llamagen.analysis.diff.judge import Verdict, diff
+from llamagen.analysis.numbers import cache_of
+from llamagen.analysis.pictures import (
+    Box,
+    cache_curve,
+    cache_plot,
+    changed_paths,
+    diff_svg,
+    explorer_json,
+    mermaid,
+    runs,
+    tower,
+    tower_svg,
+    tower_text,
+)
+from llamagen.analysis.targets import Model
 from tests.unit.analysis import models
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -54,10 +61,10 @@ def test_tower_folds_patterns() -> None:
 
 @pytest.mark.parametrize("source", [models.LLAMA_2_7B, models.LLAMA_32_1B, models.SCOUT])
 def test_a_tower_holds_every_parameter(source: str) -> None:
-    from llamagen.analysis.numbers.params import count_parameters
+    from llamagen.analysis.numbers import count_parameters
 
     graph = models.graph(source)
-    assert tower(graph).parameters == count_parameters(graph).total
+    assert tower(graph).parameters == count_parameters({"model": graph}).total
 
 
 def test_equations_read_as_written() -> None:
@@ -122,10 +129,9 @@ def test_explorer_has_every_node_and_number() -> None:
     assert logits["key"] == "shape"
     assert logits["value"].startswith("model[B, S, ")
     data = [{a["key"]: a["value"] for a in n["attrs"]} for n in nodes]
-    from llamagen.analysis.numbers.compute import count_flops, flops_of
-    from llamagen.analysis.numbers.params import count_parameters
+    from llamagen.analysis.numbers import count_flops, count_parameters, flops_of
 
-    total = count_parameters(graph).total
+    total = count_parameters({"model": graph}).total
     assert sum(int(d.get("parameters", 0)) for d in data) == total
     flops = count_flops(flops_of(graph), 1, 1, 3).total
     assert sum(int(d.get("flops", 0)) for d in data) == flops

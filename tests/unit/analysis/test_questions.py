@@ -7,28 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.ask import model_of
-from llamagen.analysis.diff import render_compat
-from llamagen.analysis.diff.compat import compat
+from llamagen.analysis.diff.compat import compat, text
+from llamagen.analysis.diff.judge import Verdict
 from llamagen.analysis.diff.runtimes import Status, on_runtimes, runtimes
-from llamagen.analysis.diff.surfaces import Verdict
-from llamagen.analysis.diff.transforms import Transform
-from llamagen.analysis.family import render_timeline
-from llamagen.analysis.family.query import query, share
-from llamagen.analysis.family.records import COLUMNS, Family
-from llamagen.analysis.family.sql import TABLES, sql
-from llamagen.analysis.family.timeline import timeline
+from llamagen.analysis.diff.weights import Transform
+from llamagen.analysis.queries import query, share, timeline, timeline_text
+from llamagen.analysis.records import COLUMNS, Record, attention_kind, records_of
+from llamagen.analysis.sql import TABLES, sql
+from llamagen.api_analysis import MAINLINE
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models
 
 
 @pytest.fixture(scope="module")
-def family() -> Family:
-    return Family(Registry())
+def family() -> list[Record]:
+    return records_of(Registry())
 
 
-def test_query_filters_sorts_and_cuts(family: Family) -> None:
+def test_query_filters_sorts_and_cuts(family: list[Record]) -> None:
     answer = query(family, "generation == '3.1'", select=["id", "params"], sort="-params", first=3)
     assert answer.columns == ("id", "params")
     assert answer.rows == (
@@ -38,7 +35,7 @@ def test_query_filters_sorts_and_cuts(family: Family) -> None:
     )
 
 
-def test_models_without_the_value_do_not_match(family: Family) -> None:
+def test_models_without_the_value_do_not_match(family: list[Record]) -> None:
     ids = [row[0] for row in query(family, "num_experts > 16", select=["id"]).rows]
     assert ids == ["llama/4/maverick", "llama/4/maverick-instruct"]
     factors = query(family, "rope.factor == 32.0", select=["id", "rope.factor"]).rows
@@ -47,7 +44,7 @@ def test_models_without_the_value_do_not_match(family: Family) -> None:
     }
 
 
-def test_query_names_the_nearest_name(family: Family) -> None:
+def test_query_names_the_nearest_name(family: list[Record]) -> None:
     with pytest.raises(LlamagenError) as caught:
         query(family, "num_kv_head < 8")
     found = caught.value.diagnostics[0]
@@ -74,7 +71,7 @@ def test_query_names_the_nearest_name(family: Family) -> None:
         ),
     ],
 )
-def test_conditions_that_are_none(family: Family, text: str, message: str, help: str) -> None:
+def test_conditions_that_are_none(family: list[Record], text: str, message: str, help: str) -> None:
     with pytest.raises(LlamagenError) as caught:
         query(family, text)
     found = caught.value.diagnostics[0]
@@ -90,7 +87,7 @@ def test_conditions_that_are_none(family: Family, text: str, message: str, help:
         ("SELECT * FROM model", "models"),
     ],
 )
-def test_sql_names_the_nearest_name(family: Family, statement: str, name: str) -> None:
+def test_sql_names_the_nearest_name(family: list[Record], statement: str, name: str) -> None:
     with pytest.raises(LlamagenError) as caught:
         sql(family, statement)
     assert caught.value.diagnostics[0].help == f"did you mean `{name}`?"
@@ -99,39 +96,39 @@ def test_sql_names_the_nearest_name(family: Family, statement: str, name: str) -
 @pytest.mark.parametrize(
     "text", ["__class__", "id.__class__", "open('x')", "id.upper()", "lambda: 1"]
 )
-def test_queries_cannot_reach_python(family: Family, text: str) -> None:
+def test_queries_cannot_reach_python(family: list[Record], text: str) -> None:
     with pytest.raises(LlamagenError):
         query(family, text)
 
 
-def test_share(family: Family) -> None:
+def test_share(family: list[Record]) -> None:
     found = share(family, "tokenizer", "generation in ['1', '2', '3'] and status == 'released'")
     assert [(s.value, s.count) for s in found] == [("sentencepiece", 10), ("tiktoken", 4)]
     assert sum((s.fraction for s in found), Fraction(0)) == 1
 
 
 @pytest.mark.parametrize("text", ["num_heads >", "nothing", "rope.facter"])
-def test_timelines_of_what_cannot_be(family: Family, text: str) -> None:
+def test_timelines_of_what_cannot_be(family: list[Record], text: str) -> None:
     with pytest.raises(LlamagenError) as caught:
-        timeline(family, text)
+        timeline(family, text, MAINLINE)
     assert caught.value.diagnostics[0].code == "LG905"
 
 
-def test_timelines(family: Family) -> None:
-    theta = timeline(family, "rope_theta")
+def test_timelines(family: list[Record]) -> None:
+    theta = timeline(family, "rope_theta", MAINLINE)
     assert [(date, h.value) for date, h in theta.firsts()] == [
         ("2023-02-24", 10000.0),
         ("2024-04-18", 500000.0),
     ]
-    gqa = timeline(family, "attention")
+    gqa = timeline(family, "attention", MAINLINE)
     assert [d for d, h in gqa.firsts() if h.value == "GQA"] == ["2023-07-18"]
-    assert "never changed" in render_timeline.text(timeline(family, "biases"))
-    assert timeline(family, "hidden_size > 0").constant
-    assert "llama/code 12" in render_timeline.text(theta), "a default filter is not silent"
-    assert "left out" not in render_timeline.text(timeline(family, "rope_theta", "true"))
+    assert "never changed" in timeline_text(timeline(family, "biases", MAINLINE))
+    assert timeline(family, "hidden_size > 0", MAINLINE).constant
+    assert "llama/code 12" in timeline_text(theta), "a default filter is not silent"
+    assert "left out" not in timeline_text(timeline(family, "rope_theta", "true"))
 
 
-def test_sql_over_every_table(family: Family) -> None:
+def test_sql_over_every_table(family: list[Record]) -> None:
     assert sql(family, "SELECT params FROM models WHERE id = 'llama/3/8b'").rows == (
         (8_030_261_248,),
     )
@@ -149,14 +146,14 @@ def test_sql_over_every_table(family: Family) -> None:
     assert set(TABLES["models"].columns) == set(COLUMNS)
 
 
-def test_sql_opens_a_cell_of_json(family: Family) -> None:
+def test_sql_opens_a_cell_of_json(family: list[Record]) -> None:
     each = "SELECT count(*) FROM models, json_each(languages) WHERE models.languages IS NOT NULL"
     ((count,),) = sql(family, each).rows
     assert isinstance(count, int) and count > 0
     assert sql(family, "SELECT value FROM json_tree('[1]') WHERE type = 'integer'").rows == ((1,),)
 
 
-def test_sql_values_that_json_has_not(family: Family) -> None:
+def test_sql_values_that_json_has_not(family: list[Record]) -> None:
     found = sql(family, "SELECT x'00ff', 1.0e300 * 1.0e300, 0.5")
     assert found.rows == (("00ff", "inf", 0.5),)
     both = "SELECT a.id, b.id FROM models a JOIN models b ON b.extends = a.id LIMIT 1"
@@ -176,20 +173,20 @@ def test_sql_values_that_json_has_not(family: Family) -> None:
         "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c",
     ],
 )
-def test_sql_only_reads(family: Family, statement: str) -> None:
+def test_sql_only_reads(family: list[Record], statement: str) -> None:
     with pytest.raises(LlamagenError) as caught:
         sql(family, statement)
     assert caught.value.diagnostics[0].code == "LG905"
 
 
 def test_compat_of_variants_and_generations() -> None:
-    same = compat(model_of("llama/3.1/8b"), model_of("llama/3.1/8b-instruct"))
+    same = compat(models.model_of("llama/3.1/8b"), models.model_of("llama/3.1/8b-instruct"))
     assert same.verdict is Verdict.SAME
-    assert "run as they are" in render_compat.text(same)
-    padded = compat(model_of("llama/code/7b-python"), model_of("llama/code/7b"))
+    assert "run as they are" in text(same)
+    padded = compat(models.model_of("llama/code/7b-python"), models.model_of("llama/code/7b"))
     assert padded.verdict is Verdict.CONVERTIBLE
     assert padded.transforms == (Transform.PAD_VOCAB,)
-    broken = compat(model_of("llama/2/7b"), model_of("llama/3/8b"))
+    broken = compat(models.model_of("llama/2/7b"), models.model_of("llama/3/8b"))
     assert broken.verdict is Verdict.BREAKING
     assert broken.blocking
 
@@ -224,7 +221,7 @@ def test_loaders_go_by_the_architecture(
     target: str, builder: Status | None, loader: Status | None, exporter: Status | None
 ) -> None:
     """What takes a config.json, not our export, knows a model by its kind; of others nothing is known."""
-    model = model_of(target)
+    model = models.model_of(target)
     names = ("onnxruntime-genai-builder", "transformers", "transformers-exporter")
     found = on_runtimes(model.resolved, model.graphs, names, "float32")
     assert tuple(r.status for r in found) == (builder, loader, exporter)
@@ -234,7 +231,7 @@ def test_changed_wiring_has_no_kind(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     wiring = "blocks: {SwiGLU: {forward: 'return down_proj(relu(gate_proj(x)) * up_proj(x))'}}"
     mine.write_text(f"spec: 1\nid: mine/relu\nextends: llama/3.2/1b\n{wiring}\n")
-    report = compat(model_of("llama/3.2/1b"), model_of(str(mine)), ("transformers",))
+    report = compat(models.model_of("llama/3.2/1b"), models.model_of(str(mine)), ("transformers",))
     assert report.runtimes[0].status is None
 
 
@@ -243,4 +240,10 @@ def test_changed_wiring_has_no_kind(tmp_path: Path) -> None:
 )
 def test_unknown_runtime_and_dtype(runtime: str, dtype: str) -> None:
     with pytest.raises(LlamagenError, match=r"onnxruntime-cpux|bf16"):
-        compat(model_of("llama/2/7b"), model_of("llama/2/7b"), (runtime,), dtype)
+        compat(models.model_of("llama/2/7b"), models.model_of("llama/2/7b"), (runtime,), dtype)
+
+
+def test_kinds_of_attention() -> None:
+    """Without its own number of key heads a model has as many as heads."""
+    kinds = [attention_kind(8, kv_heads) for kv_heads in (None, 8, 1, 2)]
+    assert kinds == ["MHA", "MHA", "MQA", "GQA"]

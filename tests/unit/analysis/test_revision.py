@@ -12,7 +12,7 @@ import pytest
 import llamagen
 from llamagen import api_analysis
 from llamagen.analysis import revision
-from llamagen.analysis.ask import resolved_of
+from llamagen.analysis.targets import resolved_of
 from llamagen.diagnostics import LlamagenError
 from tests.unit.analysis import models
 

@@ -11,15 +11,15 @@ import pytest
 
 from llamagen.api import check_checkpoint, load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.config import config_files
+from llamagen.emit.config.table import config_files
 from llamagen.emit.manifest import CheckpointSource, read_manifest
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.stored import stored_weights
-from llamagen.weights.random import RandomTensor, random_values
-from llamagen.weights.random_float8 import is_projection
+from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.random import RandomTensor, random_values, write_random_checkpoint
 from tests.parity.models import SPECS
 from tests.unit.weights.files import save
 
@@ -53,11 +53,13 @@ def test_an_export_is_proven_and_near_the_weights(spec: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("prefix", ["", "language_model."])
-def test_a_head_stays_as_it_is(prefix: str) -> None:
+def test_a_head_stays_as_it_is(prefix: str, tmp_path: Path) -> None:
     """Under the prefix of models that read images too."""
     head = RandomTensor(f"{prefix}lm_head.weight", (16, 8), "matrix")
-    assert not is_projection(head)
-    assert is_projection(head._replace(name=f"{prefix}model.layers.0.self_attn.q_proj.weight"))
+    linear = head._replace(name=f"{prefix}model.layers.0.self_attn.q_proj.weight")
+    write_random_checkpoint(tmp_path / "out", [head, linear], 0, "F8_E4M3")
+    dtypes = [tensor.dtype for tensor in Checkpoint.open(tmp_path / "out").tensors.values()]
+    assert dtypes == ["BF16", "F8_E4M3"]
 
 
 def apart(spec: Path, folder: Path, lost: str | None = None) -> tuple[Path, dict[str, np.ndarray]]:
@@ -117,7 +119,7 @@ def test_experts_that_are_stored_one_by_one_quantised(tmp_path: Path) -> None:
     spec = SPECS / "reduced" / "llama-4-maverick.yaml"
     checkpoint, expected = apart(spec, tmp_path / "fp8")
     quantize = QuantizeOptions("int8", 16)
-    load(spec).export(tmp_path / "out", checkpoint=checkpoint, quantize=quantize)
+    load(spec).export(tmp_path / "out", ExportOptions(quantize=quantize), checkpoint=checkpoint)
     found = stored_weights(tmp_path / "out")
     for path in (p for p in expected if ".experts." in p):
         error = np.abs(found.read(path) - expected[path]).max()
@@ -145,13 +147,17 @@ def test_the_configuration_says_nothing_that_is_no_longer_true(tmp_path: Path) -
 
 def test_it_can_be_quantised_again(tmp_path: Path) -> None:
     checkpoint = stored(tmp_path)
-    load(DENSE).export(tmp_path / "out", checkpoint=checkpoint, quantize=QuantizeOptions("int8"))
+    load(DENSE).export(
+        tmp_path / "out", ExportOptions(quantize=QuantizeOptions("int8")), checkpoint=checkpoint
+    )
     assert verify_folder(tmp_path / "out", ("reference",), steps=2).passed
 
 
 def test_it_cannot_be_referenced(tmp_path: Path) -> None:
     checkpoint = stored(tmp_path)
     with pytest.raises(LlamagenError) as caught:
-        load(DENSE).export(tmp_path / "out", checkpoint=checkpoint, weights="reference")
+        load(DENSE).export(
+            tmp_path / "out", ExportOptions(weights="reference"), checkpoint=checkpoint
+        )
     (one,) = caught.value.diagnostics
     assert one.code == "LG640" and "float8" in one.message

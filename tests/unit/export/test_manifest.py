@@ -11,6 +11,7 @@ import pytest
 from llamagen.api import load
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import MANIFEST, FileRecord, Manifest, read_manifest, schema_text
+from llamagen.emit.options import ExportOptions
 from llamagen.resources import data_folder
 from tests.parity.models import SPECS
 
@@ -30,7 +31,7 @@ QUALITY = {"inputs": "", "positions": 1, "kl_mean": 0.0, "kl_max": 0.0, "top1_ag
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("manifest") / "out"
-    load(SPEC).export(out, random_weights=7, dtype="float16")
+    load(SPEC).export(out, ExportOptions(dtype="float16"), random_weights=7)
     return out
 
 
@@ -64,7 +65,7 @@ def test_it_says_what_the_folder_is(folder: Path) -> None:
 
 
 def test_two_exports_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    load(SPEC).export(tmp_path / "again", random_weights=7, dtype="float16")
+    load(SPEC).export(tmp_path / "again", ExportOptions(dtype="float16"), random_weights=7)
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 

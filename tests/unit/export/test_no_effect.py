@@ -8,7 +8,7 @@ import pytest
 
 from llamagen.api import load, random_checkpoint
 from llamagen.emit.manifest import read_manifest
-from llamagen.emit.quantize_options import NOT_QUANTIZED, QuantizeOptions
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
 from llamagen.emit.written import Written
 from tests.parity.models import SPECS
 
@@ -37,7 +37,9 @@ def test_a_context_without_tables(
         text = text.replace(before, after)
     spec = tmp_path / "m.yaml"
     spec.write_text(text)
-    written = load(spec).export(tmp_path / "out", random_weights=1, profile=profile, max_context=64)
+    written = load(spec).export(
+        tmp_path / "out", ExportOptions(profile=profile, max_context=64), random_weights=1
+    )
     assert said(written) == expected
 
 
@@ -55,7 +57,9 @@ def test_a_context_without_tables(
 def test_a_quantisation_of_nothing(
     quantize: QuantizeOptions, expected: list[str], tmp_path: Path
 ) -> None:
-    written = load(DENSE).export(tmp_path / "out", random_weights=1, quantize=quantize)
+    written = load(DENSE).export(
+        tmp_path / "out", ExportOptions(quantize=quantize), random_weights=1
+    )
     assert said(written) == expected
     quality = [note for note in written.notes if note.code == "LG644"]
     assert bool(quality) == (quantize != NOT_QUANTIZED and not expected)
@@ -64,6 +68,8 @@ def test_a_quantisation_of_nothing(
 def test_references_too(tmp_path: Path) -> None:
     checkpoint, out = tmp_path / "checkpoint", tmp_path / "out"
     random_checkpoint(DENSE, checkpoint)
-    written = load(DENSE).export(out, checkpoint=checkpoint, weights="reference", max_context=64)
+    written = load(DENSE).export(
+        out, ExportOptions(weights="reference", max_context=64), checkpoint=checkpoint
+    )
     assert said(written) == ["--max-context"]
     assert read_manifest(out).max_context is None

@@ -14,7 +14,7 @@ from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.emit.written import Written
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
@@ -28,7 +28,8 @@ INT4, INT8, W8A8 = QuantizeOptions("int4"), QuantizeOptions("int8"), QuantizeOpt
 
 
 def exported(spec: Path, out: Path, quantize: QuantizeOptions, **options: object) -> Written:
-    return load(spec).export(out, random_weights=1, quantize=quantize, **options)  # type: ignore[arg-type]
+    chosen = ExportOptions(quantize=quantize, **options)  # type: ignore[arg-type]
+    return load(spec).export(out, chosen, random_weights=1)
 
 
 def changed(folder: Path, *words: str) -> Path:
@@ -158,7 +159,7 @@ def test_a_checkpoint_and_random_weights_give_the_same_codes(tmp_path: Path) -> 
         ("a", {"checkpoint": tmp_path / "checkpoint"}),
         ("b", {"random_weights": 1}),
     ):
-        model.export(tmp_path / name, quantize=W8A8, **source)  # type: ignore[arg-type]
+        model.export(tmp_path / name, ExportOptions(quantize=W8A8), **source)  # type: ignore[arg-type]
     for file in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     hashes = [read_manifest(tmp_path / name).files["model.onnx.data"] for name in "ab"]
@@ -224,7 +225,9 @@ def test_references_are_not_quantised(tmp_path: Path) -> None:
     random_checkpoint(DENSE, tmp_path / "checkpoint")
     with pytest.raises(LlamagenError) as caught:
         load(DENSE).export(
-            tmp_path / "out", checkpoint=tmp_path / "checkpoint", weights="reference", quantize=INT4
+            tmp_path / "out",
+            ExportOptions(weights="reference", quantize=INT4),
+            checkpoint=tmp_path / "checkpoint",
         )
     assert caught.value.diagnostics[0].code == "LG707"
 
@@ -253,9 +256,9 @@ def test_values_beyond_the_dtype_are_refused_as_codes_too(
     save_file(state, checkpoint / "model.safetensors", {"format": "pt"})
     options = QuantizeOptions(scheme, asymmetric=asymmetric)
     if fits:
-        load(DENSE).export(out, checkpoint=checkpoint, dtype=dtype, quantize=options)
+        load(DENSE).export(out, ExportOptions(dtype=dtype, quantize=options), checkpoint=checkpoint)
         return
     with pytest.raises(LlamagenError, match="99840, which float16 cannot hold") as caught:
-        load(DENSE).export(out, checkpoint=checkpoint, dtype=dtype, quantize=options)
+        load(DENSE).export(out, ExportOptions(dtype=dtype, quantize=options), checkpoint=checkpoint)
     assert [d.code for d in caught.value.diagnostics] == ["LG621"]
     assert path in caught.value.diagnostics[0].message and not out.exists()

@@ -13,21 +13,15 @@ from llamagen.api import load, random_checkpoint
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx import encode
 from llamagen.emit.onnx.data import groups
-from llamagen.emit.onnx.initializer import (
-    BlockEncoding,
-    ExpertEncoding,
-    Initializer,
-    Placement,
-    encoded,
-)
+from llamagen.emit.onnx.initializers import Encoding, Initializer, Placement, encoded
 from llamagen.emit.onnx.session import OpenOptions
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.integrity import check_integrity
 from llamagen.verify.stored import stored_weights
-from llamagen.weights.nodes import Region
 from llamagen.weights.random import random_values
+from llamagen.weights.tensors import Region
 from tests.parity.models import SPECS
 
 INT4, INT8 = QuantizeOptions("int4", 16), QuantizeOptions("int8", 16)
@@ -104,7 +98,7 @@ def test_the_computation_is_proven(
     """Prefill, decode, padded batches, and for Scout images in text, through every graph."""
     out = tmp_path / "out"
     load(MODELS[model](tmp_path)).export(
-        out, random_weights=1, quantize=quantize, profile=profile, max_context=64
+        out, ExportOptions(quantize=quantize, profile=profile, max_context=64), random_weights=1
     )
     found = operators(out / "model.onnx")
     fused = profile == "ort-cpu" and quantize in FUSED
@@ -120,7 +114,9 @@ def test_the_computation_is_proven(
 def test_other_dtypes(profile: str, dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     load(mixtral(tmp_path)).export(
-        out, random_weights=1, quantize=INT4, profile=profile, dtype=dtype, max_context=64
+        out,
+        ExportOptions(quantize=INT4, profile=profile, dtype=dtype, max_context=64),
+        random_weights=1,
     )
     assert verify_folder(out, ("reference",), steps=3).passed
 
@@ -128,7 +124,7 @@ def test_other_dtypes(profile: str, dtype: str, tmp_path: Path) -> None:
 def test_cuda_reads_codes_one_expert_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out"
     load(scout(tmp_path)).export(
-        out, random_weights=1, quantize=INT4, profile="ort-cuda", dtype="float16"
+        out, ExportOptions(quantize=INT4, profile="ort-cuda", dtype="float16"), random_weights=1
     )
     assert operators(out / "model.onnx")["QMoE"] == 0
     model = onnx.load(str(out / "model.onnx"), load_external_data=False)
@@ -150,7 +146,7 @@ def test_weights_are_near_those_of_the_checkpoint(
 ) -> None:
     """Uniform steps of 2 / 2^bits of the largest of 16 normal numbers; routers and norms are exact."""
     spec = MODELS[model](tmp_path)
-    load(spec).export(tmp_path / "out", random_weights=1, quantize=quantize)
+    load(spec).export(tmp_path / "out", ExportOptions(quantize=quantize), random_weights=1)
     stored = stored_weights(tmp_path / "out")
     seen: set[str] = set()
     for path, parameter in load(spec).parameters.items():
@@ -176,7 +172,7 @@ def test_experts_are_chosen_apart(tmp_path: Path) -> None:
         ("none", QuantizeOptions("int4", 16, experts="none")),
         ("w8a8", QuantizeOptions("w8a8", 16)),
     ):
-        model.export(tmp_path / name, random_weights=1, quantize=quantize)
+        model.export(tmp_path / name, ExportOptions(quantize=quantize), random_weights=1)
         record = read_manifest(tmp_path / name).quantization
         assert record is not None
         assert record.experts == name.replace("w8a8", "int8")
@@ -198,7 +194,7 @@ def test_a_checkpoint_and_random_weights_give_the_same_codes(model: str, tmp_pat
         ("a", {"checkpoint": tmp_path / "checkpoint"}),
         ("b", {"random_weights": 1}),
     ):
-        loaded.export(tmp_path / name, quantize=INT4, **source)  # type: ignore[arg-type]
+        loaded.export(tmp_path / name, ExportOptions(quantize=INT4), **source)  # type: ignore[arg-type]
     for file in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -207,7 +203,7 @@ def test_a_stack_is_read_a_part_of_an_expert_at_a_time() -> None:
     """At Scout's width: rectangles of at most EXPERT_ELEMENTS, which together are every weight once."""
     shape = (2, 5120, 16384)
     whole = Initializer.of("w", shape, "bfloat16")
-    how = ExpertEncoding(BlockEncoding(4, 32, True, 4), transposed=True, paired=True)
+    how = Encoding("experts", 4, 32, True, 4, transposed=True, paired=True)
     entries = encoded(whole, how, "float32")
     assert list(groups(entries)) == [entries]
     assert [e.shape for e in entries] == [(2, 16384, 5120 // 2), (2, 16384, 5120 // 32)]
@@ -239,7 +235,7 @@ def test_parts_are_those_of_the_whole(
     inputs, outputs = 150, 22
     shape = (3, inputs, outputs) if transposed else (3, outputs, inputs)
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    how = ExpertEncoding(BlockEncoding(bits, 32, False, 4), transposed, paired)  # type: ignore[arg-type]
+    how = Encoding("experts", bits, 32, False, 4, transposed, paired)  # type: ignore[arg-type]
     entries = encoded(Initializer.of("w", shape, "float32"), how, "float32")
     found = encode.encode_rows(entries, encode.expert_rows(weight, how))
 
@@ -264,7 +260,9 @@ def test_it_generates(tmp_path: Path) -> None:
     options = (("out", QuantizeOptions("int8", 16)), ("plain", QuantizeOptions()))
     for name, quantize in options:
         model.export(
-            tmp_path / name, random_weights=1, quantize=quantize, profile="ort-cpu", max_context=64
+            tmp_path / name,
+            ExportOptions(quantize=quantize, profile="ort-cpu", max_context=64),
+            random_weights=1,
         )
     found, exact = (
         Session(tmp_path / n, OpenOptions(threads=1)).step([3, 1, 4, 1, 5])

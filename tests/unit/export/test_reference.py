@@ -16,6 +16,7 @@ from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
+from llamagen.emit.options import ExportOptions
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from tests.parity.models import SPECS
@@ -31,7 +32,8 @@ def stored(folder: Path, spec: Path = DENSE, dtype: str = "bfloat16") -> Path:
 
 
 def exported(checkpoint: Path, out: Path, spec: Path = DENSE, **options: object) -> Path:
-    load(spec).export(out, checkpoint=checkpoint, weights="reference", **options)  # type: ignore[arg-type]
+    chosen = ExportOptions(weights="reference", **options)  # type: ignore[arg-type]
+    load(spec).export(out, chosen, checkpoint=checkpoint)
     return out
 
 
@@ -57,7 +59,7 @@ def test_the_same_logits_as_a_copy(spec: Path, dtype: str, tmp_path: Path) -> No
     """Also with tied tables, biases, and experts that are cast when they are chosen."""
     checkpoint = stored(tmp_path, spec)
     by_reference = exported(checkpoint, tmp_path / "reference", spec, dtype=dtype)
-    load(spec).export(tmp_path / "copy", checkpoint=checkpoint, dtype=dtype)
+    load(spec).export(tmp_path / "copy", ExportOptions(dtype=dtype), checkpoint=checkpoint)
     found, expected = logits(by_reference), logits(tmp_path / "copy")
     assert expected.std() > 0.1
     assert np.array_equal(found, expected)
@@ -205,10 +207,10 @@ def test_what_has_to_be_rearranged(tmp_path: Path) -> None:
 
 def test_random_weights_are_in_no_file(tmp_path: Path) -> None:
     with pytest.raises(LlamagenError) as caught:
-        load(DENSE).export(tmp_path / "out", random_weights=1, weights="reference")
+        load(DENSE).export(tmp_path / "out", ExportOptions(weights="reference"), random_weights=1)
     assert caught.value.diagnostics[0].code == "LG703"
     with pytest.raises(LlamagenError) as caught:
-        load(DENSE).export(tmp_path / "out", random_weights=1, weights="referenced")
+        load(DENSE).export(tmp_path / "out", ExportOptions(weights="referenced"), random_weights=1)
     assert "did you mean reference?" in str(caught.value.diagnostics[0].help)
 
 

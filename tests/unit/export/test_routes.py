@@ -12,7 +12,7 @@ from llamagen.cli import main
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.numerics import TOLERANCES, difference
+from llamagen.verify.limits import TOLERANCES, difference
 from tests.unit.export.checkpoints import REDUCED, ROUTES, Reduced
 
 IDS = [5, 17, 90, 3, 3, 41, 66, 8, 23, 77, 12, 58]

@@ -10,7 +10,7 @@ import pytest
 
 from llamagen import api
 from llamagen.diagnostics import Diagnostic
-from llamagen.emit.config.agree import disagreements
+from llamagen.emit.config.checkpoint import disagreements
 from llamagen.spec.registry import Registry
 from tests.unit.family.facts import BUILDABLE, configs, records, spec_of
 

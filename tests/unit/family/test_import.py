@@ -11,10 +11,10 @@ import pytest
 
 from llamagen import api
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.config import CONFIG_FILE
-from llamagen.emit.config.importing import import_path
+from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.json_source import parse_json
-from llamagen.emit.files import identity_of
+from llamagen.emit.config.table import CONFIG_FILE
+from llamagen.emit.generate import identity_of
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import EveryPattern
@@ -224,7 +224,7 @@ def test_wrong_values_are_refused_at_their_place(
         (b'{"a": 1,\n "a": 2}', 2, 2),
         (b'{"a": 01}', 1, 8),
         (b'{"a": 1', 1, 8),
-        (b'{"a": "x\n"}', 1, 7),
+        (b'{"a": "x\n"}', 1, 9),
         (b'{"a": ' + b"[" * 100, 1, 23),
         (b"[1]", 1, 1),
         (b"{} 1", 1, 4),

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.config.importing import Imported
 from llamagen.emit.config.json_source import parse_json
-from llamagen.emit.config.read import Imported
 from tests.unit.family.facts import REGISTRY, configs
 from tests.unit.family.importing import imported, written
 

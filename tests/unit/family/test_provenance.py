@@ -10,9 +10,8 @@ import pytest
 
 from llamagen.analysis import sources as listed
 from llamagen.analysis import tables
-from llamagen.analysis.doubts import conflicts, uncertain
 from llamagen.analysis.explain import explain_value
-from llamagen.analysis.sources import matches, source_of
+from llamagen.analysis.sources import conflicts, matches, source_of, uncertain
 from llamagen.api import check
 from llamagen.diagnostics import LlamagenError
 from llamagen.resources import data_folder

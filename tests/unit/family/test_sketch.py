@@ -7,12 +7,11 @@ import json
 import pytest
 
 from llamagen import api_analysis
-from llamagen.analysis.doubts import uncertain
-from llamagen.analysis.family.card import card_text
-from llamagen.analysis.family.catalog import rows, sections
-from llamagen.analysis.lint import lint
-from llamagen.analysis.numbers import render
-from llamagen.analysis.sources import matches, source_of
+from llamagen.analysis import cost as costs
+from llamagen.analysis.check import lint
+from llamagen.analysis.records import LIST_COLUMNS, rows
+from llamagen.analysis.show import card_text, sections
+from llamagen.analysis.sources import matches, source_of, uncertain
 from llamagen.spec.registry import Registry, is_sketch
 
 REGISTRY = Registry()
@@ -61,16 +60,16 @@ def test_what_goes_over_the_family_leaves_sketches_out() -> None:
     assert ID not in str(api_analysis.sql("select id from models").rows)
     (row,) = rows(REGISTRY, None, "sketch", None)
     assert row.id == ID
-    shown = dict(zip(api_analysis.LIST_COLUMNS, row.shown(), strict=False))
+    shown = dict(zip(LIST_COLUMNS, row.shown(), strict=False))
     assert all(str(shown[name]).endswith(" ?") for name in ("status", "parameters", "active"))
     assert all(str(shown[name]).endswith(" ?") for name in ("layers", "hidden", "attention"))
 
 
 def test_numbers_say_that_they_are_assumed() -> None:
     report = api_analysis.cost(ID)
-    assert render.text(report).split("\n")[1].startswith("a sketch: every dimension is assumed")
-    assert json.loads(render.json_text(report))["sketch"] is True
-    assert "sketch" not in render.text(api_analysis.cost("llama/4/scout"))
+    assert costs.text(report).split("\n")[1].startswith("a sketch: every dimension is assumed")
+    assert json.loads(costs.json_text(report))["sketch"] is True
+    assert "sketch" not in costs.text(api_analysis.cost("llama/4/scout"))
     page = {section.title: section.rows for section in sections(REGISTRY.load(ID))}
     assert all(text.endswith("(assumed)") for _, text in page["size"])
     assert all(text.endswith("(uncertain)") for _, text in page["hyperparameters"])

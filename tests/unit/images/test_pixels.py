@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.images import canvas, pixels, tiles
-from llamagen.images.canvas import CanvasImage, packed
-from llamagen.images.prompt import prompt_of, with_places
+from llamagen.images import prepare
+from llamagen.images.prepare import CanvasImage, packed, prompt_of, with_places
 from llamagen.images.recipe import CanvasRecipe, TilesRecipe
 from tests.unit.images.pictures import photo
 
@@ -44,27 +43,27 @@ def test_normalisation() -> None:
     image = photo(5, 7)
     exact = (image / 255 - np.array(TILES.mean)) / np.array(TILES.std)
     for recipe, most in ((CANVAS, 1e-6), (TILES, 2**-6)):
-        found = pixels.normalized(image, recipe)
+        found = prepare.normalized(image, recipe)
         assert found.shape == (3, 5, 7) and found.dtype == np.float32
         assert np.abs(found - exact.transpose(2, 0, 1)).max() < most
-    rounded = pixels.normalized(image, TILES).view(np.uint32)
+    rounded = prepare.normalized(image, TILES).view(np.uint32)
     assert not (rounded & 0xFFFF).any(), "bfloat16 holds every value"
 
 
 def test_tiles_are_cut_row_by_row() -> None:
     image = np.arange(3 * 4 * 6, dtype=np.float32).reshape(3, 4, 6)
-    found = pixels.cut(image, rows=2, columns=3)
+    found = prepare.cut(image, rows=2, columns=3)
     assert found.shape == (6, 3, 2, 2)
     assert np.array_equal(found[4], image[:, 2:4, 2:4])
 
 
 def test_the_layout_of_two_rows_of_two() -> None:
-    image = tiles.tiled(photo(16, 16), TILES)
+    image = prepare.tiled(photo(16, 16), TILES)
     assert (image.rows, image.columns, len(image.tiles)) == (2, 2, 5)
     row = (91, 91, 94, 91, 91, 95)
-    assert tiles.layout(image, TILES) == (92, *row, *row, 90, 91, 91, 93)
-    small = tiles.tiled(photo(8, 8), TILES)
-    assert tiles.layout(small, TILES) == (92, 90, 91, 91, 93)
+    assert prepare.layout(image, TILES) == (92, *row, *row, 90, 91, 91, 93)
+    small = prepare.tiled(photo(8, 8), TILES)
+    assert prepare.layout(small, TILES) == (92, 90, 91, 91, 93)
 
 
 def test_images_stand_where_they_are_marked_or_in_front() -> None:
@@ -116,9 +115,9 @@ def test_a_batch_needs_an_image() -> None:
 def test_grids_and_fits(
     size: tuple[int, int], grid: tuple[int, int], fitted: tuple[int, int]
 ) -> None:
-    found = tiles.grid_for(size, TILES)
+    found = prepare.grid_for(size, TILES)
     assert found == grid
-    assert tiles.fit(size, (found[0] * 8, found[1] * 8), 8) == fitted
+    assert prepare.fit(size, (found[0] * 8, found[1] * 8), 8, float32=True) == fitted
 
 
 @pytest.mark.parametrize(
@@ -133,16 +132,16 @@ def test_grids_and_fits(
     ],
 )
 def test_canvases(size: tuple[int, int], ratio_id: int, fitted: tuple[int, int]) -> None:
-    image = canvas.on_canvas(photo(*size), CANVAS)
+    image = prepare.on_canvas(photo(*size), CANVAS)
     assert image.ratio_id == ratio_id
     rows, columns = CANVAS.aspect_ratios[ratio_id - 1]
-    assert canvas.fit(size, (rows * 8, columns * 8), 8) == fitted
+    assert prepare.fit(size, (rows * 8, columns * 8), 8) == fitted
     assert image.tiles.shape == (rows * columns, 3, 8, 8)
 
 
 def test_padding_is_black_at_the_right_and_below() -> None:
-    narrow, flat = (canvas.on_canvas(photo(*size), CANVAS).tiles[0] for size in ((8, 4), (4, 8)))
-    black = pixels.normalized(np.zeros((1, 1, 3), np.uint8), CANVAS)
+    narrow, flat = (prepare.on_canvas(photo(*size), CANVAS).tiles[0] for size in ((8, 4), (4, 8)))
+    black = prepare.normalized(np.zeros((1, 1, 3), np.uint8), CANVAS)
     assert (narrow[:, :, 4:] == black).all() and (flat[:, 4:] == black).all()
     assert not (narrow[:, :, :4] == black).all(axis=(0, 1)).any()
 
@@ -150,9 +149,9 @@ def test_padding_is_black_at_the_right_and_below() -> None:
 def test_the_last_tile_is_the_whole_image_resized() -> None:
     image = photo(16, 40)
     whole = Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR)
-    found = tiles.tiled(image, TILES)
+    found = prepare.tiled(image, TILES)
     assert len(found.tiles) == found.rows * found.columns + 1
-    assert np.array_equal(found.tiles[-1], pixels.normalized(np.asarray(whole), TILES))
+    assert np.array_equal(found.tiles[-1], prepare.normalized(np.asarray(whole), TILES))
 
 
 def test_bfloat16_is_rounded_at_every_step() -> None:
@@ -165,13 +164,13 @@ def test_bfloat16_is_rounded_at_every_step() -> None:
         torch.tensor(v).to(torch.bfloat16)[:, None, None] for v in (recipe.mean, recipe.std)
     )
     expected = ((exact - mean) / std).float().numpy()
-    assert np.array_equal(pixels.normalized(image, recipe), expected)
+    assert np.array_equal(prepare.normalized(image, recipe), expected)
 
 
 def test_which_text_sees_which_image() -> None:
     """Text from an image on to the next; neighbours together; only tiles that are there."""
     two = CANVAS.model_copy(update={"max_tiles": 2})
-    found = canvas.seen_by([[7, 90, 7, 90, 90, 7]], [[1, 2, 1]], two)
+    found = prepare.seen_by([[7, 90, 7, 90, 90, 7]], [[1, 2, 1]], two)
     assert found[0, :, 0].tolist() == [[0, 0], [1, 0], [1, 0], [0, 0], [0, 0], [0, 0]]
     assert found[0, :, 1].tolist() == [[0, 0], [0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
     assert found[0, :, 2].tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [1, 0], [1, 0]]

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime as ort
 
 from llamagen.emit.onnx.data import attach_arrays, serialize
-from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
+from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
+from llamagen.emit.onnx.profile import OnnxDType
+from llamagen.emit.options import ExportOptions
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Block, Graph, Node, OpPart, Value, parameters
 from llamagen.ir.reference import evaluate
@@ -128,7 +128,7 @@ def compare(
 ) -> Compared:
     """Run ``op`` on ``arrays`` both ways. Operands and weights are first rounded to what the dtype can hold."""
     graph = one_op(op, operands, attrs)
-    emitted = emit_onnx(graph, PORTABLE, dtype)
+    emitted = emit_onnx(graph, ExportOptions(dtype=dtype))
     given = dict(weights or random_weights(graph))
     stored = {name: rounded(a, dtype) for name, a in given.items()}
     attach_arrays(emitted, stored.__getitem__)

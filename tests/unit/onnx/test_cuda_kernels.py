@@ -10,11 +10,9 @@ import onnx_ir as ir
 import pytest
 import yaml
 
-from llamagen.emit.onnx.choices import Choices
 from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.profile import ONNX_DTYPES, ORT_CUDA, OnnxDType
-from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization, quantization_of
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.onnx.profile import ONNX_DTYPES, OnnxDType
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
@@ -29,9 +27,9 @@ MIXED = {"Cast", "If", "Scan", "Where"}
 """They take floats of several types."""
 
 CODES = {
-    "exact": NO_QUANTIZATION,
-    "int4": quantization_of(QuantizeOptions("int4", 16, asymmetric=True)),
-    "int8": quantization_of(QuantizeOptions("int8", 16, experts="int4")),
+    "exact": NOT_QUANTIZED,
+    "int4": QuantizeOptions("int4", 16, asymmetric=True),
+    "int8": QuantizeOptions("int8", 16, experts="int4"),
 }
 SMALL = "foreign/mixtral", "foreign/gpt_neox", "reduced/llama-3.2-1b", "reduced/llama-2-70b"
 
@@ -43,9 +41,10 @@ def table() -> Mapping[str, frozenset[str]]:
 
 
 def nodes(
-    graph: Graph, dtype: OnnxDType, codes: Quantization = NO_QUANTIZATION
+    graph: Graph, dtype: OnnxDType, codes: QuantizeOptions = NOT_QUANTIZED
 ) -> Iterator[ir.Node]:
-    found = emit_onnx(graph, ORT_CUDA, dtype, choices=Choices("last", 64, quantization=codes))
+    options = ExportOptions("ort-cuda", dtype, max_context=64, quantize=codes)
+    found = emit_onnx(graph, options)
     yield from ir.traversal.RecursiveGraphIterator(found.model.graph)
 
 

@@ -16,14 +16,13 @@ import pytest
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import hashed
-from llamagen.emit.onnx.data import ALIGNMENT, attach_arrays, plan, serialize
-from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.initializer import Initializer, Placement
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.profile import PORTABLE, OnnxDType, dtype_named, profile_named
+from llamagen.emit.onnx.data import ALIGNMENT, attach_arrays, plan, serialize, write_models
+from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
+from llamagen.emit.onnx.initializers import Initializer, Placement
+from llamagen.emit.onnx.profile import OnnxDType, dtype_named, profile_named
 from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.onnx.text import render, uncollapsed
-from llamagen.emit.onnx.write import write_model
+from llamagen.emit.options import ExportOptions
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.spec.registry import Registry
@@ -46,7 +45,7 @@ def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
 
 
 def emitted(dtype: OnnxDType = "float32") -> OnnxModel:
-    return emit_onnx(GRAPH, PORTABLE, dtype)
+    return emit_onnx(GRAPH, ExportOptions(dtype=dtype))
 
 
 def logits(model: Path | bytes) -> Array:
@@ -72,7 +71,7 @@ def in_memory() -> bytes:
 
 @pytest.mark.parametrize("limit", [1 << 40, 40_000])
 def test_written_model_runs_and_equals_the_one_in_memory(tmp_path: Path, limit: int) -> None:
-    written = write_model(emitted(), tmp_path, copy, limit)
+    written = write_models({"model": emitted()}, tmp_path, copy, limit)
     plain = {name: record.model_copy(update={"tensors": ()}) for name, record in written.items()}
     assert {p.name: hashed(p) for p in tmp_path.iterdir()} == plain
     assert all(record.tensors for name, record in written.items() if ".data" in name)
@@ -87,7 +86,7 @@ def test_written_model_runs_and_equals_the_one_in_memory(tmp_path: Path, limit: 
 
 
 def test_every_weight_lies_on_a_page_and_is_what_the_checkpoint_has(tmp_path: Path) -> None:
-    write_model(emitted(), tmp_path, copy)
+    write_models({"model": emitted()}, tmp_path, copy)
     data = (tmp_path / "model.onnx.data").read_bytes()
     proto = onnx.load_model(tmp_path / "model.onnx", load_external_data=False)
     external = {t.name: t for t in proto.graph.initializer if t.external_data}
@@ -104,7 +103,7 @@ def test_every_weight_lies_on_a_page_and_is_what_the_checkpoint_has(tmp_path: Pa
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_model(emitted(), tmp_path / name, copy)
+        write_models({"model": emitted()}, tmp_path / name, copy)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -156,13 +155,13 @@ def test_a_short_weight_is_refused(tmp_path: Path) -> None:
         yield Piece(4, lambda: [(spots[0].offset, np.zeros(4, np.uint8))])
 
     with pytest.raises(LlamagenError) as caught:
-        write_model(emitted(), tmp_path, short)
+        write_models({"model": emitted()}, tmp_path, short)
     assert caught.value.diagnostics[0].code == "LG710"
     assert "came as 4 bytes" in caught.value.diagnostics[0].message
 
 
 def test_a_missing_data_file_is_a_finding(tmp_path: Path) -> None:
-    write_model(emitted(), tmp_path, copy)
+    write_models({"model": emitted()}, tmp_path, copy)
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(LlamagenError) as caught:
         open_session(tmp_path / "model.onnx")

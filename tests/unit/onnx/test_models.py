@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 
 from llamagen.emit.onnx.data import attach_arrays
-from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.profile import PORTABLE, OnnxDType
+from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
+from llamagen.emit.onnx.profile import OnnxDType
+from llamagen.emit.options import ExportOptions
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph, parameters
@@ -72,7 +72,7 @@ class Pair:
 def pair(name: str, dtype: OnnxDType = "float32") -> Pair:
     graph = graph_of(name)
     weights = {n: rounded(a, dtype) for n, a in random_weights(graph).items()}
-    emitted = emit_onnx(graph, PORTABLE, dtype)
+    emitted = emit_onnx(graph, ExportOptions(dtype=dtype))
     attach_arrays(emitted, weights.__getitem__)
     return Pair(session(emitted), flatten(graph), weights)
 
@@ -207,7 +207,7 @@ def test_bfloat16_values_are_rounded() -> None:
 
 
 def emitted(name: str, dtype: OnnxDType = "float32") -> OnnxModel:
-    return emit_onnx(graph_of(name), PORTABLE, dtype)
+    return emit_onnx(graph_of(name), ExportOptions(dtype=dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)

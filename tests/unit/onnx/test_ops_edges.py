@@ -14,6 +14,7 @@ import pytest
 from llamagen.emit.onnx.data import attach_arrays, serialize
 from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.onnx.profile import OnnxDType
+from llamagen.emit.options import ExportOptions
 from llamagen.ops.op import AttrValue
 
 from .op_cases import (
@@ -139,7 +140,8 @@ def test_rms_norm_rounds_where_its_row_says(cast: str) -> None:
 def test_float16_rms_norm_keeps_the_gain_outside_the_float32_part() -> None:
     """stash_type 1 casts back before the gain; the operator takes and gives float16."""
     graph = emit_onnx(
-        one_op("rms_norm", (X,), {"features": 12, "eps": 1e-5}), dtype="float16"
+        one_op("rms_norm", (X,), {"features": 12, "eps": 1e-5}),
+        ExportOptions(dtype="float16"),
     ).model
     (node,) = graph.graph
     assert [v.dtype for v in (*node.inputs, *node.outputs) if v] == [ir.DataType.FLOAT16] * 3

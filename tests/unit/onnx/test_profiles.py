@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,20 +17,17 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
-from llamagen.analysis.rewrites.rewrite import Export, rewrite
-from llamagen.analysis.rewrites.table import rewrite_rules
+from llamagen.analysis.rewrites import Export, rewrite, rewrite_rules
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.choices import DEFAULT_MAX_CONTEXT, Choices, choices_of
 from llamagen.emit.onnx.data import attach_arrays, large_constants, serialize
-from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.model import OnnxModel
-from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, PORTABLE, OnnxDType, Profile
-from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization
+from llamagen.emit.onnx.emit import DEFAULT_MAX_CONTEXT, OnnxModel, emit_onnx
+from llamagen.emit.onnx.profile import CONTRIB, ORT_CPU, ORT_CUDA, OnnxDType, Profile
 from llamagen.emit.onnx.session import OpenOptions, open_session
-from llamagen.verify.numerics import TOLERANCES, FloatArray, difference
-from llamagen.verify.scenario import Scenario, scenarios
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
+from llamagen.verify.limits import TOLERANCES, difference
+from llamagen.verify.scenarios import FloatArray, Scenario, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness
-from tests.codes import of_experts
+from tests.codes import OF_EXPERTS
 from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 
@@ -75,10 +73,10 @@ def emitted(
     model: RandomModel,
     profile: Profile,
     dtype: OnnxDType = "float32",
-    codes: Quantization = NO_QUANTIZATION,
+    codes: QuantizeOptions = NOT_QUANTIZED,
 ) -> OnnxModel:
-    choices = Choices("all", CONTEXT, quantization=codes)
-    return emit_onnx(model.graph, profile, dtype, choices=choices)
+    options = ExportOptions(profile.name, dtype, logits="all", max_context=CONTEXT, quantize=codes)
+    return emit_onnx(model.graph, options)
 
 
 def nodes(found: OnnxModel) -> Iterator[ir.Node]:
@@ -95,7 +93,7 @@ def schemas() -> Mapping[str, binding.OpSchema]:
 def test_every_node_fits_its_schema(name: str, profile: Profile, folder: Path) -> None:
     """Of the installed runtime: inputs, outputs and attributes that it knows, and none that it wants is missing."""
     coded = name in CASES and rewrite_rules()[name].row.case.codes != "none"
-    codes = of_experts() if coded else NO_QUANTIZATION
+    codes = OF_EXPERTS if coded else NOT_QUANTIZED
     made = tuple(nodes(emitted(model_of(name, folder), profile, "float16", codes)))
     if coded:
         kind = "QMoE" if profile is ORT_CPU else "MatMulNBits"
@@ -170,9 +168,7 @@ def test_low_precisions_agree(
     witness = OnnxWitness.of_graph(
         model.graph,
         model.weight,
-        dtype,
-        profile=profile,
-        choices=Choices("all", CONTEXT, runtime=runtime),
+        ExportOptions(profile, dtype, logits="all", max_context=CONTEXT, runtime=runtime),
     )
     chunks = profile == "ort-cpu" or runtime == "1.32"
     for scenario in scenarios(model.vocab_size, 6, 3):
@@ -189,8 +185,7 @@ def test_float32_agrees(name: str, runtime: str, folder: Path) -> None:
     witness = OnnxWitness.of_graph(
         model.graph,
         model.weight,
-        profile="ort-cpu",
-        choices=Choices("all", CONTEXT, runtime=runtime),
+        ExportOptions("ort-cpu", logits="all", max_context=CONTEXT, runtime=runtime),
     )
     for scenario in (*scenarios(model.vocab_size, 6, 3), *one_row_with_holes(model.vocab_size)):
         if scenario.in_chunks and runtime == "1.27":
@@ -210,16 +205,17 @@ def test_tables_are_no_larger_than_the_context(folder: Path) -> None:
         "/rope/cos_cache": (CONTEXT, 8),
         "/rope/sin_cache": (CONTEXT, 8),
     }
-    assert choices_of(graph, ORT_CPU).max_context == 512
-    assert choices_of(graph, ORT_CPU, max_context=9).max_context == 9
-    assert emit_onnx(graph, PORTABLE).max_context is None
-    whole = emit_onnx(graph, ORT_CPU)
+    assert emit_onnx(graph, ExportOptions("ort-cpu", max_context=9)).max_context == 9
+    assert emit_onnx(graph).max_context is None
+    whole = emit_onnx(graph, ExportOptions("ort-cpu"))
     assert whole.max_context == 512 and not large_constants(whole)
 
 
 def test_tables_have_the_values_of_the_models_dtype(folder: Path) -> None:
     """Wide because ONNX Runtime cannot read them otherwise, and rounded, as the checkpoint is served."""
-    values = emit_onnx(model_of("biases", folder).graph, ORT_CPU, "bfloat16").model.graph
+    values = emit_onnx(
+        model_of("biases", folder).graph, ExportOptions("ort-cpu", "bfloat16")
+    ).model.graph
     for name in ("/rope/cos_cache", "/rope/sin_cache"):
         tensor = values.initializers[name].const_value
         assert tensor is not None and tensor.dtype is ir.DataType.FLOAT
@@ -228,11 +224,10 @@ def test_tables_have_the_values_of_the_models_dtype(folder: Path) -> None:
         assert len(np.unique(table)) > 100
 
 
-def test_a_context_of_ten_million_has_a_bounded_table() -> None:
-    model = RandomModel.named("foreign/mistral")
-    constants = {**model.graph.constants, "max_positions": 10_485_760}
-    object.__setattr__(model.graph, "constants", constants)
-    assert choices_of(model.graph, ORT_CPU).max_context == DEFAULT_MAX_CONTEXT
+def test_a_context_of_ten_million_has_a_bounded_table(folder: Path) -> None:
+    graph = model_of("biases", folder).graph
+    long = replace(graph, constants={**graph.constants, "max_positions": 10_485_760})
+    assert emit_onnx(long, ExportOptions("ort-cpu")).max_context == DEFAULT_MAX_CONTEXT
 
 
 @pytest.mark.parametrize(
@@ -243,7 +238,10 @@ def test_choices_that_are_not_possible(
     logits: str | None, context: int | None, code: str, folder: Path
 ) -> None:
     with pytest.raises(LlamagenError) as caught:
-        choices_of(model_of("biases", folder).graph, ORT_CPU, logits, context)
+        emit_onnx(
+            model_of("biases", folder).graph,
+            ExportOptions("ort-cpu", logits=logits, max_context=context),
+        )
     assert caught.value.diagnostics[0].code == code
 
 

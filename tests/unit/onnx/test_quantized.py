@@ -12,23 +12,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from llamagen.emit.onnx.encode import encode_rows
-from llamagen.emit.onnx.initializer import (
-    BlockEncoding,
-    ChannelEncoding,
-    Encoding,
-    Initializer,
-    encoded,
-    gathered,
-)
+from llamagen.emit.onnx.initializers import Encoding, Initializer, encoded
 from llamagen.emit.onnx.session import OpenOptions, open_session
 
 Array = np.ndarray
 
 
 def parts(weight: Array, encoding: Encoding, table: bool = False) -> dict[str, Array]:
-    entries = encoded(Initializer.of("w", weight.shape, "float32"), encoding, "float32")
-    if table:
-        entries = (gathered(entries[0]), *entries[1:])
+    whole = Initializer.of("w", weight.shape, "float32")
+    entries = encoded(whole, encoding, "float32", "alone" if table else "no")
     found = encode_rows(entries, weight)
     assert {e.name: e.shape for e in entries} == {n: a.shape for n, a in found.items()}
     return {name.removeprefix("w_"): array for name, array in found.items()}
@@ -70,7 +62,7 @@ def run(node: onnx.NodeProto, arrays: Mapping[str, Array], x: Array, out: tuple[
     return found
 
 
-def product(x: Array, weight: Array, encoding: BlockEncoding, level: int) -> tuple[Array, Array]:
+def product(x: Array, weight: Array, encoding: Encoding, level: int) -> tuple[Array, Array]:
     """What MatMulNBits computes, and the weight it has."""
     found = parts(weight, encoding)
     node = helper.make_node(
@@ -112,7 +104,7 @@ def test_products_in_float32(
     random = np.random.default_rng(seed)
     x = random.standard_normal((2, m, k)).astype(np.float32)
     weight = random.standard_normal((n, k)).astype(np.float32)
-    encoding = BlockEncoding(bits, block, symmetric, 1)  # type: ignore[arg-type]
+    encoding = Encoding("blocks", bits, block, symmetric, 1)  # type: ignore[arg-type]
     y, real = product(x, weight, encoding, level=1)
     scale = np.linalg.norm(x, axis=-1, keepdims=True) * np.linalg.norm(real, axis=-1)
     assert (np.abs(y - x.astype(np.float64) @ real.T) <= 1e-6 * scale + 1e-6).all()
@@ -138,7 +130,7 @@ def test_what_accuracy_level_4_rounds(bits: int, block: int, symmetric: bool) ->
     random = np.random.default_rng(0)
     x = random.standard_normal((1, 320)).astype(np.float32)
     weight = random.standard_normal((48, 320)).astype(np.float32)
-    encoding = BlockEncoding(bits, block, symmetric, 4)  # type: ignore[arg-type]
+    encoding = Encoding("blocks", bits, block, symmetric, 4)  # type: ignore[arg-type]
     y, real = product(x, weight, encoding, level=4)
     assert relative(y, by_block(x, block) @ real.T) < 3e-6
     assert relative(y, x @ real.T) > 1e-3, "the kernel does round"
@@ -150,7 +142,7 @@ def test_what_w8a8_rounds(rows: int) -> None:
     random = np.random.default_rng(rows)
     x = random.standard_normal((rows, 200)).astype(np.float32)
     weight = random.standard_normal((24, 200)).astype(np.float32)
-    found = parts(weight, ChannelEncoding())
+    found = parts(weight, Encoding("channels"))
     node = helper.make_node(
         "DynamicQuantizeMatMul", ["x", "codes", "scales"], ["y"], domain="com.microsoft"
     )
@@ -186,7 +178,7 @@ def test_rows_are_gathered_exactly(
 ) -> None:
     random = np.random.default_rng(seed)
     table = random.standard_normal((30, block * blocks)).astype(np.float32)
-    encoding = BlockEncoding(bits, block, symmetric, 4)  # type: ignore[arg-type]
+    encoding = Encoding("blocks", bits, block, symmetric, 4)  # type: ignore[arg-type]
     found = parts(table, encoding, table=True)
     node = helper.make_node(
         "GatherBlockQuantized",

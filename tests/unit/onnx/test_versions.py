@@ -13,12 +13,21 @@ from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx import versions
-from llamagen.emit.onnx.choices import Choices
+from llamagen.emit.onnx import profile as profiles
 from llamagen.emit.onnx.emit import emit_onnx
-from llamagen.emit.onnx.profile import ORT_CPU, ORT_CUDA, PROFILES, OnnxDType, Profile
+from llamagen.emit.onnx.profile import (
+    ORT_CPU,
+    ORT_CUDA,
+    PROFILES,
+    LaterInput,
+    OnnxDType,
+    Profile,
+    needed,
+    runtime_named,
+    runtime_versions,
+)
 from llamagen.emit.onnx.session import open_session
-from llamagen.emit.onnx.versions import LaterInput, needed, runtime_named, runtime_versions
+from llamagen.emit.options import ExportOptions
 from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 
@@ -35,7 +44,8 @@ def model(tmp_path: Path) -> RandomModel:
 
 
 def most_inputs(model: RandomModel, profile: Profile, dtype: OnnxDType, runtime: str | None) -> int:
-    found = emit_onnx(model.graph, profile, dtype, choices=Choices("last", 64, runtime=runtime))
+    options = ExportOptions(profile.name, dtype, logits="last", max_context=64, runtime=runtime)
+    found = emit_onnx(model.graph, options)
     nodes = ir.traversal.RecursiveGraphIterator(found.model.graph)
     return max(len(node.inputs) for node in nodes if node.op_type == ATTENTION)
 
@@ -74,11 +84,13 @@ def test_an_unknown_runtime_is_refused(name: str, model: RandomModel, tmp_path: 
         runtime_named(name, "CPUExecutionProvider")
     assert caught.value.diagnostics[0].code == "LG717"
     with pytest.raises(LlamagenError, match="1\\.27"):
-        emit_onnx(model.graph, ORT_CPU, choices=Choices("last", 64, runtime=name))
+        emit_onnx(model.graph, ExportOptions("ort-cpu", max_context=64, runtime=name))
 
 
 def folder_of(model_yaml: Path, out: Path) -> Path:
-    api.load(model_yaml).export(out, random_weights=1, profile="ort-cpu", max_context=64)
+    api.load(model_yaml).export(
+        out, ExportOptions(profile="ort-cpu", max_context=64), random_weights=1
+    )
     return out / "model.onnx"
 
 
@@ -92,7 +104,7 @@ def of_the_future(file: Path, monkeypatch: pytest.MonkeyPatch, since: str) -> No
     table = runtime_versions()
     inputs = {ATTENTION: {**table.inputs[ATTENTION], "more": LaterInput(place=17, since=since)}}
     later = table.model_copy(update={"inputs": inputs})
-    monkeypatch.setattr(versions, "runtime_versions", lambda: later)
+    monkeypatch.setattr(profiles, "runtime_versions", lambda: later)
 
 
 @pytest.mark.parametrize("since", ["1.33", "1.100", "2.0"])

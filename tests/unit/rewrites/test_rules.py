@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.rewrites.rewrite import Export, Rewritten, rewrite
-from llamagen.analysis.rewrites.table import line_of, rewrite_rules
+from llamagen.analysis.rewrites import Export, Rewritten, line_of, rewrite, rewrite_rules
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.choices import Choices
-from llamagen.emit.onnx.quantization import NO_QUANTIZATION, Quantization, expert_codes
-from llamagen.verify.numerics import difference, measured_tolerance
-from llamagen.verify.scenario import scenarios
+from llamagen.emit.onnx.initializers import expert_codes, quantization_of
+from llamagen.emit.onnx.profile import ORT_CPU
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
+from llamagen.verify.limits import difference, measured_tolerance
+from llamagen.verify.scenarios import scenarios
 from llamagen.verify.witnesses import OnnxWitness
-from tests.codes import of_experts, on_codes
+from tests.codes import OF_EXPERTS, on_codes
 from tests.parity.models import RandomModel
 from tests.unit.analysis.models import overlaid, text
 
@@ -35,24 +35,27 @@ def case_of(overlay: str, folder: Path) -> RandomModel:
     return RandomModel(overlaid(overlay, folder, base=TINY))
 
 
-def codes_of(name: str) -> Quantization:
-    return of_experts() if RULES[name].row.case.codes == "int4" else NO_QUANTIZATION
+def codes_of(name: str) -> QuantizeOptions:
+    return OF_EXPERTS if RULES[name].row.case.codes == "int4" else NOT_QUANTIZED
 
 
 def rewritten(model: RandomModel, name: str, dtype: str = "float32") -> Rewritten:
     profile = RULES[name].row.profiles[0]
-    return rewrite(model.flat, Export(profile, dtype, experts=expert_codes(codes_of(name))))
+    return rewrite(
+        model.flat,
+        Export(profile, dtype, experts=expert_codes(quantization_of(codes_of(name), ORT_CPU))),
+    )
 
 
 @cache
 def same_meaning(name: str, overlay: str, folder: Path) -> None:
     codes = codes_of(name)
     model = (
-        case_of(overlay, folder) if codes.experts is None else on_codes(case_of(overlay, folder))
+        case_of(overlay, folder) if codes is NOT_QUANTIZED else on_codes(case_of(overlay, folder))
     )
     profile = RULES[name].row.profiles[0]
-    choices = Choices("all", 64, quantization=codes)
-    witness = OnnxWitness.of_graph(model.graph, model.weight, profile=profile, choices=choices)
+    options = ExportOptions(profile, logits="all", max_context=64, quantize=codes)
+    witness = OnnxWitness.of_graph(model.graph, model.weight, options)
     for scenario in scenarios(model.vocab_size, 6, 3):
         if scenario.shift:  # far positions are a matter of rotations, not of rules
             continue

@@ -10,7 +10,7 @@ from transformers.models.llama4.processing_llama4 import chat_template as LLAMA_
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.runtime.chat import chat_text, content
+from llamagen.runtime.text import chat_text, content
 
 SHORT = """\
 {{- bos_token }}
@@ -108,6 +108,15 @@ def test_a_template_that_does_not_work(template: str, tmp_path: Path) -> None:
     with pytest.raises(LlamagenError) as caught:
         chat_text(folder(tmp_path, template), "a", 0)
     assert caught.value.diagnostics[0].code == "LG784"
+
+
+def test_what_a_template_says_is_no_command_for_a_terminal(tmp_path: Path) -> None:
+    template = "{{ raise_exception('\x1b[31mred\x07\u202e\nerror: mine') }}"
+    with pytest.raises(LlamagenError) as caught:
+        chat_text(folder(tmp_path, template), "a", 0)
+    assert caught.value.diagnostics[0].message.endswith(
+        r"fails: \u{1b}[31mred\u{7}\u{202e}\u{a}error: mine"
+    )
 
 
 def test_a_folder_without_a_template(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.images.decode import read_image
-from llamagen.images.prompt import Prompt, prompt_of
+from llamagen.images.prepare import Prompt, prompt_of
 from llamagen.runtime.session import Session
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.numerics import FloatArray
-from llamagen.verify.scenario import Scenario
+from llamagen.verify.scenarios import FloatArray, Scenario
 from tests.parity import mllama
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel

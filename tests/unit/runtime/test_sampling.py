@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.runtime.sampling import Sampler, Sampling
+from llamagen.runtime.generation import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.4, 0.05]))
 

@@ -15,9 +15,8 @@ from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
-from llamagen.emit.quantize_options import QuantizeOptions
-from llamagen.runtime.cache import BufferCache
-from llamagen.runtime.session import Session
+from llamagen.emit.options import ExportOptions, QuantizeOptions
+from llamagen.runtime.session import BufferCache, Session
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 IDS = (5, 17, 2, 80, 33, 9, 61)
@@ -26,7 +25,7 @@ IDS = (5, 17, 2, 80, 33, 9, 61)
 @pytest.fixture(scope="module", params=["portable", "ort-cpu"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "out"
-    api.load(TINY).export(out, random_weights=3, profile=request.param)
+    api.load(TINY).export(out, ExportOptions(profile=request.param), random_weights=3)
     return out
 
 
@@ -38,7 +37,7 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "wide.yaml").write_text(text)
     out = folder / "out"
     model = api.load(folder / "wide.yaml")
-    model.export(out, random_weights=3, profile="ort-cpu", max_context=40)
+    model.export(out, ExportOptions(profile="ort-cpu", max_context=40), random_weights=3)
     model.export(folder / "portable", random_weights=3)
     return out
 
@@ -123,7 +122,7 @@ def test_generation_stops_where_the_context_ends(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_other_dtypes_run(dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    api.load(TINY).export(out, random_weights=3, dtype=dtype)
+    api.load(TINY).export(out, ExportOptions(dtype=dtype), random_weights=3)
     assert len(list(api.run(out, IDS, max_new_tokens=3, threads=1))) == 3
 
 
@@ -190,7 +189,7 @@ def test_float32_weights_stay_in_their_file(
     tmp_path: Path, options: dict[str, Any], mapped: bool
 ) -> None:
     """Only kernels of unpacked float32 are as fast as those of packed weights."""
-    api.load(TINY).export(tmp_path / "out", random_weights=3, **options)
+    api.load(TINY).export(tmp_path / "out", ExportOptions(**options), random_weights=3)
     found = read_manifest(tmp_path / "out").session
     assert found == ({"session.disable_prepacking": "1"} if mapped else {})
     session = api.run(tmp_path / "out", IDS).session.last.session

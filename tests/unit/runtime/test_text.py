@@ -7,10 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llamagen.confined import Companion, Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError
-from llamagen.runtime.text import Text
+from llamagen.runtime.text import Text, chat_text
+from llamagen.runtime.tokenizer import Stream
 from tests.hardness.inputs_engines import tokenizer
 
 LIMITS = Limits(seconds=1, memory=256 << 20, answer=1000)
@@ -31,6 +36,91 @@ def test_a_prompt_that_is_not_utf_8(tmp_path: Path) -> None:
     assert caught.value.diagnostics[0].code == "LG767"
     assert "character 6 " in caught.value.diagnostics[0].message
     assert text.encode("a b") == (0, 1)
+
+
+def of_bytes(decoder: object = None) -> Tokenizer:
+    """A token for each byte, as of Llama 3 and later where no longer one fits."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoder or decoders.ByteLevel()
+    return made
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", " b", "é", "日本", "🦙", "\ufffd", b"\xff", b"\xf0\x9f"]), max_size=40
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_pushed_tokens_are_the_text_of_all(words: list[str | bytes]) -> None:
+    """Characters of several tokens, broken ones too, at the end as well; only the last tokens are decoded again."""
+
+    class Counted:
+        decoded = 0
+
+        def decode(self, ids: list[int]) -> str:
+            self.decoded += len(ids)
+            return tokenizer.decode(ids)
+
+    tokenizer, counted = of_bytes(), Counted()
+    vocabulary, letters = tokenizer.get_vocab(), bytes_to_unicode()
+    data = b"".join(word if isinstance(word, bytes) else word.encode() for word in words)
+    ids = [vocabulary[letters[byte]] for byte in data]
+    stream = Stream(counted)  # type: ignore[arg-type]
+    pushed = [stream.push(token) for token in ids]
+    assert (
+        "".join(pushed) + stream.flush() == tokenizer.decode(ids) == data.decode("utf-8", "replace")
+    )
+    assert counted.decoded <= 32 * (len(ids) + 1), "every token would be decoded with all before it"
+
+
+def test_nothing_is_lost_of_a_decoder_that_strips(tmp_path: Path) -> None:
+    """The first space of a text, as SentencePiece has it: text of later tokens keeps theirs."""
+    vocab = {"<unk>": 0, "▁a": 1, "▁b": 2, "c": 3}
+    made = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    made.decoder = decoders.Metaspace()
+    (tmp_path / "tokenizer.json").write_text(made.to_str())
+    text = Text.of_folder(tmp_path)
+    assert text is not None
+    ids = [1, 2, 3, 2, 1, *[2, 3] * 20]
+    assert "".join(map(text.push, ids)) == made.decode(ids)
+
+
+def test_a_token_that_changes_the_text_before_it(tmp_path: Path) -> None:
+    """What was shown cannot be taken back, and what follows must not be left out."""
+    made = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])
+    (tmp_path / "tokenizer.json").write_text(made.to_str())
+    text = Text.of_folder(tmp_path)
+    assert text is not None and text.push(0) == "a"
+    with pytest.raises(LlamagenError, match=r"LG766.*token 1 changes the text before it"):
+        text.push(1)
+
+
+def test_an_incomplete_character_is_told_at_the_end(tmp_path: Path) -> None:
+    made = of_bytes()
+    (tmp_path / "tokenizer.json").write_text(made.to_str())
+    text = Text.of_folder(tmp_path)
+    assert text is not None
+    first, second, *_ = made.encode("🦙").ids
+    assert [text.push(first), text.push(second), text.flush(), text.flush()] == [
+        "",
+        "",
+        "\ufffd",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"])
+def test_a_byte_order_mark(name: str, tmp_path: Path) -> None:
+    codes = {"tokenizer.json": "LG762", "chat_template.jinja": "LG784"}
+    (tmp_path / name).write_text("\ufeff{}", encoding="utf-8")
+    read = Text.of_folder if name == "tokenizer.json" else lambda folder: chat_text(folder, "a", 0)
+    with pytest.raises(LlamagenError, match="it begins with a byte-order mark") as caught:
+        read(tmp_path)
+    assert caught.value.diagnostics[0].code == codes.get(name, "LG765")
+    assert "without a byte-order mark" in (caught.value.diagnostics[0].help or "")
 
 
 def test_the_process_ends_with_the_text(tmp_path: Path) -> None:

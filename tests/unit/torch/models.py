@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -64,6 +66,11 @@ def llama(heads: str = "", **options: object) -> torch.nn.Module:
     """The plain decoder with random weights."""
     made = module(changed(heads)).CausalLM(**options)
     return scatter(made)
+
+
+def cache_of(model: torch.nn.Module, capacity: int = 0) -> Any:
+    """An empty cache of the class that stands in the model's file."""
+    return sys.modules[type(model).__module__].KVCache(capacity)
 
 
 def ids(batch: int, length: int, seed: int = 1) -> torch.Tensor:

@@ -21,7 +21,6 @@ from llamagen.emit.torch.place import library as source
 from llamagen.ops.code import (
     Code,
     Fixed,
-    Statements,
     Stay,
     Template,
     Text,
@@ -81,11 +80,11 @@ def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None
         ROPE_KINDS[kind].torch,
     )
     positions = torch.arange(50).view(2, 25)
-    scaled = partial(function or (lambda frequency: frequency), **ROPES[kind])
+    scaled = partial(function, **ROPES[kind])
     expected = library.rope_table(positions, dtype, scaled=scaled, **numbers)
     fixed = {**numbers, "dtype": Stay.PRESENT if dtype else None}
     fixed |= {"theta": Text("THETA"), "dim": Text("DIM")}
-    fixed["scaled"] = statements_of(function, ROPES[kind]) if function else Statements(())
+    fixed["scaled"] = statements_of(function, ROPES[kind])
     table = placed("rope_table", fixed, globals="THETA = 100.0\nDIM = 16\n")
     found = table(positions, dtype) if dtype else table(positions)
     assert all(
@@ -220,7 +219,9 @@ ACTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("choice", every(in_out=(True, False), scale_input=(True, False)))
 def test_experts(act: str, choice: dict[str, Any]) -> None:
     experts = library.Experts(3, 4, 5, act=ACTS[act], **choice)
-    made = placed("Experts", {"act": Template(act), **choice})(3, 4, 5)
+    made = placed("Experts", {"act": Template(act), **choice}, source().place("INITIALIZER_RANGE"))(
+        3, 4, 5
+    )
     for name, weight in experts.named_parameters():
         weight.data = tensor(*weight.shape, seed=len(name))
     made.load_state_dict(experts.state_dict())
@@ -232,15 +233,16 @@ def test_experts(act: str, choice: dict[str, Any]) -> None:
 def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
     made, expected = placed("KVCache", {"keep": Stay.KEPT}, globals=CACHE), library.KVCache
     k, v = tensor(1, 2, 5, 4), tensor(1, 2, 5, 4, seed=1)
-    for cache in (made(None), expected(None)):
+    for cache in (made(), expected()):
+        assert cache.start(5) == 0
         assert torch.equal(cache.append(k, v, 3)[0], k)
-        (handed_on,) = cache.present
-        later = type(cache)([handed_on])
-        assert torch.equal(later.append(k[:, :, :1], v[:, :, :1])[1][:, :, :3], v[:, :, 2:])
+        assert cache.start(1) == 5
+        assert torch.equal(cache.append(k[:, :, :1], v[:, :, :1], 3)[1][:, :, :3], v[:, :, 2:])
+        assert [slot.shape[2] for slot in cache.slots] == [3, 3]
     assert "keep" not in source().place("KVCache", {"keep": None})
 
 
-CACHE = "from collections.abc import Sequence\nKeyValue = tuple[Tensor, Tensor]\n"
+CACHE = "KeyValue = tuple[Tensor, Tensor]\n"
 
 
 def test_comments_stay_and_decided_branches_go() -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from llamagen.api import load
-from llamagen.emit.torch.plan import cuts
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
@@ -15,7 +14,7 @@ from llamagen.ir.reference import evaluate
 from llamagen.ops.table import OPS
 from tests import reports
 from tests.parity.models import FOREIGN
-from tests.unit.torch.models import changed, graph, ids, module, padded, scatter
+from tests.unit.torch.models import cache_of, changed, graph, ids, module, padded, scatter
 from tests.unit.torch.wirings import WIRINGS, wiring
 
 
@@ -33,18 +32,19 @@ def test_wiring(name: str) -> None:
     state = {path: value.numpy() for path, value in model.state_dict().items()}
     flat = flatten(made)
     expected = evaluate(flat, state.__getitem__, ids(2, 9).numpy())
-    logits, past = model(ids(2, 9))
+    cache = cache_of(model)
+    logits = model(ids(2, 9), cache=cache)
     close(logits, expected.logits)
     new = ids(2, 1)
     after = evaluate(flat, state.__getitem__, new.numpy(), past=expected.present)
-    close(model(new, past=past)[0], after.logits)
+    close(model(new, cache=cache), after.logits)
     mask = padded(2, 9, 3)
     seen = mask.bool().numpy()
     expected = evaluate(flat, state.__getitem__, ids(2, 9).numpy(), mask.numpy())
-    logits, _ = model(ids(2, 9), attention_mask=mask)
+    logits = model(ids(2, 9), attention_mask=mask)
     close(logits[mask.bool()], expected.logits[seen])
-    kept, _ = model(ids(2, 9), logits_to_keep=3)
-    torch.testing.assert_close(kept, model(ids(2, 9))[0][:, -3:], rtol=0, atol=1e-5)
+    kept = model(ids(2, 9), logits_to_keep=3)
+    torch.testing.assert_close(kept, model(ids(2, 9))[:, -3:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -86,16 +86,11 @@ PLAIN = """
 def test_what_is_stated_as_float32_is_computed_in_it() -> None:
     """4096 and back costs bfloat16 all digits of a number near one, float32 none that bfloat16 has."""
     wide, plain = (
-        scatter(module(changed(blocks=b)).CausalLM()).bfloat16()(ids(2, 9))[0].double()
+        scatter(module(changed(blocks=b)).CausalLM()).bfloat16()(ids(2, 9)).double()
         for b in (WIDE, PLAIN)
     )
     assert plain.std() > 0.1
     assert (wide - plain).square().mean().sqrt() / plain.std() < 0.01
-
-
-def test_what_can_be_cut_into_stages() -> None:
-    cannot = {name for name in WIRINGS if not cuts(wiring(name))}
-    assert cannot == {"an extra operand", "no stack", "two stacks"}
 
 
 FORMS = {
@@ -123,7 +118,7 @@ def test_form(op: str) -> None:
     model = scatter(module(made).CausalLM())
     state = {path: value.numpy() for path, value in model.state_dict().items()}
     expected = evaluate(flatten(made), state.__getitem__, ids(2, 9).numpy())
-    close(model(ids(2, 9))[0], expected.logits)
+    close(model(ids(2, 9)), expected.logits)
 
 
 def test_torch_is_compared_with_the_reference_on_every_op() -> None:

@@ -1,13 +1,15 @@
-"""Generated modules under torch.compile, torch.export, the meta device, and cut into pipeline stages."""
+"""Generated modules under torch.compile, torch.export and the meta device."""
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 import pytest
 import torch
 from torch.export import Dim, export
 
 from llamagen.ir.graph import Graph
-from tests.unit.torch.models import changed, graph, ids, llama, module, padded, scatter
+from tests.unit.torch.models import cache_of, changed, graph, ids, llama, module, padded, scatter
 
 SHAPE = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 CACHE = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}
@@ -26,7 +28,10 @@ def made(spec_id: str) -> Graph:
 
 
 def model_of(spec_id: str, **options: object) -> torch.nn.Module:
-    found = made(spec_id)
+    return of_graph(made(spec_id), **options)
+
+
+def of_graph(found: Graph, **options: object) -> torch.nn.Module:
     model = scatter(getattr(module(found), found.root)(**options))
     if hasattr(model, "tie"):
         model.tie()
@@ -39,22 +44,81 @@ def model_of(spec_id: str, **options: object) -> torch.nn.Module:
 @torch.no_grad()
 def test_export_with_dynamic_batch_sequence_and_past(spec_id: str) -> None:
     model = model_of(spec_id)
-    _, past = model(ids(2, 7))
-    _, other_past = model(ids(3, 11))
+    _, past = step(model, ids(2, 7))
+    _, other_past = step(model, ids(3, 11))
     prefill = export(model, (ids(2, 7),), dynamic_shapes={"input_ids": SHAPE}, strict=False)
-    assert torch.equal(prefill.module()(ids(3, 11))[0], model(ids(3, 11))[0])
+    assert torch.equal(prefill.module()(ids(3, 11)), model(ids(3, 11)))
 
-    several = [(CACHE, CACHE)] * len(past)
+    several = [CACHE] * len(past)
     shapes = {"input_ids": {0: Dim.DYNAMIC}, "past": several}
-    decode = export(model, (ids(2, 1),), {"past": past}, dynamic_shapes=shapes, strict=False)
-    expected = model(ids(3, 1), past=other_past)[0]
-    assert torch.equal(decode.module()(ids(3, 1), past=other_past)[0], expected)
+    given = {"input_ids": ids(2, 1), "past": past}
+    decode = export(Step(model), (), given, dynamic_shapes=shapes, strict=False)
+    expected = step(model, ids(3, 1), other_past)[0]
+    assert torch.equal(decode.module()(input_ids=ids(3, 1), past=other_past)[0], expected)
 
-    masked = {"input_ids": SHAPE, "attention_mask": SHAPE, "past": several}
-    given = {"attention_mask": padded(2, 12, 2), "past": past}
-    chunk = export(model, (ids(2, 5),), given, dynamic_shapes=masked, strict=False)
-    given = {"attention_mask": padded(3, 15, 3), "past": other_past}
-    assert torch.equal(chunk.module()(ids(3, 4), **given)[0], model(ids(3, 4), **given)[0])
+    masked = {"input_ids": SHAPE, "past": several, "attention_mask": SHAPE}
+    given = {"input_ids": ids(2, 5), "past": past, "attention_mask": padded(2, 12, 2)}
+    chunk = export(Step(model), (), given, dynamic_shapes=masked, strict=False)
+    given = {"input_ids": ids(3, 4), "past": other_past, "attention_mask": padded(3, 15, 3)}
+    assert torch.equal(chunk.module()(**given)[0], step(model, **given)[0])
+
+
+def step(
+    model: torch.nn.Module, input_ids: torch.Tensor, past: list[torch.Tensor] | None = None, **more
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits, and what a later call is given: a cache that is a function's argument and result."""
+    cache = cache_of(model)
+    if past is not None:
+        cache.slots, cache.tokens = list(past), past[0].shape[2]
+    logits = model(input_ids, cache=cache, **more)
+    return logits, [slot[:, :, : cache.tokens] for slot in cache.slots]
+
+
+class Step(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        past: list[torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return step(self.model, input_ids, past, attention_mask=attention_mask)
+
+
+def test_generate_compiles_once_for_a_prompt_and_once_for_all_tokens() -> None:
+    """In one graph each, whatever the length; a second text compiles nothing."""
+    for spec_id in ("foreign/_decoder", "foreign/gemma3"):
+        model, graphs = model_of(spec_id), []
+        texts = [model.generate(ids(2, n, seed=n), max_new_tokens=12) for n in (9, 5)]
+
+        def counted(graph: torch.fx.GraphModule, _: object, graphs: list = graphs) -> object:
+            graphs.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        model.compile(fullgraph=True, dynamic=True, backend=counted)
+        for n, text in zip((9, 5), texts, strict=True):
+            assert torch.equal(model.generate(ids(2, n, seed=n), max_new_tokens=12), text)
+        assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("capacity", [0, 5, 64])
+@torch.no_grad()
+def test_a_cache_is_written_in_place_and_grows(capacity: int) -> None:
+    """By doubling: 40 tokens one by one are copied a few times, not 40 times."""
+    model, text = llama(), ids(2, 40)
+    cache = cache_of(model, capacity)
+    rooms: list[int] = []
+    for i in range(40):
+        logits = model(text[:, i : i + 1], cache=cache)
+        rooms.append(cache.slots[0].shape[2])
+    torch.testing.assert_close(logits, model(text)[:, -1:], rtol=0, atol=1e-5)
+    assert len(set(rooms)) <= 7 and rooms[-1] >= 40
+    assert rooms[0] == max(capacity, 1)
+    assert len({slot.data_ptr() for slot in cache.slots}) == len(cache.slots) == 4
 
 
 @pytest.mark.parametrize(
@@ -67,17 +131,19 @@ def test_export_with_dynamic_batch_sequence_and_past(spec_id: str) -> None:
 @torch.no_grad()
 def test_compile_in_one_graph(spec_id: str) -> None:
     model = model_of(spec_id)
-    _, past = model(ids(2, 7))
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     for given in (
         {"input_ids": ids(2, 7)},
         {"input_ids": ids(3, 11)},
-        {"input_ids": ids(2, 1), "past": past},
         {"input_ids": ids(2, 7), "attention_mask": padded(2, 7, 3)},
-        {"input_ids": ids(2, 5), "attention_mask": padded(2, 12, 3), "past": past},
     ):
-        logits, _ = compiled(**given)
-        assert torch.equal(logits, model(**given)[0])
+        assert torch.equal(compiled(**given), model(**given))
+    given = {"input_ids": ids(2, 5), "attention_mask": padded(2, 12, 3)}
+    caches = [cache_of(model) for _ in range(2)]
+    for cache in caches:
+        model(ids(2, 7), cache=cache)
+    found, expected = (f(**given, cache=c) for f, c in zip((compiled, model), caches, strict=True))
+    assert torch.equal(found, expected)
 
 
 @torch.no_grad()
@@ -86,10 +152,10 @@ def test_experts_compile_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
     model = model_of("foreign/mixtral")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    past, past_compiled = None, None
+    cache, cache_compiled = cache_of(model), cache_of(model)
     for new in (7, 1, 1):
-        logits, past_compiled = compiled(ids(2, new), past=past_compiled)
-        expected, past = model(ids(2, new), past=past)
+        logits = compiled(ids(2, new), cache=cache_compiled)
+        expected = model(ids(2, new), cache=cache)
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
@@ -97,7 +163,7 @@ def test_experts_compile_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_experts_compile_with_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
-    experts = model_of("foreign/mixtral").model.layers["0"].mlp.experts
+    experts = model_of("foreign/mixtral").model.layers[0].mlp.experts
     compiled = torch.compile(experts, fullgraph=True, dynamic=True)
     x, weights = torch.randn(1, 3, 24), torch.rand(1, 3, 2)
     for chosen in ([[[0, 3], [3, 1], [0, 1]]], [[[2, 3], [2, 1], [2, 0]]]):
@@ -108,7 +174,7 @@ def test_experts_compile_with_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_weights_of_other_experts_are_not_read() -> None:
     """NaN in an expert that no token chose stays where it is; one that a token chose spreads."""
-    experts = model_of("foreign/mixtral").model.layers["0"].mlp.experts
+    experts = model_of("foreign/mixtral").model.layers[0].mlp.experts
     state = {name: p.clone() for name, p in experts.state_dict().items()}
     try:
         experts.gate_up_proj[2], experts.down_proj[2] = torch.nan, torch.nan
@@ -120,11 +186,16 @@ def test_weights_of_other_experts_are_not_read() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("spec_id", ["foreign/_decoder", "foreign/mixtral"])
 @torch.no_grad()
-def test_compile_with_inductor() -> None:
-    model = llama()
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(ids(2, 7))[0], model(ids(2, 7))[0], rtol=0, atol=1e-5)
+def test_compile_with_inductor(spec_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and generated text, dense and with experts."""
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    model = model_of(spec_id)
+    logits, text = model(ids(2, 7)), model.generate(ids(2, 7), max_new_tokens=6)
+    model.compile(fullgraph=True, dynamic=True)
+    torch.testing.assert_close(model(ids(2, 7)), logits, rtol=0, atol=1e-5)
+    assert torch.equal(model.generate(ids(2, 7), max_new_tokens=6), text)
 
 
 @pytest.mark.parametrize("spec_id", SEVERAL)
@@ -135,52 +206,21 @@ def test_meta_device_holds_no_state_that_loading_would_miss(spec_id: str) -> Non
         empty = getattr(module(found), found.root)()
     assert not list(empty.buffers())
     empty.load_state_dict(model.state_dict(), assign=True)
-    assert torch.equal(empty(ids(2, 7))[0], model(ids(2, 7))[0])
-
-
-@pytest.mark.parametrize("spec_id", SEVERAL)
-@torch.no_grad()
-def test_pipeline_stages(spec_id: str) -> None:
-    whole = model_of(spec_id)
-    found = made(spec_id)
-    make = getattr(module(found), found.root)
-    count = module(found).NUM_LAYERS
-    state = whole.state_dict()
-    first = make(layers=range(1), head=False)
-    last = make(layers=range(1, count), embed=False)
-    assert first.state_dict().keys() | last.state_dict().keys() == state.keys()
-    for stage in (first, last):
-        stage.load_state_dict({name: state[name] for name in stage.state_dict()})
-    positions = torch.arange(7)[None]
-    hidden, early = first(ids(2, 7))
-    logits, late = last(hidden, positions)
-    expected, past = whole(ids(2, 7))
-    assert torch.equal(logits, expected)
-    assert len(early) + len(late) == len(past)
-    new = ids(2, 1)
-    hidden, _ = first(new, past=early)
-    logits, _ = last(hidden, positions[:, :1] + 7, past=late)
-    assert torch.equal(logits, whole(new, past=past)[0])
-
-
-def test_a_stage_without_ids_needs_positions() -> None:
-    stage = module(changed()).CausalLM(layers=range(1, 2), embed=False)
-    with pytest.raises(ValueError, match="needs position_ids"):
-        stage(torch.zeros(2, 7, 24))
+    assert torch.equal(empty(ids(2, 7)), model(ids(2, 7)))
 
 
 @torch.no_grad()
 def test_positions_count_tokens_not_padding() -> None:
     model = llama()
     mask = padded(2, 9, 4)
-    alone, _ = model(ids(2, 9)[:1, 4:])
-    together, past = model(ids(2, 9), attention_mask=mask)
+    cache, alone_cache = cache_of(model), cache_of(model)
+    alone = model(ids(2, 9)[:1, 4:], cache=alone_cache)
+    together = model(ids(2, 9), attention_mask=mask, cache=cache)
     torch.testing.assert_close(together[:1, 4:], alone, rtol=0, atol=1e-5)
     mask = torch.cat((mask, torch.ones(2, 1, dtype=torch.long)), dim=1)
     new = ids(2, 1)
-    _, alone_past = model(ids(2, 9)[:1, 4:])
-    expected, _ = model(new[:1], past=alone_past)
-    logits, _ = model(new, attention_mask=mask, past=past)
+    expected = model(new[:1], cache=alone_cache)
+    logits = model(new, attention_mask=mask, cache=cache)
     torch.testing.assert_close(logits[:1], expected, rtol=0, atol=1e-5)
 
 
@@ -188,9 +228,10 @@ def test_positions_count_tokens_not_padding() -> None:
 @torch.no_grad()
 def test_rows_that_see_nothing_are_finite(attention: str) -> None:
     model = llama(attention=attention)
-    logits, past = model(ids(2, 6), attention_mask=torch.tensor([[0] * 6, [1] * 6]))
+    cache = cache_of(model)
+    logits = model(ids(2, 6), attention_mask=torch.tensor([[0] * 6, [1] * 6]), cache=cache)
     assert logits.isfinite().all()
-    assert all(t.isfinite().all() for pair in past for t in pair)
+    assert all(slot.isfinite().all() for slot in cache.slots)
 
 
 @torch.no_grad()
@@ -204,35 +245,72 @@ def test_only_chosen_experts_are_computed(monkeypatch: pytest.MonkeyPatch) -> No
         return linear(x, weight)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counting)
-    experts = model.model.layers["0"].mlp.experts
+    experts = model.model.layers[0].mlp.experts
     chosen = torch.tensor([[[0, 3], [3, 1]]])
     experts(torch.randn(1, 2, 24), chosen, torch.full((1, 2, 2), 0.5))
     assert sum(rows) == 2 * chosen.numel()
 
 
+PLAIN = {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 0}
+EVEN = (1, 1, 1)
+RANKS = {
+    "plain": ("", "_decoder", "self_attn", PLAIN),
+    "fused": (
+        "num_heads: 4, num_kv_heads: 2",
+        "phi3",
+        "self_attn",
+        {"qkv_proj": (4, 2, 2), "o_proj": 0},
+    ),
+    "fused evenly": (
+        "num_heads: 4, hidden_size: 32",
+        "gpt2",
+        "attn",
+        {"c_attn": EVEN, "c_proj": 0},
+    ),
+    "gate and up": ("", "glm4", "mlp", {"gate_up_proj": (1, 1), "down_proj": 0}),
+    "slopes": ("num_heads: 4, hidden_size: 32", "mpt", "attn", {"wqkv": EVEN, "out_proj": 0}),
+    "norm of heads": ("", "cohere", "self_attn", {**PLAIN, "q_norm": 1, "k_norm": 1}),
+    "latent": ("", "deepseek_v3", "self_attn", {"q_b_proj": 1, "kv_b_proj": 1, "o_proj": 0}),
+}
+"""A block, and how its weights are cut: by rows, in pieces of these shares that are halved each, or by columns (0)."""
+
+
+@pytest.mark.parametrize("case", RANKS)
 @torch.no_grad()
-def test_head_counts_come_from_the_weights() -> None:
-    """Half of the heads in each of two modules, as tensor parallelism cuts them, add up to the whole."""
-    whole = llama().model.layers["0"].self_attn
-    found = module(changed())
-    x, positions = torch.randn(2, 7, 24), torch.arange(7)[None]
-    rope = found.rope_table(positions, torch.float32)
-    total = torch.zeros_like(x)
+def test_sizes_come_from_the_weights(case: str) -> None:
+    """Two modules with half of the heads or of the width, as tensor parallelism cuts them, add up to the whole."""
+    hyperparameters, base, part, cuts = RANKS[case]
+    model = of_graph(changed(hyperparameters, base=f"foreign/{base}"))
+    calls: list[tuple[object, ...]] = []
+    blocks = [m for n, m in model.named_modules() if n.split(".")[-1] == part]
+    whole = blocks[0]
+    whole.register_forward_pre_hook(lambda _, x: calls.append(x))
+    model(ids(2, 7))
+    total, expected = torch.zeros(()), whole(*calls[0])
     for rank in range(2):
-        half = found.Attention(found.sdpa)
-        half.load_state_dict(whole.state_dict())
-        for projection in (half.q_proj, half.k_proj, half.v_proj):
-            projection.weight = torch.nn.Parameter(projection.weight.chunk(2, dim=0)[rank])
-        half.o_proj.weight = torch.nn.Parameter(half.o_proj.weight.chunk(2, dim=1)[rank])
-        total += half(x, rope, None, found.KVCache(None))
-    expected = whole(x, rope, None, found.KVCache(None))
+        half = deepcopy(whole)
+        for name, shares in cuts.items():
+            for parameter in getattr(half, name).parameters():
+                parameter.data = of_rank(parameter, shares, rank)
+        if hasattr(half, "slopes"):
+            half.slopes = half.slopes[2 * rank :][:2]
+        total = total + half(*calls[0])
     torch.testing.assert_close(total, expected, rtol=0, atol=1e-5)
+
+
+def of_rank(x: torch.Tensor, shares: int | tuple[int, ...], rank: int) -> torch.Tensor:
+    if shares == 0:
+        return x.chunk(2, dim=1)[rank] if x.ndim > 1 else x / 2
+    shares = shares if isinstance(shares, tuple) else (shares,)
+    width = len(x) // sum(shares)
+    pieces = x.split([width * share for share in shares])
+    return torch.cat([piece.chunk(2)[rank] for piece in pieces])
 
 
 @pytest.mark.parametrize("spec_id", SEVERAL)
 def test_every_parameter_gets_a_gradient(spec_id: str) -> None:
     model = model_of(spec_id).train()
-    logits, _ = model(ids(4, 16), attention_mask=padded(4, 16, 3))
+    logits = model(ids(4, 16), attention_mask=padded(4, 16, 3))
     targets = ids(4, 16, seed=2).flatten()
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
     for name, parameter in model.named_parameters():
@@ -248,7 +326,7 @@ def test_generate_is_greedy_and_stops_at_an_eos() -> None:
     assert torch.equal(out[:, :9], start)
     text = start
     for _ in range(6):
-        text = torch.cat((text, model(text)[0][:, -1:].argmax(-1)), dim=1)
+        text = torch.cat((text, model(text)[:, -1:].argmax(-1)), dim=1)
     assert torch.equal(out, text)
     eos = int(out[0, 10])
     stopped = model.generate(start[:1], max_new_tokens=6, eos_ids=[eos])
@@ -280,10 +358,33 @@ def test_sampling_keeps_to_top_k_and_top_p() -> None:
     torch.testing.assert_close(sharp, expected / expected.sum(), rtol=0, atol=0.04)
 
 
+MIXED_HEAD = """
+  CausalLM:
+    forward: |
+      y = lm_head(model(input_ids))
+      return y - mean(y, axis=1)
+"""
+NESTED_HEAD = """
+  CausalLM:
+    parts: {inner: Inner, model: none, lm_head: none}
+    forward: return softcap(inner(input_ids), 3.0)
+  Inner:
+    parts: {model: Decoder, lm_head: 'linear(hidden_size, vocab_size)', gate: 'linear(hidden_size, 1)'}
+    forward: |
+      h = model(x)
+      return lm_head(h) * sigmoid(gate(h))
+"""
+
+
+@pytest.mark.parametrize("spec_id", [*SEVERAL, "foreign/llama4_text", "nested", "mixed"])
 @torch.no_grad()
-def test_logits_to_keep() -> None:
-    model = llama()
-    logits, _ = model(ids(2, 9))
-    kept, _ = model(ids(2, 9), logits_to_keep=2)
-    assert kept.shape[1] == 2
-    torch.testing.assert_close(kept, logits[:, -2:], rtol=0, atol=1e-5)
+def test_the_head_runs_on_the_kept_tokens_only(spec_id: str) -> None:
+    """Wherever the head stands; one that mixes tokens needs them all, and is right all the same."""
+    blocks = {"nested": NESTED_HEAD, "mixed": MIXED_HEAD}.get(spec_id)
+    model = model_of(spec_id) if blocks is None else of_graph(changed(blocks=blocks))
+    (head,) = [m for n, m in model.named_modules() if n.split(".")[-1] in ("lm_head", "embed_out")]
+    tokens: list[int] = []
+    head.register_forward_pre_hook(lambda _, x: tokens.append(x[0].shape[1]))
+    whole, kept = model(ids(2, 9)), model(ids(2, 9), logits_to_keep=2)
+    assert tokens == [9, 9 if spec_id == "mixed" else 2]
+    torch.testing.assert_close(kept, whole[:, -2:], rtol=0, atol=1e-5)

@@ -17,12 +17,10 @@ from llamagen.api_verify import measure_quality
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.runtime.session import Session
-from llamagen.verify.codes import Place
-from llamagen.verify.document import document
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.html import html_text
-from llamagen.verify.numerics import Difference, Tolerance
-from llamagen.verify.report import TOO_WIDE, Facts, Row, VerifyReport
+from llamagen.verify.limits import Difference, Tolerance
+from llamagen.verify.report import TOO_WIDE, Facts, Row, VerifyReport, document, html_text
+from llamagen.verify.stored import Place
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 Edit = Callable[[Path], None]

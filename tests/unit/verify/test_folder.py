@@ -16,8 +16,8 @@ from llamagen.api import load, random_checkpoint
 from llamagen.api_verify import measure_quality
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.verify.folder import verify_folder
-from llamagen.verify.part import CHOICES, ONE_ROW
+from llamagen.emit.options import ExportOptions
+from llamagen.verify.folder import CHOICES, ONE_ROW, verify_folder
 from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
 
@@ -28,7 +28,9 @@ CASES = (
 
 
 def exported(name: str, out: Path, dtype: str = "float32") -> Path:
-    load(f"foreign/{name}", roots=(SPECS,)).export(out, random_weights=5, dtype=dtype)
+    load(f"foreign/{name}", roots=(SPECS,)).export(
+        out, ExportOptions(dtype=dtype), random_weights=5
+    )
     return out
 
 
@@ -147,7 +149,7 @@ def test_layers_show_where_an_error_begins(mistral: Path, tmp_path: Path) -> Non
 def test_a_model_too_large_for_the_reference_is_not_called_equal(
     mistral: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llamagen.verify.subject.MAX_REFERENCE_PARAMETERS", 10)
+    monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
     report = verify_folder(mistral, ["reference"], steps=1)
     assert [row.verdict for row in report.rows] == ["skipped"]
     assert not report.passed
@@ -202,7 +204,7 @@ def test_more_tokens_than_the_tables_cover_are_refused(tmp_path: Path) -> None:
     spec.write_text(
         text.replace("num_heads: 8", "num_heads: 4").replace("head_dim: 8", "head_dim: 16")
     )
-    load(spec).export(out, random_weights=1, profile="ort-cpu", max_context=20)
+    load(spec).export(out, ExportOptions(profile="ort-cpu", max_context=20), random_weights=1)
     for compare in (verify_folder, measure_quality):
         with pytest.raises(LlamagenError) as caught:
             compare(out)
@@ -216,7 +218,7 @@ def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
 ) -> None:
     out = tmp_path / "out"
     load(SPECS / "reduced" / "llama-2-70b.yaml").export(
-        out, random_weights=1, profile="ort-cpu", runtime=runtime
+        out, ExportOptions(profile="ort-cpu", runtime=runtime), random_weights=1
     )
     done: list[tuple[int, int]] = []
     report = verify_folder(

@@ -20,7 +20,7 @@ from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.verify.integrity import Integrity, check_integrity
 from tests.parity.models import SPECS
 from tests.unit.verify.test_folder import exported
@@ -100,7 +100,7 @@ def test_tensors_of_a_quantised_folder(tmp_path: Path) -> None:
     """Codes and scales are made together and lie apart."""
     out = tmp_path / "out"
     load("foreign/mistral", roots=(SPECS,)).export(
-        out, random_weights=5, quantize=QuantizeOptions("int4", block_size=16)
+        out, ExportOptions(quantize=QuantizeOptions("int4", block_size=16)), random_weights=5
     )
     assert check_integrity(out, silent).whole
     known = tensors(out)
@@ -259,7 +259,7 @@ def test_what_was_never_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     file = checkpoint / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-4] + struct.pack("<f", float("nan")))
-    load(spec).export(tmp_path / "out", checkpoint=checkpoint, weights="reference")
+    load(spec).export(tmp_path / "out", ExportOptions(weights="reference"), checkpoint=checkpoint)
     found = check_integrity(tmp_path / "out", silent)
     assert found.whole and found.unread == ("model.safetensors",)
     assert found.unread_bytes == len(data)

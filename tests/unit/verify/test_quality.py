@@ -13,7 +13,7 @@ from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.emit.quantize_options import QuantizeOptions
+from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.verify import quality
 from tests.parity.models import SPECS
 
@@ -47,7 +47,7 @@ def test_fewer_bits_cost_more(tmp_path: Path) -> None:
     results = {}
     for scheme in ("none", "int8", "int4"):
         out = tmp_path / scheme
-        load(DENSE).export(out, random_weights=1, quantize=QuantizeOptions(scheme))
+        load(DENSE).export(out, ExportOptions(quantize=QuantizeOptions(scheme)), random_weights=1)
         before = {p.name: p.read_bytes() for p in out.iterdir() if p.name != "MANIFEST.json"}
         results[scheme] = api_verify.measure_quality(out)
         assert read_manifest(out).quality == results[scheme]
@@ -92,7 +92,9 @@ def test_another_checkpoint_is_refused(
     """Only one tensor is another's, and of codes only a row: what a fine-tune leaves of it."""
     random_checkpoint(spec, tmp_path / "checkpoint", seed=1)
     load(spec).export(
-        tmp_path / "out", checkpoint=tmp_path / "checkpoint", dtype=dtype, quantize=options
+        tmp_path / "out",
+        ExportOptions(dtype=dtype, quantize=options),
+        checkpoint=tmp_path / "checkpoint",
     )
     assert api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
     before = (tmp_path / "out/MANIFEST.json").read_bytes()

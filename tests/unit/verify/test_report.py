@@ -14,11 +14,16 @@ import pytest
 from llamagen.api import load
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
-from llamagen.verify.document import ReportDocument, document, json_text
+from llamagen.emit.options import ExportOptions
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.html import html_text
-from llamagen.verify.report import VerifyReport
-from llamagen.verify.write import write_report
+from llamagen.verify.report import (
+    ReportDocument,
+    VerifyReport,
+    document,
+    html_text,
+    json_text,
+    write_report,
+)
 from tests.fuzz.hostile import TOGETHER
 from tests.parity.models import SPECS
 from tests.unit.verify.test_folder import exported
@@ -84,7 +89,7 @@ def test_layers_of_rewritten_models_are_those_of_the_reference(
 ) -> None:
     """Whether padding is packed away or not, and whatever is fused."""
     spec = SPECS / "reduced" / "llama-3.1-8b.yaml"
-    load(spec).export(tmp_path / "out", random_weights=5, profile=profile)
+    load(spec).export(tmp_path / "out", ExportOptions(profile=profile), random_weights=5)
     report = verify_folder(tmp_path / "out", ["reference"], steps=2, layers=True)
     assert report.passed and len(report.layers) == 4
     for row in report.layers:

@@ -15,16 +15,15 @@ from onnx import helper, numpy_helper
 from llamagen import api, verify_folder
 from llamagen.api import load
 from llamagen.emit.onnx.session import AS_IT_IS
+from llamagen.emit.options import ExportOptions
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.choices import Router, compared, measured_reach
-from llamagen.verify.numerics import Tolerance, difference, for_few_tokens
-from llamagen.verify.part import CHOICES
-from llamagen.verify.pieces import GraphsWitness
+from llamagen.verify.folder import CHOICES
+from llamagen.verify.graph_copies import open_graph
+from llamagen.verify.limits import Tolerance, difference, for_few_tokens
 from llamagen.verify.report import Row, VerifyReport
-from llamagen.verify.routed_onnx import open_routed, routing_of
-from llamagen.verify.routing import Routers, RoutersDiffer
-from llamagen.verify.scenario import scenarios
-from llamagen.verify.witnesses import OnnxWitness
+from llamagen.verify.routing import Router, Routers, RoutersDiffer, compared, measured_reach
+from llamagen.verify.scenarios import scenarios
+from llamagen.verify.witnesses import GraphsWitness, OnnxWitness
 from tests.parity.llama4 import shrunk
 from tests.parity.models import SPECS
 from tests.unit.verify.test_folder import CASES, exported
@@ -37,7 +36,7 @@ def scout(folder: Path, dtype: str, profile: str = "portable") -> Path:
     spec, out = folder / "spec.yaml", folder / "out"
     folder.mkdir(parents=True, exist_ok=True)
     spec.write_text(resolved_text(shrunk("llama/4/scout").resolved), encoding="utf-8")
-    api.load(spec).export(out, random_weights=ALARM, dtype=dtype, profile=profile)
+    api.load(spec).export(out, ExportOptions(dtype=dtype, profile=profile), random_weights=ALARM)
     return out
 
 
@@ -155,14 +154,19 @@ def test_asking_for_the_choices_changes_no_bit(profile: str, dtype: str, tmp_pat
     if (profile, dtype) == ("ort-cuda", "bfloat16"):
         profile = "ort-cpu"  # the CPU has no such kernels
     out = scout(tmp_path, dtype, profile)
-    routed, _ = open_routed(out / "model.onnx", AS_IT_IS)
-    asked = GraphsWitness("asked", {"model": routed})
+    routed, _, tapped = open_graph(out / "model.onnx", AS_IT_IS, routers=True)
+    assert tapped
+    chosen: dict[str, list[np.ndarray]] = {}
+    told = replace(routed, told=lambda name, value: chosen.setdefault(name, []).append(value))
+    asked = GraphsWitness("asked", {"model": told})
     plain = GraphsWitness("plain", {"model": OnnxWitness(_session(out))})
     for case in scenarios(50, 9, 3)[:4]:
+        chosen.clear()
         case = case.of_last() if profile != "portable" else case
         assert np.array_equal(case.given(asked), case.given(plain)), case.name
-        (chosen,) = routing_of({"model": routed}).chosen.values()
-        assert len(chosen) == 8 and {c.shape[:2] for c in chosen} == {case.input_ids.shape}
+        assert list(chosen) == [f"router/{i}" for i in range(8)]
+        places = {np.concatenate(calls, axis=1).shape[:2] for calls in chosen.values()}
+        assert places == {case.input_ids.shape}
 
 
 def _session(folder: Path) -> object:
@@ -175,7 +179,7 @@ def test_transformers_takes_the_same_experts(tmp_path: Path) -> None:
     spec, checkpoint, out = tmp_path / "spec.yaml", tmp_path / "checkpoint", tmp_path / "out"
     spec.write_text(resolved_text(shrunk("llama/4/scout").resolved), encoding="utf-8")
     api.random_checkpoint(spec, checkpoint, seed=ALARM, dtype="bfloat16")
-    api.load(spec).export(out, checkpoint=checkpoint, dtype="bfloat16")
+    api.load(spec).export(out, ExportOptions(dtype="bfloat16"), checkpoint=checkpoint)
     report = verify_folder(out, ["transformers"], steps=16)
     assert report.passed, [row.cells() for row in report.rows]
     assert sum(counts(row)[2] for row in choices(report)) >= 5
@@ -184,7 +188,7 @@ def test_transformers_takes_the_same_experts(tmp_path: Path) -> None:
 def test_a_model_too_large_to_measure_has_a_fixed_reach(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llamagen.verify.subject.MAX_REFERENCE_PARAMETERS", 10)
+    monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
     row = choices(verify_folder(folder, ["torch"], steps=2))[0]
     assert row.verdict == "equal" and row.tolerance is not None and row.tolerance.rule == "fixed"
     out = edited(folder, tmp_path / "out", takes_the_least)
@@ -210,7 +214,7 @@ def test_one_token_of_a_call_is_no_alarm(seed: int, tmp_path: Path) -> None:
     """Both seeds were one in bfloat16, where the profile gives the logits of the last token only."""
     out = tmp_path / "out"
     load("foreign/qwen3_moe", roots=(SPECS,)).export(
-        out, random_weights=seed, dtype="bfloat16", profile="ort-cpu"
+        out, ExportOptions(dtype="bfloat16", profile="ort-cpu"), random_weights=seed
     )
     report = verify_folder(out, ["reference"], steps=4, seed=seed)
     assert report.passed, [row.cells() for row in report.rows]
@@ -248,13 +252,14 @@ def test_reach_is_what_rounding_moves_two_scores_by() -> None:
 def test_a_witness_with_other_routers_is_refused() -> None:
     routers = Routers((np.zeros((1, 4, 1), dtype=np.int64),) * 2)
     script = routers.open()
-    call = script.call(3)
+    values = {"input_ids": np.zeros((1, 3), dtype=np.int64)}
+    call = script.call(values)
     call.__enter__()
     script.choose(np.zeros((1, 3, 4)))
     with pytest.raises(RoutersDiffer, match="1 choices, the spec has 2"):
         call.__exit__(None, None, None)
     script = routers.open()
-    with script.call(3):
+    with script.call(values):
         for _ in range(2):
             script.choose(np.zeros((3, 4)))
         with pytest.raises(RoutersDiffer, match="more choices than the 2"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llamagen.verify.scenario import FAR, Scenario, scenarios
+from llamagen.verify.scenarios import FAR, Scenario, scenarios
 
 CASES = {case.name: case for case in scenarios(50, 12, 5, seed=3)}
 

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize
-from llamagen.emit.onnx.initializer import Initializer, Placement, Source
-from llamagen.emit.onnx.model import OnnxModel
+from llamagen.emit.onnx.data import SOURCES, attach_arrays, serialize, write_models
+from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.initializers import Initializer, Placement, Source, quantization_of
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.onnx.session import OpenOptions, open_session
-from llamagen.emit.onnx.write import write_model
+from llamagen.emit.options import NOT_QUANTIZED
 from llamagen.ops.op import Parameter
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.pieces import Piece
@@ -48,7 +48,8 @@ def model() -> OnnxModel:
     )
     properties = {"llamagen.spec_digest": "0"}
     made = ir.Model(graph, ir_version=11, metadata_props=properties)
-    return OnnxModel(made, table, PORTABLE, "float32", "all", None, runtime="1.32")
+    codes = quantization_of(NOT_QUANTIZED, PORTABLE)
+    return OnnxModel(made, table, PORTABLE, "float32", "all", None, codes, runtime="1.32")
 
 
 def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
@@ -59,7 +60,7 @@ def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
 
 
 def test_parameters_are_read_out_of_a_joined_tensor(tmp_path: Path) -> None:
-    write_model(model(), tmp_path, copy)
+    write_models({"model": model()}, tmp_path, copy)
     stored = stored_weights(tmp_path)
     stored.require(WANTED)
     assert set(stored.places) == set(WEIGHTS)
@@ -68,7 +69,7 @@ def test_parameters_are_read_out_of_a_joined_tensor(tmp_path: Path) -> None:
 
 
 def test_arrays_in_memory_are_joined_alike(tmp_path: Path) -> None:
-    write_model(model(), tmp_path, copy)
+    write_models({"model": model()}, tmp_path, copy)
     inside = model()
     attach_arrays(inside, WEIGHTS.__getitem__)
     x = RANDOM.standard_normal((1, 4), np.float32)
@@ -92,7 +93,7 @@ def test_arrays_in_memory_are_joined_alike(tmp_path: Path) -> None:
 def test_a_joined_tensor_that_lies_about_its_parts_is_refused(
     said: str, reason: str, tmp_path: Path
 ) -> None:
-    write_model(model(), tmp_path, copy)
+    write_models({"model": model()}, tmp_path, copy)
     proto = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False)
     (told,) = (p for t in proto.graph.initializer for p in t.metadata_props if p.key == SOURCES)
     told.value = said

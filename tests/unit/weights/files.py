@@ -10,9 +10,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.safetensors_file import TensorEntry, read_header
-from llamagen.weights.stored_tensor import StoredTensor
+from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.names import Binding
+from llamagen.weights.pieces import in_turn
+from llamagen.weights.safetensors import TargetDType, TensorEntry, read_header
+from llamagen.weights.values import tensor_pieces
 
 Array = npt.NDArray[np.generic]
 NUMPY = {
@@ -55,24 +57,32 @@ def plain(folder: Path, tensors: Mapping[str, Array]) -> Checkpoint:
     """The same, each tensor as its bytes say: also float8 ones without the scales that they need."""
     folder.mkdir(exist_ok=True)
     path = save(folder / "model.safetensors", tensors)
-    found = {
-        t.name: StoredTensor(t.name, t.dtype, t.shape, (t,)) for t in read_header(path).tensors
-    }
-    return Checkpoint(folder, "safetensors", found, (path,))
+    found = {t.name: StoredTensor(t.name, t.dtype, t.shape, (t,)) for t in read_header(path)}
+    return Checkpoint(folder, "safetensors", found, {})
 
 
 def ranks(folder: Path, shards: list[Mapping[str, Array]]) -> Checkpoint:
     """A Meta-like checkpoint: one safetensors file per rank, joined as `.pth` shards are."""
-    pieces: dict[str, list[TensorEntry]] = {}
+    entries: dict[str, list[TensorEntry]] = {}
     for rank, shard in enumerate(shards):
         path = save(folder / f"rank{rank}.safetensors", shard)
         for tensor in Checkpoint.open(path).tensors.values():
-            pieces.setdefault(tensor.name, []).extend(tensor.pieces)
+            entries.setdefault(tensor.name, []).extend(tensor.entries)
     tensors = {
         name: StoredTensor(name, found[0].dtype, found[0].shape, tuple(found))
-        for name, found in pieces.items()
+        for name, found in entries.items()
     }
-    return Checkpoint(folder, "meta", tensors, ())
+    return Checkpoint(folder, "meta", tensors, {})
+
+
+def written(binding: Binding, dtype: TargetDType) -> bytes:
+    """What goes into a file."""
+    return b"".join(in_turn(tensor_pieces(binding, dtype, 0)))
+
+
+def read_tensor(binding: Binding, dtype: TargetDType) -> Array:
+    """The same as an array."""
+    return np.frombuffer(written(binding, dtype), NUMPY[dtype]).reshape(binding.tensor.shape)
 
 
 def noise(seed: int, *shape: int, dtype: str = "F32") -> Array:

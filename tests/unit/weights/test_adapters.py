@@ -9,8 +9,8 @@ import pytest
 
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
-from llamagen.runtime.generation import generate
-from llamagen.runtime.sampling import Sampling
+from llamagen.emit.options import ExportOptions
+from llamagen.runtime.generation import Sampling, generate
 from llamagen.weights.checkpoint import Checkpoint
 from tests.parity.models import SPECS
 
@@ -51,7 +51,9 @@ def test_no_export_leaves_an_adapter_out(name: str, folder: Path, tmp_path: Path
     (folder / name).write_bytes(b"")
     for weights in ("copy", "reference"):
         with pytest.raises(LlamagenError) as caught:
-            api.load(SPEC).export(tmp_path / "out", checkpoint=folder, weights=weights)
+            api.load(SPEC).export(
+                tmp_path / "out", ExportOptions(weights=weights), checkpoint=folder
+            )
         refused(caught.value, name)
     assert not (tmp_path / "out").exists()
 

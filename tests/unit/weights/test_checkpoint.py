@@ -38,7 +38,7 @@ def test_single_file_and_folder(tmp_path: Path) -> None:
     for place in (path, tmp_path):
         found = Checkpoint.open(place)
         assert found.tensors["a"].dtype == "BF16" and found.tensors["a"].shape == (2,)
-        assert found.config_file == tmp_path / "config.json" and found.files == (path,)
+        assert found.config_file == tmp_path / "config.json" and list(found.stamps) == [path]
 
 
 def test_shards_through_the_links_of_the_hub_cache(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_shards_through_the_links_of_the_hub_cache(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(f"../../blobs/{number:064x}")
     found = Checkpoint.open(snapshot)
     assert sorted(found.tensors) == ["a", "b", "c"]
-    assert [file.name for file in found.files] == ["one.safetensors", "two.safetensors"]
+    assert [file.name for file in found.stamps] == ["one.safetensors", "two.safetensors"]
 
 
 def test_an_index_of_any_name(tmp_path: Path) -> None:
@@ -125,8 +125,7 @@ def test_headers_and_names_need_neither_torch_nor_numpy(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", {"a": noise(1, 2)})
     program = (
         "import sys; from llamagen.weights.checkpoint import Checkpoint\n"
-        "from llamagen.weights.layouts import dialects_for\n"
-        "from llamagen.weights.names import resolve_names\n"
+        "from llamagen.weights.names import dialects_for, resolve_names\n"
         f"c = Checkpoint.open({str(tmp_path)!r})\n"
         "r = resolve_names({'a': (2,)}, c, dialects_for({'num_heads': 2, 'num_kv_heads': 1}))\n"
         "assert len(r.require()) == 1\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -10,12 +11,11 @@ import numpy as np
 import pytest
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.weights.binding import Binding
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.nodes import Scaled, whole
-from llamagen.weights.reading import OpenFiles
-from llamagen.weights.stream import copy_tensor, read_part, read_tensor
-from tests.unit.weights.files import Array, checkpoint
+from llamagen.weights.names import Binding
+from llamagen.weights.tensors import cut, scaled, swap_last, whole
+from llamagen.weights.values import read_part
+from tests.unit.weights.files import Array, checkpoint, read_tensor, written
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,8 +31,8 @@ def scales(*shape: int) -> Array:
 def bound(found: Checkpoint, name: str = "w") -> Binding:
     tensor = found.tensors[name]
     assert tensor.scale is not None and tensor.read_as == "F32"
-    node = Scaled(tensor.pieces[0], tensor.scale, tensor.swapped_scale)
-    return Binding(name, tensor.shape, "F32", node, (name,))
+    product = scaled(tensor.entries[0], tensor.scale, tensor.swapped_scale)
+    return Binding(name, "F32", product, (name,))
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,12 @@ def test_values_are_products(
     exact = value.astype(np.float64) * of_output(factors.astype(np.float64))  # type: ignore[operator]
     binding = bound(found)
     assert np.array_equal(read_tensor(binding, "F32"), exact.astype(np.float32))
-    with OpenFiles() as files:
-        assert np.array_equal(
-            read_part(binding, ((1, 3), *whole(binding.shape[1:])), files),
-            exact[1:3].astype(np.float32),
-        )
-    swapped = np.swapaxes(exact, -1, -2).astype(np.float32)
-    assert np.array_equal(read_tensor(binding.transposed(), "F32"), swapped)
-    part = binding.part(len(shape) - 1, 2, 5)
+    rows = read_part(binding, ((1, 3), *whole(shape[1:])))
+    assert np.array_equal(rows, exact[1:3].astype(np.float32))
+    swapped = replace(binding, tensor=swap_last(binding.tensor))
+    expected = np.swapaxes(exact, -1, -2).astype(np.float32)
+    assert np.array_equal(read_tensor(swapped, "F32"), expected)
+    part = replace(binding, tensor=cut(binding.tensor, len(shape) - 1, 2, 5))
     assert np.array_equal(read_tensor(part, "F32"), exact[..., 2:5].astype(np.float32))
 
 
@@ -100,7 +98,7 @@ def test_other_scales_are_refused(tmp_path: Path, tensors: Mapping[str, Array], 
 def test_nan_is_refused(tmp_path: Path, where: str) -> None:
     tensors = {"w": codes(4, 6), "w_scale": scales(4, 1)}
     tensors[where][2, 0] = np.nan
-    with pytest.raises(LlamagenError) as caught, (tmp_path / "out").open("wb") as out:
-        copy_tensor(bound(checkpoint(tmp_path / "in", tensors)), out, "F16")
+    with pytest.raises(LlamagenError) as caught:
+        written(bound(checkpoint(tmp_path / "in", tensors)), "F16")
     assert caught.value.diagnostics[0].code == "LG620"
     assert "'w'[2, 0]" in caught.value.diagnostics[0].message

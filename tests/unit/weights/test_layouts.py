@@ -11,10 +11,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import CheckpointNaming
-from llamagen.weights.layouts import layouts_for
-from llamagen.weights.names import resolve_names
-from llamagen.weights.stream import read_tensor
-from tests.unit.weights.files import checkpoint, noise, ranks
+from llamagen.weights.names import layouts_for, resolve_names
+from tests.unit.weights.files import checkpoint, noise, ranks, read_tensor
 
 BASE = """
 spec: 1

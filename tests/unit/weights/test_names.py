@@ -14,10 +14,8 @@ from llamagen.spec.expr import ExpressionError, Static, UnknownName
 from llamagen.spec.naming import bind_layout, known_dialects, parse_layout
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.layouts import dialects_for, layouts_for
-from llamagen.weights.names import Resolution, resolve_names
-from llamagen.weights.stream import read_tensor
-from tests.unit.weights.files import Array, checkpoint, noise, ranks
+from llamagen.weights.names import Resolution, dialects_for, layouts_for, resolve_names
+from tests.unit.weights.files import Array, checkpoint, noise, ranks, read_tensor
 
 D, HEADS, KV, HEAD, F, V, L = 16, 4, 2, 4, 24, 40, 2
 VALUES = {"num_heads": HEADS, "num_kv_heads": KV}

@@ -12,8 +12,12 @@ from safetensors.numpy import load_file
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.weights.checkpoint import Checkpoint
-from llamagen.weights.random import RandomTensor, default_fan_in, random_values
-from llamagen.weights.random_checkpoint import write_random_checkpoint
+from llamagen.weights.random import (
+    RandomTensor,
+    default_fan_in,
+    random_values,
+    write_random_checkpoint,
+)
 from tests.unit.weights.files import NUMPY
 
 TENSORS = [
@@ -43,14 +47,14 @@ def test_shards_and_order_change_no_value(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "one", TENSORS, 7, "BF16")
     write_random_checkpoint(tmp_path / "many", TENSORS[::-1], 7, "BF16", max_shard_bytes=300)
     one, many = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "many")
-    assert [file.name for file in many.files] == [
+    assert [file.name for file in many.stamps] == [
         f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)
     ]
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 2 * sum(np.prod(t.shape) for t in TENSORS)
     for name, tensor in one.tensors.items():
         contents = []
-        for (piece,) in (tensor.pieces, many.tensors[name].pieces):
+        for (piece,) in (tensor.entries, many.tensors[name].entries):
             contents.append(piece.file.read_bytes()[piece.offset :][: piece.nbytes])
         assert contents[0] == contents[1]
 

@@ -3,8 +3,8 @@
 It needs torch, and safetensors to read a checkpoint.
 
     model = ImageLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
-    logits, past = model(input_ids, cross_attention_mask, cross_key_values)  # prefill
-    logits, past = model(input_ids, cross_attention_mask, cross_key_values, past=past)  # decode
+    cache = KVCache()
+    logits = model(input_ids, cross_attention_mask, cross_key_values, cache=cache)
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -44,25 +44,50 @@ ELSEWHERE = (
     "language_model.model.layers.N.cross_attn.v_proj.",
 )
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-class KVCache:
-    """The (k_BKTH, v_BKTH) of every attention, in the order they run: reads past, fills present."""
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
-    def __init__(self, past: Sequence[KeyValue] | None) -> None:
-        self.past = past
-        self.present: list[KeyValue] = []
+
+class KVCache:
+    """Keys and values of every attention, in the order they run, written in place.
+
+    There is room for `capacity` tokens; a cache that is full doubles.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self.tokens = 0
+        self.slots: list[Tensor] = []
+        self.next = 0
+
+    def start(self, S: int) -> int:
+        """Begins a call with S new tokens: how many there were before."""
+        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
+        return P
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
-        present = k_BKSH, v_BKSH
-        if self.past is not None:
-            k_BKPH, v_BKPH = self.past[len(self.present)]
-            present = torch.cat((k_BKPH, k_BKSH), dim=2), torch.cat((v_BKPH, v_BKSH), dim=2)
-        self.present.append(present)
-        return present
+        """Those of all tokens, [B, K, T, H]."""
+        return self.write(k_BKSH), self.write(v_BKSH)
+
+    def write(self, x_BKSH: Tensor) -> Tensor:
+        B, K, S, H = x_BKSH.shape
+        T, i = self.tokens, self.next
+        self.next += 1
+        if i == len(self.slots):
+            self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
+        elif self.slots[i].shape[2] < T:
+            self.slots[i] = F.pad(self.slots[i], (0, 0, 0, T))
+        self.slots[i][:, :, T - S : T] = x_BKSH
+        return self.slots[i][:, :, :T]
 
 
 def rope_table(position_ids: Tensor, dtype: torch.dtype) -> Rope:
@@ -161,11 +186,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(HIDDEN_SIZE, NUM_KV_HEADS * HEAD_DIM, bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * HEAD_DIM, HIDDEN_SIZE, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         q = rotate(split_heads(self.q_proj(x), HEAD_DIM), rope)
         k = rotate(split_heads(self.k_proj(x), HEAD_DIM), rope)
         v = split_heads(self.v_proj(x), HEAD_DIM)
-        k, v = cache.append(k, v)
+        if cache is not None:
+            k, v = cache.append(k, v)
         return self.o_proj(merge_heads(self.attend(q, k, v, mask)))
 
 
@@ -195,7 +221,7 @@ class DecoderLayer(nn.Module):
         mask: Tensor | None,
         cross_mask: Tensor,
         seen: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
         cross: Iterator[KeyValue],
     ) -> Tensor:
         h = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
@@ -239,7 +265,7 @@ class CrossDecoderLayer(nn.Module):
         mask: Tensor | None,
         cross_mask: Tensor,
         seen: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
         cross: Iterator[KeyValue],
     ) -> Tensor:
         a = self.cross_attn(self.input_layernorm(x), cross_mask, seen, cross)
@@ -251,12 +277,12 @@ class CrossDecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Rows after the vocabulary are for tokens that are read and never written, `<|image|>` first."""
 
-    def __init__(self, attend: Attend, layers: Sequence[int], embed: bool, head: bool) -> None:
+    def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(VOCAB_SIZE + ADDED_ROWS, HIDDEN_SIZE) if embed else None
+        self.embed_tokens = nn.Embedding(VOCAB_SIZE + ADDED_ROWS, HIDDEN_SIZE)
         kinds = (DecoderLayer, DecoderLayer, DecoderLayer, CrossDecoderLayer, DecoderLayer)
-        self.layers = nn.ModuleDict({str(i): kinds[i % 5](attend) for i in layers})
-        self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS) if head else None
+        self.layers = nn.ModuleList([kinds[i % 5](attend) for i in range(NUM_LAYERS)])
+        self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
     def forward(
         self,
@@ -265,20 +291,20 @@ class Decoder(nn.Module):
         mask: Tensor | None,
         cross_mask: Tensor,
         seen: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
         cross: Iterator[KeyValue],
     ) -> Tensor:
-        x = self.embed_tokens(input_ids) if self.embed_tokens else input_ids
-        for layer in self.layers.values():
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
             x = layer(x, rope, mask, cross_mask, seen, cache, cross)
-        return self.norm(x) if self.norm else x
+        return self.norm(x)
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, attend: Attend, layers: Sequence[int], embed: bool, head: bool) -> None:
+    def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.model = Decoder(attend, layers, embed, head)
-        self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False) if head else None
+        self.model = Decoder(attend)
+        self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
 
     def forward(
         self,
@@ -287,30 +313,22 @@ class LanguageModel(nn.Module):
         mask: Tensor | None,
         cross_mask: Tensor,
         seen: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
         cross: Iterator[KeyValue],
+        logits_to_keep: int,
     ) -> Tensor:
         x = self.model(x, rope, mask, cross_mask, seen, cache, cross)
-        return self.lm_head(x) if self.lm_head else x
+        return self.lm_head(x[:, -logits_to_keep:])
 
 
 class ImageLM(nn.Module):
-    """The whole model, or a pipeline stage: some of the layers, with the embedding and head or not.
+    """The whole model."""
 
-    A stage without the embedding takes hidden states in place of input_ids and needs position_ids;
-    one without the head returns hidden states in place of logits.
-    """
-
-    def __init__(
-        self,
-        attention: str = "sdpa",
-        layers: Sequence[int] = range(NUM_LAYERS),
-        embed: bool = True,
-        head: bool = True,
-    ) -> None:
+    def __init__(self, attention: str = "sdpa") -> None:
         super().__init__()
         self.attend = ATTENTION[attention]
-        self.language_model = LanguageModel(self.attend, layers, embed, head)
+        self.language_model = LanguageModel(self.attend)
+        self.apply(init_weights)
 
     def forward(
         self,
@@ -319,29 +337,28 @@ class ImageLM(nn.Module):
         cross_key_values: Sequence[KeyValue],
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past: Sequence[KeyValue] | None = None,
+        cache: KVCache | None = None,
         logits_to_keep: int = 0,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Logits [B, S, V], and the past for the next call.
+    ) -> Tensor:
+        """Logits [B, S, V].
 
         input_ids and position_ids are [B, S]; attention_mask is [B, T], 0 for padding, which goes
         on the left. With logits_to_keep only that many last positions get logits.
         cross_key_values are what the graph that reads the images returned.
         """
-        P = past[0][0].shape[2] if past is not None else 0
+        S, device = input_ids.shape[1], input_ids.device
+        P = cache.start(S) if cache is not None else 0
         if position_ids is None:
             position_ids = positions(input_ids, attention_mask, P)
-        S, device = position_ids.shape[1], position_ids.device
         mask = None  # sdpa needs none where a query sees every key up to its own
-        if attention_mask is not None or self.attend is eager or (past is not None and S > 1):
+        if attention_mask is not None or self.attend is eager or (P > 0 and S > 1):
             mask = causal_mask(S, P, attention_mask, device)
         rope = rope_table(position_ids, self.dtype)
         cross_mask, seen = cross_masks(cross_attention_mask, TILE_TOKENS, self.dtype)
-        cache = KVCache(past)
         cross = iter(cross_key_values)
-        x = self.language_model(input_ids, rope, mask, cross_mask, seen, cache, cross)
-        x = x[:, -logits_to_keep:]
-        return x, cache.present
+        return self.language_model(
+            input_ids, rope, mask, cross_mask, seen, cache, cross, logits_to_keep
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -354,46 +371,31 @@ class ImageLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         attention: str = "sdpa",
-        layers: Sequence[int] = range(NUM_LAYERS),
-        embed: bool = True,
-        head: bool = True,
     ) -> Self:
-        """The model with the weights of a folder of safetensors, read one tensor at a time.
+        """The model with the weights of a Hugging Face folder, in the dtype of its files for None.
 
-        dtype None keeps that of the files. Raises ValueError naming every tensor that is missing,
-        is not part of the model, or does not fit.
+        Raises RuntimeError naming every tensor that is missing, unexpected or does not fit.
         """
-        from safetensors import safe_open
+        from safetensors.torch import load_file
 
-        with torch.device("meta"):
-            model, whole = cls(attention, layers, embed, head), cls()
-        wanted, known = model.state_dict(), whole.state_dict()
+        files = {"model.safetensors"}
+        index = Path(folder) / "model.safetensors.index.json"
+        if index.exists():
+            files = set(json.loads(index.read_text())["weight_map"].values())
         state: dict[str, Tensor] = {}
-        problems: list[str] = []
-        for file in weight_files(Path(folder)):
-            with safe_open(file, framework="pt", device=str(device)) as tensors:
-                for name in tensors.offset_keys():
-                    if name not in known and not any_layer(name).startswith(ELSEWHERE):
-                        problems.append(f"{name} in {file.name} is not part of this model")
-                    if name in wanted:
-                        tensor = tensors.get_tensor(name)
-                        kind = "float" if tensor.is_floating_point() else tensor.dtype
-                        have = f"{kind} {list(tensor.shape)}"
-                        want = f"float {list(wanted[name].shape)}"
-                        if have != want:
-                            problems.append(f"{name} in {file.name} is {have}, not {want}")
-                        state[name] = tensor.to(dtype)
-        problems += [f"{name} is missing" for name in wanted if name not in state]
-        if problems:
-            raise ValueError(f"{folder} does not fit this model:\n  " + "\n  ".join(problems))
+        for file in sorted(files):
+            path = Path(folder) / Path(file).name  # nothing outside of the folder is read
+            for name, tensor in load_file(path, device=str(device)).items():
+                if not any_layer(name).startswith(ELSEWHERE):
+                    state[name] = tensor
+        with torch.device("meta"):
+            model = cls(attention)
         model.load_state_dict(state, assign=True)
-        return model.eval()
+        return model.to(dtype).eval()
 
 
 def positions(input_ids: Tensor, attention_mask: Tensor | None, P: int) -> Tensor:
     """The place of every new token in its row, padding not counted, [B or 1, S]."""
-    if input_ids.is_floating_point():
-        raise ValueError("a stage that takes hidden states needs position_ids")
     S = input_ids.shape[1]
     if attention_mask is None:
         return torch.arange(P, P + S, device=input_ids.device)[None]
@@ -403,15 +405,3 @@ def positions(input_ids: Tensor, attention_mask: Tensor | None, P: int) -> Tenso
 def any_layer(name: str) -> str:
     """The name with N in place of the number of a layer."""
     return ".".join(["N" if word.isdecimal() else word for word in name.split(".")])
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder: one, or those that its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for file in files:
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{index}: {file!r} is not the bare name of a safetensors file")
-    return [folder / file for file in files]

@@ -3,8 +3,8 @@
 It needs torch, and safetensors to read a checkpoint.
 
     model = EmbeddedLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
-    logits, past = model(inputs_embeds)  # prefill
-    logits, past = model(inputs_embeds, past=past)  # decode
+    cache = KVCache()
+    logits = model(inputs_embeds, cache=cache)
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -12,7 +12,7 @@ D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -41,25 +41,50 @@ ROPE_ORIGINAL_MAX_POSITIONS = 8192
 
 ELSEWHERE = ("language_model.model.embed_tokens.", "vision_model.", "multi_modal_projector.")
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-class KVCache:
-    """The (k_BKTH, v_BKTH) of every attention, in the order they run: reads past, fills present."""
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
-    def __init__(self, past: Sequence[KeyValue] | None) -> None:
-        self.past = past
-        self.present: list[KeyValue] = []
+
+class KVCache:
+    """Keys and values of every attention, in the order they run, written in place.
+
+    There is room for `capacity` tokens; a cache that is full doubles.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self.tokens = 0
+        self.slots: list[Tensor] = []
+        self.next = 0
+
+    def start(self, S: int) -> int:
+        """Begins a call with S new tokens: how many there were before."""
+        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
+        return P
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
-        present = k_BKSH, v_BKSH
-        if self.past is not None:
-            k_BKPH, v_BKPH = self.past[len(self.present)]
-            present = torch.cat((k_BKPH, k_BKSH), dim=2), torch.cat((v_BKPH, v_BKSH), dim=2)
-        self.present.append(present)
-        return present
+        """Those of all tokens, [B, K, T, H]."""
+        return self.write(k_BKSH), self.write(v_BKSH)
+
+    def write(self, x_BKSH: Tensor) -> Tensor:
+        B, K, S, H = x_BKSH.shape
+        T, i = self.tokens, self.next
+        self.next += 1
+        if i == len(self.slots):
+            self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
+        elif self.slots[i].shape[2] < T:
+            self.slots[i] = F.pad(self.slots[i], (0, 0, 0, T))
+        self.slots[i][:, :, T - S : T] = x_BKSH
+        return self.slots[i][:, :, :T]
 
 
 def rope_table(position_ids: Tensor) -> Rope:
@@ -174,15 +199,18 @@ class Experts(nn.Module):
 
     def __init__(self, num_experts: int, features: int, intermediate: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.zeros(num_experts, features, 2 * intermediate))
-        self.down_proj = nn.Parameter(torch.zeros(num_experts, intermediate, features))
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, features, 2 * intermediate))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, intermediate, features))
+        nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
+        nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
     def forward(self, x_BSD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
         y = torch.zeros_like(x)
-        every = range(len(self.down_proj))
+        gate_ups, downs = self.gate_up_proj.unbind(), self.down_proj.unbind()
+        every = range(len(downs))
         for expert in every if torch.compiler.is_compiling() else indices.unique().tolist():
-            gate_up, down = self.gate_up_proj[expert], self.down_proj[expert]
+            gate_up, down = gate_ups[expert], downs[expert]
             token, choice = torch.where(indices == expert)
             weight = weights[token, choice, None]
             gate, up = ((x[token] * weight) @ gate_up).chunk(2, dim=-1)
@@ -202,12 +230,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(HIDDEN_SIZE, NUM_KV_HEADS * HEAD_DIM, bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * HEAD_DIM, HIDDEN_SIZE, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, chunked_mask: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, chunked_mask: Tensor, cache: KVCache | None) -> Tensor:
         q = rotate_interleaved(split_heads(self.q_proj(x), HEAD_DIM), rope)
         k = rotate_interleaved(split_heads(self.k_proj(x), HEAD_DIM), rope)
         q = rms_normalize(q, NORM_EPS)
         k = rms_normalize(k, NORM_EPS)
-        k, v = cache.append(k, split_heads(self.v_proj(x), HEAD_DIM))
+        v = split_heads(self.v_proj(x), HEAD_DIM)
+        if cache is not None:
+            k, v = cache.append(k, v)
         return self.o_proj(merge_heads(self.attend(q, k, v, chunked_mask)))
 
 
@@ -254,7 +284,7 @@ class ChunkedDecoderLayer(nn.Module):
         chunked_mask: Tensor,
         mask: Tensor | None,
         temperature: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
     ) -> Tensor:
         h = x + self.self_attn(self.input_layernorm(x), rope, chunked_mask, cache)
         return h + self.feed_forward(self.post_attention_layernorm(h))
@@ -272,12 +302,13 @@ class GlobalAttention(nn.Module):
         self.o_proj = nn.Linear(NUM_HEADS * HEAD_DIM, HIDDEN_SIZE, bias=False)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, temperature: Tensor, cache: KVCache
+        self, x: Tensor, mask: Tensor | None, temperature: Tensor, cache: KVCache | None
     ) -> Tensor:
         q = (split_heads(self.q_proj(x), HEAD_DIM).float() * temperature).to(x.dtype)
-        k, v = cache.append(
-            split_heads(self.k_proj(x), HEAD_DIM), split_heads(self.v_proj(x), HEAD_DIM)
-        )
+        k = split_heads(self.k_proj(x), HEAD_DIM)
+        v = split_heads(self.v_proj(x), HEAD_DIM)
+        if cache is not None:
+            k, v = cache.append(k, v)
         return self.o_proj(merge_heads(self.attend(q, k, v, mask)))
 
 
@@ -296,7 +327,7 @@ class GlobalDecoderLayer(nn.Module):
         chunked_mask: Tensor,
         mask: Tensor | None,
         temperature: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
     ) -> Tensor:
         h = x + self.self_attn(self.input_layernorm(x), mask, temperature, cache)
         return h + self.feed_forward(self.post_attention_layernorm(h))
@@ -306,7 +337,7 @@ class Decoder(nn.Module):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
         kinds = (ChunkedDecoderLayer, ChunkedDecoderLayer, ChunkedDecoderLayer, GlobalDecoderLayer)
-        self.layers = nn.ModuleDict({str(i): kinds[i % 4](attend) for i in range(NUM_LAYERS)})
+        self.layers = nn.ModuleList([kinds[i % 4](attend) for i in range(NUM_LAYERS)])
         self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
     def forward(
@@ -316,9 +347,9 @@ class Decoder(nn.Module):
         chunked_mask: Tensor,
         mask: Tensor | None,
         temperature: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
     ) -> Tensor:
-        for layer in self.layers.values():
+        for layer in self.layers:
             x = layer(x, rope, chunked_mask, mask, temperature, cache)
         return self.norm(x)
 
@@ -336,9 +367,11 @@ class LanguageModel(nn.Module):
         chunked_mask: Tensor,
         mask: Tensor | None,
         temperature: Tensor,
-        cache: KVCache,
+        cache: KVCache | None,
+        logits_to_keep: int,
     ) -> Tensor:
-        return self.lm_head(self.model(x, rope, chunked_mask, mask, temperature, cache))
+        x = self.model(x, rope, chunked_mask, mask, temperature, cache)
+        return self.lm_head(x[:, -logits_to_keep:])
 
 
 class EmbeddedLM(nn.Module):
@@ -348,36 +381,36 @@ class EmbeddedLM(nn.Module):
         super().__init__()
         self.attend = ATTENTION[attention]
         self.language_model = LanguageModel(self.attend)
+        self.apply(init_weights)
 
     def forward(
         self,
         inputs_embeds: Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past: Sequence[KeyValue] | None = None,
+        cache: KVCache | None = None,
         logits_to_keep: int = 0,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Logits [B, S, V], and the past for the next call.
+    ) -> Tensor:
+        """Logits [B, S, V].
 
         inputs_embeds are [B, S, D], position_ids [B, S]; attention_mask is [B, T], 0 for padding, which goes
         on the left. With logits_to_keep only that many last positions get logits.
         """
-        P = past[0][0].shape[2] if past is not None else 0
+        S, device = inputs_embeds.shape[1], inputs_embeds.device
+        P = cache.start(S) if cache is not None else 0
         if position_ids is None:
             position_ids = positions(inputs_embeds, attention_mask, P)
-        S, device = position_ids.shape[1], position_ids.device
         chunked_mask = chunked_causal_mask(S, P, attention_mask, device, ATTENTION_CHUNK_SIZE)
         mask = None  # sdpa needs none where a query sees every key up to its own
-        if attention_mask is not None or self.attend is eager or (past is not None and S > 1):
+        if attention_mask is not None or self.attend is eager or (P > 0 and S > 1):
             mask = causal_mask(S, P, attention_mask, device)
         rope = rope_table(position_ids)
         temperature = temperature_table(
             position_ids, ATTENTION_TEMPERATURE_SCALE, ATTENTION_TEMPERATURE_FLOOR
         )
-        cache = KVCache(past)
-        logits = self.language_model(inputs_embeds, rope, chunked_mask, mask, temperature, cache)
-        logits = logits[:, -logits_to_keep:]
-        return logits, cache.present
+        return self.language_model(
+            inputs_embeds, rope, chunked_mask, mask, temperature, cache, logits_to_keep
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -391,36 +424,26 @@ class EmbeddedLM(nn.Module):
         device: str | torch.device = "cpu",
         attention: str = "sdpa",
     ) -> Self:
-        """The model with the weights of a folder of safetensors, read one tensor at a time.
+        """The model with the weights of a Hugging Face folder, in the dtype of its files for None.
 
-        dtype None keeps that of the files. Raises ValueError naming every tensor that is missing,
-        is not part of the model, or does not fit.
+        Raises RuntimeError naming every tensor that is missing, unexpected or does not fit.
         """
-        from safetensors import safe_open
+        from safetensors.torch import load_file
 
-        with torch.device("meta"):
-            model, whole = cls(attention), cls()
-        wanted, known = model.state_dict(), whole.state_dict()
+        files = {"model.safetensors"}
+        index = Path(folder) / "model.safetensors.index.json"
+        if index.exists():
+            files = set(json.loads(index.read_text())["weight_map"].values())
         state: dict[str, Tensor] = {}
-        problems: list[str] = []
-        for file in weight_files(Path(folder)):
-            with safe_open(file, framework="pt", device=str(device)) as tensors:
-                for name in tensors.offset_keys():
-                    if name not in known and not name.startswith(ELSEWHERE):
-                        problems.append(f"{name} in {file.name} is not part of this model")
-                    if name in wanted:
-                        tensor = tensors.get_tensor(name)
-                        kind = "float" if tensor.is_floating_point() else tensor.dtype
-                        have = f"{kind} {list(tensor.shape)}"
-                        want = f"float {list(wanted[name].shape)}"
-                        if have != want:
-                            problems.append(f"{name} in {file.name} is {have}, not {want}")
-                        state[name] = tensor.to(dtype)
-        problems += [f"{name} is missing" for name in wanted if name not in state]
-        if problems:
-            raise ValueError(f"{folder} does not fit this model:\n  " + "\n  ".join(problems))
+        for file in sorted(files):
+            path = Path(folder) / Path(file).name  # nothing outside of the folder is read
+            for name, tensor in load_file(path, device=str(device)).items():
+                if not name.startswith(ELSEWHERE):
+                    state[name] = tensor
+        with torch.device("meta"):
+            model = cls(attention)
         model.load_state_dict(state, assign=True)
-        return model.eval()
+        return model.to(dtype).eval()
 
 
 def positions(inputs_embeds: Tensor, attention_mask: Tensor | None, P: int) -> Tensor:
@@ -429,15 +452,3 @@ def positions(inputs_embeds: Tensor, attention_mask: Tensor | None, P: int) -> T
     if attention_mask is None:
         return torch.arange(P, P + S, device=inputs_embeds.device)[None]
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -S:]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder: one, or those that its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for file in files:
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{index}: {file!r} is not the bare name of a safetensors file")
-    return [folder / file for file in files]

@@ -3,9 +3,9 @@
 It needs torch, and safetensors to read a checkpoint.
 
     model = CausalLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
-    logits, past = model(input_ids)  # prefill
-    logits, past = model(next_ids, past=past)  # decode
+    logits = model(input_ids)
     ids = model.generate(input_ids, max_new_tokens=32)
+    loss = model.loss(input_ids, labels=input_ids)
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -13,7 +13,7 @@ D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Self
 
@@ -35,25 +35,50 @@ ROPE_LOW_FREQ_FACTOR = 1.0
 ROPE_HIGH_FREQ_FACTOR = 4.0
 ROPE_ORIGINAL_MAX_POSITIONS = 8192
 
+# Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
+INITIALIZER_RANGE = 0.02
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-class KVCache:
-    """The (k_BKTH, v_BKTH) of every attention, in the order they run: reads past, fills present."""
+def init_weights(module: nn.Module) -> None:
+    """How matrices start; biases are zero, and gains as they are made."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
 
-    def __init__(self, past: Sequence[KeyValue] | None) -> None:
-        self.past = past
-        self.present: list[KeyValue] = []
+
+class KVCache:
+    """Keys and values of every attention, in the order they run, written in place.
+
+    There is room for `capacity` tokens; a cache that is full doubles.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self.tokens = 0
+        self.slots: list[Tensor] = []
+        self.next = 0
+
+    def start(self, S: int) -> int:
+        """Begins a call with S new tokens: how many there were before."""
+        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
+        return P
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
-        present = k_BKSH, v_BKSH
-        if self.past is not None:
-            k_BKPH, v_BKPH = self.past[len(self.present)]
-            present = torch.cat((k_BKPH, k_BKSH), dim=2), torch.cat((v_BKPH, v_BKSH), dim=2)
-        self.present.append(present)
-        return present
+        """Those of all tokens, [B, K, T, H]."""
+        return self.write(k_BKSH), self.write(v_BKSH)
+
+    def write(self, x_BKSH: Tensor) -> Tensor:
+        B, K, S, H = x_BKSH.shape
+        T, i = self.tokens, self.next
+        self.next += 1
+        if i == len(self.slots):
+            self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
+        elif self.slots[i].shape[2] < T:
+            self.slots[i] = F.pad(self.slots[i], (0, 0, 0, T))
+        self.slots[i][:, :, T - S : T] = x_BKSH
+        return self.slots[i][:, :, :T]
 
 
 def rope_table(position_ids: Tensor, dtype: torch.dtype) -> Rope:
@@ -146,11 +171,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(HIDDEN_SIZE, NUM_KV_HEADS * HEAD_DIM, bias=False)
         self.o_proj = nn.Linear(NUM_HEADS * HEAD_DIM, HIDDEN_SIZE, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         q = rotate(split_heads(self.q_proj(x), HEAD_DIM), rope)
         k = rotate(split_heads(self.k_proj(x), HEAD_DIM), rope)
         v = split_heads(self.v_proj(x), HEAD_DIM)
-        k, v = cache.append(k, v)
+        if cache is not None:
+            k, v = cache.append(k, v)
         return self.o_proj(merge_heads(self.attend(q, k, v, mask)))
 
 
@@ -173,73 +199,71 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
         self.mlp = SwiGLU()
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         h = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
 class Decoder(nn.Module):
-    def __init__(self, attend: Attend, layers: Sequence[int], embed: bool, head: bool) -> None:
+    def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE) if embed else None
-        self.layers = nn.ModuleDict({str(i): DecoderLayer(attend) for i in layers})
-        self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS) if head else None
+        self.embed_tokens = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
+        self.layers = nn.ModuleList([DecoderLayer(attend) for _ in range(NUM_LAYERS)])
+        self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
-    def forward(self, input_ids: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache) -> Tensor:
-        x = self.embed_tokens(input_ids) if self.embed_tokens else input_ids
-        for layer in self.layers.values():
+    def forward(
+        self, input_ids: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
             x = layer(x, rope, mask, cache)
-        return self.norm(x) if self.norm else x
+        return self.norm(x)
 
 
 class CausalLM(nn.Module):
-    """The whole model, or a pipeline stage: some of the layers, with the embedding and head or not.
+    """The whole model."""
 
-    A stage without the embedding takes hidden states in place of input_ids and needs position_ids;
-    one without the head returns hidden states in place of logits.
-    """
-
-    def __init__(
-        self,
-        attention: str = "sdpa",
-        layers: Sequence[int] = range(NUM_LAYERS),
-        embed: bool = True,
-        head: bool = True,
-    ) -> None:
+    def __init__(self, attention: str = "sdpa") -> None:
         super().__init__()
         self.attend = ATTENTION[attention]
-        self.model = Decoder(self.attend, layers, embed, head)
-        self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False) if head else None
+        self.model = Decoder(self.attend)
+        self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
+        self.apply(init_weights)
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past: Sequence[KeyValue] | None = None,
+        cache: KVCache | None = None,
         logits_to_keep: int = 0,
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Logits [B, S, V], and the past for the next call.
+    ) -> Tensor:
+        """Logits [B, S, V].
 
         input_ids and position_ids are [B, S]; attention_mask is [B, T], 0 for padding, which goes
         on the left. With logits_to_keep only that many last positions get logits.
         """
-        P = past[0][0].shape[2] if past is not None else 0
+        S, device = input_ids.shape[1], input_ids.device
+        P = cache.start(S) if cache is not None else 0
         if position_ids is None:
             position_ids = positions(input_ids, attention_mask, P)
-        S, device = position_ids.shape[1], position_ids.device
         mask = None  # sdpa needs none where a query sees every key up to its own
-        if attention_mask is not None or self.attend is eager or (past is not None and S > 1):
+        if attention_mask is not None or self.attend is eager or (P > 0 and S > 1):
             mask = causal_mask(S, P, attention_mask, device)
         rope = rope_table(position_ids, self.dtype)
-        cache = KVCache(past)
         x = self.model(input_ids, rope, mask, cache)
-        logits = self.lm_head(x[:, -logits_to_keep:]) if self.lm_head else x
-        return logits, cache.present
+        return self.lm_head(x[:, -logits_to_keep:])
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
     def generate(
@@ -256,11 +280,11 @@ class CausalLM(nn.Module):
 
         Greedy at temperature 0. A row that has ended repeats its last token.
         """
-        ids, new, past = input_ids, input_ids, None
+        ids, new, cache = input_ids, input_ids, KVCache(input_ids.shape[1] + max_new_tokens)
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits, past = self(new, None, attention_mask, past, logits_to_keep=1)
+            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)
@@ -278,46 +302,31 @@ class CausalLM(nn.Module):
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         attention: str = "sdpa",
-        layers: Sequence[int] = range(NUM_LAYERS),
-        embed: bool = True,
-        head: bool = True,
     ) -> Self:
-        """The model with the weights of a folder of safetensors, read one tensor at a time.
+        """The model with the weights of a Hugging Face folder, in the dtype of its files for None.
 
-        dtype None keeps that of the files. Raises ValueError naming every tensor that is missing,
-        is not part of the model, or does not fit.
+        Raises RuntimeError naming every tensor that is missing, unexpected or does not fit.
         """
-        from safetensors import safe_open
+        from safetensors.torch import load_file
 
-        with torch.device("meta"):
-            model, whole = cls(attention, layers, embed, head), cls()
-        wanted, known = model.state_dict(), whole.state_dict()
+        files = {"model.safetensors"}
+        index = Path(folder) / "model.safetensors.index.json"
+        if index.exists():
+            files = set(json.loads(index.read_text())["weight_map"].values())
         state: dict[str, Tensor] = {}
-        problems: list[str] = []
-        for file in weight_files(Path(folder)):
-            with safe_open(file, framework="pt", device=str(device)) as tensors:
-                for name in tensors.offset_keys():
-                    if name not in known and "rotary_emb" not in name:
-                        problems.append(f"{name} in {file.name} is not part of this model")
-                    if name in wanted:
-                        tensor = tensors.get_tensor(name)
-                        kind = "float" if tensor.is_floating_point() else tensor.dtype
-                        have = f"{kind} {list(tensor.shape)}"
-                        want = f"float {list(wanted[name].shape)}"
-                        if have != want:
-                            problems.append(f"{name} in {file.name} is {have}, not {want}")
-                        state[name] = tensor.to(dtype)
-        problems += [f"{name} is missing" for name in wanted if name not in state]
-        if problems:
-            raise ValueError(f"{folder} does not fit this model:\n  " + "\n  ".join(problems))
+        for file in sorted(files):
+            path = Path(folder) / Path(file).name  # nothing outside of the folder is read
+            for name, tensor in load_file(path, device=str(device)).items():
+                if "rotary_emb" not in name:
+                    state[name] = tensor
+        with torch.device("meta"):
+            model = cls(attention)
         model.load_state_dict(state, assign=True)
-        return model.eval()
+        return model.to(dtype).eval()
 
 
 def positions(input_ids: Tensor, attention_mask: Tensor | None, P: int) -> Tensor:
     """The place of every new token in its row, padding not counted, [B or 1, S]."""
-    if input_ids.is_floating_point():
-        raise ValueError("a stage that takes hidden states needs position_ids")
     S = input_ids.shape[1]
     if attention_mask is None:
         return torch.arange(P, P + S, device=input_ids.device)[None]
@@ -335,15 +344,3 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> T
         dropped[:, top_k:] = True
     choice = torch.multinomial(p.masked_fill(dropped, 0.0), 1)
     return index.gather(-1, choice)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder: one, or those that its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for file in files:
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{index}: {file!r} is not the bare name of a safetensors file")
-    return [folder / file for file in files]

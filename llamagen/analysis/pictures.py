@@ -1,0 +1,561 @@
+"""Pictures of models: towers of nested boxes as text and SVG, Mermaid, JSON for Model Explorer, curves of the cache.
+
+SVG has no scripts and no external resources; every text is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from itertools import groupby
+from math import ceil, floor, log2
+
+from llamagen.analysis.diff.equations import equations, option_values
+from llamagen.analysis.diff.judge import Diff, Surface, Verdict
+from llamagen.analysis.numbers import CacheReport, collapse
+from llamagen.diagnostics import LlamagenError
+from llamagen.ir.flatten import FlatNode, flatten
+from llamagen.ir.graph import (
+    MAIN,
+    Block,
+    BlockPart,
+    Graph,
+    Node,
+    OpPart,
+    StackPart,
+    below_of,
+    join,
+    parameters,
+)
+from llamagen.ops.op import Parameter, State, TensorType, elements
+from llamagen.units import bytes_short, count_short
+
+# towers
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of a model. ``parameters`` are those of one instance, everything inside included."""
+
+    path: str
+    """Collapsed role path: ``model.layers.*.mlp``."""
+    title: str
+    lines: tuple[str, ...]
+    parameters: int
+    times: int
+    inside: tuple[Box, ...]
+
+
+def towers(graphs: Mapping[str, Graph]) -> tuple[Box, ...]:
+    """A box for each graph, those beside the text model with their names.
+
+    What a further graph has in common with an earlier one is drawn once, and named there.
+    """
+    drawn: set[Box] = set()
+    boxes: list[Box] = []
+    for name, graph in graphs.items():
+        box = tower(graph, name)
+        boxes.append(_once(box, drawn))
+        drawn.update(_all(box))
+    return tuple(boxes)
+
+
+def _once(box: Box, drawn: set[Box]) -> Box:
+    if box in drawn and box.inside:
+        return replace(box, lines=("as in the text model",), inside=())
+    return replace(box, inside=tuple(_once(inner, drawn) for inner in box.inside))
+
+
+def _all(box: Box) -> Iterator[Box]:
+    yield box
+    for inner in box.inside:
+        yield from _all(inner)
+
+
+def tower(graph: Graph, name: str = MAIN) -> Box:
+    """The root block as a box. Repeated layers appear once with ``times``; a repeating pattern is one box."""
+    title = graph.spec_id if name == MAIN else f"{graph.spec_id} {name}"
+    return _box(graph, graph.root_block, "", title, 1)
+
+
+def _box(graph: Graph, block: Block, path: str, title: str, times: int) -> Box:
+    inside = tuple(_parts(graph, block, path))
+    lines = tuple(e.text for e in equations(graph, block))
+    total = sum(b.parameters * b.times for b in inside)
+    return Box(collapse(path)[0], title, lines, total, times, inside)
+
+
+def _parts(graph: Graph, block: Block, path: str) -> Iterator[Box]:
+    for part in block.parts.values():
+        here = join(path, part.name)
+        match part:
+            case OpPart():
+                yield _leaf(part, here)
+            case BlockPart(name=name, block=below):
+                inner = graph.blocks[below]
+                yield _box(graph, inner, here, _title(name, inner), 1)
+            case StackPart(blocks=names):
+                yield from _stack(graph, part.name, names, here)
+
+
+def _stack(graph: Graph, name: str, names: Sequence[str], here: str) -> Iterator[Box]:
+    for start, pattern, times in runs(names):
+        boxes: list[Box] = []
+        for offset, below, repeated in _equal(pattern):
+            block = graph.blocks[below]
+            title = _title(f"{name}.{start + offset}" if times == 1 else name, block)
+            boxes.append(_box(graph, block, join(here, str(start + offset)), title, repeated))
+        if len(boxes) == 1:
+            only = boxes[0]
+            yield Box(
+                only.path, only.title, only.lines, only.parameters, only.times * times, only.inside
+            )
+        else:
+            total = sum(b.parameters * b.times for b in boxes)
+            title = f"{name}: {len(pattern)} layers in turn"
+            yield Box(collapse(f"{here}.{start}")[0], title, (), total, times, tuple(boxes))
+
+
+def _equal(names: Sequence[str]) -> Iterator[tuple[int, str, int]]:
+    start = 0
+    for i in range(1, len(names) + 1):
+        if i == len(names) or names[i] != names[start]:
+            yield start, names[start], i - start
+            start = i
+
+
+def runs(names: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...], int]]:
+    """(first index, pattern, times): the shortest pattern that repeats over all of ``names``, else runs of equals."""
+    n = len(names)
+    for size in range(1, n + 1):
+        if n % size == 0 and tuple(names) == tuple(names[:size]) * (n // size):
+            if size < n or n == 1:
+                yield 0, tuple(names[:size]), n // size
+                return
+            break
+    for start, name, times in _equal(names):
+        yield start, (name,), times
+
+
+def _leaf(part: OpPart, path: str) -> Box:
+    shapes = ", ".join("×".join(map(str, p.shape)) for p in part.parameters)
+    words = [part.op, shapes, f"weight of {part.tied_to}" if part.tied_to is not None else ""]
+    line = " ".join(word for word in words if word)
+    count = sum(p.count for p in part.parameters)
+    return Box(collapse(path)[0], part.name, (line,), count, 1, ())
+
+
+def _title(name: str, block: Block) -> str:
+    options = option_values(block)
+    return f"{name}: {block.definition}({options})" if options else f"{name}: {block.definition}"
+
+
+def tower_text(box: Box) -> str:
+    """Indented lines, ``×32`` where a box repeats."""
+    return "".join(f"{line}\n" for line in _text_lines(box, 0))
+
+
+def _text_lines(box: Box, depth: int) -> Iterator[str]:
+    pad = "  " * depth
+    times = f" ×{box.times}" if box.times > 1 else ""
+    count = f"  {count_short(box.parameters)}" if box.parameters else ""
+    if box.inside:
+        yield f"{pad}{box.title}{times}{count}"
+        yield from (f"{pad}  | {line}" for line in box.lines)
+        for inner in box.inside:
+            yield from _text_lines(inner, depth + 1)
+    else:
+        yield f"{pad}{box.title}{times}  {box.lines[0]}{count}"
+
+
+def changed_paths(result: Diff) -> Mapping[str, Verdict]:
+    """Collapsed path of every box that a diff touches -> its worst verdict."""
+    worst: dict[str, Verdict] = {}
+    for change in result.changes:
+        if change.kind not in ("parameter", "equation", "setting", "block"):
+            continue
+        verdict = max((change.verdict(s) for s in Surface), key=lambda v: v.rank)
+        path = change.path.split(":", 1)[0].rpartition("/")[2]
+        if change.kind == "parameter":
+            path = path.removesuffix(".weight").removesuffix(".bias")
+        if change.kind == "setting":
+            path = path.rsplit(".", 1)[0]
+        if verdict.rank > worst.get(path, Verdict.SAME).rank:
+            worst[path] = verdict
+    return worst
+
+
+# SVG
+
+_PAD = 10
+_LINE = 16
+_CHAR = 7.2
+_GAP = 8
+_MIN = 260.0
+
+_FILL = ("#ffffff", "#f3f6fb", "#e7edf7", "#dbe4f2", "#d0dbee")
+_CHANGED: Mapping[Verdict, str] = {
+    Verdict.BREAKING: "#f6c9cd",
+    Verdict.CONVERTIBLE: "#f7e3b5",
+    Verdict.GROWS: "#e2d8f3",
+    Verdict.COMPATIBLE: "#cfe9d6",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    box: Box
+    lines: tuple[str, ...]
+    width: float
+    height: float
+    inside: tuple[_Placed, ...]
+
+
+def _place(box: Box) -> _Placed:
+    inside = tuple(_place(b) for b in box.inside)
+    lines = (_head(box), *box.lines)
+    gap = len(_count(box)) + 3
+    text = max(len(lines[0]) + gap, *map(len, lines)) * _CHAR + 2 * _PAD
+    width = max([text, _MIN, *(p.width + 2 * _PAD for p in inside)])
+    height = 2 * _PAD + len(lines) * _LINE + sum(p.height + _GAP for p in inside)
+    return _Placed(box, lines, width, height, inside)
+
+
+def _head(box: Box) -> str:
+    return f"{box.title} ×{box.times}" if box.times > 1 else box.title
+
+
+def _count(box: Box) -> str:
+    """Parameters of one instance, for the right end of the first line."""
+    return count_short(box.parameters) if box.parameters else ""
+
+
+def _draw(
+    placed: _Placed, x: float, y: float, width: float, depth: int, marks: Mapping[str, Verdict]
+) -> list[str]:
+    verdict = marks.get(placed.box.path)
+    plain = _FILL[min(depth, len(_FILL) - 1)]
+    fill = _CHANGED.get(verdict, plain) if verdict is not None else plain
+    path = escape(placed.box.path, quote=True)
+    frame = (
+        f'<g data-path="{path}"><rect x="{x:g}" y="{y:g}" width="{width:g}" '
+        f'height="{placed.height:g}" rx="4" fill="{fill}" stroke="#5b6b8c"/></g>'
+    )
+    shapes = [frame]
+    at = y + _PAD + 12
+    for i, line in enumerate(placed.lines):
+        weight = ' font-weight="bold"' if i == 0 else ""
+        shapes.append(f'<text x="{x + _PAD:g}" y="{at:g}"{weight}>{escape(line)}</text>')
+        if i == 0 and (count := _count(placed.box)):
+            right = f'x="{x + width - _PAD:g}" y="{at:g}" text-anchor="end" fill="#44506a"'
+            shapes.append(f"<text {right}>{escape(count)}</text>")
+        at += _LINE
+    top = at - 12 + _GAP
+    for inner in placed.inside:
+        shapes += _draw(inner, x + _PAD, top, width - 2 * _PAD, depth + 1, marks)
+        top += inner.height + _GAP
+    return shapes
+
+
+def tower_svg(boxes: Sequence[Box]) -> str:
+    """Towers side by side, each executed from top to bottom."""
+    return _page([(box, {}) for box in boxes], boxes[0].title)
+
+
+def diff_svg(before: Sequence[Box], after: Sequence[Box], marks: Mapping[str, Verdict]) -> str:
+    """The towers of both models; boxes that differ are red (breaking), yellow (convertible) or green."""
+    both = [(box, marks) for box in (*before, *after)]
+    return _page(both, f"{before[0].title} → {after[0].title}")
+
+
+def _page(towers: Sequence[tuple[Box, Mapping[str, Verdict]]], title: str) -> str:
+    placed = [(_place(box), marks) for box, marks in towers]
+    width = sum(p.width for p, _ in placed) + _PAD * (len(placed) + 1)
+    shapes = _legend({verdict for _, marks in towers for verdict in marks.values()})
+    top = _PAD + (_LINE + _GAP if shapes else 0)
+    height = max(p.height for p, _ in placed) + top + _PAD
+    x: float = _PAD
+    for one, marks in placed:
+        shapes += _draw(one, x, top, one.width, 0, marks)
+        x += one.width + _PAD
+    return _svg(width, height, title, shapes)
+
+
+def _legend(verdicts: set[Verdict]) -> list[str]:
+    """What the colours mean, those that occur."""
+    shapes: list[str] = []
+    x: float = _PAD
+    for verdict, fill in _CHANGED.items():
+        if verdict in verdicts:
+            shapes.append(
+                f'<rect x="{x:g}" y="{_PAD}" width="14" height="14" rx="3" fill="{fill}" stroke="#5b6b8c"/>'
+                f'<text x="{x + 20:g}" y="{_PAD + 11}">{verdict.value}</text>'
+            )
+            x += 20 + (len(verdict.value) + 3) * _CHAR
+    return shapes
+
+
+def _svg(width: float, height: float, title: str, shapes: Sequence[str]) -> str:
+    body = "\n".join(shapes)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" font-family="ui-monospace, monospace" font-size="12" role="img">\n'
+        f"<title>{escape(title)}</title>\n"
+        f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>\n{body}\n</svg>\n'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of one line, both coordinates positive ints, x ascending."""
+
+    name: str
+    points: tuple[tuple[int, int], ...]
+
+
+_COLOURS = ("#1f5fa8", "#b3402a", "#2c7d4f", "#8a5fb0", "#a87a10", "#3d8f99", "#c04f8a", "#555f6e")
+_DASHES = ("", "6 3", "2 3")
+
+
+def plot_svg(title: str, x_label: str, y_label: str, curves: Sequence[Curve]) -> str:
+    """Lines over a power-of-two grid on both axes; y is in bytes."""
+    xs = [x for c in curves for x, _ in c.points]
+    ys = [y for c in curves for _, y in c.points if y > 0]
+    x0, x1 = floor(log2(min(xs))), ceil(log2(max(xs)))
+    y0, y1 = floor(log2(min(ys))), ceil(log2(max(ys)))
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    left, top, wide, high = 90, 40, 560, 360
+
+    def px(value: float) -> float:
+        return left + (log2(value) - x0) / (x1 - x0) * wide
+
+    def py(value: float) -> float:
+        return top + high - (log2(value) - y0) / (y1 - y0) * high
+
+    shapes = [f'<text x="{left}" y="22" font-weight="bold">{escape(title)}</text>']
+    for k in range(x0, x1 + 1):
+        label = f"{2**k // 1024}K" if k >= 10 else str(2**k)
+        shapes.append(
+            f'<line x1="{px(2**k):.1f}" y1="{top}" x2="{px(2**k):.1f}" y2="{top + high}" stroke="#e3e6ec"/>'
+            f'<text x="{px(2**k):.1f}" y="{top + high + 18}" text-anchor="middle">{label}</text>'
+        )
+    for k in range(y0, y1 + 1, max(1, (y1 - y0) // 10)):
+        shapes.append(
+            f'<line x1="{left}" y1="{py(2**k):.1f}" x2="{left + wide}" y2="{py(2**k):.1f}" stroke="#e3e6ec"/>'
+            f'<text x="{left - 6}" y="{py(2**k) + 4:.1f}" text-anchor="end">{escape(bytes_short(2**k))}</text>'
+        )
+    for i, curve in enumerate(curves):
+        colour = _COLOURS[i % len(_COLOURS)]
+        dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+        points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in curve.points if y > 0)
+        style = f' stroke-dasharray="{dash}"' if dash else ""
+        y = top + 14 + i * _LINE
+        shapes.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{style}/>'
+            f'<line x1="{left + wide + 14}" y1="{y - 4}" x2="{left + wide + 38}" y2="{y - 4}" '
+            f'stroke="{colour}" stroke-width="2"{style}/>'
+            f'<text x="{left + wide + 44}" y="{y}">{escape(curve.name)}</text>'
+        )
+    middle = left + wide / 2
+    shapes.append(
+        f'<text x="{middle:g}" y="{top + high + 40}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text x="16" y="{top + high / 2:g}" transform="rotate(-90 16 {top + high / 2:g})" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
+    )
+    legend = max((len(c.name) for c in curves), default=0) * _CHAR + 60
+    tall = max(top + high + 60, top + len(curves) * _LINE + 30)
+    return _svg(left + wide + 20 + legend, tall, title, shapes)
+
+
+# curves
+
+CONTEXTS = tuple(2**k for k in range(10, 18))
+"""1,024 to 131,072 tokens."""
+
+
+def cache_curve(
+    name: str, report: CacheReport, bytes_per_value: int = 2, contexts: Sequence[int] = CONTEXTS
+) -> Curve:
+    """Bytes of cache that later queries can still see, for one sequence."""
+    return Curve(name, tuple((n, report.needed(n, bytes_per_value)) for n in contexts))
+
+
+def cache_plot(
+    caches: Iterable[tuple[str, CacheReport]],
+    bytes_per_value: int = 2,
+    contexts: Sequence[int] = CONTEXTS,
+) -> str:
+    """SVG of KV cache over context. Models whose curves coincide share a line. Raises LG901 without any model."""
+    by_points: dict[tuple[tuple[int, int], ...], list[str]] = {}
+    for name, report in caches:
+        curve = cache_curve(name, report, bytes_per_value, contexts)
+        if any(y for _, y in curve.points):
+            by_points.setdefault(curve.points, []).append(name)
+    if not by_points:
+        raise LlamagenError.of("LG901", "there is no model with a cache to plot")
+    curves = [
+        Curve(names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", points)
+        for points, names in sorted(by_points.items(), reverse=True)
+    ]
+    title = f"KV cache in sight of a later query, one sequence, {8 * bytes_per_value} bit"
+    return plot_svg(title, "context (tokens)", "bytes", curves)
+
+
+# Mermaid
+
+
+def mermaid(graph: Graph) -> str:
+    """Text that Mermaid draws; equal graphs give equal bytes."""
+    lines = ["flowchart TD", f"  %% {graph.spec_id}"]
+    for block in reversed(list(graph.blocks.values())):
+        lines += _flow(block)
+    for block in graph.blocks.values():
+        lines += _contains(block)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _flow(block: Block) -> Iterator[str]:
+    yield f'  subgraph {block.name}["{block.name}"]'
+    ids: dict[str, str] = {}
+    for value in block.inputs:
+        type_ = str(value.type).replace('"', "#quot;")
+        ids[value.id] = f"{block.name}_in_{value.id}"
+        yield f'    {ids[value.id]}(["{value.id}: {type_}"])'
+    edges: list[str] = []
+    for index, node in enumerate(block.nodes):
+        here = f"{block.name}_{index}"
+        yield f'    {here}["{_label(block, node)}"]'
+        for operand in node.operands:
+            if operand.startswith("@"):
+                source = f"{block.name}_at_{operand[1:]}"
+                if operand not in ids:
+                    ids[operand] = source
+                    yield f'    {source}(["{operand[1:]}"])'
+            edges.append(f"    {ids[operand]} --> {here}")
+        for result in node.results:
+            ids[result] = here
+    yield from dict.fromkeys(edges)
+    for output in block.outputs:
+        yield f'    {ids[output]} --> {block.name}_out(["return"])'
+    yield "  end"
+
+
+def _label(block: Block, node: Node) -> str:
+    part = block.parts[node.part] if node.part is not None else None
+    match part:
+        case None:
+            return node.op
+        case OpPart(name=name, op=op):
+            return f"{name}: {op}"
+        case BlockPart(name=name, block=below):
+            return f"{name}: {below}"
+        case StackPart(name=name, blocks=blocks):
+            return f"{name}: {' + '.join(_repeated(pattern, n) for _, pattern, n in runs(blocks))}"
+
+
+def _repeated(pattern: Sequence[str], times: int) -> str:
+    """``32 x Layer``, or ``12 x (3 x Local + 1 x Global)`` for layers in turn."""
+    if len(pattern) == 1:
+        return f"{times} x {pattern[0]}"
+    inner = " + ".join(f"{len(list(run))} x {below}" for below, run in groupby(pattern))
+    return f"{times} x ({inner})"
+
+
+def _contains(block: Block) -> Iterator[str]:
+    for index, node in enumerate(block.nodes):
+        if node.part is not None:
+            for name in dict.fromkeys(below_of(block.parts[node.part])):
+                yield f"  {block.name}_{index} -.-> {name}"
+
+
+# Model Explorer
+
+
+def explorer_json(graphs: Mapping[str, Graph], sizes: Mapping[str, int]) -> str:
+    """A graph collection, one node a line. ``sizes`` gives ``B``, ``S``, ``P`` and ``I`` for the FLOPs of each node."""
+    label = next(iter(graphs.values())).spec_id
+    drawn = ",\n".join(
+        f'{{"id": {_json(name)}, "nodes": [\n'
+        + ",\n".join(map(_json, _nodes(graph, sizes)))
+        + "\n]}"
+        for name, graph in graphs.items()
+    )
+    return f'{{"label": {_json(label)}, "graphs": [\n{drawn}\n]}}\n'
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
+    flat = flatten(graph)
+    known = parameters(graph)
+    ids: dict[str, tuple[str, int]] = {}
+    """Value -> the node that makes it, and which of its results it is."""
+    nodes: list[dict[str, object]] = []
+    for name in flat.inputs:
+        ids[name] = (f"input/{name}", 0)
+        nodes.append(_node(f"input/{name}", name, "", {}, [], [flat.types[name]]))
+    for i, node in enumerate(flat.nodes):
+        here = f"{i}:{node.path}:{node.op}"
+        operands = [flat.types[o] for o in node.operands]
+        results = [flat.types[r] for r in node.results]
+        flops = node.row.flops(operands, results, node.attrs).evaluate(sizes)
+        data = {"op": node.op}
+        if flops:
+            data["flops"] = str(flops)
+        data.update(_weights(node, known))
+        if node.row.state is State.SLOT:
+            past = {**sizes, "S": 0, "P": sizes["P"] + sizes["S"]}
+            values = sum(elements(t.shape).evaluate(past) for t in results)
+            data["cache_values"] = str(values)
+        edges = [_edge(*ids[o], k) for k, o in enumerate(node.operands)]
+        ids.update({result: (here, k) for k, result in enumerate(node.results)})
+        label = node.path.rsplit(".", 1)[-1] if node.parameters else node.op
+        space = node.path.rpartition(".")[0] if node.parameters else node.path
+        nodes.append(_node(here, label, space.replace(".", "/"), data, edges, results))
+    for k, name in enumerate(flat.outputs):
+        edge = _edge(*ids[name], 0)
+        nodes.append(_node(f"output/{k}", graph.output_names[k], "", {}, [edge], []))
+    return nodes
+
+
+def _edge(source: str, result: int, operand: int) -> dict[str, str]:
+    return {
+        "sourceNodeId": source,
+        "sourceNodeOutputId": str(result),
+        "targetNodeInputId": str(operand),
+    }
+
+
+def _weights(node: FlatNode, known: Mapping[str, Parameter]) -> dict[str, str]:
+    """Parameters of a node; a tied weight is named, and counted where it is owned."""
+    if not node.parameters:
+        return {}
+    owned = [p for p in node.parameters.values() if p.startswith(node.path)]
+    count = sum(known[p].count for p in owned)
+    return {"weights": ", ".join(node.parameters.values()), "parameters": str(count)}
+
+
+def _node(
+    id_: str,
+    label: str,
+    namespace: str,
+    data: Mapping[str, str],
+    edges: list[dict[str, str]],
+    results: Sequence[TensorType],
+) -> dict[str, object]:
+    attrs = [{"key": key, "value": value} for key, value in data.items()]
+    return {
+        "id": id_,
+        "label": label,
+        "namespace": namespace,
+        "attrs": attrs,
+        "incomingEdges": edges,
+        "outputsMetadata": [
+            {"id": str(k), "attrs": [{"key": "shape", "value": str(type_)}]}
+            for k, type_ in enumerate(results)
+        ],
+    }

@@ -1,0 +1,197 @@
+"""The family as SQL tables, read only: models, layers, parameters, changes, sources (stdlib sqlite, in memory)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from llamagen.analysis.diff.overlay import leaf_changes, plain_of
+from llamagen.analysis.records import COLUMNS, Record
+from llamagen.analysis.sources import known_sources, source_of
+from llamagen.confined import Limits, Stopped, confined
+from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.spec.expr import Static
+
+Cell: TypeAlias = "str | int | float | None"
+Row: TypeAlias = tuple[Cell, ...]
+Columns: TypeAlias = frozenset[str]
+"""Columns of a table that a statement reads."""
+
+MAX_STEPS: Final = 50_000_000
+"""Virtual machine steps of one statement, about a second."""
+
+MAX_ROWS: Final = 100_000
+
+_SCRIPT = Path(__file__).with_name("statement.py")
+_LIMITS = Limits(seconds=10, memory=512 << 20, answer=64 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """``rows`` is run only when a statement reads the table; columns that it does not read may be left empty."""
+
+    columns: tuple[str, ...]
+    doc: str
+    rows: Callable[[Sequence[Record], Columns], Iterator[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def _cell(value: Static) -> Cell:
+    match value:
+        case bool():
+            return int(value)
+        case tuple() | Mapping():
+            return json.dumps(value, ensure_ascii=False, default=dict)
+        case _:
+            return value
+
+
+_MODEL_COLUMNS = tuple(COLUMNS)
+
+
+def _models(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
+    for record in family:
+        yield tuple(_cell(record[name]) if name in wanted else None for name in _MODEL_COLUMNS)
+
+
+def _layers(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        if record.architecture is None:
+            continue
+        for i, slot in enumerate(record.architecture.cache.layers):
+            yield (
+                record.id,
+                i,
+                slot.path,
+                slot.kv_heads,
+                slot.key_dim,
+                slot.window,
+                slot.chunk,
+                None if slot.rope is None else int(slot.rope),
+            )
+
+
+def _parameters(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        for one in record.architecture.weights if record.architecture is not None else ():
+            shape = "×".join(map(str, one.shape))
+            yield (record.id, one.path, one.times, shape, one.count, one.times * one.count)
+
+
+def _changes(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        base = record.resolved.spec.extends
+        if base is None or base.endswith((".yaml", ".yml")):
+            continue
+        parent = record.registry.load(base)
+        for change in leaf_changes(plain_of(parent), plain_of(record.resolved)):
+            before = None if change.absent_before else _text(change.before)
+            after = None if change.absent_after else _text(change.after)
+            yield (record.id, base, ".".join(change.path), before, after)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _sources(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
+    known = known_sources() if "title" in wanted else {}
+    proven = not wanted.isdisjoint(("source", "title"))
+    for record in family:
+        for path, leaf in record.resolved.leaves():
+            if path.startswith(("hyperparameters.", "release.", "training.", "tokenizer.")):
+                source = source_of(record.resolved, path) if proven else None
+                key = source.split("#", 1)[0] if source is not None else None
+                title = known.get(key) if key is not None else None
+                value = " ".join(leaf.origins[-1].text.split())
+                yield (record.id, path, value, source, title, leaf.origins[-1].spec_id)
+
+
+TABLES: Final[Mapping[str, Table]] = {
+    "models": Table(_MODEL_COLUMNS, "one row a model; the columns of a query", _models),
+    "layers": Table(
+        ("model", "layer", "path", "kv_heads", "head_dim", "window", "chunk", "rope"),
+        "one row a cache slot; window and chunk in tokens, rope 0 or 1",
+        _layers,
+    ),
+    "parameters": Table(
+        ("model", "path", "times", "shape", "count", "total"),
+        "one row a weight, equal layers folded: total = times * count",
+        _parameters,
+    ),
+    "changes": Table(
+        ("model", "base", "path", "before", "after"),
+        "one row a value that a spec changes over the one it extends",
+        _changes,
+    ),
+    "sources": Table(
+        ("model", "path", "value", "source", "title", "written_in"),
+        "one row a value with the source that proves it",
+        _sources,
+    ),
+}
+
+
+def sql(family: Sequence[Record], statement: str) -> Result:
+    """Run one SELECT. Raises LG905 for anything else, for an error of SQL, and for one that takes too much."""
+    request: dict[str, object] = {
+        "statement": statement,
+        "tables": {name: table.columns for name, table in TABLES.items()},
+    }
+    (reads,) = _answered(request)
+    request["rows"] = {
+        name: list(TABLES[name].rows(family, frozenset(columns))) for name, columns in reads.items()
+    }
+    columns, *rows = _answered(request)
+    return Result(_columns(columns), tuple(map(tuple, rows)))
+
+
+def _answered(request: Mapping[str, object]) -> list[Any]:
+    """A line a value. Strangers write statements: sqlite has a process of its own."""
+    try:
+        question = json.dumps(request).encode()
+        answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), question, _LIMITS)
+    except Stopped as error:
+        reason = str(error)
+        message = f"the statement cannot be run: {reason}"
+        raise LlamagenError.of("LG905", message, help=_help(error.kind, reason)) from None
+    return [json.loads(line) for line in answer.splitlines()]
+
+
+def _help(kind: str, message: str) -> str:
+    """The nearest name for one that sqlite does not know."""
+    if message == "interrupted":
+        return "it takes too long; ask for fewer rows or joins"
+    if kind in ("limit", "TooMuch"):
+        return "add a condition or LIMIT"
+    what, _, name = message.partition(": ")
+    names = {
+        "no such column": (c for t in TABLES.values() for c in t.columns),
+        "no such table": TABLES,
+    }
+    hint = did_you_mean(name.rpartition(".")[2], names[what]) if what in names else None
+    tables = ", ".join(TABLES)
+    return (
+        f"did you mean `{hint}`?"
+        if hint
+        else f"one SELECT over: {tables}; `llamagen sql` lists the columns"
+    )
+
+
+def _columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the result; of equal ones, as a join has them, the later are numbered as sqlite does: ``id:1``."""
+    columns: list[str] = []
+    seen: Counter[str] = Counter()
+    for name in names:
+        columns.append(f"{name}:{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return tuple(columns)

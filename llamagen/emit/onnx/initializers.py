@@ -1,0 +1,310 @@
+"""The weights of an ONNX model before they have data: names, shapes, codes, and the parameters they are made of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+from pydantic import Field
+
+from llamagen.analysis.rewrites import ExpertCodes
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import QuantizationRecord, SchemeName
+from llamagen.emit.onnx.profile import CPU, OnnxDType, Profile
+from llamagen.emit.options import QuantizeOptions, one_of
+from llamagen.ir.flatten import FlatGraph, FlatNode
+from llamagen.ops.op import Role, a_str
+from llamagen.spec.schema import Closed
+
+StorageDType: TypeAlias = OnnxDType | Literal["uint8", "int8"]
+"""Element type of a weight in its file."""
+
+PartRole: TypeAlias = Literal["codes", "scales", "zero_points"]
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+ACCURACY_LEVELS = (0, 1, 4)
+
+_ROUTING_HOPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parameter of the checkpoint: its role path and shape."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a weight is quantised.
+
+    ``blocks``: ``bits`` a weight and a scale for ``block`` weights of a row; MatMulNBits computes with it.
+    ``channels``: int8 and a scale for each row, stored transposed; DynamicQuantizeMatMul quantises the activations too.
+    ``experts``: blocks along the inputs of every expert, codes [E, outputs, bytes], however the parameter lies.
+    """
+
+    kind: Literal["blocks", "channels", "experts"]
+    bits: Literal[4, 8] = 8
+    block: int = 0
+    symmetric: bool = True
+    accuracy_level: int = 0
+    """What MatMulNBits and QMoE multiply in: 0 their own choice, 1 float32, 4 activations as int8 by block."""
+    transposed: bool = False
+    """Of experts: the parameter is [E, inputs, outputs]."""
+    paired: bool = False
+    """Rows of the gate and of the linear half in turns, as QMoE reads them; in the parameter the gate comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What an initializer holds of the quantised weight ``weight``."""
+
+    weight: str
+    role: PartRole
+    encoding: Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Initializer:
+    """A weight of the model: its name, its shape and its element type in the file.
+
+    ``sources`` are the parameters it holds, by role path, joined along the first axis: one, under its own name, or
+    the projections that a profile computes as one. A quantised weight is two or three initializers, one ``part`` each;
+    one that ``shares`` has the bytes of another in another shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: StorageDType
+    sources: tuple[Source, ...]
+    part: Part | None = None
+    shares: str | None = None
+
+    @staticmethod
+    def of(path: str, shape: tuple[int, ...], dtype: OnnxDType) -> Initializer:
+        """The parameter ``path`` as it is."""
+        return Initializer(path, shape, dtype, (Source(path, shape),))
+
+    @staticmethod
+    def joined(name: str, sources: Sequence[Source], dtype: OnnxDType) -> Initializer:
+        """``sources``, alike but for their first sizes, as one tensor."""
+        rows = sum(source.shape[0] for source in sources)
+        return Initializer(name, (rows, *sources[0].shape[1:]), dtype, tuple(sources))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the bytes of one initializer lie: file name, offset and length in bytes."""
+
+    initializer: Initializer
+    location: str
+    offset: int
+    length: int
+
+
+def encoded(
+    whole: Initializer,
+    how: Encoding,
+    scales: OnnxDType,
+    table: Literal["no", "alone", "head"] = "no",
+) -> tuple[Initializer, ...]:
+    """The parts of ``whole`` [N, K], or [E, N, K] and [E, K, N] of experts, codes first.
+
+    Codes of a ``table`` are read by GatherBlockQuantized as [N, bytes]; one that is a head too has them in both shapes.
+    """
+    name, (*experts, rows, columns) = whole.name, whole.shape
+    if how.transposed:
+        rows, columns = columns, rows
+
+    def part(role: PartRole, shape: tuple[int, ...], dtype: StorageDType) -> Initializer:
+        about = Part(name, role, how)
+        return Initializer(f"{name}_{role}", shape, dtype, whole.sources, about)
+
+    if how.kind == "channels":
+        return part("codes", (columns, rows), "int8"), part("scales", (rows,), "float32")
+    blocks, size = -(-columns // how.block), how.block * how.bits // 8
+    flat = (*experts, rows, blocks * size)
+    shape = flat if how.kind == "experts" or table == "alone" else (rows, blocks, size)
+    parts = [part("codes", shape, "uint8"), part("scales", (*experts, rows, blocks), scales)]
+    if not how.symmetric:
+        points = (*experts, rows, -(-blocks * how.bits // 8))
+        parts.append(part("zero_points", points, "uint8"))
+    if table == "head":
+        codes = parts[0].name
+        parts.append(Initializer(f"{codes}_rows", flat, "uint8", (), None, codes))
+    return tuple(parts)
+
+
+class EncodingRecord(Closed):
+    """weight[n, k] = (code - zero point) * scale: metadata of the codes, which `verify` and other readers go by."""
+
+    kind: Literal["blocks", "channels", "experts"] = Field(
+        description="A scale for each `block` weights of a row, or for a row; codes of channels are transposed. "
+        "Experts: blocks of each expert's rows."
+    )
+    bits: Literal[4, 8]
+    block: int | None
+    scales: str = Field(description="Name of the tensor of scales.")
+    zero_points: str | None = Field(
+        description="Name of the tensor of zero points; null: 2^(bits - 1) for blocks, 0 for channels."
+    )
+    transposed: bool = Field(
+        default=False, description="The parameter has [inputs, outputs] of each expert."
+    )
+    paired: bool = Field(
+        default=False,
+        description="Rows of the first and the second half of an expert's outputs in turns.",
+    )
+
+    @staticmethod
+    def of(codes: Part) -> EncodingRecord:
+        how = codes.encoding
+        return EncodingRecord(
+            kind=how.kind,
+            bits=how.bits,
+            block=how.block or None,
+            scales=f"{codes.weight}_scales",
+            zero_points=None if how.symmetric else f"{codes.weight}_zero_points",
+            transposed=how.transposed,
+            paired=how.paired,
+        )
+
+
+# which weights are quantised, and how
+
+
+def quantization_of(options: QuantizeOptions, profile: Profile) -> QuantizationRecord:
+    """What is to become of each kind of weights.
+
+    Raises LG707 for a scheme that does not exist or that the provider of ``profile`` cannot compute, LG708 for a block
+    size or an accuracy level.
+    """
+    for what, number, known in (
+        ("a block of {} weights", options.block_size, BLOCK_SIZES),
+        ("an accuracy level of {}", options.accuracy_level, ACCURACY_LEVELS),
+    ):
+        if number not in known:
+            message = f"{what.format(number)} is not possible; known: {', '.join(map(str, known))}"
+            raise LlamagenError.of("LG708", message)
+    every: tuple[SchemeName, ...] = get_args(SchemeName)
+    # A table is read row by row, and experts by operators of their own: none has scales by channel.
+    in_blocks = every[:-1]
+    linear = _scheme(options.scheme, every)
+    head = _scheme(linear if options.head is None else options.head, every)
+    embedding = _scheme(options.embedding or "none", in_blocks)
+    if "w8a8" in (linear, head) and profile.provider != CPU:
+        raise LlamagenError.of(
+            "LG707",
+            f"w8a8 is computed by a kernel that only the CPU has; the profile is {profile.name}",
+            help="use int8 or int4, or the profile ort-cpu",
+        )
+    return QuantizationRecord(
+        linear=linear,
+        head=head,
+        embedding=embedding,
+        tied=embedding if options.embedding is not None else _in_blocks(head),
+        experts=_scheme(options.experts or _in_blocks(linear), in_blocks),
+        block_size=options.block_size,
+        symmetric=not options.asymmetric,
+        accuracy_level=options.accuracy_level,
+    )
+
+
+def _scheme(name: str, known: tuple[SchemeName, ...]) -> SchemeName:
+    message = f"weights cannot be quantised as {name!r}; known: {', '.join(known)}"
+    return one_of(name, known, "LG707", message)
+
+
+def _in_blocks(scheme: SchemeName) -> SchemeName:
+    """What stands for ``scheme`` where there is no operator for scales by channel: 8 bits in blocks."""
+    return "int8" if scheme == "w8a8" else scheme
+
+
+def _encoding(scheme: SchemeName, chosen: QuantizationRecord) -> Encoding | None:
+    match scheme:
+        case "none":
+            return None
+        case "w8a8":
+            return Encoding("channels")
+        case _:
+            size, level = chosen.block_size, chosen.accuracy_level
+            return Encoding("blocks", 4 if scheme == "int4" else 8, size, chosen.symmetric, level)
+
+
+def expert_codes(chosen: QuantizationRecord) -> ExpertCodes | None:
+    """What rules of a profile may ask about quantised experts."""
+    how = _encoding(chosen.experts, chosen)
+    return None if how is None else ExpertCodes(how.bits, how.block, how.accuracy_level)
+
+
+def encodings(
+    flat: FlatGraph, shapes: Mapping[str, tuple[int, ...]], chosen: QuantizationRecord
+) -> Mapping[str, Encoding]:
+    """Weight name -> encoding: the choice applied to a graph.
+
+    Routers stay exact: a small weight decides which expert runs.
+    Raises LG709 for an embedding whose rows are not whole blocks.
+    """
+    readers: dict[str, list[FlatNode]] = defaultdict(list)
+    for node in flat.nodes:
+        for operand in node.operands:
+            readers[operand].append(node)
+    linear = {n.parameters["weight"]: n for n in flat.nodes if n.row.role is Role.LINEAR}
+    tables = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
+    heads = _heads(flat)
+    schemes: dict[str, SchemeName] = dict.fromkeys(tables - set(linear), chosen.embedding)
+    for name, node in linear.items():
+        if name in tables:
+            schemes[name] = chosen.tied
+        elif name in heads:
+            schemes[name] = chosen.head
+        elif not _routes(node, readers):
+            schemes[name] = chosen.linear
+    applied = {n: how for n, scheme in schemes.items() if (how := _encoding(scheme, chosen))}
+    experts = _encoding(chosen.experts, chosen)
+    for node in flat.nodes:
+        if experts is not None and node.row.role is Role.EXPERTS:
+            transposed = a_str(node.attrs, "layout") == "in_out"
+            for local, name in node.parameters.items():
+                paired = local == "gate_up_proj"
+                applied[name] = replace(
+                    experts, kind="experts", transposed=transposed, paired=paired
+                )
+    for name in tables & set(applied):
+        if shapes[name][1] % applied[name].block:
+            raise LlamagenError.of(
+                "LG709",
+                f"the rows of the embedding `{name}` have {shapes[name][1]} features, which are no whole blocks of "
+                f"{applied[name].block}",
+                help="choose another --block-size, or --quantize-embedding none",
+            )
+    return applied
+
+
+def _heads(flat: FlatGraph) -> set[str]:
+    """Weights of the linear ops whose results, perhaps capped or scaled, are outputs."""
+    makers = {r: n for n in flat.nodes for r in n.results}
+    heads: set[str] = set()
+    for output in flat.outputs:
+        node = makers.get(output)
+        while node is not None and (len(node.operands) == 1 or node.row.role is Role.CHOSEN_ROWS):
+            if node.row.role is Role.LINEAR:
+                break
+            node = makers.get(node.operands[0])
+        if node is not None and node.row.role is Role.LINEAR:
+            heads.add(node.parameters["weight"])
+    return heads
+
+
+def _routes(node: FlatNode, readers: Mapping[str, list[FlatNode]]) -> bool:
+    """Whether an op that picks experts reads the result."""
+    reached = [node]
+    for _ in range(_ROUTING_HOPS):
+        reached = [reader for one in reached for r in one.results for reader in readers.get(r, ())]
+        if any(reader.row.role is Role.CHOICE for reader in reached):
+            return True
+        reached = [reader for reader in reached if reader.row.role is not Role.LINEAR]
+    return False

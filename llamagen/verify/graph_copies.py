@@ -1,0 +1,183 @@
+"""Copies of exported graphs, in memory: products in float32 so that they can be compared tightly, and more outputs.
+
+Fast kernels round activations to 8 bits as well, which moves logits by some hundredths of their spread. The same
+operators with the same codes can multiply in float32; what differs then is a defect of the graph, not a rounding.
+
+A router is a TopK whose places other operators read, so that nothing can be fused across a new output: tests compare
+the logits of copy and model bit by bit. A copy with an output a layer may be fused differently than its model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from llamagen.emit.onnx.emit import LAYER_MARK, PACKED_LAYER_MARK
+from llamagen.emit.onnx.session import OpenOptions, open_session
+from llamagen.verify.stored import graph_of
+from llamagen.verify.witnesses import PACKED_TAP, ROUTER, TAP, OnnxWitness
+
+FLOAT_PRODUCTS = 1
+"""The accuracy level of MatMulNBits that multiplies in float32."""
+
+_TAPS = {LAYER_MARK: TAP, PACKED_LAYER_MARK: PACKED_TAP}
+
+_SHARED = frozenset(
+    {
+        *("k", "normalize_routing_weights", "activation_type", "activation_alpha"),
+        *("activation_beta", "swiglu_fusion"),
+    }
+)
+"""Attributes of QMoE that MoE has as well."""
+
+
+def open_graph(
+    file: Path, options: OpenOptions, *, routers: bool = False, layers: bool = False
+) -> tuple[OnnxWitness, bool, bool]:
+    """A session of ``file``, whether products were made exact for it, and whether it tells something.
+
+    With ``routers`` or ``layers`` it tells which experts were chosen, or what layers hand on. Raises LG711 to LG713.
+    """
+    model = graph_of(file)
+    exact = make_exact(model.graph)
+    tapped = (routers and _tap_routers(model.graph)) | (layers and _tap_layers(model.graph))
+    if exact or tapped:
+        session = open_session(model.SerializeToString(), options, file.parent)
+    else:
+        session = open_session(file, options)
+    return OnnxWitness(session, file=str(file), made_for=options.made_for), exact, tapped
+
+
+def _tap_routers(graph: onnx.GraphProto) -> bool:
+    """Give the places of every router as outputs; whether there is one."""
+    packed = any(
+        entry.key == PACKED_LAYER_MARK
+        for value in graph.value_info
+        for entry in value.metadata_props
+    )
+    routers = [
+        node
+        for node in graph.node
+        if node.op_type == "TopK" and any(a.name == "axis" and a.i == -1 for a in node.attribute)
+    ]
+    for i, node in enumerate(routers):
+        name = f"{PACKED_TAP if packed else TAP}{ROUTER}{i}"
+        graph.node.append(helper.make_node("Identity", [node.output[1]], [name]))
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
+    return bool(routers)
+
+
+def _tap_layers(graph: onnx.GraphProto) -> bool:
+    """Add a float32 output for every value marked as a layer; whether there is one."""
+    marked = [
+        (value.name, _TAPS[entry.key] + path)
+        for value in (*graph.value_info, *graph.output)
+        for entry in value.metadata_props
+        if entry.key in _TAPS
+        for path in entry.value.split()
+    ]
+    for name, output in marked:
+        graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    return bool(marked)
+
+
+def make_exact(graph: onnx.GraphProto) -> bool:
+    """Let the quantised products of ``graph`` be in float32; whether there were any."""
+    nodes: list[onnx.NodeProto] = []
+    changed = False
+    for node in graph.node:
+        exact = _exact(node)
+        changed = changed or exact is not None
+        nodes += [node] if exact is None else exact
+    if changed:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return changed
+
+
+def _exact(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
+    """What stands for ``node`` in the exact model; None for itself."""
+    match node.op_type:
+        case "MatMulNBits":
+            return _float_products(node)
+        case "QMoE":
+            return _float_experts(node)
+        case "Scan" | "If":
+            bodies = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+            changed = [make_exact(body) for body in bodies]
+            return [node] if any(changed) else None
+        case "DynamicQuantizeMatMul":
+            return _float_matmul(node)
+        case _:
+            return None
+
+
+def _float_products(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
+    level = next((a for a in node.attribute if a.name == "accuracy_level"), None)
+    if level is None or level.i == FLOAT_PRODUCTS:
+        return None
+    level.i = FLOAT_PRODUCTS
+    return [node]
+
+
+def _float_experts(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
+    """QMoE itself for 4 bits; its kernel for 8 rounds activations at every level, so that MoE takes its place."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if attributes["expert_weight_bits"] == 4:
+        return _float_products(node)
+    x, logits, *rest = (*node.input, *("",) * 13)[:13]
+    nodes: list[onnx.NodeProto] = []
+    up, down = (
+        _decoded(f"{node.name}/{name}", codes, scales, points, attributes["block_size"], nodes)
+        for name, codes, scales, points in (
+            ("up", rest[0], rest[1], rest[9]),
+            ("down", rest[3], rest[4], rest[10]),
+        )
+    )
+    kept = {name: value for name, value in attributes.items() if name in _SHARED}
+    inputs = [x, logits, up, "", down]
+    moe = helper.make_node("MoE", inputs, list(node.output), domain=node.domain, **kept)
+    return [*nodes, moe]
+
+
+def _decoded(
+    name: str, codes: str, scales: str, points: str, block: int, nodes: list[onnx.NodeProto]
+) -> str:
+    """8-bit codes [E, N, K] as float32, by nodes that are added to ``nodes``; the name of the result."""
+
+    def add(op: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{name}/{len(nodes)}"
+        nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def constant(values: object, dtype: type[np.generic]) -> str:
+        return add("Constant", value=numpy_helper.from_array(np.array(values, dtype)))
+
+    numbers = add("Cast", codes, to=TensorProto.FLOAT)
+    blocks = add("Reshape", numbers, constant([0, 0, -1, block], np.int64))
+    last = constant([3], np.int64)
+    middle = constant(128.0, np.float32)
+    if points:
+        middle = add("Unsqueeze", add("Cast", points, to=TensorProto.FLOAT), last)
+    product = add("Mul", add("Sub", blocks, middle), add("Unsqueeze", scales, last))
+    return add("Reshape", product, add("Shape", codes))
+
+
+def _float_matmul(node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
+    x, codes, scales, _, bias = (*node.input, "", "")[:5]
+    cast, weight, product = (f"{node.name}/{what}" for what in ("cast", "weight", "product"))
+    result = product if bias else node.output[0]
+    nodes = [  # not DequantizeLinear, which ONNX Runtime makes a quantised product again
+        helper.make_node("Cast", [codes], [cast], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [cast, scales], [weight]),
+        helper.make_node("MatMul", [x, weight], [result]),
+    ]
+    if bias:
+        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]]))
+    return nodes

@@ -1,0 +1,211 @@
+"""How equal is equal: how far two results are apart, how far they may be, and which limits of a model inputs crossed.
+
+Plain tolerances are blind: an epsilon of 1e-6 in place of 1e-5 moves logits by 4e-5 standard
+deviations and no argmax. Ten independent implementations of these models agree in float32 to
+5.7e-6 (max) and 8.5e-7 (rms) standard deviations, so the bounds below leave a factor of 1.75.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from llamagen.diagnostics import LlamagenError
+from llamagen.ir.flatten import FlatGraph, flatten
+from llamagen.ir.graph import Graph
+from llamagen.ops.op import Role
+from llamagen.verify.scenarios import FAR, FloatArray, Scenario
+
+RunDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+DAMAGED = "are the weights whole? `llamagen verify DIR --integrity` compares them with the manifest"
+
+TELLS_NOTHING = 0.2
+"""An rms, in standard deviations, that wrong models are within: a wrong factor of rope moves logits by 0.21."""
+
+BoundRule: TypeAlias = Literal["fixed", "measured"]
+"""``TOLERANCES`` as they are, or widened where this model's own rounding is larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Bounds on a difference, both in standard deviations of the reference; none is no bound."""
+
+    max_over_std: float | None
+    rms_over_std: float
+    rule: BoundRule = "fixed"
+
+    @property
+    def tells(self) -> bool:
+        """Whether a wrong model would be noticed."""
+        return self.rms_over_std <= TELLS_NOTHING
+
+    def __str__(self) -> str:
+        rms = f"rms {self.rms_over_std:.1e}"
+        return rms if self.max_over_std is None else f"max {self.max_over_std:.1e}, {rms}"
+
+
+TOLERANCES: Mapping[RunDType, Tolerance] = {
+    "float32": Tolerance(1e-5, 1.5e-6),
+    # 1.25 times the 0.012 that every implementation of dense models shows in bfloat16. Never a
+    # maximum: single logits differ by much more between any two of them.
+    "bfloat16": Tolerance(None, 0.015),
+    # float16 has three more bits of mantissa.
+    "float16": Tolerance(None, 0.015 / 8),
+}
+"""Against a float64 evaluation of the same, already rounded, weights."""
+
+LOW_PRECISION_FACTOR = 1.6
+"""By how much a backend in two bytes may be farther from exact than one rounding a result makes the reference."""
+
+
+def between_float32(dtype: RunDType, bound: Tolerance) -> Tolerance:
+    """``bound`` against float64, made one against a witness that itself computes in float32.
+
+    Torch and transformers do, whatever the dtype of the folder. Two float32 evaluations have
+    independent errors, which add in squares: at most sqrt(2) times a bound on each. Llama-3.2-1B at
+    full size, 24 tokens, rms / std: ONNX Runtime 1.11e-6 and torch 0.96e-6 against float64, 1.41e-6
+    against each other (sqrt(1.11^2 + 0.96^2) = 1.47). In lower precisions the error of a float32
+    witness is nothing beside the bound.
+    """
+    if dtype != "float32":
+        return bound
+    most = bound.max_over_std
+    return replace(
+        bound,
+        max_over_std=None if most is None else sqrt(2) * most,
+        rms_over_std=sqrt(2) * bound.rms_over_std,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Measured over all compared logits. ``std`` is the reference's standard deviation."""
+
+    max_abs: float
+    rms: float
+    std: float
+    count: int
+    variation: float
+    """Of the tokens' mean squares: their standard deviation over their mean."""
+
+    @property
+    def max_over_std(self) -> float:
+        return self.max_abs / self.std
+
+    @property
+    def rms_over_std(self) -> float:
+        return self.rms / self.std
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """False for NaN as well."""
+        most = tolerance.max_over_std
+        small = most is None or self.max_over_std <= most
+        return small and self.rms_over_std <= tolerance.rms_over_std
+
+
+def difference(found: FloatArray, reference: FloatArray) -> Difference:
+    """Compare arrays [tokens, V] of one shape.
+
+    Raises ValueError for another shape, LG777 for a reference that is constant or not finite.
+    """
+    if found.shape != reference.shape or not found.size:
+        raise ValueError(f"cannot compare {found.shape} with {reference.shape}")
+    std = float(reference.std())
+    if not 0 < std < math.inf:
+        message = "logits of the reference are constant or not finite: nothing can be measured"
+        raise LlamagenError.of("LG777", message, help=DAMAGED)
+    error = np.abs(found - reference)
+    squares = np.square(error).mean(axis=1)
+    mean = float(squares.mean())
+    return Difference(
+        max_abs=float(error.max()),
+        rms=sqrt(mean),
+        std=std,
+        count=int(error.size),
+        variation=float(squares.std()) / mean if mean else 0.0,
+    )
+
+
+def measured_tolerance(dtype: RunDType, rounding: Difference) -> Tolerance:
+    """``TOLERANCES``, wider for a model that amplifies rounding.
+
+    Random weights make some models chaotic. ``rounding`` is what one rounding a result does to the
+    reference itself, measured without any backend. In float32 a sum inside an op rounds more often,
+    by a factor that was below 8 (max and rms) in 600 runs of random decoders. In bfloat16 and
+    float16 sums are kept in float32, and backends came within 1.4 of ``rounding`` (112 runs).
+    """
+    plain = TOLERANCES[dtype]
+    factor = 8 if dtype == "float32" else LOW_PRECISION_FACTOR
+    rms = max(plain.rms_over_std, factor * rounding.rms_over_std)
+    if plain.max_over_std is None:
+        return Tolerance(None, rms, "measured")
+    return Tolerance(max(plain.max_over_std, factor * rounding.max_over_std), rms, "measured")
+
+
+def for_few_tokens(bound: Tolerance, rounding: Difference, tokens: int) -> Tolerance:
+    """A bound in a low precision on the rms of many tokens, made one on that of so few.
+
+    Tokens round differently: the mean of n of their mean squares varies by ``variation`` / sqrt(n), of which four are
+    added. Of 7,392 tokens of six reduced models in bfloat16 and float16, each taken for all, one was beyond this; 79
+    were beyond the bound for many.
+    """
+    most = 4 * rounding.variation / sqrt(tokens)
+    return replace(bound, rms_over_std=bound.rms_over_std * sqrt(1 + most))
+
+
+# Lengths at which a model changes what it does
+
+LimitKind: TypeAlias = Literal["sliding window", "chunk", "original context of rope"]
+
+_LIMITS: tuple[tuple[Role, str, LimitKind], ...] = (
+    (Role.MASK, "window", "sliding window"),
+    (Role.MASK, "chunk", "chunk"),
+    (Role.ROPE_TABLE, "original_max_positions", "original context of rope"),
+)
+"""Role, attribute, and what it limits: slots, or positions for rope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A length at which a model changes what it does, and how far the inputs went."""
+
+    kind: LimitKind
+    size: int
+    reached: int
+    """Slots of the longest case; for rope the positions."""
+
+    @property
+    def crossed(self) -> bool:
+        return self.reached > self.size
+
+
+def limits_of(flat: FlatGraph, cases: Sequence[Scenario]) -> tuple[Limit, ...]:
+    slots = max(case.input_ids.shape[1] for case in cases)
+    positions = 1 + max(int(call[2].max()) for case in cases for call in case.calls())
+    return tuple(
+        Limit(kind, size, positions if kind == "original context of rope" else slots)
+        for kind, size in sorted(set(_sizes(flat)))
+    )
+
+
+def far(graph: Graph, tokens: int) -> int:
+    """By how much positions of ``tokens`` slots can jump: so far that the bands of a scaled rope differ, and no further
+    than the model's context, where a table of learned positions ends."""
+    sizes = [size for kind, size in _sizes(flatten(graph)) if kind == "original context of rope"]
+    jump = max(sizes, default=FAR)
+    context = graph.constants.get("max_positions")
+    return max(min(jump, context - tokens), 0) if isinstance(context, int) else jump
+
+
+def _sizes(flat: FlatGraph) -> Iterator[tuple[LimitKind, int]]:
+    for node in flat.nodes:
+        for role, name, kind in _LIMITS:
+            size = node.attrs.get(name) if node.row.role is role else None
+            if isinstance(size, int) and node.attrs.get("scaling") != "default":
+                yield kind, size
