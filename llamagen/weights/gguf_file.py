@@ -17,10 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.files import WEIGHTS, open_file
-from llamagen.weights.problems import problem, quoted, shape_text
-from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.safetensors import TensorEntry, shape_text
 
 HEADER_LIMIT = 1 << 28
 """Bytes that keys and tensor infos may take; a tokenizer of 262,144 tokens takes 10 million."""
@@ -63,6 +62,7 @@ PACKINGS = MappingProxyType(
         30: Packing("BF16", 1, 2),
     }
 )
+PACKED = frozenset(one.dtype for one in PACKINGS.values() if one.elements > 1)
 _OTHERS = MappingProxyType(
     {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
      22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
@@ -88,7 +88,7 @@ def read_gguf(path: Path) -> GgufHeader:
             return _Reader(path, file).header()
     except OSError as error:
         message = f"cannot read {quoted(str(path))}: {error.strerror or error}"
-        raise problem("LG601", message, help=WEIGHTS.help) from error
+        raise LlamagenError.of("LG601", message, help=WEIGHTS.help) from error
 
 
 class _Reader:
@@ -165,10 +165,10 @@ class _Reader:
             names.add(one.name)
             if (one.offset - start) % alignment or one.offset < end:
                 message = f"in {quoted(str(self.path))} {quoted(one.name)} begins within {previous}, or is not aligned"
-                raise problem("LG603", message)
+                raise LlamagenError.of("LG603", message)
             end, previous = one.offset + one.nbytes, quoted(one.name)
             if end > self.size:
-                raise problem(
+                raise LlamagenError.of(
                     "LG603",
                     f"{quoted(str(self.path))} is truncated: it has {self.size:,} bytes, tensor {previous} needs bytes "
                     f"up to {end:,}",
@@ -225,7 +225,7 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         if size > self.size - self.position:
-            raise problem(
+            raise LlamagenError.of(
                 "LG602",
                 f"{quoted(str(self.path))} ends in its header: byte {self.position:,} announces {size:,} more, "
                 f"the file has {self.size:,} in all",
@@ -235,9 +235,11 @@ class _Reader:
             raise self.malformed(f"has a header of more than {HEADER_LIMIT:,} bytes")
         data = self.file.read(size)
         if len(data) != size:
-            raise problem("LG603", f"{quoted(str(self.path))} became shorter while it was read")
+            raise LlamagenError.of(
+                "LG603", f"{quoted(str(self.path))} became shorter while it was read"
+            )
         self.position += size
         return data
 
     def malformed(self, what: str, help: str | None = None) -> LlamagenError:
-        return problem("LG602", f"{quoted(str(self.path))} {what}", help=help)
+        return LlamagenError.of("LG602", f"{quoted(str(self.path))} {what}", help=help)

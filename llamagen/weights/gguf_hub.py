@@ -15,11 +15,10 @@ from struct import pack, unpack
 from types import MappingProxyType
 from typing import TypeAlias
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.files import WEIGHTS, open_file
 from llamagen.weights.gguf_file import GgufHeader, GgufValue
-from llamagen.weights.problems import problem, quoted
-from llamagen.weights.safetensors_file import TensorEntry
+from llamagen.weights.safetensors import TensorEntry
 
 Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
 
@@ -75,7 +74,7 @@ class _Keys:
         self.values = values
 
     def refused(self, what: str, help: str | None = None) -> LlamagenError:
-        return problem("LG624", f"{quoted(str(self.path))} {what}", help=help)
+        return LlamagenError.of("LG624", f"{quoted(str(self.path))} {what}", help=help)
 
     def size(self, name: str, default: int | None = None) -> int:
         """A number above zero."""
@@ -206,7 +205,7 @@ def _floats(path: Path, entry: TensorEntry) -> tuple[float, ...]:
         file.seek(entry.offset)
         data = file.read(entry.nbytes)
     if len(data) != entry.nbytes:
-        raise problem("LG603", f"{quoted(str(path))} became shorter while it was read")
+        raise LlamagenError.of("LG603", f"{quoted(str(path))} became shorter while it was read")
     return unpack(f"<{entry.nbytes // 4}f", data)
 
 

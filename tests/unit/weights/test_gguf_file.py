@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.weights.gguf_file import PACKINGS, read_gguf
+from llamagen.weights.gguf_file import PACKED, PACKINGS, read_gguf
+from llamagen.weights.tensors import unpacked
 
 WRITERS = {
     "uint8": st.integers(0, 255),
@@ -180,3 +181,35 @@ def test_hostile(name: str, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(LlamagenError, match=f"LG60[23].*{said}"):
         read_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("dtype", sorted(PACKED))
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_a_rectangle_is_that_of_the_whole(
+    dtype: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Blocks of random bytes, as the package decodes them whole; scales that are no numbers included."""
+    kind = gguf.GGMLQuantizationType[dtype]
+    _, size = gguf.GGML_QUANT_SIZES[kind]
+    rows, blocks = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    raw = np.frombuffer(data.draw(st.randoms()).randbytes(rows * blocks * size), np.uint8).reshape(
+        rows, -1
+    )
+    path = tmp_path_factory.mktemp("packed") / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("t", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (entry,) = read_gguf(path).tensors
+    tensor = unpacked(entry)
+    with np.errstate(all="ignore"):
+        whole = gguf.dequantize(raw, kind).astype(np.float32)
+        region = [
+            sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in whole.shape
+        ]
+        found = tensor.read(tuple((low, high) for low, high in region)).view(np.float32)
+    (top, bottom), (left, right) = region
+    np.testing.assert_array_equal(found, whole[top:bottom, left:right])
