@@ -90,7 +90,7 @@ def explain(subject: str, path: str | None = None) -> str:
     return words.explain_named(subject)
 
 
-def side(target: str | Path) -> Model:
+def model_of(target: str | Path) -> Model:
     """What a question is about, with its graphs; none without wiring."""
     from llamagen.analysis.targets import built
 
@@ -127,7 +127,7 @@ def diff(
 
     chosen = (device, costs.device(device)) if device is not None else None
     load = costs.workload(context, batch, dtype)
-    return compare(side(before), side(after), load, chosen)
+    return compare(model_of(before), model_of(after), load, chosen)
 
 
 def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
@@ -135,7 +135,9 @@ def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
     from llamagen.analysis.pictures import changed_paths, diff_svg, towers
     from llamagen.ir.elaborate import build_all
 
-    first, second = ((m.graphs or build_all(m.resolved)) for m in (side(before), side(after)))
+    first, second = (
+        (m.graphs or build_all(m.resolved)) for m in (model_of(before), model_of(after))
+    )
     return diff_svg(towers(first), towers(second), changed_paths(result))
 
 
@@ -143,7 +145,7 @@ def overlay(before: str | Path, after: str | Path) -> str:
     """The smallest spec, YAML text, that extends ``before`` and is ``after``."""
     from llamagen.analysis.diff.overlay import overlay
 
-    return overlay(side(before).resolved, side(after).resolved)
+    return overlay(model_of(before).resolved, model_of(after).resolved)
 
 
 def compat(
@@ -155,7 +157,7 @@ def compat(
     """
     from llamagen.analysis.diff.compat import compat as compare
 
-    return compare(side(before), side(after), tuple(runtimes), dtype)
+    return compare(model_of(before), model_of(after), tuple(runtimes), dtype)
 
 
 def cost(
@@ -300,7 +302,7 @@ def _wired(target: str) -> dict[str, Graph]:
     """All graphs of a target. Raises LG401 for a record without wiring."""
     from llamagen.ir.elaborate import build_all
 
-    model = side(target)
+    model = model_of(target)
     return model.graphs or build_all(model.resolved)
 
 

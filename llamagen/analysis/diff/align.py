@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import TypeAlias
 
 from llamagen.analysis.cost import Workload
 from llamagen.analysis.diff.equations import canonical
@@ -56,40 +55,26 @@ def pairs_of(before: Model, after: Model, load: Workload) -> Iterator[Pair]:
     yield from sorted([*grouped, *lines], key=lambda p: order.index(p.kind))
 
 
-_Ends: TypeAlias = "tuple[Static, Static, str, str]"
-"""Both values and the names of their types: ``1`` and ``1.0`` are not the same change."""
-
-
 def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
-    left = _by_place(a)
-    right = _by_place(b)
-    for key in dict.fromkeys([*left, *right]):
-        groups: dict[_Ends, list[tuple[int, ...]]] = {}
-        ends: dict[_Ends, tuple[Feature | None, Feature | None]] = {}
-        here, there = left.get(key, {}), right.get(key, {})
+    left, right = _by_place(a), _by_place(b)
+    for kind, path in dict.fromkeys([*left, *right]):
+        here, there = left.get((kind, path), {}), right.get((kind, path), {})
+        groups: dict[tuple[str | None, str | None], list[tuple[int, ...]]] = {}
         for index in dict.fromkeys([*here, *there]):
             x, y = here.get(index), there.get(index)
-            if (
-                x
-                and y
-                and x.value == y.value
-                and isinstance(x.value, bool) == isinstance(y.value, bool)
-            ):
+            if x and y and _same(x.value, y.value):
                 continue
-            same: _Ends = (
-                x.value if x else None,
-                y.value if y else None,
-                type(x.value).__name__ if x else "",
-                type(y.value).__name__ if y else "",
-            )
-            groups.setdefault(same, []).append(index)
-            ends.setdefault(same, (x, y))
-        for both, indices in groups.items():
-            x, y = ends[both]
-            kind, path = key
-            yield Pair(
-                kind, path, len(indices), layer_text(indices), x, y, elsewhere=bool(here and there)
-            )
+            # told apart by how they are written: `1` and `1.0` are not the same change
+            ends = (repr(x.value) if x else None, repr(y.value) if y else None)
+            groups.setdefault(ends, []).append(index)
+        for indices in groups.values():
+            x, y = here.get(indices[0]), there.get(indices[0])
+            layers, elsewhere = layer_text(indices), bool(here and there)
+            yield Pair(kind, path, len(indices), layers, x, y, elsewhere=elsewhere)
+
+
+def _same(x: Static, y: Static) -> bool:
+    return x == y and isinstance(x, bool) == isinstance(y, bool)
 
 
 def _by_place(

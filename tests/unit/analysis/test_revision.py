@@ -11,7 +11,7 @@ import pytest
 
 import llamagen
 from llamagen import api_analysis
-from llamagen.analysis import revision
+from llamagen.analysis import targets
 from llamagen.analysis.targets import resolved_of
 from llamagen.diagnostics import LlamagenError
 from tests.unit.analysis import models
@@ -74,7 +74,7 @@ def test_for_everybody(git: Git, files: dict[str, str], path: str) -> None:
     found = resolved_of(f"HEAD:{path}")
     assert f"id: {found.spec.id}\n" in files[path]
     assert llamagen.load(f"HEAD:{path}").spec == found.spec
-    assert api_analysis.side(f"HEAD:{path}").graph is not None
+    assert api_analysis.model_of(f"HEAD:{path}").graph is not None
 
 
 def test_a_path_may_count_from_the_working_folder(
@@ -256,8 +256,8 @@ def test_no_transport_is_left_to_a_git_that_fetches(
     git: Git, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """git before 2.45 does not know the variable that the test above has to thank."""
-    left = {name: value for name, value in revision._FORBID.items() if "LAZY" not in name}
-    monkeypatch.setattr(revision, "_FORBID", left)
+    left = {name: value for name, value in targets._FORBID.items() if "LAZY" not in name}
+    monkeypatch.setattr(targets, "_FORBID", left)
     test_a_partial_clone_fetches_nothing(git, trap)
 
 

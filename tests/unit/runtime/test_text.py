@@ -52,7 +52,7 @@ def of_bytes(decoder: object = None) -> Tokenizer:
         st.sampled_from(["a", " b", "é", "日本", "🦙", "\ufffd", b"\xff", b"\xf0\x9f"]), max_size=40
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pushed_tokens_are_the_text_of_all(words: list[str | bytes]) -> None:
     """Characters of several tokens, broken ones too, at the end as well; only the last tokens are decoded again."""
 

@@ -21,6 +21,8 @@ SEVERAL = (
     "foreign/mpt",
 )
 SLOW = pytest.mark.slow
+CAPTURED = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+"""Not by monkeypatch, which takes the option away when it is undone."""
 
 
 def made(spec_id: str) -> Graph:
@@ -146,10 +148,10 @@ def test_compile_in_one_graph(spec_id: str) -> None:
     assert torch.equal(found, expected)
 
 
+@CAPTURED
 @torch.no_grad()
-def test_experts_compile_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_compile_in_one_graph() -> None:
     """Two experts a token; some that nobody chose, in the graph of a single token too."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
     model = model_of("foreign/mixtral")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     cache, cache_compiled = cache_of(model), cache_of(model)
@@ -160,9 +162,9 @@ def test_experts_compile_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@CAPTURED
 @torch.no_grad()
-def test_experts_compile_with_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+def test_experts_compile_with_inductor() -> None:
     experts = model_of("foreign/mixtral").model.layers[0].mlp.experts
     compiled = torch.compile(experts, fullgraph=True, dynamic=True)
     x, weights = torch.randn(1, 3, 24), torch.rand(1, 3, 2)
@@ -187,10 +189,10 @@ def test_weights_of_other_experts_are_not_read() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec_id", ["foreign/_decoder", "foreign/mixtral"])
+@CAPTURED
 @torch.no_grad()
-def test_compile_with_inductor(spec_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_with_inductor(spec_id: str) -> None:
     """Logits and generated text, dense and with experts."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
     model = model_of(spec_id)
     logits, text = model(ids(2, 7)), model.generate(ids(2, 7), max_new_tokens=6)
     model.compile(fullgraph=True, dynamic=True)

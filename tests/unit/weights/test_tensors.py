@@ -103,7 +103,7 @@ def trees(draw: st.DrawFn, path: Path, depth: int = 3) -> tuple[Tensor, Array]:
 
 
 @settings(
-    max_examples=200,
+    max_examples=400,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

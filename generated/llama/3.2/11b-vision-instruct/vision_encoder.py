@@ -43,6 +43,7 @@ ELSEWHERE = (
 
 # Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
 INITIALIZER_RANGE = 0.02
+
 KeyValue = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

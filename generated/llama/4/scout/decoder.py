@@ -43,6 +43,7 @@ ELSEWHERE = ("language_model.model.embed_tokens.", "vision_model.", "multi_modal
 
 # Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
 INITIALIZER_RANGE = 0.02
+
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -67,12 +68,12 @@ class KVCache:
         self.next = 0
 
     def start(self, S: int) -> int:
-        """Begins a call with S new tokens: how many there were before."""
+        """How many tokens there are before the S of a call that begins."""
         P, self.tokens, self.next = self.tokens, self.tokens + S, 0
         return P
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
-        """Those of all tokens, [B, K, T, H]."""
+        """The keys and values of all tokens, [B, K, T, H]."""
         return self.write(k_BKSH), self.write(v_BKSH)
 
     def write(self, x_BKSH: Tensor) -> Tensor:

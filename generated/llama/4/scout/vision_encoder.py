@@ -26,6 +26,7 @@ ELSEWHERE = ("language_model.",)
 
 # Weights start as N(0, initializer_range), which is 0.02 in the config.json of every Llama.
 INITIALIZER_RANGE = 0.02
+
 Rope = tuple[Tensor, Tensor]
 
 
