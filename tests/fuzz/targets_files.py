@@ -206,7 +206,7 @@ def index(data: bytes) -> bool:
         found = Checkpoint.open(path)
     except LlamagenError:
         return False
-    assert {file.parent for file in found.files} <= {folder}
+    assert {file.parent for file in found.stamps} <= {folder}
     return True
 
 

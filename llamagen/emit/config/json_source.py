@@ -83,24 +83,24 @@ class _Places:
         """Refuses what ``json.loads`` takes: a key twice, endless nesting, numbers without end or bound."""
         path = ""
         above: list[tuple[str, int]] = []
-        keys: list[set[str]] = []
+        keys: list[set[str] | None] = []  # None for a list
         for token in _TOKEN.finditer(self.text):
             start, word = token.start(), token[0]
             match token.lastgroup:
-                case "key" if above:
+                case "key" if above and (seen := keys[-1]) is not None:
                     key = _decoded(token["key"])
-                    if key in keys[-1]:
+                    if key in seen:
                         raise self.refusal(f"the key `{key[:60]}` comes twice", start)
-                    keys[-1].add(key)
+                    seen.add(key)
                     path = f"{above[-1][0]}.{key}".removeprefix(".")
-                case "comma" if above and not keys[-1]:  # of a list
+                case "comma" if above and keys[-1] is None:
                     before, _, number = path.rpartition(".")
                     path = f"{before}.{int(number) + 1}"
                 case "bracket" if word in "[{":
                     if len(above) > MAX_DEPTH:
                         raise self.refusal(f"it nests deeper than {MAX_DEPTH} levels", start)
                     above.append((path, start))
-                    keys.append(set())
+                    keys.append(None if word == "[" else set())
                     path = f"{path}.0" if word == "[" else path
                 case "bracket" if above:
                     path, opened = above.pop()

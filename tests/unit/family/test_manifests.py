@@ -74,7 +74,7 @@ def test_meta_names_bind_to_every_parameter(name: str) -> None:
     assert [one.code for one in found.diagnostics] == [REPEATED_HEAD] * len(again)
     assert found.layout is not None
     assert found.layout.startswith("meta")
-    assert {b.name: b.shape for b in found.bindings} == shapes_of(name)
+    assert {b.name: b.tensor.shape for b in found.bindings} == shapes_of(name)
     used = [source for binding in found.bindings for source in binding.sources]
     assert sorted([*used, *again]) == sorted(checkpoint.tensors), "every tensor is used once"
 
