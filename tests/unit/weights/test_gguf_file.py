@@ -62,7 +62,6 @@ def write(
     writer.close()
 
 
-@settings(deadline=None)
 @given(KEYS, TENSORS)
 def test_as_the_package_reads_what_it_wrote(
     tmp_path_factory: pytest.TempPathFactory,
@@ -184,7 +183,7 @@ def test_hostile(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", sorted(PACKED))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_rectangle_is_that_of_the_whole(
     dtype: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
