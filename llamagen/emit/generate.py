@@ -1,8 +1,9 @@
-"""``generate``: files of many models below one root; models with an identical graph share one folder."""
+"""``generate``: files of many models below one root; of all models, those of one for each wiring."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from llamagen.emit.config.table import config_files, initializer_range
 from llamagen.emit.options import TARGETS, Target
 from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.elaborate import build, build_all
-from llamagen.ir.graph import MAIN, Graph, names_elsewhere
+from llamagen.ir.graph import MAIN, Graph
+from llamagen.ir.joined import joined
 from llamagen.ir.text import render
 from llamagen.ir.verify import verify
 from llamagen.spec.fmt import resolved_text
@@ -55,16 +57,10 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
                 "card.md": card_text(resolved),
             }
         case Target.TORCH:
-            from llamagen.emit.torch.module import formatted, source_of
+            from llamagen.emit.torch.module import emit_torch
 
-            names = {name: "modeling" if name == MAIN else name for name in graphs}
-            start = initializer_range(resolved.spec)
-            return formatted(
-                {
-                    f"{names[name]}.py": source_of(graph, names_elsewhere(graphs, name), start)
-                    for name, graph in graphs.items()
-                }
-            )
+            model = joined(graphs) or graphs[MAIN]
+            return {"modeling.py": emit_torch(model, initializer_range(resolved.spec))}
         case Target.ONNX:
             from llamagen.emit.onnx import text
             from llamagen.emit.onnx.emit import emit_onnx
@@ -73,9 +69,18 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
 
 
 def identity_of(graph: Graph) -> str:
-    """The canonical text without the model's name: equal for models that can share generated files."""
+    """The canonical text without the model's name: equal for models that compute the same."""
     lines = render(graph).split("\n")
     return "\n".join(line for line in lines if not line.startswith(("graph ", "digest ")))
+
+
+def wiring_of(graph: Graph) -> str:
+    """The canonical text without name and numbers, but whether every query has a key of its own: sizes, eps, factors
+    and numbers of layers are values in generated files that are otherwise the same."""
+    text = identity_of(graph)
+    heads = [len(set(re.findall(r'"heads": (\d+)', block))) for block in text.split("\nblock ")]
+    text = re.sub(r"(?<![A-Za-z_\d])\d+(\.\d+)?(e[-+]?\d+)?", "#", text)
+    return f"{heads}\n" + re.sub(r"#(, #)+", "#", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +146,24 @@ def stale(
 
 
 def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedSpec, str]]:
-    """Id of each model, as given or sorted -> its spec, and the first model of its graphs, which has the folder."""
-    owners: dict[str, tuple[ResolvedSpec, str]] = {}
-    first: dict[str, str] = {}
-    for target in ids or registry.ids(abstract=False):
-        resolved = registry.load(target)
-        spec = resolved.spec
-        if not ids and (spec.abstract or spec.root is None):
-            continue
-        texts = (identity_of(graph) for graph in build_all(resolved).values())
-        identity = "\n".join((*texts, repr(initializer_range(resolved.spec))))
-        owners[spec.id] = resolved, first.setdefault(identity, spec.id)
-    return owners
+    """Id of each model, as given or sorted -> its spec, and the model that has its files: itself if it was named, else
+    the first released of its wiring."""
+    if ids:
+        named = {resolved.spec.id: resolved for resolved in map(registry.load, ids)}
+        return {spec_id: (resolved, spec_id) for spec_id, resolved in named.items()}
+    models: dict[str, ResolvedSpec] = {}
+    first: dict[str, tuple[str, int, str]] = {}
+    wiring: dict[str, str] = {}
+    for spec_id in registry.ids(abstract=False):
+        resolved = registry.load(spec_id)
+        if resolved.spec.root is not None:
+            models[spec_id] = resolved
+            wiring[spec_id] = "".join(map(wiring_of, build_all(resolved).values()))
+            release = resolved.spec.release
+            date = release.date if release else None
+            age = str(date or "later"), len(spec_id), spec_id
+            first[wiring[spec_id]] = min(age, first.get(wiring[spec_id], age))
+    return {i: (resolved, first[wiring[i]][-1]) for i, resolved in models.items()}
 
 
 def _index(owners: Mapping[str, tuple[ResolvedSpec, str]]) -> str:
