@@ -93,6 +93,10 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
     written: dict[str, str] = {}
     for path, value in _leaves(source.value, GROUPS):
         for key, one in () if path == "model_type" else _spelled(path, value):
+            if key.endswith("head_dim") and one is None:
+                continue  # LlamaConfig: hidden_size // num_attention_heads, as without the key
+            if key.endswith("hidden_act") and one == "swish":
+                one = "silu"  # transformers' ACT2FN: the same function
             if key in values:
                 message = f"`{path}` and another key both say `{key}`"
                 help = "keep one of the two spellings"
