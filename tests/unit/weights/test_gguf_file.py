@@ -197,7 +197,7 @@ def test_a_rectangle_is_that_of_the_whole(
     )
     path = tmp_path_factory.mktemp("packed") / "m.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("t", raw, raw_dtype=packing)
+    writer.add_tensor("t", raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
