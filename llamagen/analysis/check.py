@@ -47,14 +47,15 @@ class CheckReport:
         return all(one.severity == "note" for one in self.findings)
 
 
-def check_specs(
-    registry: Registry, targets: Sequence[str] = (), *, notes: bool = False
+def check(
+    targets: Sequence[str] = (), roots: Sequence[Path] = (), *, notes: bool = False
 ) -> CheckReport:
-    """Check ids, files and folders; without targets every spec of the registry.
+    """Every finding about ids, YAML files and folders; without targets about all shipped specs, and those of ``roots``.
 
     Notes (hints that are no findings) are left out unless asked for. Raises LlamagenError LG201 for a target that
     does not exist; faults of specs are in the report.
     """
+    registry = Registry(roots)
     paths = _paths(registry, targets)
     findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}

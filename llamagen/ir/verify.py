@@ -184,7 +184,7 @@ THOROUGH: tuple[tuple[str, Invariant], ...] = (
     ("blocks do not contain each other", _acyclic),
     ("every value reaches an output", _all_used),
 )
-"""Checked before anything is emitted, not by commands that only read: they need networkx."""
+"""Checked by ``generate``, not by commands that only read: they need networkx."""
 
 
 def findings(graph: Graph, *, thorough: bool = False) -> list[Diagnostic]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
+from llamagen.emit.written import Progress, silent
 from llamagen.files import DATA, open_file, read_bytes
 from llamagen.files import MANIFEST as MANIFEST_KIND
 from llamagen.writing import workspace_of
@@ -56,11 +57,12 @@ class Integrity:
         return not self.findings
 
 
-def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integrity:
+def check_integrity(folder: str | Path, progress: Progress = silent) -> Integrity:
     """Read every file of ``folder`` once; ``progress`` gets (bytes read, bytes in all).
 
     Raises LG775 for a folder without a manifest, or with one that cannot be read.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     present = {p.relative_to(folder).as_posix(): p for p in _entries(folder)}
     total = sum(record.size for record in manifest.files.values())
@@ -88,7 +90,7 @@ def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integ
 
 
 class _Counter:
-    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self.progress = progress
         self.total = total
         self.done = 0
