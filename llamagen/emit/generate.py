@@ -14,7 +14,8 @@ from llamagen.emit.config.table import config_files, initializer_range
 from llamagen.emit.options import TARGETS, Target
 from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.elaborate import build, build_all
-from llamagen.ir.graph import MAIN, Graph, names_elsewhere
+from llamagen.ir.graph import MAIN, Graph
+from llamagen.ir.joined import joined
 from llamagen.ir.text import render
 from llamagen.ir.verify import verify
 from llamagen.spec.fmt import resolved_text
@@ -56,16 +57,10 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
                 "card.md": card_text(resolved),
             }
         case Target.TORCH:
-            from llamagen.emit.torch.module import formatted, source_of
+            from llamagen.emit.torch.module import emit_torch
 
-            names = {name: "modeling" if name == MAIN else name for name in graphs}
-            start = initializer_range(resolved.spec)
-            return formatted(
-                {
-                    f"{names[name]}.py": source_of(graph, names_elsewhere(graphs, name), start)
-                    for name, graph in graphs.items()
-                }
-            )
+            model = joined(graphs) or graphs[MAIN]
+            return {"modeling.py": emit_torch(model, initializer_range(resolved.spec))}
         case Target.ONNX:
             from llamagen.emit.onnx import text
             from llamagen.emit.onnx.emit import emit_onnx

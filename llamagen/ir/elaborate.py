@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, assert_never
+from typing import TypeAlias, assert_never, cast
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
 from llamagen.ir.flatten import crossing
@@ -39,6 +39,7 @@ from llamagen.ops.op import (
     ShapeError,
     TensorType,
 )
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.table import OPS
 from llamagen.spec.checks import expression_error, scope_of
 from llamagen.spec.expr import (
@@ -999,8 +1000,18 @@ class _Body:
             raise ExpressionError(message, first.extent)
         size, partial, layout = x.type.shape[-1].value, config["partial"], config["layout"]
         assert isinstance(partial, float | int) and isinstance(layout, str)
-        named = {k: v for k, v in config.items() if k not in ("kind", "layout", "partial")}
-        named |= {"scaling": config["kind"], "dim": int(size * partial)}
+        kind = ROPE_KINDS[str(config["kind"])]
+
+        def context() -> int:
+            if "max_positions" in self.scope:
+                length = self.scope["max_positions"]
+                if isinstance(length, int):
+                    return length
+            message = f"the kind `{kind.name}` extends `max_positions`, which has no value"
+            raise ExpressionError(message, label.extent)
+
+        stated = cast("Attrs", config)
+        named = {**kind.attrs_of(stated, context), "dim": int(size * partial)}
         table = OPS["rope_table"]
         attrs, _ = _bind(table, [], {k: (v, label) for k, v in named.items()}, expr.extent)
         suffix = label.id.removeprefix("rope") if isinstance(label, Name) else ""

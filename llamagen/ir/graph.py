@@ -284,29 +284,6 @@ def places(graph: Graph, trait: Role | State) -> Iterator[Place]:
 # of a model that is several graphs
 
 
-def names_elsewhere(graphs: Mapping[str, Graph], name: str) -> tuple[str, ...]:
-    """How names of weights begin that graph ``name`` does not have and others do, as short as can be.
-
-    ``N`` stands for the number of a layer. A name that this graph has for some layers only stands as it is.
-    """
-    own = graphs[name].parameters
-    known = {any_layer(path) for path in own}
-    found: dict[str, None] = {}
-    for path in all_parameters(graphs):
-        if path in own:
-            continue
-        words = any_layer(path).split(".")
-        starts = (".".join(words[: i + 1]) + "." * (i + 1 < len(words)) for i in range(len(words)))
-        free = (s for s in starts if not any(o.startswith(s) for o in known))
-        found[next(free, any_layer(path))] = None
-    return tuple(found)
-
-
-def any_layer(path: str) -> str:
-    """``model.layers.N.mlp`` for each layer."""
-    return ".".join("N" if word.isdecimal() else word for word in path.split("."))
-
-
 def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:
     """Role path -> parameter of a model that is several graphs: shared weights once."""
     return {path: p for graph in graphs.values() for path, p in graph.parameters.items()}

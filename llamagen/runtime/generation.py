@@ -204,8 +204,7 @@ def run(
     session = Session(folder, how, record)
     opened = time.perf_counter() - started
     settings = Settings.of_folder(folder)
-    trained = settings.architecture("max_position_embeddings")
-    limits = [c for c in (trained, session.max_context) if type(c) is int]
+    limits = [c for c in (settings.context, session.max_context) if c is not None]
     context = min(limits, default=None)
     read = len(prepared.input_ids)
     if context is not None and read >= context:

@@ -26,7 +26,8 @@ from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
-from llamagen.ops.op import Role
+from llamagen.ops.op import Role, a_str
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
 from llamagen.verify.graph_copies import open_graph
 from llamagen.verify.limits import (
@@ -298,6 +299,10 @@ class Comparison:
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
         self.drops_seen = chunked and subject.says("cache") == "bounded"
         self.stretched = any(node.row.role is Role.TEMPERATURE for node in nodes)
+        self.turns_by_call = any(
+            node.row.role is Role.ROPE_TABLE and ROPE_KINDS[a_str(node.attrs, "scaling")].of_call
+            for node in nodes
+        )
         self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
         self.made_exact = False
         """Whether products of a quantised model are computed in float32 here."""
@@ -454,8 +459,10 @@ class Comparison:
 
     def is_same(self, case: Scenario) -> bool:
         """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
-        if case.same_as is None or not self.routed:
-            return case.same_as is not None
+        if case.same_as is None or self.turns_by_call:
+            return False
+        if not self.routed:
+            return True
         base = self.routing[case.same_as].of_tokens(self.cases[case.same_as])
         own = self.routing[case.name].of_tokens(case)
         return all(

@@ -535,6 +535,11 @@ class TransformersSession:
         self.images = images
         self.script = witness.routers.open() if witness.routers is not None else None
         self.past: object = None
+        for module in witness.model.modules():  # a rope of an earlier, longer text stays grown
+            rope: Any = module
+            if getattr(rope, "rope_type", None) == "dynamic":
+                rope.inv_freq = rope.original_inv_freq
+                rope.max_seq_len_cached = rope.original_max_seq_len
 
     def step(
         self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING

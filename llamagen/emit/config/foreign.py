@@ -18,6 +18,7 @@ from pydantic import Field
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
 from llamagen.emit.config.json_source import Json, JsonSource
+from llamagen.emit.config.table import knows, without_defaults
 from llamagen.spec.expr import ceil_to
 from llamagen.spec.schema import Closed
 
@@ -99,6 +100,7 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
             values[key] = one
             if key != path:
                 written[key] = path
+    _state_original_context(values)
     ignored = _undo_filling(values, source)
     return Foreign(source, str(kind), values, written, ignored)
 
@@ -136,12 +138,25 @@ def _scaling(value: Json) -> Json:
     """`type` is the older word for `rope_type`; the kind `default` is no scaling."""
     if not isinstance(value, Mapping):
         return value
-    kinds = {value[key] for key in ("rope_type", "type") if isinstance(value.get(key), str)}
+    kinds = {one for key in ("rope_type", "type") if isinstance(one := value.get(key), str)}
     if len(kinds) != 1:
         return value
     (kind,) = kinds
     rest = {key: one for key, one in value.items() if key not in ("rope_type", "type")}
+    rest = without_defaults(kind, rest)
     return None if kind == "default" and not rest else {**rest, "rope_type": kind}
+
+
+def _state_original_context(values: dict[str, Json]) -> None:
+    """transformers takes it from the configuration, where it has that key, or else the context that is declared."""
+    name = "original_max_position_embeddings"
+    for key, scaling in list(values.items()):
+        group, dot, last = key.rpartition(".")
+        kind = scaling.get("rope_type") if isinstance(scaling, Mapping) else None
+        if last == "rope_scaling" and isinstance(scaling, Mapping) and knows(kind, name):
+            stated = scaling.get(name, values.get(f"{group}{dot}max_position_embeddings"))
+            stated = values.pop(f"{group}{dot}{name}", stated)
+            values[key] = scaling if stated is None else {**scaling, name: stated}
 
 
 _USUAL_INTERVAL = 4

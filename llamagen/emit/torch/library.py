@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 # What every file has its own of.
 TIED: dict[str, str] = {}
-ELSEWHERE: tuple[str, ...] = ()
-NUMBERED = False
+
+# Whether a model reads images, gets something of them beside each token, and has layers that attend to them.
+IMAGES = BESIDE = CROSS = True
 
 # Nobody states it for this model: the default of transformers.
 INITIALIZER_RANGE = 0.02
@@ -49,6 +50,9 @@ class KVCache:
         self.tokens = 0
         self.slots: list[Tensor] = []
         self.next = 0
+        if CROSS:
+            # Of images, for each layer that attends to them.
+            self.cross: dict[nn.Module, KeyValue] = {}
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
@@ -83,13 +87,13 @@ def rope_table(
     *,
     dim: int,
     theta: float,
-    scaled: Callable[[Tensor], Tensor],
+    scaled: Callable[[Tensor, Tensor], Tensor],
     attention_factor: float = 1.0,
 ) -> Rope:
     """cos and sin of position times frequency, [B, 1, S, H / 2], computed in float32."""
     even = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device)
     frequency = 1.0 / theta ** (even / dim)
-    frequency = scaled(frequency)
+    frequency = scaled(frequency, position_ids)
     angle = position_ids[:, None, :, None].float() * frequency
     if dtype is not None:
         angle = torch.cat((angle, angle), dim=-1)
@@ -233,8 +237,10 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
     return x_BNSH.transpose(1, 2).flatten(2)
 
 
-def replace_rows(x_BSD: Tensor, rows: Tensor, ids_BS: Tensor, id: int) -> Tensor:
+def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) -> Tensor:
     """x, but rows in order where ids == id; there must be as many of both."""
+    if rows is None:
+        return x_BSD
     y_BSD = x_BSD.clone()
     y_BSD[ids_BS == id] = rows.flatten(0, -2)
     return y_BSD
@@ -432,10 +438,16 @@ class Model(nn.Module):
         return next(self.parameters()).dtype
 
     def loss(
-        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        images: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
-        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        logits = self(input_ids, attention_mask=attention_mask, images=images, beside=beside)
+        logits = logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
@@ -448,6 +460,8 @@ class Model(nn.Module):
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        images: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, S], padded on the left where attention_mask is 0 -> [B, S + new tokens].
 
@@ -457,7 +471,14 @@ class Model(nn.Module):
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
+            logits = self(
+                new,
+                attention_mask=attention_mask,
+                cache=cache,
+                logits_to_keep=1,
+                images=images,
+                beside=beside,
+            )
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)
@@ -466,6 +487,11 @@ class Model(nn.Module):
             ended = ended | torch.isin(new, eos)
             if ended.all():
                 break
+            if IMAGES:
+                images = None  # the cache has what comes of them
+            if BESIDE and beside is not None:
+                # A new token sees what the last one did.
+                beside = beside[:, -1:]
         return ids
 
     @classmethod
@@ -490,11 +516,7 @@ class Model(nn.Module):
         for file in sorted(files):
             path = Path(folder) / Path(file).name  # nothing outside of the folder is read
             for name, tensor in load_file(path, device=str(device)).items():
-                if (
-                    not (any_layer(name) if NUMBERED else name).startswith(ELSEWHERE)
-                    if ELSEWHERE
-                    else "rotary_emb" not in name
-                ):
+                if "rotary_emb" not in name:
                     state[name] = tensor
         if TIED:
             state |= {name: state[source] for name, source in TIED.items() if source in state}
@@ -525,8 +547,3 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> T
         dropped[:, top_k:] = True
     choice = torch.multinomial(p.masked_fill(dropped, 0.0), 1)
     return index.gather(-1, choice)
-
-
-def any_layer(name: str) -> str:
-    """The name with N in place of the number of a layer."""
-    return ".".join(["N" if word.isdecimal() else word for word in name.split(".")])
