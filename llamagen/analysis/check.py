@@ -80,7 +80,7 @@ def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Itera
     # a file that states no source at all does not keep sources; the shipped ones all do
     keep = {
         origin.span.file
-        for path, leaf in resolved.leaves()
+        for path, leaf in resolved.leaves
         if path.startswith("provenance.")
         for origin in leaf.origins
     }
@@ -239,7 +239,7 @@ class _Subjects:
         release = self.resolved.spec.release
         sketch = release is not None and release.status == "sketch"
         doubts = uncertain(self.resolved)
-        for path, leaf in self.resolved.leaves():
+        for path, leaf in self.resolved.leaves:
             section = path.split(".", 1)[0]
             if section in _SOURCED:
                 source = source_of(self.resolved, path)
@@ -255,7 +255,7 @@ class _Subjects:
                 yield scope, leaf.node.span
 
     def provenance(self) -> Scoped:
-        paths = [path for path, _ in self.resolved.leaves()]
+        paths = [path for path, _ in self.resolved.leaves]
         known = known_sources()
         for glob, source in self.resolved.spec.provenance.items():
             entry = self.resolved.leaf("provenance", glob)

@@ -254,11 +254,14 @@ class _Model:
             help = "a record without an architecture can be listed and shown, not built"
             raise LlamagenError.of("LG401", message, span=self.resolved.place("id"), help=help)
         if name not in spec.blocks:
-            hint = did_you_mean(name, list(spec.blocks))
             path = ("root",) if self.name is None else ("graphs", self.name, "root")
-            help_ = f"did you mean `{hint}`?" if hint else None
             place = self.resolved.place(*path)
-            raise LlamagenError.of("LG403", f"there is no block `{name}`", place, help=help_)
+            raise LlamagenError.of(
+                "LG403",
+                f"there is no block `{name}`",
+                place,
+                help=did_you_mean(name, spec.blocks, None),
+            )
         self.declare_inputs()
         inputs = spec.blocks[name].inputs
         unknown = [i for i in inputs if i not in self.inputs]
@@ -363,10 +366,7 @@ class _Model:
             declared: Mapping[str, object] = getattr(self.spec, section)
             for name in declared:
                 if name not in read:
-                    hint = did_you_mean(name, sorted(read))
-                    help = (
-                        f"did you mean `{hint}`?" if hint else "remove it, or use it in an equation"
-                    )
+                    help = did_you_mean(name, sorted(read), "remove it, or use it in an equation")
                     message = f"{section[:-1]} `{name}` is used by no block and no invariant"
                     place = self.resolved.place(section, name)
                     self.report(Diagnostic("LG406", "error", message, place, (), help))
@@ -520,8 +520,8 @@ class _Body:
             message = f"`{function}` has no parameters: use it in the equations, not as a part"
             return ExpressionError(message, expr.extent)
         parts = [op.name for op in OPS.values() if op.is_part]
-        hint = did_you_mean(function, [*self.model.spec.blocks, *parts, "stack"])
-        help = f"did you mean `{hint}`?" if hint else f"parts with parameters: {', '.join(parts)}"
+        known = [*self.model.spec.blocks, *parts, "stack"]
+        help = did_you_mean(function, known, f"parts with parameters: {', '.join(parts)}")
         message = f"`{function}` is neither a block nor an op with parameters"
         return ExpressionError(message, expr.extent, help)
 
@@ -556,12 +556,7 @@ class _Body:
         options: dict[str, AttrValue] = dict(known)
         for key, given in call.keywords:
             if key not in known:
-                hint = did_you_mean(key, list(known))
-                help = (
-                    f"did you mean `{hint}`?"
-                    if hint
-                    else f"declare it under `options` of {function}"
-                )
+                help = did_you_mean(key, known, f"declare it under `options` of {function}")
                 raise ExpressionError(
                     f"block `{function}` has no option `{key}`", given.extent, help
                 )
@@ -808,10 +803,7 @@ class _Body:
         if function in FUNCTIONS:
             return Constant(self.static(expr))
         known = [*self.declared, *(o for o in OPS if not OPS[o].internal), *_SUGAR]
-        hint = did_you_mean(function, known)
-        help = (
-            f"did you mean `{hint}`?" if hint else "functions are the ops of `llamagen explain ops`"
-        )
+        help = did_you_mean(function, known, "functions are the ops of `llamagen explain ops`")
         raise ExpressionError(f"there is no part or op `{function}`", expr.function.extent, help)
 
     def call_part(self, part: _Declared, expr: Call) -> Term:
@@ -1060,14 +1052,9 @@ class _Body:
         if sinks is not None and kind != "causal":
             raise ExpressionError("sinks need mask='causal'", sinks.extent)
         op = OPS["attention"]
-        known = [*("mask", "window", "chunk", "sinks"), *(a.name for a in op.attrs)]
-        for key, value in keywords.items():
-            if key not in known:
-                near = did_you_mean(key, known)
-                help = f"did you mean `{near}`?" if near else f"it takes: {', '.join(known)}"
-                raise ExpressionError(f"`attention` has no argument `{key}`", value.extent, help)
         named = {k: self.given(self.term(a), a) for k, a in keywords.items()}
-        attrs, sources = _bind(op, [], named, expr.extent)
+        also = ("mask", "window", "chunk", "sinks")
+        attrs, sources = _bind(op, [], named, expr.extent, also)
         if kind == "causal":
             causal = OPS["causal_mask"]
             limit, _ = _bind(causal, [], limits, expr.extent)
@@ -1196,9 +1183,16 @@ _Given: TypeAlias = tuple[Static, Expr]
 
 
 def _bind(
-    op: Op, positional: Sequence[_Given], named: Mapping[str, _Given], extent: Extent
+    op: Op,
+    positional: Sequence[_Given],
+    named: Mapping[str, _Given],
+    extent: Extent,
+    also: Sequence[str] = (),
 ) -> tuple[dict[str, AttrValue], dict[str, Expr]]:
-    """Attributes of ``op`` by name, defaults filled in, and their expressions. Raises ExpressionError."""
+    """Attributes of ``op`` by name, defaults filled in, and their expressions. Raises ExpressionError.
+
+    ``also`` are arguments that a spelling takes beside them.
+    """
     written = [a for a in op.attrs if not a.derived]
     known = [a.name for a in written]
     if len(positional) > len(written):
@@ -1208,10 +1202,8 @@ def _bind(
     given: dict[str, _Given] = {a.name: g for a, g in zip(written, positional, strict=False)}
     for name, (value, expr) in named.items():
         if name not in known:
-            hint = did_you_mean(name, known)
-            help = (
-                f"did you mean `{hint}`?" if hint else f"it takes: {', '.join(known) or 'nothing'}"
-            )
+            every = [*also, *known]
+            help = did_you_mean(name, every, f"it takes: {', '.join(every) or 'nothing'}")
             raise ExpressionError(f"`{op.name}` has no argument `{name}`", expr.extent, help)
         if name in given:
             raise ExpressionError(f"`{name}` is given twice", expr.extent)

@@ -654,7 +654,7 @@ def origin_rows(resolved: ResolvedSpec) -> tuple[OriginRow, ...]:
     """Every leaf that is set, in the order of the merged tree."""
     return tuple(
         OriginRow(path, leaf.origins[-1].text, leaf.origins)
-        for path, leaf in resolved.leaves()
+        for path, leaf in resolved.leaves
         if path not in _DROPPED
     )
 

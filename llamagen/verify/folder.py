@@ -208,8 +208,7 @@ def _known(name: str) -> WitnessName:
     for witness in WITNESSES:
         if witness == name:
             return witness
-    hint = did_you_mean(name, WITNESSES)
-    help = f"did you mean `{hint}`?" if hint else f"witnesses are {', '.join(WITNESSES)}"
+    help = did_you_mean(name, WITNESSES, f"witnesses are {', '.join(WITNESSES)}")
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import groupby, product
 from typing import assert_never
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean, quoted
+from llamagen.diagnostics import Diagnostic, LlamagenError, nearest, quoted
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import Graph, OpPart, all_parameters, join
 from llamagen.ops.op import Parameter
@@ -472,7 +472,7 @@ def _nearest(name: str, others: Iterable[str]) -> str | None:
     forms: dict[str, str] = {}
     for other in others:
         forms.setdefault(_form(other), other)
-    near = did_you_mean(_form(name), forms)
+    near = nearest(_form(name), forms)
     return None if near is None else forms[near]
 
 

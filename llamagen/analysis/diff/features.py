@@ -121,7 +121,7 @@ def _identity(one: Feature | Equations) -> tuple[object, ...]:
 
 
 def _of_spec(resolved: ResolvedSpec) -> Iterator[Feature]:
-    for path, leaf in resolved.leaves():
+    for path, leaf in resolved.leaves:
         kind = SECTIONS.get(path.split(".", 1)[0])
         node = leaf.node
         if kind is None or leaf.origins[-1].text in ("null", "~"):

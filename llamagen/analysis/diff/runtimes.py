@@ -124,7 +124,7 @@ def _config_kind(resolved: ResolvedSpec) -> str | None:
     if kind is None or resolved.spec.config is None:
         return None
     writers = {
-        leaf.origins[-1].spec_id for path, leaf in resolved.leaves() if path.startswith("blocks.")
+        leaf.origins[-1].spec_id for path, leaf in resolved.leaves if path.startswith("blocks.")
     }
     families = {family_of(one) for one in (kind.origins[-1].spec_id, *writers)}
     return resolved.spec.config.kind if len(families) == 1 else None

@@ -36,7 +36,7 @@ def test_no_value_is_stated_as_a_fact(spec_id: str) -> None:
     assert not (release.repo or release.licence or release.published_parameters or release.date)
     assert resolved.spec.training is None
     doubts = [doubt.path for doubt in uncertain(resolved)]
-    for path, leaf in resolved.leaves():
+    for path, leaf in resolved.leaves:
         if path.startswith(ASSUMED) and leaf.origins[-1].text != "null":
             assert any(matches(doubt, path) for doubt in doubts), path
             if leaf.origins[-1].spec_id != spec_id:
