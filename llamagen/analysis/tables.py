@@ -16,6 +16,7 @@ from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.resources import data_folder
 from llamagen.spec.expr import FUNCTIONS, ExpressionError, Scope, Static, evaluate, parse
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import first_fault
 from llamagen.spec.source import load_source, to_plain
 
 T = TypeVar("T", bound=BaseModel)
@@ -36,9 +37,7 @@ def _load(name: str, model: type[BaseModel]) -> BaseModel:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise LlamagenError.of("LG103", f"{file}: `{place}`: {first['msg']}") from None
+        raise LlamagenError.of("LG103", f"{file}: {first_fault(error)}") from None
 
 
 def chosen(known: Mapping[str, V], name: str, what: str) -> V:

@@ -261,8 +261,7 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
     for node in block.nodes:
         if node.row.control:
             continue
-        part = block.parts.get(node.part) if node.part is not None else None
-        attrs = part.attrs if isinstance(part, OpPart) else node.attrs
+        part, attrs = block.part_of(node), node.attrs
         sources = part.sources if isinstance(part, OpPart) else node.sources
         local = node.part or node.op
         if node.row.role is Role.ROTATION:
