@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, assert_never, cast
+from typing import TypeAlias, cast
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
 from llamagen.ir.flatten import crossing
@@ -1238,52 +1238,48 @@ def _convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
             return None
         raise refuse("given")
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    items = value if isinstance(value, tuple) else (value,)
     match spec.type:
-        case "int":
-            if isinstance(value, int) and number:
-                return value
-            raise refuse("a whole number")
-        case "float":
-            if isinstance(value, int | float) and number:
-                if not _in_float32(value):
-                    raise refuse(FLOAT32_WORDS)
-                return float(value)
-            raise refuse("a number")
-        case "bool":
-            if isinstance(value, bool):
-                return value
-            raise refuse("true or false")
-        case "str":
-            if isinstance(value, str) and (not spec.choices or value in spec.choices):
-                return value
-            raise refuse(f"one of {', '.join(spec.choices)}" if spec.choices else "a text")
-        case "ints":
-            items = value if isinstance(value, tuple) else (value,)
-            if all(isinstance(i, int) and not isinstance(i, bool) for i in items):
-                return tuple(int(i) for i in items if isinstance(i, int))
-            raise refuse("a list of whole numbers")
-        case "floats":
-            if isinstance(value, tuple) and all(type(i) in (int, float) for i in value):
-                return tuple(float(i) for i in value if isinstance(i, int | float))
-            raise refuse("a list of numbers")
-        case "dims":
-            return _dims(value, refuse("a list of sizes such as [B, S, 128]"))
-        case _:
-            assert_never(spec.type)
+        case "int" if isinstance(value, int) and number:
+            return value
+        case "float" if isinstance(value, int | float) and number:
+            if not _in_float32(value):
+                raise refuse(FLOAT32_WORDS)
+            return float(value)
+        case "bool" if isinstance(value, bool):
+            return value
+        case "str" if isinstance(value, str) and (not spec.choices or value in spec.choices):
+            return value
+        case "ints" if all(type(i) is int for i in items):
+            return tuple(i for i in items if isinstance(i, int))
+        case "floats" if isinstance(value, tuple) and all(type(i) in (int, float) for i in value):
+            return tuple(float(i) for i in value if isinstance(i, int | float))
+        case "dims" if (sizes := _dims(value)) is not None:
+            return sizes
+    raise refuse(f"one of {', '.join(spec.choices)}" if spec.choices else _WISHES[spec.type])
 
 
-def _dims(value: Static, refusal: ExpressionError) -> str:
-    if not isinstance(value, tuple) or not value:
-        raise refusal
-    sizes: list[str] = []
-    for item in value:
-        if not isinstance(item, int | str) or isinstance(item, bool):
-            raise refusal
-        try:
-            sizes.append(str(Dim.of(item)))
-        except ValueError:
-            raise refusal from None
-    return ", ".join(sizes)
+_WISHES: Mapping[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "ints": "a list of whole numbers",
+    "floats": "a list of numbers",
+    "dims": "a list of sizes such as [B, S, 128]",
+}
+
+
+def _dims(value: Static) -> str | None:
+    """None for what is no list of sizes."""
+    items = value if isinstance(value, tuple) else ()
+    try:
+        sizes = [
+            str(Dim.of(i)) for i in items if isinstance(i, int | str) and not isinstance(i, bool)
+        ]
+    except ValueError:
+        return None
+    return ", ".join(sizes) if items and len(sizes) == len(items) else None
 
 
 @dataclass(frozen=True, slots=True)
