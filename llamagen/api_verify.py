@@ -5,7 +5,7 @@ Importing this module is cheap: PyTorch, ONNX and ONNX Runtime are imported by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +32,12 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
+    leave_out: Collection[str] = (),
     progress: Progress = _silent,
 ) -> VerifyReport:
     """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ...
 
-    ``provider`` is where ONNX Runtime computes: ``cpu``, or ``cuda``.
+    ``provider`` is where ONNX Runtime computes: ``cpu``, or ``cuda``; ``leave_out`` are graphs that need no case.
     """
     from llamagen.verify import folder as verification
 
@@ -48,6 +49,7 @@ def verify_folder(
         seed=seed,
         layers=layers,
         provider=provider,
+        leave_out=leave_out,
         progress=progress,
     )
 

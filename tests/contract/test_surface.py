@@ -36,6 +36,7 @@ PUBLIC = [
     "graph_tower",
     "history",
     "import_config",
+    "imported",
     "list_models",
     "load",
     "overlay",

@@ -143,7 +143,8 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
     return weight_BNST @ v_BNTH
 
