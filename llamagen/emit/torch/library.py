@@ -32,9 +32,11 @@ Attend = Callable[..., Tensor]
 
 
 def init_weights(module: nn.Module, *, biased: bool = False) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
     if biased and isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
@@ -369,8 +371,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.offset = offset
         self.late = late
-        self.weight = nn.Parameter(torch.zeros(features) if offset else torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.0 if self.offset else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -411,6 +417,9 @@ class Experts(nn.Module):
         else:
             self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate, features))
             self.down_proj = nn.Parameter(torch.empty(num_experts, features, intermediate))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
         nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
