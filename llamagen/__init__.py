@@ -33,6 +33,7 @@ __all__ = [
     "graph_tower",
     "history",
     "import_config",
+    "imported",
     "list_models",
     "load",
     "overlay",

@@ -197,6 +197,14 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
     return Model(resolved_of(target, registry), registry)
 
 
+def imported(checkpoint: str | Path) -> Model:
+    """The model that a checkpoint says it is: a Hub or Meta folder, or a GGUF file; see ``import_config``."""
+    from llamagen.emit.config.checkpoint import import_path
+    from llamagen.spec.registry import Registry
+
+    return Model(import_path(Path(checkpoint)).resolved, Registry())
+
+
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
     from llamagen.emit.config.checkpoint import check_checkpoint

@@ -289,13 +289,14 @@ class _Subjects:
         producers = {r: n for n in block.nodes for r in n.results}
         rows = {n: [producers[v].row for v in back[n] if v in producers] for n in "qkv"}
         rotated = {n: any(row.role is Role.ROTATION for row in rows[n]) for n in "qk"}
+        mask = graph.mask_of(node)
         return {
             **self.base,
             "heads": q.shape[1].value,
             "kv_heads": k.shape[1].value,
             "key_dim": k.shape[3].value,
             "value_dim": v.shape[3].value,
-            "masked": len(node.operands) > 3,
+            "masked": len(node.operands) > 3 and (mask is None or "padding" not in mask.attrs),
             "cached": any(row.state is State.SLOT for row in rows["k"]),
             "rotated": rotated["q"] and rotated["k"],
             "rotated_query_only": rotated["q"] and not rotated["k"],

@@ -47,6 +47,10 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    leave_out: Annotated[
+        str,
+        typer.Option(metavar="GRAPHS", help="Graphs beside the text that need not be compared."),
+    ] = "",
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",
@@ -67,7 +71,7 @@ def verify(
         return
     files = report or []
     api.check_report_names(files)
-    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
+    witnesses = _words(against)
     with case_progress("comparing") as progress:
         verified = api.verify_folder(
             folder,
@@ -77,6 +81,7 @@ def verify(
             seed=seed,
             layers=bool(files),
             provider=provider,
+            leave_out=_words(leave_out),
             progress=progress,
         )
     console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])
@@ -88,6 +93,10 @@ def verify(
         console.line(f"wrote {file}")
     if not verified.passed:
         raise typer.Exit(FINDINGS)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _quality(folder: Path, checkpoint: Path | None) -> None:

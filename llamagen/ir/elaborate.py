@@ -123,6 +123,8 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
     writes = {name: crossing(graph, "write") for name, graph in graphs.items()}
     written = {n for names in writes.values() for n in names}
     for name, graph in graphs.items():
+        if not graph.outputs and not writes[name]:
+            return f"graph `{name}` gives nothing: no output, and nothing that another graph reads"
         read = crossing(graph, "read")
         missing = [n for n in read if n not in written]
         if missing:
@@ -1067,6 +1069,12 @@ class _Body:
             raise ExpressionError("window and chunk need mask='causal'", expr.extent)
         elif isinstance(masked, Tensor):
             operands.append(masked)
+        elif (keys := operands[1].type.shape[2:3]) in ((S,), (T,)):  # of text, which may be padded
+            which = "all" if keys == (T,) else "new"
+            hidden: Attrs = {"window": None, "chunk": None, "padding": which}
+            name = f"mask_padding_{which}"
+            level = [self.level(n) for n in AMBIENT]
+            operands += self.hoist(OPS["causal_mask"], level, hidden, (name,), expr.extent)
         return self.apply(op, operands, attrs, expr.extent, sources)
 
     def activation(self, expr: Call) -> Term:

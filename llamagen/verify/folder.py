@@ -6,7 +6,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -26,6 +26,7 @@ from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
+from llamagen.ops.dims import S
 from llamagen.ops.op import Role, a_str
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
@@ -53,7 +54,15 @@ from llamagen.verify.routing import (
     scores_of,
     usual_reach,
 )
-from llamagen.verify.scenarios import FloatArray, IntArray, Scenario, image_scenarios, scenarios
+from llamagen.verify.scenarios import (
+    FloatArray,
+    IntArray,
+    Scenario,
+    image_scenarios,
+    known_ids,
+    scenarios,
+    width_of,
+)
 from llamagen.verify.stored import StoredWeights, stored_weights
 from llamagen.verify.witnesses import (
     COUNTS_PADDING,
@@ -151,11 +160,13 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
+    leave_out: Collection[str] = (),
     progress: Progress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
-    A folder with graphs for images is compared on text with images too, through all of them. With
+    A folder with graphs for images is compared on text with images too, through all of them; a graph that no case
+    reaches is a finding, unless it is one of ``leave_out``. With
     ``layers`` the residual stream after each layer is compared as well, with the reference or, for
     a model too large for it, with torch. Weights are read lazily, but the torch and transformers
     witnesses hold the whole model in float32. ``progress`` gets (cases done, in all), each once for every backend.
@@ -169,7 +180,7 @@ def verify_folder(
     names = [_known(name) for name in dict.fromkeys(against)]
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
-    plans = list(_plans(subject, prompt_tokens, steps, seed))
+    plans = list(_plans(subject, prompt_tokens, steps, seed, leave_out))
     done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
 
     def step() -> None:
@@ -226,20 +237,42 @@ class Plan:
     graphs: tuple[str, ...]
     cases: tuple[Scenario, ...]
     skipped: str = ""
+    missing: bool = False
+    """Graphs that nobody said to leave out have no case."""
 
 
-def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Iterator[Plan]:
-    """Cases of text, then those with images."""
+def _plans(
+    subject: Subject, prompt_tokens: int, steps: int, seed: int, leave_out: Collection[str]
+) -> Iterator[Plan]:
+    """Cases of text, then those with images. Raises LG771 for a graph to leave out that is none beside the text."""
+    others = [name for name in subject.graphs if name != MAIN]
+    for name in leave_out:
+        if name not in others:
+            have = f"it has {', '.join(others)}" if others else "it has only the text model"
+            message = f"there is no graph `{name}` to leave out; {have}"
+            raise LlamagenError.of("LG771", message, help="take it out of --leave-out")
+
+    def without(graphs: Sequence[str], why: str) -> Plan:
+        unseen = [name for name in others if name not in leave_out]
+        if unseen:
+            why += (
+                f": {', '.join(unseen)} not compared; name them with --leave-out if that is right"
+            )
+        return Plan(tuple(graphs), (), why, missing=bool(unseen))
+
     last = subject.says("logits") == "last"
     limit = table_context(subject.stored.metadata, subject.folder / MODEL_FILE)
     main = subject.graphs[MAIN]
-    vocab_size = _vocab_size(main)
+    vocab_size = known_ids(main)
 
     def too_long(cases: Sequence[Scenario]) -> str:
         longest = max(sum(case.splits) for case in cases)
         return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
 
     def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
+        if S not in main.outputs[0][1].shape:  # padding counts as tokens do
+            whole = (replace(case, same_as=None) for case in cases if case.mask.all())
+            return Plan(tuple(graphs), tuple(replace(case, of_call=True) for case in whole))
         return Plan(tuple(graphs), tuple(case.of_last() if last else case for case in cases))
 
     jump = far(main, prompt_tokens + steps)
@@ -251,22 +284,21 @@ def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Itera
     yield plan((MAIN,), text)
     pipeline = subject.pipeline
     if pipeline is None:
+        if others:
+            yield without((), "no graph reads images that the text is given")
+        return
+    if set(others) <= set(leave_out):
+        yield without(pipeline.graphs, "images: left out")
         return
     try:
         cases = image_scenarios(pipeline, subject.graphs, vocab_size, steps, seed + 1)
     except ValueError as error:
-        yield Plan(tuple(pipeline.graphs), (), f"images: {error}")
+        yield without(pipeline.graphs, f"images: {error}")
         return
     if long := too_long(cases):
-        why = f"images: {long}, and the model was exported for {limit:,}"
-        yield Plan(tuple(pipeline.graphs), (), why)
+        yield without(pipeline.graphs, f"images: {long}, and the model was exported for {limit:,}")
         return
     yield plan(pipeline.graphs, cases)
-
-
-def _vocab_size(main: Graph) -> int:
-    flat = flatten(main)
-    return flat.types[flat.outputs[0]].shape[-1].value
 
 
 Scores: TypeAlias = tuple[FloatArray, ...]
@@ -291,7 +323,7 @@ class Comparison:
         """``ran`` is called after each case that ONNX Runtime has done."""
         self.subject = subject
         self.dtype = subject.stored.dtype
-        self.skipped = plan.skipped
+        self.skipped, self.missing = plan.skipped, plan.missing
         self.graphs = {name: subject.graphs[name] for name in plan.graphs}
         self.cases = {case.name: case for case in plan.cases}
         nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
@@ -320,14 +352,14 @@ class Comparison:
     def run_onnx(self, ran: Callable[[], None]) -> None:
         """Every case, and on the way the experts that are chosen."""
         subject, sessions = self.subject, {}
-        vocab_size = _vocab_size(subject.graphs[MAIN])
+        width = width_of(subject.graphs[MAIN])
         for name, graph in self.graphs.items():
             file = subject.folder / f"{name}.onnx"
             one, exact, _ = open_graph(file, subject.options, routers=self.routed)
             self.made_exact |= exact
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
             writes = (*graph.output_names, *crossing(graph, "write"))
-            require_interface(one.session, file, reads, writes, vocab_size)
+            require_interface(one.session, file, reads, writes, width)
             sessions[name] = one
         for case in self.cases.values():
             if not self.refused(case):
@@ -415,7 +447,7 @@ class Comparison:
         if not note and name == "reference" and self.subject.too_large:
             note = f"{self.subject.size:,} parameters are too many for the float64 reference"
         if note:
-            yield Row(name, "all", None, None, note)
+            yield Row(name, "all", None, None, note, missing=self.missing)
             return
         known: dict[str, FloatArray] = {}
         for case in self.cases.values():

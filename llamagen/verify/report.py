@@ -36,7 +36,7 @@ from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
 WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
-Verdict: TypeAlias = Literal["equal", "different", "skipped"]
+Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
@@ -69,9 +69,13 @@ class Row:
     difference: Difference | None
     tolerance: Tolerance | None
     note: str = ""
+    missing: bool = False
+    """Something of the model was not compared at all."""
 
     @property
     def verdict(self) -> Verdict:
+        if self.missing:
+            return "not compared"
         if self.difference is None or self.tolerance is None:
             return "skipped"
         if not self.difference.within(self.tolerance):
@@ -127,9 +131,9 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing is different, and something was compared."""
+        """Nothing is different, something was compared, and nothing is missing."""
         verdicts = {row.verdict for row in self.rows}
-        return "different" not in verdicts and "equal" in verdicts
+        return not verdicts & {"different", "not compared"} and "equal" in verdicts
 
 
 # As a document

@@ -36,6 +36,7 @@ from llamagen.spec.schema import (
     placeholders,
 )
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor
+from llamagen.weights.gguf_file import PACKED
 from llamagen.weights.safetensors import WEIGHT_DTYPES, WeightDType, shape_text
 from llamagen.weights.tensors import (
     Shape,
@@ -50,6 +51,7 @@ from llamagen.weights.tensors import (
     stored,
     swap_last,
     tile_table,
+    unpacked,
 )
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])[0-9]+(?![A-Za-z0-9_])")
@@ -356,6 +358,8 @@ def _rank_dims(tensor: StoredTensor, layout: BoundLayout) -> tuple[int | None, .
 def _joined(tensor: StoredTensor, dim: int | None) -> Tensor:
     if tensor.scale is not None:
         return scaled(tensor.entries[0], tensor.scale, tensor.swapped_scale)
+    if tensor.dtype in PACKED:
+        return unpacked(tensor.entries[0])
     if dim is None:
         return stored(tensor.entries[0])
     if dim >= len(tensor.shape):

@@ -35,6 +35,7 @@ PUBLIC = [
     "graph_tower",
     "history",
     "import_config",
+    "imported",
     "list_models",
     "load",
     "overlay",

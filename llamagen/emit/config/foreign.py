@@ -92,6 +92,10 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
     written: dict[str, str] = {}
     for path, value in _leaves(source.value, GROUPS):
         for key, one in () if path == "model_type" else _spelled(path, value):
+            if key.endswith("head_dim") and one is None:
+                continue  # LlamaConfig: hidden_size // num_attention_heads, as without the key
+            if key.endswith("hidden_act") and one == "swish":
+                one = "silu"  # transformers' ACT2FN: the same function
             if key in values:
                 message = f"`{path}` and another key both say `{key}`"
                 help = "keep one of the two spellings"
@@ -102,6 +106,17 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
     _state_original_context(values)
     ignored = _undo_filling(values, source)
     return Foreign(source, str(kind), values, written, ignored)
+
+
+def usual_leaves(config: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
+    """Key as `read_config` spells it, key as the file does, value."""
+    for path, value in _leaves(config, GROUPS):
+        yield from ((key, path, one) for key, one in _spelled(path, value))
+
+
+def entries(value: Json) -> Iterable[tuple[str, Json]]:
+    """Of a mapping; none of any other value."""
+    return value.items() if isinstance(value, Mapping) else ()
 
 
 def _leaves(config: Mapping[str, Json], groups: Iterable[str]) -> Iterator[tuple[str, Json]]:
@@ -123,7 +138,7 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]
         scaling = _scaling({key: one for key, one in value.items() if key != "rope_theta"})
-        if scaling is not None:
+        if scaling:  # transformers takes a missing kind for the plain one
             yield f"{lead}rope_scaling", scaling
     elif name == "attn_temperature_tuning" and type(value) is int:
         yield path, value != 0  # transformers 4.51 wrote the interval of such layers
