@@ -106,6 +106,8 @@ class ExportJob:
                 write_text(staging / name, text)
             for file in supply.companions:  # a checkpoint's own config wins
                 place_companion(file, staging)
+            for name, text in supply.texts.items():
+                write_text(staging / name, text)
             write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
             files = all_files(staging, known)
             write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())

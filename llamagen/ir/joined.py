@@ -173,7 +173,10 @@ def _reading(block: Block, read: Node, writer: Block, write: Node) -> Block:
         operands = tuple(new.ids[o] for o in write.operands)
         nodes.append(replace(write, operands=operands, results=read.results))
     parts = {**block.parts, **writer.parts}
-    return replace(block, nodes=tuple(nodes), values=new.values, parts=parts)
+    order = dict.fromkeys(n.part for n in nodes if n.part is not None)
+    return replace(
+        block, nodes=tuple(nodes), values=new.values, parts={name: parts[name] for name in order}
+    )
 
 
 class _Copy:

@@ -20,7 +20,7 @@ from llamagen.emit.manifest import SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
-from llamagen.emit.written import Progress
+from llamagen.emit.written import Progress, silent
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -103,10 +103,6 @@ LAYER_CASES = ("prefill", "left padding", "images decode")
 CHOICES = "experts chosen"
 
 
-def silent(done: int, total: int) -> None:
-    """Reports nothing."""
-
-
 @dataclass(frozen=True)
 class Subject:
     """What is verified: an exported folder, the graphs its spec says, and its weights."""
@@ -158,7 +154,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
 
 
 def verify_folder(
-    folder: Path,
+    folder: str | Path,
     against: Sequence[str] = ("torch", "reference"),
     steps: int = 16,
     *,
@@ -167,8 +163,8 @@ def verify_folder(
     layers: bool = False,
     provider: str = "cpu",
     leave_out: Collection[str] = (),
-    trust_code: Path | None = None,
-    save_oracle: Path | None = None,
+    trust_code: str | Path | None = None,
+    save_oracle: str | Path | None = None,
     progress: Progress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
@@ -177,18 +173,23 @@ def verify_folder(
     reaches is a finding, unless it is one of ``leave_out``. With
     ``layers`` the residual stream after each layer is compared as well, with the reference or, for
     a model too large for it, with torch. Weights are read lazily, but the torch and transformers
-    witnesses hold the whole model in float32. ``progress`` gets (cases done, in all), each once for every backend.
+    witnesses hold the whole model in float32. ``against`` may name a Python file, an .npz or another export as well;
+    transformers runs code of the folder ``trust_code`` alone, and ``save_oracle`` gets what the first witness gives.
+    ``progress`` gets (cases done, in all), each once for every backend.
     Raises LG770 (not an exported folder), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
     (weights that do not fit), LG774 (a witness that cannot run here), LG764 (more tokens than the
     model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
     folder changed meanwhile).
     """
+    folder = Path(folder)
     own = _own(against)
     names = [Path(n).name if oracles.is_path(n) else _known(n) for n in dict.fromkeys(against)]
-    if save_oracle is not None:
-        oracles.require_recordable(save_oracle)
-    asked = Asked(own, {"prompt-tokens": prompt_tokens, "steps": steps, "seed": seed}, trust_code)
+    recording = None if save_oracle is None else Path(save_oracle)
+    if recording is not None:
+        oracles.require_recordable(recording)
+    trusted = None if trust_code is None else Path(trust_code)
+    asked = Asked(own, {"prompt-tokens": prompt_tokens, "steps": steps, "seed": seed}, trusted)
     recorded: dict[str, FloatArray] = {}
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
@@ -209,14 +210,15 @@ def verify_folder(
                 rows.append(row)
                 step()
         layer_rows += comparison.layer_rows(names) if layers else ()
-        recorded |= comparison.expected.get(names[0], {})
+        for name in names[:1]:
+            recorded |= comparison.expected.get(name, {})
     require_unchanged(before)
     rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     flat = flatten(main)
     cases = tuple(case for plan in plans for case in plan.cases)
-    if save_oracle is not None:
-        oracles.save(save_oracle, names[0], recorded, cases, asked.options)
+    if recording is not None:
+        oracles.save(recording, names[0], recorded, cases, asked.options)
     facts = Facts(
         digest=main.digest,
         parameters=subject.size,
@@ -257,9 +259,8 @@ def _known(name: str) -> WitnessName:
     for witness in WITNESSES:
         if witness == name:
             return witness
-    hint = did_you_mean(name, WITNESSES)
     others = f"witnesses are {', '.join(WITNESSES)}; a file or folder has a slash: `./{name}`"
-    help = f"did you mean `{hint}`?" if hint else others
+    help = did_you_mean(name, WITNESSES, others)
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 

@@ -20,8 +20,9 @@ from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.diagnostics.names import NAME_ALIASES
 from llamagen.emit.config.foreign import FILES, Foreign, entries, foreign_of, id_of, usual_leaves
 from llamagen.emit.config.importing import Difference, Imported, Match, differences, import_foreign
-from llamagen.emit.config.json_source import Json, JsonSource, read_json
+from llamagen.emit.config.json_source import Json, JsonSource, parse_json, read_json
 from llamagen.emit.config.table import (
+    CONFIG_FILE,
     CONFIG_FUNCTIONS,
     ConfigTable,
     config_scope,
@@ -94,8 +95,16 @@ def fit(
         return Fit(resolved, stored, resolution, findings)
     findings = (*notes, *resolution.diagnostics)
     if not ignore_config:
-        findings += disagreements(resolved, stored.config_file, registry)
+        findings += disagreements(resolved, config_of(stored), registry)
     return Fit(resolved, stored, resolution, findings)
+
+
+def config_of(stored: Checkpoint) -> JsonSource | None:
+    """The configuration of a checkpoint: a file beside the weights, or what a GGUF says itself. Raises LG106."""
+    if (text := stored.texts.get(CONFIG_FILE)) is not None:
+        return parse_json(text.encode("utf-8"), f"{stored.path} ({CONFIG_FILE})")
+    file = stored.config_file
+    return read_json(file, within=file.parent) if file is not None else None
 
 
 def _fits(resolution: Resolution) -> bool:
@@ -121,7 +130,7 @@ class _Beside:
     """The configuration file beside a checkpoint's weights, against the table of a spec."""
 
     table: ConfigTable
-    file: Path
+    source: JsonSource
     registry: Registry
 
     @cached_property
@@ -131,9 +140,8 @@ class _Beside:
 
     @cached_property
     def foreign(self) -> Foreign:
-        source = read_json(self.file, within=self.file.parent)
-        others = () if source.value.get("model_type") == self.table.kind else self.tables
-        return foreign_of(source, (self.table.kind, *(one.kind for one in others)))
+        others = () if self.source.value.get("model_type") == self.table.kind else self.tables
+        return foreign_of(self.source, (self.table.kind, *(one.kind for one in others)))
 
     @cached_property
     def reads(self) -> frozenset[str]:
@@ -208,7 +216,7 @@ class _Beside:
 
 
 def disagreements(
-    resolved: ResolvedSpec, config: Path | None, registry: Registry
+    resolved: ResolvedSpec, config: JsonSource | None, registry: Registry
 ) -> tuple[Diagnostic, ...]:
     """LG607 for each key of ``config`` that makes another graph; a warning LG648 for what was not compared, a note
     LG608 where there is no file.
@@ -220,14 +228,14 @@ def disagreements(
         message = "there is no config.json or params.json beside the weights to compare with"
         return (Diagnostic("LG608", "note", message),)
     if table is None:
-        return _by_usual_names(resolved, read_json(config, within=config.parent))
+        return _by_usual_names(resolved, config)
     beside = _Beside(table, config, registry)
     clashes = list(beside.clashes(table))
     findings = [
         beside.finding(one, beside.help() if one is clashes[-1] else None) for one in clashes
     ]
     if unseen := beside.unseen():
-        findings.append(_not_compared(f"{config.name} does not state", unseen))
+        findings.append(_not_compared(f"{Path(config.file).name} does not state", unseen))
     return tuple(findings)
 
 
@@ -256,7 +264,7 @@ def _by_usual_names(resolved: ResolvedSpec, source: JsonSource) -> tuple[Diagnos
     findings: list[Diagnostic] = []
     for key, path, value in usual_leaves(source.value):
         name = key.rpartition(".")[2]
-        if name in ("model_type", "architectures") or table.passed_over(key) is not None:
+        if name in ("model_type", "architectures") or table.passed_over(key, value) is not None:
             continue
         text = _USUAL.get(name, name)
         meant = name.isidentifier() and all(n.id in known_names for n in names(parse(text)))
@@ -288,13 +296,14 @@ def _resized(resolved: ResolvedSpec, stored: Checkpoint, registry: Registry) -> 
     a scaling of the positions, an activation.
     """
     table = table_of(resolved)
-    if stored.config_file is None or table is None:
+    config = config_of(stored) if table is not None else None
+    if config is None or table is None:
         return None
-    beside = _Beside(table, stored.config_file, registry)
+    beside = _Beside(table, config, registry)
     if beside.foreign.kind != table.kind or beside.namesakes():
         return None
     try:
-        imported = import_foreign(beside.foreign, id_of(beside.file), [table], registry)
+        imported = import_foreign(beside.foreign, id_of(Path(config.file)), [table], registry)
     except LlamagenError:
         return None  # the tensors that do not fit say more than what the file cannot say
     resolution = bind(imported.resolved, build(imported.resolved), stored, compare_values=False)
@@ -305,7 +314,9 @@ def _resized(resolved: ResolvedSpec, stored: Checkpoint, registry: Registry) -> 
     findings = tuple(beside.finding(one, help) for one in clashes)
     if not findings:
         sizes = _sizes(imported.nearest.differences)
-        message = f"this is `{resolved.spec.id}` in other sizes, by its {beside.file.name}: {sizes}"
+        message = (
+            f"this is `{resolved.spec.id}` in other sizes, by its {Path(config.file).name}: {sizes}"
+        )
         help = "`llamagen import` writes them as a spec; an exported folder has it as spec.yaml"
         findings = (Diagnostic("LG646", "note", message, help=help),)
     return Fit(imported.resolved, stored, resolution, findings)
@@ -346,6 +357,8 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     registry = Registry()
     folder = path if files.is_folder(path) else None
     file = path
+    if path.suffix == ".gguf":
+        return _of_gguf(path, spec_id, registry)
     if folder is not None:
         present = (folder / name for name in FILES if files.exists(folder / name))
         if (config := next(present, None)) is None:
@@ -356,7 +369,21 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     imported = import_foreign(foreign, spec_id or id_of(file), tables, registry)
     if folder is None or imported.resolved.spec.root is None or not _has_weights(folder):
         return imported
-    report = check_checkpoint(imported.resolved, folder, registry)
+    return _checked(imported, folder, registry)
+
+
+def _of_gguf(path: Path, spec_id: str | None, registry: Registry) -> Imported:
+    stored = Checkpoint.open(path)
+    config = config_of(stored)
+    assert config is not None, "every GGUF that is read has one"
+    tables = known_tables(registry)
+    foreign = foreign_of(config, (one.kind for one in tables))
+    imported = import_foreign(foreign, spec_id or id_of(path), tables, registry, stored.licence)
+    return _checked(imported, path, registry)
+
+
+def _checked(imported: Imported, checkpoint: Path, registry: Registry) -> Imported:
+    report = check_checkpoint(imported.resolved, checkpoint, registry)
     if not report.clean:
         raise LlamagenError(one for one in report.findings if one.severity != "note")
     return replace(imported, notes=(*imported.notes, *(one.message for one in report.findings)))

@@ -56,10 +56,16 @@ class CodecError(ValueError):
     """A value that the spec language cannot hold; the message ends a sentence about it."""
 
 
+class Neutral(Closed):
+    value: bool | None
+    why: str
+
+
 class _ConfigKeys(Closed):
     version: Literal[1]
     wiring: str
     ignored: dict[str, str]
+    neutral: dict[str, Neutral]
 
 
 def _config_keys() -> _ConfigKeys:
@@ -127,10 +133,13 @@ class ConfigTable:
         """Key at any depth -> why import may pass over it: of any config.json, and of this kind."""
         return {**_config_keys().ignored, **self.mapping.ignored}
 
-    def passed_over(self, key: str) -> str | None:
+    def passed_over(self, key: str, value: Json) -> str | None:
         """Why import may pass over the value of a key; none for those that count."""
         if key in self.expressions or key in self.fixed:
             return None
+        neutral = _config_keys().neutral.get(key)
+        if neutral is not None and neutral.value is value:
+            return neutral.why
         return self.ignored.get(key.rpartition(".")[2])
 
     def absences(self, values: Mapping[str, Json]) -> dict[str, Json]:

@@ -11,6 +11,7 @@ import pytest
 from llamagen import api
 from llamagen.diagnostics import Diagnostic
 from llamagen.emit.config.checkpoint import disagreements
+from llamagen.emit.config.json_source import read_json
 from llamagen.spec.registry import Registry
 from tests.unit.family.facts import BUILDABLE, configs, records, spec_of
 
@@ -22,7 +23,7 @@ def compared(
 ) -> tuple[Diagnostic, ...]:
     file = folder / name
     file.write_text(json.dumps(config))
-    return disagreements(REGISTRY.load(spec_id), file, REGISTRY)
+    return disagreements(REGISTRY.load(spec_id), read_json(file), REGISTRY)
 
 
 def config_of(name: str, **changes: object) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def test_a_spec_without_a_table_is_compared_by_usual_names(
     config = {k: v for k, v in {**config, **change}.items() if v is not None}
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
-    *found, unseen = disagreements(REGISTRY.load_text(OWN), file, REGISTRY)
+    *found, unseen = disagreements(REGISTRY.load_text(OWN), read_json(file), REGISTRY)
     assert [one.code for one in found] == codes
     assert (unseen.code, unseen.severity) == ("LG648", "warning")
     assert "my_scale" in unseen.message
@@ -183,7 +184,7 @@ def test_a_table_in_the_words_of_transformers_5_is_compared(
     config = config_of("llama-2-7b", model_type="mine", rope_theta=None)
     config = {k: v for k, v in {**config, **stated}.items() if k != "rope_theta" or v is not None}
     file.write_text(json.dumps(config))
-    found = disagreements(REGISTRY.load_text(text), file, REGISTRY)
+    found = disagreements(REGISTRY.load_text(text), read_json(file), REGISTRY)
     assert [one.code for one in found] == codes, found
 
 

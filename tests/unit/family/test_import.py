@@ -101,8 +101,9 @@ def test_a_changed_number_is_the_only_thing_stated() -> None:
     assert [d.key for d in made.nearest.differences] == ["num_hidden_layers"]
     assert made.exact == made.alike == ()
     assert made.text == (
-        "spec: 1\nid: imported/model\nextends: llama/3.2/1b\nhyperparameters:\n  num_layers: 5\n"
-    )
+        "spec: 1\nid: imported/model\nextends: llama/3.2/1b\ntitle: null\nrelease: null\ntraining: null\n"
+        "lineage: null\nhyperparameters:\n  num_layers: 5\n"
+    ), "and that what is recorded of the model it resembles is not true of it"
 
 
 def test_a_formula_of_one_size_is_dropped_where_it_does_not_hold() -> None:
