@@ -48,14 +48,15 @@ class CheckReport:
         return all(one.severity == "note" for one in self.findings)
 
 
-def check_specs(
-    registry: Registry, targets: Sequence[str] = (), *, notes: bool = False
+def check(
+    targets: Sequence[str] = (), roots: Sequence[Path] = (), *, notes: bool = False
 ) -> CheckReport:
-    """Check ids, files and folders; without targets every spec of the registry.
+    """Every finding about ids, YAML files and folders; without targets about all shipped specs, and those of ``roots``.
 
     Notes (hints that are no findings) are left out unless asked for. Raises LlamagenError LG201 for a target that
     does not exist; faults of specs are in the report.
     """
+    registry = Registry(roots)
     paths = _paths(registry, targets)
     findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}
@@ -82,7 +83,7 @@ def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Itera
     # a file that states no source at all does not keep sources; the shipped ones all do
     keep = {
         origin.span.file
-        for path, leaf in resolved.leaves()
+        for path, leaf in resolved.leaves
         if path.startswith("provenance.")
         for origin in leaf.origins
     }
@@ -241,7 +242,7 @@ class _Subjects:
         release = self.resolved.spec.release
         sketch = release is not None and release.status == "sketch"
         doubts = uncertain(self.resolved)
-        for path, leaf in self.resolved.leaves():
+        for path, leaf in self.resolved.leaves:
             section = path.split(".", 1)[0]
             if section in _SOURCED:
                 source = source_of(self.resolved, path)
@@ -257,7 +258,7 @@ class _Subjects:
                 yield scope, leaf.node.span
 
     def provenance(self) -> Scoped:
-        paths = [path for path, _ in self.resolved.leaves()]
+        paths = [path for path, _ in self.resolved.leaves]
         known = known_sources()
         for glob, source in self.resolved.spec.provenance.items():
             entry = self.resolved.leaf("provenance", glob)

@@ -26,7 +26,6 @@ from llamagen.ir.graph import (
     OpPart,
     Place,
     StackPart,
-    join,
     places,
 )
 from llamagen.ir.pipeline import Pipeline, pipeline_of, reads_tokens
@@ -53,20 +52,10 @@ def collapse(path: str) -> tuple[str, tuple[int, ...]]:
     return (".".join("*" if w.isdigit() else w for w in words), index) if index else (path, index)
 
 
-def op_parts(graph: Graph) -> Iterator[tuple[str, Block, OpPart]]:
-    """Every part that is an op, with its role path and the block that it stands in."""
-    for here in graph.instances:
-        for part in here.block.parts.values():
-            if isinstance(part, OpPart):
-                yield join(here.path, part.name), here.block, part
-
-
 def flops_of_node(graph: Graph, block: Block, node: Node) -> Dim:
     """What the op table counts for one application."""
-    part = block.parts.get(node.part) if node.part is not None else None
-    attrs = part.attrs if isinstance(part, OpPart) else node.attrs
     results = [block.values[r].type for r in node.results]
-    return node.row.flops(graph.operand_types(block, node), results, attrs)
+    return node.row.flops(graph.operand_types(block, node), results, node.attrs)
 
 
 def behind(block: Block, value: str) -> set[str]:
@@ -95,15 +84,6 @@ def rotates(block: Block) -> bool:
     return any(node.row.role is Role.ROTATION for node in block.nodes)
 
 
-def is_tied(graph: Graph) -> bool:
-    """Whether some part uses the weight of another."""
-    return any(
-        isinstance(part, OpPart) and part.tied_to is not None
-        for block in graph.blocks.values()
-        for part in block.parts.values()
-    )
-
-
 def expert_choice(graph: Graph, block: Block, part: OpPart) -> tuple[int, int]:
     """(experts, experts a token uses) of an ``experts`` part."""
     used = (
@@ -128,15 +108,14 @@ def tensor_parallel_degrees(graph: Graph) -> tuple[int, ...]:
         }
         has_attention = any(node.row.role is Role.ATTENTION for node in block.nodes)
         for node in block.nodes:
-            part = block.parts.get(node.part) if node.part is not None else None
             if node.row.role is Role.ATTENTION:
                 q, k = graph.operand_types(block, node)[:2]
                 sizes |= {q.shape[1].value, k.shape[1].value}
-            elif node.row.role is Role.EXPERTS and isinstance(part, OpPart):
-                sizes.add(a_int(part.attrs, "intermediate"))
-            elif isinstance(part, OpPart) and part.row.role is Role.LINEAR and not has_attention:
-                inner = a_int(part.attrs, "in_features")
-                if a_int(part.attrs, "out_features") in widths and inner not in widths:
+            elif node.row.role is Role.EXPERTS:
+                sizes.add(a_int(node.attrs, "intermediate"))
+            elif node.row.role is Role.LINEAR and not has_attention:
+                inner = a_int(node.attrs, "in_features")
+                if a_int(node.attrs, "out_features") in widths and inner not in widths:
                     sizes.add(inner)
     common = gcd(*sizes)
     return tuple(d for d in range(1, min(common, 4096) + 1) if common % d == 0) or (1,)
@@ -227,14 +206,14 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
         both[0] += count
         both[1] += active
     rows = tuple(ComponentCount(c, *counts[c]) for c in Component if c in counts)
-    return ParameterReport(rows, is_tied(text))
+    return ParameterReport(rows, bool(text.ties))
 
 
 def _each_weight(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str, Block, OpPart]]:
     """(graph, role path, block, part) of every part with parameters; what several graphs share once."""
     known: set[str] = set()
     for name, graph in graphs.items():
-        for path, block, part in op_parts(graph):
+        for path, block, part in graph.op_parts:
             if part.parameters and path not in known:
                 known.add(path)
                 yield name, path, block, part
@@ -286,8 +265,7 @@ def _heads(graph: Graph) -> Iterator[tuple[str, str]]:
         node = next((node for node in block.nodes if value in node.results), None)
         if node is None:
             continue
-        part = block.parts[node.part] if node.part is not None else None
-        match part:
+        match block.part_of(node):
             case OpPart(name=name) if node.row.role is Role.LINEAR:
                 yield block.name, name
             case BlockPart(block=below):
@@ -359,7 +337,7 @@ def weight_bytes(graphs: Mapping[str, Graph], form: Storage) -> int:
 def expert_bytes(graph: Graph, form: Storage) -> Counter[tuple[int, int]]:
     """(experts a layer, experts a token uses) -> bytes of all routed experts of such layers."""
     sizes: Counter[tuple[int, int]] = Counter()
-    for _, block, part in op_parts(graph):
+    for _, block, part in graph.op_parts:
         if part.row.role is Role.EXPERTS:
             sizes[expert_choice(graph, block, part)] += _part_bytes(part, form)
     return sizes
@@ -515,8 +493,8 @@ def _runs(graph: Graph) -> Iterator[tuple[Block, int]]:
     for block in reversed(tuple(graph.blocks.values())):  # users before what they use
         yield block, runs[block.name]
         for node in block.nodes:
-            if node.row.control and node.part is not None:
-                for below in block.parts[node.part].below:
+            if node.row.control and (part := block.part_of(node)) is not None:
+                for below in part.below:
                     runs[below] += runs[block.name]
 
 

@@ -441,8 +441,7 @@ def _flow(block: Block) -> Iterator[str]:
 
 
 def _label(block: Block, node: Node) -> str:
-    part = block.parts[node.part] if node.part is not None else None
-    match part:
+    match block.part_of(node):
         case None:
             return node.op
         case OpPart(name=name, op=op):
@@ -463,8 +462,8 @@ def _repeated(pattern: Sequence[str], times: int) -> str:
 
 def _contains(block: Block) -> Iterator[str]:
     for index, node in enumerate(block.nodes):
-        if node.part is not None:
-            for name in dict.fromkeys(block.parts[node.part].below):
+        if (part := block.part_of(node)) is not None:
+            for name in dict.fromkeys(part.below):
                 yield f"  {block.name}_{index} -.-> {name}"
 
 

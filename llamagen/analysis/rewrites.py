@@ -699,7 +699,7 @@ _WHOLE: Mapping[str, tuple[str, str]] = {
     PACKING: ("Real tokens to the front of their row", _PACKING),
     LAST_ROW: ("Logits of the last real token of a call", _LAST_ROW),
 }
-"""Rewrites of the whole graph (rows.py): title and why."""
+"""Rewrites of the whole graph: title and why."""
 
 
 def rules_text(profile: RewrittenProfile) -> str:

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from llamagen import api_verify as api
+from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
 from llamagen.cli.progress import byte_progress, case_progress
 from llamagen.units import bytes_text
+
+VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 
@@ -81,7 +84,7 @@ def verify(
             leave_out=_words(leave_out),
             progress=progress,
         )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in verified.rows])
+    console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])
     for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
@@ -107,7 +110,7 @@ def _integrity(folder: Path) -> None:
     with byte_progress("reading") as progress:
         integrity = api.check_integrity(folder, progress)
     if integrity.findings:
-        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
+        console.table(INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
     for name in integrity.unread:
         console.line(f"{name}: its values were never read, only its size and header are known")
     verdict = (

@@ -127,6 +127,10 @@ class Block:
     doc: str | None = field(default=None, compare=False)
     """The spec's line for readers."""
 
+    def part_of(self, node: Node) -> Part | None:
+        """What a node calls or has its parameters from."""
+        return self.parts.get(node.part or "")
+
     @property
     def below(self) -> tuple[str, ...]:
         """Names of the blocks directly below, one entry an instance."""
@@ -218,11 +222,29 @@ class Graph:
     def parameters(self) -> dict[str, Parameter]:
         """Role path -> parameter, each weight once (a tied head has none of its own)."""
         return {
-            join(here.path, join(part.name, parameter.name)): parameter
-            for here in self.instances
-            for part in here.block.parts.values()
-            if isinstance(part, OpPart)
+            join(path, parameter.name): parameter
+            for path, _, part in self.op_parts
             for parameter in part.parameters
+        }
+
+    @property
+    def op_parts(self) -> Iterator[tuple[str, Block, OpPart]]:
+        """Every part that is an op, with its role path and the block that it stands in."""
+        for here in self.instances:
+            for part in here.block.parts.values():
+                if isinstance(part, OpPart):
+                    yield join(here.path, part.name), here.block, part
+
+    @property
+    def ties(self) -> dict[str, OpPart]:
+        """Role path of a tied weight -> its part."""
+        parts = (part for block in self.blocks.values() for part in block.parts.values())
+        if not any(isinstance(part, OpPart) and part.tied_to is not None for part in parts):
+            return {}
+        return {
+            join(path, "weight"): part
+            for path, _, part in self.op_parts
+            if part.tied_to is not None
         }
 
 
@@ -266,8 +288,7 @@ def places(graph: Graph, trait: Role | State) -> Iterator[Place]:
         for node in block.nodes:
             if wanted(node.row):
                 yield Place(path, block, node)
-            part = block.parts[node.part] if node.part is not None else None
-            match part:
+            match block.part_of(node):
                 case BlockPart(name=name, block=below) if any_below(below):
                     yield from visit(join(path, name), graph.blocks[below])
                 case StackPart(name=name, blocks=names):

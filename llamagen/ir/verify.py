@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
-from llamagen.ir.graph import Graph, OpPart, join
+from llamagen.ir.graph import Graph, OpPart
 from llamagen.ops.dims import B, S
 from llamagen.ops.op import DType, ShapeError
 from llamagen.ops.table import NODES
@@ -61,7 +61,7 @@ def _calls_fit(graph: Graph) -> Iterator[Finding]:
         for node in block.nodes:
             if node.op not in NODES or not node.row.control:
                 continue
-            part = block.parts.get(node.part or "")
+            part = block.part_of(node)
             if part is None or isinstance(part, OpPart):
                 yield f"{block.name}: calls `{node.part}`, which is not a block part", node.span
                 continue
@@ -79,22 +79,14 @@ def _calls_fit(graph: Graph) -> Iterator[Finding]:
 
 
 def _tied_weights_exist(graph: Graph) -> Iterator[Finding]:
-    parts = (part for block in graph.blocks.values() for part in block.parts.values())
-    if not any(isinstance(part, OpPart) and part.tied_to is not None for part in parts):
-        return
-    owned = graph.parameters
-    for here in graph.instances:
-        for part in here.block.parts.values():
-            if not isinstance(part, OpPart) or part.tied_to is None:
-                continue
-            path = join(here.path, part.name)
-            want = next(p for p in part.row.parameters(part.attrs) if p.name == "weight").shape
-            if part.tied_to not in owned:
-                yield f"`{path}` is tied to `{part.tied_to}`, which is not a parameter", part.span
-            elif owned[part.tied_to].shape != want:
-                found = list(owned[part.tied_to].shape)
-                message = f"`{path}` needs {list(want)}, `{part.tied_to}` is {found}"
-                yield message, part.span
+    for path, part in graph.ties.items():
+        want = next(p for p in part.row.parameters(part.attrs) if p.name == "weight").shape
+        source = graph.parameters.get(part.tied_to or "")
+        if source is None:
+            yield f"`{path}` is tied to `{part.tied_to}`, which is not a parameter", part.span
+        elif source.shape != want:
+            message = f"`{path}` needs {list(want)}, `{part.tied_to}` is {list(source.shape)}"
+            yield message, part.span
 
 
 def _names_are_unique(graph: Graph) -> Iterator[Finding]:
@@ -188,7 +180,7 @@ THOROUGH: tuple[tuple[str, Invariant], ...] = (
     ("blocks do not contain each other", _acyclic),
     ("every value reaches an output", _all_used),
 )
-"""Checked before anything is emitted, not by commands that only read: they need networkx."""
+"""Checked by ``generate``, not by commands that only read: they need networkx."""
 
 
 def findings(graph: Graph, *, thorough: bool = False) -> list[Diagnostic]:

@@ -20,7 +20,7 @@ from llamagen.emit.manifest import SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
-from llamagen.emit.written import Progress
+from llamagen.emit.written import Progress, silent
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -101,10 +101,6 @@ LAYER_CASES = ("prefill", "left padding", "images decode")
 CHOICES = "experts chosen"
 
 
-def silent(done: int, total: int) -> None:
-    """Reports nothing."""
-
-
 @dataclass(frozen=True)
 class Subject:
     """What is verified: an exported folder, the graphs its spec says, and its weights."""
@@ -156,7 +152,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
 
 
 def verify_folder(
-    folder: Path,
+    folder: str | Path,
     against: Sequence[str] = ("torch", "reference"),
     steps: int = 16,
     *,
@@ -180,6 +176,7 @@ def verify_folder(
     model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
     folder changed meanwhile).
     """
+    folder = Path(folder)
     names = [_known(name) for name in dict.fromkeys(against)]
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
@@ -222,8 +219,7 @@ def _known(name: str) -> WitnessName:
     for witness in WITNESSES:
         if witness == name:
             return witness
-    hint = did_you_mean(name, WITNESSES)
-    help = f"did you mean `{hint}`?" if hint else f"witnesses are {', '.join(WITNESSES)}"
+    help = did_you_mean(name, WITNESSES, f"witnesses are {', '.join(WITNESSES)}")
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 

@@ -55,13 +55,14 @@ _STEPS = 1.01
 """Codes are the nearest ones, or the last ones where a block's largest value is clipped: one step, and its rounding."""
 
 
-def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
+def measure_quality(folder: str | Path, checkpoint: str | Path | None = None) -> QualityRecord:
     """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
 
     Raises LG775 for a folder without a manifest, LG773 for one whose weights cannot be read, LG764 for a model whose
     context is shorter than the inputs, LG778 for weights that cannot be had or held or are not the folder's, LG622 for
     a file that changed meanwhile, and as an export does for a checkpoint that does not fit.
     """
+    folder = Path(folder)
     before = stamps_of(folder)
     manifest = read_manifest(folder)
     if manifest.max_context is not None and manifest.max_context < PROMPT + STEPS:
@@ -76,7 +77,7 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     _fits_memory(graph)
     supply: Supply
     if checkpoint is not None:
-        fitted = fit(resolved, checkpoint, registry, compare_values=True, resize=False)
+        fitted = fit(resolved, Path(checkpoint), registry, compare_values=True, resize=False)
         supply = CheckpointSupply.of(fitted.require())
     else:
         supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))

@@ -442,7 +442,7 @@ def html_text(report: ReportDocument) -> str:
     return template.render(report=report, tells=TELLS_NOTHING)
 
 
-def check_names(files: Sequence[Path]) -> None:
+def check_report_names(files: Sequence[Path]) -> None:
     """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for one that
     another file has, or in an exported folder, of which a report is no part, LG633 where nothing can be written."""
     for file in files:
@@ -468,12 +468,13 @@ def _is_document(text: str) -> bool:
         return False
 
 
-def write_report(report: VerifyReport, file: Path) -> None:
+def write_verify_report(report: VerifyReport, file: str | Path) -> None:
     """Write ``file`` whole, HTML or JSON by its name. Only a report takes the place of a file.
 
     Raises LG776 for another suffix, LG632 to LG634 where it cannot be written.
     """
-    check_names([file])
+    file = Path(file)
+    check_report_names([file])
     found = document(report)
     text = html_text(found) if file.suffix == ".html" else json_text(found)
     write_changed(file.parent, {file.name: text})

@@ -121,7 +121,7 @@ def _identity(one: Feature | Equations) -> tuple[object, ...]:
 
 
 def _of_spec(resolved: ResolvedSpec) -> Iterator[Feature]:
-    for path, leaf in resolved.leaves():
+    for path, leaf in resolved.leaves:
         kind = SECTIONS.get(path.split(".", 1)[0])
         node = leaf.node
         if kind is None or leaf.origins[-1].text in ("null", "~"):
@@ -261,8 +261,7 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
     for node in block.nodes:
         if node.row.control:
             continue
-        part = block.parts.get(node.part) if node.part is not None else None
-        attrs = part.attrs if isinstance(part, OpPart) else node.attrs
+        part, attrs = block.part_of(node), node.attrs
         sources = part.sources if isinstance(part, OpPart) else node.sources
         local = node.part or node.op
         if node.row.role is Role.ROTATION:

@@ -85,8 +85,7 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
             "LG102", f"`{source.file}` lacks `model_type`", source.place(""), help
         )
     if kind not in kinds:
-        near = did_you_mean(str(kind), kinds)
-        help = f"did you mean `{near}`?" if near else f"known are {', '.join(kinds)}"
+        help = did_you_mean(str(kind), kinds, f"known are {', '.join(kinds)}")
         message = f"no spec describes the model type `{str(kind)[:60]}`"
         raise LlamagenError.of("LG109", message, source.place("model_type"), help)
     values: dict[str, Json] = {}
@@ -312,8 +311,7 @@ class _Params:
         findings: list[Diagnostic] = []
         for key in self.stated:
             if key not in known:
-                near = did_you_mean(key, known, aliases={})
-                help = f"did you mean `{near}`?" if near else "remove it if the graph is the same"
+                help = did_you_mean(key, known, "remove it if the graph is the same")
                 message = f"`{key[:80]}` is not a key of such a params.json that is known here"
                 place = self.source.place(key)
                 findings.append(Diagnostic("LG107", "error", message, place, (), help))

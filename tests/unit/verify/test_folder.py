@@ -14,8 +14,7 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llamagen.api import load, random_checkpoint
-from llamagen.api_verify import measure_quality
+from llamagen.api import load, measure_quality, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
