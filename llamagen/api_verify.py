@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamagen.emit.manifest import QualityRecord
     from llamagen.emit.written import Progress
+    from llamagen.verify.folder import CaseProgress
     from llamagen.verify.integrity import Integrity
     from llamagen.verify.report import VerifyReport
 
@@ -19,7 +20,7 @@ VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result"
 INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 
-def _silent(done: int, total: int) -> None:
+def _silent(done: int, total: int, what: str = "") -> None:
     """Reports nothing."""
 
 
@@ -32,7 +33,7 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
-    progress: Progress = _silent,
+    progress: CaseProgress = _silent,
 ) -> VerifyReport:
     """Compare an exported folder with independent witnesses: prefill, ``steps`` decode steps, padded batches ...
 

@@ -80,6 +80,8 @@ def verify(
     for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
+    for limit in verified.facts.limits:
+        console.line(str(limit))
     for file in files:
         api.write_verify_report(verified, file)
         console.line(f"wrote {file}")

@@ -20,7 +20,6 @@ from llamagen.emit.manifest import SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
-from llamagen.emit.written import Progress
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
@@ -28,8 +27,10 @@ from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
 from llamagen.ops.op import Role
 from llamagen.spec.registry import Registry
+from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import open_graph
 from llamagen.verify.limits import (
+    EXACT,
     TOLERANCES,
     BoundRule,
     Difference,
@@ -38,6 +39,8 @@ from llamagen.verify.limits import (
     difference,
     far,
     for_few_tokens,
+    has_learned_positions,
+    limit_scenarios,
     limits_of,
     measured_tolerance,
 )
@@ -90,8 +93,23 @@ LAYER_CASES = ("prefill", "left padding", "images decode")
 
 CHOICES = "experts chosen"
 
+NO_PAST = "transformers is given no keys and values of tokens before"
 
-def silent(done: int, total: int) -> None:
+LAST_DIGITS = "relative to each number"
+
+EXACTLY = ", exactly"
+"""How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
+
+MAX_EXACT_PARAMETERS = 50_000_000
+"""Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
+FEW_CALLS = 5
+
+
+CaseProgress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (done, in all, what was done)."""
+
+
+def silent(done: int, total: int, what: str) -> None:
     """Reports nothing."""
 
 
@@ -119,6 +137,16 @@ class Subject:
     def says(self, key: str) -> str | None:
         """What the text model's file says about itself."""
         return self.stored.metadata.get(f"llamagen.{key}")
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that its tables of positions cover: those of rope, or learned ones. None without a table."""
+        tables = table_context(self.stored.metadata, self.folder / MODEL_FILE)
+        main = self.graphs[MAIN]
+        learned = main.constants.get("max_positions")
+        if tables is None and isinstance(learned, int) and has_learned_positions(flatten(main)):
+            return learned
+        return tables
 
 
 def spec_text(folder: Path) -> str:
@@ -154,7 +182,7 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
-    progress: Progress = silent,
+    progress: CaseProgress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
@@ -173,26 +201,32 @@ def verify_folder(
     subject = subject_of(folder, provider_of(provider))
     plans = list(_plans(subject, prompt_tokens, steps, seed))
     done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
+    if "reference" in names:
+        total += sum(len(plan.cases) for plan in plans)
 
-    def step() -> None:
+    def step(what: str) -> None:
         nonlocal done
         done = min(done + 1, total)  # a row about all cases is no case
-        progress(done, total)
+        progress(done, total, what)
 
     rows: list[Row] = []
     layer_rows: list[LayerRow] = []
     for plan in plans:
         comparison = Comparison(subject, plan, step)
+        rows += comparison.constants()
         for name in names:
             for row in comparison.rows(name):
                 rows.append(row)
-                step()
+                step(f"{name}, {row.case}")
         layer_rows += comparison.layer_rows(names) if layers else ()
     require_unchanged(before)
-    rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
+    order = ("spec", *names)
+    rows.sort(key=lambda row: order.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     flat = flatten(main)
     cases = tuple(case for plan in plans for case in plan.cases)
+    compared = [case for case in cases if any(row.is_of(case.name) for row in rows)]
+    read = all(row.verdict == "equal" for row in rows if row.witness == "spec")
     facts = Facts(
         digest=main.digest,
         parameters=subject.size,
@@ -201,7 +235,7 @@ def verify_folder(
         tied=tuple(sorted(_tied(flat))),
         seed=seed,
         cases=cases,
-        limits=limits_of(flat, cases),
+        limits=limits_of(flat, subject.context, compared, read=read),
     )
     return VerifyReport(main.spec_id, tuple(rows), facts, tuple(layer_rows))
 
@@ -234,12 +268,12 @@ class Plan:
 def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Iterator[Plan]:
     """Cases of text, then those with images."""
     last = subject.says("logits") == "last"
-    limit = table_context(subject.stored.metadata, subject.folder / MODEL_FILE)
+    limit = subject.context
     main = subject.graphs[MAIN]
     vocab_size = _vocab_size(main)
 
     def too_long(cases: Sequence[Scenario]) -> str:
-        longest = max(sum(case.splits) for case in cases)
+        longest = max(case.input_ids.shape[1] for case in cases)
         return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
 
     def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
@@ -251,7 +285,7 @@ def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Itera
         message = f"{long} are more than the model was exported for, {limit:,}"
         help = "--steps and --prompt-tokens make them shorter"
         raise LlamagenError.of("LG764", message, help=help)
-    yield plan((MAIN,), text)
+    yield plan((MAIN,), (*text, *limit_scenarios(flatten(main), vocab_size, limit, seed)))
     pipeline = subject.pipeline
     if pipeline is None:
         return
@@ -290,8 +324,8 @@ class Comparison:
     In a low precision witnesses of a model with routers compute with the experts that ONNX Runtime chose.
     """
 
-    def __init__(self, subject: Subject, plan: Plan, ran: Callable[[], None]) -> None:
-        """``ran`` is called after each case that ONNX Runtime has done."""
+    def __init__(self, subject: Subject, plan: Plan, ran: Callable[[str], None]) -> None:
+        """``ran`` is called with the name of each case that was evaluated."""
         self.subject = subject
         self.dtype = subject.stored.dtype
         self.skipped = plan.skipped
@@ -313,10 +347,13 @@ class Comparison:
         self.witnesses: dict[str, GraphsWitness | TransformersWitness] = {}
         self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
         self.reach: dict[str, tuple[float, ...]] = {}
+        self.ran = ran
+        self.exactly: GraphsWitness | None = None
+        """The graphs of the folder in exact arithmetic, once ``constants`` has read their tables back."""
         if self.cases:
-            self.run_onnx(ran)
+            self.run_onnx()
 
-    def run_onnx(self, ran: Callable[[], None]) -> None:
+    def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
         subject, sessions = self.subject, {}
         vocab_size = _vocab_size(subject.graphs[MAIN])
@@ -340,7 +377,7 @@ class Comparison:
                         if routers
                     }
                 )
-            ran()
+            self.ran(f"onnxruntime, {case.name}")
 
     def refused(self, case: Scenario) -> bool:
         return self.subject.says("chunks") == "one row" and case.in_chunks
@@ -384,7 +421,8 @@ class Comparison:
         if name == "reference" and case.name in self.exact:
             return self.exact[case.name]
         alone = alone or self.by_token(case)
-        logits, self.scores[name, case.name] = self.through(self.witness(name), case, alone=alone)
+        asked = case.whole() if name == "reference" else case
+        logits, self.scores[name, case.name] = self.through(self.witness(name), asked, alone=alone)
         if name == "reference":
             self.exact[case.name] = logits
         return logits
@@ -427,6 +465,45 @@ class Comparison:
                 yield Row(name, case.name, None, None, f"{name} chooses experts otherwise: {error}")
         if self.routed:
             yield self.choices(name, [self.cases[case] for case in known])
+        if name == "reference":
+            yield from self.meanings()
+
+    # The graph itself, without any rounding
+
+    def constants(self) -> Iterator[Row]:
+        """Tables of the graphs against the spec's formulas in float64, each row of them."""
+        if not self.cases:
+            return
+        graphs: dict[str, OneGraph] = {}
+        for name, graph in self.graphs.items():
+            file = self.subject.folder / f"{name}.onnx"
+            exact = ExactGraph.of_model(*exact_model(file), str(file))
+            graphs[name] = exact
+            for table in read_back(exact.evaluator, flatten(graph), self.dtype):
+                away = Difference(table.farthest, table.farthest, 1.0, table.count, 0.0)
+                allowed = Tolerance(table.allowed, table.allowed)
+                yield Row("spec", f"table {table.name}", away, allowed, LAST_DIGITS)
+        self.exactly = GraphsWitness("exact", graphs, self.subject.pipeline)
+
+    def meanings(self) -> Iterator[Row]:
+        """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
+        assert self.exactly is not None
+        for case in self.cases.values():
+            if self.unfit("reference", case) or (
+                self.subject.size > MAX_EXACT_PARAMETERS and len(case.splits) > FEW_CALLS
+            ):
+                continue
+            expected = self.expected_exactly(case)
+            found = case.given(self.exactly)
+            away = difference(found, case.ending(expected))
+            yield Row("reference", f"{case.name}{EXACTLY}", away, EXACT)
+
+    def expected_exactly(self, case: Scenario) -> FloatArray:
+        """Logits of the reference with the experts of its own choice."""
+        if not self.routed:
+            return self.logits("reference", case)
+        rows = case.alone(self.subject.pipeline) if self.by_token(case) else (case,)
+        return np.concatenate([row.whole().logits(self.witness("reference")) for row in rows])
 
     def unfit(self, name: WitnessName, case: Scenario) -> str:
         """Why a case cannot be compared with a witness."""
@@ -434,6 +511,8 @@ class Comparison:
             return ONE_ROW
         if self.drops_seen and case.has_holes:
             return DROPS_SEEN
+        if case.before and name == "transformers":
+            return NO_PAST
         if case.shift and self.subject.says("positions") == "counted":
             return COUNTS_ITSELF
         return COUNTS_PLACES if name == "transformers" and self.stretched and case.shift else ""
@@ -493,8 +572,8 @@ class Comparison:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
         if self.subject.too_large:
             return TOLERANCES[self.dtype], None
-        reference = self.reference(self.dtype, float32_angles=case.shift > 0)
-        rounded, scores = self.through(reference, case)
+        reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
+        rounded, scores = self.through(reference, case.whole())
         exact = self.logits("reference", case)
         self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
         rounding = difference(rounded, exact)

@@ -29,19 +29,22 @@ from llamagen.verify.limits import (
     Difference,
     Limit,
     LimitKind,
+    Proof,
     RunDType,
     Tolerance,
+    limit_text,
 )
 from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
-WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
+WitnessName: TypeAlias = Literal["torch", "reference", "transformers", "spec"]
 Verdict: TypeAlias = Literal["equal", "different", "skipped"]
 
 WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
+    "spec": "the formulas of the spec in float64, for the tables that the graphs store",
 }
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
@@ -69,6 +72,11 @@ class Row:
     difference: Difference | None
     tolerance: Tolerance | None
     note: str = ""
+
+    def is_of(self, case: str) -> bool:
+        """Whether it says something of a case."""
+        name = self.case.partition(", ")[0]
+        return name == case and self.verdict != "skipped"
 
     @property
     def verdict(self) -> Verdict:
@@ -127,9 +135,11 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing is different, and something was compared."""
+        """Nothing is different, something was compared, and no limit of the model is without a proof."""
         verdicts = {row.verdict for row in self.rows}
-        return "different" not in verdicts and "equal" in verdicts
+        proven = all(limit.proof != "none" for limit in self.facts.limits)
+        compared = any(row.verdict == "equal" for row in self.rows if row.witness != "spec")
+        return "different" not in verdicts and compared and proven
 
 
 # As a document
@@ -174,14 +184,12 @@ class LimitDocument(Closed):
 
     kind: LimitKind
     size: int
-    reached: int = Field(description="Slots of the longest case; for rope, positions.")
-    crossed: bool
+    reached: int = Field(description="Tokens, or positions, that cases went up to.")
+    proof: Proof = Field(description="How it is known that the folder has it where the spec has it.")
 
     @property
     def text(self) -> str:
-        verb = "crossed" if self.crossed else "not crossed"
-        unit = "positions" if self.kind == "original context of rope" else "slots"
-        return f"{self.kind} of {self.size:,}: {verb}, inputs reach {self.reached:,} {unit}"
+        return limit_text(self.kind, self.size, self.proof)
 
 
 class ToleranceDocument(Closed):
@@ -352,7 +360,7 @@ def document(report: VerifyReport) -> ReportDocument:
         versions=_versions(report),
         cases=tuple(map(_case, facts.cases)),
         limits=tuple(
-            LimitDocument(kind=one.kind, size=one.size, reached=one.reached, crossed=one.crossed)
+            LimitDocument(kind=one.kind, size=one.size, reached=one.reached, proof=one.proof)
             for one in facts.limits
         ),
         comparisons=tuple(map(_comparison, report.rows)),
