@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
@@ -57,7 +58,7 @@ class Bench:
         self.capacity, self.cache = capacity, made.KVCache
         self.weights = sum(p.nbytes for p in ours.parameters())
         compiled = torch.compile(ours, fullgraph=True, dynamic=True)
-        static = torch.compile(self.peer, dynamic=False)
+        static: Any = torch.compile(self.peer, dynamic=False)
         self.steps: Mapping[str, Step] = {
             OURS: lambda ids, cache: ours(ids, cache=cache, logits_to_keep=1),
             EAGER: lambda ids, cache: self.theirs(self.peer, ids, cache),

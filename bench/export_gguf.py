@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -63,7 +64,7 @@ def paired(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, out // heads // 2, width).swapaxes(1, 2).reshape(out, width)
 
 
-def frequency_divisors(config: dict, head_dim: int) -> np.ndarray | None:
+def frequency_divisors(config: dict[str, Any], head_dim: int) -> np.ndarray | None:
     """Llama 3.1's scaling of the rotary frequencies, as a divisor of each."""
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") != "llama3":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -186,7 +187,7 @@ class Compiled(Module):
 
     def __init__(self, module: Module) -> None:
         super().__init__(module.model, module.device)
-        self.model = torch.compile(module.model, dynamic=True)
+        self.model: Any = torch.compile(module.model, dynamic=True)
 
 
 class Transformers(Runner):

@@ -30,7 +30,8 @@ def sparse_checkpoint(spec: str, folder: Path, shard_bytes: int = 5_000_000_000)
         if groups[-1] and sum(t.nbytes for t in groups[-1]) + tensor.nbytes > shard_bytes:
             groups.append([])
         groups[-1].append(tensor)
-    total, weight_map = 0, {}
+    total = 0
+    weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         weight_map |= {tensor.name: name for tensor in group}

@@ -35,7 +35,7 @@ class Genai(Engine):
         if self.generator.token_count() == 0 or list(ids) != [self.last]:
             self.generator.append_tokens(np.array([ids], np.int32))
         self.generator.generate_next_token()
-        self.last = int(self.generator.get_sequence(0)[-1])
+        self.last: int = int(self.generator.get_sequence(0)[-1])
         return self.last
 
 

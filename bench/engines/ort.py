@@ -41,7 +41,7 @@ class Ort(Engine):
         # transformers' exporter writes digits as names, genai's builder no head size at all
         return (1, int(heads), 0, int(size) if str(size).isdigit() else self.head_size)
 
-    def _type(self, name: str) -> type[np.generic]:
+    def _type(self, name: str) -> type:
         return TYPES[self.inputs[name].type]
 
     def step(self, ids: Sequence[int]) -> int:

@@ -86,7 +86,7 @@ def generate(
         return
     for outcome in api.generate(ids or (), target or (), to, cache=cache):
         if outcome.shares is not None:
-            console.line(f"{outcome.id}: identical to {outcome.shares}")
+            console.line(f"{outcome.id}: wired as {outcome.shares}")
             continue
         words = f"{len(outcome.written)} written, {len(outcome.unchanged)} unchanged"
         console.line(f"{outcome.id}: {words} in {outcome.folder}")

@@ -1,8 +1,9 @@
-"""``generate``: files of many models below one root; models with an identical graph share one folder."""
+"""``generate``: files of many models below one root; of all models, those of one for each wiring."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,18 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
 
 
 def identity_of(graph: Graph) -> str:
-    """The canonical text without the model's name: equal for models that can share generated files."""
+    """The canonical text without the model's name: equal for models that compute the same."""
     lines = render(graph).split("\n")
     return "\n".join(line for line in lines if not line.startswith(("graph ", "digest ")))
+
+
+def wiring_of(graph: Graph) -> str:
+    """The canonical text without name and numbers, but whether every query has a key of its own: sizes, eps, factors
+    and numbers of layers are values in generated files that are otherwise the same."""
+    text = identity_of(graph)
+    heads = [len(set(re.findall(r'"heads": (\d+)', block))) for block in text.split("\nblock ")]
+    text = re.sub(r"(?<![A-Za-z_\d])\d+(\.\d+)?(e[-+]?\d+)?", "#", text)
+    return f"{heads}\n" + re.sub(r"#(, #)+", "#", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +151,24 @@ def stale(
 
 
 def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedSpec, str]]:
-    """Id of each model, as given or sorted -> its spec, and the first model of its graphs, which has the folder."""
-    owners: dict[str, tuple[ResolvedSpec, str]] = {}
-    first: dict[str, str] = {}
-    for target in ids or registry.ids(abstract=False):
-        resolved = registry.load(target)
-        spec = resolved.spec
-        if not ids and (spec.abstract or spec.root is None):
-            continue
-        texts = (identity_of(graph) for graph in build_all(resolved).values())
-        identity = "\n".join((*texts, repr(initializer_range(resolved.spec))))
-        owners[spec.id] = resolved, first.setdefault(identity, spec.id)
-    return owners
+    """Id of each model, as given or sorted -> its spec, and the model that has its files: itself if it was named, else
+    the first released of its wiring."""
+    if ids:
+        named = {resolved.spec.id: resolved for resolved in map(registry.load, ids)}
+        return {spec_id: (resolved, spec_id) for spec_id, resolved in named.items()}
+    models: dict[str, ResolvedSpec] = {}
+    first: dict[str, tuple[str, int, str]] = {}
+    wiring: dict[str, str] = {}
+    for spec_id in registry.ids(abstract=False):
+        resolved = registry.load(spec_id)
+        if resolved.spec.root is not None:
+            models[spec_id] = resolved
+            wiring[spec_id] = "".join(map(wiring_of, build_all(resolved).values()))
+            release = resolved.spec.release
+            date = release.date if release else None
+            age = str(date or "later"), len(spec_id), spec_id
+            first[wiring[spec_id]] = min(age, first.get(wiring[spec_id], age))
+    return {i: (resolved, first[wiring[i]][-1]) for i, resolved in models.items()}
 
 
 def _index(owners: Mapping[str, tuple[ResolvedSpec, str]]) -> str:

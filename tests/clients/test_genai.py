@@ -151,7 +151,7 @@ def test_a_conversation_as_the_readme_says(ended: bool, profile: str, tmp_path: 
     else:
         generator.rewind_to(generator.token_count() - 2)
         generator.append_tokens(answer[-2:] + second)
-    found = []
+    found: list[int] = []
     while not generator.is_done() and len(found) < len(expected):
         generator.generate_next_token()
         found.append(int(generator.get_next_tokens()[0]))

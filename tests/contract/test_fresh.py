@@ -39,7 +39,7 @@ def test_schema_knows_every_key_with_a_hover() -> None:
 
 
 def owners() -> list[str]:
-    """Models with files of their own: the first of those whose graphs are the same."""
+    """Models with files of their own: the first released of each wiring."""
     lines = (GENERATED / "index.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(" -> ") for line in lines)
     return [spec_id for spec_id, owner in pairs if spec_id == owner]
@@ -70,3 +70,20 @@ def test_generated_has_every_model_and_nothing_else() -> None:
 
 def test_every_shipped_spec_is_clean() -> None:
     assert [str(one) for one in api.check().findings] == []
+
+
+def test_models_that_differ_in_numbers_alone_have_one_folder() -> None:
+    """A new eps or size rewrites few files; keys that queries share, a tied head and scaled angles are no numbers."""
+    lines = (GENERATED / "index.txt").read_text(encoding="utf-8").splitlines()
+    owner = dict(line.split(" -> ") for line in lines)
+    assert owner["llama/1/65b"] == owner["llama/2/7b-chat"] == "llama/1/7b"
+    assert owner["llama/3/8b"] == owner["llama/code/70b"] == "llama/2/70b"
+    assert owner["llama/3.3/70b-instruct"] == owner["llama/guard/3-1b"] == "llama/3.1/8b"
+    assert owner["llama/3.2/3b"] == "llama/3.2/1b"
+    assert len(set(owner.values())) == 9
+
+
+def test_named_models_have_their_own_files(tmp_path: Path) -> None:
+    named = ("llama/3.1/70b", "llama/3.3/70b-instruct")
+    assert [one.shares for one in api.generate(named, (Target.CONFIG,), tmp_path)] == [None, None]
+    assert {p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.json")} == {*named}

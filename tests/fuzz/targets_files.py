@@ -11,7 +11,7 @@ import zipfile
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.foreign import foreign_of
@@ -131,11 +131,11 @@ class _Storage:
 
 class _Tensor:
     def __init__(self, storage: _Storage, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self.arguments = (storage, 0, shape, strides, False, OrderedDict())
+        self.arguments: tuple[object, ...] = (storage, 0, shape, strides, False, OrderedDict())
 
 
 class _Pickler(pickle._Pickler):  # the one in Python, whose tables can be added to
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
 
     def persistent_id(self, value: object) -> object:
         return value.id if isinstance(value, _Storage) else None
@@ -145,7 +145,7 @@ class _Pickler(pickle._Pickler):  # the one in Python, whose tables can be added
 
     def save_tensor(self, value: _Tensor) -> None:
         rebuild = _Name("torch._utils", "_rebuild_tensor_v2")
-        self.save_reduce(rebuild, value.arguments, obj=value)  # type: ignore[attr-defined]
+        self.save_reduce(rebuild, value.arguments, obj=value)
 
     dispatch[_Name] = save_name
     dispatch[_Tensor] = save_tensor

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.hardness.jobs import Job, State, call, leftovers, quiet_child, state_of
@@ -145,7 +146,7 @@ def at_every_step(arena: Arena, fresh: bool, limit: int) -> Tally:
             arena.job.prepare(arena.folder, 0)
             call(arena.job.words(arena.folder, 0))
         pid = arena.run(
-            step % 2 if arena.job.whole else 1, lambda step=step: _die_at(step, str(arena.folder))
+            step % 2 if arena.job.whole else 1, partial(_die_at, step, str(arena.folder))
         )
         code = wait(pid)
         tally.tried += 1
@@ -181,7 +182,7 @@ def limited(arena: Arena, generator: random.Random, runs: Iterator[int]) -> Tall
         limit = (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
         pid = arena.run(
             i % 2,
-            lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+            partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit),
         )
         _refused(arena, tally, wait(pid), f"after files were limited to {size} bytes")
     arena.finish(tally)
@@ -206,7 +207,7 @@ def together(
     for i in runs:
         delays = [generator.uniform(0, arena.seconds / 2) for _ in range(writers)]
         pids = [
-            arena.run((i + n) % 2 if arena.job.whole else 1, lambda d=d: time.sleep(d))
+            arena.run((i + n) % 2 if arena.job.whole else 1, partial(time.sleep, d))
             for n, d in enumerate(delays)
         ]
         codes = [wait(pid) for pid in pids]

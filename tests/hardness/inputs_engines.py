@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import onnx
@@ -681,7 +681,7 @@ def _without(name: str) -> Change:
     return change
 
 
-def _computed(op: str, *, attributes: Mapping[str, object] | None = None) -> Change:
+def _computed(op: str, *, attributes: Mapping[str, Any] | None = None) -> Change:
     """Logits that go through one more operator."""
 
     def change(model: onnx.ModelProto) -> None:

@@ -14,7 +14,7 @@ from transformers import (
     Llama4VisionConfig,
 )
 
-from llamagen.spec.schema import EveryPattern, Spec
+from llamagen.spec.schema import EveryPattern, PatchVision, Spec
 from tests.parity.models import RandomModel
 from tests.parity.peers import common
 
@@ -132,7 +132,7 @@ def whole_peer(model: RandomModel) -> torch.nn.Module:
     """Llama4ForConditionalGeneration with the weights of ``model``, by the same names."""
     spec = model.resolved.spec
     v = spec.hyperparameters.vision
-    assert v is not None
+    assert isinstance(v, PatchVision)
     vision = Llama4VisionConfig(
         hidden_size=v.hidden_size,
         num_hidden_layers=v.num_layers,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def main(folder: Path) -> None:
     from transformers.models.llama4.processing_llama4 import Llama4Processor
 
     processor = AutoImageProcessor.from_pretrained(folder)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     layouts: dict[str, str] = {}
     for file in sorted(folder.glob("*.png")):
         made = processor(Image.open(file), return_tensors="pt")

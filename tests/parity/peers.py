@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -314,7 +315,7 @@ PEERS: Mapping[str, Peer] = {
 
 def peer_model(
     spec: Spec, weights: Callable[[str], np.ndarray], paths: list[str], name: str = ""
-) -> torch.nn.Module:
+) -> Any:
     """The peer (of that name, or for the spec's id) with our weights, all names accounted for.
 
     Call it inside ``everything_float64``."""

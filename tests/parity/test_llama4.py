@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,6 +206,8 @@ def test_a_mistake_in_the_encoder_is_seen(right: str, wrong: str) -> None:
     text = resolved_text(model.resolved)
     assert right in text
     mutant = RandomModel.of_text(text.replace(right, wrong))
+    found: Any
+    expected: Any
     found, expected = (
         m.whole("reference").graphs["vision_encoder"].open().run(case.images)["image_features"]
         for m in (mutant, model)

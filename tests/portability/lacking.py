@@ -59,9 +59,9 @@ class _Part(ModuleType):
         self.__dict__.update(_whole=whole, _lacks=frozenset(lacks), **own)
 
     def __getattr__(self, name: str) -> object:
-        if name in self._lacks:
+        if name in self.__dict__["_lacks"]:
             raise AttributeError(f"this system has no {self.__name__}.{name}")
-        return getattr(self._whole, name)
+        return getattr(self.__dict__["_whole"], name)
 
 
 def _replace_absent(source: Any, to: Any, **more: Any) -> None:
@@ -108,7 +108,7 @@ def take_away(system: str) -> None:
             return part
         return ordinary(name, globals, locals, fromlist, level)
 
-    builtins.__import__ = limited
+    builtins.__import__ = limited  # type: ignore[assignment]
     if system == "windows":
         from llamagen import confined
 

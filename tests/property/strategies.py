@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -65,7 +66,10 @@ class Draft:
         return f"{op}({width}, eps=norm_eps{rest})"
 
 
-def pick(draw: DrawFn, *choices: object) -> object:
+T = TypeVar("T")
+
+
+def pick(draw: DrawFn, *choices: T) -> T:
     return draw(st.sampled_from(choices))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from tests.property.irope import Irope, irope_specs, over_chunks
 from tests.property.strategies import SpecText, inputs, specs
 from tests.property.test_witnesses import MARGIN, agree, examples, least_margin, same
 
-BACKENDS = {"onnx": OnnxWitness.of_graph, "torch": TorchWitness.of_graph}
+BACKENDS: dict[str, Any] = {"onnx": OnnxWitness.of_graph, "torch": TorchWitness.of_graph}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
@@ -28,7 +31,7 @@ MARGIN = 1e-4
 
 def least_margin(model: RandomModel, scenario: Scenario) -> float:
     """Smallest distance between the last chosen and the first refused expert's score."""
-    values = evaluate(
+    values: Mapping[str, Any] = evaluate(
         model.flat, model.weight, scenario.input_ids, scenario.mask, keep_values=True
     ).values
     least = np.inf

@@ -102,11 +102,13 @@ def serial(found: dict[str, Any]) -> str:
 
 def with_facts(found: dict[str, Any]) -> dict[str, Any]:
     """Licences of the components, and which of them each needs on some machine, as their metadata say."""
-    refs = {canonicalize_name(one["name"]): one["bom-ref"] for one in found["components"]}
+    refs: dict[str, str] = {
+        canonicalize_name(one["name"]): one["bom-ref"] for one in found["components"]
+    }
     for one in found["components"]:
         one["licenses"] = licences(one["name"])
     root = found["metadata"]["component"]["bom-ref"]
-    names = {"llamagen": root, **refs}
+    names: dict[str, str] = {"llamagen": root, **refs}
     found["dependencies"] = [
         {"ref": ref, "dependsOn": sorted({refs[n] for n in needs(name) if n in refs})}
         for name, ref in sorted(names.items(), key=lambda pair: str(pair[1]))

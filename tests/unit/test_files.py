@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,7 +263,7 @@ def test_everything_of_a_checkpoint_passes_it(tmp_path: Path, wrong: str) -> Non
 
 @pytest.mark.parametrize("wrong", ["pipe", "zero"])
 def test_what_a_user_names_passes_it(tmp_path: Path, wrong: str) -> None:
-    ways = {
+    ways: dict[str, Callable[[Path], object]] = {
         "x.yaml": lambda path: Registry().load(path),
         "y.yaml": load_source,
         "x.json": import_path,

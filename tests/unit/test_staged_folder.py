@@ -180,8 +180,8 @@ def test_some_folders_are_never_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     assert "is or holds your home" in refusal(target, overwrite=True)
     monkeypatch.undo()
     monkeypatch.chdir(target / "sub")
-    for name in (target, Path(".."), Path("../../out/")):
-        assert "working folder" in refusal(name, overwrite=True)
+    for path in (target, Path(".."), Path("../../out/")):
+        assert "working folder" in refusal(path, overwrite=True)
     monkeypatch.chdir(tmp_path)
     for name in (".git", ".GIT"):
         (target / name).write_text("gitdir: elsewhere")
@@ -510,6 +510,6 @@ def test_a_folder_that_takes_no_new_names() -> None:
 
 def test_windows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(writing.os, "name", "nt")
+        patch.setattr("llamagen.writing.os.name", "nt")
         with pytest.raises(LlamagenError, match="LG635"), staged_folder(tmp_path, LISTING):
             pass

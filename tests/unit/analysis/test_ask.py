@@ -12,6 +12,7 @@ from llamagen import api, api_analysis
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.options import Target
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models
 
@@ -89,7 +90,7 @@ def test_every_question_takes_a_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = api.load("llama/3.2/1b").files("config")["config.json"]
+    config = api.load("llama/3.2/1b").files(Target.CONFIG)["config.json"]
     (tmp_path / "config.json").write_text(config, encoding="utf-8")
     for target in ("config.json", str(tmp_path)):
         assert api_analysis.cost(target).parameters.total == 1_235_814_400

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from llamagen import api
+from llamagen.analysis.diff.weights import Transform
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
 from llamagen.ir.reference import evaluate
@@ -41,7 +42,7 @@ def logits(spec: Path, folder: Path) -> NDArray[np.float64]:
 @pytest.mark.parametrize("shard", [None, 1024])
 @pytest.mark.parametrize(("before", "after", "transforms"), CASES)
 def test_the_converted_checkpoint_gives_the_same_logits(
-    before: str, after: str, transforms: set[str], shard: int | None, tmp_path: Path
+    before: str, after: str, transforms: set[Transform], shard: int | None, tmp_path: Path
 ) -> None:
     a, b = specs(before, after, tmp_path)
     api.random_checkpoint(a, tmp_path / "a", dtype="float32", seed=5)

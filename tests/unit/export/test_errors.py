@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.parity.models import SPECS
 from tests.unit.weights.files import raw
 
 SPEC = SPECS / "reduced/llama-2-70b.yaml"
-Header = dict[str, dict[str, object]]
+Header = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,7 @@ def edited(file: Path, change: Callable[[Header], Header]) -> None:
     body = data[8 + length :]
     made, moved = b"", {}
     for name, entry in header.items():
-        start, end = entry["data_offsets"]  # type: ignore[misc]
-        piece = body[start:end]
+        piece = body[slice(*entry["data_offsets"])]
         moved[name] = {**entry, "data_offsets": [len(made), len(made) + len(piece)]}
         made += piece
     file.write_bytes(raw(json.dumps(moved).encode(), made))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.parity.models import SPECS
 
 SPEC = SPECS / "reduced" / "llama-3.1-8b.yaml"
 
-IMAGES = {
+IMAGES: dict[str, Any] = {
     "once": [],
     "steps": ["model"],
     "inputs": [],

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ def logits(out: Path) -> np.ndarray:
     return np.stack([session.step(IDS), session.step([9])])
 
 
-def refused(checkpoint: Path, out: Path, **options: object) -> tuple[str, str]:
+def refused(checkpoint: Path, out: Path, **options: Any) -> tuple[str, str]:
     with pytest.raises(LlamagenError) as caught:
         exported(checkpoint, out, **options)
     assert not out.exists()

@@ -9,6 +9,7 @@ import pytest
 
 from llamagen import api, api_analysis
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.options import Target
 
 REDUCED = Path(__file__).parents[2] / "specs" / "reduced"
 SAME = {
@@ -105,7 +106,7 @@ def test_ignored_files_give_no_size(tmp_path: Path) -> None:
 
 
 def test_values_without_a_key_follow_those_with_one(tmp_path: Path) -> None:
-    config = json.loads(api.load("llama/4/scout").files("config")["config.json"])
+    config = json.loads(api.load("llama/4/scout").files(Target.CONFIG)["config.json"])
     config["image_token_index"] = 7
     config["text_config"]["intermediate_size"] = 96
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -204,7 +204,7 @@ WRONG: list[tuple[dict[str, object], str, str]] = [
 
 @pytest.mark.parametrize(("change", "code", "key"), WRONG)
 def test_wrong_values_are_refused_at_their_place(
-    change: dict[str, object], code: str, key: str
+    change: dict[str, Any], code: str, key: str
 ) -> None:
     config = base(**change)
     lines = json.dumps(config, indent=2).split("\n")

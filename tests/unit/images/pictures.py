@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return noisy.clip(0, 255).astype(np.uint8)
 
 
-def saved(folder: Path, name: str, image: Image.Image, **options: object) -> Path:
+def saved(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
     path = folder / name
     image.save(path, **options)
     return path

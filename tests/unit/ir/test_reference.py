@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.ir.reference import evaluate
 from llamagen.ops.attention import alibi_slopes
 from llamagen.ops.op import Array, AttrValue, Operands, Real
@@ -94,7 +95,7 @@ def test_rotation_is_a_complex_product() -> None:
 
 def test_llama3_scaling_has_the_published_regimes() -> None:
     """facts 4.3: of 64 frequencies at theta 5e5, 29 are kept, 6 mixed and 29 divided."""
-    shape = {"theta": 5e5, "dim": 128}
+    shape: dict[str, AttrValue] = {"theta": 5e5, "dim": 128}
     plain = frequencies(operands("rope_table", **shape))
     scaled = frequencies(
         operands("rope_table", **shape, scaling="llama3", factor=8.0, original_max_positions=8192)
@@ -107,13 +108,13 @@ def test_llama3_scaling_has_the_published_regimes() -> None:
 def test_llama3_scaling_at_the_edges_of_its_bands() -> None:
     """f is kept above high / L rotations, divided below low / L, in between the mix is linear in f (facts 4.3)."""
     length, low, high, factor = 2048, 2.0, 4.0, 8.0
-    scaled = {
+    scaled: dict[str, AttrValue] = {
         "scaling": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
     }
-    shape = {"theta": 1e4, "dim": 512}
+    shape: dict[str, AttrValue] = {"theta": 1e4, "dim": 512}
     plain = frequencies(operands("rope_table", **shape))
     found = frequencies(operands("rope_table", **shape, **scaled, original_max_positions=length))
     rotations = length * plain / (2 * math.pi)
@@ -125,7 +126,7 @@ def test_llama3_scaling_at_the_edges_of_its_bands() -> None:
 
 def test_equal_llama3_bounds_are_a_hard_cut() -> None:
     """Llama 4 Scout has low == high == 1: no division by zero, no frequency between."""
-    shape = {"theta": 5e5, "dim": 128}
+    shape: dict[str, AttrValue] = {"theta": 5e5, "dim": 128}
     scaled = frequencies(
         operands("rope_table", **shape, scaling="llama3", factor=16.0, high_freq_factor=1.0)
     )
@@ -256,8 +257,7 @@ def test_rounding_moves_a_result_by_its_dtype() -> None:
     ids = np.array([[5, 6, 7, 8]])
     exact = evaluate(model.flat, model.weight, ids).logits
 
-    def error(dtype: str) -> float:
-        assert dtype in ("float32", "float16", "bfloat16")
+    def error(dtype: OnnxDType) -> float:
         found = evaluate(model.flat, model.weight, ids, rounding=dtype).logits
         return float(np.abs(found - exact).max() / exact.std())
 

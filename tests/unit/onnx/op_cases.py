@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ MASK = boolean("B", 1, "S", "P + S")
 class Case:
     op: str
     operands: tuple[TensorType, ...]
-    attrs: Mapping[str, AttrValue] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         shapes = " ".join(str(t.shape) for t in self.operands)
@@ -54,8 +55,13 @@ def unary(op: str, **attrs: AttrValue) -> Case:
 
 EXPERTS = {"num_experts": 5, "features": 12, "intermediate": 7}
 CONV = {"in_channels": 3, "out_channels": 5}
-ROPE = {"theta": 10000.0, "dim": 6}
-LLAMA3 = {"scaling": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE: dict[str, AttrValue] = {"theta": 10000.0, "dim": 6}
+LLAMA3: dict[str, AttrValue] = {
+    "scaling": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 
 CASES = (
     unary("silu"),
@@ -130,7 +136,8 @@ CASES = (
     Case(
         "rope_table",
         (int64("B", "S"),),
-        {"theta": 10000.0, "dim": 16, "scaling": "yarn", "factor": 4.0, "attention_factor": 1.14}
+        ROPE
+        | {"dim": 16, "scaling": "yarn", "factor": 4.0, "attention_factor": 1.14}
         | {"original_max_positions": 64},
     ),
     Case("expand", (model("B", "S", 1),), {"shape": "B, S, 12"}),

@@ -124,7 +124,7 @@ def compare(
     arrays: Sequence[Array],
     dtype: OnnxDType = "float32",
     weights: Mapping[str, Array] | None = None,
-    **attrs: AttrValue,
+    **attrs: Any,
 ) -> Compared:
     """Run ``op`` on ``arrays`` both ways. Operands and weights are first rounded to what the dtype can hold."""
     graph = one_op(op, operands, attrs)

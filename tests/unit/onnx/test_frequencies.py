@@ -11,8 +11,16 @@ from llamagen.ops.op import AttrValue, Operands
 from llamagen.ops.rope import frequencies, inverse_frequencies
 from llamagen.ops.table import OPS
 
-LLAMA3 = {"scaling": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-YARN = {"scaling": "yarn", "theta": 10000.0, "original_max_positions": 4096}
+LLAMA3: Mapping[str, AttrValue] = {
+    "scaling": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+YARN: Mapping[str, AttrValue] = {
+    "scaling": "yarn",
+    "theta": 10000.0,
+    "original_max_positions": 4096,
+}
 CASES: tuple[Mapping[str, AttrValue], ...] = (
     {"dim": 64},
     {"dim": 128, "theta": 10000.0},

@@ -38,7 +38,7 @@ def test_a_prompt_that_is_not_utf_8(tmp_path: Path) -> None:
     assert text.encode("a b") == (0, 1)
 
 
-def of_bytes(decoder: object = None) -> Tokenizer:
+def of_bytes(decoder: decoders.Decoder | None = None) -> Tokenizer:
     """A token for each byte, as of Llama 3 and later where no longer one fits."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
@@ -56,21 +56,25 @@ def of_bytes(decoder: object = None) -> Tokenizer:
 def test_pushed_tokens_are_the_text_of_all(words: list[str | bytes]) -> None:
     """Characters of several tokens, broken ones too, at the end as well; only the last tokens are decoded again."""
 
+    text_tokens = of_bytes()
+
     class Counted:
         decoded = 0
 
         def decode(self, ids: list[int]) -> str:
             self.decoded += len(ids)
-            return tokenizer.decode(ids)
+            return text_tokens.decode(ids)
 
-    tokenizer, counted = of_bytes(), Counted()
-    vocabulary, letters = tokenizer.get_vocab(), bytes_to_unicode()
+    counted = Counted()
+    vocabulary, letters = text_tokens.get_vocab(), bytes_to_unicode()
     data = b"".join(word if isinstance(word, bytes) else word.encode() for word in words)
     ids = [vocabulary[letters[byte]] for byte in data]
     stream = Stream(counted)  # type: ignore[arg-type]
     pushed = [stream.push(token) for token in ids]
     assert (
-        "".join(pushed) + stream.flush() == tokenizer.decode(ids) == data.decode("utf-8", "replace")
+        "".join(pushed) + stream.flush()
+        == text_tokens.decode(ids)
+        == data.decode("utf-8", "replace")
     )
     assert counted.decoded <= 32 * (len(ids) + 1), "every token would be decoded with all before it"
 

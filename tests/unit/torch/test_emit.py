@@ -18,7 +18,7 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.module import formatted
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
-from llamagen.ir.graph import NODES, Graph, parameters
+from llamagen.ir.graph import Graph, parameters
 from llamagen.ops.code import (
     Binary,
     Code,
@@ -32,7 +32,7 @@ from llamagen.ops.code import (
     statement,
 )
 from llamagen.ops.rope import ROPE_KINDS
-from llamagen.ops.table import OPS
+from llamagen.ops.table import NODES, OPS
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
 from llamagen.verify.limits import TOLERANCES, difference

@@ -75,14 +75,12 @@ ROPES = {
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None:
     """The statements of a kind are those of the function in its row."""
-    numbers, function = (
-        {"dim": 16, "theta": 100.0, "attention_factor": factor},
-        ROPE_KINDS[kind].torch,
-    )
+    numbers: dict[str, Any] = {"dim": 16, "theta": 100.0, "attention_factor": factor}
+    function: Any = ROPE_KINDS[kind].torch
     positions = torch.arange(50).view(2, 25)
     scaled = partial(function, **ROPES[kind])
     expected = library.rope_table(positions, dtype, scaled=scaled, **numbers)
-    fixed = {**numbers, "dtype": Stay.PRESENT if dtype else None}
+    fixed: dict[str, Fixed] = {**numbers, "dtype": Stay.PRESENT if dtype else None}
     fixed |= {"theta": Text("THETA"), "dim": Text("DIM")}
     fixed["scaled"] = statements_of(function, ROPES[kind])
     table = placed("rope_table", fixed, globals="THETA = 100.0\nDIM = 16\n")
@@ -101,9 +99,10 @@ def test_a_kind_scales_as_its_float32_steps_do(kind: str) -> None:
     attrs |= {"original_max_positions": 256, "attention_factor": 1.0}
     wavelengths = np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     plain = np.float32(1) / wavelengths
-    names = signature(row.torch).parameters
+    function: Any = row.torch
+    names = signature(function).parameters
     given = {n: v for n, v in {**attrs, **row.torch_numbers(attrs)}.items() if n in names}
-    found = row.torch(torch.from_numpy(plain), **given)
+    found = function(torch.from_numpy(plain), **given)
     expected = torch.from_numpy(row.float32(attrs, plain, wavelengths))
     assert torch.allclose(found, expected, rtol=1e-5, atol=0)
     kept = int((found == torch.from_numpy(plain)).sum())
@@ -186,6 +185,8 @@ def test_masks(function: str, bounded: bool, padded: bool) -> None:
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[0, :4] = 0
     arguments = (3, 6, mask if padded else None, torch.device("cpu"))
+    fixed: dict[str, Fixed]
+    limits: tuple[int, ...]
     if function == "causal_mask":
         fixed, more, limits = {"bounded": bounded}, "", ()
     else:
@@ -281,7 +282,8 @@ def test_lists_stay_lists_at_every_width() -> None:
     """Also where a line is too short for them."""
     texts: dict[str, str] = {}
     for width in range(60):
-        x, *others = [Text(f"{name}{'_' * width}") for name in NAMES]
+        names = [f"{name}{'_' * width}" for name in NAMES]
+        x, *others = map(Text, names)
         parts = Tuple((x, *others))
         codes: dict[str, Code] = {
             "cat": call("torch.cat", parts, dim=literal(-1)),
@@ -289,14 +291,14 @@ def test_lists_stay_lists_at_every_width() -> None:
             "both": call("f", x, method(x, "g", parts), Tuple((parts, x)), pads=parts),
         }
         lines = [statement(f"{name} = ", code, 1) for name, code in codes.items()]
-        head = f"def use(torch, f, {', '.join(n.text for n in parts.items)}):"
+        head = f"def use(torch, f, {', '.join(names)}):"
         texts[str(width)] = "\n".join([head, *lines, "    return cat, split, both\n"])
     for text in formatted(texts).values():
         space: dict[str, Any] = {}
         exec(text, space)
-        called: list[Any] = space["use"](Calls, Calls.f, *(parts := (Calls, "b", "c")))
-        assert called[0] == called[1] == ((parts,), {"dim": -1})
-        assert called[2] == ((Calls, ((parts,), {}), (parts, Calls)), {"pads": parts})
+        called: list[Any] = space["use"](Calls, Calls.f, *(given := (Calls, "b", "c")))
+        assert called[0] == called[1] == ((given,), {"dim": -1})
+        assert called[2] == ((Calls, ((given,), {}), (given, Calls)), {"pads": given})
     assert max(text.count("\n") for text in formatted(texts).values()) > 15
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ SEVERAL = (
     "foreign/mpt",
 )
 SLOW = pytest.mark.slow
-CAPTURED = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+CAPTURED: Any = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 """Not by monkeypatch, which takes the option away when it is undone."""
 
 
@@ -29,12 +30,12 @@ def made(spec_id: str) -> Graph:
     return changed() if spec_id == "foreign/_decoder" else graph(spec_id)
 
 
-def model_of(spec_id: str, **options: object) -> torch.nn.Module:
+def model_of(spec_id: str, **options: object) -> Any:
     return of_graph(made(spec_id), **options)
 
 
-def of_graph(found: Graph, **options: object) -> torch.nn.Module:
-    model = scatter(getattr(module(found), found.root)(**options))
+def of_graph(graph: Graph, **options: object) -> Any:
+    model = scatter(getattr(module(graph), graph.root)(**options))
     if hasattr(model, "tie"):
         model.tie()
     return model
@@ -53,7 +54,7 @@ def test_export_with_dynamic_batch_sequence_and_past(spec_id: str) -> None:
 
     several = [CACHE] * len(past)
     shapes = {"input_ids": {0: Dim.DYNAMIC}, "past": several}
-    given = {"input_ids": ids(2, 1), "past": past}
+    given: dict[str, Any] = {"input_ids": ids(2, 1), "past": past}
     decode = export(Step(model), (), given, dynamic_shapes=shapes, strict=False)
     expected = step(model, ids(3, 1), other_past)[0]
     assert torch.equal(decode.module()(input_ids=ids(3, 1), past=other_past)[0], expected)
@@ -66,7 +67,7 @@ def test_export_with_dynamic_batch_sequence_and_past(spec_id: str) -> None:
 
 
 def step(
-    model: torch.nn.Module, input_ids: torch.Tensor, past: list[torch.Tensor] | None = None, **more
+    model: Any, input_ids: torch.Tensor, past: list[torch.Tensor] | None = None, **more: Any
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits, and what a later call is given: a cache that is a function's argument and result."""
     cache = cache_of(model)
@@ -93,10 +94,15 @@ class Step(torch.nn.Module):
 def test_generate_compiles_once_for_a_prompt_and_once_for_all_tokens() -> None:
     """In one graph each, whatever the length; a second text compiles nothing."""
     for spec_id in ("foreign/_decoder", "foreign/gemma3"):
-        model, graphs = model_of(spec_id), []
+        model = model_of(spec_id)
+        graphs: list[torch.fx.GraphModule] = []
         texts = [model.generate(ids(2, n, seed=n), max_new_tokens=12) for n in (9, 5)]
 
-        def counted(graph: torch.fx.GraphModule, _: object, graphs: list = graphs) -> object:
+        def counted(
+            graph: torch.fx.GraphModule,
+            _: object,
+            graphs: list[torch.fx.GraphModule] = graphs,
+        ) -> object:
             graphs.append(graph)
             return graph.forward
 
@@ -253,9 +259,9 @@ def test_only_chosen_experts_are_computed(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(rows) == 2 * chosen.numel()
 
 
-PLAIN = {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 0}
+PLAIN: dict[str, int | tuple[int, ...]] = {"q_proj": 1, "k_proj": 1, "v_proj": 1, "o_proj": 0}
 EVEN = (1, 1, 1)
-RANKS = {
+RANKS: dict[str, tuple[str, str, str, dict[str, int | tuple[int, ...]]]] = {
     "plain": ("", "_decoder", "self_attn", PLAIN),
     "fused": (
         "num_heads: 4, num_kv_heads: 2",

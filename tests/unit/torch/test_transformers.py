@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -25,6 +28,7 @@ from transformers import (
 )
 
 from llamagen.ir.graph import Graph
+from llamagen.ops.op import a_int
 from tests.unit.torch.models import (
     LLAMA3,
     TIED,
@@ -60,7 +64,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-LLAMAS = {
+LLAMAS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gqa": ("", "", {}),
     "mha": ("num_kv_heads: 4", "", {"num_key_value_heads": 4}),
     "mqa": ("num_kv_heads: 1", "", {"num_key_value_heads": 1}),
@@ -78,13 +82,13 @@ def peer(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrain
     return model
 
 
-def ours(made: Graph, attention: str, theirs: PreTrainedModel) -> torch.nn.Module:
+def ours(made: Graph, attention: str, theirs: PreTrainedModel) -> Any:
     model = module(made).CausalLM(attention=attention).to(theirs.dtype)
     model.load_state_dict(theirs.state_dict())
     return model.eval()
 
 
-def llama(case: str, attention: str, dtype: torch.dtype) -> tuple[torch.nn.Module, PreTrainedModel]:
+def llama(case: str, attention: str, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
     hyperparameters, blocks, extra = LLAMAS[case]
     # torch's fused kernel sums in another order where keys do not start at a multiple of 16 bytes, at any size (the
     # same numbers elsewhere in memory: 3e-7 off). Heads of a cache with room to grow do only if their size is one too,
@@ -155,7 +159,7 @@ FOREIGN = {
 def test_other_decoders_prefill(spec_id: str, attention: str) -> None:
     model_class, config_class, extra = FOREIGN[spec_id]
     made = graph(spec_id)
-    sizes = made.constants
+    sizes: Mapping[str, Any] = made.constants
     names = {
         "num_layers": "num_hidden_layers",
         "num_heads": "num_attention_heads",
@@ -168,7 +172,7 @@ def test_other_decoders_prefill(spec_id: str, attention: str) -> None:
     }
     table = next(n for n in made.prelude if n.op == "rope_table")
     rope = {"rope_type": "default", "rope_theta": table.attrs["theta"]}
-    rope["partial_rotary_factor"] = table.attrs["dim"] / sizes["head_dim"]
+    rope["partial_rotary_factor"] = a_int(table.attrs, "dim") / sizes["head_dim"]
     values = {names.get(name, name): value for name, value in sizes.items()}
     config = config_class(
         **{**COMMON, **values, "rope_parameters": rope, "attn_implementation": attention, **extra}

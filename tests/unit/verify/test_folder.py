@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,7 +95,7 @@ def _edited(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
     return folder
 
 
-def _different(folder: Path, **options: int) -> set[str]:
+def _different(folder: Path, **options: Any) -> set[str]:
     report = verify_folder(folder, ["reference"], steps=4, **options)
     return {row.case for row in report.rows if row.verdict == "different"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -61,7 +61,7 @@ def plain(folder: Path, tensors: Mapping[str, Array]) -> Checkpoint:
     return Checkpoint(folder, "safetensors", found, {})
 
 
-def ranks(folder: Path, shards: list[Mapping[str, Array]]) -> Checkpoint:
+def ranks(folder: Path, shards: Sequence[Mapping[str, Array]]) -> Checkpoint:
     """A Meta-like checkpoint: one safetensors file per rank, joined as `.pth` shards are."""
     entries: dict[str, list[TensorEntry]] = {}
     for rank, shard in enumerate(shards):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -46,12 +47,12 @@ def bound(found: Checkpoint, name: str = "w") -> Binding:
 )
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_values_are_products(
-    tmp_path: Path, shape: tuple[int, ...], scale: tuple[int, ...], of_output: object, dtype: object
+    tmp_path: Path, shape: tuple[int, ...], scale: tuple[int, ...], of_output: Any, dtype: Any
 ) -> None:
-    value, factors = codes(*shape), scales(*scale).astype(dtype)  # type: ignore[arg-type]
+    value, factors = codes(*shape), scales(*scale).astype(dtype)
     found = checkpoint(tmp_path, {"w": value, "w_scale": factors})
     assert set(found.tensors) == {"w"}, "the scale is no tensor of its own"
-    exact = value.astype(np.float64) * of_output(factors.astype(np.float64))  # type: ignore[operator]
+    exact = value.astype(np.float64) * of_output(factors.astype(np.float64))
     binding = bound(found)
     assert np.array_equal(read_tensor(binding, "F32"), exact.astype(np.float32))
     rows = read_part(binding, ((1, 3), *whole(shape[1:])))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llamagen.diagnostics import LlamagenError
+from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.spec.expr import ExpressionError, Static, UnknownName
 from llamagen.spec.naming import bind_layout, known_dialects, parse_layout
 from llamagen.spec.registry import Registry
@@ -142,7 +142,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     found = resolve_names(shapes(hub), checkpoint(tmp_path, stored), dialects_for(VALUES))
     with pytest.raises(LlamagenError) as failure:
         found.require()
-    by_code = {}
+    by_code: dict[str, list[Diagnostic]] = {}
     for item in failure.value.diagnostics:
         by_code.setdefault(item.code, []).append(item)
     assert sorted(by_code) == ["LG611", "LG612", "LG613", "LG614"]
@@ -212,7 +212,7 @@ def test_a_head_that_is_not_tied_is_wanted_or_extra(tmp_path: Path) -> None:
 def test_ranks_that_should_repeat_a_tensor(count: int, odd: int, tmp_path: Path) -> None:
     hub = hub_tensors()
     shards = meta_shards(hub, count, 0)
-    shards[odd]["norm.weight"] = shards[odd]["norm.weight"] + np.float32(1)
+    shards[odd]["norm.weight"] = shards[odd]["norm.weight"].astype("f4") + 1
     found = resolve_names(shapes(hub), ranks(tmp_path, shards), dialects_for(VALUES))
     assert codes(found) == ["LG617"] and "'norm.weight'" in found.diagnostics[0].message
     assert_values(found, hub)

@@ -7,7 +7,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,11 +46,11 @@ def test_bytes_and_hash(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     cuts = sorted(data.draw(st.sets(st.integers(1, 399), max_size=20)))
     spans = list(zip([0, *cuts], [*cuts, 400], strict=True))
     owners = data.draw(st.lists(st.integers(0, 4), min_size=len(spans), max_size=len(spans)))
-    content = np.arange(400, dtype=np.uint32).astype(np.uint8) | 1
+    content: Bytes = np.arange(400, dtype=np.uint32).astype(np.uint8) | np.uint8(1)
     gaps = [span for span, owner in zip(spans, owners, strict=True) if owner == 4]
     for start, stop in gaps:
         content[start:stop] = 0
-    pieces = []
+    pieces: list[Piece] = []
     for number in range(4):
         mine = [(a, content[a:b]) for (a, b), o in zip(spans, owners, strict=True) if o == number]
         wait = data.draw(st.sampled_from([0, 0.002]))
@@ -78,7 +80,7 @@ def test_the_first_error_in_order_is_raised_and_ends_the_work(tmp_path: Path) ->
             raise ValueError(f"piece {number}")
         return [(number, np.ones(1, np.uint8))]
 
-    pieces = (Piece(1, lambda n=n: make(n)) for n in range(1000))  # type: ignore[misc]
+    pieces = (Piece(1, partial(make, n)) for n in range(1000))
     with pytest.raises(ValueError, match="piece 3"):
         written(tmp_path / "file", pieces, 1000, [])
     assert len(made) < 50
@@ -87,7 +89,7 @@ def test_the_first_error_in_order_is_raised_and_ends_the_work(tmp_path: Path) ->
 def test_few_pieces_are_in_memory(tmp_path: Path) -> None:
     lock, alive, most = threading.Lock(), 0, 0
 
-    class Counted(np.ndarray):  # type: ignore[type-arg]
+    class Counted(np.ndarray[Any, Any]):
         def __del__(self) -> None:
             nonlocal alive
             with lock:

@@ -32,7 +32,11 @@ def code(path: Path) -> str:
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    values = {"x": np.ones((2, 3), np.float32), "e": np.ones((0, 4), np.float16), "s": np.array(1)}
+    values: dict[str, np.ndarray[Any, Any]] = {
+        "x": np.ones((2, 3), np.float32),
+        "e": np.ones((0, 4), np.float16),
+        "s": np.array(1),
+    }
     save_file(values, path, metadata={"format": "pt"})
     entries = {entry.name: entry for entry in read_header(path)}
     assert entries["x"].shape == (2, 3) and entries["x"].dtype == "F32"
