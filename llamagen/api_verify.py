@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from llamagen.emit.written import Progress
     from llamagen.verify.folder import CaseProgress
     from llamagen.verify.integrity import Integrity
+    from llamagen.verify.mutants import Mutation
     from llamagen.verify.report import VerifyReport
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+MUTATION_COLUMNS = ("caught by", "mutants")
 INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 
@@ -51,6 +53,15 @@ def verify_folder(
         provider=provider,
         progress=progress,
     )
+
+
+def mutate(
+    folder: str | Path, *, most: int = 200, seed: int = 0, progress: CaseProgress = _silent
+) -> Mutation:
+    """Make the text graph of a folder wrong in up to ``most`` places, one at a time, and see what is caught."""
+    from llamagen.verify import mutants
+
+    return mutants.mutate(Path(folder), most=most, seed=seed, progress=progress)
 
 
 def measure_quality(folder: str | Path, checkpoint: str | Path | None = None) -> QualityRecord:

@@ -10,7 +10,7 @@ its description of them (ContribOperators.md), not from the lowerings that emit 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,10 +48,10 @@ def wide(value: Any) -> Any:
     return value.astype(np.float64) if getattr(value, "dtype", None) in _NARROW else value
 
 
-class Evaluator(ReferenceEvaluator):  # type: ignore[misc]  # onnx is untyped here
+class Evaluator(ReferenceEvaluator):
     """Widens what an operator computes with, when it does; what only moves stays as it is stored."""
 
-    def run(
+    def run(  # type: ignore[override]  # nothing here asks for the other arguments
         self, output_names: Any, feed_inputs: Any, attributes: Any = None, **_: Any
     ) -> list[Array]:
         results = {"": None, **self.rt_inits_, **feed_inputs}
@@ -90,7 +90,7 @@ def _captured(node: onnx.NodeProto) -> Sequence[str]:
 # Operators whose result has a dtype of its own, and those of ONNX Runtime
 
 
-def _operator(name: str, run: Callable[..., tuple[Array, ...]], domain: str = "") -> type[OpRun]:
+def _operator(name: str, run: Callable[..., Any], domain: str = "") -> type[OpRun]:
     return type(name, (OpRun,), {"op_domain": domain, "_run": lambda self, *a, **k: run(*a, **k)})
 
 
@@ -98,6 +98,13 @@ def _cast(x: Array, to: int, **_: Any) -> tuple[Array, ...]:
     if to not in _FLOATS:
         return (x.astype(onnx.helper.tensor_dtype_to_np_dtype(to)),)
     return (x if x.dtype in _NARROW else x.astype(np.float64),)
+
+
+def _gather_elements(x: Array, places: Array, axis: int = 0, **_: Any) -> tuple[Array, ...]:
+    """As ONNX has it: along other axes there may be fewer places than elements."""
+    axis %= x.ndim
+    cut = tuple(slice(n if i != axis else None) for i, n in enumerate(places.shape))
+    return (np.take_along_axis(x[cut], places, axis),)
 
 
 def _gelu(x: Array, approximate: str | bytes = "none", **_: Any) -> tuple[Array, ...]:
@@ -222,7 +229,7 @@ def _rotated(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     half = cos.shape[1]
     pairs = (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
     first, second = pairs if interleaved else (slice(0, half), slice(half, 2 * half))
-    y = x.copy()
+    y: Array = x.copy()
     y[..., first] = x[..., first] * cos - x[..., second] * sin
     y[..., second] = x[..., second] * cos + x[..., first] * sin
     return y
@@ -236,7 +243,8 @@ def _decoded(codes: Array, scales: Array, points: Array | None, bits: int) -> Ar
     if points is not None:
         middle = numbers_of(points, bits).reshape(*scales.shape[:-1], -1)[..., : scales.shape[-1]]
         middle = middle.astype(np.float64)[..., None]
-    return ((blocks - middle) * scales[..., None]).reshape(*scales.shape[:-1], -1)
+    decoded: Array = (blocks - middle) * scales[..., None]
+    return decoded.reshape(*scales.shape[:-1], -1)
 
 
 def _matmul_codes(
@@ -313,7 +321,9 @@ def _swiglu_of(attributes: Mapping[str, Any]) -> tuple[float, float, float]:
     )
 
 
-def _moe(x: Array, logits: Array, up: Array, up_bias: Any, down: Array, *rest: Any, **a: Any) -> Any:
+def _moe(
+    x: Array, logits: Array, up: Array, up_bias: Any, down: Array, *rest: Any, **a: Any
+) -> Any:
     if up_bias is not None or any(value is not None for value in rest):
         raise NotImplementedError("MoE with biases or a third product")
     normalize = a.get("normalize_routing_weights") or 0
@@ -326,12 +336,10 @@ def _qmoe(x: Array, logits: Array, *rest: Any, **a: Any) -> Any:
     if any(value is not None for value in (up_bias, down_bias, *third[:3])):
         raise NotImplementedError("QMoE with biases or a third product")
     bits = a["expert_weight_bits"]
-    both = (
-        _decoded(codes, wide(scales), points, bits)
-        for codes, scales, points in ((up, up_scales, third[3]), (down, down_scales, third[4]))
-    )
+    ups = _decoded(up, wide(up_scales), third[3], bits)
+    downs = _decoded(down, wide(down_scales), third[4], bits)
     normalize = a.get("normalize_routing_weights") or 0
-    return _experts(wide(x), wide(logits), *both, a["k"], normalize, _swiglu_of(a))
+    return _experts(wide(x), wide(logits), ups, downs, a["k"], normalize, _swiglu_of(a))
 
 
 _ROWS = frozenset({"MoE", "QMoE", "GatherBlockQuantized"})
@@ -340,6 +348,7 @@ _ROWS = frozenset({"MoE", "QMoE", "GatherBlockQuantized"})
 _OPERATORS: Sequence[type[OpRun]] = (
     _operator("Cast", _cast),
     _operator("Gelu", _gelu),
+    _operator("GatherElements", _gather_elements),
     *(
         _operator(name, run, CONTRIB_DOMAIN)
         for name, run in (
@@ -384,21 +393,24 @@ class _Table:
         self.frequencies, self.factor, self.function = frequencies, factor, function
 
     def __getitem__(self, places: Array) -> Array:
-        return self.factor * self.function(places[:, None] * self.frequencies)
+        angles = places[:, None] * self.frequencies
+        return np.asarray(self.factor * self.function(angles))
 
 
-def read_back(evaluator: Evaluator, flat: FlatGraph, dtype: RunDType) -> tuple[Constants, ...]:
+def read_back(graph: ExactGraph, flat: FlatGraph, dtype: RunDType) -> tuple[Constants, ...]:
     """Compare every table of rope, row by row, with the spec in float64; those that fit get all their digits.
 
     So do attributes and scalars that are a number of the spec as float32 stores it: what is left apart is no rounding.
     """
+    evaluator = graph.evaluator
+    constants: dict[str, Any] = evaluator.rt_inits_
     ropes = [n for n in flat.nodes if n.row.role is Role.ROPE_TABLE]
     spec = [(_frequencies(n), a_float(n.attrs, "attention_factor")) for n in ropes]
     found: list[Constants] = []
     for cosine, sine in sorted({pair for n in _nodes(evaluator) for pair in _tables_of(n)}):
-        tables = [evaluator.rt_inits_.get(name) for name in (cosine, sine)]
-        if any(t is None or t.ndim != 2 for t in tables):
+        if cosine not in constants or sine not in constants:
             continue  # computed by nodes, which are evaluated
+        tables = [constants[cosine], constants[sine]]
         fits = [
             (_farthest(tables, frequencies, factor), frequencies, factor)
             for frequencies, factor in spec
@@ -410,7 +422,7 @@ def read_back(evaluator: Evaluator, flat: FlatGraph, dtype: RunDType) -> tuple[C
         found.append(Constants(f"{cosine}, {sine}", count, best[0] if best else math.inf, digit))
         if best is not None and best[0] <= digit:
             for name, function in ((cosine, np.cos), (sine, np.sin)):
-                evaluator.rt_inits_[name] = _Table(best[1], best[2], function)
+                constants[name] = _Table(best[1], best[2], function)
     for name in sorted(_frequency_names(evaluator)):
         stored = evaluator.rt_inits_[name]
         away = [
@@ -430,7 +442,7 @@ def read_back(evaluator: Evaluator, flat: FlatGraph, dtype: RunDType) -> tuple[C
         found.append(Constants(name, stored.size, farthest, digit))
         if farthest <= digit:
             evaluator.rt_inits_[name] = table
-    _restore_digits(evaluator, _numbers(flat))
+    _restore_digits(evaluator, _numbers(flat), graph.weights)
     return tuple(found)
 
 
@@ -468,7 +480,7 @@ def _nodes(evaluator: Evaluator) -> Sequence[OpRun]:
 
 def _tables_of(node: OpRun) -> Sequence[tuple[str, str]]:
     names = (*node.input, *("",) * 9)[7:9]
-    return [names] if node.op_type == "GroupQueryAttention" and all(names) else []
+    return [(names[0], names[1])] if node.op_type == "GroupQueryAttention" and all(names) else []
 
 
 def _frequency_names(evaluator: Evaluator) -> set[str]:
@@ -499,7 +511,8 @@ def _farthest(tables: Sequence[Array], frequencies: Array, factor: float) -> flo
             np.abs(wide(table[rows]) - factor * function(angles.astype(np.float64)))
             for table, function in zip(tables, (np.cos, np.sin), strict=True)
         )
-        return np.maximum(*parts)
+        farther: Array = np.maximum(*parts)
+        return farther
 
     some = np.unique(np.linspace(0, length - 1, _TRIED_ROWS).astype(np.int64))
     best = away(some, tried).max(axis=1).argmin(axis=0)
@@ -519,7 +532,7 @@ def _numbers(flat: FlatGraph) -> Array:
     return np.array(sorted(numbers))
 
 
-def _restore_digits(evaluator: Evaluator, numbers: Array) -> None:
+def _restore_digits(evaluator: Evaluator, numbers: Array, weights: Collection[str]) -> None:
     def exact(value: float, dtype: Any) -> float:
         """The number of the spec that is ``value`` in ``dtype``, or ``value``."""
         same = numbers[numbers.astype(dtype).astype(np.float64) == value]
@@ -530,7 +543,7 @@ def _restore_digits(evaluator: Evaluator, numbers: Array) -> None:
             if attribute.type == onnx.AttributeProto.FLOAT:
                 setattr(node, attribute.name, exact(attribute.f, np.float32))
     for name, value in evaluator.rt_inits_.items():
-        if getattr(value, "size", 0) == 1 and value.dtype in _NARROW:
+        if name not in weights and getattr(value, "size", 0) == 1 and value.dtype in _NARROW:
             number = exact(float(value.reshape(-1)[0]), value.dtype)
             evaluator.rt_inits_[name] = np.full(value.shape, number)
 
@@ -540,10 +553,11 @@ def _restore_digits(evaluator: Evaluator, numbers: Array) -> None:
 
 @dataclass(frozen=True)
 class ExactGraph(OneGraph):
-    """One graph of a folder; ``weights`` are read where they lie."""
+    """One graph of a folder; its weights are read where they lie."""
 
     evaluator: Evaluator
-    weights: Values
+    weights: frozenset[str]
+    """What is stored in data files, large tables too."""
     caches: Mapping[str, tuple[int, int, int | None]]
     """Of each past, heads, features, and how many tokens it has at most."""
     name: str = "graph"
@@ -566,7 +580,8 @@ class ExactGraph(OneGraph):
         except Exception as error:  # onnx raises whatever it meets
             message = f"{file} has nodes that cannot be evaluated exactly: {error}"
             raise LlamagenError.of("LG713", message) from error
-        return ExactGraph(evaluator, weights, caches, file=file)
+        evaluator.rt_inits_.update(weights)
+        return ExactGraph(evaluator, frozenset(weights), caches, file=file)
 
     def open(self, past: Values = NOTHING) -> OpenGraph:
         caches = self.caches
@@ -603,7 +618,7 @@ class _OpenExact:
         feeds = {n: v for n, v in {**named, **self.past}.items() if n in wanted}
         names = graph.evaluator.output_names
         try:
-            results = graph.evaluator.run(None, {**graph.weights, **feeds})
+            results = graph.evaluator.run(None, feeds)
         except Exception as error:  # a graph that somebody edited can be wrong in any way
             message = f"{graph.file} cannot be evaluated exactly: {type(error).__name__}: {error}"
             raise LlamagenError.of("LG714", message[:400]) from error

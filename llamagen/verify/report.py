@@ -44,7 +44,7 @@ WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
-    "spec": "the formulas of the spec in float64, for the tables that the graphs store",
+    "spec": "the formulas of the spec in float64, for tables that the graphs store; relative to each number",
 }
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
@@ -90,8 +90,8 @@ class Row:
         """Witness, case, max/std, rms/std, tolerance (or the reason it was skipped), verdict."""
         if self.difference is None or self.tolerance is None:
             return self.witness, self.case, "", "", self.note, self.verdict
-        d = self.difference
-        numbers = f"{d.max_over_std:.1e}", f"{d.rms_over_std:.1e}"
+        away = self.difference.max_over_std, self.difference.rms_over_std
+        numbers = [f"{one:.1e}" if not one < 1e-12 else "<1e-12" for one in away]
         how = self.tolerance.rule if self.tolerance.tells else f"{self.tolerance.rule}; {TOO_WIDE}"
         return self.witness, self.case, *numbers, f"{self.tolerance} ({how})", self.verdict
 
@@ -185,7 +185,9 @@ class LimitDocument(Closed):
     kind: LimitKind
     size: int
     reached: int = Field(description="Tokens, or positions, that cases went up to.")
-    proof: Proof = Field(description="How it is known that the folder has it where the spec has it.")
+    proof: Proof = Field(
+        description="How it is known that the folder has it where the spec has it."
+    )
 
     @property
     def text(self) -> str:
