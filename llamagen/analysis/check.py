@@ -24,6 +24,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.files import is_folder
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, places
+from llamagen.ir.pipeline import pipeline_of
 from llamagen.ops.op import Role, State, a_int
 from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
@@ -68,7 +69,9 @@ def check(
             if first:
                 # every graph is built; what cannot be built by itself has none
                 concrete = not resolved.spec.abstract and resolved.spec.root is not None
-                graphs[resolved.digest] = build_all(resolved)[MAIN] if concrete else None
+                several = build_all(resolved) if concrete else {}
+                pipeline_of(several)
+                graphs[resolved.digest] = several.get(MAIN)
             findings.update(dict.fromkeys(_lint(resolved, graphs[resolved.digest], wiring=first)))
         except LlamagenError as error:
             findings.update(dict.fromkeys(error.diagnostics))

@@ -14,6 +14,7 @@ from llamagen.cli.progress import byte_progress, case_progress
 from llamagen.units import bytes_text
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+MUTATION_COLUMNS = ("caught by", "mutants")
 INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
@@ -69,6 +70,13 @@ def verify(
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",
+    mutants: Annotated[
+        bool,
+        typer.Option(
+            "--mutants",
+            help="Only make the graph wrong, place by place, and say what would be seen.",
+        ),
+    ] = False,
     quality: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +88,9 @@ def verify(
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     if integrity:
         _integrity(folder)
+        return
+    if mutants:
+        _mutants(folder, seed)
         return
     if quality is not None:
         _quality(folder, None if quality == "random" else Path(quality))
@@ -105,6 +116,8 @@ def verify(
     for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
+    for limit in verified.facts.limits:
+        console.line(str(limit))
     for file in files:
         api.write_verify_report(verified, file)
         console.line(f"wrote {file}")
@@ -121,6 +134,17 @@ def _quality(folder: Path, checkpoint: Path | None) -> None:
     console.line(f"KL divergence: mean {quality.kl_mean:g} nats, largest {quality.kl_max:g}")
     console.line(f"same likeliest token: {quality.top1_agreement:.1%} of {quality.positions}")
     console.line(f"inputs: {quality.inputs}")
+
+
+def _mutants(folder: Path, seed: int) -> None:
+    with case_progress("mutants") as progress:
+        mutation = api.mutate(folder, seed=seed, progress=progress)
+    console.table(MUTATION_COLUMNS, [(how, f"{count:,}") for how, count in mutation.caught])
+    for survivor in mutation.survivors:
+        console.line(f"survived: {survivor}")
+    tried = f"{mutation.killed:,} of {mutation.tried:,} mutants caught"
+    sample = f", a sample of {mutation.possible:,}" if mutation.tried < mutation.possible else ""
+    console.line(f"{tried}{sample}")
 
 
 def _integrity(folder: Path) -> None:

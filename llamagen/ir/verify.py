@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.ir.graph import Graph, OpPart
-from llamagen.ops.op import ShapeError
+from llamagen.ops.dims import B, S
+from llamagen.ops.op import DType, ShapeError
 from llamagen.ops.table import NODES
 
 MAX_PARAMETERS = 2**53
@@ -136,6 +137,9 @@ def _one_output(graph: Graph) -> Iterator[Finding]:
             f"the root block returns {len(outputs)} values, it must return: {want}",
             graph.root_block.span,
         )
+    for name, type_ in graph.outputs:
+        if name == "logits" and (type_.shape[:-1] != (B, S) or type_.dtype is DType.INT64):
+            yield f"logits are numbers [B, S, n], not {type_}", graph.root_block.span
 
 
 def _acyclic(graph: Graph) -> Iterator[Finding]:

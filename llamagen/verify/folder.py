@@ -20,7 +20,6 @@ from llamagen.emit.manifest import SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
-from llamagen.emit.written import Progress, silent
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -31,8 +30,10 @@ from llamagen.ops.op import Role, a_str
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
 from llamagen.verify import oracles
+from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import open_graph
 from llamagen.verify.limits import (
+    EXACT,
     TOLERANCES,
     BoundRule,
     Difference,
@@ -41,6 +42,9 @@ from llamagen.verify.limits import (
     difference,
     far,
     for_few_tokens,
+    has_learned_positions,
+    largest_of,
+    limit_scenarios,
     limits_of,
     measured_tolerance,
 )
@@ -102,6 +106,25 @@ LAYER_CASES = ("prefill", "left padding", "images decode")
 
 CHOICES = "experts chosen"
 
+NO_PAST = "transformers is given no keys and values of tokens before"
+
+OWN_PAST = "an oracle of one's own is given no keys and values of tokens before"
+
+EXACTLY = ", exactly"
+"""How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
+
+MAX_EXACT_PARAMETERS = 50_000_000
+"""Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
+FEW_CALLS = 5
+
+
+CaseProgress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (done, in all, what was done)."""
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Reports nothing."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -127,6 +150,16 @@ class Subject:
     def says(self, key: str) -> str | None:
         """What the text model's file says about itself."""
         return self.stored.metadata.get(f"llamagen.{key}")
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that its tables of positions cover: those of rope, or learned ones. None without a table."""
+        tables = table_context(self.stored.metadata, self.folder / MODEL_FILE)
+        main = self.graphs[MAIN]
+        learned = main.constants.get("max_positions")
+        if tables is None and isinstance(learned, int) and has_learned_positions(flatten(main)):
+            return learned
+        return tables
 
 
 def spec_text(folder: Path) -> str:
@@ -165,7 +198,7 @@ def verify_folder(
     leave_out: Collection[str] = (),
     trust_code: str | Path | None = None,
     save_oracle: str | Path | None = None,
-    progress: Progress = silent,
+    progress: CaseProgress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
@@ -193,32 +226,38 @@ def verify_folder(
     recorded: dict[str, FloatArray] = {}
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
-    plans = list(_plans(subject, prompt_tokens, steps, seed, leave_out))
+    plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))
     done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
+    if "reference" in names:
+        total += sum(len(plan.cases) for plan in plans)
 
-    def step() -> None:
+    def step(what: str) -> None:
         nonlocal done
         done = min(done + 1, total)  # a row about all cases is no case
-        progress(done, total)
+        progress(done, total, what)
 
     rows: list[Row] = []
     layer_rows: list[LayerRow] = []
     for plan in plans:
         comparison = Comparison(subject, plan, step, asked)
+        rows += comparison.constants()
         for name in names:
             for row in comparison.rows(name):
                 rows.append(row)
-                step()
+                step(f"{name}, {row.case}")
         layer_rows += comparison.layer_rows(names) if layers else ()
         for name in names[:1]:
             recorded |= comparison.expected.get(name, {})
     require_unchanged(before)
-    rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
+    order = ("spec", *names)
+    rows.sort(key=lambda row: order.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     flat = flatten(main)
     cases = tuple(case for plan in plans for case in plan.cases)
     if recording is not None:
         oracles.save(recording, names[0], recorded, cases, asked.options)
+    compared = [case for case in cases if any(row.is_of(case.name) for row in rows)]
+    read = all(row.verdict == "equal" for row in rows if row.witness == "spec")
     facts = Facts(
         digest=main.digest,
         parameters=subject.size,
@@ -227,7 +266,7 @@ def verify_folder(
         tied=tuple(sorted(_tied(flat))),
         seed=seed,
         cases=cases,
-        limits=limits_of(flat, cases),
+        limits=limits_of(flat, subject.context, compared, read=read),
     )
     return VerifyReport(main.spec_id, tuple(rows), facts, tuple(layer_rows))
 
@@ -282,8 +321,8 @@ class Plan:
     """Graphs that nobody said to leave out have no case."""
 
 
-def _plans(
-    subject: Subject, prompt_tokens: int, steps: int, seed: int, leave_out: Collection[str]
+def plans_of(
+    subject: Subject, prompt_tokens: int, steps: int, seed: int, leave_out: Collection[str] = ()
 ) -> Iterator[Plan]:
     """Cases of text, then those with images. Raises LG771 for a graph to leave out that is none beside the text."""
     others = [name for name in subject.graphs if name != MAIN]
@@ -302,12 +341,12 @@ def _plans(
         return Plan(tuple(graphs), (), why, missing=bool(unseen))
 
     last = subject.says("logits") == "last"
-    limit = table_context(subject.stored.metadata, subject.folder / MODEL_FILE)
+    limit = subject.context
     main = subject.graphs[MAIN]
     vocab_size = known_ids(main)
 
     def too_long(cases: Sequence[Scenario]) -> str:
-        longest = max(sum(case.splits) for case in cases)
+        longest = max(case.input_ids.shape[1] for case in cases)
         return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
 
     def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
@@ -322,7 +361,7 @@ def _plans(
         message = f"{long} are more than the model was exported for, {limit:,}"
         help = "--steps and --prompt-tokens make them shorter"
         raise LlamagenError.of("LG764", message, help=help)
-    yield plan((MAIN,), text)
+    yield plan((MAIN,), (*text, *limit_scenarios(flatten(main), vocab_size, limit, seed)))
     pipeline = subject.pipeline
     if pipeline is None:
         if others:
@@ -362,8 +401,14 @@ class Comparison:
     In a low precision witnesses of a model with routers compute with the experts that ONNX Runtime chose.
     """
 
-    def __init__(self, subject: Subject, plan: Plan, ran: Callable[[], None], asked: Asked) -> None:
-        """``ran`` is called after each case that ONNX Runtime has done."""
+    def __init__(
+        self,
+        subject: Subject,
+        plan: Plan,
+        ran: Callable[[str], None],
+        asked: Asked = Asked({}, {}, None),
+    ) -> None:
+        """``ran`` is called with the name of each case that was evaluated."""
         self.subject = subject
         self.asked = asked
         self.expected: dict[WitnessName, dict[str, FloatArray]] = {}
@@ -394,10 +439,13 @@ class Comparison:
         self.witnesses: dict[str, AnyWitness] = {}
         self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
         self.reach: dict[str, tuple[float, ...]] = {}
+        self.ran = ran
+        self.exactly: GraphsWitness | None = None
+        """The graphs of the folder in exact arithmetic, once ``constants`` has read their tables back."""
         if self.cases:
-            self.run_onnx(ran)
+            self.run_onnx()
 
-    def run_onnx(self, ran: Callable[[], None]) -> None:
+    def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
         subject, sessions = self.subject, {}
         width = width_of(subject.graphs[MAIN])
@@ -421,7 +469,7 @@ class Comparison:
                         if routers
                     }
                 )
-            ran()
+            self.ran(f"onnxruntime, {case.name}")
 
     def refused(self, case: Scenario) -> bool:
         return self.subject.says("chunks") == "one row" and case.in_chunks
@@ -492,7 +540,8 @@ class Comparison:
         witness = self.witness(name)
         if isinstance(witness, Recorded):
             return witness.of_case(case)
-        logits, self.scores[name, case.name] = self.through(witness, case, alone=alone)
+        asked = case.whole() if name == "reference" else case
+        logits, self.scores[name, case.name] = self.through(witness, asked, alone=alone)
         if name == "reference":
             self.exact[case.name] = logits
         return logits
@@ -547,6 +596,47 @@ class Comparison:
                 yield Row(name, case.name, None, None, f"{name} chooses experts otherwise: {error}")
         if self.routed and name not in self.asked.own:
             yield self.choices(name, [self.cases[case] for case in known])
+        if name == "reference":
+            yield from self.meanings()
+
+    # The graph itself, without any rounding
+
+    def constants(self) -> Iterator[Row]:
+        """Tables of the graphs against the spec's formulas in float64, each row of them."""
+        if not self.cases:
+            return
+        graphs: dict[str, OneGraph] = {}
+        for name, graph in self.graphs.items():
+            file = self.subject.folder / f"{name}.onnx"
+            exact = ExactGraph.of_model(*exact_model(file), str(file))
+            graphs[name] = exact
+            for table in read_back(exact, flatten(graph), self.dtype):
+                away = Difference(table.farthest, table.farthest, 1.0, table.count, 0.0)
+                allowed = Tolerance(table.allowed, table.allowed)
+                yield Row("spec", f"table {table.name}", away, allowed)
+        self.exactly = GraphsWitness("exact", graphs, self.subject.pipeline)
+
+    def meanings(self) -> Iterator[Row]:
+        """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
+        assert self.exactly is not None
+        for case in self.cases.values():
+            if self.unfit("reference", case) or (
+                self.subject.size > MAX_EXACT_PARAMETERS and len(case.splits) > FEW_CALLS
+            ):
+                continue
+            expected = self.expected_exactly(case)
+            found = case.given(self.exactly)
+            away = difference(found, case.ending(expected))
+            yield Row("reference", f"{case.name}{EXACTLY}", away, EXACT)
+
+    def expected_exactly(self, case: Scenario) -> FloatArray:
+        """Logits of the reference with the experts of its own choice."""
+        if not self.routed:
+            return self.logits("reference", case)
+        rows = case.alone(self.subject.pipeline) if self.by_token(case) else (case,)
+        return np.concatenate(
+            [row.whole().logits(cast("GraphsWitness", self.witness("reference"))) for row in rows]
+        )
 
     def unfit(self, name: WitnessName, case: Scenario) -> str:
         """Why a case cannot be compared with a witness."""
@@ -554,6 +644,10 @@ class Comparison:
             return ONE_ROW
         if self.drops_seen and case.has_holes:
             return DROPS_SEEN
+        if case.before and name == "transformers":
+            return NO_PAST
+        if case.before and name in self.asked.own:
+            return OWN_PAST
         if case.shift and self.subject.says("positions") == "counted":
             return COUNTS_ITSELF
         if name in self.asked.own:
@@ -587,8 +681,10 @@ class Comparison:
         if not note and name == "transformers" and case.images:
             note = self.departures(case, found)
         what = f"{case.name}, float products" if self.made_exact else case.name
-        bound = self.tolerance(name, case)
-        return Row(name, what, difference(found, case.ending(expected)), bound, note)
+        bound, away = self.tolerance(name, case), difference(found, case.ending(expected))
+        if self.dtype == "float32":
+            bound = largest_of(bound, away.count)
+        return Row(name, what, away, bound, note)
 
     def is_same(self, case: Scenario) -> bool:
         """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
@@ -599,7 +695,8 @@ class Comparison:
         base = self.routing[case.same_as].of_tokens(self.cases[case.same_as])
         own = self.routing[case.name].of_tokens(case)
         return all(
-            np.array_equal(a, case.moved(chosen)) for a, chosen in zip(own, base, strict=True)
+            np.array_equal(np.sort(a), np.sort(case.moved(chosen)))
+            for a, chosen in zip(own, base, strict=True)
         )
 
     def departures(self, case: Scenario, found: FloatArray) -> str:
@@ -630,8 +727,8 @@ class Comparison:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
         if self.subject.too_large:
             return TOLERANCES[self.dtype], None
-        reference = self.reference(self.dtype, float32_angles=case.shift > 0)
-        rounded, scores = self.through(reference, case)
+        reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
+        rounded, scores = self.through(reference, case.whole())
         exact = self.logits("reference", case)
         self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
         rounding = difference(rounded, exact)
@@ -654,12 +751,20 @@ class Comparison:
                 self.logits(seen_by, case)
             scores = self.scores[seen_by, case.name]
             reach = self.reach.get(case.same_as or case.name) or usual_reach(scores, self.dtype)
-            routers += map(Router, self.routing[case.name].of_tokens(case), scores, reach)
+            chosen = self.routing[case.name].of_tokens(case)
+            routers += map(Router, chosen, scores, reach, self.chooses_experts())
         found = compared(routers)
         if found.decided < LEAST_DECIDED * found.count:
             return Row(name, what, None, None, f"too few to say anything: {found}")
         rule: BoundRule = "fixed" if self.subject.too_large else "measured"
         return Row(name, what, found.difference, found.tolerance(rule), f"{found}")
+
+    def chooses_experts(self) -> tuple[bool, ...]:
+        """Of every router in order, whether experts are evaluated by the places that it gives; all where none is."""
+        nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
+        read = {o for n in nodes if n.row.role is Role.EXPERTS for o in n.operands}
+        routers = tuple(n.results[1] in read for n in nodes if n.row.role is Role.CHOICE)
+        return routers if any(routers) else (True,) * len(routers)
 
     # Layers: where an error begins and how it grows; whether a folder passes, logits decide
 

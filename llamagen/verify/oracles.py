@@ -55,8 +55,8 @@ class Script:
     def name(self) -> str:
         return self.file.name
 
-    def start(self, images: Values = NOTHING) -> Session:
-        assert not images, READS_TEXT
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
+        assert not images and not past, READS_TEXT
         return _ScriptSession(self)
 
     def ask(self, ids: IntArray, positions: IntArray, mask: IntArray, first: bool) -> Answer:
