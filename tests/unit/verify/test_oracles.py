@@ -96,7 +96,7 @@ def test_another_export_is_a_witness(home: Path) -> None:
     """One gives all logits, the other the last of a call; those are compared."""
     for one, other in (("portable", "ort-cpu"), ("ort-cpu", "portable"), ("ort-cpu", "ort-cpu")):
         report = verify_folder(home / one, [str(home / other)], steps=3)
-        assert report.passed and {row.witness for row in report.rows} == {other}
+        assert report.passed and {row.witness for row in report.rows} - {"spec"} == {other}
 
 
 NUMBERS = "import numpy as np\ndef logits(input_ids, position_ids, attention_mask, past):\n    "
