@@ -13,7 +13,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -126,7 +126,7 @@ def measured(n: int) -> dict[str, Any]:
         list(comparison.constants())
         witnesses: dict[str, Witness] = {"reference": comparison.reference()}
         if n % 3 == 0:
-            witnesses["torch"] = comparison.witness("torch")
+            witnesses["torch"] = cast("Witness", comparison.witness("torch"))
         if n % 6 == 0 and comparison.exactly is not None:
             witnesses["exactly"] = comparison.exactly
         logits = {name: case.logits(witness) for name, witness in witnesses.items()}

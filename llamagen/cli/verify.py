@@ -25,7 +25,9 @@ def verify(
     against: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers."
+            metavar="LIST",
+            help="Witnesses, comma-separated: torch, reference, transformers; or your own: "
+            "./oracle.py, ./logits.npz, ./another-export.",
         ),
     ] = "torch,reference",
     steps: Annotated[
@@ -48,6 +50,19 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    save_oracle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz", help="Keep the first witness's logits, to compare elsewhere."
+        ),
+    ] = None,
+    trust_code: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let transformers run the model code in DIR, beside its config.json.",
+        ),
+    ] = None,
     leave_out: Annotated[
         str,
         typer.Option(metavar="GRAPHS", help="Graphs beside the text that need not be compared."),
@@ -93,6 +108,8 @@ def verify(
             layers=bool(files),
             provider=provider,
             leave_out=_words(leave_out),
+            trust_code=trust_code,
+            save_oracle=save_oracle,
             progress=progress,
         )
     console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])

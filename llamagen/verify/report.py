@@ -37,7 +37,8 @@ from llamagen.verify.limits import (
 from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
-WitnessName: TypeAlias = Literal["torch", "reference", "transformers", "spec"]
+WitnessName: TypeAlias = str
+"""A key of ``WITNESSES``, or the name of a file or folder of the user's."""
 Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
@@ -46,6 +47,8 @@ WITNESSES: dict[WitnessName, str] = {
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
     "spec": "the formulas of the spec in float64, for tables that the graphs store; relative to each number",
 }
+
+OWN_WITNESS = "an oracle that the caller gave"
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
 
@@ -340,7 +343,7 @@ class ReportDocument(Closed):
     @property
     def witnesses(self) -> dict[WitnessName, str]:
         """Those that were asked, and what they are."""
-        return {c.witness: WITNESSES[c.witness] for c in self.comparisons}
+        return {c.witness: WITNESSES.get(c.witness, OWN_WITNESS) for c in self.comparisons}
 
     @property
     def measured(self) -> bool:

@@ -512,9 +512,15 @@ class TransformersWitness:
 
     @staticmethod
     def of_folder(
-        folder: Path, paths: Sequence[str], weights: WeightReader, *, images: bool = False
+        folder: Path,
+        paths: Sequence[str],
+        weights: WeightReader,
+        *,
+        images: bool = False,
+        trusted: Path | None = None,
     ) -> TransformersWitness:
-        """``images`` asks for the model that reads them too. Raises LG774 when transformers is not
+        """``images`` asks for the model that reads them too; ``trusted`` is a folder whose config.json counts and whose
+        code is run, in this process, as transformers has no other way. Raises LG774 when transformers is not
         installed, the folder has no config.json, or the names of the weights are not those of the model."""
         try:
             library = import_module("transformers")
@@ -523,6 +529,7 @@ class TransformersWitness:
             raise LlamagenError.of("LG774", "transformers is not installed", help=help) from None
         import torch
 
+        folder, trust = trusted or folder, trusted is not None
         if not files.exists(folder / "config.json"):
             help = "it is copied from a checkpoint in the Hub's format when a model is exported"
             message = f"{str(folder)!r} has no config.json for transformers"
@@ -534,10 +541,10 @@ class TransformersWitness:
         auto = library.AutoModelForImageTextToText if images else library.AutoModelForCausalLM
         try:
             config = library.AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=trust
             )
             with torch.device("meta"):
-                kind = type(auto.from_config(config))
+                kind = type(auto.from_config(config, trust_remote_code=trust))
         except Exception as error:  # whatever its constructors assert
             message = f"transformers cannot build the model of config.json: {error}"
             raise LlamagenError.of("LG774", message) from error
