@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from llamagen.spec.schema import Spec
     from llamagen.verify.folder import verify_folder as verify_folder
     from llamagen.verify.integrity import check_integrity as check_integrity
+    from llamagen.verify.mutants import mutate as mutate
     from llamagen.verify.quality import measure_quality as measure_quality
     from llamagen.verify.report import check_report_names as check_report_names
     from llamagen.verify.report import write_verify_report as write_verify_report
@@ -68,6 +69,7 @@ else:
         "spec.json_schema": ("schema_text", "write_schema"),
         "verify.folder": ("verify_folder",),
         "verify.integrity": ("check_integrity",),
+        "verify.mutants": ("mutate",),
         "verify.quality": ("measure_quality",),
         "verify.report": ("check_report_names", "write_verify_report"),
     }

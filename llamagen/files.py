@@ -62,6 +62,7 @@ GRAPH = Kind("LG713", 2 << 30, "export the model again")
 MANIFEST = Kind(
     "LG775", 64 << 20, "`llamagen export` writes one into every folder; is this such a folder?"
 )
+ORACLE = Kind("LG774", None, "check the path")
 IMAGE = Kind("LG780", 512 << 20, "give a PNG, JPEG, WebP, GIF, BMP or TIFF file", "LG781")
 TEMPLATE = Kind("LG784", 1 << 20, "leave out --chat, or copy the model's template there")
 

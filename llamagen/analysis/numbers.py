@@ -543,7 +543,8 @@ def visible_flops(graph: Graph, batch: int, new: int, past: int) -> int:
         for node in block.nodes:
             if node.row.role is Role.ATTENTION:
                 flops = flops_of_node(graph, block, node)
-                if graph.mask_of(node) is None:
+                mask = graph.mask_of(node)
+                if mask is None or "padding" in mask.attrs:
                     total += times * flops.evaluate({"B": batch, "S": new, "P": past})
                 else:
                     a_pair = flops.evaluate({"B": 1, "S": 1, "P": 0})

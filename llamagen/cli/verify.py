@@ -14,6 +14,7 @@ from llamagen.cli.progress import byte_progress, case_progress
 from llamagen.units import bytes_text
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+MUTATION_COLUMNS = ("caught by", "mutants")
 INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
@@ -24,7 +25,9 @@ def verify(
     against: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Witnesses, comma-separated: torch, reference, transformers."
+            metavar="LIST",
+            help="Witnesses, comma-separated: torch, reference, transformers; or your own: "
+            "./oracle.py, ./logits.npz, ./another-export.",
         ),
     ] = "torch,reference",
     steps: Annotated[
@@ -47,6 +50,19 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    save_oracle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz", help="Keep the first witness's logits, to compare elsewhere."
+        ),
+    ] = None,
+    trust_code: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let transformers run the model code in DIR, beside its config.json.",
+        ),
+    ] = None,
     leave_out: Annotated[
         str,
         typer.Option(metavar="GRAPHS", help="Graphs beside the text that need not be compared."),
@@ -54,6 +70,13 @@ def verify(
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",
+    mutants: Annotated[
+        bool,
+        typer.Option(
+            "--mutants",
+            help="Only make the graph wrong, place by place, and say what would be seen.",
+        ),
+    ] = False,
     quality: Annotated[
         str | None,
         typer.Option(
@@ -65,6 +88,9 @@ def verify(
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
     if integrity:
         _integrity(folder)
+        return
+    if mutants:
+        _mutants(folder, seed)
         return
     if quality is not None:
         _quality(folder, None if quality == "random" else Path(quality))
@@ -82,12 +108,16 @@ def verify(
             layers=bool(files),
             provider=provider,
             leave_out=_words(leave_out),
+            trust_code=trust_code,
+            save_oracle=save_oracle,
             progress=progress,
         )
     console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])
     for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
+    for limit in verified.facts.limits:
+        console.line(str(limit))
     for file in files:
         api.write_verify_report(verified, file)
         console.line(f"wrote {file}")
@@ -104,6 +134,17 @@ def _quality(folder: Path, checkpoint: Path | None) -> None:
     console.line(f"KL divergence: mean {quality.kl_mean:g} nats, largest {quality.kl_max:g}")
     console.line(f"same likeliest token: {quality.top1_agreement:.1%} of {quality.positions}")
     console.line(f"inputs: {quality.inputs}")
+
+
+def _mutants(folder: Path, seed: int) -> None:
+    with case_progress("mutants") as progress:
+        mutation = api.mutate(folder, seed=seed, progress=progress)
+    console.table(MUTATION_COLUMNS, [(how, f"{count:,}") for how, count in mutation.caught])
+    for survivor in mutation.survivors:
+        console.line(f"survived: {survivor}")
+    tried = f"{mutation.killed:,} of {mutation.tried:,} mutants caught"
+    sample = f", a sample of {mutation.possible:,}" if mutation.tried < mutation.possible else ""
+    console.line(f"{tried}{sample}")
 
 
 def _integrity(folder: Path) -> None:

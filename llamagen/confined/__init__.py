@@ -32,6 +32,8 @@ class Limits(NamedTuple):
     """Bytes of address space, libraries included."""
     answer: int
     """Bytes."""
+    file: int = 0
+    """Bytes of a file that it writes."""
 
 
 class Stopped(Exception):
@@ -123,7 +125,12 @@ class Companion:
 def _words(mode: str, script: Path, arguments: Sequence[str], limits: Limits) -> list[str]:
     # -I -S -E: no folder of the user, no environment; what can be imported is what can be imported here
     words = [sys.executable, "-I", "-S", "-E", str(_CHILD), mode, str(script)]
-    words += [str(limits.seconds), str(limits.memory), os.pathsep.join(filter(None, sys.path))]
+    words += [
+        str(limits.seconds),
+        str(limits.memory),
+        str(limits.file),
+        os.pathsep.join(filter(None, sys.path)),
+    ]
     return [*words, *arguments]
 
 

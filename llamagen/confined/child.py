@@ -12,19 +12,21 @@ _REFUSED = 3
 _REASON = 400
 
 
-def main(mode: str, script: str, seconds: str, memory: str, path: str, *arguments: str) -> None:
+def main(
+    mode: str, script: str, seconds: str, memory: str, file: str, path: str, *arguments: str
+) -> None:
     if resource is not None:
         limit(resource.RLIMIT_CPU, int(seconds))
         limit(resource.RLIMIT_AS, int(memory))
-        limit(resource.RLIMIT_FSIZE, 0)
+        limit(resource.RLIMIT_FSIZE, int(file))
         limit(resource.RLIMIT_CORE, 0)
     said = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what nobody reads
     sys.path += [folder for folder in path.split(os.pathsep) if folder not in sys.path]
     names: dict[str, object] = {"__name__": "confined", "__file__": script}
     try:
-        with open(script, "rb") as file:
-            exec(compile(file.read(), script, "exec"), names)
+        with open(script, "rb") as source:
+            exec(compile(source.read(), script, "exec"), names)
         if mode == "many":
             many(names["answering"], arguments, int(seconds))
             return

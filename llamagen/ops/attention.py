@@ -246,7 +246,7 @@ def _attention_numpy(o: Operands) -> tuple[Array, ...]:
     q, k, v = o.real(0), o.real(1), o.real(2)
     scale, cap = o.number_or_none("scale"), o.number_or_none("softcap")
     group = q.shape[1] // k.shape[1]
-    slopes = _slopes(q.shape[1]) if a_bool(o.attrs, "alibi") else None
+    slopes = slopes_of(q.shape[1]) if a_bool(o.attrs, "alibi") else None
     total = k.shape[2]
     distance = np.arange(total - q.shape[2], total)[:, None] - np.arange(total)[None, :]
     y = np.empty((*q.shape[:3], v.shape[3]))
@@ -266,7 +266,7 @@ def _attention_numpy(o: Operands) -> tuple[Array, ...]:
     return (y,)
 
 
-def _slopes(heads: int) -> list[float]:
+def slopes_of(heads: int) -> list[float]:
     """arXiv 2108.12409 and its footnote, written as the recursion the authors published."""
 
     def of_power(n: int) -> list[float]:
@@ -276,7 +276,7 @@ def _slopes(heads: int) -> list[float]:
     below = 2 ** math.floor(math.log2(heads))
     if below == heads:
         return of_power(heads)
-    return of_power(below) + _slopes(2 * below)[0::2][: heads - below]
+    return of_power(below) + slopes_of(2 * below)[0::2][: heads - below]
 
 
 def _attention_torch(at: TorchSite, x: Sequence[Code]) -> Code:
@@ -528,13 +528,22 @@ def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
 
 
 def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
-    """Each token's row where the caller had it. Padding gets the row of the real token before it, or the first."""
+    """Each token's row where the caller had it; zeros for padding.
+
+    The kernel writes no row of a call that has no real token: it may be NaN, and a layer with a cache of its own would
+    keep it, from where even a weight of 0 brings it back.
+    """
     rows, mask = x
+    dtype = b.element(site.results[0].dtype)
     if "places" not in b.shared:
         with b.within("/rows"):
             before = b.op("Sub", b.op("CumSum", _new_mask(b, mask), b.whole(1)), b.whole(1))
             b.shared["places"] = b.op("Unsqueeze", b.op("Max", before, b.whole(0)), b.ints([2]))
-    return (b.op("GatherND", rows, b.shared["places"], batch_dims=1),)
+            real = b.to(_new_mask(b, mask), b.BOOL)
+            b.shared["real tokens"] = b.op("Unsqueeze", real, b.ints([2]))
+    unpacked = b.op("GatherND", rows, b.shared["places"], batch_dims=1)
+    zero = b.number(0.0, dtype)
+    return (b.op("Where", b.shared["real tokens"], unpacked, zero, dtype=dtype),)
 
 
 def _last_row_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -695,8 +704,8 @@ ATTENTION_OPS: tuple[Op, ...] = (
     ),
     Op(
         "unpack_rows",
-        "The tokens of packed rows where the caller had them.",
-        "y[b, s] = x[b, rank of s among real tokens]",
+        "The tokens of packed rows where the caller had them, and zeros for padding.",
+        "y[b, s] = x[b, rank of s among real tokens] or 0",
         ("x", "attention_mask"),
         lambda types, attrs: (types[0],),
         Precision.EXACT,

@@ -29,20 +29,26 @@ from llamagen.verify.limits import (
     Difference,
     Limit,
     LimitKind,
+    Proof,
     RunDType,
     Tolerance,
+    limit_text,
 )
 from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
-WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
+WitnessName: TypeAlias = str
+"""A key of ``WITNESSES``, or the name of a file or folder of the user's."""
 Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
+    "spec": "the formulas of the spec in float64, for tables that the graphs store; relative to each number",
 }
+
+OWN_WITNESS = "an oracle that the caller gave"
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
 
@@ -72,6 +78,11 @@ class Row:
     missing: bool = False
     """Something of the model was not compared at all."""
 
+    def is_of(self, case: str) -> bool:
+        """Whether it says something of a case."""
+        name = self.case.partition(", ")[0]
+        return name == case and self.verdict != "skipped"
+
     @property
     def verdict(self) -> Verdict:
         if self.missing:
@@ -86,10 +97,10 @@ class Row:
         """Witness, case, max/std, rms/std, tolerance (or the reason it was skipped), verdict."""
         if self.difference is None or self.tolerance is None:
             return self.witness, self.case, "", "", self.note, self.verdict
-        d = self.difference
-        numbers = f"{d.max_over_std:.1e}", f"{d.rms_over_std:.1e}"
+        away = self.difference.max_over_std, self.difference.rms_over_std
+        worst, rms = (f"{one:.1e}" if not one < 1e-12 else "<1e-12" for one in away)
         how = self.tolerance.rule if self.tolerance.tells else f"{self.tolerance.rule}; {TOO_WIDE}"
-        return self.witness, self.case, *numbers, f"{self.tolerance} ({how})", self.verdict
+        return self.witness, self.case, worst, rms, f"{self.tolerance} ({how})", self.verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +142,11 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing is different, something was compared, and nothing is missing."""
+        """Nothing is different or missing, something was compared, and no limit of the model is without a proof."""
         verdicts = {row.verdict for row in self.rows}
-        return not verdicts & {"different", "not compared"} and "equal" in verdicts
+        proven = all(limit.proof != "none" for limit in self.facts.limits)
+        compared = any(row.verdict == "equal" for row in self.rows if row.witness != "spec")
+        return not verdicts & {"different", "not compared"} and compared and proven
 
 
 # As a document
@@ -178,14 +191,14 @@ class LimitDocument(Closed):
 
     kind: LimitKind
     size: int
-    reached: int = Field(description="Slots of the longest case; for rope, positions.")
-    crossed: bool
+    reached: int = Field(description="Tokens, or positions, that cases went up to.")
+    proof: Proof = Field(
+        description="How it is known that the folder has it where the spec has it."
+    )
 
     @property
     def text(self) -> str:
-        verb = "crossed" if self.crossed else "not crossed"
-        unit = "positions" if self.kind == "original context of rope" else "slots"
-        return f"{self.kind} of {self.size:,}: {verb}, inputs reach {self.reached:,} {unit}"
+        return limit_text(self.kind, self.size, self.proof)
 
 
 class ToleranceDocument(Closed):
@@ -330,7 +343,7 @@ class ReportDocument(Closed):
     @property
     def witnesses(self) -> dict[WitnessName, str]:
         """Those that were asked, and what they are."""
-        return {c.witness: WITNESSES[c.witness] for c in self.comparisons}
+        return {c.witness: WITNESSES.get(c.witness, OWN_WITNESS) for c in self.comparisons}
 
     @property
     def measured(self) -> bool:
@@ -356,7 +369,7 @@ def document(report: VerifyReport) -> ReportDocument:
         versions=_versions(report),
         cases=tuple(map(_case, facts.cases)),
         limits=tuple(
-            LimitDocument(kind=one.kind, size=one.size, reached=one.reached, crossed=one.crossed)
+            LimitDocument(kind=one.kind, size=one.size, reached=one.reached, proof=one.proof)
             for one in facts.limits
         ),
         comparisons=tuple(map(_comparison, report.rows)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.check import check_specs
+from llamagen.analysis.check import check
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.generate import files_of
 from llamagen.emit.options import Target
@@ -76,7 +76,7 @@ def test_check_and_generate_agree_on_what_is_a_model(
 ) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text(f"spec: 1\nid: t/odd\nextends: llama/3.2/1b\n{more}")
-    (finding,) = [f for f in check_specs(Registry(), [str(path)]).findings if f.severity == "error"]
+    (finding,) = [f for f in check([str(path)]).findings if f.severity == "error"]
     assert finding.code == code and finding.span is not None and re.search(reason, finding.message)
     with pytest.raises(LlamagenError, match=reason):
         files_of(Registry().load(str(path)), [Target.TORCH])

@@ -18,7 +18,7 @@ from llamagen.api import load, measure_quality, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import CHOICES, ONE_ROW, verify_folder
+from llamagen.verify.folder import CHOICES, EXACTLY, ONE_ROW, verify_folder
 from llamagen.verify.limits import difference
 from llamagen.verify.scenarios import scenarios
 from llamagen.verify.witnesses import OnnxWitness
@@ -46,10 +46,12 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
     report = verify_folder(exported("qwen3_moe", tmp_path / "out", dtype), steps=4)
+    cases = (*CASES, *((CHOICES,) if dtype != "float32" else ()))
+    exactly = [f"{case}{EXACTLY}" for case in CASES]
     assert [(r.witness, r.case, r.verdict) for r in report.rows] == [
-        (witness, case, "equal")
-        for witness in ("torch", "reference")
-        for case in (*CASES, *((CHOICES,) if dtype != "float32" else ()))
+        ("spec", "table /cos/inv_freq", "equal"),
+        *(("torch", case, "equal") for case in cases),
+        *(("reference", case, "equal") for case in (*cases, *exactly)),
     ]
     assert report.passed
     shifts = {case.name: case.shift for case in report.facts.cases}
@@ -100,7 +102,7 @@ def _edited(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
 
 def _different(folder: Path, **options: Any) -> set[str]:
     report = verify_folder(folder, ["reference"], steps=4, **options)
-    return {row.case for row in report.rows if row.verdict == "different"}
+    return {row.case.removesuffix(EXACTLY) for row in report.rows if row.verdict == "different"}
 
 
 def test_far_positions_show_a_wrong_frequency(mistral: Path, tmp_path: Path) -> None:
@@ -236,7 +238,10 @@ def test_a_model_too_large_for_the_reference_is_not_called_equal(
 ) -> None:
     monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
     report = verify_folder(mistral, ["reference"], steps=1)
-    assert [row.verdict for row in report.rows] == ["skipped"]
+    assert [(row.witness, row.verdict) for row in report.rows] == [
+        ("spec", "equal"),
+        ("reference", "skipped"),
+    ]
     assert not report.passed
 
 
@@ -305,20 +310,18 @@ def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
     load(SPECS / "reduced" / "llama-2-70b.yaml").export(
         out, ExportOptions(profile="ort-cpu", runtime=runtime), random_weights=1
     )
-    done: list[tuple[int, int]] = []
-    report = verify_folder(
-        out, ["torch"], steps=4, progress=lambda done_, total: done.append((done_, total))
-    )
+    done: list[tuple[int, int, str]] = []
+    report = verify_folder(out, ["torch"], steps=4, progress=lambda *told: done.append(told))
     manifest = read_manifest(out)
     assert (manifest.runtime, manifest.batched_chunks) == (runtime, runtime == "1.32")
     verdicts = {row.case: row.verdict for row in report.rows}
-    assert tuple(verdicts) == CASES and report.passed
+    assert tuple(verdicts) == (*CASES, "around 64") and report.passed
     skipped = {"rows cut anywhere"} if runtime == "1.31" else set()
     assert {case for case, verdict in verdicts.items() if verdict != "equal"} == skipped
     assert {row.note for row in report.rows if row.case in skipped} == (
         {ONE_ROW} if skipped else set()
     )
-    assert done[-1] == (2 * len(CASES),) * 2
+    assert done[-1] == (2 * len(CASES) + 2, 2 * len(CASES) + 2, "torch, around 64")
 
 
 def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:

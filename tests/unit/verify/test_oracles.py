@@ -1,0 +1,171 @@
+"""Witnesses of one's own: a Python file, another export, recorded logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from llamagen.api import load, random_checkpoint
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.options import ExportOptions
+from llamagen.verify.folder import COUNTS_ITSELF, verify_folder
+
+MODEL = """
+spec: 1
+id: my/model
+extends: llama/3.2/1b
+hyperparameters: {hidden_size: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 16, intermediate_size: 24,
+  vocab_size: 60}
+tokenizer: {bos_id: 1, eos_ids: [2], special_tokens: null}
+invariants: null
+"""
+ORACLE = """
+from pathlib import Path
+
+from llamagen.verify.folder import subject_of
+from llamagen.verify.witnesses import ReferenceWitness
+
+print("this goes nowhere")
+
+
+def load(folder):
+    global model
+    subject = subject_of(Path(folder), "CPUExecutionProvider")
+    model = ReferenceWitness.of_graph(subject.graphs["model"], subject.stored.read)
+
+
+def logits(input_ids, position_ids, attention_mask, past):
+    print("and this")
+    session = past or model.start()
+    answer = session.step(input_ids, attention_mask, position_ids)
+    return RESULT
+"""
+CACHED = ORACLE.replace("RESULT", "answer, session")
+WHOLE = ORACLE.replace("RESULT", "answer")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("oracles")
+    (home / "my.yaml").write_text(MODEL)
+    random_checkpoint(home / "my.yaml", home / "checkpoint")
+    for profile in ("portable", "ort-cpu"):
+        options = ExportOptions(profile=profile)
+        load(home / "my.yaml").export(home / profile, options, checkpoint=home / "checkpoint")
+    return home
+
+
+def written(folder: Path, text: str, name: str = "oracle.py") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def verdicts(folder: Path, against: str, **options: object) -> set[str]:
+    report = verify_folder(folder, [against], steps=3, **options)  # type: ignore[arg-type]
+    return {row.verdict for row in report.rows if row.note != COUNTS_ITSELF}
+
+
+def test_a_function_is_a_witness_with_a_past_and_without(home: Path, tmp_path: Path) -> None:
+    """Recorded, the logits are one as well; of a wrong graph all of them are different."""
+    recorded = tmp_path / "logits.npz"
+    assert verdicts(home / "portable", written(tmp_path, CACHED), save_oracle=recorded) == {"equal"}
+    assert verdicts(home / "portable", written(tmp_path, WHOLE, "whole.py")) == {"equal"}
+    assert verdicts(home / "ort-cpu", str(recorded)) <= {"equal", "skipped"}
+    wrong = shutil.copytree(home / "portable", tmp_path / "wrong")
+    model = onnx.load(str(wrong / "model.onnx"), load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                attribute.f = 1e-3
+    (wrong / "model.onnx").write_bytes(model.SerializeToString())
+    assert "different" in verdicts(wrong, str(recorded))
+    assert "different" in verdicts(wrong, str(home / "portable"))
+    with pytest.raises(LlamagenError, match="recorded of other inputs") as caught:
+        verify_folder(home / "portable", [str(recorded)], steps=3, seed=1)
+    assert (
+        caught.value.diagnostics[0].help == "ask as it did: --prompt-tokens 12 --steps 3 --seed 0"
+    )
+
+
+def test_another_export_is_a_witness(home: Path) -> None:
+    """One gives all logits, the other the last of a call; those are compared."""
+    for one, other in (("portable", "ort-cpu"), ("ort-cpu", "portable"), ("ort-cpu", "ort-cpu")):
+        report = verify_folder(home / one, [str(home / other)], steps=3)
+        assert report.passed and {row.witness for row in report.rows} == {other}
+
+
+NUMBERS = "import numpy as np\ndef logits(input_ids, position_ids, attention_mask, past):\n    "
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "it defines no function `logits`"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module', line 1"),
+        (f"{NUMBERS}return past[0]", "TypeError: 'NoneType' object is not subscriptable, line 3"),
+        (f"{NUMBERS}return np.zeros((*input_ids.shape, 61))", "logits of the shape [1, 15, 61]"),
+        (f"{NUMBERS}return np.zeros(3)", "logits of the shape [3] for ids of [1, 15]"),
+        (f"{NUMBERS}return 'words'", "ValueError: could not convert string to float"),
+        (f"{NUMBERS}import os; os._exit(7)", "its process ended with 7"),
+        (
+            f"{NUMBERS}z = np.random.rand(*input_ids.shape, 60); return (z, 1) if past is None else z",
+            "returns a past after some calls and none after others",
+        ),
+    ],
+)
+def test_what_an_oracle_does_wrong_is_said(
+    text: str, words: str, home: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        verify_folder(home / "portable", [written(tmp_path, text)], steps=3)
+    (found,) = caught.value.diagnostics
+    assert found.code == "LG774" and words in found.message
+
+
+@pytest.mark.parametrize(
+    ("against", "words"),
+    [
+        (["./nowhere.py"], "nowhere.py"),
+        (["./nowhere.npz"], "nowhere.npz"),
+        (["nowhere"], "there is no witness `nowhere`"),
+        (["a/oracle.py", "b/oracle.py"], "would both be called `oracle.py`"),
+    ],
+)
+def test_what_is_not_there_is_said(against: list[str], words: str, home: Path) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        verify_folder(home / "portable", against, steps=1)
+    assert words in caught.value.diagnostics[0].message
+
+
+def test_files_of_others_are_neither_read_nor_replaced(home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.zeros(3))
+    with pytest.raises(LlamagenError, match="no file of recorded logits"):
+        verify_folder(home / "portable", [str(other)], steps=1)
+    with pytest.raises(LlamagenError, match="holds no recorded logits"):
+        verify_folder(home / "portable", ["torch"], steps=1, save_oracle=other)
+    with pytest.raises(LlamagenError, match=r"named .npz"):
+        verify_folder(home / "portable", ["torch"], steps=1, save_oracle=tmp_path / "logits.bin")
+
+
+def test_code_of_a_checkpoint_runs_only_when_told_so(home: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(home / "checkpoint", tmp_path / "checkpoint")
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": classes}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    folder = shutil.copytree(home / "portable", tmp_path / "out")
+    shutil.copy(checkpoint / "config.json", folder / "config.json")
+    with pytest.raises(LlamagenError, match="transformers cannot build the model"):
+        verify_folder(folder, ["transformers"], steps=2)
+    assert verify_folder(folder, ["transformers"], steps=2, trust_code=checkpoint).passed
