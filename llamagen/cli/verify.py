@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
-from llamagen import api_verify as api
+from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
 from llamagen.cli.progress import byte_progress, case_progress
 from llamagen.units import bytes_text
+
+VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+MUTATION_COLUMNS = ("caught by", "mutants")
+INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 
@@ -44,6 +48,10 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    leave_out: Annotated[
+        str,
+        typer.Option(metavar="GRAPHS", help="Graphs beside the text that need not be compared."),
+    ] = "",
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",
@@ -74,7 +82,7 @@ def verify(
         return
     files = report or []
     api.check_report_names(files)
-    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
+    witnesses = _words(against)
     with case_progress("comparing") as progress:
         verified = api.verify_folder(
             folder,
@@ -84,9 +92,10 @@ def verify(
             seed=seed,
             layers=bool(files),
             provider=provider,
+            leave_out=_words(leave_out),
             progress=progress,
         )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in verified.rows])
+    console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])
     for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
@@ -99,6 +108,10 @@ def verify(
         raise typer.Exit(FINDINGS)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def _quality(folder: Path, checkpoint: Path | None) -> None:
     quality = api.measure_quality(folder, checkpoint)
     console.line(f"KL divergence: mean {quality.kl_mean:g} nats, largest {quality.kl_max:g}")
@@ -109,7 +122,7 @@ def _quality(folder: Path, checkpoint: Path | None) -> None:
 def _mutants(folder: Path, seed: int) -> None:
     with case_progress("mutants") as progress:
         mutation = api.mutate(folder, seed=seed, progress=progress)
-    console.table(api.MUTATION_COLUMNS, [(how, f"{count:,}") for how, count in mutation.caught])
+    console.table(MUTATION_COLUMNS, [(how, f"{count:,}") for how, count in mutation.caught])
     for survivor in mutation.survivors:
         console.line(f"survived: {survivor}")
     tried = f"{mutation.killed:,} of {mutation.tried:,} mutants caught"
@@ -121,7 +134,7 @@ def _integrity(folder: Path) -> None:
     with byte_progress("reading") as progress:
         integrity = api.check_integrity(folder, progress)
     if integrity.findings:
-        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
+        console.table(INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
     for name in integrity.unread:
         console.line(f"{name}: its values were never read, only its size and header are known")
     verdict = (

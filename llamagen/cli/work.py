@@ -14,17 +14,27 @@ from llamagen.cli.progress import byte_progress
 from llamagen.cli.read import Id
 from llamagen.cli.verify import Folder
 from llamagen.emit.options import DEFAULTS, ExportOptions
+from llamagen.files import is_folder
 from llamagen.units import parse_bytes
 
 
 @spread
 def export(
-    spec: Id,
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|CHECKPOINT",
+            help="An id such as llama/3.2/1b, a YAML file, or a checkpoint that says itself what it is: a folder with "
+            "config.json, a .gguf file.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="DIR", help="Hub folder, Meta folder or a .safetensors file."
+            "--checkpoint",
+            metavar="DIR",
+            help="Hub folder, Meta folder, a .safetensors or a .gguf file.",
         ),
     ] = None,
     random_weights: Annotated[
@@ -43,9 +53,18 @@ def export(
     ] = False,
 ) -> None:
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
-    if (checkpoint is None) == (random_weights is None):
+    if (
+        checkpoint is None
+        and random_weights is None
+        and (spec.endswith(".gguf") or is_folder(Path(spec)))
+    ):
+        checkpoint = Path(spec)
+        model = api.imported(checkpoint)
+        console.note(f"{spec} is of the architecture {model.spec.extends}, as {model.id}")
+    elif (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
-    model = api.load(spec)
+    else:
+        model = api.load(spec)
     with byte_progress("writing weights") as progress:
         written = model.export(
             out,

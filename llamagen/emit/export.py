@@ -45,7 +45,7 @@ from llamagen.emit.written import (
 )
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -81,12 +81,12 @@ class ExportJob:
 
     def emitted(self, stored: Mapping[str, OnnxDType] = AS_EXPORTED) -> dict[str, OnnxModel]:
         """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG709, LG717."""
-        main = set(parameters(self.graphs[MAIN]))
+        main = set(self.graphs[MAIN].parameters)
         exact = replace(self.options, quantize=NOT_QUANTIZED)
         return {
             # a graph that shares weights with the text model has the same codes; one for pixels stays as it is
             name: emit_onnx(
-                graph, exact if main.isdisjoint(parameters(graph)) else self.options, stored
+                graph, exact if main.isdisjoint(graph.parameters) else self.options, stored
             )
             for name, graph in self.graphs.items()
         }
@@ -106,6 +106,8 @@ class ExportJob:
                 write_text(staging / name, text)
             for file in supply.companions:  # a checkpoint's own config wins
                 place_companion(file, staging)
+            for name, text in supply.texts.items():
+                write_text(staging / name, text)
             write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
             files = all_files(staging, known)
             write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())

@@ -71,6 +71,10 @@ class Supply(Protocol):
     def companions(self) -> Sequence[Path]:
         """Small files that go into the folder as they are."""
 
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """More of them, by name."""
+
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         """The parameter in ``dtype``, from byte ``offset`` of a file on."""
 
@@ -117,6 +121,8 @@ class CheckpointSupply:
     """What its files were before anything was read."""
     companions: tuple[Path, ...]
     """Small files to copy from the checkpoint's folder."""
+    texts: Mapping[str, str]
+    """Small files that the checkpoint has in itself."""
 
     @staticmethod
     def of(fitted: Fit, *, ignore_config: bool = False) -> CheckpointSupply:
@@ -125,6 +131,7 @@ class CheckpointSupply:
         assert resolution.layout is not None
         folder = stored.path if stored.path.is_dir() else stored.path.parent
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
+        texts = {name: text for name, text in stored.texts.items() if name in kept}
         notes = [one for one in fitted.findings if one.code != "LG608"]
         if scaled := sum(tensor.scale is not None for tensor in stored.tensors.values()):
             message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
@@ -135,7 +142,10 @@ class CheckpointSupply:
             resolution.layout,
             tuple(notes),
             stored.stamps,
-            companions_of(folder, kept),
+            ()
+            if texts
+            else companions_of(folder, kept),  # beside one file of many lies what is others'
+            texts,
         )
 
     @property
@@ -166,6 +176,10 @@ class RandomSupply:
     @property
     def companions(self) -> Sequence[Path]:
         return ()
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        return {}
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         return random_pieces(self.seed, self._tensor(path), dtype, offset)

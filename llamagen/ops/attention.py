@@ -66,6 +66,8 @@ def _mask_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     b, s = positions.shape
     keep = keep_of(attrs)
     keys = attention_mask.shape[1] if keep is None else past_of(keep) + s
+    if attrs.get("padding") == "new":
+        keys = s
     return (TensorType(DType.BOOL, (b, Dim.of(1), s, keys)),)
 
 
@@ -75,13 +77,15 @@ def _causal_mask_numpy(o: Operands) -> tuple[Array, ...]:
     i = np.arange(total - new, total)[:, None]  # the query's slot
     j = np.arange(total)[None, :]  # the key's slot
     visible = (j <= i) & real_token[:, None, :]
+    if o.attrs.get("padding") is not None:
+        visible = np.broadcast_to(real_token[:, None, :], visible.shape)
     if (window := o.number_or_none("window")) is not None:
         visible &= i - j < window
     if (chunk := o.number_or_none("chunk")) is not None:
         # Slots and true positions differ by the row's padding; a chunk counts true ones.
         block = np.maximum(np.cumsum(real_token, axis=1) - 1, 0) // int(chunk)
         visible &= block[:, total - new :, None] == block[:, None, :]
-    keep = keep_of(o.attrs)
+    keep = 0 if o.attrs.get("padding") == "new" else keep_of(o.attrs)
     first = 0 if keep is None else max(total - new - keep, 0)
     return (visible[:, None, :, first:],)
 
@@ -99,8 +103,14 @@ def _causal_mask_prelude(at: PreludeSite) -> Shared:
     elif isinstance(chunk, int):
         function, type_ = "chunked_causal_mask", "Tensor"
         arguments.append(at.like(chunk, "attention_chunk_size"))
-    causal = window is None and chunk is None
-    if at.bounded and not causal:  # then each takes how many past keys there are at most
+    elif (padding := at.attrs.get("padding")) is not None:
+        function, type_ = "padding_mask", "Tensor"
+        if padding == "new":
+            arguments[1] = "0"
+    causal = window is None and chunk is None and function == "causal_mask"
+    if (
+        at.bounded and function != "padding_mask" and not causal
+    ):  # then each takes how many past keys there are at most
         arguments.append(at.kept() or "P")
     call = f"{function}({', '.join(arguments)})"
     return Shared("mask", (at.mask_name(),), type_, call, causal)
@@ -123,6 +133,8 @@ def _causal_mask_onnx(b: Builder, site: Site, x: Values) -> Values:
     attention_mask, total = x[1], site.dims(1)[1]
     width = site.results[0].shape[3]
     new_size, queries, keys = _slots(b, site.dims()[1], width)
+    if site.attrs.get("padding") is not None:
+        queries = b.op("Max", queries, b.size(width))  # as if each were behind all keys
     visible = b.op("LessOrEqual", keys, queries, dtype=b.BOOL)
     if site.attrs["window"] is not None:
         distance = b.op("Sub", queries, keys)
@@ -556,7 +568,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         "causal_mask",
         "True where a query may see a key: not later, not padding, inside the window or the chunk. ``window=w`` sees "
         "the last w keys, itself included; ``chunk=c`` sees keys whose true position (padding not counted) lies in "
-        "the same block of c.",
+        "the same block of c. ``mask='none'`` hides padding alone.",
         "j <= P + i and attention_mask[j] and (P + i) - j < window and pos(j) // chunk == pos(i) // chunk",
         ("positions", "attention_mask"),
         _mask_shape,
@@ -565,6 +577,9 @@ ATTENTION_OPS: tuple[Op, ...] = (
         attrs=(
             AttrSpec("window", "int", "number of visible keys", optional=True),
             AttrSpec("chunk", "int", "size of a block of positions", optional=True),
+            AttrSpec(
+                "padding", "str", "hide it alone, of all tokens or the `new` ones", derived=True
+            ),
             AttrSpec(
                 "keep", "int", "only new keys and so many before", optional=True, derived=True
             ),

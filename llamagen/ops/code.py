@@ -86,7 +86,7 @@ def method(receiver: Code, name: str, *arguments: Code, **keywords: Code) -> Cal
     return Call(name, (*arguments, *(Keyword(k, v) for k, v in keywords.items())), receiver)
 
 
-def literal(value: int | float | bool | str | None) -> Text:
+def literal(value: int | float | bool | str | tuple[float, ...] | None) -> Text:
     """A Python literal; texts are quoted with double quotes, everything in them escaped."""
     if isinstance(value, str):
         body = repr(value)[1:-1].replace("\\'", "'").replace('"', '\\"')

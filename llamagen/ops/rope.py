@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
@@ -19,6 +19,7 @@ from llamagen.ops.lazy import ir, np, torch
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
+    AttrValue,
     DType,
     Op,
     Operands,
@@ -27,6 +28,7 @@ from llamagen.ops.op import (
     TensorType,
     Tokens,
     Types,
+    a_bool,
     a_float,
     a_int,
     a_str,
@@ -47,21 +49,28 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float32]
 
 
+Context: TypeAlias = Callable[[], int]
+"""Asks a spec for its `max_positions`; then its graph depends on it."""
+
 MAX_TABLE = 2**16
 """Widest rotation: backends keep a number for each pair in the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class RopeAttr:
-    """A property of a kind of rope, above 0: a field of the spec's `rope`, an attribute of `rope_table`."""
+    """A property of a kind of rope, numbers above 0: a field of the spec's `rope`, an attribute of `rope_table`."""
 
     name: str
-    type: Literal["float", "int"]
+    type: Literal["float", "int", "bool", "floats"]
     doc: str
-    absent: float
+    absent: AttrValue
     """What `rope_table` has for kinds that have no such property."""
-    default: float | None = None
-    """What a spec of the kind may leave out; none is required."""
+    default: float | bool | None = None
+    """What a spec of the kind may leave out; none is required, unless it is ``optional``."""
+    optional: bool = False
+    """A spec may leave it out, and then it has no value there."""
+    only: Literal["spec", "table"] | None = None
+    """Where it is: what a spec has only to compute others from, or what the table has only, computed from others."""
     key: str = ""
     """Its name in `rope_scaling` of a config.json, if it is another one."""
 
@@ -76,16 +85,36 @@ class RopeKind:
     exact: Callable[[Operands, Real], Real]
     """The scaled frequencies in float64 from the plain ones [dim / 2], radians a position."""
     float32: Callable[[Attrs, Floats, Floats], Floats]
-    """The same in steps of float32, from the plain frequencies and the wavelengths without 2 pi, theta^(2i/dim)."""
+    """The same in steps of float32, from the plain frequencies and the wavelengths without 2 pi, theta^(2i/dim).
+
+    Of a kind with ``of_call``, those of a call within the original context."""
     torch: Callable[..., Tensor] | None
-    """The same for generated files, which get its statements: from the plain frequencies, and attributes by name.
+    """The same for generated files, which get its statements: from the plain frequencies, the positions and attributes
+    by name.
 
     None where they cannot have it."""
     torch_numbers: Callable[[Attrs], Mapping[str, float]] = lambda _: {}
     """What `torch` takes besides attributes."""
+    of_call: Callable[[Builder, Attrs, ir.Value], ir.Value] | None = None
+    """The frequencies float32[dim / 2] in an ONNX graph, from the last position of a call, int64[]: of kinds that have
+    others for a longer call. Keys that are cached keep the turns that they got."""
+    follows: Callable[[Attrs, Context], Attrs] = lambda _, __: {}
+    """Attributes of the table that follow from what a spec says of the kind, or of its context."""
+    impossible: Callable[[Attrs], str] = lambda _: ""
+    """What is wrong between the numbers of a spec, if something is."""
+
+    def attrs_of(self, rope: Attrs, context: Context) -> Attrs:
+        """Attributes of `rope_table`, but its width. Raises what ``context`` does."""
+        stated: dict[str, AttrValue] = {n: v for n, v in rope.items() if v is not None}
+        stated.update(self.follows(stated, context))
+        names = {"theta", *(attr.name for attr in self.attrs if attr.only != "spec")}
+        return {n: v for n, v in stated.items() if n in names} | {"scaling": self.name}
 
 
 FACTOR = RopeAttr("factor", "float", "by how much the context is extended", absent=1.0)
+ATTENTION_FACTOR = RopeAttr(
+    "attention_factor", "float", "multiplies both tables", absent=1.0, optional=True
+)
 ORIGINAL = RopeAttr(
     "original_max_positions",
     "int",
@@ -93,6 +122,13 @@ ORIGINAL = RopeAttr(
     absent=8192,
     key="original_max_position_embeddings",
 )
+
+
+def _llama3_impossible(rope: Attrs) -> str:
+    low, high = a_float(rope, "low_freq_factor"), a_float(rope, "high_freq_factor")
+    if low <= high:
+        return ""
+    return f"low_freq_factor {low!r} is above high_freq_factor {high!r}: no frequency is between"
 
 
 def _llama3_exact(o: Operands, f: float) -> float:
@@ -132,16 +168,17 @@ def _llama3_float32(attrs: Attrs, plain: Floats, _: Floats) -> Floats:
     return np.where(between, blended, scaled)
 
 
-def _plain_torch(frequency: Tensor) -> Tensor:
+def _plain_torch(frequency: Tensor, position_ids: Tensor) -> Tensor:
     return frequency
 
 
-def _linear_torch(frequency: Tensor, *, factor: float) -> Tensor:
+def _linear_torch(frequency: Tensor, position_ids: Tensor, *, factor: float) -> Tensor:
     return frequency / factor
 
 
 def _llama3_torch(
     frequency: Tensor,
+    position_ids: Tensor,
     *,
     factor: float,
     low_freq_factor: float,
@@ -156,20 +193,22 @@ def _llama3_torch(
 
 
 def _yarn_exact(o: Operands, f: Real) -> Real:
-    """arXiv 2309.00071, section 3.2; bounds in units of the pair index, rounded outward."""
+    """arXiv 2309.00071, section 3.2; bounds in units of the pair index, rounded outward unless a model says not."""
     dim, theta, length = o.whole("dim"), o.number("theta"), o.whole("original_max_positions")
 
     def pair_with(rotations: float) -> float:
         return dim * math.log(length / (rotations * 2.0 * math.pi)) / (2.0 * math.log(theta))
 
-    low = max(math.floor(pair_with(o.number("beta_fast"))), 0)
-    high: float = min(math.ceil(pair_with(o.number("beta_slow"))), dim - 1)
+    low, high = pair_with(o.number("beta_fast")), pair_with(o.number("beta_slow"))
+    if a_bool(o.attrs, "truncate"):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     high = high + 0.001 if high == low else high
-    ramp = np.clip((np.arange(dim // 2) - low) / (high - low), 0.0, 1.0)
+    ramp: Real = np.clip((np.arange(dim // 2) - low) / (high - low), 0.0, 1.0)
     return f / o.number("factor") * ramp + f * (1.0 - ramp)
 
 
-def _yarn_ramp(attrs: Attrs) -> tuple[int, float]:
+def _yarn_ramp(attrs: Attrs) -> tuple[float, float]:
     """The first pair that is not kept, and over how many the blend runs."""
     dim, theta = a_int(attrs, "dim"), a_float(attrs, "theta")
     original = a_int(attrs, "original_max_positions")
@@ -177,8 +216,10 @@ def _yarn_ramp(attrs: Attrs) -> tuple[int, float]:
     def pair_with(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = max(math.floor(pair_with(a_float(attrs, "beta_fast"))), 0)
-    last = min(math.ceil(pair_with(a_float(attrs, "beta_slow"))), dim - 1)
+    first, last = pair_with(a_float(attrs, "beta_fast")), pair_with(a_float(attrs, "beta_slow"))
+    if a_bool(attrs, "truncate"):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
     return first, float(last - first) or 0.001
 
 
@@ -192,11 +233,124 @@ def _yarn_float32(attrs: Attrs, plain: Floats, wavelengths: Floats) -> Floats:
     return result
 
 
-def _yarn_torch(frequency: Tensor, *, factor: float, ramp_start: int, ramp_width: float) -> Tensor:
+def _yarn_torch(
+    frequency: Tensor,
+    position_ids: Tensor,
+    *,
+    factor: float,
+    ramp_start: float,
+    ramp_width: float,
+) -> Tensor:
     # Frequencies that turn often are kept, those that turn seldom divided (arXiv 2309.00071).
     index = torch.arange(len(frequency), dtype=torch.float32, device=frequency.device)
     divide = ((index - ramp_start) / ramp_width).clamp(0, 1)
     return frequency / factor * divide + frequency * (1 - divide)
+
+
+def _yarn_follows(rope: Attrs, _: Context) -> Attrs:
+    """Section 3.4 of the paper; with both weights as DeepSeek's models, of which one also scales scores."""
+    if "attention_factor" in rope:
+        return {}
+    longer = math.log(max(a_float(rope, "factor"), 1.0))
+    if "mscale" in rope and "mscale_all_dim" in rope:
+        over, under = a_float(rope, "mscale"), a_float(rope, "mscale_all_dim")
+        return {"attention_factor": (0.1 * over * longer + 1) / (0.1 * under * longer + 1)}
+    return {"attention_factor": 0.1 * longer + 1}
+
+
+def _yarn_impossible(rope: Attrs) -> str:
+    fast, slow = a_float(rope, "beta_fast"), a_float(rope, "beta_slow")
+    if a_float(rope, "theta") <= 1:
+        return "theta is not above 1: no frequency is lower than another"
+    return "" if fast >= slow else f"beta_fast {fast!r} is below beta_slow {slow!r}"
+
+
+# Kinds whose frequencies are those of the call: a longer one turns all its tokens otherwise
+
+
+def _dynamic_exact(o: Operands, f: Real) -> Real:
+    """theta (s n / L - (s - 1))^(d / (d - 2)) in place of theta, n the longest row so far, at least L."""
+    dim, factor, length = o.whole("dim"), o.number("factor"), o.whole("original_max_positions")
+    reached = max(int(o.ints().max()) + 1, length)
+    base = o.number("theta") * (factor * reached / length - (factor - 1)) ** (dim / (dim - 2))
+    return np.array([base ** (-2.0 * i / dim) for i in range(dim // 2)])
+
+
+def _dynamic_torch(
+    frequency: Tensor, position_ids: Tensor, *, factor: float, original_max_positions: int
+) -> Tensor:
+    # The base grows with what is beyond the original context, so that the last pair is divided by `growth`.
+    beyond = (position_ids.max() + 1 - original_max_positions).clamp(min=0)
+    growth = 1 + factor * beyond / original_max_positions
+    pair = torch.arange(len(frequency), dtype=torch.float32, device=frequency.device)
+    return frequency * growth ** (-pair / (len(frequency) - 1))
+
+
+def _dynamic_onnx(b: Builder, attrs: Attrs, last: ir.Value) -> ir.Value:
+    """In float64, as it is only dim / 2 numbers: powers in float32 differ between libraries."""
+    pairs, length = a_int(attrs, "dim") // 2, a_int(attrs, "original_max_positions")
+    plain = np.float64(a_float(attrs, "theta")) ** (-np.arange(pairs) / pairs)
+    beyond = b.to(
+        b.op("Max", b.op("Sub", last, b.whole(length - 1)), b.whole(0)), ir.DataType.DOUBLE
+    )
+    times = b.op("Mul", beyond, b.number(a_float(attrs, "factor") / length, ir.DataType.DOUBLE))
+    growth = b.op("Add", times, b.number(1.0, ir.DataType.DOUBLE))
+    steps = b.constant(f"{b.scope}/steps", -np.arange(pairs) / (pairs - 1))
+    grown = b.op("Pow", growth, steps)
+    return b.to(b.op("Mul", grown, b.constant(f"{b.scope}/plain", plain)), b.FLOAT)
+
+
+def _longrope_follows(rope: Attrs, context: Context) -> Attrs:
+    """arXiv 2402.13753; the factor is that of the contexts where a model states none."""
+    if "attention_factor" in rope:
+        return {}
+    original = a_int(rope, "original_max_positions")
+    factor = a_float(rope, "factor") if "factor" in rope else context() / original
+    if factor <= 1 or original == 1:
+        return {"attention_factor": 1.0}
+    return {"attention_factor": math.sqrt(1 + math.log(factor) / math.log(original))}
+
+
+def _longrope_factors(attrs: Attrs, name: str) -> Floats:
+    factors = attrs[name]
+    assert isinstance(factors, tuple)
+    return np.array(factors, dtype=np.float32)
+
+
+def _longrope_exact(o: Operands, f: Real) -> Real:
+    beyond = int(o.ints().max()) >= o.whole("original_max_positions")
+    factors = o.attrs["long_factor" if beyond else "short_factor"]
+    assert isinstance(factors, tuple)
+    return np.array([one / factor for one, factor in zip(f, factors, strict=True)])
+
+
+def _longrope_float32(attrs: Attrs, _: Floats, wavelengths: Floats) -> Floats:
+    one: Floats = np.float32(1) / (_longrope_factors(attrs, "short_factor") * wavelengths)
+    return one
+
+
+def _longrope_torch(
+    frequency: Tensor,
+    position_ids: Tensor,
+    *,
+    short_factor: tuple[float, ...],
+    long_factor: tuple[float, ...],
+    original_max_positions: int,
+) -> Tensor:
+    # Every pair has a factor of its own, and another one in a call that leaves the original context.
+    beyond = position_ids.max() >= original_max_positions
+    short = torch.tensor(short_factor, dtype=torch.float32, device=frequency.device)
+    long = torch.tensor(long_factor, dtype=torch.float32, device=frequency.device)
+    return frequency / torch.where(beyond, long, short)
+
+
+def _longrope_onnx(b: Builder, attrs: Attrs, last: ir.Value) -> ir.Value:
+    within = inverse_frequencies(attrs)
+    longer = inverse_frequencies({**attrs, "short_factor": attrs["long_factor"]})
+    inside = b.op("Less", last, b.whole(a_int(attrs, "original_max_positions")), dtype=b.BOOL)
+    short = b.constant(f"{b.scope}/short_inv_freq", within)
+    long = b.constant(f"{b.scope}/long_inv_freq", longer)
+    return b.op("Where", inside, short, long, dtype=b.FLOAT)
 
 
 ROPE_KINDS: Mapping[str, RopeKind] = {
@@ -234,6 +388,7 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
             exact=lambda o, f: np.array([_llama3_exact(o, x) for x in f]),
             float32=_llama3_float32,
             torch=_llama3_torch,
+            impossible=_llama3_impossible,
         ),
         RopeKind(
             "yarn",
@@ -246,11 +401,15 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
                 ),
                 RopeAttr("beta_slow", "float", "rotations below which it is divided", 1.0, 1.0),
                 RopeAttr(
-                    "attention_factor",
-                    "float",
-                    "multiplies both tables; default 1 for other kinds",
-                    1.0,
+                    "truncate",
+                    "bool",
+                    "whether the pairs between which frequencies blend are whole",
+                    True,
+                    True,
                 ),
+                ATTENTION_FACTOR,
+                RopeAttr("mscale", "float", "", None, optional=True, only="spec"),
+                RopeAttr("mscale_all_dim", "float", "", None, optional=True, only="spec"),
             ),
             exact=_yarn_exact,
             float32=_yarn_float32,
@@ -258,6 +417,35 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
             torch_numbers=lambda attrs: dict(
                 zip(("ramp_start", "ramp_width"), _yarn_ramp(attrs), strict=True)
             ),
+            follows=_yarn_follows,
+            impossible=_yarn_impossible,
+        ),
+        RopeKind(
+            "dynamic",
+            "NTK-aware scaling: the base grows with the longest row of a call, once that is beyond `max_positions`.",
+            (FACTOR, replace(ORIGINAL, only="table")),
+            exact=_dynamic_exact,
+            float32=lambda attrs, plain, _: plain,
+            torch=_dynamic_torch,
+            of_call=_dynamic_onnx,
+            follows=lambda _, context: {"original_max_positions": context()},
+        ),
+        RopeKind(
+            "longrope",
+            "LongRoPE, arXiv 2402.13753: a factor a pair, by whether a call leaves the original context. "
+            "`attention_factor` is sqrt(1 + ln(factor) / ln(original)) unless a model says otherwise.",
+            (
+                RopeAttr("short_factor", "floats", "divisors of frequencies in short calls", ()),
+                RopeAttr("long_factor", "floats", "divisors of frequencies in longer calls", ()),
+                ORIGINAL,
+                RopeAttr("factor", "float", "", None, optional=True, only="spec"),
+                ATTENTION_FACTOR,
+            ),
+            exact=_longrope_exact,
+            float32=_longrope_float32,
+            torch=_longrope_torch,
+            of_call=_longrope_onnx,
+            follows=_longrope_follows,
         ),
     )
 }
@@ -265,16 +453,19 @@ ROPE_KINDS: Mapping[str, RopeKind] = {
 
 def rope_attrs(kinds: Mapping[str, RopeKind]) -> tuple[AttrSpec, ...]:
     """The attributes of a table that may be of each of ``kinds``."""
-    users: dict[RopeAttr, list[str]] = {}
+    users: dict[str, list[str]] = {}
+    attrs: dict[str, RopeAttr] = {}
     for kind in kinds.values():
         for attr in kind.attrs:
-            users.setdefault(attr, []).append(kind.name)
+            if attr.only != "spec":
+                users.setdefault(attr.name, []).append(kind.name)
+                attrs.setdefault(attr.name, attr)
     return (
         AttrSpec("theta", "float", "base of the frequencies", required=True),
         AttrSpec("scaling", "str", "kind of scaling", default="default", choices=tuple(kinds)),
         *(
-            AttrSpec(attr.name, attr.type, f"{', '.join(names)}: {attr.doc}", default=attr.absent)
-            for attr, names in users.items()
+            AttrSpec(name, attr.type, f"{', '.join(users[name])}: {attr.doc}", default=attr.absent)
+            for name, attr in attrs.items()
         ),
     )
 
@@ -301,6 +492,13 @@ def _rope_table_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     dim = a_int(attrs, "dim")
     need(dim > 0 and dim % 2 == 0, f"rope rotates pairs, so its width must be even, not {dim}")
     need(dim <= MAX_TABLE, f"rope rotates at most {MAX_TABLE} features, not {dim}")
+    need(dim > 2 or attrs["scaling"] != "dynamic", "a dynamic rope needs two pairs or more")
+    if attrs["scaling"] == "longrope":
+        for name in ("short_factor", "long_factor"):
+            factors = attrs[name]
+            assert isinstance(factors, tuple)
+            message = f"{name} has {len(factors)} numbers, rope rotates {dim // 2} pairs"
+            need(len(factors) == dim // 2, message)
     table = TensorType(DType.FLOAT32, (*positions.shape, Dim.of(dim // 2)))
     return (table, table)
 
@@ -317,7 +515,11 @@ def _rope_table_numpy(o: Operands) -> tuple[Array, ...]:
 
 def _rope_table_onnx(b: Builder, site: Site, x: Values) -> Values:
     """Tables of the positions at hand, not of all positions: nothing is baked, no context length is a limit."""
-    frequencies = b.constant(f"{b.scope}/inv_freq", inverse_frequencies(site.attrs))
+    kind = ROPE_KINDS[a_str(site.attrs, "scaling")]
+    if kind.of_call is None:
+        frequencies = b.constant(f"{b.scope}/inv_freq", inverse_frequencies(site.attrs))
+    else:
+        frequencies = kind.of_call(b, site.attrs, b.op("ReduceMax", x[0], keepdims=0))
     positions = b.op("Unsqueeze", b.to(x[0], b.FLOAT), b.ints([-1]))
     angles = b.op("Mul", positions, frequencies)
     factor = a_float(site.attrs, "attention_factor")

@@ -14,17 +14,24 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     create_model,
     model_validator,
 )
 
-from llamagen.ops.rope import ROPE_KINDS, RopeKind
+from llamagen.ops.rope import MAX_TABLE, ROPE_KINDS, RopeKind
 
 
 class Closed(BaseModel):
     """Base of everything read from a spec: frozen, no unknown keys, no coercion between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+def first_fault(error: ValidationError) -> str:
+    """What pydantic found first, after its place."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 MAX_LAYERS = 4096
@@ -103,6 +110,11 @@ class PatchVision(VisionBase):
 Vision: TypeAlias = Annotated[TiledVision | PatchVision, Field(discriminator="kind")]
 
 
+PairNumbers: TypeAlias = Annotated[
+    tuple[Positive, ...], Field(min_length=1, max_length=MAX_TABLE // 2)
+]
+
+
 class RopeBase(Closed):
     theta: Positive = Field(description="Base of the rotary frequencies (`rope_theta`).")
     layout: Literal["half", "interleaved"] = Field(
@@ -114,12 +126,23 @@ class RopeBase(Closed):
     )
     kind: str
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if wrong := ROPE_KINDS[self.kind].impossible(self.model_dump()):
+            raise ValueError(wrong)
+        return self
+
 
 def _rope_model(kind: RopeKind) -> type[RopeBase]:
     fields: dict[str, Any] = {"kind": (Literal[kind.name], ...)}
     for attr in kind.attrs:
-        of = Positive if attr.type == "float" else Size
-        fields[attr.name] = (of, ... if attr.default is None else attr.default)
+        if attr.only == "table":
+            continue
+        of: Any = {"float": Positive, "int": Size, "bool": bool, "floats": PairNumbers}[attr.type]
+        if attr.optional:
+            fields[attr.name] = (of | None, None)
+        else:
+            fields[attr.name] = (of, ... if attr.default is None else attr.default)
     name = f"{kind.name.capitalize()}Rope"
     return create_model(name, __base__=RopeBase, __doc__=kind.doc, **fields)
 
@@ -202,6 +225,14 @@ class Hyperparameters(Closed):
         default=None, description="Feed-forward width of layers without experts, where they differ."
     )
     vision: Vision | None = Field(default=None, description="Sizes of the image encoder.")
+
+    @property
+    def context(self) -> int | None:
+        """Positions that a model is for: `max_positions`, unless its rope extends them."""
+        if self.max_positions is None or self.rope is None or self.rope.kind != "dynamic":
+            return self.max_positions
+        factor: float = self.rope.model_dump()["factor"]
+        return int(self.max_positions * factor)
 
 
 # wiring

@@ -6,7 +6,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,10 +22,12 @@ from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
-from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
-from llamagen.ops.op import Role
+from llamagen.ops.dims import S
+from llamagen.ops.op import Role, a_str
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
 from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import open_graph
@@ -56,7 +58,15 @@ from llamagen.verify.routing import (
     scores_of,
     usual_reach,
 )
-from llamagen.verify.scenarios import FloatArray, IntArray, Scenario, image_scenarios, scenarios
+from llamagen.verify.scenarios import (
+    FloatArray,
+    IntArray,
+    Scenario,
+    image_scenarios,
+    known_ids,
+    scenarios,
+    width_of,
+)
 from llamagen.verify.stored import StoredWeights, stored_weights
 from llamagen.verify.witnesses import (
     COUNTS_PADDING,
@@ -98,6 +108,9 @@ NO_PAST = "transformers is given no keys and values of tokens before"
 
 EXACTLY = ", exactly"
 """How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
+
+TURNS_BY_CALL = "frequencies that depend on the call are computed in steps of float32"
+"""Its angles are those of no table that could be read back."""
 
 MAX_EXACT_PARAMETERS = 50_000_000
 """Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
@@ -165,7 +178,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
         if graph.digest != own.metadata.get("llamagen.spec_digest"):
             message = f"{SPEC_FILE} is not the spec that {file} was made from"
             raise LlamagenError.of("LG772", message, help="export the model again")
-        own.require(parameters(graph), file)
+        own.require(graph.parameters, file)
         stored = stored.joined(own)
     manifest = read_manifest(folder)
     options = OpenOptions(provider=provider, settings=manifest.session, made_for=manifest.made_for)
@@ -173,7 +186,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
 
 
 def verify_folder(
-    folder: Path,
+    folder: str | Path,
     against: Sequence[str] = ("torch", "reference"),
     steps: int = 16,
     *,
@@ -181,11 +194,13 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
+    leave_out: Collection[str] = (),
     progress: CaseProgress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
-    A folder with graphs for images is compared on text with images too, through all of them. With
+    A folder with graphs for images is compared on text with images too, through all of them; a graph that no case
+    reaches is a finding, unless it is one of ``leave_out``. With
     ``layers`` the residual stream after each layer is compared as well, with the reference or, for
     a model too large for it, with torch. Weights are read lazily, but the torch and transformers
     witnesses hold the whole model in float32. ``progress`` gets (cases done, in all), each once for every backend.
@@ -195,10 +210,11 @@ def verify_folder(
     model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
     folder changed meanwhile).
     """
+    folder = Path(folder)
     names = [_known(name) for name in dict.fromkeys(against)]
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
-    plans = list(plans_of(subject, prompt_tokens, steps, seed))
+    plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))
     done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
     if "reference" in names:
         total += sum(len(plan.cases) for plan in plans)
@@ -243,8 +259,7 @@ def _known(name: str) -> WitnessName:
     for witness in WITNESSES:
         if witness == name:
             return witness
-    hint = did_you_mean(name, WITNESSES)
-    help = f"did you mean `{hint}`?" if hint else f"witnesses are {', '.join(WITNESSES)}"
+    help = did_you_mean(name, WITNESSES, f"witnesses are {', '.join(WITNESSES)}")
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 
@@ -262,20 +277,42 @@ class Plan:
     graphs: tuple[str, ...]
     cases: tuple[Scenario, ...]
     skipped: str = ""
+    missing: bool = False
+    """Graphs that nobody said to leave out have no case."""
 
 
-def plans_of(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Iterator[Plan]:
-    """Cases of text, then those with images."""
+def plans_of(
+    subject: Subject, prompt_tokens: int, steps: int, seed: int, leave_out: Collection[str] = ()
+) -> Iterator[Plan]:
+    """Cases of text, then those with images. Raises LG771 for a graph to leave out that is none beside the text."""
+    others = [name for name in subject.graphs if name != MAIN]
+    for name in leave_out:
+        if name not in others:
+            have = f"it has {', '.join(others)}" if others else "it has only the text model"
+            message = f"there is no graph `{name}` to leave out; {have}"
+            raise LlamagenError.of("LG771", message, help="take it out of --leave-out")
+
+    def without(graphs: Sequence[str], why: str) -> Plan:
+        unseen = [name for name in others if name not in leave_out]
+        if unseen:
+            why += (
+                f": {', '.join(unseen)} not compared; name them with --leave-out if that is right"
+            )
+        return Plan(tuple(graphs), (), why, missing=bool(unseen))
+
     last = subject.says("logits") == "last"
     limit = subject.context
     main = subject.graphs[MAIN]
-    vocab_size = _vocab_size(main)
+    vocab_size = known_ids(main)
 
     def too_long(cases: Sequence[Scenario]) -> str:
         longest = max(case.input_ids.shape[1] for case in cases)
         return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
 
     def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
+        if S not in main.outputs[0][1].shape:  # padding counts as tokens do
+            whole = (replace(case, same_as=None) for case in cases if case.mask.all())
+            return Plan(tuple(graphs), tuple(replace(case, of_call=True) for case in whole))
         return Plan(tuple(graphs), tuple(case.of_last() if last else case for case in cases))
 
     jump = far(main, prompt_tokens + steps)
@@ -287,22 +324,21 @@ def plans_of(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Ite
     yield plan((MAIN,), (*text, *limit_scenarios(flatten(main), vocab_size, limit, seed)))
     pipeline = subject.pipeline
     if pipeline is None:
+        if others:
+            yield without((), "no graph reads images that the text is given")
+        return
+    if set(others) <= set(leave_out):
+        yield without(pipeline.graphs, "images: left out")
         return
     try:
         cases = image_scenarios(pipeline, subject.graphs, vocab_size, steps, seed + 1)
     except ValueError as error:
-        yield Plan(tuple(pipeline.graphs), (), f"images: {error}")
+        yield without(pipeline.graphs, f"images: {error}")
         return
     if long := too_long(cases):
-        why = f"images: {long}, and the model was exported for {limit:,}"
-        yield Plan(tuple(pipeline.graphs), (), why)
+        yield without(pipeline.graphs, f"images: {long}, and the model was exported for {limit:,}")
         return
     yield plan(pipeline.graphs, cases)
-
-
-def _vocab_size(main: Graph) -> int:
-    flat = flatten(main)
-    return flat.types[flat.outputs[0]].shape[-1].value
 
 
 Scores: TypeAlias = tuple[FloatArray, ...]
@@ -327,13 +363,17 @@ class Comparison:
         """``ran`` is called with the name of each case that was evaluated."""
         self.subject = subject
         self.dtype = subject.stored.dtype
-        self.skipped = plan.skipped
+        self.skipped, self.missing = plan.skipped, plan.missing
         self.graphs = {name: subject.graphs[name] for name in plan.graphs}
         self.cases = {case.name: case for case in plan.cases}
         nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
         self.drops_seen = chunked and subject.says("cache") == "bounded"
         self.stretched = any(node.row.role is Role.TEMPERATURE for node in nodes)
+        self.turns_by_call = any(
+            node.row.role is Role.ROPE_TABLE and ROPE_KINDS[a_str(node.attrs, "scaling")].of_call
+            for node in nodes
+        )
         self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
         self.made_exact = False
         """Whether products of a quantised model are computed in float32 here."""
@@ -355,14 +395,14 @@ class Comparison:
     def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
         subject, sessions = self.subject, {}
-        vocab_size = _vocab_size(subject.graphs[MAIN])
+        width = width_of(subject.graphs[MAIN])
         for name, graph in self.graphs.items():
             file = subject.folder / f"{name}.onnx"
             one, exact, _ = open_graph(file, subject.options, routers=self.routed)
             self.made_exact |= exact
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
             writes = (*graph.output_names, *crossing(graph, "write"))
-            require_interface(one.session, file, reads, writes, vocab_size)
+            require_interface(one.session, file, reads, writes, width)
             sessions[name] = one
         for case in self.cases.values():
             if not self.refused(case):
@@ -420,7 +460,7 @@ class Comparison:
         if name == "reference" and case.name in self.exact:
             return self.exact[case.name]
         alone = alone or self.by_token(case)
-        asked = case.whole() if name == "reference" else case
+        asked = self.in_one_call(case) if name == "reference" else case
         logits, self.scores[name, case.name] = self.through(self.witness(name), asked, alone=alone)
         if name == "reference":
             self.exact[case.name] = logits
@@ -451,7 +491,7 @@ class Comparison:
         if not note and name == "reference" and self.subject.too_large:
             note = f"{self.subject.size:,} parameters are too many for the float64 reference"
         if note:
-            yield Row(name, "all", None, None, note)
+            yield Row(name, "all", None, None, note, missing=self.missing)
             return
         known: dict[str, FloatArray] = {}
         for case in self.cases.values():
@@ -487,6 +527,9 @@ class Comparison:
     def meanings(self) -> Iterator[Row]:
         """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
         assert self.exactly is not None
+        if self.turns_by_call:
+            yield Row("reference", f"all{EXACTLY}", None, None, TURNS_BY_CALL)
+            return
         for case in self.cases.values():
             if self.unfit("reference", case) or (
                 self.subject.size > MAX_EXACT_PARAMETERS and len(case.splits) > FEW_CALLS
@@ -497,12 +540,17 @@ class Comparison:
             away = difference(found, case.ending(expected))
             yield Row("reference", f"{case.name}{EXACTLY}", away, EXACT)
 
+    def in_one_call(self, case: Scenario) -> Scenario:
+        """What the reference is asked: fewer calls, the same logits, unless what a call has changes them."""
+        return case if self.turns_by_call or case.of_call else case.whole()
+
     def expected_exactly(self, case: Scenario) -> FloatArray:
         """Logits of the reference with the experts of its own choice."""
         if not self.routed:
             return self.logits("reference", case)
         rows = case.alone(self.subject.pipeline) if self.by_token(case) else (case,)
-        return np.concatenate([row.whole().logits(self.witness("reference")) for row in rows])
+        reference = self.witness("reference")
+        return np.concatenate([self.in_one_call(row).logits(reference) for row in rows])
 
     def unfit(self, name: WitnessName, case: Scenario) -> str:
         """Why a case cannot be compared with a witness."""
@@ -537,8 +585,10 @@ class Comparison:
 
     def is_same(self, case: Scenario) -> bool:
         """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
-        if case.same_as is None or not self.routed:
-            return case.same_as is not None
+        if case.same_as is None or self.turns_by_call:
+            return False
+        if not self.routed:
+            return True
         base = self.routing[case.same_as].of_tokens(self.cases[case.same_as])
         own = self.routing[case.name].of_tokens(case)
         return all(
@@ -575,7 +625,7 @@ class Comparison:
         if self.subject.too_large:
             return TOLERANCES[self.dtype], None
         reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
-        rounded, scores = self.through(reference, case.whole())
+        rounded, scores = self.through(reference, self.in_one_call(case))
         exact = self.logits("reference", case)
         self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
         rounding = difference(rounded, exact)

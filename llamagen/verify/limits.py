@@ -296,6 +296,8 @@ def far(graph: Graph, tokens: int) -> int:
     sizes = [size for kind, size in _sizes(flatten(graph)) if kind == "original context of rope"]
     jump = max(sizes, default=FAR)
     context = graph.constants.get("max_positions")
+    if any(node.attrs.get("scaling") == "dynamic" for node in graph.prelude):
+        return jump
     return max(min(jump, context - tokens), 0) if isinstance(context, int) else jump
 
 

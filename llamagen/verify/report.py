@@ -38,7 +38,7 @@ from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
 WitnessName: TypeAlias = Literal["torch", "reference", "transformers", "spec"]
-Verdict: TypeAlias = Literal["equal", "different", "skipped"]
+Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
@@ -72,6 +72,8 @@ class Row:
     difference: Difference | None
     tolerance: Tolerance | None
     note: str = ""
+    missing: bool = False
+    """Something of the model was not compared at all."""
 
     def is_of(self, case: str) -> bool:
         """Whether it says something of a case."""
@@ -80,6 +82,8 @@ class Row:
 
     @property
     def verdict(self) -> Verdict:
+        if self.missing:
+            return "not compared"
         if self.difference is None or self.tolerance is None:
             return "skipped"
         if not self.difference.within(self.tolerance):
@@ -90,10 +94,14 @@ class Row:
         """Witness, case, max/std, rms/std, tolerance (or the reason it was skipped), verdict."""
         if self.difference is None or self.tolerance is None:
             return self.witness, self.case, "", "", self.note, self.verdict
-        away = self.difference.max_over_std, self.difference.rms_over_std
-        numbers = [f"{one:.1e}" if not one < 1e-12 else "<1e-12" for one in away]
+        most, rms = map(_cell, (self.difference.max_over_std, self.difference.rms_over_std))
         how = self.tolerance.rule if self.tolerance.tells else f"{self.tolerance.rule}; {TOO_WIDE}"
-        return self.witness, self.case, *numbers, f"{self.tolerance} ({how})", self.verdict
+        return self.witness, self.case, most, rms, f"{self.tolerance} ({how})", self.verdict
+
+
+def _cell(error: float) -> str:
+    """Below 1e-12 two evaluations in float64 differ as they do on two machines."""
+    return "<1e-12" if error < 1e-12 else f"{error:.1e}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +143,11 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing is different, something was compared, and no limit of the model is without a proof."""
+        """Nothing is different or missing, something was compared, and no limit is without a proof."""
         verdicts = {row.verdict for row in self.rows}
         proven = all(limit.proof != "none" for limit in self.facts.limits)
         compared = any(row.verdict == "equal" for row in self.rows if row.witness != "spec")
-        return "different" not in verdicts and compared and proven
+        return not verdicts & {"different", "not compared"} and compared and proven
 
 
 # As a document
@@ -448,7 +456,7 @@ def html_text(report: ReportDocument) -> str:
     return template.render(report=report, tells=TELLS_NOTHING)
 
 
-def check_names(files: Sequence[Path]) -> None:
+def check_report_names(files: Sequence[Path]) -> None:
     """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for one that
     another file has, or in an exported folder, of which a report is no part, LG633 where nothing can be written."""
     for file in files:
@@ -474,12 +482,13 @@ def _is_document(text: str) -> bool:
         return False
 
 
-def write_report(report: VerifyReport, file: Path) -> None:
+def write_verify_report(report: VerifyReport, file: str | Path) -> None:
     """Write ``file`` whole, HTML or JSON by its name. Only a report takes the place of a file.
 
     Raises LG776 for another suffix, LG632 to LG634 where it cannot be written.
     """
-    check_names([file])
+    file = Path(file)
+    check_report_names([file])
     found = document(report)
     text = html_text(found) if file.suffix == ".html" else json_text(found)
     write_changed(file.parent, {file.name: text})

@@ -80,6 +80,8 @@ class Scenario:
     """Row i is row ``order[i]`` of ``same_as``."""
     last: bool = False
     """The model gives only the logits after the last token of each call."""
+    of_call: bool = False
+    """The model gives one result a row and call, [B, 1, N], whatever its tokens."""
     before: int = 0
     """Tokens before these, of which there are keys and values only, drawn at random."""
     caches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -130,7 +132,10 @@ class Scenario:
     def logits(self, witness: Witness) -> FloatArray:
         """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
         session = self.start(witness)
-        return self.of_tokens([session.step(*call) for call in self.calls()])
+        pieces = [session.step(*call) for call in self.calls()]
+        if self.of_call:
+            return np.concatenate([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
+        return self.of_tokens(pieces)
 
     def start(self, witness: Witness) -> Session:
         return witness.start(self.images, self.past() if self.before else NOTHING)
@@ -424,6 +429,19 @@ class TiledMaker:
         found: NDArray[np.int64] = self.generator.integers(0, self.vocab_size, item)
         found[found == self.token] -= 1
         return found
+
+
+def known_ids(main: Graph) -> int:
+    """How many ids a text can be of: the vocabulary that the spec states, and no more than the embedding has rows."""
+    stated = main.constants.get("vocab_size")
+    counts = [*_rows(main, "input_ids"), *([stated] if isinstance(stated, int) else [])]
+    return min(counts) if counts else width_of(main)
+
+
+def width_of(main: Graph) -> int:
+    """Of the logits."""
+    flat = flatten(main)
+    return flat.types[flat.outputs[0]].shape[-1].value
 
 
 def _rows(graph: Graph, ids: str) -> list[int]:

@@ -38,7 +38,7 @@ from llamagen.emit.torch.check import load_module
 from llamagen.emit.torch.module import emit_torch
 from llamagen.emit.torch.names import class_names
 from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten
-from llamagen.ir.graph import MAIN, Graph, parameters
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import Rounding, evaluate_graph
 from llamagen.verify.limits import RunDType
@@ -335,7 +335,7 @@ class TorchWitness(OneGraph):
             model: torch.nn.Module = getattr(module, class_names(graph)[graph.root])()
         state = {
             path: torch.from_numpy(np.array(weights(path), dtype=np.float32)).to(wanted)
-            for path in parameters(graph)
+            for path in graph.parameters
         }
         tied: Mapping[str, str] = getattr(module, "TIED", {})
         state.update({name: state[source] for name, source in tied.items()})
@@ -570,6 +570,11 @@ class TransformersSession:
         self.images = images
         self.script = witness.routers.open() if witness.routers is not None else None
         self.past: object = None
+        for module in witness.model.modules():  # a rope of an earlier, longer text stays grown
+            rope: Any = module
+            if getattr(rope, "rope_type", None) == "dynamic":
+                rope.inv_freq = rope.original_inv_freq
+                rope.max_seq_len_cached = rope.original_max_seq_len
 
     def step(
         self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,6 +25,8 @@ from pydantic import ValidationError
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
 from llamagen.files import INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
 from llamagen.spec.schema import Closed
+from llamagen.weights.gguf_file import PACKED, read_gguf
+from llamagen.weights.gguf_hub import hub_files
 from llamagen.weights.meta_pth import read_pth
 from llamagen.weights.safetensors import (
     NewTensor,
@@ -70,7 +72,7 @@ class StoredTensor:
     @property
     def read_as(self) -> str:
         """The dtype its values have when they are read."""
-        return self.dtype if self.scale is None else "F32"
+        return self.dtype if self.scale is None and self.dtype not in PACKED else "F32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +133,20 @@ class Checkpoint:
     """Stored tensors by name, in the order of the files, and the config beside them."""
 
     path: Path
-    kind: Literal["safetensors", "meta"]
+    kind: Literal["safetensors", "meta", "gguf"]
     tensors: Mapping[str, StoredTensor]
     stamps: Mapping[Path, Stamp | None]
     """Its files, and what they were before their headers were read."""
     config_file: Path | None = None
     """`config.json` (Hub) or `params.json` (Meta) beside the weights, if there is one."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """What a GGUF says of its model, as the small files of the Hub's format, by name."""
+    licence: str | None = None
+    """As a GGUF states it."""
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """A folder (Hub or Meta), a `.safetensors` file, an index, or one unsharded `.pth` file.
+        """A folder (Hub or Meta), a `.safetensors` file, an index, one unsharded `.pth` file, or a `.gguf` file.
 
         Raises LG601 to LG606, LG609 for float8 without scales, and LG623 for a folder with an adapter; see
         `safetensors` and `meta_pth` for what is refused.
@@ -161,7 +167,7 @@ class Checkpoint:
                 return cls._of_hub(place, _read_index(index, place))
             if shards := _meta_shards(place):
                 return cls._of_meta(place, shards)
-            loose = [name for name in names_in(place, WEIGHTS) if name.endswith(".safetensors")]
+            loose = [n for n in names_in(place, WEIGHTS) if n.endswith((".safetensors", ".gguf"))]
             listed = ", ".join(quoted(name) for name in loose[:4])
             raise LlamagenError.of(
                 "LG601",
@@ -172,6 +178,8 @@ class Checkpoint:
             return cls._of_hub(place, _read_index(place))
         if place.suffix == ".pth":
             return cls._of_meta(place, (place,))
+        if place.suffix == ".gguf":
+            return cls._of_gguf(place)
         if place.suffix == ".safetensors" or exists(place):
             return cls._of_hub(place, {place: None})
         raise LlamagenError.of(
@@ -216,6 +224,15 @@ class Checkpoint:
         if findings:
             raise LlamagenError(findings)
         return cls(path, "meta", tensors, stamps, _beside(path, "params.json"))
+
+    @classmethod
+    def _of_gguf(cls, path: Path) -> Self:
+        stamps = {path: stamp_of(path)}
+        header = read_gguf(path)
+        tensors = {e.name: StoredTensor(e.name, e.dtype, e.shape, (e,)) for e in header.tensors}
+        licence = header.keys.get("general.license")
+        stated = licence if isinstance(licence, str) else None
+        return cls(path, "gguf", tensors, stamps, texts=hub_files(path, header), licence=stated)
 
 
 def _all_of(

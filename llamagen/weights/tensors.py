@@ -8,13 +8,14 @@ is imported when the first value is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.files import WEIGHTS, open_file
+from llamagen.weights.gguf_file import PACKINGS
 from llamagen.weights.safetensors import (
     ITEM_SIZES,
     WEIGHT_DTYPES,
@@ -94,6 +95,35 @@ def _read(entry: TensorEntry, region: Region) -> Bits:
 def _unreadable(entry: TensorEntry, reason: str) -> LlamagenError:
     where = f"tensor {quoted(entry.name)} from {quoted(str(entry.file))}"
     return LlamagenError.of("LG622", f"cannot read {where}: {reason}")
+
+
+def unpacked(entry: TensorEntry) -> Tensor:
+    """A tensor in one of GGUF's packed types, as float32: what the package `gguf` makes of its blocks."""
+    (packing,) = (one for one in PACKINGS.values() if one.dtype == entry.dtype)
+    pitch = entry.shape[-1] // packing.elements * packing.size
+    rows = replace(entry, dtype="U8", shape=(*entry.shape[:-1], pitch))
+
+    def read(region: Region) -> Bits:
+        import numpy as np
+        from gguf import GGMLQuantizationType, dequantize
+
+        sizes = [stop - start for start, stop in region]
+        if 0 in sizes:
+            return np.empty(sizes, np.uint32)
+        first, last = region[-1]
+        low, high = first // packing.elements, -(-last // packing.elements)
+        span = (low * packing.size, high * packing.size)
+        packed = _read(rows, (*region[:-1], span))
+        values = dequantize(packed, GGMLQuantizationType[entry.dtype]).astype(
+            np.float32, copy=False
+        )
+        offset = low * packing.elements
+        bits: Bits = np.ascontiguousarray(values[..., first - offset : last - offset]).view(
+            np.uint32
+        )
+        return bits
+
+    return Tensor(entry.shape, (entry,), read, in_order=True)
 
 
 def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:

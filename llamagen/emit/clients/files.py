@@ -128,7 +128,7 @@ def write_client_files(
     # A profile may count positions itself.
     taken = {value.name for value in model.model.graph.inputs}
     contract = replace(contract, inputs=tuple(n for n in contract.inputs if n in taken))
-    limits = (spec.hyperparameters.max_positions, model.max_context)
+    limits = (spec.hyperparameters.context, model.max_context)
     context = min((limit for limit in limits if limit is not None), default=None)
     if isinstance(contract, Decoder) and context is None:
         reason = "has no stated context length (`max_positions`)"

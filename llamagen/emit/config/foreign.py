@@ -18,6 +18,7 @@ from pydantic import Field
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span, did_you_mean
 from llamagen.emit.config.json_source import Json, JsonSource
+from llamagen.emit.config.table import knows, without_defaults
 from llamagen.spec.expr import ceil_to
 from llamagen.spec.schema import Closed
 
@@ -84,14 +85,17 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
             "LG102", f"`{source.file}` lacks `model_type`", source.place(""), help
         )
     if kind not in kinds:
-        near = did_you_mean(str(kind), kinds)
-        help = f"did you mean `{near}`?" if near else f"known are {', '.join(kinds)}"
+        help = did_you_mean(str(kind), kinds, f"known are {', '.join(kinds)}")
         message = f"no spec describes the model type `{str(kind)[:60]}`"
         raise LlamagenError.of("LG109", message, source.place("model_type"), help)
     values: dict[str, Json] = {}
     written: dict[str, str] = {}
     for path, value in _leaves(source.value, GROUPS):
         for key, one in () if path == "model_type" else _spelled(path, value):
+            if key.endswith("head_dim") and one is None:
+                continue  # LlamaConfig: hidden_size // num_attention_heads, as without the key
+            if key.endswith("hidden_act") and one == "swish":
+                one = "silu"  # transformers' ACT2FN: the same function
             if key in values:
                 message = f"`{path}` and another key both say `{key}`"
                 help = "keep one of the two spellings"
@@ -99,8 +103,20 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
             values[key] = one
             if key != path:
                 written[key] = path
+    _state_original_context(values)
     ignored = _undo_filling(values, source)
     return Foreign(source, str(kind), values, written, ignored)
+
+
+def usual_leaves(config: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
+    """Key as `read_config` spells it, key as the file does, value."""
+    for path, value in _leaves(config, GROUPS):
+        yield from ((key, path, one) for key, one in _spelled(path, value))
+
+
+def entries(value: Json) -> Iterable[tuple[str, Json]]:
+    """Of a mapping; none of any other value."""
+    return value.items() if isinstance(value, Mapping) else ()
 
 
 def _leaves(config: Mapping[str, Json], groups: Iterable[str]) -> Iterator[tuple[str, Json]]:
@@ -122,7 +138,7 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]
         scaling = _scaling({key: one for key, one in value.items() if key != "rope_theta"})
-        if scaling is not None:
+        if scaling:  # transformers takes a missing kind for the plain one
             yield f"{lead}rope_scaling", scaling
     elif name == "attn_temperature_tuning" and type(value) is int:
         yield path, value != 0  # transformers 4.51 wrote the interval of such layers
@@ -136,12 +152,25 @@ def _scaling(value: Json) -> Json:
     """`type` is the older word for `rope_type`; the kind `default` is no scaling."""
     if not isinstance(value, Mapping):
         return value
-    kinds = {value[key] for key in ("rope_type", "type") if isinstance(value.get(key), str)}
+    kinds = {one for key in ("rope_type", "type") if isinstance(one := value.get(key), str)}
     if len(kinds) != 1:
         return value
     (kind,) = kinds
     rest = {key: one for key, one in value.items() if key not in ("rope_type", "type")}
+    rest = without_defaults(kind, rest)
     return None if kind == "default" and not rest else {**rest, "rope_type": kind}
+
+
+def _state_original_context(values: dict[str, Json]) -> None:
+    """transformers takes it from the configuration, where it has that key, or else the context that is declared."""
+    name = "original_max_position_embeddings"
+    for key, scaling in list(values.items()):
+        group, dot, last = key.rpartition(".")
+        kind = scaling.get("rope_type") if isinstance(scaling, Mapping) else None
+        if last == "rope_scaling" and isinstance(scaling, Mapping) and knows(kind, name):
+            stated = scaling.get(name, values.get(f"{group}{dot}max_position_embeddings"))
+            stated = values.pop(f"{group}{dot}{name}", stated)
+            values[key] = scaling if stated is None else {**scaling, name: stated}
 
 
 _USUAL_INTERVAL = 4
@@ -282,8 +311,7 @@ class _Params:
         findings: list[Diagnostic] = []
         for key in self.stated:
             if key not in known:
-                near = did_you_mean(key, known, aliases={})
-                help = f"did you mean `{near}`?" if near else "remove it if the graph is the same"
+                help = did_you_mean(key, known, "remove it if the graph is the same")
                 message = f"`{key[:80]}` is not a key of such a params.json that is known here"
                 place = self.source.place(key)
                 findings.append(Diagnostic("LG107", "error", message, place, (), help))

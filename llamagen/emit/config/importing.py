@@ -7,6 +7,7 @@ does not come back as it was is refused.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,11 +33,12 @@ from llamagen.spec.expr import Binary, ExpressionError, Name, Scope, evaluate, n
 from llamagen.spec.fmt import format_source, lines
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.schema import Spec
+from llamagen.spec.schema import Release, Spec
 from llamagen.spec.source import load_source
 
 SECTIONS = ("tokenizer", "hyperparameters", "constants", "patterns")
 _DRAFT = "<imported>"
+_RECORD = ("title", "doc", "release", "training", "lineage")
 
 Tree = dict[str, "Json"]
 
@@ -86,9 +88,16 @@ class Imported:
 
 
 def import_foreign(
-    foreign: Foreign, spec_id: str, tables: Sequence[ConfigTable], registry: Registry
+    foreign: Foreign,
+    spec_id: str,
+    tables: Sequence[ConfigTable],
+    registry: Registry,
+    licence: str | None = None,
 ) -> Imported:
-    """Raises LlamagenError: LG107 unknown keys, LG102 missing ones, LG103 and LG108 values that cannot be."""
+    """``licence`` is what the model's own files state.
+
+    Raises LlamagenError: LG107 unknown keys, LG102 missing ones, LG103 and LG108 values that cannot be.
+    """
     tables = [
         one for one in tables if one.kind == foreign.kind and foreign.scaled in (None, one.scaled)
     ]
@@ -129,10 +138,10 @@ def import_foreign(
         findings.append(foreign.refusal("LG108", message, one.key, help))
     if findings:
         raise LlamagenError(findings)
-    imported = _Writer(foreign, base, ranked[0], spec_id, registry).run(
+    imported = _Writer(foreign, base, ranked[0], spec_id, registry, licence).run(
         {key: value for key, value in values.items() if key in keys}
     )
-    reasons = {key: base.passed_over(key) for key in foreign.values}
+    reasons = {key: base.passed_over(key, value) for key, value in foreign.values.items()}
     whole = {"model_type": foreign.kind, **foreign.values}
     return replace(
         imported,
@@ -157,26 +166,37 @@ def differences(here: Mapping[str, Json], known: Mapping[str, Json]) -> Iterator
 
 def _unknown(foreign: Foreign, base: ConfigTable, keys: set[str]) -> Iterator[Diagnostic]:
     known = {*keys, *base.fixed}
-    for key in foreign.values:
-        if key in known or base.passed_over(key) is not None:
+    for key, value in foreign.values.items():
+        if key in known or base.passed_over(key, value) is not None:
             continue
         message = f"`{foreign.named(key)[:80]}` is not a key of the model type `{foreign.kind}` that is known here"
-        near = did_you_mean(key, [*known, *base.ignored], aliases={})
-        help = f"did you mean `{near}`?" if near else "remove it if it changes nothing of the graph"
+        unless = "remove it if it changes nothing of the graph"
+        help = did_you_mean(key, [*known, *base.ignored], unless)
         yield foreign.refusal("LG107", message, key, help)
 
 
 def _shown(value: Json) -> str:
-    text = repr(value)
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _blank(release: Release | None) -> Tree:
+    return {} if release is None else dict.fromkeys(release.model_dump(exclude_none=True))
 
 
 class _Writer:
     """The spec file: only what differs from the model that it extends, in canonical form."""
 
     def __init__(
-        self, foreign: Foreign, base: ConfigTable, match: Match, spec_id: str, registry: Registry
+        self,
+        foreign: Foreign,
+        base: ConfigTable,
+        match: Match,
+        spec_id: str,
+        registry: Registry,
+        licence: str | None,
     ) -> None:
+        self.licence = licence
         self.foreign = foreign
         self.base = base
         self.match = match
@@ -239,7 +259,15 @@ class _Writer:
 
     def draft(self, body: Mapping[str, Json], without: Iterable[str]) -> Tree:
         """``without`` are invariants of the base that are taken away."""
-        tree: Tree = {"spec": 1, "id": self.spec_id, "extends": self.base.spec.id, **body}
+        # an imported model is its own: what is recorded of the one that it resembles is not true of it
+        record: Tree = {name: None for name in _RECORD if getattr(self.base.spec, name) is not None}
+        if self.licence is not None:
+            record["release"] = {
+                **_blank(self.base.spec.release),
+                "status": "released",
+                "licence": self.licence,
+            }
+        tree: Tree = {"spec": 1, "id": self.spec_id, "extends": self.base.spec.id, **record, **body}
         if taken := dict.fromkeys(without):
             tree["invariants"] = taken
         return tree

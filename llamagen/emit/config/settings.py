@@ -45,6 +45,18 @@ class Settings:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     @property
+    def context(self) -> int | None:
+        """Positions that the model is for; a dynamic scaling extends those that it states."""
+        stated = self.architecture("max_position_embeddings")
+        if type(stated) is not int:
+            return None
+        for key in ("rope_scaling", "rope_parameters"):
+            match self.architecture(key):
+                case {"rope_type": "dynamic", "factor": int() | float() as factor}:
+                    return int(stated * factor)
+        return stated
+
+    @property
     def model_type(self) -> str | None:
         """The name transformers has for the architecture."""
         kind = self.config.get("model_type")

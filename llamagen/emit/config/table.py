@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 from llamagen.analysis.tables import load_table
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.json_source import Json
-from llamagen.ops.rope import ROPE_KINDS
+from llamagen.ops.rope import ROPE_KINDS, RopeAttr
 from llamagen.spec.checks import scope_of
 from llamagen.spec.expr import (
     FUNCTIONS,
@@ -56,10 +56,16 @@ class CodecError(ValueError):
     """A value that the spec language cannot hold; the message ends a sentence about it."""
 
 
+class Neutral(Closed):
+    value: bool | None
+    why: str
+
+
 class _ConfigKeys(Closed):
     version: Literal[1]
     wiring: str
     ignored: dict[str, str]
+    neutral: dict[str, Neutral]
 
 
 def _config_keys() -> _ConfigKeys:
@@ -127,10 +133,13 @@ class ConfigTable:
         """Key at any depth -> why import may pass over it: of any config.json, and of this kind."""
         return {**_config_keys().ignored, **self.mapping.ignored}
 
-    def passed_over(self, key: str) -> str | None:
+    def passed_over(self, key: str, value: Json) -> str | None:
         """Why import may pass over the value of a key; none for those that count."""
         if key in self.expressions or key in self.fixed:
             return None
+        neutral = _config_keys().neutral.get(key)
+        if neutral is not None and neutral.value is value:
+            return neutral.why
         return self.ignored.get(key.rpartition(".")[2])
 
     def absences(self, values: Mapping[str, Json]) -> dict[str, Json]:
@@ -382,19 +391,35 @@ class Codec:
     read: Callable[..., Json]
 
 
-_ROPE_KEYS: Mapping[str, Mapping[str, str]] = {
-    kind.name: {attr.key or attr.name: attr.name for attr in kind.attrs}
+_ROPE_KEYS: Mapping[str, Mapping[str, RopeAttr]] = {
+    kind.name: {attr.key or attr.name: attr for attr in kind.attrs if attr.only != "table"}
     for kind in ROPE_KINDS.values()
     if kind.attrs
 }
 """Kind -> key of `rope_scaling` -> field of `rope`."""
 
 
+def knows(kind: Json, key: str) -> bool:
+    """Whether `rope_scaling` of a kind has a key."""
+    return isinstance(kind, str) and key in _ROPE_KEYS.get(kind, {})
+
+
+def without_defaults(kind: str, scaling: Mapping[str, Json]) -> dict[str, Json]:
+    """`rope_scaling` without what says no more than its absence: nulls, and what a reader takes instead."""
+    known = _ROPE_KEYS.get(kind, {})
+    return {
+        key: value
+        for key, value in scaling.items()
+        if key not in known or (value is not None and value != known[key].default)
+    }
+
+
 def _write_rope(rope: Static) -> Static:
     if not isinstance(rope, Mapping) or rope["kind"] == "default":
         return None
-    keys = _ROPE_KEYS[str(rope["kind"])]
-    return {key: rope[name] for key, name in sorted(keys.items())} | {"rope_type": rope["kind"]}
+    kind = str(rope["kind"])
+    stated = {key: plain(rope[attr.name]) for key, attr in sorted(_ROPE_KEYS[kind].items())}
+    return _static({**without_defaults(kind, stated), "rope_type": kind})
 
 
 def _read_rope(value: Json) -> Json:
@@ -415,7 +440,7 @@ def _read_rope(value: Json) -> Json:
     for key in numbers:
         if key not in known:
             raise CodecError(f"has `{key}`, which the kind `{kind}` does not know")
-    return {"kind": kind, **{known[key]: one for key, one in numbers.items()}}
+    return {"kind": kind, **{known[key].name: one for key, one in numbers.items()}}
 
 
 def _write_ids(ids: Static) -> Static:

@@ -39,6 +39,7 @@ ELEMENTS: Mapping[StorageDType, ir.DataType] = {
 }
 
 NUMPY_TYPES: Mapping[ir.DataType, npt.DTypeLike] = {
+    ir.DataType.DOUBLE: np.float64,
     ir.DataType.FLOAT: np.float32,
     ir.DataType.FLOAT16: np.float16,
     ir.DataType.BFLOAT16: ml_dtypes.bfloat16,

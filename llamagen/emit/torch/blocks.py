@@ -10,7 +10,7 @@ from functools import reduce
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.names import docstring_text, local, part_name
-from llamagen.emit.torch.plan import Plan, last_nodes, taken_from, type_of
+from llamagen.emit.torch.plan import Plan, last_nodes, taken_from
 from llamagen.emit.torch.site import ModuleSite, TorchSite
 from llamagen.ir.flatten import collected
 from llamagen.ir.graph import Block, BlockPart, Node, OpPart, Part, StackPart, Value
@@ -102,8 +102,16 @@ class Body:
         return Indexed(code, f"{':, ' * type_.shape.index(S)}-logits_to_keep:")
 
     def run(self, nodes: Iterable[Node]) -> None:
+        whole, waiting = self.plan.whole, list[Node]()
+        keeps = whole and any(n.row.state is State.WRITTEN for n in self.block.nodes)
+        of_images = {f"@{whole.handed}"} if whole and keeps and self.depth == 2 else set[str]()
         for node in nodes:
-            if node.row.control and isinstance(self.part(node), StackPart):
+            if whole and node.row.state is State.WRITTEN:
+                self.keep(node, waiting)
+            elif of_images & set(node.operands):
+                waiting.append(node)
+                of_images.update(node.results)
+            elif node.row.control and isinstance(self.part(node), StackPart):
                 self.stack(node)
             elif node.row.state is State.WRITTEN:
                 self.write(node)
@@ -207,8 +215,22 @@ class Body:
             self.codes[result] = code
         self.lines.append(statement("", call("cross.append", Tuple(tuple(args))), self.depth))
 
-    def append(self, node: Node) -> None:
-        """``k, v = cache.append(k, v)``, if there is a cache; else its results are its operands."""
+    def keep(self, node: Node, of_images: Sequence[Node]) -> None:
+        """``k, v = cache.cross[self]``, or in a call with images what ``of_images`` compute."""
+        self.lines.append(f"        if {self.plan.handed} is not None:")
+        self.depth = 3
+        self.run(of_images)
+        names = ", ".join(self.named(node))
+        self.depth = 2
+        self.lines += [
+            "            if cache is not None:",
+            f"                cache.cross[self] = {names}",
+            "        else:",
+            f"            {names} = cache.cross[self]",
+        ]
+
+    def named(self, node: Node) -> list[str]:
+        """Variables for the operands of ``node``, which are its results."""
         codes, names = [self.read(o) for o in node.operands], list[str]()
         for i, result in enumerate(node.results):
             later = {word for code in codes[i + 1 :] for word in re.findall(r"\w+", flat(code))}
@@ -216,6 +238,11 @@ class Body:
             if names[i] != flat(codes[i]):
                 self.lines += self.put(f"{names[i]} = ", codes[i])
             self.codes[result] = Text(names[i])
+        return names
+
+    def append(self, node: Node) -> None:
+        """``k, v = cache.append(k, v)``, if there is a cache; else its results are its operands."""
+        names = self.named(node)
         keep = self.plan.kept(keep_of(node.attrs))
         arguments = (*map(Text, names), *([Text(keep)] if keep else []))
         self.lines.append("        if cache is not None:")
@@ -247,7 +274,7 @@ class Body:
         return outputs[0] if len(outputs) == 1 else Text(", ".join(flat(o) for o in outputs))
 
     def type(self, operand: str) -> TensorType:
-        return type_of(self.plan.graph, self.block, operand)
+        return self.plan.graph.type_of(self.block, operand)
 
     def latest(self) -> dict[str, TensorType]:
         """Variable -> type of the value it holds now."""
@@ -306,7 +333,8 @@ def class_text(plan: Plan, block: Block) -> str:
     init = init_lines(plan, block, "attend")
     body = Body(block, plan)
     inputs = [f"{name}: Tensor" for name in body.input_names]
-    context = [f"{name}: {plan.types[name]}" for name in plan.arguments[block.name]]
+    types = plan.types(block.name)
+    context = [f"{name}: {types[name]}" for name in plan.arguments[block.name]]
     count = len(block.outputs)
     results = "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
     lines = ["(nn.Module):"]
@@ -318,6 +346,10 @@ def class_text(plan: Plan, block: Block) -> str:
         lines += ["        self.attend = attend"] if block.name in plan.directly_attending else []
         lines += [*init, ""]
     lines.append(f"    def forward({', '.join(['self', *inputs, *context])}) -> {results}:")
+    if plan.whole is not None and block.name in plan.whole.skipped:
+        of_image = next(name for name in plan.arguments[block.name] if name in plan.beside)
+        lines += [f"        if {of_image} is None:  # there is no image"]
+        lines += [f"            return {body.input_names[0]}"]
     body.run_all()
     lines += [*body.lines, *body.put("return ", body.results())]
     return "\n".join(lines)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 # What every file has its own of.
 TIED: dict[str, str] = {}
-ELSEWHERE: tuple[str, ...] = ()
-NUMBERED = False
+
+# Whether a model reads images, gets something of them beside each token, and has layers that attend to them.
+IMAGES = BESIDE = CROSS = True
 
 # Nobody states it for this model: the default of transformers.
 INITIALIZER_RANGE = 0.02
@@ -31,9 +32,11 @@ Attend = Callable[..., Tensor]
 
 
 def init_weights(module: nn.Module, *, biased: bool = False) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
     if biased and isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
@@ -49,6 +52,9 @@ class KVCache:
         self.tokens = 0
         self.slots: list[Tensor] = []
         self.next = 0
+        if CROSS:
+            # Of images, for each layer that attends to them.
+            self.cross: dict[nn.Module, KeyValue] = {}
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
@@ -83,13 +89,13 @@ def rope_table(
     *,
     dim: int,
     theta: float,
-    scaled: Callable[[Tensor], Tensor],
+    scaled: Callable[[Tensor, Tensor], Tensor],
     attention_factor: float = 1.0,
 ) -> Rope:
     """cos and sin of position times frequency, [B, 1, S, H / 2], computed in float32."""
     even = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device)
     frequency = 1.0 / theta ** (even / dim)
-    frequency = scaled(frequency)
+    frequency = scaled(frequency, position_ids)
     angle = position_ids[:, None, :, None].float() * frequency
     if dtype is not None:
         angle = torch.cat((angle, angle), dim=-1)
@@ -156,6 +162,14 @@ def causal_mask(
             return mask
         return mask & attention_mask[:, None, None, -key.shape[0] :].bool()
     return mask if attention_mask is None else mask & attention_mask[:, None, None].bool()
+
+
+def padding_mask(S: int, P: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+    """True where a key is no padding, [B or 1, 1, S, T]."""
+    mask = torch.ones(1, 1, S, P + S, dtype=torch.bool, device=device)
+    if attention_mask is None:
+        return mask
+    return mask & attention_mask[:, None, None, -(P + S) :].bool()
 
 
 def sliding_causal_mask(
@@ -233,8 +247,10 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
     return x_BNSH.transpose(1, 2).flatten(2)
 
 
-def replace_rows(x_BSD: Tensor, rows: Tensor, ids_BS: Tensor, id: int) -> Tensor:
+def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) -> Tensor:
     """x, but rows in order where ids == id; there must be as many of both."""
+    if rows is None:
+        return x_BSD
     y_BSD = x_BSD.clone()
     y_BSD[ids_BS == id] = rows.flatten(0, -2)
     return y_BSD
@@ -272,7 +288,8 @@ def sdpa(
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     if grouped:
         B, N, S, H = q_BNSH.shape
-        if S == 1 and mask is not None:  # the queries of a group as rows: reads k and v once
+        # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+        if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
             q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
             y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask, scale=scale)
             return y_BKRH.view(B, N, S, -1)
@@ -319,7 +336,8 @@ def eager(
         slope_N11 = torch.tensor(slopes, dtype=torch.float32, device=key.device)[:, None, None]
         score_BNST = score_BNST - slope_N11 * distance_ST
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     if sinks is not None:
         sinks_BNS1 = sinks[:, None, None].expand(*score_BNST.shape[:-1], 1)
         score_BNST = torch.cat((score_BNST, sinks_BNS1.to(score_BNST.dtype)), dim=-1)
@@ -353,8 +371,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.offset = offset
         self.late = late
-        self.weight = nn.Parameter(torch.zeros(features) if offset else torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.0 if self.offset else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -395,6 +417,9 @@ class Experts(nn.Module):
         else:
             self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate, features))
             self.down_proj = nn.Parameter(torch.empty(num_experts, features, intermediate))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
         nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 
@@ -432,10 +457,16 @@ class Model(nn.Module):
         return next(self.parameters()).dtype
 
     def loss(
-        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        images: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
-        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        logits = self(input_ids, attention_mask=attention_mask, images=images, beside=beside)
+        logits = logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
@@ -448,6 +479,8 @@ class Model(nn.Module):
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        images: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, S], padded on the left where attention_mask is 0 -> [B, S + new tokens].
 
@@ -457,7 +490,14 @@ class Model(nn.Module):
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
+            logits = self(
+                new,
+                attention_mask=attention_mask,
+                cache=cache,
+                logits_to_keep=1,
+                images=images,
+                beside=beside,
+            )
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)
@@ -466,6 +506,11 @@ class Model(nn.Module):
             ended = ended | torch.isin(new, eos)
             if ended.all():
                 break
+            if IMAGES:
+                images = None  # the cache has what comes of them
+            if BESIDE and beside is not None:
+                # A new token sees what the last one did.
+                beside = beside[:, -1:]
         return ids
 
     @classmethod
@@ -490,11 +535,7 @@ class Model(nn.Module):
         for file in sorted(files):
             path = Path(folder) / Path(file).name  # nothing outside of the folder is read
             for name, tensor in load_file(path, device=str(device)).items():
-                if (
-                    not (any_layer(name) if NUMBERED else name).startswith(ELSEWHERE)
-                    if ELSEWHERE
-                    else "rotary_emb" not in name
-                ):
+                if "rotary_emb" not in name:
                     state[name] = tensor
         if TIED:
             state |= {name: state[source] for name, source in TIED.items() if source in state}
@@ -525,8 +566,3 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> T
         dropped[:, top_k:] = True
     choice = torch.multinomial(p.masked_fill(dropped, 0.0), 1)
     return index.gather(-1, choice)
-
-
-def any_layer(name: str) -> str:
-    """The name with N in place of the number of a layer."""
-    return ".".join(["N" if word.isdecimal() else word for word in name.split(".")])

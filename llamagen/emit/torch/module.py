@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -14,25 +15,24 @@ from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.place import library
 from llamagen.emit.torch.plan import Plan, make_plan
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph, OpPart, instances, join
-from llamagen.ops.code import WIDTH, Fixed, Stay, Text, literal
+from llamagen.ir.graph import Graph
+from llamagen.ir.joined import Joined
+from llamagen.ops.code import WIDTH, Fixed, Stay, Text
+from llamagen.ops.dims import Dim
 from llamagen.ops.op import State
 
 TEXT_INPUTS = ("input_ids", "position_ids", "attention_mask")
-_FUNCTIONS = ("positions", "sample", "any_layer")
+_FUNCTIONS = ("positions", "sample")
 """What a file has after its model, not before its blocks."""
 
 
-def emit_torch(
-    graph: Graph, elsewhere: Sequence[str] = (), initializer_range: float | None = None
-) -> str:
+def emit_torch(model: Graph | Joined, initializer_range: float | None = None) -> str:
     """A Python file that defines the model, standalone but for torch: same graph, same bytes.
 
-    ``elsewhere`` are beginnings of names in a checkpoint that other graphs of the model read (``names_elsewhere``).
     ``initializer_range`` is the standard deviation of fresh weights; None where nobody states it.
     The text is parsed again and checked against an allow-list of syntax (check.py). Raises LlamagenError.
     """
-    return formatted({"": source_of(graph, elsewhere, initializer_range)})[""]
+    return formatted({"": source_of(model, initializer_range)})[""]
 
 
 def formatted(texts: Mapping[str, str]) -> dict[str, str]:
@@ -57,14 +57,12 @@ def formatted(texts: Mapping[str, str]) -> dict[str, str]:
     return laid_out
 
 
-def source_of(
-    graph: Graph, elsewhere: Sequence[str] = (), initializer_range: float | None = None
-) -> str:
+def source_of(model: Graph | Joined, initializer_range: float | None = None) -> str:
     """The file before it is formatted. Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
-    plan = make_plan(graph)
+    plan = make_plan(model)
     blocks = list(_classes(plan))
-    model = _Model(plan, elsewhere)
-    text = _file(plan, model, [*blocks, model.text()], initializer_range)
+    root = _Model(plan)
+    text = _file(plan, root, [*blocks, root.text()], initializer_range)
     check_source(text)
     return text
 
@@ -109,7 +107,7 @@ def _definitions(plan: Plan, model: _Model, classes: Sequence[str]) -> dict[str,
     waiting, placed = [*classes, *texts.values()], dict[str, str]()
     while waiting:
         for name in sorted(_names(waiting.pop()) & library().definitions.keys() - placed.keys()):
-            if name in plan.placed or name in model.own:
+            if name in plan.placed or name == "TIED":
                 continue
             if name == "Attend" and not plan.extras:
                 types = f"Tensor, Tensor, Tensor, {plan.mask_type}"
@@ -163,10 +161,9 @@ Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value he
 class _Model:
     """The class of the root: its parts and forward, and what every model has (loading, caching, generating)."""
 
-    def __init__(self, plan: Plan, elsewhere: Sequence[str]) -> None:
+    def __init__(self, plan: Plan) -> None:
         """Raises LlamagenError (LG741) for a model with no input or two results."""
         self.plan = plan
-        self.elsewhere = elsewhere
         block = plan.graph.root_block
         if not block.inputs or len(block.outputs) != 1:
             message = "a PyTorch model takes a tensor first and returns one"
@@ -175,9 +172,11 @@ class _Model:
         self.ties = _ties(plan.graph)
         self.caches = plan.has(State.SLOT)
         self.reads_cross = plan.has(State.READ)
-        self.writes_cross = plan.has(State.WRITTEN)
+        self.writes_cross = plan.has(State.WRITTEN) and plan.whole is None
         self.reads_mask = "attention_mask" in plan.arguments[block.name]
-        self.places = any(s.kind in ("rope", "mask", "temperature") for s in plan.shared)
+        encoders = len(plan.whole.encoder.prelude) if plan.whole is not None else 0
+        self.of_images, self.shared = plan.shared[:encoders], plan.shared[encoders:]
+        self.places = any(s.kind in ("rope", "mask", "temperature") for s in self.shared)
         self.places |= "position_ids" in plan.arguments[block.name]
         outputs = plan.graph.output_names
         self.piece = outputs != ("logits",) and not self.places and not self.caches
@@ -187,12 +186,15 @@ class _Model:
         self.inputs = tuple(dict.fromkeys((*self.body.input_names, *plan.declared)))
         """Variables of the graph's inputs; the first of a text model is what stands for its tokens."""
         self.source = self.inputs[0]
-        self.own = {"TIED", "ELSEWHERE"}
-        """Names of the library that a file defines itself."""
+        self.images = tuple(v.id for v in plan.whole.encoder.inputs) if plan.whole else ()
+        self.beside = tuple(name for name, origin in plan.beside.items() if name == origin)
+        """What comes with images, and what each call has for its tokens after them."""
 
     @property
     def more(self) -> dict[str, str]:
         """What a text model takes after its tokens, without defaults."""
+        if self.plan.whole is not None:
+            return {}
         more = {i: "Tensor" for i in self.inputs[1:] if i not in TEXT_INPUTS}
         return more | ({"cross_key_values": "Sequence[KeyValue]"} if self.reads_cross else {})
 
@@ -205,9 +207,6 @@ class _Model:
         if self.ties:
             items = (f'"{path}": "{source}"' for path, source in self.ties.items())
             yield f"TIED = {{{', '.join(items)}}}"
-        if self.elsewhere:
-            starts = "".join(f"{literal(start).text}, " for start in self.elsewhere)
-            yield f"ELSEWHERE = ({starts})"
 
     def usage(self) -> str:
         """Calls of the model, for the head of the file."""
@@ -222,6 +221,9 @@ class _Model:
                 "ids = model.generate(input_ids, max_new_tokens=32)",
                 "loss = model.loss(input_ids, labels=input_ids)",
             ]
+            if self.images:
+                lines += ["", "and with images, beside the ids of their tokens, by name:", ""]
+                lines += [f"    {name}" for name in (*self.images, *self.beside)]
         elif self.caches:
             lines = [
                 "cache = KVCache()",
@@ -229,7 +231,7 @@ class _Model:
             ]
         else:
             lines = ["logits = model(input_ids)"]
-        return "\n".join(f"    {line}" for line in lines)
+        return "\n".join(f"    {line}".rstrip() for line in lines)
 
     def text(self) -> str:
         plan = self.plan
@@ -246,39 +248,39 @@ class _Model:
             *["        self.tie()"] * bool(self.ties),
             "",
             *(self.piece_forward() if self.piece else self.forward()),
+            *self.see(),
             "",
             library().place("Model.dtype"),
             *self.tie(),
         ]
         if self.generates:
-            lines += ["", library().place("Model.loss"), "", library().place("Model.generate")]
-        fixed: dict[str, Fixed] = {
-            "TIED": Stay.PRESENT if self.ties else None,
-            "ELSEWHERE": Stay.PRESENT if self.elsewhere else None,
-            "NUMBERED": any(".N." in start for start in self.elsewhere),
-        }
+            lines += ["", self.with_images("Model.loss"), "", self.with_images("Model.generate")]
+        fixed: dict[str, Fixed] = {"TIED": Stay.PRESENT if self.ties else None}
         if not plan.choice:
             fixed["attention"] = Stay.LEFT_OUT
         return "\n".join([*lines, "", library().place("Model.from_pretrained", fixed)])
 
-    def doc(self) -> list[str]:
+    def with_images(self, method: str) -> str:
+        """A method of the library with what this model takes of images."""
+        fixed: dict[str, Fixed] = {}
+        names = {"images": self.images, "beside": self.beside}
+        for one, several in names.items():
+            fixed |= {one: Stay.KEPT if several else None, one.upper(): bool(several)}
+        text = library().place(method, fixed)
+        for one, several in names.items():
+            for usage in (f"{one}: Tensor | None = None", f"{one}={one}"):
+                usages = (usage.replace(one, name) for name in several)
+                text = text.replace(usage, ", ".join(usages))
+            text = re.sub(rf"\b{one}\b(?= = | is |\[)", several[0] if several else one, text)
+        return text
+
+    def doc(self) -> Iterator[str]:
         if not self.piece:
-            return ['    """The whole model."""']
-        graph = self.plan.graph
-        inputs = [f"{v.id} [{', '.join(map(str, v.type.shape))}]" for v in graph.inputs]
-        outputs = [f"{n} [{', '.join(map(str, t.shape))}]" for n, t in graph.outputs]
-        slots = flatten(graph).cross_writes
-        outputs += [f"(key, value) for each of {len(slots)} layers"] if slots else []
-        line = f'    """One graph of the model: {", ".join(inputs)} -> {", ".join(outputs)}."""'
-        if len(line) <= WIDTH:
-            return [line]
-        return [
-            '    """One graph of the model:',
-            "",
-            f"    {', '.join(inputs)}",
-            f"    -> {', '.join(outputs)}",
-            '    """',
-        ]
+            yield '    """The whole model."""'
+            return
+        graph, layers = self.plan.graph, len(flatten(self.plan.graph).cross_writes)
+        kept = [f"(key, value) for each of {layers} layers"] if layers else []
+        yield from _signature("One graph of the model: ", graph, kept, "    ")
 
     def tie(self) -> Iterator[str]:
         """A method that makes one parameter of two."""
@@ -288,6 +290,21 @@ class _Model:
             yield f"        self.{path} = self.{source}"
 
     # Forwards
+
+    def see(self) -> Iterator[str]:
+        """A method for what is computed once of images."""
+        if self.plan.whole is None:
+            return
+        encoder = self.plan.whole.encoder
+        inputs = [f"{name}: Tensor" for name in self.images]
+        yield from ["", f"    def see({', '.join(['self', *inputs])}) -> Tensor:"]
+        yield from _signature("What the text model reads: ", encoder, [], " " * 8)
+        yield from (f"        {', '.join(s.variables)} = {s.call}" for s in self.of_images)
+        body = Body(encoder.root_block, self.plan)
+        body.bind_graph_inputs()
+        body.run_all()
+        result = body.results()
+        yield from [*body.lines, *body.put("return ", result)]
 
     def piece_forward(self) -> Iterator[str]:
         body, outputs = self.body, self.plan.graph.output_names
@@ -309,14 +326,19 @@ class _Model:
             yield from body.put("return ", result)
 
     def prologue(self, *kinds: str) -> Iterator[str]:
-        for shared in sorted(
-            self.plan.shared, key=lambda s: s.kind in kinds and kinds.index(s.kind)
-        ):
+        for shared in sorted(self.shared, key=lambda s: s.kind in kinds and kinds.index(s.kind)):
             if shared.kind in kinds:
-                yield f"        {', '.join(shared.variables)} = {shared.call}"
+                one = f"{', '.join(shared.variables)} = {shared.call}"
+                if origin := self.plan.beside.get(shared.variables[0]):
+                    yield f"        {' = '.join(shared.variables)} = None"
+                    yield f"        if {origin} is not None:"
+                    one = f"    {one}"
+                yield f"        {one}"
 
     def forward(self) -> Iterator[str]:
+        plan = self.plan
         parameters = [f"{self.source}: Tensor", *(f"{n}: {t}" for n, t in self.more.items())]
+        parameters += [f"{name}: Tensor | None = None" for name in (*self.images, *self.beside)]
         parameters += ["position_ids: Tensor | None = None", "attention_mask: Tensor | None = None"]
         parameters += ["cache: KVCache | None = None"] * self.caches
         parameters += ["logits_to_keep: int = 0"]
@@ -330,22 +352,34 @@ class _Model:
         yield "        on the left. With logits_to_keep only that many last positions get logits."
         if self.reads_cross:
             yield "        cross_key_values are what the graph that reads the images returned."
+        if self.images:
+            yield ""
+            yield f"        {', '.join(self.images)}: as `see` has them, with the call for the images' tokens."
+        for name in self.beside:
+            shape = next(v.type.shape for v in plan.graph.inputs if v.id == name)
+            yield f"        {name} {_shape(shape)}: what the new tokens see; with every call from there on."
         yield '        """'
         if self.places or self.caches:
             yield from self.by_place()
         if self.reads_cross:
             yield "        cross = iter(cross_key_values)"
+        if plan.whole is not None:
+            first, *others = self.images
+            arguments = ", ".join((f"{first}.to(self.dtype)", *others))
+            yield f"        {plan.handed} = None"
+            yield f"        if {first} is not None:"
+            yield f"            {plan.handed} = self.see({arguments})"
         body = self.body
         body.run_all()
         logits = body.results()
-        if not self.plan.head:
+        if not plan.head:
             logits = body.last_tokens(logits, body.type(body.block.outputs[0]))
         yield from [*body.lines, *body.put("return ", logits)]
 
     def by_place(self) -> Iterator[str]:
         """What depends on positions, and what they depend on."""
         plan = self.plan
-        masks = [s for s in plan.shared if s.kind == "mask"]
+        masks = [s for s in self.shared if s.kind == "mask"]
         if masks or self.reads_mask:
             yield f"        S, device = {self.source}.shape[1], {self.source}.device"
         elif self.caches:
@@ -369,19 +403,30 @@ class _Model:
         yield from self.prologue("grid", "rope", "tiles", "temperature")
 
 
+def _signature(title: str, graph: Graph, more: Sequence[str], indent: str) -> Iterator[str]:
+    """A docstring: what goes into a graph and what comes out."""
+    inputs = ", ".join(f"{v.id} {_shape(v.type.shape)}" for v in graph.inputs)
+    outputs = ", ".join((*(f"{n} {_shape(t.shape)}" for n, t in graph.outputs), *more))
+    line = f'{indent}"""{title}{inputs} -> {outputs}."""'
+    if len(line) <= WIDTH:
+        yield line
+        return
+    yield from (f'{indent}"""{title.strip()}', "", indent + inputs)
+    yield from (f"{indent}-> {outputs}", f'{indent}"""')
+
+
+def _shape(dims: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, dims))}]"
+
+
 def _ties(graph: Graph) -> dict[str, str]:
     """Path of a parameter -> the path of the one that it is. Raises LlamagenError (LG741) for those in a stack."""
     ties: dict[str, str] = {}
-    for here in instances(graph):
-        for part in here.block.parts.values():
-            if isinstance(part, OpPart) and part.tied_to is not None:
-                path, source = join(join(here.path, part.name), "weight"), part.tied_to
-                for component in (*path.split("."), *source.split(".")):
-                    if component.isdecimal():
-                        message = (
-                            f"`{path}` is tied to `{source}`: layers of a stack cannot be tied"
-                        )
-                        raise LlamagenError.of("LG741", message, part.span)
-                    part_name(component, part.span)
-                ties[path] = source
+    for path, part in graph.ties.items():
+        ties[path] = source = part.tied_to or ""
+        for component in (*path.split("."), *source.split(".")):
+            if component.isdecimal():
+                message = f"`{path}` is tied to `{source}`: layers of a stack cannot be tied"
+                raise LlamagenError.of("LG741", message, part.span)
+            part_name(component, part.span)
     return ties

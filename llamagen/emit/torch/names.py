@@ -21,13 +21,13 @@ _OF_EXPERTS = re.compile(r"Experts[0-9]*")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
-_STAND_INS = frozenset({"Model", "NUMBERED"})
+_STAND_INS = frozenset({"BESIDE", "CROSS", "IMAGES", "Model"})
 """Names of the library that a file does not have."""
 HELPER_NAMES = frozenset(
     {
         *(name for name in library().definitions if "." not in name),
         *(alias.asname or alias.name for line in library().imports for alias in line.names),
-        "bool", "enumerate", "float", "int", "len", "list", "next", "range", "str", "sum", "super", "tuple",
+        "bool", "enumerate", "float", "hasattr", "int", "len", "list", "next", "range", "str", "sum", "super", "tuple",
         "attend", "cache", "chunked_mask", "cross", "layer", "self", "sliding_mask",
         "RoundedLateRMSNorm", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm",
     } - _STAND_INS
@@ -44,6 +44,7 @@ MODULE_ATTRIBUTES = frozenset(
         "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook",
         "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook", "register_module",
         "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook", "requires_grad_",
+        "reset_parameters", "see",
         "set_extra_state", "set_submodule", "share_memory", "slopes", "state_dict", "tie", "to", "to_empty", "train",
         "training", "type", "xpu", "zero_grad",
     }
@@ -121,7 +122,7 @@ class Constants:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         self.order = [constant_name(name) for name in self.scalars]
-        self.used: dict[str, int | float] = {}
+        self.used: dict[str, int | float | tuple[float, ...]] = {}
 
     def code(self, value: AttrValue, source: Expr | None) -> Code:
         """The source expression over constants if it means exactly ``value``, else the literal."""
@@ -153,7 +154,7 @@ class Constants:
             return literal(value).text
         return f"{self.number_like(value + 1, name)} - 1"
 
-    def define(self, name: str, value: int | float) -> Text:
+    def define(self, name: str, value: int | float | tuple[float, ...]) -> Text:
         """A constant that the graph has no scalar for, such as ``ROPE_THETA``."""
         reserved = dict(zip(self.order, self.scalars.values(), strict=True))
         n, chosen = 1, name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llamagen.diagnostics import LlamagenError
@@ -10,10 +10,11 @@ from llamagen.emit.torch.names import Constants, class_names, identifier
 from llamagen.emit.torch.place import library
 from llamagen.emit.torch.site import PreludeSite
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
+from llamagen.ir.joined import Joined
 from llamagen.ops.activations import ACTIVATIONS
 from llamagen.ops.code import Fixed, Shared, Stay, Template, Text, flat
-from llamagen.ops.dims import Dim, S
-from llamagen.ops.op import Attrs, Role, State, TensorType, a_float, a_str, keep_of, no_flops
+from llamagen.ops.dims import S
+from llamagen.ops.op import Attrs, Role, State, a_float, a_str, keep_of, no_flops
 
 _ARGUMENTS = ("rope", "grid", "mask", "temperature", "tiles")
 _EXTRAS: Mapping[str, Callable[[Node], bool]] = {
@@ -32,6 +33,10 @@ class Plan:
     constants: Constants
     names: dict[str, str]
     """Block -> class."""
+    whole: Joined | None = None
+    """Of a model that reads images too: what ``graph`` was joined of."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Variable that each call with images has for its tokens, or that is made of one -> that one."""
     variables: dict[str, str] = field(default_factory=dict)
     """Graph-level value -> Python variable; the two tables of a rope are one."""
     shared: list[Shared] = field(default_factory=list)
@@ -66,13 +71,29 @@ class Plan:
     def has(self, state: State) -> bool:
         return any(n.row.state is state for b in self.graph.blocks.values() for n in b.nodes)
 
-    @property
-    def types(self) -> dict[str, str]:
-        """Context variable -> its type."""
+    def types(self, block: str) -> dict[str, str]:
+        """Context variable -> its type in a block; what comes of images may be absent."""
         cross = "Iterator[KeyValue]" if self.has(State.READ) else "list[KeyValue]"
         types = {"cache": "KVCache | None", "cross": cross, "logits_to_keep": "int"}
         types |= dict.fromkeys(("position_ids", "attention_mask", *self.declared), "Tensor")
-        return types | {v: s.type for s in self.shared for v in s.variables}
+        types |= {v: s.type for s in self.shared for v in s.variables}
+        if self.whole is not None:
+            absent = {self.handed, *(self.beside if block not in self.behind else ())}
+            types |= {variable: f"{types[variable]} | None" for variable in absent}
+        return types
+
+    @property
+    def handed(self) -> str:
+        """The variable of what comes of the images."""
+        return self.variables[self.whole.handed] if self.whole is not None else ""
+
+    @property
+    def behind(self) -> set[str]:
+        """Blocks that run for images only."""
+        skipped = self.whole.skipped if self.whole is not None else frozenset()
+        names = {n for name in skipped for n in self.graph.blocks[name].below}
+        others = [b for b in self.graph.blocks.values() if b.name not in skipped | names]
+        return names.difference(*(b.below for b in others))
 
     @property
     def bounded(self) -> bool:
@@ -141,12 +162,18 @@ class Plan:
         return self.constants.one_below(keep, "sliding_window", "attention_chunk_size")
 
 
-def make_plan(graph: Graph) -> Plan:
+def make_plan(model: Graph | Joined) -> Plan:
     """Raises LlamagenError (LG740, LG741) for names and ops that PyTorch cannot have."""
-    plan = Plan(graph, Constants(graph.constants), class_names(graph))
+    whole = model if isinstance(model, Joined) else None
+    graph = model.graph if isinstance(model, Joined) else model
+    plan = Plan(graph, Constants(graph.constants), class_names(graph), whole)
     plan.variables = {"positions": "position_ids", "attention_mask": "attention_mask"}
     plan.declared = tuple(v.id for v in graph.inputs if v.id not in ("input_ids", *plan.variables))
     plan.variables |= {name: identifier(name, "input") for name in plan.declared}
+    if whole is not None:
+        of_images = {whole.handed, *(v.id for v in whole.encoder.inputs)}
+        own = [plan.variables[n] for n in plan.declared if n not in of_images]
+        plan.beside = dict(zip(own, own, strict=True))
     plan.attentions = [
         (b, n) for b in graph.blocks.values() for n in b.nodes if n.row.role is Role.ATTENTION
     ]
@@ -162,6 +189,9 @@ def make_plan(graph: Graph) -> Plan:
         plan.shared.append(one)
         names = one.variables if len(one.variables) > 1 else one.variables * len(node.results)
         plan.variables.update(zip(node.results, names, strict=True))
+        for operand in node.operands:
+            if plan.variables[operand[1:]] in plan.beside:
+                plan.beside |= dict.fromkeys(names, plan.variables[operand[1:]])
     _variants(plan)
     way = _way_to_head(graph, graph.root_block) if graph.output_names == ("logits",) else ()
     plan.head = way[-1] if way else ""
@@ -177,7 +207,10 @@ def _variants(plan: Plan) -> None:
     bounded = plan.bounded
     keep = Stay.PRESENT if bounded else None
     plan.fixed = {
-        "KVCache": {"keep": Stay.KEPT if bounded else None},
+        "KVCache": {
+            "keep": Stay.KEPT if bounded else None,
+            "CROSS": plan.whole is not None and plan.has(State.WRITTEN),
+        },
         "causal_mask": {"bounded": bounded},
         "sliding_causal_mask": {"keep": keep},
         "chunked_causal_mask": {"keep": keep},
@@ -190,23 +223,28 @@ def _variants(plan: Plan) -> None:
     for block in plan.graph.blocks.values():
         for node in block.nodes:
             if node.row.role is Role.ROTATION:
-                x, table = (type_of(plan.graph, block, o).shape[-1] for o in node.operands[:2])
+                x, table = (plan.graph.type_of(block, o).shape[-1] for o in node.operands[:2])
                 half = a_str(node.attrs, "layout") == "half"
                 function = "rotate" if half else "rotate_interleaved"
                 if table * 2 != x:
                     plan.fixed[function] = {"partial": True}
                     plan.words[function] = {"H/2": "R/2"} if half else {}
 
-    def heads(block: Block, node: Node) -> list[Dim]:
-        return [block.values[o].type.shape[1] for o in node.operands[:2]]
+    def grouped(attentions: Iterable[tuple[Block, Node]]) -> Fixed:
+        """Whether queries share keys; a condition if some do. torch has fewer kernels for those that do."""
+        heads = [[b.values[o].type.shape[1] for o in n.operands[:2]] for b, n in attentions]
+        several = {q != k for q, k in heads}
+        return Text("q_BNSH.shape[1] != k_BKTH.shape[1]") if len(several) > 1 else several == {True}
 
-    grouped = any(q != k for q, k in (heads(b, n) for b, n in plan.attentions))
+    masked = [(b, n) for b, n in plan.attentions if len(n.operands) > 3]
+    plain = [(b, n) for b, n in plan.attentions if len(n.operands) < 4]
     mask = Stay.KEPT if plan.mask_type == "Tensor | None" else Stay.PRESENT
     scale = {"scale": plan.extras["scale"]} if "scale" in plan.extras else {}
     causal = any(s.causal for s in plan.shared)
-    plan.fixed["sdpa"] = {"mask": mask, "grouped": grouped, "causal": causal, **scale}
-    plan.fixed["eager"] = {"mask": mask, "grouped": grouped, **plan.extras}
-    plan.fixed["full_attention"] = {"grouped": grouped, **scale}
+    plan.fixed["sdpa"] = {"mask": mask, "grouped": grouped(masked), "causal": causal, **scale}
+    of_eager = grouped(plan.attentions if plan.special else masked) is not False
+    plan.fixed["eager"] = {"mask": mask, "grouped": of_eager, **plan.extras}
+    plan.fixed["full_attention"] = {"grouped": grouped(plain), **scale}
     if scale:
         plan.words["sdpa"] = plan.words["eager"] = {"/ sqrt(H)": "scale"}
 
@@ -221,9 +259,10 @@ def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
     for block in blocks:
         states = {n.row.state for n in block.nodes}
         own = {plan.variables[c] for c in block.context}
-        own |= {"cache"} if State.SLOT in states else set()
-        own |= {"cross"} if states & {State.READ, State.WRITTEN} else set()
-        needs[block.name] = own.union(*(needs[name] for name in below(block)))
+        crossing = bool(states & {State.READ, State.WRITTEN})
+        own |= {"cache"} if State.SLOT in states or (crossing and plan.whole) else set()
+        own |= {"cross"} if crossing and not plan.whole else set()
+        needs[block.name] = own.union(*(needs[name] for name in block.below))
     for block in blocks:
         for part in block.parts.values():
             if isinstance(part, StackPart):
@@ -233,41 +272,18 @@ def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
     return {name: tuple(v for v in order if v in own) for name, own in needs.items()}
 
 
-def below(block: Block) -> set[str]:
-    """The blocks of its parts."""
-    names: set[str] = set()
-    for part in block.parts.values():
-        match part:
-            case BlockPart(block=name):
-                names.add(name)
-            case StackPart(blocks=several):
-                names.update(several)
-            case OpPart():
-                pass
-    return names
-
-
 def _attending(plan: Plan) -> set[str]:
     """Blocks whose constructor takes an attention: those that call it, those above, and all of a stack with one."""
     blocks = plan.graph.blocks.values()
     names = plan.directly_attending
     while True:
-        grown = names | {b.name for b in blocks if below(b) & names}
+        grown = names | {b.name for b in blocks if names & set(b.below)}
         for part in (p for b in blocks for p in b.parts.values()):
             if isinstance(part, StackPart) and set(part.blocks) & grown:
                 grown |= set(part.blocks)
         if grown == names:
             return names
         names = grown
-
-
-def type_of(graph: Graph, block: Block, operand: str) -> TensorType:
-    if not operand.startswith("@"):
-        return block.values[operand].type
-    name = operand[1:]
-    if name in graph.prelude_values:
-        return graph.prelude_values[name].type
-    return next(v.type for v in graph.inputs if v.id == name)
 
 
 def last_nodes(graph: Graph, block: Block) -> tuple[Node, ...]:

@@ -145,8 +145,10 @@ class PreludeSite:
 
     @property
     def source(self) -> str:
-        """The variable of the model's first input."""
-        first = self.plan.graph.root_block.inputs[0].id
+        """The variable of the first input where the value is computed."""
+        whole, graph = self.plan.whole, self.plan.graph
+        graph = whole.encoder if whole is not None and self.node in whole.encoder.prelude else graph
+        first = graph.root_block.inputs[0].id
         return self.plan.variables.get(first, first)
 
     @property
@@ -163,7 +165,7 @@ class PreludeSite:
     def define(self, constant: str, attr: str) -> str:
         """A module constant for an attribute."""
         value = self.attrs[attr]
-        assert isinstance(value, int | float), attr
+        assert isinstance(value, int | float | tuple), attr
         return self.plan.constants.define(constant, value).text
 
     def fresh(self, name: str) -> str:

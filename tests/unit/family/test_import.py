@@ -101,8 +101,9 @@ def test_a_changed_number_is_the_only_thing_stated() -> None:
     assert [d.key for d in made.nearest.differences] == ["num_hidden_layers"]
     assert made.exact == made.alike == ()
     assert made.text == (
-        "spec: 1\nid: imported/model\nextends: llama/3.2/1b\nhyperparameters:\n  num_layers: 5\n"
-    )
+        "spec: 1\nid: imported/model\nextends: llama/3.2/1b\ntitle: null\nrelease: null\ntraining: null\n"
+        "lineage: null\nhyperparameters:\n  num_layers: 5\n"
+    ), "and that what is recorded of the model it resembles is not true of it"
 
 
 def test_a_formula_of_one_size_is_dropped_where_it_does_not_hold() -> None:
@@ -120,6 +121,55 @@ def test_another_kind_of_rope_is_written_whole() -> None:
         "kind": "linear", "theta": 500000.0, "layout": "half", "partial": 1.0, "factor": 4.0,
     }  # fmt: skip
     assert written(made)["rope_scaling"] == scaling
+
+
+PAIRS = [1.0 + i for i in range(32)]
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+        | {"truncate": False, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 8.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": PAIRS, "long_factor": PAIRS}
+        | {"original_max_position_embeddings": 4096},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_scalings_come_back_as_they_were(scaling: dict[str, object]) -> None:
+    assert written(imported(base(rope_scaling=scaling)))["rope_scaling"] == scaling
+
+
+def test_what_says_no_more_than_its_absence_is_left_out() -> None:
+    short = {"rope_type": "yarn", "factor": 4.0}
+    long = {**short, "attention_factor": None, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+    context = {"original_max_position_embeddings": base()["max_position_embeddings"]}
+    for scaling in (short, long, {**long, **context}):
+        made = imported(base(rope_scaling=scaling))
+        assert written(made)["rope_scaling"] == {**short, **context}
+
+
+def test_the_context_of_the_configuration_counts_before_that_of_its_scaling() -> None:
+    """As transformers reads files of Phi-3."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    made = imported(base(rope_scaling=scaling, original_max_position_embeddings=32))
+    assert written(made)["rope_scaling"]["original_max_position_embeddings"] == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"low_freq_factor": 8.0}, "low_freq_factor 8.0 is above high_freq_factor 4.0"),
+        ({"rope_type": "dynamic"}, "which the kind `dynamic` does not know"),
+        ({"rope_type": "proportional"}, "has the rope type `proportional`"),
+    ],
+)
+def test_scalings_that_cannot_be_are_refused(changes: dict[str, object], words: str) -> None:
+    (found,) = refused(base(rope_scaling={**base()["rope_scaling"], **changes}))
+    assert words in found.message
+    assert found.span is not None and found.span.line > 1
 
 
 def test_spellings_of_transformers_5_and_of_old_files() -> None:
@@ -191,7 +241,7 @@ WRONG: list[tuple[dict[str, object], str, str]] = [
     ({"hidden_act": "gelu"}, "LG108", "hidden_act"),
     ({"architectures": ["MistralForCausalLM"]}, "LG108", "architectures"),
     ({"attention_bias": True}, "LG108", "attention_bias"),
-    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "LG108", "rope_scaling"),
+    ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "LG108", "rope_scaling"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "x": 1}}, "LG108", "rope_scaling"),
     ({"rope_scaling": [1]}, "LG108", "rope_scaling"),
     ({"rope_theta": -1.0}, "LG103", "rope_theta"),

@@ -62,6 +62,7 @@ LLAMA3: dict[str, AttrValue] = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
+PAIRS = (1.0, 1.25, 4.0)
 
 CASES = (
     unary("silu"),
@@ -138,7 +139,15 @@ CASES = (
         (int64("B", "S"),),
         ROPE
         | {"dim": 16, "scaling": "yarn", "factor": 4.0, "attention_factor": 1.14}
-        | {"original_max_positions": 64},
+        | {"original_max_positions": 64, "truncate": False},
+    ),
+    *(
+        Case("rope_table", (int64("B", "S"),), {**ROPE, **kind, "original_max_positions": original})
+        for original in (1, 4096)
+        for kind in (
+            {"scaling": "dynamic", "factor": 4.0},
+            {"scaling": "longrope", "short_factor": PAIRS, "long_factor": PAIRS[::-1]},
+        )
     ),
     Case("expand", (model("B", "S", 1),), {"shape": "B, S, 12"}),
     Case("expand", (model("S", 1),), {"shape": "4, S, 12"}),

@@ -21,6 +21,11 @@ YARN: Mapping[str, AttrValue] = {
     "theta": 10000.0,
     "original_max_positions": 4096,
 }
+LONGROPE: Mapping[str, AttrValue] = {
+    "scaling": "longrope",
+    "short_factor": tuple(1 + i / 100 for i in range(32)),
+    "long_factor": tuple(1.0 + i for i in range(32)),
+}
 CASES: tuple[Mapping[str, AttrValue], ...] = (
     {"dim": 64},
     {"dim": 128, "theta": 10000.0},
@@ -30,6 +35,9 @@ CASES: tuple[Mapping[str, AttrValue], ...] = (
     {"dim": 128, **LLAMA3, "factor": 16.0, "high_freq_factor": 1.0},
     {"dim": 128, **YARN, "factor": 16.0},
     {"dim": 96, **YARN, "factor": 4.0, "beta_fast": 24.0, "beta_slow": 2.0},
+    {"dim": 64, **YARN, "factor": 4.0, "truncate": False},
+    {"dim": 64, "scaling": "dynamic", "factor": 2.5, "original_max_positions": 4096},
+    {"dim": 64, **LONGROPE, "original_max_positions": 4096},
 )
 
 
@@ -40,7 +48,7 @@ def attributes(case: Mapping[str, AttrValue]) -> dict[str, AttrValue]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_close_to_the_formulas(case: Mapping[str, AttrValue]) -> None:
     attrs = attributes(case)
-    want = frequencies(Operands((), attrs, {}, lambda name: np.zeros(0)))
+    want = frequencies(Operands((np.arange(9)[None],), attrs, {}, lambda name: np.zeros(0)))
     with np.errstate(all="raise"):  # a division by zero must not be computed and then discarded
         got = inverse_frequencies(attrs).astype(np.float64)
     assert got.shape == want.shape
@@ -66,6 +74,20 @@ TRANSFORMERS: tuple[tuple[Mapping[str, object], Mapping[str, AttrValue]], ...] =
     (
         {"rope_type": "yarn", "factor": 16.0, **CONTEXT},
         {"scaling": "yarn", "factor": 16.0, "original_max_positions": 4096},
+    ),
+    (
+        {"rope_type": "yarn", "factor": 32.0, "truncate": False, **CONTEXT},
+        {"scaling": "yarn", "factor": 32.0, "original_max_positions": 4096, "truncate": False},
+    ),
+    ({"rope_type": "dynamic", "factor": 2.5}, {"scaling": "dynamic", "factor": 2.5}),
+    (
+        {
+            "rope_type": "longrope",
+            "short_factor": [1 + i / 100 for i in range(64)],
+            "long_factor": [1.0] * 64,
+            **CONTEXT,
+        },
+        {"scaling": "longrope", "short_factor": tuple(1 + i / 100 for i in range(64))},
     ),
 )
 

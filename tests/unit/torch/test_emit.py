@@ -18,7 +18,7 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.module import formatted
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.ops.code import (
     Binary,
     Code,
@@ -72,7 +72,7 @@ def test_state_dict_has_the_role_paths(spec_id: str) -> None:
         model = getattr(module(made), made.root)()
     tied = getattr(module(made), "TIED", {})
     found = {n: tuple(p.shape) for n, p in model.state_dict().items() if n not in tied}
-    assert found == {n: p.shape for n, p in parameters(made).items()}
+    assert found == {n: p.shape for n, p in made.parameters.items()}
 
 
 def test_the_same_graph_gives_the_same_bytes() -> None:

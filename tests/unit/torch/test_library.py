@@ -57,7 +57,7 @@ def every(**choices: tuple[object, ...]) -> list[dict[str, Any]]:
     return [dict(zip(choices, c, strict=True)) for c in itertools.product(*choices.values())]
 
 
-ROPES = {
+ROPES: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"factor": 4.0},
     "llama3": {
@@ -66,7 +66,13 @@ ROPES = {
         "high_freq_factor": 4.0,
         "original_max_positions": 32,
     },
-    "yarn": {"factor": 4.0, "ramp_start": 1, "ramp_width": 2.0},
+    "yarn": {"factor": 4.0, "ramp_start": 1.5, "ramp_width": 2.0},
+    "dynamic": {"factor": 4.0, "original_max_positions": 32},
+    "longrope": {
+        "short_factor": (1.0,) * 8,
+        "long_factor": tuple(map(float, range(1, 9))),
+        "original_max_positions": 32,
+    },
 }
 
 
@@ -82,7 +88,8 @@ def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None
     expected = library.rope_table(positions, dtype, scaled=scaled, **numbers)
     fixed: dict[str, Fixed] = {**numbers, "dtype": Stay.PRESENT if dtype else None}
     fixed |= {"theta": Text("THETA"), "dim": Text("DIM")}
-    fixed["scaled"] = statements_of(function, ROPES[kind])
+    texts = {n: Text(repr(v)) if isinstance(v, tuple) else v for n, v in ROPES[kind].items()}
+    fixed["scaled"] = statements_of(function, texts)
     table = placed("rope_table", fixed, globals="THETA = 100.0\nDIM = 16\n")
     found = table(positions, dtype) if dtype else table(positions)
     assert all(
@@ -90,19 +97,21 @@ def test_rope_table(kind: str, factor: float, dtype: torch.dtype | None) -> None
     )
 
 
-@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
-def test_a_kind_scales_as_its_float32_steps_do(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "truncate"), [("linear", True), ("llama3", True), ("yarn", True), ("yarn", False)]
+)
+def test_a_kind_scales_as_its_float32_steps_do(kind: str, truncate: bool) -> None:
     """Over pairs that are kept, mixed and divided."""
     row, dim, theta = ROPE_KINDS[kind], 32, 1000.0
     numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     attrs = {**numbers, "dim": dim, "theta": theta, "beta_fast": 4.0, "beta_slow": 1.0}
-    attrs |= {"original_max_positions": 256, "attention_factor": 1.0}
+    attrs |= {"original_max_positions": 256, "attention_factor": 1.0, "truncate": truncate}
     wavelengths = np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     plain = np.float32(1) / wavelengths
     function: Any = row.torch
     names = signature(function).parameters
     given = {n: v for n, v in {**attrs, **row.torch_numbers(attrs)}.items() if n in names}
-    found = function(torch.from_numpy(plain), **given)
+    found = function(torch.from_numpy(plain), torch.arange(5), **given)
     expected = torch.from_numpy(row.float32(attrs, plain, wavelengths))
     assert torch.allclose(found, expected, rtol=1e-5, atol=0)
     kept = int((found == torch.from_numpy(plain)).sum())
@@ -165,13 +174,20 @@ def test_sdpa_is_eager(new: int, choice: dict[str, Any]) -> None:
     )
 
 
+def test_a_query_that_sees_no_key_is_no_nan_in_float64() -> None:
+    """Scores are float64 and the softmax is not: the least float64 would be minus infinity to it."""
+    x = tensor(1, 2, 3, 4).double()
+    mask = torch.tensor([[False, False, False], [False, True, False], [False, True, True]])
+    assert library.eager(x, x, x, mask[None, None], cap=2.0).isfinite().all()
+
+
 @pytest.mark.parametrize("function", ["rotate", "rotate_interleaved"])
 @pytest.mark.parametrize("some", [True, False])
 def test_rotations(function: str, some: bool) -> None:
     x, positions = tensor(2, 3, 5, 16), torch.arange(5)[None]
     dtype = torch.float32 if function == "rotate" else None
     width = 8 if some else 16
-    rope = library.rope_table(positions, dtype, dim=width, theta=100.0, scaled=lambda f: f)
+    rope = library.rope_table(positions, dtype, dim=width, theta=100.0, scaled=lambda f, _: f)
     expected = getattr(library, function)(x, rope, partial=some)
     assert torch.equal(placed(function, {"partial": some})(x, rope), expected)
     assert torch.allclose(expected.norm(dim=-1), x.norm(dim=-1), atol=1e-5)
@@ -232,7 +248,10 @@ def test_experts(act: str, choice: dict[str, Any]) -> None:
 
 
 def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
-    made, expected = placed("KVCache", {"keep": Stay.KEPT}, globals=CACHE), library.KVCache
+    made, expected = (
+        placed("KVCache", {"keep": Stay.KEPT, "CROSS": False}, globals=CACHE),
+        library.KVCache,
+    )
     k, v = tensor(1, 2, 5, 4), tensor(1, 2, 5, 4, seed=1)
     for cache in (made(), expected()):
         assert cache.start(5) == 0
@@ -241,6 +260,8 @@ def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
         assert torch.equal(cache.append(k[:, :, :1], v[:, :, :1], 3)[1][:, :, :3], v[:, :, 2:])
         assert [slot.shape[2] for slot in cache.slots] == [3, 3]
     assert "keep" not in source().place("KVCache", {"keep": None})
+    for cross in (True, False):
+        assert ("self.cross" in source().place("KVCache", {"CROSS": cross})) == cross
 
 
 CACHE = "KeyValue = tuple[Tensor, Tensor]\n"

@@ -20,11 +20,11 @@ from llamagen.verify.folder import EXACTLY, verify_folder
 from llamagen.verify.report import (
     ReportDocument,
     VerifyReport,
-    check_names,
+    check_report_names,
     document,
     html_text,
     json_text,
-    write_report,
+    write_verify_report,
 )
 from tests.fuzz.hostile import TOGETHER
 from tests.parity.models import SPECS
@@ -146,7 +146,7 @@ def test_a_report_is_no_file_of_an_export(report: VerifyReport, folder: Path) ->
     """It would be one that its manifest does not list."""
     for name in ("new.html", "MANIFEST.json"):
         with pytest.raises(LlamagenError, match="LG634"):
-            write_report(report, folder / name)
+            write_verify_report(report, folder / name)
     assert not (folder / "new.html").exists()
 
 
@@ -212,14 +212,14 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
     may = os.access  # who is root may always
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and may(path, mode))
     with pytest.raises(LlamagenError, match=code):
-        check_names([tmp_path / name])
+        check_report_names([tmp_path / name])
     assert list(locked.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written(report: VerifyReport, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LlamagenError, match="LG634"):
-        write_report(report, tmp_path / "file" / "r.json")
+        write_verify_report(report, tmp_path / "file" / "r.json")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -106,7 +106,7 @@ def test_drop_counts_under_every_layout(tmp_path: Path) -> None:
 
 def test_stated_layouts_come_first() -> None:
     names = [layout.name for layout in layouts_for(stated(STATED))]
-    assert names == ["other", "hub", "hub-llama4-experts", "meta", "meta-llama4"]
+    assert names == ["other", "gguf", "hub", "hub-llama4-experts", "meta", "meta-llama4"]
     assert CheckpointNaming() == Registry().load("llama/1/7b").spec.checkpoint
 
 

@@ -282,9 +282,10 @@ def test_known_dialects_need_what_they_say() -> None:
         return [layout.name for layout in dialects_for(scope)]
 
     hub = ("hub", "hub-llama4-experts")
-    assert list(known_dialects()) == [*hub, "meta", "meta-llama4", "meta-mllama"]
+    llama = ("gguf", *hub, "meta", "meta-llama4")
+    assert list(known_dialects()) == [*llama, "meta-mllama"]
     assert names() == [*hub, "meta-llama4"]
-    assert names(num_heads=2, num_kv_heads=1) == [*hub, "meta", "meta-llama4"]
+    assert names(num_heads=2, num_kv_heads=1) == [*llama]
     kinds: Static = ("self", "cross", "self")
     assert "meta-mllama" not in names(num_heads=2, num_kv_heads=1, layer_kinds=kinds)
     tiled: Static = {"aspect_ratios": ((1, 1), (1, 2))}

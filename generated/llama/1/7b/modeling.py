@@ -38,9 +38,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
 
 
 class KVCache:
@@ -121,7 +123,8 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], spelled out; softmax in float32."""
     score_BNST = q_BNSH @ k_BKTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
     return weight_BNST @ v_BKTH
 
@@ -134,8 +137,12 @@ class RMSNorm(nn.Module):
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -245,7 +252,8 @@ class CausalLM(nn.Module):
         self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
-        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        logits = self(input_ids, attention_mask=attention_mask)
+        logits = logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
@@ -267,7 +275,7 @@ class CausalLM(nn.Module):
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
+            logits = self(new, attention_mask=attention_mask, cache=cache, logits_to_keep=1)
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)

@@ -2,11 +2,18 @@
 
 It needs torch, and safetensors to read a checkpoint.
 
-    model = CausalLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
+    model = VisionLanguageModel.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
     logits = model(input_ids)
     logits = model(input_ids, cache=cache)  # after what cache = KVCache() has seen
     ids = model.generate(input_ids, max_new_tokens=32)
     loss = model.loss(input_ids, labels=input_ids)
+
+    and with images, beside the ids of their tokens, by name:
+
+        pixel_values
+        aspect_ratio_ids
+        aspect_ratio_mask
+        cross_attention_mask
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -31,6 +38,8 @@ HEAD_DIM = 128
 INTERMEDIATE_SIZE = 14336
 NORM_EPS = 1e-05
 ADDED_ROWS = 8
+TILE_TOKENS = 1025
+PADDED_TILE_TOKENS = 1032
 ROPE_THETA = 500000.0
 ROPE_FACTOR = 8.0
 ROPE_LOW_FREQ_FACTOR = 1.0
@@ -38,28 +47,19 @@ ROPE_HIGH_FREQ_FACTOR = 4.0
 ROPE_ORIGINAL_MAX_POSITIONS = 8192
 INITIALIZER_RANGE = 0.02
 
-ELSEWHERE = (
-    "multi_modal_projector.",
-    "vision_model.",
-    "language_model.model.layers.N.cross_attn.",
-    "language_model.model.layers.N.input_layernorm.weight",
-    "language_model.model.layers.N.cross_attn_attn_gate",
-    "language_model.model.layers.N.post_attention_layernorm.weight",
-    "language_model.model.layers.N.cross_attn_mlp_gate",
-    "language_model.model.layers.N.mlp.gate_proj.weight",
-    "language_model.model.layers.N.mlp.up_proj.weight",
-    "language_model.model.layers.N.mlp.down_proj.weight",
-)
-
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class KVCache:
@@ -73,6 +73,8 @@ class KVCache:
         self.tokens = 0
         self.slots: list[Tensor] = []
         self.next = 0
+        # Of images, for each layer that attends to them.
+        self.cross: dict[nn.Module, KeyValue] = {}
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
@@ -123,6 +125,22 @@ def causal_mask(S: int, P: int, attention_mask: Tensor | None, device: torch.dev
     return mask if attention_mask is None else mask & attention_mask[:, None, None].bool()
 
 
+def tile_mask(tiles: Tensor, tokens: int, padded: int) -> Tensor:
+    """Over the places of all tiles, [images, 1, L, L]: False where both are padding.
+
+    Padding is every place of a tile marked 0, and those after the tokens of the others.
+    """
+    place = torch.arange(padded, device=tiles.device)
+    padding = ((tiles.flatten(0, -2)[..., None] == 0) | (place >= tokens)).flatten(1)
+    return ~(padding[:, None, :, None] & padding[:, None, None, :])
+
+
+def cross_masks(tiles: Tensor, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """True where text sees an image token, [B, 1, S, keys]; 1 for text that sees any, [B, S, 1]."""
+    sees = tiles.flatten(2) != 0
+    return sees.repeat_interleave(tokens, dim=2)[:, None], sees.any(2, keepdim=True).to(dtype)
+
+
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[B, S, N * H] -> [B, N, S, H]"""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
@@ -136,12 +154,18 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
 def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     B, N, S, H = q_BNSH.shape
-    if S == 1 and mask is not None:  # the queries of a group as rows: reads k and v once
+    # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+    if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
         return y_BKRH.view(B, N, S, -1)
     return F.scaled_dot_product_attention(
-        q_BNSH, k_BKTH, v_BKTH, mask, is_causal=S > 1 and mask is None, enable_gqa=True
+        q_BNSH,
+        k_BKTH,
+        v_BKTH,
+        mask,
+        is_causal=S > 1 and mask is None,
+        enable_gqa=q_BNSH.shape[1] != k_BKTH.shape[1],
     )
 
 
@@ -152,7 +176,8 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
     return weight_BNST @ v_BNTH
 
@@ -165,13 +190,161 @@ class RMSNorm(nn.Module):
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
+
+
+class TileEmbedding(nn.Module):
+    """Where a tile is in its image, one row of the table for each arrangement of tiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 5120)
+        self.gate = nn.Parameter(torch.zeros((1,)))
+
+    def forward(self, x: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        of_tile = self.embedding(aspect_ratio_ids).reshape(x.shape[0], 4, 1, 1280)
+        return x + torch.tanh(self.gate) * of_tile
+
+
+class PositionEmbedding(nn.Module):
+    """Where a token is in its tile, and where it is in the image; one gate blends the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tile_embedding = nn.Embedding(9, 5248000)
+        self.gate = nn.Parameter(torch.zeros((1,)))
+        self.embedding = nn.Parameter(1280**-0.5 * torch.randn((1025, 1280)))
+
+    def forward(self, x: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        of_tile = self.tile_embedding(aspect_ratio_ids).reshape(x.shape[0], 4, 1025, 1280)
+        return x + (1.0 - torch.tanh(self.gate)) * self.embedding + torch.tanh(self.gate) * of_tile
+
+
+class VisionAttention(nn.Module):
+    """All tiles of an image see each other; padding is hidden from padding only."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.attend = attend
+        self.q_proj = nn.Linear(1280, 1280, bias=False)
+        self.k_proj = nn.Linear(1280, 1280, bias=False)
+        self.v_proj = nn.Linear(1280, 1280, bias=False)
+        self.o_proj = nn.Linear(1280, 1280, bias=False)
+
+    def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
+        q = split_heads(self.q_proj(x), 80)
+        k = split_heads(self.k_proj(x), 80)
+        v = split_heads(self.v_proj(x), 80)
+        return self.o_proj(merge_heads(self.attend(q, k, v, image_mask)))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1280, 5120, bias=True)
+        self.fc2 = nn.Linear(5120, 1280, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.self_attn = VisionAttention(attend)
+        self.post_attention_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.mlp = VisionMLP()
+
+    def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
+        a = self.self_attn(self.input_layernorm(x), image_mask)
+        h = x + a
+        m = self.mlp(self.post_attention_layernorm(h))
+        return h + m
+
+
+class LocalTransformer(nn.Module):
+    """The layers, and the states before some of them, interleaved by channel."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([VisionLayer(attend) for _ in range(32)])
+
+    def forward(self, x: Tensor, image_mask: Tensor) -> tuple[Tensor, Tensor]:
+        states = []
+        for i, layer in enumerate(self.layers):
+            if i in (3, 7, 15, 23, 30):
+                states.append(x)
+            x = layer(x, image_mask)
+        s = torch.cat(states, dim=-1).reshape(x.shape[0], 4128, 5, 1280)
+        return x, s.permute(0, 1, 3, 2).reshape(x.shape[0], 4128, 6400)
+
+
+class GatedVisionLayer(nn.Module):
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.self_attn = VisionAttention(attend)
+        self.gate_attn = nn.Parameter(torch.zeros((1,)))
+        self.post_attention_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.mlp = VisionMLP()
+        self.gate_ffn = nn.Parameter(torch.zeros((1,)))
+
+    def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
+        a = self.self_attn(self.input_layernorm(x), image_mask)
+        h = x + torch.tanh(self.gate_attn) * a
+        m = self.mlp(self.post_attention_layernorm(h))
+        return h + torch.tanh(self.gate_ffn) * m
+
+
+class GlobalTransformer(nn.Module):
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([GatedVisionLayer(attend) for _ in range(8)])
+
+    def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, image_mask)
+        return x
+
+
+class VisionModel(nn.Module):
+    """A vision transformer over all tiles of an image; a class token comes first in each."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, 1280, 14, stride=14, bias=False)
+        self.pre_tile_positional_embedding = TileEmbedding()
+        self.class_embedding = nn.Parameter(1280**-0.5 * torch.randn((1280,)))
+        self.gated_positional_embedding = PositionEmbedding()
+        self.layernorm_pre = nn.LayerNorm(1280, eps=1e-05)
+        self.transformer = LocalTransformer(attend)
+        self.layernorm_post = nn.LayerNorm(1280, eps=1e-05)
+        self.post_tile_positional_embedding = TileEmbedding()
+        self.global_transformer = GlobalTransformer(attend)
+
+    def forward(self, pixel_values: Tensor, image_mask: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        x = pixel_values.reshape(-1, 3, 448, 448)
+        x = self.patch_embedding(x).reshape(-1, 4, 1280, 1024)
+        x = self.pre_tile_positional_embedding(x.permute(0, 1, 3, 2), aspect_ratio_ids)
+        x = torch.cat((self.class_embedding.expand(x.shape[0], 4, 1, 1280), x), dim=2)
+        x = self.layernorm_pre(self.gated_positional_embedding(x, aspect_ratio_ids))
+        x = F.pad(x, (0, 0, 0, 7))
+        x, states = self.transformer(x.reshape(x.shape[0], 4128, 1280), image_mask)
+        x = self.layernorm_post(x).reshape(x.shape[0], 4, 1032, 1280)
+        x = self.post_tile_positional_embedding(x, aspect_ratio_ids).reshape(x.shape[0], 4128, 1280)
+        x = torch.cat((self.global_transformer(x, image_mask), states), dim=-1)
+        return x.reshape(x.shape[0], 4, 1032, 7680)[:, :, :1025]
 
 
 class Attention(nn.Module):
@@ -213,19 +386,80 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
         self.mlp = SwiGLU()
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cross_mask: Tensor | None,
+        seen: Tensor | None,
+        image_states: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
         h = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
-class SkippedLayer(nn.Module):
-    """In place of a layer that this graph does not have."""
+class CrossAttention(nn.Module):
+    """QK norm and no positions; keys and values come from the vision encoder."""
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
+        self.attend = attend
+        self.q_proj = nn.Linear(HIDDEN_SIZE, NUM_HEADS * HEAD_DIM, bias=False)
+        self.q_norm = RMSNorm(HEAD_DIM, eps=NORM_EPS)
+        self.k_proj = nn.Linear(HIDDEN_SIZE, NUM_KV_HEADS * HEAD_DIM, bias=False)
+        self.k_norm = RMSNorm(HEAD_DIM, eps=NORM_EPS)
+        self.v_proj = nn.Linear(HIDDEN_SIZE, NUM_KV_HEADS * HEAD_DIM, bias=False)
+        self.o_proj = nn.Linear(NUM_HEADS * HEAD_DIM, HIDDEN_SIZE, bias=False)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        return x
+    def forward(
+        self,
+        x: Tensor,
+        cross_mask: Tensor,
+        seen: Tensor,
+        image_states: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        q = self.q_norm(split_heads(self.q_proj(x), HEAD_DIM))
+        if image_states is not None:
+            k = self.k_norm(split_heads(self.k_proj(image_states), HEAD_DIM))
+            v = split_heads(self.v_proj(image_states), HEAD_DIM)
+            if cache is not None:
+                cache.cross[self] = k, v
+        else:
+            k, v = cache.cross[self]
+        return self.o_proj(merge_heads(self.attend(q, k, v, cross_mask)) * seen)
+
+
+class CrossDecoderLayer(nn.Module):
+    """Gated cross-attention to the images; text that sees none passes unchanged."""
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.cross_attn = CrossAttention(attend)
+        self.cross_attn_attn_gate = nn.Parameter(torch.zeros((1,)))
+        self.post_attention_layernorm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
+        self.mlp = SwiGLU()
+        self.cross_attn_mlp_gate = nn.Parameter(torch.zeros((1,)))
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cross_mask: Tensor | None,
+        seen: Tensor | None,
+        image_states: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        if cross_mask is None:  # there is no image
+            return x
+        a = self.cross_attn(self.input_layernorm(x), cross_mask, seen, image_states, cache)
+        h = x + torch.tanh(self.cross_attn_attn_gate) * a
+        m = self.mlp(self.post_attention_layernorm(h)) * seen
+        return h + torch.tanh(self.cross_attn_mlp_gate) * m
 
 
 class Decoder(nn.Module):
@@ -234,16 +468,23 @@ class Decoder(nn.Module):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(VOCAB_SIZE + ADDED_ROWS, HIDDEN_SIZE)
-        kinds = (DecoderLayer, DecoderLayer, DecoderLayer, SkippedLayer, DecoderLayer)
+        kinds = (DecoderLayer, DecoderLayer, DecoderLayer, CrossDecoderLayer, DecoderLayer)
         self.layers = nn.ModuleList([kinds[i % 5](attend) for i in range(NUM_LAYERS)])
         self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
     def forward(
-        self, input_ids: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None
+        self,
+        input_ids: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cross_mask: Tensor | None,
+        seen: Tensor | None,
+        image_states: Tensor | None,
+        cache: KVCache | None,
     ) -> Tensor:
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
-            x = layer(x, rope, mask, cache)
+            x = layer(x, rope, mask, cross_mask, seen, image_states, cache)
         return self.norm(x)
 
 
@@ -254,24 +495,38 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
 
     def forward(
-        self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None, logits_to_keep: int
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        cross_mask: Tensor | None,
+        seen: Tensor | None,
+        image_states: Tensor | None,
+        cache: KVCache | None,
+        logits_to_keep: int,
     ) -> Tensor:
-        x = self.model(x, rope, mask, cache)
+        x = self.model(x, rope, mask, cross_mask, seen, image_states, cache)
         return self.lm_head(x[:, -logits_to_keep:])
 
 
-class CausalLM(nn.Module):
+class VisionLanguageModel(nn.Module):
     """The whole model."""
 
     def __init__(self, attention: str = "sdpa") -> None:
         super().__init__()
         self.attend = ATTENTION[attention]
+        self.vision_model = VisionModel(self.attend)
+        self.multi_modal_projector = nn.Linear(7680, HIDDEN_SIZE, bias=True)
         self.language_model = LanguageModel(self.attend)
         self.apply(init_weights)
 
     def forward(
         self,
         input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        aspect_ratio_ids: Tensor | None = None,
+        aspect_ratio_mask: Tensor | None = None,
+        cross_attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
@@ -281,6 +536,9 @@ class CausalLM(nn.Module):
 
         input_ids and position_ids are [B, S]; attention_mask is [B, T], 0 for padding, which goes
         on the left. With logits_to_keep only that many last positions get logits.
+
+        pixel_values, aspect_ratio_ids, aspect_ratio_mask: as `see` has them, with the call for the images' tokens.
+        cross_attention_mask [B, S, I, 4]: what the new tokens see; with every call from there on.
         """
         S, device = input_ids.shape[1], input_ids.device
         P = cache.start(S) if cache is not None else 0
@@ -290,17 +548,56 @@ class CausalLM(nn.Module):
         if attention_mask is not None or self.attend is eager or (P > 0 and S > 1):
             mask = causal_mask(S, P, attention_mask, device)
         rope = rope_table(position_ids, self.dtype)
-        return self.language_model(input_ids, rope, mask, cache, logits_to_keep)
+        cross_mask = seen = None
+        if cross_attention_mask is not None:
+            cross_mask, seen = cross_masks(cross_attention_mask, TILE_TOKENS, self.dtype)
+        image_states = None
+        if pixel_values is not None:
+            image_states = self.see(
+                pixel_values.to(self.dtype), aspect_ratio_ids, aspect_ratio_mask
+            )
+        return self.language_model(
+            input_ids, rope, mask, cross_mask, seen, image_states, cache, logits_to_keep
+        )
+
+    def see(
+        self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor
+    ) -> Tensor:
+        """What the text model reads:
+
+        pixel_values [B, I, 4, 3, 448, 448], aspect_ratio_ids [B, I], aspect_ratio_mask [B, I, 4]
+        -> image_states [B, 4100*I, 4096]
+        """
+        image_mask = tile_mask(aspect_ratio_mask, TILE_TOKENS, PADDED_TILE_TOKENS)
+        states = self.multi_modal_projector(
+            self.vision_model(pixel_values, image_mask, aspect_ratio_ids)
+        )
+        return states.reshape(pixel_values.shape[0], -1, 4096)
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
     def loss(
-        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        aspect_ratio_ids: Tensor | None = None,
+        aspect_ratio_mask: Tensor | None = None,
+        cross_attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
-        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        logits = self(
+            input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            aspect_ratio_ids=aspect_ratio_ids,
+            aspect_ratio_mask=aspect_ratio_mask,
+            cross_attention_mask=cross_attention_mask,
+        )
+        logits = logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
@@ -313,6 +610,10 @@ class CausalLM(nn.Module):
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        pixel_values: Tensor | None = None,
+        aspect_ratio_ids: Tensor | None = None,
+        aspect_ratio_mask: Tensor | None = None,
+        cross_attention_mask: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, S], padded on the left where attention_mask is 0 -> [B, S + new tokens].
 
@@ -322,7 +623,16 @@ class CausalLM(nn.Module):
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
+            logits = self(
+                new,
+                attention_mask=attention_mask,
+                cache=cache,
+                logits_to_keep=1,
+                pixel_values=pixel_values,
+                aspect_ratio_ids=aspect_ratio_ids,
+                aspect_ratio_mask=aspect_ratio_mask,
+                cross_attention_mask=cross_attention_mask,
+            )
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)
@@ -331,6 +641,10 @@ class CausalLM(nn.Module):
             ended = ended | torch.isin(new, eos)
             if ended.all():
                 break
+            pixel_values = None  # the cache has what comes of them
+            if cross_attention_mask is not None:
+                # A new token sees what the last one did.
+                cross_attention_mask = cross_attention_mask[:, -1:]
         return ids
 
     @classmethod
@@ -355,7 +669,7 @@ class CausalLM(nn.Module):
         for file in sorted(files):
             path = Path(folder) / Path(file).name  # nothing outside of the folder is read
             for name, tensor in load_file(path, device=str(device)).items():
-                if not any_layer(name).startswith(ELSEWHERE):
+                if "rotary_emb" not in name:
                     state[name] = tensor
         with torch.device("meta"):
             model = cls(attention)
@@ -382,8 +696,3 @@ def sample(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> T
         dropped[:, top_k:] = True
     choice = torch.multinomial(p.masked_fill(dropped, 0.0), 1)
     return index.gather(-1, choice)
-
-
-def any_layer(name: str) -> str:
-    """The name with N in place of the number of a layer."""
-    return ".".join(["N" if word.isdecimal() else word for word in name.split(".")])

@@ -2,11 +2,15 @@
 
 It needs torch, and safetensors to read a checkpoint.
 
-    model = CausalLM.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
+    model = VisionLanguageModel.from_pretrained("path/to/checkpoint", dtype=torch.bfloat16)
     logits = model(input_ids)
     logits = model(input_ids, cache=cache)  # after what cache = KVCache() has seen
     ids = model.generate(input_ids, max_new_tokens=32)
     loss = model.loss(input_ids, labels=input_ids)
+
+    and with images, beside the ids of their tokens, by name:
+
+        pixel_values
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -28,10 +32,12 @@ NUM_HEADS = 40
 NUM_KV_HEADS = 8
 HEAD_DIM = 128
 NORM_EPS = 1e-05
+PATCH_TOKEN = 200092
+GRID_ROPE_ROWS = 24
+GRID_ROPE_COLUMNS = 24
+GRID_ROPE_THETA = 10000.0
 ROPE_THETA = 500000.0
 INITIALIZER_RANGE = 0.02
-
-ELSEWHERE = ("vision_model.", "multi_modal_projector.")
 
 KeyValue = tuple[Tensor, Tensor]
 Rope = tuple[Tensor, Tensor]
@@ -39,9 +45,13 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 class KVCache:
@@ -85,6 +95,20 @@ def rope_table(position_ids: Tensor) -> Rope:
     return angle.cos(), angle.sin()
 
 
+def grid_rope_table(device: torch.device) -> Rope:
+    """cos and sin of the places of a grid, row by row, [1, 1, 577, 44], computed in float32.
+
+    Half of the pairs turn with the column, half with the row; what follows the grid does not turn.
+    """
+    pair = torch.arange(0, 44, 2, dtype=torch.float32, device=device)
+    frequency = 1.0 / GRID_ROPE_THETA ** (pair / 44)
+    place = torch.arange(GRID_ROPE_ROWS * GRID_ROPE_COLUMNS, device=device)[:, None]
+    row, column = place // GRID_ROPE_COLUMNS + 1, place % GRID_ROPE_COLUMNS + 1
+    angle = torch.cat((column * frequency, row * frequency), dim=-1)
+    angle = F.pad(angle, (0, 0, 0, 1))
+    return angle.cos()[None, None], angle.sin()[None, None]
+
+
 def rotate_interleaved(x_BNSH: Tensor, rope: Rope) -> Tensor:
     """Rotate the pairs (x[2i], x[2i + 1]) by their angles, in float32."""
     cos, sin = rope
@@ -110,6 +134,15 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
     return x_BNSH.transpose(1, 2).flatten(2)
 
 
+def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) -> Tensor:
+    """x, but rows in order where ids == id; there must be as many of both."""
+    if rows is None:
+        return x_BSD
+    y_BSD = x_BSD.clone()
+    y_BSD[ids_BS == id] = rows.flatten(0, -2)
+    return y_BSD
+
+
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension, in float32."""
     y = x.float()
@@ -119,7 +152,8 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
 def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     B, N, S, H = q_BNSH.shape
-    if S == 1 and mask is not None:  # the queries of a group as rows: reads k and v once
+    # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+    if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
         return y_BKRH.view(B, N, S, -1)
@@ -135,7 +169,8 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
     return weight_BNST @ v_BNTH
 
@@ -143,18 +178,145 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
 ATTENTION: dict[str, Attend] = {"sdpa": sdpa, "eager": eager}
 
 
+def full_attention(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor) -> Tensor:
+    """Attention to every key, [B, N, S, H]."""
+    return F.scaled_dot_product_attention(q_BNSH, k_BKTH, v_BKTH)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, normalised in float32."""
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches row by row, each flattened by channel, row and column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(588, 1408, bias=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = pixel_values.reshape(pixel_values.shape[0], 3, 24, 14, 24, 14)
+        x = x.permute(0, 2, 4, 1, 3, 5)
+        return self.linear(x.reshape(pixel_values.shape[0], 576, 588))
+
+
+class VisionAttention(nn.Module):
+    """Patches see their whole tile; queries and keys turn with column and row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(1408, 1408, bias=True)
+        self.k_proj = nn.Linear(1408, 1408, bias=True)
+        self.v_proj = nn.Linear(1408, 1408, bias=True)
+        self.o_proj = nn.Linear(1408, 1408, bias=True)
+
+    def forward(self, x: Tensor, grid_rope: Rope) -> Tensor:
+        q = rotate_interleaved(split_heads(self.q_proj(x), 88), grid_rope)
+        k = rotate_interleaved(split_heads(self.k_proj(x), 88), grid_rope)
+        v = split_heads(self.v_proj(x), 88)
+        return self.o_proj(merge_heads(full_attention(q, k, v)))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1408, 5632, bias=True)
+        self.fc2 = nn.Linear(5632, 1408, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class VisionLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(1408, eps=1e-05)
+        self.self_attn = VisionAttention()
+        self.post_attention_layernorm = nn.LayerNorm(1408, eps=1e-05)
+        self.mlp = VisionMLP()
+
+    def forward(self, x: Tensor, grid_rope: Rope) -> Tensor:
+        h = x + self.self_attn(self.input_layernorm(x), grid_rope)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class VisionLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([VisionLayer() for _ in range(34)])
+
+    def forward(self, x: Tensor, grid_rope: Rope) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, grid_rope)
+        return x
+
+
+class AdapterMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(5632, 4096, bias=False)
+        self.fc2 = nn.Linear(4096, 4096, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.fc2(F.gelu(self.fc1(x))))
+
+
+class VisionAdapter(nn.Module):
+    """Squares of patches as one row (pixel shuffle), then two layers with a GELU each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = AdapterMLP()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], 12, 2, 12, 2, 1408)
+        x = x.permute(0, 1, 3, 2, 4, 5)
+        return self.mlp(x.reshape(x.shape[0], 144, 5632))
+
+
+class VisionModel(nn.Module):
+    """A vision transformer over the patches of a tile; its class token comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding()
+        self.class_embedding = nn.Parameter(1408**-0.5 * torch.randn((1408,)))
+        self.positional_embedding_vlm = nn.Parameter(1408**-0.5 * torch.randn((577, 1408)))
+        self.layernorm_pre = nn.LayerNorm(1408, eps=1e-05)
+        self.model = VisionLayers()
+        self.layernorm_post = nn.LayerNorm(1408, eps=1e-05)
+        self.vision_adapter = VisionAdapter()
+
+    def forward(self, pixel_values: Tensor, grid_rope: Rope) -> Tensor:
+        patches = self.patch_embedding(pixel_values)
+        x = torch.cat((patches, self.class_embedding.expand(pixel_values.shape[0], 1, 1408)), dim=1)
+        x = self.layernorm_post(
+            self.model(self.layernorm_pre(x + self.positional_embedding_vlm), grid_rope)
+        )
+        return self.vision_adapter(x[:, :576])
+
+
+class Projector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(4096, HIDDEN_SIZE, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_1(x)
 
 
 class Attention(nn.Module):
@@ -212,8 +374,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(attend) for _ in range(NUM_LAYERS)])
         self.norm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = self.embed_tokens(x)
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        image_features: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        x = replace_rows(self.embed_tokens(x), image_features, x, PATCH_TOKEN)
         for layer in self.layers:
             x = layer(x, rope, mask, cache)
         return self.norm(x)
@@ -226,24 +395,33 @@ class LanguageModel(nn.Module):
         self.lm_head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
 
     def forward(
-        self, x: Tensor, rope: Rope, mask: Tensor | None, cache: KVCache | None, logits_to_keep: int
+        self,
+        x: Tensor,
+        rope: Rope,
+        mask: Tensor | None,
+        image_features: Tensor | None,
+        cache: KVCache | None,
+        logits_to_keep: int,
     ) -> Tensor:
-        x = self.model(x, rope, mask, cache)
+        x = self.model(x, rope, mask, image_features, cache)
         return self.lm_head(x[:, -logits_to_keep:])
 
 
-class CausalLM(nn.Module):
+class VisionLanguageModel(nn.Module):
     """The whole model."""
 
     def __init__(self, attention: str = "sdpa") -> None:
         super().__init__()
         self.attend = ATTENTION[attention]
+        self.vision_model = VisionModel()
+        self.multi_modal_projector = Projector()
         self.language_model = LanguageModel(self.attend)
         self.apply(init_weights)
 
     def forward(
         self,
         input_ids: Tensor,
+        pixel_values: Tensor | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: KVCache | None = None,
@@ -253,6 +431,8 @@ class CausalLM(nn.Module):
 
         input_ids and position_ids are [B, S]; attention_mask is [B, T], 0 for padding, which goes
         on the left. With logits_to_keep only that many last positions get logits.
+
+        pixel_values: as `see` has them, with the call for the images' tokens.
         """
         S, device = input_ids.shape[1], input_ids.device
         P = cache.start(S) if cache is not None else 0
@@ -262,17 +442,34 @@ class CausalLM(nn.Module):
         if attention_mask is not None or self.attend is eager or (P > 0 and S > 1):
             mask = causal_mask(S, P, attention_mask, device)
         rope = rope_table(position_ids)
-        return self.language_model(input_ids, rope, mask, cache, logits_to_keep)
+        image_features = None
+        if pixel_values is not None:
+            image_features = self.see(pixel_values.to(self.dtype))
+        return self.language_model(input_ids, rope, mask, image_features, cache, logits_to_keep)
+
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """What the text model reads:
+
+        pixel_values [I, 3, 336, 336]
+        -> image_features [I, 144, 5120]
+        """
+        grid_rope = grid_rope_table(pixel_values.device)
+        return self.multi_modal_projector(self.vision_model(pixel_values, grid_rope))
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
     def loss(
-        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
-        logits = self(input_ids, attention_mask=attention_mask)[:, :-1]
+        logits = self(input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+        logits = logits[:, :-1]
         return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @torch.inference_mode()
@@ -285,6 +482,7 @@ class CausalLM(nn.Module):
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        pixel_values: Tensor | None = None,
     ) -> Tensor:
         """input_ids [B, S], padded on the left where attention_mask is 0 -> [B, S + new tokens].
 
@@ -294,7 +492,13 @@ class CausalLM(nn.Module):
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
         for _ in range(max_new_tokens):
-            logits = self(new, None, attention_mask, cache, logits_to_keep=1)
+            logits = self(
+                new,
+                attention_mask=attention_mask,
+                cache=cache,
+                logits_to_keep=1,
+                pixel_values=pixel_values,
+            )
             new = sample(logits[:, -1].float(), temperature, top_k, top_p)
             new = torch.where(ended, ids[:, -1:], new)
             ids = torch.cat((ids, new), dim=1)
@@ -303,6 +507,7 @@ class CausalLM(nn.Module):
             ended = ended | torch.isin(new, eos)
             if ended.all():
                 break
+            pixel_values = None  # the cache has what comes of them
         return ids
 
     @classmethod
@@ -327,7 +532,7 @@ class CausalLM(nn.Module):
         for file in sorted(files):
             path = Path(folder) / Path(file).name  # nothing outside of the folder is read
             for name, tensor in load_file(path, device=str(device)).items():
-                if not name.startswith(ELSEWHERE):
+                if "rotary_emb" not in name:
                     state[name] = tensor
         with torch.device("meta"):
             model = cls(attention)
