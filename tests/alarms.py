@@ -262,7 +262,7 @@ def main() -> int:
                 file.write(json.dumps(lines[-1]) + "\n")
         alarms = sum(row["alarm"] for row in lines[-1]["rows"])
         print(f"{n + 1} of {chosen.exports}: {lines[-1]['dtype']}, {alarms} alarms", flush=True)
-    powers = [one for n in range(12) for one in power(n)]
+    powers = [one for n in range(6) for one in power(n)]
     text = json.dumps(summary(lines, powers), indent=2) + "\n"
     FILE.write_text(text, encoding="utf-8")
     return 0

@@ -111,6 +111,9 @@ NO_PAST = "it is given no keys and values of tokens before"
 EXACTLY = ", exactly"
 """How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
 
+TURNS_BY_CALL = "frequencies that depend on the call are computed in steps of float32"
+"""Its angles are those of no table that could be read back."""
+
 MAX_EXACT_PARAMETERS = 50_000_000
 """Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
 FEW_CALLS = 5
@@ -537,7 +540,7 @@ class Comparison:
         witness = self.witness(name)
         if isinstance(witness, Recorded):
             return witness.of_case(case)
-        fed = case.whole() if name == "reference" else case
+        fed = self.in_one_call(case) if name == "reference" else case
         logits, self.scores[name, case.name] = self.through(witness, fed, alone=alone)
         if name == "reference":
             self.exact[case.name] = logits
@@ -616,6 +619,9 @@ class Comparison:
     def meanings(self) -> Iterator[Row]:
         """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
         assert self.exactly is not None
+        if self.turns_by_call:
+            yield Row("reference", f"all{EXACTLY}", None, None, TURNS_BY_CALL)
+            return
         for case in self.cases.values():
             if self.unfit("reference", case) or (
                 self.subject.size > MAX_EXACT_PARAMETERS and len(case.splits) > FEW_CALLS
@@ -626,12 +632,17 @@ class Comparison:
             away = difference(found, case.ending(expected))
             yield Row("reference", f"{case.name}{EXACTLY}", away, EXACT)
 
+    def in_one_call(self, case: Scenario) -> Scenario:
+        """What the reference is asked: fewer calls, the same logits, unless what a call has changes them."""
+        return case if self.turns_by_call or case.of_call else case.whole()
+
     def expected_exactly(self, case: Scenario) -> FloatArray:
         """Logits of the reference with the experts of its own choice."""
         if not self.routed:
             return self.logits("reference", case)
         rows = case.alone(self.subject.pipeline) if self.by_token(case) else (case,)
-        return np.concatenate([row.whole().logits(self.reference()) for row in rows])
+        reference = self.reference()
+        return np.concatenate([self.in_one_call(row).logits(reference) for row in rows])
 
     def unfit(self, name: WitnessName, case: Scenario) -> str:
         """Why a case cannot be compared with a witness."""
@@ -721,7 +732,7 @@ class Comparison:
         if self.subject.too_large:
             return TOLERANCES[self.dtype], None
         reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
-        rounded, scores = self.through(reference, case.whole())
+        rounded, scores = self.through(reference, self.in_one_call(case))
         exact = self.logits("reference", case)
         self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
         rounding = difference(rounded, exact)
