@@ -25,7 +25,6 @@ from llamagen.ir.flatten import FlatGraph, crossing, flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
-from llamagen.ops.dims import S
 from llamagen.ops.op import Role, a_str
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
@@ -354,9 +353,6 @@ def plans_of(
         return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
 
     def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
-        if S not in main.outputs[0][1].shape:  # padding counts as tokens do
-            whole = (replace(case, same_as=None) for case in cases if case.mask.all())
-            return Plan(tuple(graphs), tuple(replace(case, of_call=True) for case in whole))
         return Plan(tuple(graphs), tuple(case.of_last() if last else case for case in cases))
 
     jump = far(main, prompt_tokens + steps)
@@ -634,7 +630,7 @@ class Comparison:
 
     def in_one_call(self, case: Scenario) -> Scenario:
         """What the reference is asked: fewer calls, the same logits, unless what a call has changes them."""
-        return case if self.turns_by_call or case.of_call else case.whole()
+        return case if self.turns_by_call else case.whole()
 
     def expected_exactly(self, case: Scenario) -> FloatArray:
         """Logits of the reference with the experts of its own choice."""

@@ -80,8 +80,6 @@ class Scenario:
     """Row i is row ``order[i]`` of ``same_as``."""
     last: bool = False
     """The model gives only the logits after the last token of each call."""
-    of_call: bool = False
-    """The model gives one result a row and call, [B, 1, N], whatever its tokens."""
     before: int = 0
     """Tokens before these, of which there are keys and values only, drawn at random."""
     caches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -132,10 +130,7 @@ class Scenario:
     def logits(self, witness: Witness) -> FloatArray:
         """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
         session = self.start(witness)
-        pieces = [session.step(*call) for call in self.calls()]
-        if self.of_call:
-            return np.concatenate([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
-        return self.of_tokens(pieces)
+        return self.of_tokens([session.step(*call) for call in self.calls()])
 
     def start(self, witness: Witness) -> Session:
         return witness.start(self.images, self.past() if self.before else NOTHING)

@@ -164,7 +164,6 @@ blocks:
 HEADS = {
     "narrow": "  CausalLM: {parts: {lm_head: 'linear(hidden_size, 3)'}}\n",
     "wide": "  CausalLM: {parts: {lm_head: 'linear(hidden_size, 90)'}}\n",
-    "mean": "  CausalLM: {forward: 'return lm_head(mean(model(input_ids), axis=1))'}\n",
 }
 
 
@@ -173,16 +172,16 @@ HEADS = {
 def test_ids_are_of_the_embedding_whatever_the_output_is(
     head: str, profile: str, tmp_path: Path
 ) -> None:
-    """Without a token in the result, what is the same in other calls or with padding is not asked."""
     (tmp_path / "decoder.yaml").write_text(DECODER + HEADS[head])
     load(tmp_path / "decoder.yaml").export(
         tmp_path / "out", ExportOptions(profile=profile), random_weights=5
     )
     report = verify_folder(tmp_path / "out", steps=3)
     assert report.passed
-    assert len(report.rows) == 2 * (4 if head == "mean" else len(CASES))
+    compared = {row.case for row in report.rows if row.witness == "torch"}
+    assert compared >= set(CASES)
     assert all(case.input_ids.max() < 50 for case in report.facts.cases)
-    assert head == "mean" or max(case.input_ids.max() for case in report.facts.cases) > 40
+    assert max(case.input_ids.max() for case in report.facts.cases) > 40
 
 
 @pytest.mark.parametrize("cache", ["v = ", "k, v = cache(k, "])
