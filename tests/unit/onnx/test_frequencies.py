@@ -55,6 +55,20 @@ def test_close_to_the_formulas(case: Mapping[str, AttrValue]) -> None:
     assert np.abs(got / want - 1).max() <= 5e-7
 
 
+@pytest.mark.parametrize(
+    "kind", [{"scaling": "dynamic", "factor": 2.0}, LONGROPE], ids=["dynamic", "longrope"]
+)
+def test_a_call_of_one_token_more_than_the_context_turns_otherwise(
+    kind: Mapping[str, AttrValue],
+) -> None:
+    attrs = attributes({"dim": 64, **kind, "original_max_positions": 8})
+    plain = frequencies(Operands((np.zeros((1, 1), np.int64),), attrs, {}, lambda _: np.zeros(0)))
+    for tokens, same in ((8, True), (9, False)):
+        positions = np.arange(tokens)[None]
+        found = frequencies(Operands((positions,), attrs, {}, lambda _: np.zeros(0)))
+        assert np.array_equal(found, plain) == same
+
+
 def test_llama3_keeps_blends_and_divides() -> None:
     """For head_dim 128 and theta 5e5: 29 frequencies unchanged, 6 blended, 29 divided (facts 4.3)."""
     scaled = inverse_frequencies(attributes({"dim": 128, **LLAMA3, "factor": 8.0}))
