@@ -34,6 +34,13 @@ def _silent(done: int, total: int) -> None:
     """Reports nothing."""
 
 
+def _ids(tokenizer: str, text: str) -> Sequence[int]:
+    """The ids of ``text`` by a tokenizer.json."""
+    from llamagen.runtime.text import Text
+
+    return Text.of(tokenizer, "tokenizer.json").encode(text)
+
+
 @dataclass(frozen=True)
 class Model:
     """One resolved spec and what is derived from it, each part computed when first asked for."""
@@ -127,7 +134,7 @@ class Model:
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
-        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads)
+        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, _ids)
         if checkpoint is not None and random_weights is None:
             return export_checkpoint(job, Path(checkpoint), self.registry, ignore_config)
         if random_weights is not None and checkpoint is None:

@@ -11,6 +11,7 @@ import pytest
 from llamagen import api
 from llamagen.diagnostics import Diagnostic
 from llamagen.emit.config.checkpoint import disagreements
+from llamagen.emit.config.json_source import read_json
 from llamagen.spec.registry import Registry
 from tests.unit.family.facts import BUILDABLE, configs, records, spec_of
 
@@ -22,7 +23,7 @@ def compared(
 ) -> tuple[Diagnostic, ...]:
     file = folder / name
     file.write_text(json.dumps(config))
-    return disagreements(REGISTRY.load(spec_id), file, REGISTRY)
+    return disagreements(REGISTRY.load(spec_id), read_json(file), REGISTRY)
 
 
 def config_of(name: str, **changes: object) -> dict[str, Any]:

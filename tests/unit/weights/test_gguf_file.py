@@ -52,10 +52,10 @@ def write(
     for name, (kind, value) in keys.items():
         getattr(writer, f"add_{kind}")(name, value)
     for name, (dtype, outer, blocks) in tensors.items():
-        kind = gguf.GGMLQuantizationType[dtype]
-        size = gguf.GGML_QUANT_SIZES[kind][1] * blocks
+        packing = gguf.GGMLQuantizationType[dtype]
+        size = gguf.GGML_QUANT_SIZES[packing][1] * blocks
         data = np.zeros((*outer, size), np.uint8)
-        writer.add_tensor(name, data, raw_dtype=kind)
+        writer.add_tensor(name, data, raw_dtype=packing)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
