@@ -1,37 +1,89 @@
-"""llamagen from a program: ``load`` a model, read it, write its backends.
+"""llamagen from a program: ``load`` a model, read it, write its backends, ask about it and its family.
 
-Importing this module is cheap: PyTorch, ONNX and ONNX Runtime are imported by the functions that need them.
-Every function raises ``LlamagenError`` for input that cannot be used.
+Importing this module is cheap: a name that one module answers alone is imported from there when it is first asked for,
+and what joins several is here. A target is an id, a YAML file, ``REVISION:PATH`` of a spec in git, a config.json or
+params.json, or a folder with one. Every function raises ``LlamagenError`` for input that cannot be used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamagen.diagnostics import LlamagenError
-from llamagen.emit.options import DEFAULTS, TARGETS, ExportOptions, Target
+from llamagen.diagnostics import Diagnostic as Diagnostic
+from llamagen.diagnostics import LlamagenError as LlamagenError
+from llamagen.emit.options import DEFAULTS, TARGETS, Target
+from llamagen.emit.options import ExportOptions as ExportOptions
+from llamagen.emit.options import QuantizeOptions as QuantizeOptions
+from llamagen.emit.written import Progress, Written, silent
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
-    from llamagen.emit.checkpoints import Converted
-    from llamagen.emit.generate import Generated
-    from llamagen.emit.written import Progress, Written
+    from llamagen.analysis.check import check as check
+    from llamagen.analysis.cost import CostReport
+    from llamagen.analysis.diff.compat import CompatReport
+    from llamagen.analysis.diff.judge import Diff
+    from llamagen.analysis.queries import Answer, Share, Timeline
+    from llamagen.analysis.records import Record
+    from llamagen.analysis.records import list_models as list_models
+    from llamagen.analysis.records import numbers_text as numbers_text
+    from llamagen.analysis.records import save_numbers as save_numbers
+    from llamagen.analysis.show import Section
+    from llamagen.analysis.sql import Result
+    from llamagen.analysis.targets import Model as Built
+    from llamagen.emit.checkpoints import convert as convert
+    from llamagen.emit.checkpoints import random_checkpoint as random_checkpoint
+    from llamagen.emit.config.importing import Imported
+    from llamagen.emit.generate import generate as generate
+    from llamagen.emit.generate import generate_check as generate_check
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
     from llamagen.ops.op import Parameter
-    from llamagen.runtime.generation import Generation
-    from llamagen.spec.fmt import FormatReport, OriginRow
+    from llamagen.runtime.generation import run as run
+    from llamagen.spec.fmt import OriginRow
+    from llamagen.spec.fmt import fmt as fmt
+    from llamagen.spec.json_schema import schema_text as schema_text
+    from llamagen.spec.json_schema import write_schema as write_schema
     from llamagen.spec.registry import Registry
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.schema import Spec
+    from llamagen.verify.folder import verify_folder as verify_folder
+    from llamagen.verify.integrity import check_integrity as check_integrity
+    from llamagen.verify.mutants import mutate as mutate
+    from llamagen.verify.quality import measure_quality as measure_quality
+    from llamagen.verify.report import check_report_names as check_report_names
+    from llamagen.verify.report import write_verify_report as write_verify_report
+else:
+    _HOMES = {
+        "analysis.check": ("check",),
+        "analysis.records": ("list_models", "numbers_text", "save_numbers"),
+        "emit.checkpoints": ("convert", "random_checkpoint"),
+        "emit.generate": ("generate", "generate_check"),
+        "runtime.generation": ("run",),
+        "spec.fmt": ("fmt",),
+        "spec.json_schema": ("schema_text", "write_schema"),
+        "verify.folder": ("verify_folder",),
+        "verify.integrity": ("check_integrity",),
+        "verify.mutants": ("mutate",),
+        "verify.quality": ("measure_quality",),
+        "verify.report": ("check_report_names", "write_verify_report"),
+    }
+
+    def __getattr__(name):
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"llamagen.{home}"), name)
+        raise AttributeError(f"llamagen has no attribute {name!r}")
 
 
-def _silent(done: int, total: int) -> None:
-    """Reports nothing."""
+CODE = re.compile(r"[Ll][Gg][0-9]{3}")
+MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
+"""The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 
 def _ids(tokenizer: str, text: str) -> Sequence[int]:
@@ -90,7 +142,7 @@ class Model:
         return resolved_text(self.resolved)
 
     def graph_text(self) -> str:
-        """The canonical text of the graph; it parses back to an equal graph."""
+        """The canonical text of the graph: equal for equal graphs."""
         from llamagen.ir.text import render
 
         return render(self.graph)
@@ -124,7 +176,7 @@ class Model:
         random_weights: int | None = None,
         overwrite: bool = False,
         ignore_config: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Written:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
@@ -162,16 +214,6 @@ def imported(checkpoint: str | Path) -> Model:
     return Model(import_path(Path(checkpoint)).resolved, Registry())
 
 
-def check(
-    targets: Sequence[str] = (), roots: Sequence[Path] = (), *, notes: bool = False
-) -> CheckReport:
-    """Every finding about ids, YAML files and folders; about all shipped specs without targets."""
-    from llamagen.analysis.check import check_specs
-    from llamagen.spec.registry import Registry
-
-    return check_specs(Registry(roots), targets, notes=notes)
-
-
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     """Compare a checkpoint's headers with a spec; no weights are read."""
     from llamagen.emit.config.checkpoint import check_checkpoint
@@ -180,150 +222,256 @@ def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:
     return check_checkpoint(model.resolved, Path(folder), model.registry)
 
 
-def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
-    """Bring YAML files, and those below folders, into canonical form; without ``write`` only compare."""
-    from llamagen.spec.fmt import format_files
-    from llamagen.spec.schema import Spec
+def show(target: str | Path) -> list[Section]:
+    """One model as a page of sections."""
+    from llamagen.analysis.show import sections
 
-    return format_files(files, tuple(Spec.model_fields), write=write)
-
-
-def schema_text() -> str:
-    """The JSON schema of spec files."""
-    from llamagen.spec.json_schema import schema_text
-
-    return schema_text()
+    return list(sections(resolved_of(target)))
 
 
-def schema_is_fresh() -> bool:
-    """Whether the shipped spec/schema.json is what ``schema_text`` gives."""
-    from llamagen.resources import data_text
+def explain(subject: str, path: str | None = None) -> str:
+    """Words about a diagnostic code, the ``ops``, one op, a profile's rules, or the value at ``path`` of a model."""
+    if path is None and CODE.fullmatch(subject):
+        from llamagen.diagnostics.codes import code_text
 
-    return data_text("spec", "schema.json") == schema_text()
+        return code_text(subject)
+    from llamagen.analysis import explain as words
+    from llamagen.analysis.rewrites import REWRITTEN_PROFILES, rules_text
 
+    if path is not None:
+        from llamagen.spec.registry import Registry
 
-def write_schema(path: Path) -> bool:
-    """Write the schema unless the file has it already; whether it was written. Raises LG634 over another file."""
-    from llamagen.writing import require_kin, write_changed
-
-    require_kin(path, lambda text: '"title": "llamagen spec"' in text, "a schema of specs")
-    written, _ = write_changed(path.parent, {path.name: schema_text()})
-    return bool(written)
-
-
-def generate(
-    ids: Sequence[str] = (),
-    targets: Sequence[Target] = (),
-    to: Path = Path("generated"),
-    *,
-    cache: CacheKind = "full",
-) -> Iterator[Generated]:
-    """Write what differs from the files below ``to``, model by model; every model without ``ids``."""
-    from llamagen.emit.generate import generate
-    from llamagen.spec.registry import Registry
-
-    yield from generate(Registry(), ids, targets or TARGETS, to, cache)
+        return words.explain_value(Registry(), resolved_of(subject), path)
+    if subject == "ops":
+        return words.explain_ops()
+    for profile in REWRITTEN_PROFILES:
+        if profile == subject:
+            return rules_text(profile)
+    return words.explain_named(subject)
 
 
-def generate_check(
-    ids: Sequence[str] = (),
-    targets: Sequence[Target] = (),
-    to: Path = Path("generated"),
-    *,
-    cache: CacheKind = "full",
-) -> list[str]:
-    """A unified diff for each file below ``to`` that ``generate`` would write or that nothing generates."""
-    from llamagen.emit.generate import stale
-    from llamagen.spec.registry import Registry
+def model_of(target: str | Path) -> Built:
+    """What a question is about, with its graphs; none without wiring."""
+    from llamagen.analysis.targets import built
 
-    return list(stale(Registry(), ids, targets or TARGETS, to, cache))
+    return built(resolved_of(target))
 
 
-def convert(
-    checkpoint: str | Path,
+def resolved_of(target: str | Path) -> ResolvedSpec:
+    """The spec of a target. Raises LG201 for an unknown id, LG10x for a configuration that cannot be read."""
+    from llamagen.analysis.targets import resolved_of
+    from llamagen.files import is_folder
+
+    path = Path(target)
+    if path.suffix != ".json" and not is_folder(path):
+        return resolved_of(str(target))
+    return import_config(path).resolved
+
+
+def diff(
     before: str | Path,
     after: str | Path,
-    out: str | Path,
     *,
-    shard_bytes: int | None = None,
-    overwrite: bool = False,
-    ignore_config: bool = False,
-    other_logits: bool = False,
-    progress: Progress = _silent,
-) -> Converted:
-    """Write a checkpoint of ``before`` as one of ``after``, in the Hub's format; tensors keep their stored type.
-
-    Raises LG902 where no exact conversion exists, LG903 where ``after`` computes other logits, unless
-    ``other_logits``; LG6xx for a checkpoint that does not fit ``before``, and for the output.
-    """
-    from llamagen.emit.checkpoints import convert
-
-    sides = (load(before), load(after))
-    return convert(
-        Path(checkpoint),
-        sides[0].resolved,
-        sides[1].resolved,
-        Path(out),
-        registry=sides[0].registry,
-        reads=(*sides[0].registry.files, *sides[1].registry.files),
-        shard_bytes=shard_bytes,
-        overwrite=overwrite,
-        ignore_config=ignore_config,
-        other_logits=other_logits,
-        progress=progress,
-    )
-
-
-def random_checkpoint(
-    target: str | Path,
-    out: str | Path,
-    *,
-    seed: int = 0,
+    context: int = 4096,
+    batch: int = 1,
     dtype: str = "bfloat16",
-    shard_bytes: int | None = None,
-    overwrite: bool = False,
-    progress: Progress = _silent,
-) -> Written:
-    """Write a Hub checkpoint of a model's shape, unit-scale random weights; ``progress`` gets (bytes done, in all)."""
-    from llamagen.emit.checkpoints import random_checkpoint
+    device: str | None = None,
+) -> Diff:
+    """Every difference, judged for each surface; numbers for ``batch`` sequences of ``context`` tokens.
 
-    model = load(target)
-    return random_checkpoint(
-        model.resolved,
-        Path(out),
-        seed=seed,
-        dtype=dtype,
-        shard_bytes=shard_bytes,
-        overwrite=overwrite,
-        progress=progress,
-        reads=model.registry.files,
-    )
-
-
-def run(
-    folder: str | Path,
-    prompt: str | Sequence[int],
-    *,
-    images: Sequence[str | Path] = (),
-    chat: bool = False,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    threads: int = 0,
-    provider: str = "cpu",
-) -> Generation:
-    """Generate from an exported folder: iterate the result for tokens and text as they come.
-
-    ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
-    With ``chat`` a text is what a user says in a conversation, written as the folder's chat template wants it.
-    ``provider`` is ``cpu``, or ``cuda`` where onnxruntime has it.
+    ``dtype`` stores the weights. With a ``device`` of spec/hardware.yaml memory is breaking where ``before`` fits it
+    and ``after`` does not. Raises LG201 for an unknown id, LG901 for a workload that cannot be or an unknown device.
     """
-    from llamagen.runtime.generation import Sampling, generate
+    from llamagen.analysis import cost as costs
+    from llamagen.analysis.diff.judge import diff as compare
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    pictures = [Path(image) for image in images]
-    return generate(
-        Path(folder), prompt, sampling, max_new_tokens, threads, pictures, chat, provider
+    chosen = (device, costs.device(device)) if device is not None else None
+    load = costs.workload(context, batch, dtype)
+    return compare(model_of(before), model_of(after), load, chosen)
+
+
+def diff_picture(before: str | Path, after: str | Path, result: Diff) -> str:
+    """SVG of both towers with the changes of ``result`` marked. Raises LG401 without wiring."""
+    from llamagen.analysis.pictures import changed_paths, diff_svg, towers
+    from llamagen.ir.elaborate import build_all
+
+    first, second = (
+        (m.graphs or build_all(m.resolved)) for m in (model_of(before), model_of(after))
     )
+    return diff_svg(towers(first), towers(second), changed_paths(result))
+
+
+def overlay(before: str | Path, after: str | Path) -> str:
+    """The smallest spec, YAML text, that extends ``before`` and is ``after``."""
+    from llamagen.analysis.diff.overlay import overlay
+
+    return overlay(model_of(before).resolved, model_of(after).resolved)
+
+
+def compat(
+    before: str | Path, after: str | Path, *, runtimes: Sequence[str] = (), dtype: str = "float32"
+) -> CompatReport:
+    """Whether weights of ``before`` run in ``after``, and what ``runtimes`` (all by default) do with it in ``dtype``.
+
+    Raises LG401 for a record without wiring, LG901 for an unknown runtime or dtype.
+    """
+    from llamagen.analysis.diff.compat import compat as compare
+
+    return compare(model_of(before), model_of(after), tuple(runtimes), dtype)
+
+
+def cost(
+    target: str,
+    *,
+    context: int = 4096,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    tp: int = 1,
+    images: int = 1,
+    cache: CacheKind = "full",
+) -> CostReport:
+    """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
+
+    A model that takes images is counted whole, and what ``images`` of them (or tiles) add for each sequence apart.
+
+    With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
+    without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
+    that does not divide the model.
+    """
+    from llamagen.analysis import cost as costs
+    from llamagen.ir.bounded import with_caches
+
+    load = costs.workload(context, batch, dtype, tp, images)
+    chosen = (device, costs.device(device)) if device is not None else None
+    return costs.cost_of(with_caches(_wired(target), cache), load, chosen)
+
+
+def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
+    """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
+    from llamagen.analysis.numbers import cache_of
+    from llamagen.analysis.pictures import CONTEXTS, cache_plot
+    from llamagen.ir.graph import MAIN
+
+    if targets:
+        caches = [(name, cache_of(_wired(name)[MAIN])) for name in targets]
+    else:
+        caches = [(r.id, r.architecture.cache) for r in _family() if r.architecture is not None]
+    contexts = [n for n in CONTEXTS if n < longest]
+    return cache_plot(caches, contexts=(*contexts, longest))
+
+
+def query(
+    where: str = "true",
+    *,
+    select: Sequence[str] = ("id", "released", "params"),
+    sort: str | None = None,
+    first: int | None = None,
+) -> Answer:
+    """Models for which ``where`` is true, by release date or ``sort``; a column for each expression of ``select``.
+
+    Raises LG905 for an expression that cannot be evaluated.
+    """
+    from llamagen.analysis.queries import query as ask
+
+    return ask(_family(), where, select=select, sort=sort, first=first)
+
+
+def share(path: str, where: str = "true") -> tuple[Share, ...]:
+    """How many of the models have each value of ``path``, the most frequent first. Raises LG905."""
+    from llamagen.analysis.queries import share as shares
+
+    return shares(_family(), path, where)
+
+
+def timeline(path: str, where: str = MAINLINE) -> Timeline:
+    """When the value of ``path`` changed over the releases. Raises LG905."""
+    from llamagen.analysis.queries import timeline as follow
+
+    return follow(_family(), path, where)
+
+
+def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
+    """A timeline of every hyperparameter that some model sets. Raises LG905."""
+    from llamagen.analysis.queries import history as follow
+
+    return follow(_family(), where)
+
+
+def sql(statement: str) -> Result:
+    """Rows of one SELECT over models, layers, parameters, changes and sources. Raises LG905."""
+    from llamagen.analysis.sql import sql as run
+
+    return run(_family(), statement)
+
+
+def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
+    """The spec of a config.json, params.json or checkpoint folder, and the known model nearest to it.
+
+    Raises LG102, LG103, LG106 to LG109 for the file, LG6xx for a checkpoint that does not fit it.
+    """
+    from llamagen.emit.config.checkpoint import import_path
+
+    return import_path(Path(source), spec_id)
+
+
+def graph_text(target: str, graph: str | None = None) -> str:
+    """Canonical text of every graph, or of the one named ``graph``. Raises LG401 without wiring, LG901."""
+    from llamagen.ir.text import render
+
+    return "\n".join(render(one) for one in _chosen(target, graph).values())
+
+
+def graph_mermaid(target: str, graph: str | None = None) -> str:
+    """A Mermaid flowchart of the text model, or of the graph named ``graph``. Raises LG401 without wiring, LG901."""
+    from llamagen.analysis.pictures import mermaid
+
+    return mermaid(next(iter(_chosen(target, graph).values())))
+
+
+def graph_tower(target: str, graph: str | None = None) -> str:
+    """The model as nested boxes, text, graph by graph. Raises LG401 without wiring, LG901."""
+    from llamagen.analysis.pictures import tower_text, towers
+
+    return "\n".join(tower_text(box) for box in towers(_chosen(target, graph)))
+
+
+def graph_svg(target: str, graph: str | None = None) -> str:
+    """The model as nested boxes, SVG, graphs side by side. Raises LG401 without wiring, LG901."""
+    from llamagen.analysis.pictures import tower_svg, towers
+
+    return tower_svg(towers(_chosen(target, graph)))
+
+
+def graph_explorer(target: str, graph: str | None = None) -> str:
+    """JSON for Model Explorer, FLOPs for one sequence of one token and one image. Raises LG401 and LG901."""
+    from llamagen.analysis.pictures import explorer_json
+
+    return explorer_json(_chosen(target, graph), {"B": 1, "S": 1, "P": 0, "I": 1})
+
+
+def _family() -> list[Record]:
+    """The shipped models."""
+    from llamagen.analysis.records import records_of
+    from llamagen.spec.registry import Registry
+
+    return records_of(Registry())
+
+
+def _wired(target: str) -> dict[str, Graph]:
+    """All graphs of a target. Raises LG401 for a record without wiring."""
+    from llamagen.ir.elaborate import build_all
+
+    model = model_of(target)
+    return model.graphs or build_all(model.resolved)
+
+
+def _chosen(target: str, name: str | None) -> dict[str, Graph]:
+    """The graphs of a target, or the one of that name."""
+    graphs = _wired(target)
+    if name is None:
+        return graphs
+    if name not in graphs:
+        help = f"it has {', '.join(f'`{one}`' for one in graphs)}"
+        raise LlamagenError.of("LG901", f"`{target}` has no graph `{name}`", help=help)
+    return {name: graphs[name]}

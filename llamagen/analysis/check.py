@@ -16,8 +16,6 @@ from pydantic import Field, StringConstraints
 from llamagen.analysis.numbers import (
     behind,
     count_parameters,
-    mask_of,
-    operand_types,
     tensor_parallel_degrees,
 )
 from llamagen.analysis.sources import known_sources, matches, source_of, uncertain
@@ -26,6 +24,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.files import is_folder
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, places
+from llamagen.ir.pipeline import pipeline_of
 from llamagen.ops.op import Role, State, a_int
 from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
@@ -49,14 +48,15 @@ class CheckReport:
         return all(one.severity == "note" for one in self.findings)
 
 
-def check_specs(
-    registry: Registry, targets: Sequence[str] = (), *, notes: bool = False
+def check(
+    targets: Sequence[str] = (), roots: Sequence[Path] = (), *, notes: bool = False
 ) -> CheckReport:
-    """Check ids, files and folders; without targets every spec of the registry.
+    """Every finding about ids, YAML files and folders; without targets about all shipped specs, and those of ``roots``.
 
     Notes (hints that are no findings) are left out unless asked for. Raises LlamagenError LG201 for a target that
     does not exist; faults of specs are in the report.
     """
+    registry = Registry(roots)
     paths = _paths(registry, targets)
     findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}
@@ -69,7 +69,9 @@ def check_specs(
             if first:
                 # every graph is built; what cannot be built by itself has none
                 concrete = not resolved.spec.abstract and resolved.spec.root is not None
-                graphs[resolved.digest] = build_all(resolved)[MAIN] if concrete else None
+                several = build_all(resolved) if concrete else {}
+                pipeline_of(several)
+                graphs[resolved.digest] = several.get(MAIN)
             findings.update(dict.fromkeys(_lint(resolved, graphs[resolved.digest], wiring=first)))
         except LlamagenError as error:
             findings.update(dict.fromkeys(error.diagnostics))
@@ -81,7 +83,7 @@ def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Itera
     # a file that states no source at all does not keep sources; the shipped ones all do
     keep = {
         origin.span.file
-        for path, leaf in resolved.leaves()
+        for path, leaf in resolved.leaves
         if path.startswith("provenance.")
         for origin in leaf.origins
     }
@@ -240,7 +242,7 @@ class _Subjects:
         release = self.resolved.spec.release
         sketch = release is not None and release.status == "sketch"
         doubts = uncertain(self.resolved)
-        for path, leaf in self.resolved.leaves():
+        for path, leaf in self.resolved.leaves:
             section = path.split(".", 1)[0]
             if section in _SOURCED:
                 source = source_of(self.resolved, path)
@@ -256,7 +258,7 @@ class _Subjects:
                 yield scope, leaf.node.span
 
     def provenance(self) -> Scoped:
-        paths = [path for path, _ in self.resolved.leaves()]
+        paths = [path for path, _ in self.resolved.leaves]
         known = known_sources()
         for glob, source in self.resolved.spec.provenance.items():
             entry = self.resolved.leaf("provenance", glob)
@@ -285,24 +287,23 @@ class _Subjects:
 
     def attention(self, graph: Graph, block: Block, node: Node) -> dict[str, Static]:
         """All that a rule may ask of an attention op but its path."""
-        q, k, v = operand_types(graph, block, node)[:3]
+        q, k, v = graph.operand_types(block, node)[:3]
         back = {name: behind(block, node.operands[i]) for i, name in enumerate("qkv")}
         producers = {r: n for n in block.nodes for r in n.results}
         rows = {n: [producers[v].row for v in back[n] if v in producers] for n in "qkv"}
         rotated = {n: any(row.role is Role.ROTATION for row in rows[n]) for n in "qk"}
-        mask = mask_of(graph, node)
-        bounds = [b for name in ("window", "chunk") if isinstance(b := (mask or {}).get(name), int)]
+        mask = graph.mask_of(node)
         return {
             **self.base,
             "heads": q.shape[1].value,
             "kv_heads": k.shape[1].value,
             "key_dim": k.shape[3].value,
             "value_dim": v.shape[3].value,
-            "masked": len(node.operands) > 3,
+            "masked": len(node.operands) > 3 and (mask is None or "padding" not in mask.attrs),
             "cached": any(row.state is State.SLOT for row in rows["k"]),
             "rotated": rotated["q"] and rotated["k"],
             "rotated_query_only": rotated["q"] and not rotated["k"],
-            "reach": min(bounds) if bounds else None,
+            "reach": min((n for n in graph.limits(node) if n is not None), default=None),
         }
 
     def tokens(self) -> Scoped:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llamagen.analysis.sources import conflicts, known_sources, matches, source_of, uncertain
-from llamagen.diagnostics import LlamagenError, did_you_mean
+from llamagen.diagnostics import LlamagenError, did_you_mean, nearest
 from llamagen.ir.elaborate import SPELLINGS
 from llamagen.ops.op import AttrSpec, Op
 from llamagen.ops.table import OPS
@@ -45,13 +45,9 @@ def explain_named(name: str) -> str:
         written = f"{spelling.signature}\n\n{spelling.doc}\n"
         return written if op is None else f"{written}\n{explain_op(op)}"
     if op is None:
-        near = did_you_mean(name, [*OPS, *SPELLINGS])
         message = f"`{name}` is neither an op nor a diagnostic code"
-        help = (
-            f"did you mean `{near}`?"
-            if near
-            else "for a value of a model write `llamagen explain ID PATH`"
-        )
+        of_model = "for a value of a model write `llamagen explain ID PATH`"
+        help = did_you_mean(name, [*OPS, *SPELLINGS], of_model)
         raise LlamagenError.of("LG901", message, help=help)
     return explain_op(op)
 
@@ -120,9 +116,9 @@ def _find(resolved: ResolvedSpec, path: str) -> tuple[tuple[str, ...], Tree]:
         tree = resolved.find(*prefix, *steps)
         if tree is not None:
             return (*prefix, *steps), tree
-    known = [dotted for dotted, _ in resolved.leaves()]
+    known = [dotted for dotted, _ in resolved.leaves]
     short = {dotted.split(".", 1)[-1]: dotted for dotted in known}
-    near = did_you_mean(path, [*known, *short])
+    near = nearest(path, [*known, *short])
     message = f"`{resolved.spec.id}` has no value at `{path}`"
     help = (
         f"did you mean `{short.get(near, near)}`?"

@@ -26,19 +26,14 @@ from llamagen.ir.graph import (
     OpPart,
     Place,
     StackPart,
-    below_of,
-    instances,
-    join,
     places,
 )
 from llamagen.ir.pipeline import Pipeline, pipeline_of, reads_tokens
 from llamagen.ops.dims import Dim
 from llamagen.ops.op import (
-    Attrs,
     DType,
     Role,
     State,
-    TensorType,
     a_int,
     elements,
     keep_of,
@@ -57,33 +52,10 @@ def collapse(path: str) -> tuple[str, tuple[int, ...]]:
     return (".".join("*" if w.isdigit() else w for w in words), index) if index else (path, index)
 
 
-def op_parts(graph: Graph) -> Iterator[tuple[str, Block, OpPart]]:
-    """Every part that is an op, with its role path and the block that it stands in."""
-    for here in instances(graph):
-        for part in here.block.parts.values():
-            if isinstance(part, OpPart):
-                yield join(here.path, part.name), here.block, part
-
-
-def operand_types(graph: Graph, block: Block, node: Node) -> list[TensorType]:
-    """Types of the operands of ``node``; ``@`` operands are graph inputs or prelude results."""
-    inputs = {v.id: v.type for v in graph.inputs}
-    types: list[TensorType] = []
-    for operand in node.operands:
-        if operand.startswith("@"):
-            name = operand[1:]
-            types.append(inputs[name] if name in inputs else graph.prelude_values[name].type)
-        else:
-            types.append(block.values[operand].type)
-    return types
-
-
 def flops_of_node(graph: Graph, block: Block, node: Node) -> Dim:
     """What the op table counts for one application."""
-    part = block.parts.get(node.part) if node.part is not None else None
-    attrs = part.attrs if isinstance(part, OpPart) else node.attrs
     results = [block.values[r].type for r in node.results]
-    return node.row.flops(operand_types(graph, block, node), results, attrs)
+    return node.row.flops(graph.operand_types(block, node), results, node.attrs)
 
 
 def behind(block: Block, value: str) -> set[str]:
@@ -107,32 +79,15 @@ def behind(block: Block, value: str) -> set[str]:
     return seen
 
 
-def mask_of(graph: Graph, attention: Node) -> Attrs | None:
-    """Attributes of the causal mask of an attention op; none for one that sees every key."""
-    mask = attention.operands[3].removeprefix("@") if len(attention.operands) > 3 else ""
-    return next(
-        (n.attrs for n in graph.prelude if n.row.role is Role.MASK and mask in n.results), None
-    )
-
-
 def rotates(block: Block) -> bool:
     """Whether the block rotates queries and keys."""
     return any(node.row.role is Role.ROTATION for node in block.nodes)
 
 
-def is_tied(graph: Graph) -> bool:
-    """Whether some part uses the weight of another."""
-    return any(
-        isinstance(part, OpPart) and part.tied_to is not None
-        for block in graph.blocks.values()
-        for part in block.parts.values()
-    )
-
-
 def expert_choice(graph: Graph, block: Block, part: OpPart) -> tuple[int, int]:
     """(experts, experts a token uses) of an ``experts`` part."""
     used = (
-        operand_types(graph, block, node)[1].shape[-1].value
+        graph.operand_types(block, node)[1].shape[-1].value
         for node in block.nodes
         if node.part == part.name
     )
@@ -153,15 +108,14 @@ def tensor_parallel_degrees(graph: Graph) -> tuple[int, ...]:
         }
         has_attention = any(node.row.role is Role.ATTENTION for node in block.nodes)
         for node in block.nodes:
-            part = block.parts.get(node.part) if node.part is not None else None
             if node.row.role is Role.ATTENTION:
-                q, k = operand_types(graph, block, node)[:2]
+                q, k = graph.operand_types(block, node)[:2]
                 sizes |= {q.shape[1].value, k.shape[1].value}
-            elif node.row.role is Role.EXPERTS and isinstance(part, OpPart):
-                sizes.add(a_int(part.attrs, "intermediate"))
-            elif isinstance(part, OpPart) and part.row.role is Role.LINEAR and not has_attention:
-                inner = a_int(part.attrs, "in_features")
-                if a_int(part.attrs, "out_features") in widths and inner not in widths:
+            elif node.row.role is Role.EXPERTS:
+                sizes.add(a_int(node.attrs, "intermediate"))
+            elif node.row.role is Role.LINEAR and not has_attention:
+                inner = a_int(node.attrs, "in_features")
+                if a_int(node.attrs, "out_features") in widths and inner not in widths:
                     sizes.add(inner)
     common = gcd(*sizes)
     return tuple(d for d in range(1, min(common, 4096) + 1) if common % d == 0) or (1,)
@@ -231,7 +185,7 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
     of_text: dict[str, tuple[Uses, Block]] = {}
     if len(graphs) > 1:
         for name, uses in readers.items():
-            for here in instances(graphs[name]):
+            for here in graphs[name].instances:
                 of_text.setdefault(here.path, (uses, here.block))
     vision = _without_ids(text.root_block)
     counts: dict[Component, list[int]] = {}
@@ -252,14 +206,14 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
         both[0] += count
         both[1] += active
     rows = tuple(ComponentCount(c, *counts[c]) for c in Component if c in counts)
-    return ParameterReport(rows, is_tied(text))
+    return ParameterReport(rows, bool(text.ties))
 
 
 def _each_weight(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str, Block, OpPart]]:
     """(graph, role path, block, part) of every part with parameters; what several graphs share once."""
     known: set[str] = set()
     for name, graph in graphs.items():
-        for path, block, part in op_parts(graph):
+        for path, block, part in graph.op_parts:
             if part.parameters and path not in known:
                 known.add(path)
                 yield name, path, block, part
@@ -311,8 +265,7 @@ def _heads(graph: Graph) -> Iterator[tuple[str, str]]:
         node = next((node for node in block.nodes if value in node.results), None)
         if node is None:
             continue
-        part = block.parts[node.part] if node.part is not None else None
-        match part:
+        match block.part_of(node):
             case OpPart(name=name) if node.row.role is Role.LINEAR:
                 yield block.name, name
             case BlockPart(block=below):
@@ -384,7 +337,7 @@ def weight_bytes(graphs: Mapping[str, Graph], form: Storage) -> int:
 def expert_bytes(graph: Graph, form: Storage) -> Counter[tuple[int, int]]:
     """(experts a layer, experts a token uses) -> bytes of all routed experts of such layers."""
     sizes: Counter[tuple[int, int]] = Counter()
-    for _, block, part in op_parts(graph):
+    for _, block, part in graph.op_parts:
         if part.row.role is Role.EXPERTS:
             sizes[expert_choice(graph, block, part)] += _part_bytes(part, form)
     return sizes
@@ -484,7 +437,7 @@ def cache_of(graph: Graph) -> CacheReport:
 
 
 def _layer(graph: Graph, here: Place) -> CacheLayer:
-    key, value = operand_types(graph, here.block, here.node)
+    key, value = graph.operand_types(here.block, here.node)
     attentions = [n for n in here.block.nodes if n.row.role is Role.ATTENTION]
     return CacheLayer(
         here.path,
@@ -501,17 +454,8 @@ def _bounds(
     graph: Graph, block: Block, keys: str, attentions: list[Node]
 ) -> tuple[int | None, int | None]:
     """Window and chunk of the attention that reads these keys; of several, those of the one that sees most."""
-    readers = [
-        _window_and_chunk(mask_of(graph, node) or {})
-        for node in attentions
-        if keys in behind(block, node.operands[1])
-    ]
+    readers = [graph.limits(node) for node in attentions if keys in behind(block, node.operands[1])]
     return max(readers, key=lambda one: _reach(*one) or math.inf, default=(None, None))
-
-
-def _window_and_chunk(mask: Attrs) -> tuple[int | None, int | None]:
-    window, chunk = mask.get("window"), mask.get("chunk")
-    return window if isinstance(window, int) else None, chunk if isinstance(chunk, int) else None
 
 
 def _reach(window: int | None, chunk: int | None) -> int | None:
@@ -549,8 +493,8 @@ def _runs(graph: Graph) -> Iterator[tuple[Block, int]]:
     for block in reversed(tuple(graph.blocks.values())):  # users before what they use
         yield block, runs[block.name]
         for node in block.nodes:
-            if node.row.control and node.part is not None:
-                for below in below_of(block.parts[node.part]):
+            if node.row.control and (part := block.part_of(node)) is not None:
+                for below in part.below:
                     runs[below] += runs[block.name]
 
 
@@ -598,12 +542,12 @@ def visible_flops(graph: Graph, batch: int, new: int, past: int) -> int:
     for block, times in _runs(graph):
         for node in block.nodes:
             if node.row.role is Role.ATTENTION:
-                flops, mask = flops_of_node(graph, block, node), mask_of(graph, node)
-                if mask is None:
+                flops = flops_of_node(graph, block, node)
+                if graph.mask_of(node) is None:
                     total += times * flops.evaluate({"B": batch, "S": new, "P": past})
                 else:
                     a_pair = flops.evaluate({"B": 1, "S": 1, "P": 0})
-                    pairs = visible_pairs(new, past, *_window_and_chunk(mask))
+                    pairs = visible_pairs(new, past, *graph.limits(node))
                     total += times * batch * a_pair * pairs
     return total
 

@@ -14,7 +14,7 @@ from math import ceil, floor, log2
 
 from llamagen.analysis.diff.equations import equations, option_values
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict
-from llamagen.analysis.numbers import CacheReport, collapse
+from llamagen.analysis.numbers import CacheReport, cache_of, collapse
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import FlatNode, flatten
 from llamagen.ir.graph import (
@@ -25,11 +25,9 @@ from llamagen.ir.graph import (
     Node,
     OpPart,
     StackPart,
-    below_of,
     join,
-    parameters,
 )
-from llamagen.ops.op import Parameter, State, TensorType, elements
+from llamagen.ops.op import Parameter, State, TensorType
 from llamagen.units import bytes_short, count_short
 
 # towers
@@ -443,8 +441,7 @@ def _flow(block: Block) -> Iterator[str]:
 
 
 def _label(block: Block, node: Node) -> str:
-    part = block.parts[node.part] if node.part is not None else None
-    match part:
+    match block.part_of(node):
         case None:
             return node.op
         case OpPart(name=name, op=op):
@@ -465,8 +462,8 @@ def _repeated(pattern: Sequence[str], times: int) -> str:
 
 def _contains(block: Block) -> Iterator[str]:
     for index, node in enumerate(block.nodes):
-        if node.part is not None:
-            for name in dict.fromkeys(below_of(block.parts[node.part])):
+        if (part := block.part_of(node)) is not None:
+            for name in dict.fromkeys(part.below):
                 yield f"  {block.name}_{index} -.-> {name}"
 
 
@@ -491,7 +488,7 @@ def _json(value: object) -> str:
 
 def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
     flat = flatten(graph)
-    known = parameters(graph)
+    known, slots = graph.parameters, iter(cache_of(graph).layers)
     ids: dict[str, tuple[str, int]] = {}
     """Value -> the node that makes it, and which of its results it is."""
     nodes: list[dict[str, object]] = []
@@ -508,9 +505,9 @@ def _nodes(graph: Graph, sizes: Mapping[str, int]) -> list[dict[str, object]]:
             data["flops"] = str(flops)
         data.update(_weights(node, known))
         if node.row.state is State.SLOT:
-            past = {**sizes, "S": 0, "P": sizes["P"] + sizes["S"]}
-            values = sum(elements(t.shape).evaluate(past) for t in results)
-            data["cache_values"] = str(values)
+            slot = next(slots)
+            kept = slot.kept(sizes["P"] + sizes["S"])
+            data["cache_values"] = str(sizes["B"] * slot.values_per_token * kept)
         edges = [_edge(*ids[o], k) for k, o in enumerate(node.operands)]
         ids.update({result: (here, k) for k, result in enumerate(node.results)})
         label = node.path.rsplit(".", 1)[-1] if node.parameters else node.op

@@ -9,9 +9,17 @@ from fractions import Fraction
 from typing import get_args
 
 from llamagen.analysis.records import COLUMNS, Record
-from llamagen.analysis.tables import error_text, parsed, static_text
+from llamagen.analysis.tables import error_text, static_text
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.spec.expr import FUNCTIONS, ExpressionError, Static, UnknownName, evaluate, names
+from llamagen.spec.expr import (
+    FUNCTIONS,
+    ExpressionError,
+    Static,
+    UnknownName,
+    evaluate,
+    names,
+    parse,
+)
 from llamagen.spec.schema import Hyperparameters, Rope, Spec, Vision
 
 FIELDS = frozenset(
@@ -93,7 +101,7 @@ def holds(record: Record, where: str) -> bool:
 def value(record: Record, text: str) -> Static:
     """Value of an expression for one model; none when it needs a value that the model lacks."""
     try:
-        return evaluate(parsed(text), record, FUNCTIONS)
+        return evaluate(parse(text), record, FUNCTIONS)
     except UnknownName as error:
         if _lacks(record, text, error.name):
             return None
@@ -111,13 +119,12 @@ def value(record: Record, text: str) -> Static:
 def _help(name: str) -> str:
     if name in Spec.model_fields:
         return "values stand without their section: `rope.theta`, not `hyperparameters.rope.theta`"
-    hint = did_you_mean(name, (*COLUMNS, *FIELDS))
-    return f"did you mean `{hint}`?" if hint else "`llamagen query --columns` lists the names"
+    return did_you_mean(name, (*COLUMNS, *FIELDS), "`llamagen query --columns` lists the names")
 
 
 def _lacks(record: Record, text: str, field: str | None = None) -> bool:
     """Whether some name of the expression is none for this model, or a record without the asked ``field``."""
-    used = [n.id for n in names(parsed(text)) if n.id in COLUMNS]
+    used = [n.id for n in names(parse(text)) if n.id in COLUMNS]
     if field is not None and field not in FIELDS and "patterns" not in used:
         return False
     return any(record[name] is None or isinstance(record[name], Mapping) for name in used)
@@ -199,7 +206,7 @@ def _timeline(records: list[Record], left_out: tuple[str, ...], path: str, where
     by_date: dict[str, dict[str, tuple[Static, list[str]]]] = {}
     for record in records:
         here = value(record, path)
-        used = (n.id for n in names(parsed(path)))
+        used = (n.id for n in names(parse(path)))
         if record.architecture is None and any(
             n in COLUMNS and COLUMNS[n].from_graph for n in used
         ):

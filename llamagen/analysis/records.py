@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from datetime import date
 from functools import cache, cached_property
@@ -36,7 +36,7 @@ from llamagen.analysis.numbers import (
 from llamagen.analysis.sources import conflicts, matches, uncertain
 from llamagen.analysis.tables import chosen
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, all_parameters, parameters, places
+from llamagen.ir.graph import MAIN, all_parameters, places
 from llamagen.ops.op import Role
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.resources import data_folder, data_text
@@ -45,6 +45,7 @@ from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters, Spec
+from llamagen.writing import write_changed
 
 # what the graphs of one architecture add up to
 
@@ -92,7 +93,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         "local_layers": cache.local_layers,
         "nope_layers": sum(1 for a in places(text, Role.ATTENTION) if not rotates(a.block)),
         "moe_layers": sum(1 for _ in places(text, Role.EXPERTS)),
-        "biases": sum(1 for p in parameters(text).values() if p.kind == "bias"),
+        "biases": sum(1 for p in text.parameters.values() if p.kind == "bias"),
         "vision_params": count_parameters(graphs).of(Component.VISION),
         "image_flops": encoder_flops(graphs),
     }
@@ -142,10 +143,18 @@ def _read(saved: Mapping[str, Any]) -> Architecture:
     )
 
 
-def numbers_text(models: Iterable[ResolvedSpec]) -> str:
-    """The text of spec/numbers.json for these models, measured now: rows of its two tables as lists."""
+def save_numbers() -> bool:
+    """Measure the graphs of every shipped model and save the numbers in spec/numbers.json; whether the file changed."""
+    path = numbers_path()
+    written, _ = write_changed(path.parent, {path.name: numbers_text()})
+    return bool(written)
+
+
+def numbers_text() -> str:
+    """What spec/numbers.json must hold, measured now: rows of its two tables as lists."""
     saved: dict[str, str] = {}
-    for resolved in models:
+    registry = Registry()
+    for resolved in map(registry.load, registry.ids(abstract=False)):
         if resolved.spec.root is not None and resolved.digest not in saved:
             built = measure(resolved)
             record = {
@@ -404,10 +413,14 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
 """Paths that the columns rest on, in their order; the last column has none."""
 
 
-def rows(
-    registry: Registry, generation: str | None, status: str | None, modality: Modality | None
+def list_models(
+    *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
 ) -> list[Row]:
-    """The models that pass every filter, by release date and id. Raises LG901 for an unknown generation."""
+    """The shipped models that pass every filter, by release date and id, with exact parameter counts.
+
+    Raises LG901 for an unknown generation.
+    """
+    registry = Registry()
     if generation is not None:
         known = {word: None for i in registry.ids() for word in i.split("/")[1:-1]}
         chosen(known, generation, "a generation")

@@ -186,7 +186,10 @@ class Match:
         results = {result for line in lines for result in line.results}
         for name, value in self.values.items():
             maker = index.makers.get(value)
-            attrs = index.nodes[maker].attrs if maker is not None and name in results else {}
+            attrs: dict[str, Static] = {}
+            if maker is not None and name in results:
+                node = index.nodes[maker]
+                attrs = {**dict.fromkeys(a.name for a in node.row.attrs if a.derived), **node.attrs}
             kind = _type(index.types.get(value))
             seen[name] = {**attrs, **kind, "positive": positive(value, index)}
         return seen
@@ -696,7 +699,7 @@ _WHOLE: Mapping[str, tuple[str, str]] = {
     PACKING: ("Real tokens to the front of their row", _PACKING),
     LAST_ROW: ("Logits of the last real token of a call", _LAST_ROW),
 }
-"""Rewrites of the whole graph (rows.py): title and why."""
+"""Rewrites of the whole graph: title and why."""
 
 
 def rules_text(profile: RewrittenProfile) -> str:

@@ -67,7 +67,7 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
 
 def _leaves(resolved: ResolvedSpec, section: str) -> Iterator[tuple[str, str]]:
     doubtful = [u.path for u in uncertain(resolved)]
-    for path, leaf in resolved.leaves():
+    for path, leaf in resolved.leaves:
         head, _, rest = path.partition(".")
         text = " ".join(leaf.origins[-1].text.split())
         if head != section or text == "null":

@@ -107,7 +107,7 @@ def _sources(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
     known = known_sources() if "title" in wanted else {}
     proven = not wanted.isdisjoint(("source", "title"))
     for record in family:
-        for path, leaf in record.resolved.leaves():
+        for path, leaf in record.resolved.leaves:
             if path.startswith(("hyperparameters.", "release.", "training.", "tokenizer.")):
                 source = source_of(record.resolved, path) if proven else None
                 key = source.split("#", 1)[0] if source is not None else None
@@ -178,13 +178,8 @@ def _help(kind: str, message: str) -> str:
         "no such column": (c for t in TABLES.values() for c in t.columns),
         "no such table": TABLES,
     }
-    hint = did_you_mean(name.rpartition(".")[2], names[what]) if what in names else None
-    tables = ", ".join(TABLES)
-    return (
-        f"did you mean `{hint}`?"
-        if hint
-        else f"one SELECT over: {tables}; `llamagen sql` lists the columns"
-    )
+    otherwise = f"one SELECT over: {', '.join(TABLES)}; `llamagen sql` lists the columns"
+    return did_you_mean(name.rpartition(".")[2], names.get(what, ()), otherwise)
 
 
 def _columns(names: Sequence[str]) -> tuple[str, ...]:

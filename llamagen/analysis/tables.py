@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.resources import data_folder
-from llamagen.spec.expr import FUNCTIONS, Expr, ExpressionError, Scope, Static, evaluate, parse
+from llamagen.spec.expr import FUNCTIONS, ExpressionError, Scope, Static, evaluate, parse
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import first_fault
 from llamagen.spec.source import load_source, to_plain
 
 T = TypeVar("T", bound=BaseModel)
@@ -36,23 +37,15 @@ def _load(name: str, model: type[BaseModel]) -> BaseModel:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise LlamagenError.of("LG103", f"{file}: `{place}`: {first['msg']}") from None
+        raise LlamagenError.of("LG103", f"{file}: {first_fault(error)}") from None
 
 
 def chosen(known: Mapping[str, V], name: str, what: str) -> V:
     """The entry ``name``. Raises LG901, "`name` is not ``what``", with the nearest known one."""
     if name not in known:
-        hint = did_you_mean(name, known)
-        help = f"did you mean `{hint}`?" if hint else f"known: {', '.join(known)}"
+        help = did_you_mean(name, known, f"known: {', '.join(known)}")
         raise LlamagenError.of("LG901", f"`{name}` is not {what}", help=help)
     return known[name]
-
-
-@lru_cache(maxsize=2048)
-def parsed(text: str) -> Expr:
-    return parse(text)
 
 
 def holds(text: str, scope: Scope) -> bool:
@@ -63,7 +56,7 @@ def holds(text: str, scope: Scope) -> bool:
 def value_of(text: str, scope: Scope) -> Static:
     """Value of an expression over ``scope``. Raises LG301 with the expression and the reason."""
     try:
-        return evaluate(parsed(text), scope, FUNCTIONS)
+        return evaluate(parse(text), scope, FUNCTIONS)
     except ExpressionError as error:
         raise LlamagenError.of("LG301", error_text(text, error), help=error.help) from None
 

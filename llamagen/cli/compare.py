@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from llamagen import api_analysis as api
+from llamagen import api
 from llamagen.analysis.diff import compat as compats
 from llamagen.analysis.diff import render
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict

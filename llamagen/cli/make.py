@@ -12,6 +12,7 @@ from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS, INVALID
 from llamagen.cli.read import Cache
 from llamagen.emit.options import Target
+from llamagen.resources import data_text
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 
@@ -44,7 +45,7 @@ def schema(
 ) -> None:
     """Print the JSON schema of spec files, for completion and hovers in editors."""
     if check:
-        if not api.schema_is_fresh():
+        if data_text("spec", "schema.json") != api.schema_text():
             console.note(
                 "spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`"
             )

@@ -13,6 +13,8 @@ from llamagen.units import bytes_short, rate_text, seconds_text
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (done, in all), as often as convenient."""
+CaseProgress: TypeAlias = Callable[..., None]
+"""The same with the name of what was done."""
 
 _QUIET_SECONDS = 5.0
 
@@ -29,8 +31,8 @@ def byte_progress(what: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def case_progress(what: str) -> Iterator[Progress]:
-    """Shows how many cases are done, and the time left, on stderr."""
+def case_progress(what: str) -> Iterator[CaseProgress]:
+    """Shows how many cases are done, the last one's name, and the time left, on stderr."""
     if sys.stderr.isatty():
         from rich.progress import MofNCompleteColumn
 
@@ -39,7 +41,7 @@ def case_progress(what: str) -> Iterator[Progress]:
         yield _Lines(what, lambda count: f"{count:,} cases", lambda rate: f"{rate:.2g}/s").update
 
 
-def _bar(what: str, *amounts: object) -> Iterator[Progress]:
+def _bar(what: str, *amounts: object) -> Iterator[CaseProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -48,7 +50,9 @@ def _bar(what: str, *amounts: object) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), *shown, TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total, name=what: bar.update(
+            task, completed=done, total=total, description=name
+        )
 
 
 class _Lines:
@@ -62,13 +66,15 @@ class _Lines:
         self.rate = rate
         self.started = self.last = time.monotonic()
 
-    def update(self, done: int, total: int) -> None:
+    def update(self, done: int, total: int, name: str = "") -> None:
         now = time.monotonic()
         if now - self.last < _QUIET_SECONDS:
             return
         self.last = now
         rate = done / (now - self.started)
-        told = [f"{self.what}: {self.amount(done)} of {self.amount(total)}", self.rate(rate)]
+        told = [f"{self.what}: {self.amount(done)} of {self.amount(total)}"]
+        told += [name] if name else []
+        told.append(self.rate(rate))
         if rate:
             told.append(f"{seconds_text((total - done) / rate)} left")
         console.note(", ".join(told))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llamagen import api
-from llamagen import api_analysis as asked
-from llamagen.api_analysis import MAINLINE
+from llamagen.api import MAINLINE
 from llamagen.cli import console
 from llamagen.cli.console import Cell, DiagnosticFormat, TableFormat
 from llamagen.cli.exit_codes import FINDINGS
@@ -93,8 +92,8 @@ def list_models(
     from llamagen.analysis.records import LIST_COLUMNS
 
     if save_numbers:
-        asked.save_numbers()
-    rows = asked.list_models(generation=generation, status=status, modality=modality)
+        api.save_numbers()
+    rows = api.list_models(generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
         console.table(LIST_COLUMNS, [row.cells() for row in rows], format)
     else:
@@ -104,7 +103,7 @@ def list_models(
 def show(spec: Id) -> None:
     """Show one model: sizes, parameters, memory, history."""
 
-    for section in asked.show(spec):
+    for section in api.show(spec):
         console.section(section.title, section.rows)
 
 
@@ -147,7 +146,7 @@ def explain(
 ) -> None:
     """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or a profile's rewrites."""
 
-    console.out(asked.explain(subject, path))
+    console.out(api.explain(subject, path))
 
 
 def graph(
@@ -166,11 +165,11 @@ def graph(
 ) -> None:
     """Print the typed graphs of a model."""
     draw = {
-        "text": asked.graph_text,
-        "mermaid": asked.graph_mermaid,
-        "tower": asked.graph_tower,
-        "svg": asked.graph_svg,
-        "explorer": asked.graph_explorer,
+        "text": api.graph_text,
+        "mermaid": api.graph_mermaid,
+        "tower": api.graph_tower,
+        "svg": api.graph_svg,
+        "explorer": api.graph_explorer,
     }
     console.out(draw[form](spec, name))
 
@@ -193,7 +192,7 @@ def cost(
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
     from llamagen.analysis import cost as costs
 
-    report = asked.cost(
+    report = api.cost(
         spec,
         context=context,
         batch=batch,
@@ -216,7 +215,7 @@ def plot(
     ] = 131072,
 ) -> None:
     """Draw the KV cache over the context as SVG."""
-    console.out(asked.plot(specs or (), longest=longest))
+    console.out(api.plot(specs or (), longest=longest))
 
 
 def query(
@@ -246,7 +245,7 @@ def query(
         console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
         return
     if share is not None:
-        shares = asked.share(share, where)
+        shares = api.share(share, where)
         heads = (share, "models", "share", "ids")
         if format == "json":
             console.records(heads, [(s.value, s.count, float(s.fraction), s.ids) for s in shares])
@@ -257,7 +256,7 @@ def query(
         console.table(heads, rows, format)
         return
     names = _expressions(select)
-    answer = asked.query(where, select=names, sort=sort, first=first)
+    answer = api.query(where, select=names, sort=sort, first=first)
     _answer(answer.columns, answer.rows, format)
     if not answer.rows:
         console.note("no model matches")
@@ -309,9 +308,9 @@ def timeline(
     from llamagen.analysis.queries import history_text, timeline_text
 
     if path is None:
-        console.out(history_text(asked.history(where)))
+        console.out(history_text(api.history(where)))
     else:
-        console.out(timeline_text(asked.timeline(path, where)))
+        console.out(timeline_text(api.timeline(path, where)))
 
 
 def sql(
@@ -328,7 +327,7 @@ def sql(
         tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]
         console.table(["table", "rows", "columns"], tables, format)
         return
-    result = asked.sql(statement)
+    result = api.sql(statement)
     _answer(result.columns, result.rows, format)
 
 
@@ -351,7 +350,7 @@ def import_config(
 
     if to is not None:
         require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
-    imported = asked.import_config(source, id)
+    imported = api.import_config(source, id)
     _report(imported)
     if to is None:
         console.out(imported.text)

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
-from llamagen import api_verify as api
+from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
 from llamagen.cli.progress import byte_progress, case_progress
 from llamagen.units import bytes_text
+
+VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
+MUTATION_COLUMNS = ("caught by", "mutants")
+INTEGRITY_COLUMNS = ("file", "damage", "detail")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `export` wrote.")]
 
@@ -44,9 +48,20 @@ def verify(
             "--integrity", help="Only compare every file with MANIFEST.json; run nothing."
         ),
     ] = False,
+    leave_out: Annotated[
+        str,
+        typer.Option(metavar="GRAPHS", help="Graphs beside the text that need not be compared."),
+    ] = "",
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",
+    mutants: Annotated[
+        bool,
+        typer.Option(
+            "--mutants",
+            help="Only make the graph wrong, place by place, and say what would be seen.",
+        ),
+    ] = False,
     quality: Annotated[
         str | None,
         typer.Option(
@@ -59,12 +74,15 @@ def verify(
     if integrity:
         _integrity(folder)
         return
+    if mutants:
+        _mutants(folder, seed)
+        return
     if quality is not None:
         _quality(folder, None if quality == "random" else Path(quality))
         return
     files = report or []
     api.check_report_names(files)
-    witnesses = tuple(w.strip() for w in against.split(",") if w.strip())
+    witnesses = _words(against)
     with case_progress("comparing") as progress:
         verified = api.verify_folder(
             folder,
@@ -74,17 +92,24 @@ def verify(
             seed=seed,
             layers=bool(files),
             provider=provider,
+            leave_out=_words(leave_out),
             progress=progress,
         )
-    console.table(api.VERIFY_COLUMNS, [row.cells() for row in verified.rows])
+    console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])
     for row in verified.rows:
         if row.note and row.difference is not None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
+    for limit in verified.facts.limits:
+        console.line(str(limit))
     for file in files:
         api.write_verify_report(verified, file)
         console.line(f"wrote {file}")
     if not verified.passed:
         raise typer.Exit(FINDINGS)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _quality(folder: Path, checkpoint: Path | None) -> None:
@@ -94,11 +119,22 @@ def _quality(folder: Path, checkpoint: Path | None) -> None:
     console.line(f"inputs: {quality.inputs}")
 
 
+def _mutants(folder: Path, seed: int) -> None:
+    with case_progress("mutants") as progress:
+        mutation = api.mutate(folder, seed=seed, progress=progress)
+    console.table(MUTATION_COLUMNS, [(how, f"{count:,}") for how, count in mutation.caught])
+    for survivor in mutation.survivors:
+        console.line(f"survived: {survivor}")
+    tried = f"{mutation.killed:,} of {mutation.tried:,} mutants caught"
+    sample = f", a sample of {mutation.possible:,}" if mutation.tried < mutation.possible else ""
+    console.line(f"{tried}{sample}")
+
+
 def _integrity(folder: Path) -> None:
     with byte_progress("reading") as progress:
         integrity = api.check_integrity(folder, progress)
     if integrity.findings:
-        console.table(api.INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
+        console.table(INTEGRITY_COLUMNS, [one.cells() for one in integrity.findings])
     for name in integrity.unread:
         console.line(f"{name}: its values were never read, only its size and header are known")
     verdict = (

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from llamagen.diagnostics.names import NAME_ALIASES, did_you_mean, quoted
+from llamagen.diagnostics.names import NAME_ALIASES, did_you_mean, nearest, quoted
 
 __all__ = [
     "NAME_ALIASES",
@@ -21,6 +21,7 @@ __all__ = [
     "Severity",
     "Span",
     "did_you_mean",
+    "nearest",
     "quoted",
 ]
 

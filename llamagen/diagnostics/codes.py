@@ -31,11 +31,10 @@ def explain(code: str) -> CodeDoc:
     table = load_codes()
     doc = table.get(code.upper())
     if doc is None:
-        near = did_you_mean(code.upper(), table)
         raise LlamagenError.of(
             "LG901",
             f"there is no diagnostic code {code!r}",
-            help=f"did you mean {near}?" if near else "codes look like LG021",
+            help=did_you_mean(code.upper(), table, "codes look like LG021"),
         )
     return doc
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 NAME_ALIASES: Mapping[str, str] = MappingProxyType(
     {
@@ -67,19 +68,25 @@ NAME_ALIASES: Mapping[str, str] = MappingProxyType(
 _WORD_LIMIT = 80  # difflib is quadratic in the word
 
 
-def did_you_mean(
-    word: str, candidates: Iterable[str], aliases: Mapping[str, str] | None = None
-) -> str | None:
+_Otherwise = TypeVar("_Otherwise", bound=str | None)
+
+
+def did_you_mean(word: str, candidates: Iterable[str], otherwise: _Otherwise) -> str | _Otherwise:
+    """The next step where a name is not known: the one that was probably meant, or ``otherwise``."""
+    near = nearest(word, candidates)
+    return f"did you mean `{near}`?" if near else otherwise
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `word` most probably meant, or None.
 
-    An exact alias wins (`aliases` first, then `NAME_ALIASES`) if its target, or the first segment
-    of its dotted target, is a candidate; then spelling (case, `-` and `_` do not count).
+    An exact alias wins if its target, or the first segment of its dotted target, is a candidate; then spelling (case,
+    `-` and `_` do not count).
     """
     known = list(dict.fromkeys(candidates))
-    for table in (aliases or {}, NAME_ALIASES):
-        target = table.get(word) or table.get(_folded(word))
-        if target is not None and (target in known or target.split(".", 1)[0] in known):
-            return target
+    target = NAME_ALIASES.get(word) or NAME_ALIASES.get(_folded(word))
+    if target is not None and (target in known or target.split(".", 1)[0] in known):
+        return target
     if not word or len(word) > _WORD_LIMIT:
         return None
     by_folded = {_folded(candidate): candidate for candidate in reversed(known)}

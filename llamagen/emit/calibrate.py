@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llamagen.emit.onnx.initializers import heads_of
 from llamagen.ir.flatten import FlatNode, flatten
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import TOKEN_INPUTS
 from llamagen.ir.reference import evaluate_graph
 from llamagen.ops.op import Array, Role
@@ -43,7 +43,7 @@ def digest_of(text: str) -> str:
 def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Mapping[str, Floats] | str:
     """Role path of a weight [N, K] -> mean square of each of the K inputs over ``ids``; or why there are none."""
     flat = flatten(graph)
-    shapes = {path: p.shape for path, p in parameters(graph).items()}
+    shapes = {path: p.shape for path, p in graph.parameters.items()}
     tables = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
     if not {*flat.inputs, *flat.handed_in} <= {*TOKEN_INPUTS}:
         return "the model reads more than ids of tokens"

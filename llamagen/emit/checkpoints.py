@@ -13,17 +13,16 @@ from typing import Literal
 from llamagen.analysis.diff.judge import Surface, Verdict, diff
 from llamagen.analysis.diff.render import arrow, where
 from llamagen.analysis.diff.weights import ZERO_ROWS, Plan, conversion
-from llamagen.analysis.targets import Model, built
+from llamagen.analysis.targets import Model, built, resolved_of
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.config.table import CONFIG_FILE, config_files
 from llamagen.emit.onnx.profile import dtype_named
 from llamagen.emit.supply import COMPANIONS, CONFIGS, STORED, companions_of, place_companion
-from llamagen.emit.written import ByteCounter, Progress, Written, sizes_of, write_text
+from llamagen.emit.written import ByteCounter, Progress, Written, silent, sizes_of, write_text
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.registry import Registry
-from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.checkpoint import (
     checkpoint_folder,
     require_unchanged,
@@ -55,28 +54,29 @@ class Converted:
 
 
 def convert(
-    checkpoint: Path,
-    before: ResolvedSpec,
-    after: ResolvedSpec,
-    out: Path,
+    checkpoint: str | Path,
+    before: str | Path,
+    after: str | Path,
+    out: str | Path,
     *,
-    registry: Registry,
-    reads: tuple[Path, ...],
-    shard_bytes: int | None,
-    overwrite: bool,
-    ignore_config: bool,
-    other_logits: bool,
-    progress: Progress,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+    ignore_config: bool = False,
+    other_logits: bool = False,
+    progress: Progress = silent,
 ) -> Converted:
     """Write a checkpoint of ``before`` as one of ``after``: Hub names, tensors in their stored type, streamed.
 
-    Raises LG902 with the tensors that no exact conversion gives, LG903 where ``after`` computes other logits, LG60x,
-    LG61x and LG607 for a checkpoint that does not fit ``before``, LG620 and LG622 for its values, LG63x for ``out``.
+    Raises LG902 with the tensors that no exact conversion gives, LG903 where ``after`` computes other logits, unless
+    ``other_logits``, LG60x, LG61x and LG607 for a checkpoint that does not fit ``before``, LG620 and LG622 for its
+    values, LG63x for ``out``.
     """
     started = time.monotonic()
-    plans, parameters = _planned(built(before), built(after), other_logits=other_logits)
+    checkpoint, out, registry = Path(checkpoint), Path(out), Registry()
+    first, second = (resolved_of(target, registry) for target in (before, after))
+    plans, parameters = _planned(built(first), built(second), other_logits=other_logits)
     fitted = fit(
-        before, checkpoint, registry, compare_values=True, ignore_config=ignore_config, resize=False
+        first, checkpoint, registry, compare_values=True, ignore_config=ignore_config, resize=False
     ).require()
     bound = {binding.name: binding for binding in fitted.resolution.bindings}
     planned = {plan.target: plan for plan in plans}
@@ -87,8 +87,8 @@ def convert(
     counts = Counter(plan.transform.value for plan in plans)
     record = {
         "version": 1,
-        "from": {"id": before.spec.id, "digest": before.digest},
-        "to": {"id": after.spec.id, "digest": after.digest},
+        "from": {"id": first.spec.id, "digest": first.digest},
+        "to": {"id": second.spec.id, "digest": second.digest},
         "transforms": dict(sorted(counts.items())),
     }
     stored = fitted.stored
@@ -97,11 +97,11 @@ def convert(
     counter = ByteCounter(progress, sum(tensor.nbytes for tensor in new))
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
-    reads = (*reads, checkpoint, *stored.stamps, *companions)
+    reads = (*registry.files, checkpoint, *stored.stamps, *companions)
     with checkpoint_folder(out, overwrite, reads) as staging:
         blocks = {path: _bytes(tensors[path], types[path], counter.add) for path in tensors}
         write_tensors(staging, [(one, blocks[one.name]) for one in new], shard_bytes)
-        for name, text in config_files(after).items():
+        for name, text in config_files(second).items():
             write_text(staging / name, _with_dtype(text, types))
         for companion in companions:
             place_companion(companion, staging)
@@ -188,15 +188,14 @@ def _with_dtype(text: str, types: Mapping[str, TargetDType]) -> str:
 
 
 def random_checkpoint(
-    resolved: ResolvedSpec,
-    out: Path,
+    target: str | Path,
+    out: str | Path,
     *,
-    seed: int,
-    dtype: str,
-    shard_bytes: int | None,
-    overwrite: bool,
-    progress: Progress,
-    reads: tuple[Path, ...],
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> Written:
     """Write ``out`` in the Hub's format under the model's own names; equal seeds give equal bytes.
 
@@ -208,6 +207,8 @@ def random_checkpoint(
     """
     started = time.monotonic()
     require_seed(seed)
+    out, registry = Path(out), Registry()
+    resolved = resolved_of(target, registry)
     wanted = all_parameters(build_all(resolved))
     tensors = [RandomTensor(path, p.shape, p.kind) for path, p in wanted.items()]
     stored: TargetDType | Literal["F8_E4M3"] = (
@@ -224,6 +225,6 @@ def random_checkpoint(
             }
             config |= {"torch_dtype": "bfloat16", "quantization_config": how}
     write_random_checkpoint(
-        out, tensors, seed, stored, shard_bytes, config, overwrite, progress, reads
+        out, tensors, seed, stored, shard_bytes, config, overwrite, progress, registry.files
     )
     return Written(out, sizes_of(out), time.monotonic() - started)

@@ -52,7 +52,7 @@ from llamagen.emit.written import (
 from llamagen.files import TEXT, read_text
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -94,12 +94,12 @@ class ExportJob:
 
     def emitted(self, stored: Mapping[str, OnnxDType] = AS_EXPORTED) -> dict[str, OnnxModel]:
         """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG709, LG717."""
-        main = set(parameters(self.graphs[MAIN]))
+        main = set(self.graphs[MAIN].parameters)
         exact = replace(self.options, quantize=NOT_QUANTIZED)
         return {
             # a graph that shares weights with the text model has the same codes; one for pixels stays as it is
             name: emit_onnx(
-                graph, exact if main.isdisjoint(parameters(graph)) else self.options, stored
+                graph, exact if main.isdisjoint(graph.parameters) else self.options, stored
             )
             for name, graph in self.graphs.items()
         }
@@ -247,7 +247,7 @@ def _calibrated(
 ) -> tuple[str, Mapping[str, Floats]] | Diagnostic | None:
     """The digest of a text, and what it says each column of a weight counts; None where nobody asks.
 
-    Raises LG707 for a method that does not exist, LG718 for one that was asked for and cannot be: without, LG648 says
+    Raises LG707 for a method that does not exist, LG718 for one that was asked for and cannot be: without, LG649 says
     why scales are chosen by the weights alone.
     """
     options, known = job.options.quantize, get_args(MethodName)
@@ -272,7 +272,7 @@ def _calibrated(
     if asked or not four:
         return None
     message = f"scales hold the largest weight of each block, and were not searched: {why}"
-    return Diagnostic("LG648", "note", message)
+    return Diagnostic("LG649", "note", message)
 
 
 # weights without copies: a graph whose external data is the checkpoint's own safetensors

@@ -95,54 +95,60 @@ class Generated:
 
 
 def generate(
-    registry: Registry,
-    ids: Sequence[str],
-    targets: Sequence[Target],
-    root: Path,
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
     cache: CacheKind = "full",
 ) -> Iterator[Generated]:
-    """Write files that differ; without ``ids`` every model that has an architecture, and an index of shared folders."""
+    """Write what differs from the files below ``to``, model by model.
+
+    Without ``ids`` every model that has an architecture, and an index of shared folders; every target without any.
+    """
+    registry = Registry()
     owners = _owners(registry, ids)
     for spec_id, (resolved, owner) in owners.items():
         if owner != spec_id:
-            yield Generated(spec_id, root / owner, shares=owner)
+            yield Generated(spec_id, to / owner, shares=owner)
             continue
-        texts = files_of(resolved, targets, cache)
+        texts = files_of(resolved, targets or TARGETS, cache)
         files = {f"{spec_id}/{name}": text for name, text in texts.items()}
         written, unchanged = (
             tuple(name.removeprefix(f"{spec_id}/") for name in names)
-            for names in write_changed(root, files, registry.files)
+            for names in write_changed(to, files, registry.files)
         )
-        yield Generated(spec_id, root / spec_id, written, unchanged)
+        yield Generated(spec_id, to / spec_id, written, unchanged)
     if not ids:
-        write_changed(root, {INDEX: _index(owners)}, registry.files)
+        write_changed(to, {INDEX: _index(owners)}, registry.files)
 
 
-def stale(
-    registry: Registry,
-    ids: Sequence[str],
-    targets: Sequence[Target],
-    root: Path,
+def generate_check(
+    ids: Sequence[str] = (),
+    targets: Sequence[Target] = (),
+    to: Path = Path("generated"),
+    *,
     cache: CacheKind = "full",
-) -> Iterator[str]:
-    """A unified diff for each file that is not what it should be; for all models also files that nothing makes."""
-    owners = _owners(registry, ids)
+) -> list[str]:
+    """A unified diff for each file below ``to`` that ``generate`` would write, or that nothing generates."""
+    owners = _owners(Registry(), ids)
+    stale: list[str] = []
     wanted: dict[str, str] = {}
     for spec_id, (resolved, owner) in owners.items():
         if owner == spec_id:
-            texts = files_of(resolved, targets, cache)
+            texts = files_of(resolved, targets or TARGETS, cache)
             wanted |= {f"{spec_id}/{name}": text for name, text in texts.items()}
     if not ids:
         wanted[INDEX] = _index(owners)
     for name, text in wanted.items():
-        on_disk = current(root / name)
+        on_disk = current(to / name)
         if on_disk != text:
-            yield _diff(name, on_disk or "", text)
-    if not ids and set(targets) == set(TARGETS):
-        for path in sorted(p for p in root.rglob("*") if p.is_file()):
-            name = path.relative_to(root).as_posix()
+            stale.append(_diff(name, on_disk or "", text))
+    if not ids and set(targets or TARGETS) == set(TARGETS):
+        for path in sorted(p for p in to.rglob("*") if p.is_file()):
+            name = path.relative_to(to).as_posix()
             if name not in wanted and not name.startswith(f"{REPORTS}/"):
-                yield _diff(name, current(path) or "", "")
+                stale.append(_diff(name, current(path) or "", ""))
+    return stale
 
 
 def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedSpec, str]]:

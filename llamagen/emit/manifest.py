@@ -22,7 +22,7 @@ from llamagen.ir.bounded import CacheKind
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.pipeline import pipeline_of
 from llamagen.spec.resolve import ResolvedSpec
-from llamagen.spec.schema import Closed
+from llamagen.spec.schema import Closed, first_fault
 from llamagen.writing import Listing
 
 MANIFEST = "MANIFEST.json"
@@ -332,12 +332,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = f"{place}: {first['msg']}" if place else first["msg"]
         raise LlamagenError.of(
             "LG775",
-            f"{path} is not a manifest of this version: {reason}",
+            f"{path} is not a manifest of this version: {first_fault(error)}",
             help="export the model again with this version of llamagen",
         ) from error
 

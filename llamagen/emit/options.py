@@ -37,8 +37,7 @@ def one_of(name: str, known: Collection[T], code: str, message: str) -> T:
     for one in known:
         if one == name:
             return one
-    near = did_you_mean(name, known)
-    raise LlamagenError.of(code, message, help=f"did you mean {near}?" if near else None)
+    raise LlamagenError.of(code, message, help=did_you_mean(name, known, None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +11,10 @@ from llamagen.diagnostics import Diagnostic
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
+
+
+def silent(done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ def write_text(path: Path, text: str) -> None:
 
 def llamagen_version() -> str:
     """Version of the installed package; ``0`` in a checkout that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # readers import this file
+
     try:
         return version("llamagen")
     except PackageNotFoundError:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias, assert_never
 from pydantic import Field, ValidationError, model_validator
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.spec.schema import Closed, Colours, PatchVision, Spec, TiledVision
+from llamagen.spec.schema import Closed, Colours, PatchVision, Spec, TiledVision, first_fault
 
 PixelDType: TypeAlias = Literal["float32", "bfloat16"]
 
@@ -99,11 +99,7 @@ def recipe_of(spec: Spec) -> Recipe | None:
     try:
         return _recipe(spec)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        message = (
-            f"images of {spec.id} cannot be prepared: {f'{place}: ' if place else ''}{first['msg']}"
-        )
+        message = f"images of {spec.id} cannot be prepared: {first_fault(error)}"
         raise LlamagenError.of("LG785", message, help="see `hyperparameters.vision`") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamagen.ir.flatten import FlatGraph
-from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart
+from llamagen.ir.graph import Graph
 from llamagen.ops.op import State
 
 if TYPE_CHECKING:
@@ -19,14 +19,7 @@ def definitions(graph: Graph) -> nx.DiGraph[str]:
     result: nx.DiGraph[str] = nx.DiGraph()
     result.add_nodes_from(graph.blocks)
     for block in graph.blocks.values():
-        for part in block.parts.values():
-            match part:
-                case BlockPart(block=below):
-                    result.add_edge(block.name, below)
-                case StackPart(blocks=several):
-                    result.add_edges_from((block.name, below) for below in several)
-                case OpPart():
-                    pass
+        result.add_edges_from((block.name, below) for below in block.below)
     return result
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, Value
+from llamagen.ir.graph import Block, Graph, Node, Value
 from llamagen.ops.op import Role, ShapeError, State, TensorType, Tokens, keep_of
 
 CacheKind: TypeAlias = Literal["full", "bounded"]
@@ -90,15 +90,12 @@ def _decide(graph: Graph, block: Block) -> _Bounds:
 
 def _reach(graph: Graph, block: Block, cache: Node) -> int | None:
     """Tokens, itself included, that the widest reader of a slot sees; none for all of them, or for no reader."""
-    masks = {r: node for node in graph.prelude for r in node.results if node.row.role is Role.MASK}
     widest = 0
     for node in _readers(block, cache):
-        mask = masks.get(node.operands[3].removeprefix("@")) if len(node.operands) > 3 else None
-        limits = [mask.attrs[name] for name in ("window", "chunk")] if mask is not None else []
-        known = [limit for limit in limits if isinstance(limit, int)]
-        if not known:
+        limits = [limit for limit in graph.limits(node) if limit is not None]
+        if not limits:
             return None
-        widest = max(widest, min(known))
+        widest = max(widest, min(limits))
     return widest or None
 
 
@@ -124,11 +121,6 @@ def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
     block, types, masks = bounds.block, dict[str, TensorType](), dict[int, int]()
     held: dict[str, int] = {}
 
-    def type_of(operand: str) -> TensorType:
-        if operand.startswith("@"):
-            return _level_type(graph, operand[1:])
-        return types.get(operand, block.values[operand].type)
-
     for i, node in enumerate(block.nodes):
         attrs = node.attrs
         if node.row.state is State.SLOT and node.results[0] in bounds.keeps:
@@ -139,14 +131,14 @@ def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
             continue
         elif node.row.role is not Role.ATTENTION and not _on_each_token(node):
             return None
-        operands = [type_of(o) for o in node.operands]
+        operands = [types.get(o) or graph.type_of(block, o) for o in node.operands]
         if node.row.role is Role.ATTENTION:
             found = {held.get(o) for o in node.operands[1:3]}
             keep_or_none = found.pop()
-            if found or keep_or_none is None or len(node.operands) < 4:
+            mask = graph.mask_of(node)
+            if found or keep_or_none is None or mask is None:
                 return None
             masks[i] = keep_or_none
-            mask = _made_by(graph, node.operands[3][1:])
             operands[3] = _kept_mask(graph, mask, keep_or_none)
         elif node.row.state is not State.SLOT:
             held.update(dict.fromkeys(node.results, held[node.operands[0]]))
@@ -161,18 +153,8 @@ def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
     return replace(bounds, masks=masks, types=changed)
 
 
-def _level_type(graph: Graph, name: str) -> TensorType:
-    if name in graph.prelude_values:
-        return graph.prelude_values[name].type
-    return next(v.type for v in graph.inputs if v.id == name)
-
-
-def _made_by(graph: Graph, mask: str) -> Node:
-    return next(node for node in graph.prelude if mask in node.results)
-
-
 def _kept_mask(graph: Graph, node: Node, keep: int | None) -> TensorType:
-    types = [_level_type(graph, o[1:]) for o in node.operands]
+    types = [graph.level[o[1:]] for o in node.operands]
     attrs = node.attrs if keep is None else {**node.attrs, "keep": keep}
     return node.row.shape(types, attrs)[0]
 
@@ -228,13 +210,6 @@ def _with_contexts(blocks: Mapping[str, Block], order: Sequence[str]) -> dict[st
     done: dict[str, Block] = {}
     for name, block in blocks.items():
         read = {o[1:] for node in block.nodes for o in node.operands if o.startswith("@")}
-        for part in block.parts.values():
-            match part:
-                case BlockPart(block=below):
-                    read.update(done[below].context)
-                case StackPart(blocks=several):
-                    read.update(c for below in several for c in done[below].context)
-                case OpPart():
-                    pass
+        read.update(c for below in block.below for c in done[below].context)
         done[name] = replace(block, context=tuple(n for n in order if n in read))
     return done

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, assert_never, cast
+from typing import TypeAlias, cast
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
 from llamagen.ir.flatten import crossing
@@ -23,9 +23,7 @@ from llamagen.ir.graph import (
     Part,
     StackPart,
     Value,
-    below_of,
     names_read,
-    parameters,
 )
 from llamagen.ir.verify import verify
 from llamagen.ops.activations import ACTIVATIONS
@@ -125,6 +123,8 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
     writes = {name: crossing(graph, "write") for name, graph in graphs.items()}
     written = {n for names in writes.values() for n in names}
     for name, graph in graphs.items():
+        if not graph.outputs and not writes[name]:
+            return f"graph `{name}` gives nothing: no output, and nothing that another graph reads"
         read = crossing(graph, "read")
         missing = [n for n in read if n not in written]
         if missing:
@@ -134,7 +134,7 @@ def _clash(graphs: Mapping[str, Graph]) -> str | None:
             other, known = handed.setdefault(value, (name, type_))
             if known != type_:
                 return f"`{value}` is {known} in graph `{other}` and {type_} in `{name}`"
-        for path, parameter in parameters(graph).items():
+        for path, parameter in graph.parameters.items():
             other, same = weights.setdefault(path, (name, parameter))
             if same != parameter:
                 return f"weight `{path}` differs in graphs `{other}` and `{name}`"
@@ -256,11 +256,14 @@ class _Model:
             help = "a record without an architecture can be listed and shown, not built"
             raise LlamagenError.of("LG401", message, span=self.resolved.place("id"), help=help)
         if name not in spec.blocks:
-            hint = did_you_mean(name, list(spec.blocks))
             path = ("root",) if self.name is None else ("graphs", self.name, "root")
-            help_ = f"did you mean `{hint}`?" if hint else None
             place = self.resolved.place(*path)
-            raise LlamagenError.of("LG403", f"there is no block `{name}`", place, help=help_)
+            raise LlamagenError.of(
+                "LG403",
+                f"there is no block `{name}`",
+                place,
+                help=did_you_mean(name, spec.blocks, None),
+            )
         self.declare_inputs()
         inputs = spec.blocks[name].inputs
         unknown = [i for i in inputs if i not in self.inputs]
@@ -365,10 +368,7 @@ class _Model:
             declared: Mapping[str, object] = getattr(self.spec, section)
             for name in declared:
                 if name not in read:
-                    hint = did_you_mean(name, sorted(read))
-                    help = (
-                        f"did you mean `{hint}`?" if hint else "remove it, or use it in an equation"
-                    )
+                    help = did_you_mean(name, sorted(read), "remove it, or use it in an equation")
                     message = f"{section[:-1]} `{name}` is used by no block and no invariant"
                     place = self.resolved.place(section, name)
                     self.report(Diagnostic("LG406", "error", message, place, (), help))
@@ -423,9 +423,8 @@ def _callees_first(blocks: Mapping[str, Block], root: str) -> list[str]:
     def visit(key: str) -> None:
         if key in order:
             return
-        for part in blocks[key].parts.values():
-            for below in dict.fromkeys(below_of(part)):
-                visit(below)
+        for below in dict.fromkeys(blocks[key].below):
+            visit(below)
         order[key] = None
 
     visit(root)
@@ -523,8 +522,8 @@ class _Body:
             message = f"`{function}` has no parameters: use it in the equations, not as a part"
             return ExpressionError(message, expr.extent)
         parts = [op.name for op in OPS.values() if op.is_part]
-        hint = did_you_mean(function, [*self.model.spec.blocks, *parts, "stack"])
-        help = f"did you mean `{hint}`?" if hint else f"parts with parameters: {', '.join(parts)}"
+        known = [*self.model.spec.blocks, *parts, "stack"]
+        help = did_you_mean(function, known, f"parts with parameters: {', '.join(parts)}")
         message = f"`{function}` is neither a block nor an op with parameters"
         return ExpressionError(message, expr.extent, help)
 
@@ -559,12 +558,7 @@ class _Body:
         options: dict[str, AttrValue] = dict(known)
         for key, given in call.keywords:
             if key not in known:
-                hint = did_you_mean(key, list(known))
-                help = (
-                    f"did you mean `{hint}`?"
-                    if hint
-                    else f"declare it under `options` of {function}"
-                )
+                help = did_you_mean(key, known, f"declare it under `options` of {function}")
                 raise ExpressionError(
                     f"block `{function}` has no option `{key}`", given.extent, help
                 )
@@ -811,10 +805,7 @@ class _Body:
         if function in FUNCTIONS:
             return Constant(self.static(expr))
         known = [*self.declared, *(o for o in OPS if not OPS[o].internal), *_SUGAR]
-        hint = did_you_mean(function, known)
-        help = (
-            f"did you mean `{hint}`?" if hint else "functions are the ops of `llamagen explain ops`"
-        )
+        help = did_you_mean(function, known, "functions are the ops of `llamagen explain ops`")
         raise ExpressionError(f"there is no part or op `{function}`", expr.function.extent, help)
 
     def call_part(self, part: _Declared, expr: Call) -> Term:
@@ -1063,14 +1054,9 @@ class _Body:
         if sinks is not None and kind != "causal":
             raise ExpressionError("sinks need mask='causal'", sinks.extent)
         op = OPS["attention"]
-        known = [*("mask", "window", "chunk", "sinks"), *(a.name for a in op.attrs)]
-        for key, value in keywords.items():
-            if key not in known:
-                near = did_you_mean(key, known)
-                help = f"did you mean `{near}`?" if near else f"it takes: {', '.join(known)}"
-                raise ExpressionError(f"`attention` has no argument `{key}`", value.extent, help)
         named = {k: self.given(self.term(a), a) for k, a in keywords.items()}
-        attrs, sources = _bind(op, [], named, expr.extent)
+        also = ("mask", "window", "chunk", "sinks")
+        attrs, sources = _bind(op, [], named, expr.extent, also)
         if kind == "causal":
             causal = OPS["causal_mask"]
             limit, _ = _bind(causal, [], limits, expr.extent)
@@ -1083,6 +1069,12 @@ class _Body:
             raise ExpressionError("window and chunk need mask='causal'", expr.extent)
         elif isinstance(masked, Tensor):
             operands.append(masked)
+        elif (keys := operands[1].type.shape[2:3]) in ((S,), (T,)):  # of text, which may be padded
+            which = "all" if keys == (T,) else "new"
+            hidden: Attrs = {"window": None, "chunk": None, "padding": which}
+            name = f"mask_padding_{which}"
+            level = [self.level(n) for n in AMBIENT]
+            operands += self.hoist(OPS["causal_mask"], level, hidden, (name,), expr.extent)
         return self.apply(op, operands, attrs, expr.extent, sources)
 
     def activation(self, expr: Call) -> Term:
@@ -1199,9 +1191,16 @@ _Given: TypeAlias = tuple[Static, Expr]
 
 
 def _bind(
-    op: Op, positional: Sequence[_Given], named: Mapping[str, _Given], extent: Extent
+    op: Op,
+    positional: Sequence[_Given],
+    named: Mapping[str, _Given],
+    extent: Extent,
+    also: Sequence[str] = (),
 ) -> tuple[dict[str, AttrValue], dict[str, Expr]]:
-    """Attributes of ``op`` by name, defaults filled in, and their expressions. Raises ExpressionError."""
+    """Attributes of ``op`` by name, defaults filled in, and their expressions. Raises ExpressionError.
+
+    ``also`` are arguments that a spelling takes beside them.
+    """
     written = [a for a in op.attrs if not a.derived]
     known = [a.name for a in written]
     if len(positional) > len(written):
@@ -1211,10 +1210,8 @@ def _bind(
     given: dict[str, _Given] = {a.name: g for a, g in zip(written, positional, strict=False)}
     for name, (value, expr) in named.items():
         if name not in known:
-            hint = did_you_mean(name, known)
-            help = (
-                f"did you mean `{hint}`?" if hint else f"it takes: {', '.join(known) or 'nothing'}"
-            )
+            every = [*also, *known]
+            help = did_you_mean(name, every, f"it takes: {', '.join(every) or 'nothing'}")
             raise ExpressionError(f"`{op.name}` has no argument `{name}`", expr.extent, help)
         if name in given:
             raise ExpressionError(f"`{name}` is given twice", expr.extent)
@@ -1249,52 +1246,48 @@ def _convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
             return None
         raise refuse("given")
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    items = value if isinstance(value, tuple) else (value,)
     match spec.type:
-        case "int":
-            if isinstance(value, int) and number:
-                return value
-            raise refuse("a whole number")
-        case "float":
-            if isinstance(value, int | float) and number:
-                if not _in_float32(value):
-                    raise refuse(FLOAT32_WORDS)
-                return float(value)
-            raise refuse("a number")
-        case "bool":
-            if isinstance(value, bool):
-                return value
-            raise refuse("true or false")
-        case "str":
-            if isinstance(value, str) and (not spec.choices or value in spec.choices):
-                return value
-            raise refuse(f"one of {', '.join(spec.choices)}" if spec.choices else "a text")
-        case "ints":
-            items = value if isinstance(value, tuple) else (value,)
-            if all(isinstance(i, int) and not isinstance(i, bool) for i in items):
-                return tuple(int(i) for i in items if isinstance(i, int))
-            raise refuse("a list of whole numbers")
-        case "floats":
-            if isinstance(value, tuple) and all(type(i) in (int, float) for i in value):
-                return tuple(float(i) for i in value if isinstance(i, int | float))
-            raise refuse("a list of numbers")
-        case "dims":
-            return _dims(value, refuse("a list of sizes such as [B, S, 128]"))
-        case _:
-            assert_never(spec.type)
+        case "int" if isinstance(value, int) and number:
+            return value
+        case "float" if isinstance(value, int | float) and number:
+            if not _in_float32(value):
+                raise refuse(FLOAT32_WORDS)
+            return float(value)
+        case "bool" if isinstance(value, bool):
+            return value
+        case "str" if isinstance(value, str) and (not spec.choices or value in spec.choices):
+            return value
+        case "ints" if all(type(i) is int for i in items):
+            return tuple(i for i in items if isinstance(i, int))
+        case "floats" if isinstance(value, tuple) and all(type(i) in (int, float) for i in value):
+            return tuple(float(i) for i in value if isinstance(i, int | float))
+        case "dims" if (sizes := _dims(value)) is not None:
+            return sizes
+    raise refuse(f"one of {', '.join(spec.choices)}" if spec.choices else _WISHES[spec.type])
 
 
-def _dims(value: Static, refusal: ExpressionError) -> str:
-    if not isinstance(value, tuple) or not value:
-        raise refusal
-    sizes: list[str] = []
-    for item in value:
-        if not isinstance(item, int | str) or isinstance(item, bool):
-            raise refusal
-        try:
-            sizes.append(str(Dim.of(item)))
-        except ValueError:
-            raise refusal from None
-    return ", ".join(sizes)
+_WISHES: Mapping[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "ints": "a list of whole numbers",
+    "floats": "a list of numbers",
+    "dims": "a list of sizes such as [B, S, 128]",
+}
+
+
+def _dims(value: Static) -> str | None:
+    """None for what is no list of sizes."""
+    items = value if isinstance(value, tuple) else ()
+    try:
+        sizes = [
+            str(Dim.of(i)) for i in items if isinstance(i, int | str) and not isinstance(i, bool)
+        ]
+    except ValueError:
+        return None
+    return ", ".join(sizes) if items and len(sizes) == len(items) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class _Flattener:
     def node(
         self, block: Block, path: str, node: Node, operands: tuple[str, ...]
     ) -> tuple[str, ...]:
-        part = block.parts[node.part] if node.part is not None else None
+        part = block.part_of(node)
         match part:
             case BlockPart(name=name, block=below):
                 return self.block(self.graph.blocks[below], join(path, name), operands)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias, assert_never
+from typing import TypeAlias
 
 from llamagen.diagnostics import Span
 from llamagen.ops.op import Attrs, Op, Parameter, Role, State, TensorType
@@ -69,6 +69,11 @@ class OpPart:
     def row(self) -> Op:
         return NODES[self.op]
 
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Names of the blocks directly below a part, one entry an instance."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
@@ -77,6 +82,10 @@ class BlockPart:
     name: str
     block: str
     span: Span | None = field(default=None, compare=False)
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return (self.block,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,10 @@ class StackPart:
     blocks: tuple[str, ...]
     span: Span | None = field(default=None, compare=False)
     count_source: Expr | None = field(default=None, compare=False)
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return self.blocks
 
 
 Part: TypeAlias = OpPart | BlockPart | StackPart
@@ -113,6 +126,15 @@ class Block:
     span: Span | None = field(default=None, compare=False)
     doc: str | None = field(default=None, compare=False)
     """The spec's line for readers."""
+
+    def part_of(self, node: Node) -> Part | None:
+        """What a node calls or has its parameters from."""
+        return self.parts.get(node.part or "")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Names of the blocks directly below, one entry an instance."""
+        return tuple(name for part in self.parts.values() for name in part.below)
 
 
 MAIN = "model"
@@ -152,12 +174,78 @@ class Graph:
         return tuple(zip(self.output_names, types, strict=False))
 
     @cached_property
-    def _instances(self) -> tuple[Instance, ...]:
-        return tuple(_walk(self))
+    def level(self) -> dict[str, TensorType]:
+        """Types of the graph-level values."""
+        return {v.id: v.type for v in (*self.inputs, *self.prelude_values.values())}
+
+    def type_of(self, block: Block, operand: str) -> TensorType:
+        if operand.startswith("@"):
+            return self.level[operand[1:]]
+        return block.values[operand].type
+
+    def operand_types(self, block: Block, node: Node) -> list[TensorType]:
+        return [self.type_of(block, operand) for operand in node.operands]
+
+    def mask_of(self, attention: Node) -> Node | None:
+        """What makes the causal mask of an attention op; none for one that sees every key."""
+        mask = attention.operands[3].removeprefix("@") if len(attention.operands) > 3 else ""
+        masks = (n for n in self.prelude if n.row.role is Role.MASK and mask in n.results)
+        return next(masks, None)
+
+    def limits(self, attention: Node) -> tuple[int | None, int | None]:
+        """Window and chunk of an attention op: none where its mask has none, or where it has no causal mask."""
+        mask = self.mask_of(attention)
+        window, chunk = (mask.attrs.get(n) if mask else None for n in ("window", "chunk"))
+        return window if isinstance(window, int) else None, chunk if isinstance(
+            chunk, int
+        ) else None
 
     @cached_property
-    def _parameters(self) -> Mapping[str, Parameter]:
-        return dict(_named(self))
+    def instances(self) -> tuple[Instance, ...]:
+        """Every block instance, in the order of the parts, parents first."""
+        found: list[Instance] = []
+        stack = [Instance("", self.root_block)]
+        while stack:
+            here = stack.pop()
+            found.append(here)
+            below: list[Instance] = []
+            for part in here.block.parts.values():
+                path = join(here.path, part.name)
+                if isinstance(part, BlockPart):
+                    below.append(Instance(path, self.blocks[part.block]))
+                for i, name in enumerate(part.blocks if isinstance(part, StackPart) else ()):
+                    below.append(Instance(join(path, str(i)), self.blocks[name]))
+            stack.extend(reversed(below))
+        return tuple(found)
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Role path -> parameter, each weight once (a tied head has none of its own)."""
+        return {
+            join(path, parameter.name): parameter
+            for path, _, part in self.op_parts
+            for parameter in part.parameters
+        }
+
+    @property
+    def op_parts(self) -> Iterator[tuple[str, Block, OpPart]]:
+        """Every part that is an op, with its role path and the block that it stands in."""
+        for here in self.instances:
+            for part in here.block.parts.values():
+                if isinstance(part, OpPart):
+                    yield join(here.path, part.name), here.block, part
+
+    @property
+    def ties(self) -> dict[str, OpPart]:
+        """Role path of a tied weight -> its part."""
+        parts = (part for block in self.blocks.values() for part in block.parts.values())
+        if not any(isinstance(part, OpPart) and part.tied_to is not None for part in parts):
+            return {}
+        return {
+            join(path, "weight"): part
+            for path, _, part in self.op_parts
+            if part.tied_to is not None
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,47 +257,7 @@ class Instance:
 
 
 def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def instances(graph: Graph) -> tuple[Instance, ...]:
-    """Every block instance, in the order of the parts, parents first; walked once for each graph."""
-    return graph._instances
-
-
-def _walk(graph: Graph) -> Iterator[Instance]:
-    stack = [Instance("", graph.root_block)]
-    while stack:
-        here = stack.pop()
-        yield here
-        below: list[Instance] = []
-        for part in here.block.parts.values():
-            path = join(here.path, part.name)
-            match part:
-                case BlockPart(block=name):
-                    below.append(Instance(path, graph.blocks[name]))
-                case StackPart(blocks=names):
-                    below.extend(
-                        Instance(join(path, str(i)), graph.blocks[n]) for i, n in enumerate(names)
-                    )
-                case OpPart():
-                    pass
-        stack.extend(reversed(below))
-
-
-def parameters(graph: Graph) -> dict[str, Parameter]:
-    """Role path -> parameter, each weight once (a tied head has none of its own)."""
-    return dict(graph._parameters)
-
-
-def _named(graph: Graph) -> Iterator[tuple[str, Parameter]]:
-    for here in instances(graph):
-        for part in here.block.parts.values():
-            if isinstance(part, OpPart):
-                for parameter in part.parameters:
-                    name = parameter.name
-                    path = join(here.path, part.name)
-                    yield join(path, name) if name else path, parameter
+    return f"{path}.{name}" if path and name else path or name
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +280,7 @@ def places(graph: Graph, trait: Role | State) -> Iterator[Place]:
         if name not in holds:
             block = graph.blocks[name]
             holds[name] = any(wanted(n.row) for n in block.nodes) or any(
-                any_below(below) for part in block.parts.values() for below in set(below_of(part))
+                any_below(below) for below in set(block.below)
             )
         return holds[name]
 
@@ -240,8 +288,7 @@ def places(graph: Graph, trait: Role | State) -> Iterator[Place]:
         for node in block.nodes:
             if wanted(node.row):
                 yield Place(path, block, node)
-            part = block.parts[node.part] if node.part is not None else None
-            match part:
+            match block.part_of(node):
                 case BlockPart(name=name, block=below) if any_below(below):
                     yield from visit(join(path, name), graph.blocks[below])
                 case StackPart(name=name, blocks=names):
@@ -255,25 +302,12 @@ def places(graph: Graph, trait: Role | State) -> Iterator[Place]:
         yield from visit("", graph.root_block)
 
 
-def below_of(part: OpPart | BlockPart | StackPart) -> tuple[str, ...]:
-    """Names of the blocks directly below a part, one entry an instance."""
-    match part:
-        case OpPart():
-            return ()
-        case BlockPart(block=name):
-            return (name,)
-        case StackPart(blocks=names):
-            return names
-        case _:
-            assert_never(part)
-
-
 # of a model that is several graphs
 
 
 def all_parameters(graphs: Mapping[str, Graph]) -> dict[str, Parameter]:
     """Role path -> parameter of a model that is several graphs: shared weights once."""
-    return {path: p for graph in graphs.values() for path, p in parameters(graph).items()}
+    return {path: p for graph in graphs.values() for path, p in graph.parameters.items()}
 
 
 def names_read(graphs: Mapping[str, Graph]) -> frozenset[str]:

@@ -21,10 +21,7 @@ from llamagen.ir.graph import (
     OpPart,
     Value,
     all_parameters,
-    below_of,
-    instances,
     join,
-    parameters,
     places,
 )
 from llamagen.ir.pipeline import pipeline_of
@@ -89,7 +86,7 @@ def joined(graphs: Mapping[str, Graph]) -> Joined | None:
         whole = _rows(encoders[0], before[0], graphs[MAIN])
     else:
         whole = _keys(encoders[0], last, graphs[MAIN])
-    own = parameters(whole.encoder).keys() | parameters(whole.text).keys()
+    own = whole.encoder.parameters.keys() | whole.text.parameters.keys()
     if lost := all_parameters(graphs).keys() - own:
         raise _refused(span, f"it would not have the weight `{min(lost)}`")
     return whole
@@ -109,7 +106,7 @@ def _rows(encoder: Graph, embedding: Graph, text: Graph) -> Joined:
         if len(below.nodes) != 1:
             raise _refused(below.span, f"`{path}` does not just look ids up")
         (node,) = below.nodes
-    blocks = [i.block for i in instances(text) if i.path == path]
+    blocks = [i.block for i in text.instances if i.path == path]
     looked_up = [n for b in blocks for n in b.nodes if n.part == node.part]
     if not isinstance(part, OpPart) or len(looked_up) != 1:
         raise _refused(node.span, f"the text model has no `{path}.{node.part}`")
@@ -176,7 +173,10 @@ def _reading(block: Block, read: Node, writer: Block, write: Node) -> Block:
         operands = tuple(new.ids[o] for o in write.operands)
         nodes.append(replace(write, operands=operands, results=read.results))
     parts = {**block.parts, **writer.parts}
-    return replace(block, nodes=tuple(nodes), values=new.values, parts=parts)
+    order = dict.fromkeys(n.part for n in nodes if n.part is not None)
+    return replace(
+        block, nodes=tuple(nodes), values=new.values, parts={name: parts[name] for name in order}
+    )
 
 
 class _Copy:
@@ -202,7 +202,7 @@ def _with(graph: Graph, changed: Iterable[Block], name: str, type_: TensorType) 
     """``graph`` with an input more, which the blocks ``changed`` read, and so those above them."""
     blocks, reading = dict(graph.blocks), {b.name: b for b in changed}
     for key, block in graph.blocks.items():
-        below = {n for part in block.parts.values() for n in below_of(part)}
+        below = set(block.below)
         if key in reading or below & reading.keys():
             block = reading.get(key, block)
             blocks[key] = reading[key] = replace(block, context=(*block.context, name))
@@ -211,8 +211,8 @@ def _with(graph: Graph, changed: Iterable[Block], name: str, type_: TensorType) 
 
 def _skipped(decoder: Graph, text: Graph, paths: Iterable[str]) -> Iterator[str]:
     """The blocks of ``decoder`` around ``paths`` in whose place the model of text hands on what it gets."""
-    plain = {i.path: i.block for i in instances(text)}
-    ours = {i.path: i.block.name for i in instances(decoder)}
+    plain = {i.path: i.block for i in text.instances}
+    ours = {i.path: i.block.name for i in decoder.instances}
     for path in paths:
         words = path.split(".")
         above = [".".join(words[:n]) for n in range(1, len(words) + 1)]
@@ -227,5 +227,5 @@ def _reachable(blocks: Mapping[str, Block], root: str) -> dict[str, Block]:
     while waiting:
         name = waiting.pop()
         names.add(name)
-        waiting += [n for part in blocks[name].parts.values() for n in below_of(part)]
+        waiting += blocks[name].below
     return {name: block for name, block in blocks.items() if name in names}

@@ -59,7 +59,8 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
     made = {value: name for name, values in makes.items() for value in values}
     last = made.get("logits")
     if last is None:
-        raise LlamagenError.of("LG407", f"none of {_listed(beside_text)} gives `logits`")
+        span = next(iter(beside_text.values())).root_block.span
+        raise LlamagenError.of("LG407", f"none of {_listed(beside_text)} gives `logits`", span)
     reads = {n: (*(v.id for v in g.inputs), *crossing(g, "read")) for n, g in beside_text.items()}
     order = _ordered(reads, made, last)
     once = tuple(name for name in order if not reads_tokens(beside_text[name]))

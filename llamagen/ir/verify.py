@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
-from llamagen.ir.graph import BlockPart, Graph, OpPart, StackPart, instances, join, parameters
-from llamagen.ops.op import ShapeError
+from llamagen.ir.graph import Graph, OpPart
+from llamagen.ops.dims import B, S
+from llamagen.ops.op import DType, ShapeError
 from llamagen.ops.table import NODES
 
 MAX_PARAMETERS = 2**53
@@ -17,13 +18,12 @@ Invariant = Callable[[Graph], Iterator[Finding]]
 
 
 def _operands_defined(graph: Graph) -> Iterator[Finding]:
-    level = {v.id for v in graph.inputs} | graph.prelude_values.keys()
     for block in graph.blocks.values():
         known = {v.id for v in block.inputs}
         for node in block.nodes:
             for operand in node.operands:
                 name = operand.removeprefix("@")
-                if name not in (level if operand.startswith("@") else known):
+                if name not in (graph.level if operand.startswith("@") else known):
                     yield f"{block.name}: {node.op} reads `{operand}` before it exists", node.span
                 if operand.startswith("@") and name not in block.context:
                     yield f"{block.name}: `{name}` is read but not in its context", node.span
@@ -44,16 +44,8 @@ def _types_follow_the_table(graph: Graph) -> Iterator[Finding]:
                 continue
             if node.row.control:
                 continue
-            types = [
-                graph.prelude_values[o[1:]].type
-                if o.startswith("@") and o[1:] in graph.prelude_values
-                else next(v.type for v in graph.inputs if v.id == o[1:])
-                if o.startswith("@")
-                else block.values[o].type
-                for o in node.operands
-            ]
             try:
-                expected = node.row.shape(types, node.attrs)
+                expected = node.row.shape(graph.operand_types(block, node), node.attrs)
             except ShapeError as error:
                 yield f"{block.name}: {error}", node.span
                 continue
@@ -69,17 +61,11 @@ def _calls_fit(graph: Graph) -> Iterator[Finding]:
         for node in block.nodes:
             if node.op not in NODES or not node.row.control:
                 continue
-            part = block.parts.get(node.part or "")
-            names: tuple[str, ...]
-            match part:
-                case BlockPart(block=name):
-                    names = (name,)
-                case StackPart(blocks=names):
-                    pass
-                case _:
-                    yield f"{block.name}: calls `{node.part}`, which is not a block part", node.span
-                    continue
-            for name in names:
+            part = block.part_of(node)
+            if part is None or isinstance(part, OpPart):
+                yield f"{block.name}: calls `{node.part}`, which is not a block part", node.span
+                continue
+            for name in part.below:
                 if name not in graph.blocks:
                     yield (
                         f"{block.name}: part `{node.part}` is an unknown block `{name}`",
@@ -93,22 +79,14 @@ def _calls_fit(graph: Graph) -> Iterator[Finding]:
 
 
 def _tied_weights_exist(graph: Graph) -> Iterator[Finding]:
-    parts = (part for block in graph.blocks.values() for part in block.parts.values())
-    if not any(isinstance(part, OpPart) and part.tied_to is not None for part in parts):
-        return
-    owned = parameters(graph)
-    for here in instances(graph):
-        for part in here.block.parts.values():
-            if not isinstance(part, OpPart) or part.tied_to is None:
-                continue
-            path = join(here.path, part.name)
-            want = next(p for p in part.row.parameters(part.attrs) if p.name == "weight").shape
-            if part.tied_to not in owned:
-                yield f"`{path}` is tied to `{part.tied_to}`, which is not a parameter", part.span
-            elif owned[part.tied_to].shape != want:
-                found = list(owned[part.tied_to].shape)
-                message = f"`{path}` needs {list(want)}, `{part.tied_to}` is {found}"
-                yield message, part.span
+    for path, part in graph.ties.items():
+        want = next(p for p in part.row.parameters(part.attrs) if p.name == "weight").shape
+        source = graph.parameters.get(part.tied_to or "")
+        if source is None:
+            yield f"`{path}` is tied to `{part.tied_to}`, which is not a parameter", part.span
+        elif source.shape != want:
+            message = f"`{path}` needs {list(want)}, `{part.tied_to}` is {list(source.shape)}"
+            yield message, part.span
 
 
 def _names_are_unique(graph: Graph) -> Iterator[Finding]:
@@ -127,16 +105,10 @@ def _size_is_bounded(graph: Graph) -> Iterator[Finding]:
     """Counted from the definitions, which list those below first."""
     counts: dict[str, int] = {}
     for name, block in graph.blocks.items():
-        count = 0
-        for part in block.parts.values():
-            match part:
-                case OpPart(parameters=own):
-                    count += sum(p.count for p in own)
-                case BlockPart(block=below):
-                    count += counts.get(below, 0)
-                case StackPart(blocks=several):
-                    count += sum(counts.get(below, 0) for below in several)
-        counts[name] = count
+        own = (
+            p for part in block.parts.values() if isinstance(part, OpPart) for p in part.parameters
+        )
+        counts[name] = sum(p.count for p in own) + sum(counts.get(b, 0) for b in block.below)
     total = counts[graph.root]
     if total > MAX_PARAMETERS:
         yield (
@@ -149,16 +121,7 @@ def _instances_are_bounded(graph: Graph) -> Iterator[Finding]:
     """Counted from the definitions: stacks inside stacks multiply, and must not be walked to be counted."""
     count: dict[str, int] = {}
     for name, block in graph.blocks.items():
-        total = 1
-        for part in block.parts.values():
-            match part:
-                case BlockPart(block=below):
-                    total += count.get(below, 1)
-                case StackPart(blocks=several):
-                    total += sum(count.get(below, 1) for below in several)
-                case OpPart():
-                    pass
-        count[name] = total
+        count[name] = 1 + sum(count.get(below, 1) for below in block.below)
     if count[graph.root] > MAX_INSTANCES:
         yield (
             f"the model has {count[graph.root]:,} blocks, more than {MAX_INSTANCES:,}",
@@ -174,6 +137,9 @@ def _one_output(graph: Graph) -> Iterator[Finding]:
             f"the root block returns {len(outputs)} values, it must return: {want}",
             graph.root_block.span,
         )
+    for name, type_ in graph.outputs:
+        if name == "logits" and (type_.shape[:-1] != (B, S) or type_.dtype is DType.INT64):
+            yield f"logits are numbers [B, S, n], not {type_}", graph.root_block.span
 
 
 def _acyclic(graph: Graph) -> Iterator[Finding]:
@@ -214,7 +180,7 @@ THOROUGH: tuple[tuple[str, Invariant], ...] = (
     ("blocks do not contain each other", _acyclic),
     ("every value reaches an output", _all_used),
 )
-"""Checked before anything is emitted, not by commands that only read: they need networkx."""
+"""Checked by ``generate``, not by commands that only read: they need networkx."""
 
 
 def findings(graph: Graph, *, thorough: bool = False) -> list[Diagnostic]:

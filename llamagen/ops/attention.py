@@ -66,6 +66,8 @@ def _mask_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     b, s = positions.shape
     keep = keep_of(attrs)
     keys = attention_mask.shape[1] if keep is None else past_of(keep) + s
+    if attrs.get("padding") == "new":
+        keys = s
     return (TensorType(DType.BOOL, (b, Dim.of(1), s, keys)),)
 
 
@@ -75,13 +77,15 @@ def _causal_mask_numpy(o: Operands) -> tuple[Array, ...]:
     i = np.arange(total - new, total)[:, None]  # the query's slot
     j = np.arange(total)[None, :]  # the key's slot
     visible = (j <= i) & real_token[:, None, :]
+    if o.attrs.get("padding") is not None:
+        visible = np.broadcast_to(real_token[:, None, :], visible.shape)
     if (window := o.number_or_none("window")) is not None:
         visible &= i - j < window
     if (chunk := o.number_or_none("chunk")) is not None:
         # Slots and true positions differ by the row's padding; a chunk counts true ones.
         block = np.maximum(np.cumsum(real_token, axis=1) - 1, 0) // int(chunk)
         visible &= block[:, total - new :, None] == block[:, None, :]
-    keep = keep_of(o.attrs)
+    keep = 0 if o.attrs.get("padding") == "new" else keep_of(o.attrs)
     first = 0 if keep is None else max(total - new - keep, 0)
     return (visible[:, None, :, first:],)
 
@@ -99,8 +103,14 @@ def _causal_mask_prelude(at: PreludeSite) -> Shared:
     elif isinstance(chunk, int):
         function, type_ = "chunked_causal_mask", "Tensor"
         arguments.append(at.like(chunk, "attention_chunk_size"))
-    causal = window is None and chunk is None
-    if at.bounded and not causal:  # then each takes how many past keys there are at most
+    elif (padding := at.attrs.get("padding")) is not None:
+        function, type_ = "padding_mask", "Tensor"
+        if padding == "new":
+            arguments[1] = "0"
+    causal = window is None and chunk is None and function == "causal_mask"
+    if (
+        at.bounded and function != "padding_mask" and not causal
+    ):  # then each takes how many past keys there are at most
         arguments.append(at.kept() or "P")
     call = f"{function}({', '.join(arguments)})"
     return Shared("mask", (at.mask_name(),), type_, call, causal)
@@ -123,6 +133,8 @@ def _causal_mask_onnx(b: Builder, site: Site, x: Values) -> Values:
     attention_mask, total = x[1], site.dims(1)[1]
     width = site.results[0].shape[3]
     new_size, queries, keys = _slots(b, site.dims()[1], width)
+    if site.attrs.get("padding") is not None:
+        queries = b.op("Max", queries, b.size(width))  # as if each were behind all keys
     visible = b.op("LessOrEqual", keys, queries, dtype=b.BOOL)
     if site.attrs["window"] is not None:
         distance = b.op("Sub", queries, keys)
@@ -234,7 +246,7 @@ def _attention_numpy(o: Operands) -> tuple[Array, ...]:
     q, k, v = o.real(0), o.real(1), o.real(2)
     scale, cap = o.number_or_none("scale"), o.number_or_none("softcap")
     group = q.shape[1] // k.shape[1]
-    slopes = _slopes(q.shape[1]) if a_bool(o.attrs, "alibi") else None
+    slopes = slopes_of(q.shape[1]) if a_bool(o.attrs, "alibi") else None
     total = k.shape[2]
     distance = np.arange(total - q.shape[2], total)[:, None] - np.arange(total)[None, :]
     y = np.empty((*q.shape[:3], v.shape[3]))
@@ -254,7 +266,7 @@ def _attention_numpy(o: Operands) -> tuple[Array, ...]:
     return (y,)
 
 
-def _slopes(heads: int) -> list[float]:
+def slopes_of(heads: int) -> list[float]:
     """arXiv 2108.12409 and its footnote, written as the recursion the authors published."""
 
     def of_power(n: int) -> list[float]:
@@ -264,7 +276,7 @@ def _slopes(heads: int) -> list[float]:
     below = 2 ** math.floor(math.log2(heads))
     if below == heads:
         return of_power(heads)
-    return of_power(below) + _slopes(2 * below)[0::2][: heads - below]
+    return of_power(below) + slopes_of(2 * below)[0::2][: heads - below]
 
 
 def _attention_torch(at: TorchSite, x: Sequence[Code]) -> Code:
@@ -516,13 +528,22 @@ def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
 
 
 def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
-    """Each token's row where the caller had it. Padding gets the row of the real token before it, or the first."""
+    """Each token's row where the caller had it; zeros for padding.
+
+    The kernel writes no row of a call that has no real token: it may be NaN, and a layer with a cache of its own would
+    keep it, from where even a weight of 0 brings it back.
+    """
     rows, mask = x
+    dtype = b.element(site.results[0].dtype)
     if "places" not in b.shared:
         with b.within("/rows"):
             before = b.op("Sub", b.op("CumSum", _new_mask(b, mask), b.whole(1)), b.whole(1))
             b.shared["places"] = b.op("Unsqueeze", b.op("Max", before, b.whole(0)), b.ints([2]))
-    return (b.op("GatherND", rows, b.shared["places"], batch_dims=1),)
+            real = b.to(_new_mask(b, mask), b.BOOL)
+            b.shared["real tokens"] = b.op("Unsqueeze", real, b.ints([2]))
+    unpacked = b.op("GatherND", rows, b.shared["places"], batch_dims=1)
+    zero = b.number(0.0, dtype)
+    return (b.op("Where", b.shared["real tokens"], unpacked, zero, dtype=dtype),)
 
 
 def _last_row_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -547,7 +568,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         "causal_mask",
         "True where a query may see a key: not later, not padding, inside the window or the chunk. ``window=w`` sees "
         "the last w keys, itself included; ``chunk=c`` sees keys whose true position (padding not counted) lies in "
-        "the same block of c.",
+        "the same block of c. ``mask='none'`` hides padding alone.",
         "j <= P + i and attention_mask[j] and (P + i) - j < window and pos(j) // chunk == pos(i) // chunk",
         ("positions", "attention_mask"),
         _mask_shape,
@@ -556,6 +577,9 @@ ATTENTION_OPS: tuple[Op, ...] = (
         attrs=(
             AttrSpec("window", "int", "number of visible keys", optional=True),
             AttrSpec("chunk", "int", "size of a block of positions", optional=True),
+            AttrSpec(
+                "padding", "str", "hide it alone, of all tokens or the `new` ones", derived=True
+            ),
             AttrSpec(
                 "keep", "int", "only new keys and so many before", optional=True, derived=True
             ),
@@ -680,8 +704,8 @@ ATTENTION_OPS: tuple[Op, ...] = (
     ),
     Op(
         "unpack_rows",
-        "The tokens of packed rows where the caller had them.",
-        "y[b, s] = x[b, rank of s among real tokens]",
+        "The tokens of packed rows where the caller had them, and zeros for padding.",
+        "y[b, s] = x[b, rank of s among real tokens] or 0",
         ("x", "attention_mask"),
         lambda types, attrs: (types[0],),
         Precision.EXACT,

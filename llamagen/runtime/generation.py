@@ -152,25 +152,32 @@ class Generation:
         )
 
 
-def generate(
-    folder: Path,
+def run(
+    folder: str | Path,
     prompt: str | Sequence[int],
-    sampling: Sampling,
-    max_new_tokens: int = 64,
-    threads: int = 0,
-    images: Sequence[Path] = (),
+    *,
+    images: Sequence[str | Path] = (),
     chat: bool = False,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    threads: int = 0,
     provider: str = "cpu",
 ) -> Generation:
-    """Open ``folder`` and prepare a generation; nothing is computed before it is iterated.
+    """Generate from an exported folder: iterate the result for tokens and text; nothing is computed before.
 
+    ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
     With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
+    ``provider`` is ``cpu``, or ``cuda`` where onnxruntime has it.
 
     Raises LG623 (the folder holds an adapter), LG711 (ONNX Runtime has no such ``provider``), LG760 (not an
     exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the
     context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places differ in number),
     LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
     """
+    folder, sampling = Path(folder), Sampling(temperature, top_k, top_p, seed)
     execution = provider_of(provider)
     if folder.is_dir():
         require_no_adapter(folder)
@@ -187,7 +194,9 @@ def generate(
         ids = tuple(prompt)
     manifest = read_manifest(folder) if files.exists(folder / MANIFEST) else None
     known = manifest.images if manifest is not None else None
-    record, prepared = _prepared(folder, known, ids, images, encoded=isinstance(prompt, str))
+    record, prepared = _prepared(
+        folder, known, ids, [Path(image) for image in images], encoded=isinstance(prompt, str)
+    )
     how = OpenOptions(threads, execution)
     if manifest is not None:
         how = OpenOptions(threads, execution, manifest.session, manifest.made_for)

@@ -95,10 +95,8 @@ def expression_error(
     span = node.slice_span(*error.extent) if node is not None else None
     help = error.help
     if isinstance(error, UnknownName):
-        hint = did_you_mean(error.name, [*scope, *FUNCTIONS])
-        help = (
-            f"did you mean `{hint}`?" if hint else "set it under `hyperparameters` or `constants`"
-        )
+        elsewhere = "set it under `hyperparameters` or `constants`"
+        help = did_you_mean(error.name, [*scope, *FUNCTIONS], elsewhere)
     return Diagnostic(code, "error", error.message, span, (), help)
 
 
@@ -229,9 +227,9 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
     if kind == "extra_forbidden":
         owner = path[:-1]
         span = _key_span(tree, path) or span
-        hint = did_you_mean(path[-1], _fields_at(owner))
         message = f"`{path[-1]}` is not a key of {_owner(owner)}"
-        yield Diagnostic("LG101", "error", message, span, (), _hint(hint, owner))
+        help = did_you_mean(path[-1], _fields_at(owner), _known_keys(owner))
+        yield Diagnostic("LG101", "error", message, span, (), help)
     elif kind == "missing":
         missing = str(error["loc"][-1])
         message = f"{_owner(path)} lacks `{missing}`"
@@ -296,9 +294,7 @@ def _owner(path: Sequence[str]) -> str:
     return f"`{'.'.join(path)}`" if path else "a spec"
 
 
-def _hint(hint: str | None, owner: Sequence[str]) -> str | None:
-    if hint:
-        return f"did you mean `{hint}`?"
+def _known_keys(owner: Sequence[str]) -> str | None:
     fields = _fields_at(owner)
     if owner[:1] == ("hyperparameters",):
         return "a number only this architecture needs goes under `constants`"
@@ -322,9 +318,6 @@ def _locate(loc: tuple[int | str, ...], tree: Branch) -> tuple[tuple[str, ...], 
                 path.append(str(step))
                 span = here.node.items[step].span
             break
-    last = str(loc[-1]) if loc else ""
-    if path and path[-1] == last and isinstance(here, Branch):
-        return tuple(path), here, span
     return tuple(path), here, span
 
 

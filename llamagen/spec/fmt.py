@@ -55,11 +55,12 @@ class FormatReport:
         return any(found.severity == "error" for found in self.findings)
 
 
-def format_files(targets: Sequence[Path], key_order: Sequence[str], *, write: bool) -> FormatReport:
+def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
     """Bring YAML files (and those below folders) into canonical form; without ``write`` only say which are not."""
+    key_order = tuple(Spec.model_fields)
     changed: list[Path] = []
     found: list[Diagnostic] = []
-    for path in _files(targets):
+    for path in _files(files):
         try:
             source = load_source(path, path.as_posix())
             finding = check_format(source, key_order)
@@ -653,7 +654,7 @@ def origin_rows(resolved: ResolvedSpec) -> tuple[OriginRow, ...]:
     """Every leaf that is set, in the order of the merged tree."""
     return tuple(
         OriginRow(path, leaf.origins[-1].text, leaf.origins)
-        for path, leaf in resolved.leaves()
+        for path, leaf in resolved.leaves
         if path not in _DROPPED
     )
 

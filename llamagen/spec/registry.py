@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean
+from llamagen.diagnostics import Diagnostic, LlamagenError, Related, did_you_mean, nearest
 from llamagen.resources import data_folder
 from llamagen.spec.checks import resolve
 from llamagen.spec.resolve import Merged, ResolvedSpec
@@ -80,7 +80,7 @@ class Registry:
         if (known := self.path_of(text)) is not None:
             return known
         known_ids = self.ids(sketches=True)
-        hint = self._of_repository(text) or did_you_mean(text, known_ids)
+        hint = self._of_repository(text) or nearest(text, known_ids)
         help = f"did you mean `{hint}`?" if hint else "`llamagen list` shows the ids that are known"
         if text.endswith(".json"):
             help = f"`llamagen import {text} --to spec.yaml` makes a spec of a configuration"
@@ -97,7 +97,7 @@ class Registry:
                 continue
             if release is not None and (release.repo or "").casefold() == name.casefold():
                 return spec_id
-        return did_you_mean(name.rpartition("/")[2], self.ids())
+        return nearest(name.rpartition("/")[2], self.ids())
 
     def source(self, path: Path) -> SourceMap:
         if path not in self._sources:
@@ -140,13 +140,9 @@ class Registry:
             and _inside(path, root)
         ):
             return path
-        hint = did_you_mean(base.text, self.ids())
         message = f"`extends` names `{base.text}`, which is not known"
-        help = (
-            f"did you mean `{hint}`?"
-            if hint
-            else "name an id, or a file beside this one: `extends: base.yaml`"
-        )
+        beside = "name an id, or a file beside this one: `extends: base.yaml`"
+        help = did_you_mean(base.text, self.ids(), beside)
         raise LlamagenError.of("LG202", message, span=base.span, help=help)
 
     def _wrong_id(self, source: SourceMap, path: Path) -> Iterator[Diagnostic]:

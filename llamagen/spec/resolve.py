@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -71,15 +71,10 @@ class ResolvedSpec:
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @cached_property
     def leaves(self) -> tuple[tuple[str, Leaf], ...]:
         """Every leaf with its dotted path, in file order."""
-        return self._leaves
-
-    @cached_property
-    def _leaves(self) -> tuple[tuple[str, Leaf], ...]:
-        found: list[tuple[str, Leaf]] = []
-        _collect_leaves(self.tree, "", found)
-        return tuple(found)
+        return tuple(_leaves(self.tree, ""))
 
     def leaf(self, *path: str) -> Leaf | None:
         found = self.find(*path)
@@ -108,12 +103,12 @@ class ResolvedSpec:
         return span
 
 
-def _collect_leaves(tree: Branch, prefix: str, into: list[tuple[str, Leaf]]) -> None:
+def _leaves(tree: Branch, prefix: str) -> Iterator[tuple[str, Leaf]]:
     for name, below in tree.entries.items():
         if isinstance(below, Leaf):
-            into.append((prefix + name, below))
+            yield prefix + name, below
         else:
-            _collect_leaves(below, f"{prefix}{name}.", into)
+            yield from _leaves(below, f"{prefix}{name}.")
 
 
 NOT_INHERITED = frozenset({"spec", "id", "extends", "abstract", "title", "doc"})

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     create_model,
     model_validator,
 )
@@ -25,6 +26,12 @@ class Closed(BaseModel):
     """Base of everything read from a spec: frozen, no unknown keys, no coercion between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+def first_fault(error: ValidationError) -> str:
+    """What pydantic found first, after its place."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 MAX_LAYERS = 4096

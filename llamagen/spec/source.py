@@ -83,13 +83,6 @@ class Scalar:
         end_line, end_col = self.position(end - 1)
         return Span(self.span.file, line, col, end_line, end_col + 1)
 
-    def line_span(self, index: int) -> Span:
-        """The place of line `index` (0-based) of `text`, without its indentation."""
-        rows = self.text.split("\n")
-        row = rows[index]
-        start = sum(len(before) + 1 for before in rows[:index]) + len(row) - len(row.lstrip())
-        return self.slice_span(start, start + len(row.strip()))
-
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -6,7 +6,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -20,17 +20,19 @@ from llamagen.emit.manifest import SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
-from llamagen.emit.written import Progress
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten
-from llamagen.ir.graph import MAIN, Graph, all_parameters, parameters
+from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
+from llamagen.ops.dims import S
 from llamagen.ops.op import Role, a_str
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
+from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import open_graph
 from llamagen.verify.limits import (
+    EXACT,
     TOLERANCES,
     BoundRule,
     Difference,
@@ -39,6 +41,9 @@ from llamagen.verify.limits import (
     difference,
     far,
     for_few_tokens,
+    has_learned_positions,
+    largest_of,
+    limit_scenarios,
     limits_of,
     measured_tolerance,
 )
@@ -53,7 +58,15 @@ from llamagen.verify.routing import (
     scores_of,
     usual_reach,
 )
-from llamagen.verify.scenarios import FloatArray, IntArray, Scenario, image_scenarios, scenarios
+from llamagen.verify.scenarios import (
+    FloatArray,
+    IntArray,
+    Scenario,
+    image_scenarios,
+    known_ids,
+    scenarios,
+    width_of,
+)
 from llamagen.verify.stored import StoredWeights, stored_weights
 from llamagen.verify.witnesses import (
     COUNTS_PADDING,
@@ -91,8 +104,21 @@ LAYER_CASES = ("prefill", "left padding", "images decode")
 
 CHOICES = "experts chosen"
 
+NO_PAST = "transformers is given no keys and values of tokens before"
 
-def silent(done: int, total: int) -> None:
+EXACTLY = ", exactly"
+"""How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
+
+MAX_EXACT_PARAMETERS = 50_000_000
+"""Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
+FEW_CALLS = 5
+
+
+CaseProgress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (done, in all, what was done)."""
+
+
+def silent(done: int, total: int, what: str) -> None:
     """Reports nothing."""
 
 
@@ -121,6 +147,16 @@ class Subject:
         """What the text model's file says about itself."""
         return self.stored.metadata.get(f"llamagen.{key}")
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that its tables of positions cover: those of rope, or learned ones. None without a table."""
+        tables = table_context(self.stored.metadata, self.folder / MODEL_FILE)
+        main = self.graphs[MAIN]
+        learned = main.constants.get("max_positions")
+        if tables is None and isinstance(learned, int) and has_learned_positions(flatten(main)):
+            return learned
+        return tables
+
 
 def spec_text(folder: Path) -> str:
     """What an export wrote of its spec. Raises LG770."""
@@ -139,7 +175,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
         if graph.digest != own.metadata.get("llamagen.spec_digest"):
             message = f"{SPEC_FILE} is not the spec that {file} was made from"
             raise LlamagenError.of("LG772", message, help="export the model again")
-        own.require(parameters(graph), file)
+        own.require(graph.parameters, file)
         stored = stored.joined(own)
     manifest = read_manifest(folder)
     options = OpenOptions(provider=provider, settings=manifest.session, made_for=manifest.made_for)
@@ -147,7 +183,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
 
 
 def verify_folder(
-    folder: Path,
+    folder: str | Path,
     against: Sequence[str] = ("torch", "reference"),
     steps: int = 16,
     *,
@@ -155,11 +191,13 @@ def verify_folder(
     seed: int = 0,
     layers: bool = False,
     provider: str = "cpu",
-    progress: Progress = silent,
+    leave_out: Collection[str] = (),
+    progress: CaseProgress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
 
-    A folder with graphs for images is compared on text with images too, through all of them. With
+    A folder with graphs for images is compared on text with images too, through all of them; a graph that no case
+    reaches is a finding, unless it is one of ``leave_out``. With
     ``layers`` the residual stream after each layer is compared as well, with the reference or, for
     a model too large for it, with torch. Weights are read lazily, but the torch and transformers
     witnesses hold the whole model in float32. ``progress`` gets (cases done, in all), each once for every backend.
@@ -169,31 +207,38 @@ def verify_folder(
     model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
     folder changed meanwhile).
     """
+    folder = Path(folder)
     names = [_known(name) for name in dict.fromkeys(against)]
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
-    plans = list(_plans(subject, prompt_tokens, steps, seed))
+    plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))
     done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
+    if "reference" in names:
+        total += sum(len(plan.cases) for plan in plans)
 
-    def step() -> None:
+    def step(what: str) -> None:
         nonlocal done
         done = min(done + 1, total)  # a row about all cases is no case
-        progress(done, total)
+        progress(done, total, what)
 
     rows: list[Row] = []
     layer_rows: list[LayerRow] = []
     for plan in plans:
         comparison = Comparison(subject, plan, step)
+        rows += comparison.constants()
         for name in names:
             for row in comparison.rows(name):
                 rows.append(row)
-                step()
+                step(f"{name}, {row.case}")
         layer_rows += comparison.layer_rows(names) if layers else ()
     require_unchanged(before)
-    rows.sort(key=lambda row: names.index(row.witness))  # of one witness, text comes first
+    order = ("spec", *names)
+    rows.sort(key=lambda row: order.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     flat = flatten(main)
     cases = tuple(case for plan in plans for case in plan.cases)
+    compared = [case for case in cases if any(row.is_of(case.name) for row in rows)]
+    read = all(row.verdict == "equal" for row in rows if row.witness == "spec")
     facts = Facts(
         digest=main.digest,
         parameters=subject.size,
@@ -202,7 +247,7 @@ def verify_folder(
         tied=tuple(sorted(_tied(flat))),
         seed=seed,
         cases=cases,
-        limits=limits_of(flat, cases),
+        limits=limits_of(flat, subject.context, compared, read=read),
     )
     return VerifyReport(main.spec_id, tuple(rows), facts, tuple(layer_rows))
 
@@ -211,8 +256,7 @@ def _known(name: str) -> WitnessName:
     for witness in WITNESSES:
         if witness == name:
             return witness
-    hint = did_you_mean(name, WITNESSES)
-    help = f"did you mean `{hint}`?" if hint else f"witnesses are {', '.join(WITNESSES)}"
+    help = did_you_mean(name, WITNESSES, f"witnesses are {', '.join(WITNESSES)}")
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 
@@ -230,20 +274,42 @@ class Plan:
     graphs: tuple[str, ...]
     cases: tuple[Scenario, ...]
     skipped: str = ""
+    missing: bool = False
+    """Graphs that nobody said to leave out have no case."""
 
 
-def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Iterator[Plan]:
-    """Cases of text, then those with images."""
+def plans_of(
+    subject: Subject, prompt_tokens: int, steps: int, seed: int, leave_out: Collection[str] = ()
+) -> Iterator[Plan]:
+    """Cases of text, then those with images. Raises LG771 for a graph to leave out that is none beside the text."""
+    others = [name for name in subject.graphs if name != MAIN]
+    for name in leave_out:
+        if name not in others:
+            have = f"it has {', '.join(others)}" if others else "it has only the text model"
+            message = f"there is no graph `{name}` to leave out; {have}"
+            raise LlamagenError.of("LG771", message, help="take it out of --leave-out")
+
+    def without(graphs: Sequence[str], why: str) -> Plan:
+        unseen = [name for name in others if name not in leave_out]
+        if unseen:
+            why += (
+                f": {', '.join(unseen)} not compared; name them with --leave-out if that is right"
+            )
+        return Plan(tuple(graphs), (), why, missing=bool(unseen))
+
     last = subject.says("logits") == "last"
-    limit = table_context(subject.stored.metadata, subject.folder / MODEL_FILE)
+    limit = subject.context
     main = subject.graphs[MAIN]
-    vocab_size = _vocab_size(main)
+    vocab_size = known_ids(main)
 
     def too_long(cases: Sequence[Scenario]) -> str:
-        longest = max(sum(case.splits) for case in cases)
+        longest = max(case.input_ids.shape[1] for case in cases)
         return f"cases of {longest:,} tokens" if limit is not None and longest > limit else ""
 
     def plan(graphs: Sequence[str], cases: Sequence[Scenario]) -> Plan:
+        if S not in main.outputs[0][1].shape:  # padding counts as tokens do
+            whole = (replace(case, same_as=None) for case in cases if case.mask.all())
+            return Plan(tuple(graphs), tuple(replace(case, of_call=True) for case in whole))
         return Plan(tuple(graphs), tuple(case.of_last() if last else case for case in cases))
 
     jump = far(main, prompt_tokens + steps)
@@ -252,25 +318,24 @@ def _plans(subject: Subject, prompt_tokens: int, steps: int, seed: int) -> Itera
         message = f"{long} are more than the model was exported for, {limit:,}"
         help = "--steps and --prompt-tokens make them shorter"
         raise LlamagenError.of("LG764", message, help=help)
-    yield plan((MAIN,), text)
+    yield plan((MAIN,), (*text, *limit_scenarios(flatten(main), vocab_size, limit, seed)))
     pipeline = subject.pipeline
     if pipeline is None:
+        if others:
+            yield without((), "no graph reads images that the text is given")
+        return
+    if set(others) <= set(leave_out):
+        yield without(pipeline.graphs, "images: left out")
         return
     try:
         cases = image_scenarios(pipeline, subject.graphs, vocab_size, steps, seed + 1)
     except ValueError as error:
-        yield Plan(tuple(pipeline.graphs), (), f"images: {error}")
+        yield without(pipeline.graphs, f"images: {error}")
         return
     if long := too_long(cases):
-        why = f"images: {long}, and the model was exported for {limit:,}"
-        yield Plan(tuple(pipeline.graphs), (), why)
+        yield without(pipeline.graphs, f"images: {long}, and the model was exported for {limit:,}")
         return
     yield plan(pipeline.graphs, cases)
-
-
-def _vocab_size(main: Graph) -> int:
-    flat = flatten(main)
-    return flat.types[flat.outputs[0]].shape[-1].value
 
 
 Scores: TypeAlias = tuple[FloatArray, ...]
@@ -291,11 +356,11 @@ class Comparison:
     In a low precision witnesses of a model with routers compute with the experts that ONNX Runtime chose.
     """
 
-    def __init__(self, subject: Subject, plan: Plan, ran: Callable[[], None]) -> None:
-        """``ran`` is called after each case that ONNX Runtime has done."""
+    def __init__(self, subject: Subject, plan: Plan, ran: Callable[[str], None]) -> None:
+        """``ran`` is called with the name of each case that was evaluated."""
         self.subject = subject
         self.dtype = subject.stored.dtype
-        self.skipped = plan.skipped
+        self.skipped, self.missing = plan.skipped, plan.missing
         self.graphs = {name: subject.graphs[name] for name in plan.graphs}
         self.cases = {case.name: case for case in plan.cases}
         nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
@@ -318,20 +383,23 @@ class Comparison:
         self.witnesses: dict[str, GraphsWitness | TransformersWitness] = {}
         self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
         self.reach: dict[str, tuple[float, ...]] = {}
+        self.ran = ran
+        self.exactly: GraphsWitness | None = None
+        """The graphs of the folder in exact arithmetic, once ``constants`` has read their tables back."""
         if self.cases:
-            self.run_onnx(ran)
+            self.run_onnx()
 
-    def run_onnx(self, ran: Callable[[], None]) -> None:
+    def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
         subject, sessions = self.subject, {}
-        vocab_size = _vocab_size(subject.graphs[MAIN])
+        width = width_of(subject.graphs[MAIN])
         for name, graph in self.graphs.items():
             file = subject.folder / f"{name}.onnx"
             one, exact, _ = open_graph(file, subject.options, routers=self.routed)
             self.made_exact |= exact
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
             writes = (*graph.output_names, *crossing(graph, "write"))
-            require_interface(one.session, file, reads, writes, vocab_size)
+            require_interface(one.session, file, reads, writes, width)
             sessions[name] = one
         for case in self.cases.values():
             if not self.refused(case):
@@ -345,7 +413,7 @@ class Comparison:
                         if routers
                     }
                 )
-            ran()
+            self.ran(f"onnxruntime, {case.name}")
 
     def refused(self, case: Scenario) -> bool:
         return self.subject.says("chunks") == "one row" and case.in_chunks
@@ -389,7 +457,8 @@ class Comparison:
         if name == "reference" and case.name in self.exact:
             return self.exact[case.name]
         alone = alone or self.by_token(case)
-        logits, self.scores[name, case.name] = self.through(self.witness(name), case, alone=alone)
+        asked = case.whole() if name == "reference" else case
+        logits, self.scores[name, case.name] = self.through(self.witness(name), asked, alone=alone)
         if name == "reference":
             self.exact[case.name] = logits
         return logits
@@ -419,7 +488,7 @@ class Comparison:
         if not note and name == "reference" and self.subject.too_large:
             note = f"{self.subject.size:,} parameters are too many for the float64 reference"
         if note:
-            yield Row(name, "all", None, None, note)
+            yield Row(name, "all", None, None, note, missing=self.missing)
             return
         known: dict[str, FloatArray] = {}
         for case in self.cases.values():
@@ -432,6 +501,45 @@ class Comparison:
                 yield Row(name, case.name, None, None, f"{name} chooses experts otherwise: {error}")
         if self.routed:
             yield self.choices(name, [self.cases[case] for case in known])
+        if name == "reference":
+            yield from self.meanings()
+
+    # The graph itself, without any rounding
+
+    def constants(self) -> Iterator[Row]:
+        """Tables of the graphs against the spec's formulas in float64, each row of them."""
+        if not self.cases:
+            return
+        graphs: dict[str, OneGraph] = {}
+        for name, graph in self.graphs.items():
+            file = self.subject.folder / f"{name}.onnx"
+            exact = ExactGraph.of_model(*exact_model(file), str(file))
+            graphs[name] = exact
+            for table in read_back(exact, flatten(graph), self.dtype):
+                away = Difference(table.farthest, table.farthest, 1.0, table.count, 0.0)
+                allowed = Tolerance(table.allowed, table.allowed)
+                yield Row("spec", f"table {table.name}", away, allowed)
+        self.exactly = GraphsWitness("exact", graphs, self.subject.pipeline)
+
+    def meanings(self) -> Iterator[Row]:
+        """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
+        assert self.exactly is not None
+        for case in self.cases.values():
+            if self.unfit("reference", case) or (
+                self.subject.size > MAX_EXACT_PARAMETERS and len(case.splits) > FEW_CALLS
+            ):
+                continue
+            expected = self.expected_exactly(case)
+            found = case.given(self.exactly)
+            away = difference(found, case.ending(expected))
+            yield Row("reference", f"{case.name}{EXACTLY}", away, EXACT)
+
+    def expected_exactly(self, case: Scenario) -> FloatArray:
+        """Logits of the reference with the experts of its own choice."""
+        if not self.routed:
+            return self.logits("reference", case)
+        rows = case.alone(self.subject.pipeline) if self.by_token(case) else (case,)
+        return np.concatenate([row.whole().logits(self.witness("reference")) for row in rows])
 
     def unfit(self, name: WitnessName, case: Scenario) -> str:
         """Why a case cannot be compared with a witness."""
@@ -439,6 +547,8 @@ class Comparison:
             return ONE_ROW
         if self.drops_seen and case.has_holes:
             return DROPS_SEEN
+        if case.before and name == "transformers":
+            return NO_PAST
         if case.shift and self.subject.says("positions") == "counted":
             return COUNTS_ITSELF
         return COUNTS_PLACES if name == "transformers" and self.stretched and case.shift else ""
@@ -457,8 +567,10 @@ class Comparison:
         if not note and name == "transformers" and case.images:
             note = self.departures(case, found)
         what = f"{case.name}, float products" if self.made_exact else case.name
-        bound = self.tolerance(name, case)
-        return Row(name, what, difference(found, case.ending(expected)), bound, note)
+        bound, away = self.tolerance(name, case), difference(found, case.ending(expected))
+        if self.dtype == "float32":
+            bound = largest_of(bound, away.count)
+        return Row(name, what, away, bound, note)
 
     def is_same(self, case: Scenario) -> bool:
         """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
@@ -469,7 +581,8 @@ class Comparison:
         base = self.routing[case.same_as].of_tokens(self.cases[case.same_as])
         own = self.routing[case.name].of_tokens(case)
         return all(
-            np.array_equal(a, case.moved(chosen)) for a, chosen in zip(own, base, strict=True)
+            np.array_equal(np.sort(a), np.sort(case.moved(chosen)))
+            for a, chosen in zip(own, base, strict=True)
         )
 
     def departures(self, case: Scenario, found: FloatArray) -> str:
@@ -500,8 +613,8 @@ class Comparison:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
         if self.subject.too_large:
             return TOLERANCES[self.dtype], None
-        reference = self.reference(self.dtype, float32_angles=case.shift > 0)
-        rounded, scores = self.through(reference, case)
+        reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
+        rounded, scores = self.through(reference, case.whole())
         exact = self.logits("reference", case)
         self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
         rounding = difference(rounded, exact)
@@ -524,12 +637,20 @@ class Comparison:
                 self.logits(seen_by, case)
             scores = self.scores[seen_by, case.name]
             reach = self.reach.get(case.same_as or case.name) or usual_reach(scores, self.dtype)
-            routers += map(Router, self.routing[case.name].of_tokens(case), scores, reach)
+            chosen = self.routing[case.name].of_tokens(case)
+            routers += map(Router, chosen, scores, reach, self.chooses_experts())
         found = compared(routers)
         if found.decided < LEAST_DECIDED * found.count:
             return Row(name, what, None, None, f"too few to say anything: {found}")
         rule: BoundRule = "fixed" if self.subject.too_large else "measured"
         return Row(name, what, found.difference, found.tolerance(rule), f"{found}")
+
+    def chooses_experts(self) -> tuple[bool, ...]:
+        """Of every router in order, whether experts are evaluated by the places that it gives; all where none is."""
+        nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
+        read = {o for n in nodes if n.row.role is Role.EXPERTS for o in n.operands}
+        routers = tuple(n.results[1] in read for n in nodes if n.row.role is Role.CHOICE)
+        return routers if any(routers) else (True,) * len(routers)
 
     # Layers: where an error begins and how it grows; whether a folder passes, logits decide
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
+from llamagen.emit.written import ByteCounter, Progress, silent
 from llamagen.files import DATA, open_file, read_bytes
 from llamagen.files import MANIFEST as MANIFEST_KIND
 from llamagen.writing import workspace_of
@@ -56,21 +57,22 @@ class Integrity:
         return not self.findings
 
 
-def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integrity:
+def check_integrity(folder: str | Path, progress: Progress = silent) -> Integrity:
     """Read every file of ``folder`` once; ``progress`` gets (bytes read, bytes in all).
 
     Raises LG775 for a folder without a manifest, or with one that cannot be read.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     present = {p.relative_to(folder).as_posix(): p for p in _entries(folder)}
     total = sum(record.size for record in manifest.files.values())
-    counter = _Counter(progress, total)
+    counter = ByteCounter(progress, total)
     found: list[FileFinding] = []
     for name, record in sorted(manifest.files.items()):
         path = present.pop(name, None)
         if path is None:
             found.append(FileFinding(name, "missing", f"{record.size:,} bytes were written"))
-            counter.skip(record.size)
+            counter.add(record.size)
             continue
         found += _damage(name, path, record, counter)
     present.pop(MANIFEST, None)
@@ -87,17 +89,6 @@ def check_integrity(folder: Path, progress: Callable[[int, int], None]) -> Integ
     )
 
 
-class _Counter:
-    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
-        self.progress = progress
-        self.total = total
-        self.done = 0
-
-    def skip(self, count: int) -> None:
-        self.done += count
-        self.progress(self.done, self.total)
-
-
 def _entries(folder: Path) -> Iterator[Path]:
     """Everything below that is not a folder, links included, but for what a writer that was killed left there."""
     for where, folders, files in os.walk(folder):
@@ -107,15 +98,17 @@ def _entries(folder: Path) -> Iterator[Path]:
         yield from (place / name for name in folders if (place / name).is_symlink())
 
 
-def _damage(name: str, path: Path, record: FileRecord, counter: _Counter) -> Iterator[FileFinding]:
+def _damage(
+    name: str, path: Path, record: FileRecord, counter: ByteCounter
+) -> Iterator[FileFinding]:
     """At most one finding; the content is read only where the size is right."""
     if path.is_symlink() or not path.is_file():
-        counter.skip(record.size)
+        counter.add(record.size)
         yield FileFinding(name, "not a file", "a link or a special file stands in its place")
         return
     size = path.stat().st_size
     if size != record.size:
-        counter.skip(record.size)
+        counter.add(record.size)
         yield FileFinding(
             name, "size", f"{size:,} bytes, {record.size:,} were written{_cut(record, size)}"
         )
@@ -144,7 +137,7 @@ def _cut(record: FileRecord, size: int) -> str:
     return f": it ends in {lost[0]!r}{more}"
 
 
-def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, str, str]:
+def _digests(path: Path, record: FileRecord, counter: ByteCounter) -> tuple[str, str, str]:
     """sha256 of the content (empty where none was recorded) and of a safetensors header (likewise).
 
     Then the first tensor with damage: what comes after it cannot be told from these hashes.
@@ -158,7 +151,7 @@ def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, st
             header.update(start + file.read(length))
             file.seek(0)
         if record.sha256 is None:
-            counter.skip(record.size)
+            counter.add(record.size)
             return "", header.hexdigest(), ""
         position = 0
         for tensor in record.tensors:
@@ -170,11 +163,11 @@ def _digests(path: Path, record: FileRecord, counter: _Counter) -> tuple[str, st
     return whole.hexdigest(), header.hexdigest(), place
 
 
-def _read(file: BinaryIO, count: int, into: hashlib._Hash, counter: _Counter) -> int:
+def _read(file: BinaryIO, count: int, into: hashlib._Hash, counter: ByteCounter) -> int:
     """The next ``count`` bytes, or fewer at the end of the file."""
     left = count
     while left > 0 and (chunk := file.read(min(_CHUNK, left))):
         into.update(chunk)
-        counter.skip(len(chunk))
+        counter.add(len(chunk))
         left -= len(chunk)
     return count - left

@@ -28,7 +28,7 @@ from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.supply import CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.elaborate import build
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.units import bytes_text
 from llamagen.verify.folder import spec_text
@@ -56,13 +56,14 @@ _STEPS = 4
 third more where its scale was searched (FACTORS)."""
 
 
-def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
+def measure_quality(folder: str | Path, checkpoint: str | Path | None = None) -> QualityRecord:
     """Compare ``folder`` with the float32 weights of ``checkpoint``, or of its own seed; the result is in its manifest.
 
     Raises LG775 for a folder without a manifest, LG773 for one whose weights cannot be read, LG764 for a model whose
     context is shorter than the inputs, LG778 for weights that cannot be had or held or are not the folder's, LG622 for
     a file that changed meanwhile, and as an export does for a checkpoint that does not fit.
     """
+    folder = Path(folder)
     before = stamps_of(folder)
     manifest = read_manifest(folder)
     if manifest.max_context is not None and manifest.max_context < PROMPT + STEPS:
@@ -77,7 +78,7 @@ def measure_quality(folder: Path, checkpoint: Path | None) -> QualityRecord:
     _fits_memory(graph)
     supply: Supply
     if checkpoint is not None:
-        fitted = fit(resolved, checkpoint, registry, compare_values=True, resize=False)
+        fitted = fit(resolved, Path(checkpoint), registry, compare_values=True, resize=False)
         supply = CheckpointSupply.of(fitted.require())
     else:
         supply = RandomSupply(wanted_by(resolved, graph), _seed(manifest))
@@ -104,7 +105,7 @@ def _seed(manifest: Manifest) -> int:
 
 def _of_this(folder: Path, graph: Graph, supply: Supply) -> None:
     """The weights are those of ``supply``, as far as rounding to its dtype or its codes lets them."""
-    stored, wanted = stored_weights(folder), parameters(graph)
+    stored, wanted = stored_weights(folder), graph.parameters
     stored.require(wanted)
     for path in wanted:
         if not _same(path, stored.places[path], supply):
@@ -130,7 +131,7 @@ def _same(path: str, place: Place | CodedPlace, supply: Supply) -> bool:
 
 
 def _fits_memory(graph: Graph) -> None:
-    needed = 4 * sum(p.count for p in parameters(graph).values())
+    needed = 4 * sum(p.count for p in graph.parameters.values())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > MEMORY_SHARE * there:
         raise LlamagenError.of(
@@ -141,7 +142,7 @@ def _fits_memory(graph: Graph) -> None:
 
 
 def _measured(folder: Path, graph: Graph, supply: Supply) -> QualityRecord:
-    shapes = {path: p.shape for path, p in parameters(graph).items()}
+    shapes = {path: p.shape for path, p in graph.parameters.items()}
 
     def read(path: str) -> NDArray[np.generic]:
         return supply.part(path, whole(shapes[path]))

@@ -29,19 +29,22 @@ from llamagen.verify.limits import (
     Difference,
     Limit,
     LimitKind,
+    Proof,
     RunDType,
     Tolerance,
+    limit_text,
 )
 from llamagen.verify.scenarios import Scenario
 from llamagen.writing import require_kin, require_writable, write_changed
 
-WitnessName: TypeAlias = Literal["torch", "reference", "transformers"]
-Verdict: TypeAlias = Literal["equal", "different", "skipped"]
+WitnessName: TypeAlias = Literal["torch", "reference", "transformers", "spec"]
+Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
+    "spec": "the formulas of the spec in float64, for tables that the graphs store; relative to each number",
 }
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
@@ -69,9 +72,18 @@ class Row:
     difference: Difference | None
     tolerance: Tolerance | None
     note: str = ""
+    missing: bool = False
+    """Something of the model was not compared at all."""
+
+    def is_of(self, case: str) -> bool:
+        """Whether it says something of a case."""
+        name = self.case.partition(", ")[0]
+        return name == case and self.verdict != "skipped"
 
     @property
     def verdict(self) -> Verdict:
+        if self.missing:
+            return "not compared"
         if self.difference is None or self.tolerance is None:
             return "skipped"
         if not self.difference.within(self.tolerance):
@@ -82,10 +94,10 @@ class Row:
         """Witness, case, max/std, rms/std, tolerance (or the reason it was skipped), verdict."""
         if self.difference is None or self.tolerance is None:
             return self.witness, self.case, "", "", self.note, self.verdict
-        d = self.difference
-        numbers = f"{d.max_over_std:.1e}", f"{d.rms_over_std:.1e}"
+        away = self.difference.max_over_std, self.difference.rms_over_std
+        worst, rms = (f"{one:.1e}" if not one < 1e-12 else "<1e-12" for one in away)
         how = self.tolerance.rule if self.tolerance.tells else f"{self.tolerance.rule}; {TOO_WIDE}"
-        return self.witness, self.case, *numbers, f"{self.tolerance} ({how})", self.verdict
+        return self.witness, self.case, worst, rms, f"{self.tolerance} ({how})", self.verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +139,11 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing is different, and something was compared."""
+        """Nothing is different or missing, something was compared, and no limit of the model is without a proof."""
         verdicts = {row.verdict for row in self.rows}
-        return "different" not in verdicts and "equal" in verdicts
+        proven = all(limit.proof != "none" for limit in self.facts.limits)
+        compared = any(row.verdict == "equal" for row in self.rows if row.witness != "spec")
+        return not verdicts & {"different", "not compared"} and compared and proven
 
 
 # As a document
@@ -174,14 +188,14 @@ class LimitDocument(Closed):
 
     kind: LimitKind
     size: int
-    reached: int = Field(description="Slots of the longest case; for rope, positions.")
-    crossed: bool
+    reached: int = Field(description="Tokens, or positions, that cases went up to.")
+    proof: Proof = Field(
+        description="How it is known that the folder has it where the spec has it."
+    )
 
     @property
     def text(self) -> str:
-        verb = "crossed" if self.crossed else "not crossed"
-        unit = "positions" if self.kind == "original context of rope" else "slots"
-        return f"{self.kind} of {self.size:,}: {verb}, inputs reach {self.reached:,} {unit}"
+        return limit_text(self.kind, self.size, self.proof)
 
 
 class ToleranceDocument(Closed):
@@ -352,7 +366,7 @@ def document(report: VerifyReport) -> ReportDocument:
         versions=_versions(report),
         cases=tuple(map(_case, facts.cases)),
         limits=tuple(
-            LimitDocument(kind=one.kind, size=one.size, reached=one.reached, crossed=one.crossed)
+            LimitDocument(kind=one.kind, size=one.size, reached=one.reached, proof=one.proof)
             for one in facts.limits
         ),
         comparisons=tuple(map(_comparison, report.rows)),
@@ -438,7 +452,7 @@ def html_text(report: ReportDocument) -> str:
     return template.render(report=report, tells=TELLS_NOTHING)
 
 
-def check_names(files: Sequence[Path]) -> None:
+def check_report_names(files: Sequence[Path]) -> None:
     """Before anything is computed. Raises LG776 for a name that does not say which form is meant, LG634 for one that
     another file has, or in an exported folder, of which a report is no part, LG633 where nothing can be written."""
     for file in files:
@@ -464,12 +478,13 @@ def _is_document(text: str) -> bool:
         return False
 
 
-def write_report(report: VerifyReport, file: Path) -> None:
+def write_verify_report(report: VerifyReport, file: str | Path) -> None:
     """Write ``file`` whole, HTML or JSON by its name. Only a report takes the place of a file.
 
     Raises LG776 for another suffix, LG632 to LG634 where it cannot be written.
     """
-    check_names([file])
+    file = Path(file)
+    check_report_names([file])
     found = document(report)
     text = html_text(found) if file.suffix == ".html" else json_text(found)
     write_changed(file.parent, {file.name: text})

@@ -43,7 +43,7 @@ class Routers:
 
     chosen: tuple[IntArray, ...]
     scores: list[list[FloatArray]] = field(default_factory=list)
-    """What each router chose from, [B, S, E] a call."""
+    """What each router chose from, [B, S, G, E] a call; G is 1, or as many groups as it chooses in."""
 
     def __post_init__(self) -> None:
         self.scores.extend([] for _ in range(len(self.chosen) - len(self.scores)))
@@ -76,7 +76,7 @@ class Script:
             raise RoutersDiffer(f"more choices than the {len(self.routers.chosen)} of the spec")
         self.asked += 1
         chosen = self.routers.chosen[router][:, self.slots]
-        self.routers.scores[router].append(scores.reshape(*chosen.shape[:2], -1))
+        self.routers.scores[router].append(scores.reshape(*chosen.shape[:2], -1, scores.shape[-1]))
         return chosen.reshape(*scores.shape[:-1], -1)
 
 
@@ -98,13 +98,12 @@ class Routing:
         )
 
     def of_tokens(self, case: Scenario) -> tuple[IntArray, ...]:
-        """[tokens, k] of every router, in the order of logits; experts of a token in ascending order."""
-        every = (chosen for of in self.chosen.values() for chosen in of)
-        return tuple(np.sort(chosen[case.mask > 0], axis=-1) for chosen in every)
+        """[tokens, G k] of every router, in the order of logits."""
+        return tuple(chosen[case.mask > 0] for of in self.chosen.values() for chosen in of)
 
 
 def scores_of(routers: Mapping[str, Routers], case: Scenario) -> tuple[FloatArray, ...]:
-    """[tokens, E] of every router after a run."""
+    """[tokens, G, E] of every router after a run."""
     return tuple(case.of_tokens(calls) for of in routers.values() for calls in of.scores)
 
 
@@ -125,11 +124,13 @@ LEAST_DECIDED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """One router in one case: what was chosen [tokens, k], from which scores [tokens, E], and rounding's reach."""
+    """One router in one case: what was chosen [tokens, G k], from which scores [tokens, G, E], and rounding's reach."""
 
     chosen: IntArray
     scores: FloatArray
     reach: float
+    counts: bool = True
+    """Whether it chooses experts: a router of groups has others that choose groups, or the best of each."""
 
 
 def measured_reach(exact: Sequence[FloatArray], rounded: Sequence[FloatArray]) -> tuple[float, ...]:
@@ -179,14 +180,16 @@ class Choices:
 
 def compared(routers: Iterable[Router]) -> Choices:
     """Raises ValueError when there is no router."""
-    every = [_of_one(router) for router in routers]
+    judged = [(router.counts, _of_one(router)) for router in routers]
+    every = [one for _, one in judged]
+    experts = [one for counts, one in judged if counts]
     count = sum(one.count for one in every)
     worst = max(every, key=lambda one: one.farthest / one.reach if one.reach else one.farthest)
     squares = sum(one.rms**2 * one.count for one in every)
     return Choices(
-        count,
-        sum(one.other for one in every),
-        sum(one.decided for one in every),
+        sum(one.count for one in experts),
+        sum(one.other for one in experts),
+        sum(one.decided for one in experts),
         worst.farthest,
         float(np.sqrt(squares / count)),
         worst.reach,
@@ -194,7 +197,8 @@ def compared(routers: Iterable[Router]) -> Choices:
 
 
 def _of_one(router: Router) -> Choices:
-    scores, chosen = router.scores, router.chosen
+    scores = router.scores.reshape(-1, router.scores.shape[-1])
+    chosen = router.chosen.reshape(len(scores), -1)
     k, spread = chosen.shape[-1], _spread(scores)
     taken = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(taken, chosen, True, axis=-1)

@@ -48,8 +48,12 @@ class Witness(Protocol):
     @property
     def name(self) -> str: ...
 
-    def start(self, images: Values = NOTHING) -> Session:
-        """A session with an empty cache; with ``images``, the inputs of what reads them, by the graphs of images."""
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
+        """With ``images``, the inputs of what reads them, by the graphs of images.
+
+        ``past`` are keys and values [B, K, P, H] by their names outside, of tokens that came before; few witnesses
+        take them.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,12 @@ class Scenario:
     """Row i is row ``order[i]`` of ``same_as``."""
     last: bool = False
     """The model gives only the logits after the last token of each call."""
+    of_call: bool = False
+    """The model gives one result a row and call, [B, 1, N], whatever its tokens."""
+    before: int = 0
+    """Tokens before these, of which there are keys and values only, drawn at random."""
+    caches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Heads and features of each cache, by its name outside, that ``before`` is drawn for."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
@@ -98,7 +108,8 @@ class Scenario:
     @property
     def in_chunks(self) -> bool:
         """Several rows of several tokens each, behind a cache."""
-        return len(self.mask) > 1 and any(length > 1 for length in self.splits[1:])
+        behind = self.splits if self.before else self.splits[1:]
+        return len(self.mask) > 1 and any(length > 1 for length in behind)
 
     @property
     def plain(self) -> bool:
@@ -107,26 +118,45 @@ class Scenario:
 
     def calls(self) -> Iterator[tuple[IntArray, IntArray, IntArray, Values]]:
         """Ids, mask, positions and what is beside them, of each call."""
-        positions = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
+        positions = self.before + np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
         positions[:, self.shift_from :] += self.shift
+        seen = np.concatenate([np.ones((len(self.mask), self.before), np.int64), self.mask], axis=1)
         start = 0
         for length in self.splits:
             stop = start + length
             beside = {name: value[:, start:stop] for name, value in self.beside.items()}
-            ids, mask = self.input_ids[:, start:stop], self.mask[:, :stop]
+            ids, mask = self.input_ids[:, start:stop], seen[:, : self.before + stop]
             yield ids, mask, positions[:, start:stop], beside
             start = stop
 
     def logits(self, witness: Witness) -> FloatArray:
         """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
-        session = witness.start(self.images)
-        return self.of_tokens([session.step(*call) for call in self.calls()])
+        session = self.start(witness)
+        pieces = [session.step(*call) for call in self.calls()]
+        if self.of_call:
+            return np.concatenate([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
+        return self.of_tokens(pieces)
+
+    def start(self, witness: Witness) -> Session:
+        return witness.start(self.images, self.past() if self.before else NOTHING)
+
+    def past(self) -> Values:
+        """Keys and values of the tokens before, which every dtype holds exactly."""
+        generator = np.random.default_rng(self.before)
+        batch = len(self.mask)
+        return {
+            name: np.round(
+                8 * generator.standard_normal((batch, heads, self.before, size), np.float32)
+            )
+            / 8
+            for name, (heads, size) in self.caches.items()
+        }
 
     def given(self, model: Witness) -> FloatArray:
         """What ``model`` gives of its logits: [tokens, V], or those of ``ending``."""
         if not self.last:
             return self.logits(model)
-        session = model.start(self.images)
+        session = self.start(model)
         rows = [session.step(*call)[:, -1] for call in self.calls()]
         return np.stack(rows, axis=1)[self.mask[:, self.ends] > 0]
 
@@ -155,6 +185,10 @@ class Scenario:
         counts = self.mask.sum(axis=1)[back]
         rows = np.split(of_tokens, np.cumsum(counts)[:-1])
         return np.concatenate([rows[i] for i in self.order])
+
+    def whole(self) -> Scenario:
+        """The same tokens in one call: what an implementation that is right gives for any calls."""
+        return replace(self, splits=(self.input_ids.shape[1],), last=False)
 
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
@@ -395,6 +429,19 @@ class TiledMaker:
         found: NDArray[np.int64] = self.generator.integers(0, self.vocab_size, item)
         found[found == self.token] -= 1
         return found
+
+
+def known_ids(main: Graph) -> int:
+    """How many ids a text can be of: the vocabulary that the spec states, and no more than the embedding has rows."""
+    stated = main.constants.get("vocab_size")
+    counts = [*_rows(main, "input_ids"), *([stated] if isinstance(stated, int) else [])]
+    return min(counts) if counts else width_of(main)
+
+
+def width_of(main: Graph) -> int:
+    """Of the logits."""
+    flat = flatten(main)
+    return flat.types[flat.outputs[0]].shape[-1].value
 
 
 def _rows(graph: Graph, ids: str) -> list[int]:

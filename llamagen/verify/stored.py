@@ -85,10 +85,10 @@ class CodedPlace:
         if self.record.kind == "channels":
             return self.codes.read()[:, part].T.astype(np.float32) * scales[:, None]
         stored = self.codes.read()[part].reshape(*scales.shape, -1)
-        codes = _numbers(stored, self.record.bits).astype(np.float32)
+        codes = numbers_of(stored, self.record.bits).astype(np.float32)
         points = np.full(scales.shape, 2.0 ** (self.record.bits - 1), np.float32)
         if self.zero_points is not None:
-            numbers = _numbers(self.zero_points.read()[part], self.record.bits)
+            numbers = numbers_of(self.zero_points.read()[part], self.record.bits)
             points = numbers[..., : scales.shape[-1]].astype(np.float32)
         codes -= points[..., None]
         codes *= scales[..., None]
@@ -116,7 +116,7 @@ class CodedPlace:
         return found.swapaxes(-1, -2) if self.record.transposed else found
 
 
-def _numbers(stored: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
+def numbers_of(stored: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
     """One number an element: of each byte first the low half, then the high one, where there are 4 bits."""
     plain = np.asarray(stored, np.uint8)
     if bits == 8:

@@ -7,6 +7,7 @@ when, and what goes from one to the next, is the same for every backend (``Graph
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -36,8 +37,8 @@ from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.emit.torch.check import load_module
 from llamagen.emit.torch.module import emit_torch
 from llamagen.emit.torch.names import class_names
-from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import MAIN, Graph, parameters
+from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import Rounding, evaluate_graph
 from llamagen.verify.limits import RunDType
@@ -76,11 +77,11 @@ class OneGraph(Protocol):
     @property
     def name(self) -> str: ...
 
-    def open(self) -> OpenGraph:
-        """With an empty cache."""
+    def open(self, past: Values = NOTHING) -> OpenGraph:
+        """With keys and values [B, K, P, H] of all tokens before by their names outside, or none."""
 
-    def start(self, images: Values = NOTHING) -> Session:
-        return TextSession(self.open())
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
+        return TextSession(self.open(past))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,10 @@ class GraphsWitness:
     graphs: Mapping[str, OneGraph]
     pipeline: Pipeline | None = None
 
-    def start(self, images: Values = NOTHING) -> Session:
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
         """Run what is run once, if there are images; text goes through the graph ``model``."""
         if not images:
-            return TextSession(self.graphs[MAIN].open())
+            return TextSession(self.graphs[MAIN].open(past))
         if self.pipeline is None:
             raise ValueError(f"{self.name} has no graphs for images")
         return ImageSession(self.graphs, self.pipeline, images)
@@ -151,6 +152,17 @@ def in_place(packed: NDArray[N], mask: NDArray[np.generic]) -> NDArray[N]:
     return placed
 
 
+def kept(of_tokens: NDArray[N], keep: int | None) -> NDArray[N]:
+    """Of keys or values [B, K, P, H] the last ``keep`` tokens, as a bounded cache has them."""
+    return of_tokens if keep is None else of_tokens[:, :, max(of_tokens.shape[2] - keep, 0) :]
+
+
+def kept_tokens(dim: object) -> int | None:
+    """``keep`` of a cache, by the name of its dimension of tokens: ``past_sequence_8191``."""
+    words = re.fullmatch(r"past_sequence_(\d+)", str(dim))
+    return int(words[1]) if words else None
+
+
 # The float64 reference
 
 
@@ -186,14 +198,22 @@ class ReferenceWitness(OneGraph):
             float32_angles=float32_angles,
         )
 
-    def open(self) -> OpenGraph:
-        return _OpenReference(self)
+    def open(self, past: Values = NOTHING) -> OpenGraph:
+        return _OpenReference(self, past)
 
 
 class _OpenReference:
-    def __init__(self, witness: ReferenceWitness) -> None:
+    def __init__(self, witness: ReferenceWitness, past: Values = NOTHING) -> None:
         self.witness = witness
         self.past: tuple[tuple[FloatArray, FloatArray], ...] | None = None
+        if past:
+            self.past = tuple(
+                (
+                    kept(past[slot.past_key], slot.keep).astype(np.float64),
+                    kept(past[slot.past_value], slot.keep).astype(np.float64),
+                )
+                for slot in witness.flat.slots
+            )
         self.script = witness.routers.open() if witness.routers is not None else None
 
     def run(self, values: Values) -> Values:
@@ -242,15 +262,22 @@ class OnnxWitness(OneGraph):
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), OpenOptions(threads)))
 
-    def open(self) -> OpenGraph:
-        return _OpenOnnx(self)
+    def open(self, past: Values = NOTHING) -> OpenGraph:
+        return _OpenOnnx(self, past)
 
 
 class _OpenOnnx:
-    def __init__(self, witness: OnnxWitness) -> None:
+    def __init__(self, witness: OnnxWitness, past: Values = NOTHING) -> None:
         self.witness = witness
-        self.inputs = {i.name: i.type for i in witness.session.get_inputs()}
+        inputs = witness.session.get_inputs()
+        self.inputs = {i.name: i.type for i in inputs}
         self.past: dict[str, NDArray[np.generic]] | None = None
+        if past:
+            self.past = {
+                i.name: kept(past[i.name], kept_tokens(i.shape[2]))
+                for i in inputs
+                if i.name in past
+            }
 
     def run(self, values: Values) -> Values:
         witness = self.witness
@@ -292,6 +319,7 @@ class TorchWitness(OneGraph):
     name: str = "torch"
     outputs: tuple[str, ...] = ("logits",)
     """What the graph calls its results."""
+    slots: tuple[CacheSlot, ...] = ()
     told: Told | None = None
     routers: Routers | None = None
     """The experts to take, in place of those that its own scores are for."""
@@ -307,25 +335,31 @@ class TorchWitness(OneGraph):
             model: torch.nn.Module = getattr(module, class_names(graph)[graph.root])()
         state = {
             path: torch.from_numpy(np.array(weights(path), dtype=np.float32)).to(wanted)
-            for path in parameters(graph)
+            for path in graph.parameters
         }
         tied: Mapping[str, str] = getattr(module, "TIED", {})
         state.update({name: state[source] for name, source in tied.items()})
         model.load_state_dict(state, strict=True, assign=True)
-        return TorchWitness(model.eval(), outputs=graph.output_names)
+        slots = flatten(graph).slots
+        return TorchWitness(model.eval(), outputs=graph.output_names, slots=slots)
 
-    def open(self) -> OpenGraph:
-        return _OpenTorch(self)
+    def open(self, past: Values = NOTHING) -> OpenGraph:
+        return _OpenTorch(self, past)
 
 
 class _OpenTorch:
-    def __init__(self, witness: TorchWitness) -> None:
+    def __init__(self, witness: TorchWitness, past: Values = NOTHING) -> None:
         self.witness = witness
         self.arguments = set(signature(witness.model.forward).parameters)
         self.dtype = next(witness.model.parameters()).dtype
         self.cache: object = None
         if "cache" in self.arguments:
-            self.cache = modules[type(witness.model).__module__].KVCache()
+            cache = modules[type(witness.model).__module__].KVCache()
+            for slot in witness.slots if past else ():
+                for name in (slot.past_key, slot.past_value):
+                    cache.slots.append(self.tensor(kept(past[name], slot.keep)))
+                    cache.tokens = past[name].shape[2]
+            self.cache = cache
         self.script = witness.routers.open() if witness.routers is not None else None
 
     def run(self, values: Values) -> Values:
@@ -523,7 +557,8 @@ class TransformersWitness:
         known = CORRECTIONS.get(config.model_type, ()) if images else ()
         return TransformersWitness(model.eval(), corrections=known)
 
-    def start(self, images: Values = NOTHING) -> Session:
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
+        assert not past, "it keeps its cache in objects of its own"
         return TransformersSession(self, images)
 
 

@@ -13,9 +13,9 @@ from functools import lru_cache
 from itertools import groupby, product
 from typing import assert_never
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean, quoted
+from llamagen.diagnostics import Diagnostic, LlamagenError, nearest, quoted
 from llamagen.ir.elaborate import build, build_all
-from llamagen.ir.graph import Graph, OpPart, all_parameters, instances, join, parameters
+from llamagen.ir.graph import Graph, all_parameters
 from llamagen.ops.op import Parameter
 from llamagen.spec.checks import scope_of
 from llamagen.spec.expr import ExpressionError, Scope, UnknownName
@@ -107,17 +107,12 @@ def bind(
 
 def wanted_by(resolved: ResolvedSpec, graph: Graph) -> dict[str, Parameter]:
     """Parameters of the whole model: those of its text graph, and of further graphs of its spec."""
-    return all_parameters(build_all(resolved)) if resolved.spec.graphs else parameters(graph)
+    return all_parameters(build_all(resolved)) if resolved.spec.graphs else graph.parameters
 
 
 def tied_roles(graph: Graph) -> dict[str, str]:
     """Role path of a tied weight -> role path of the parameter that serves as it."""
-    return {
-        join(join(here.path, part.name), "weight"): part.tied_to
-        for here in instances(graph)
-        for part in here.block.parts.values()
-        if isinstance(part, OpPart) and part.tied_to is not None
-    }
+    return {path: part.tied_to for path, part in graph.ties.items() if part.tied_to is not None}
 
 
 # Layouts
@@ -476,7 +471,7 @@ def _nearest(name: str, others: Iterable[str]) -> str | None:
     forms: dict[str, str] = {}
     for other in others:
         forms.setdefault(_form(other), other)
-    near = did_you_mean(_form(name), forms)
+    near = nearest(_form(name), forms)
     return None if near is None else forms[near]
 
 

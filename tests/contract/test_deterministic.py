@@ -61,13 +61,3 @@ def test_a_second_generate_writes_nothing(tmp_path: Path) -> None:
     second = list(api.generate(["llama/3.2/1b"], [Target.TEXT, Target.TORCH], to))
     assert second[0].written == ()
     assert times == {p: p.stat().st_mtime_ns for p in to.rglob("*") if p.is_file()}
-
-
-def test_models_with_one_graph_share_a_folder(tmp_path: Path) -> None:
-    from llamagen import api
-    from llamagen.emit.options import Target
-
-    ids = ["llama/3.2/1b", "llama/3.2/1b-instruct", "llama/3.2/3b"]
-    made = list(api.generate(ids, [Target.TEXT], tmp_path))
-    assert [one.shares for one in made] == [None, "llama/3.2/1b", None]
-    assert not (tmp_path / "llama/3.2/1b-instruct").exists()

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import llamagen
-from llamagen import api, api_analysis, api_verify
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -106,13 +105,6 @@ def test_public_names() -> None:
 def test_no_public_name_is_a_subpackage() -> None:
     """Importing one would put the module in the place of the function."""
     assert not set(PUBLIC) & {module.name for module in pkgutil.iter_modules(llamagen.__path__)}
-
-
-def test_every_public_function_is_the_api() -> None:
-    elsewhere = {"Diagnostic", "ExportOptions", "LlamagenError", "QuantizeOptions"}
-    for name in set(PUBLIC) - elsewhere:
-        (home,) = (one for one in (api, api_analysis, api_verify) if hasattr(one, name))
-        assert getattr(llamagen, name) is getattr(home, name)
 
 
 def test_cli_surface() -> None:

@@ -19,7 +19,6 @@ from safetensors.numpy import save
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.elaborate import build
-from llamagen.ir.text import GraphTextError, parse, render
 from llamagen.spec.expr import ExpressionError, Static, evaluate, parse_statements, unparse
 from llamagen.spec.expr import parse as parse_expression
 from llamagen.spec.registry import Registry
@@ -108,24 +107,6 @@ def _expressions() -> list[bytes]:
     return [g.encode() for g in given]
 
 
-def graph_text(data: bytes) -> bool:
-    text = data.decode("utf-8", "surrogateescape")
-    try:
-        found = parse(text)
-    except GraphTextError:
-        return False
-    try:
-        render(found)
-    except (KeyError, ValueError) as error:
-        raise AssertionError(f"a graph that was read cannot be written: {error!r}") from error
-    return True
-
-
-def _graphs() -> list[bytes]:
-    names = ("foreign/mistral", "foreign/llama4_text", "foreign/deepseek_v3", "llama/3.2/1b")
-    return [render(build(_registry().load(n))).encode() for n in names]
-
-
 def safetensors(data: bytes) -> bool:
     path = scratch() / "model.safetensors"
     path.write_bytes(data)
@@ -170,10 +151,6 @@ EXPRESSION_WORDS = (
     "9" * 60, "1e308", "1e999", "0x", "1_0", "items", "record.", "record['kind']", "len(", "range(", "sum(", "\n", "return",
     "=", ",", "\\", "#", "²", "٣", "\ud800", "((" * 200, "[" * 300, "-" * 300, "not " * 300, "1+" * 500, "a**" * 60,
 )  # fmt: skip
-GRAPH_WORDS = (
-    "stack 1000000000 x DecoderLayer", "block", "part", "root", "return", " -> ", "%1", ": model[B, S]", "{}", "[" * 3000,
-    '{"a": ' * 2000, "9" * 5000, "int64[]", "P + S", "tied to", "@mask", "²", "\ud800", "NaN", '{"x": {"y": []}}',
-)  # fmt: skip
 
 TARGETS: Mapping[str, Target] = {
     t.name: t
@@ -181,7 +158,6 @@ TARGETS: Mapping[str, Target] = {
         Target("yaml", yaml, _specs, YAML_WORDS),
         Target("expression", expression, _expressions, EXPRESSION_WORDS),
         Target("spec", spec, _specs, YAML_WORDS),
-        Target("graph_text", graph_text, _graphs, GRAPH_WORDS),
         Target("config", files.config, files.configs, files.CONFIG_WORDS),
         Target("index", files.index, files.indices, files.INDEX_WORDS),
         Target("manifest", files.manifest, files.manifests, files.MANIFEST_WORDS),

@@ -14,7 +14,6 @@ COUNTS = {
     "yaml": 250,
     "expression": 900,
     "spec": 400,
-    "graph_text": 300,
     "safetensors": 2500,
     "config": 400,
     "index": 800,

@@ -21,10 +21,11 @@ from llamagen.emit.onnx.emit import emit_onnx
 from llamagen.emit.torch import emit_torch
 from llamagen.ir.elaborate import build
 from llamagen.ir.graph import Graph
-from llamagen.ir.text import parse, render
+from llamagen.ir.text import render
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from tests.fuzz.hostile import MARK, PAYLOADS, TINY, TOGETHER
+from tests.graph_text import parse
 
 
 def resolved(text: str) -> ResolvedSpec:

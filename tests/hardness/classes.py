@@ -19,7 +19,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
-from llamagen import api, api_verify
+from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.foreign import foreign_of
 from llamagen.emit.config.importing import import_foreign
@@ -386,7 +386,7 @@ def damage(generator: random.Random, folder: Path) -> Iterator[Case]:
     copy = folder / "copy"
 
     def read() -> None:
-        if not api_verify.check_integrity(copy).whole:
+        if not api.check_integrity(copy).whole:
             raise LlamagenError.of("LG775", "damaged")
 
     def again(what: str, code: str | None) -> tuple[Case, Path]:

@@ -813,7 +813,7 @@ def verified_graphs() -> Iterator[Case]:
 
 
 def verify_graph(data: bytes, folder: Path) -> None:
-    from llamagen.api_verify import verify_folder
+    from llamagen.api import verify_folder
     from llamagen.diagnostics import LlamagenError
 
     found = verify_folder(changed(data, folder), ("reference",), 1, prompt_tokens=3)

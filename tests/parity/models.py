@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, all_parameters, parameters
+from llamagen.ir.graph import Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ops.op import Parameter
 from llamagen.spec.registry import Registry
@@ -65,7 +65,7 @@ class RandomModel:
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        return parameters(self.graph)
+        return self.graph.parameters
 
     @cached_property
     def graphs(self) -> dict[str, Graph]:

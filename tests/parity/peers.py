@@ -345,7 +345,7 @@ class PeerWitness:
     name: str = "transformers"
     corrections: tuple[Correction, ...] = ()
 
-    def start(self, images: Values = NOTHING) -> Session:
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
         wide = {n: _widened(v) for n, v in images.items()}
         witness = TransformersWitness(self.model, corrections=self.corrections)
         return _PeerSession(witness, wide)

@@ -19,12 +19,13 @@ from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.reference import evaluate
-from llamagen.ir.text import parse, render
+from llamagen.ir.text import render
 from llamagen.ir.verify import verify
 from llamagen.spec.registry import Registry
 from llamagen.verify.limits import difference, measured_tolerance
 from llamagen.verify.scenarios import Scenario, image_scenarios, scenarios
 from llamagen.verify.witnesses import OnnxWitness, ReferenceWitness, TorchWitness
+from tests.graph_text import parse
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel
 

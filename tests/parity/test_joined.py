@@ -86,7 +86,7 @@ class Whole:
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def start(self, images: Values = NOTHING) -> Session:
+    def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
         return _Calls(self.model, images)
 
 

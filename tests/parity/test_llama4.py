@@ -11,7 +11,7 @@ import torch
 from transformers import logging
 
 from llamagen.ir.elaborate import build, build_all
-from llamagen.ir.graph import all_parameters, parameters
+from llamagen.ir.graph import all_parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
 from llamagen.verify.limits import difference, far, measured_tolerance
@@ -120,7 +120,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("spec_id", MODELS)
 def test_the_text_part_has_the_published_size(spec_id: str) -> None:
-    found = parameters(build(Registry().load(spec_id)))
+    found = build(Registry().load(spec_id)).parameters
     text = [p for name, p in found.items() if name.startswith("language_model.")]
     assert sum(p.count for p in text) == COUNTS[spec_id]
 

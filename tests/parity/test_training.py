@@ -78,6 +78,26 @@ def test_a_fresh_model_starts_near_ln_v_and_every_parameter_learns(name: str) ->
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, path
 
 
+@pytest.mark.parametrize("name", ["reduced/llama-3.2-1b", "reduced/llama-4-scout"])
+def test_what_is_made_on_meta_starts_the_same(name: str) -> None:
+    """As in docs/training.md; memory of nobody knows what is in no weight, of norms and experts neither."""
+    expected = fresh(name)
+    with torch.device("meta"):
+        model = fresh(name)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.fill_(math.nan)
+    model.apply(sys.modules[type(model).__module__].init_weights)
+    if hasattr(model, "tie"):
+        model.tie()
+    found = dict(model.named_parameters())
+    assert list(found) == [path for path, _ in expected.named_parameters()]
+    for path, want in expected.named_parameters():
+        assert abs(found[path].mean() - want.mean()) < 0.01 > abs(found[path].std() - want.std()), (
+            path
+        )
+
+
 def test_weights_start_as_the_spec_says() -> None:
     spec = (
         "spec: 1\nid: t/x\nextends: llama/3.2/1b\nconfig: {literals: {initializer_range: 0.04}}\n"

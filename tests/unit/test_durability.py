@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen import api, api_verify
+from llamagen import api
 from llamagen.cli import main
 
 TINY = Path(__file__).parents[1] / "cases" / "common" / "tiny.yaml"
@@ -142,7 +142,7 @@ def test_texts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert main(words) == 0
     assert len(disk.placed) == count and not disk.pending
     if name == "quality":
-        assert api_verify.check_integrity("out").whole
+        assert api.check_integrity("out").whole
 
 
 def _config(folder: Path) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from llamagen import api, files
-from llamagen.analysis.check import check_specs
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.settings import Settings
@@ -24,7 +23,7 @@ from llamagen.runtime.text import Text, chat_text
 from llamagen.spec.registry import Registry
 from llamagen.spec.source import load_source
 from llamagen.verify.folder import spec_text
-from llamagen.verify.report import check_names
+from llamagen.verify.report import check_report_names
 from llamagen.verify.stored import graph_of, stored_weights
 from llamagen.weights.checkpoint import Checkpoint
 
@@ -271,7 +270,7 @@ def test_what_a_user_names_passes_it(tmp_path: Path, wrong: str) -> None:
         "x.safetensors": Checkpoint.open,
         "x.pth": Checkpoint.open,
         "x.safetensors.index.json": Checkpoint.open,
-        "report.html": lambda path: check_names([path]),
+        "report.html": lambda path: check_report_names([path]),
     }
     (tmp_path / "folder").mkdir()
     for name, way in ways.items():
@@ -286,7 +285,7 @@ def test_a_folder_of_specs_that_is_checked(tmp_path: Path) -> None:
     folder.mkdir()
     for wrong in ("pipe", "zero"):
         put(folder / f"{wrong}.yaml", wrong)
-    report = check_specs(Registry(), [str(folder)])
+    report = api.check([str(folder)])
     assert report.specs == 2 and [one.code for one in report.findings] == ["LG201", "LG201"]
 
 

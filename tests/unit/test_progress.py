@@ -99,13 +99,15 @@ def test_seconds(seconds: float, text: str) -> None:
 
 
 def test_verify_tells_every_case(tmp_path: Path) -> None:
-    from llamagen import api_verify
+    from llamagen import api
 
     steps: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        steps.append((done, total))
+
     out = exported("mistral", tmp_path / "out")
-    api_verify.verify_folder(
-        out, ["torch"], steps=1, progress=lambda done, total: steps.append((done, total))
-    )
+    api.verify_folder(out, ["torch"], steps=1, progress=progress)
     assert steps == [(i, 18) for i in range(1, 19)]
 
 

@@ -15,7 +15,7 @@ from llamagen.analysis.diff.equations import SIZES, canonical, equations, settin
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
 from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
-from llamagen.ir.graph import MAIN, Block, Graph, OpPart, instances, join
+from llamagen.ir.graph import MAIN, Block, Graph, OpPart, join
 from llamagen.ops.op import Role
 from llamagen.spec.expr import Static, names
 from llamagen.spec.resolve import ResolvedSpec
@@ -121,7 +121,7 @@ def _identity(one: Feature | Equations) -> tuple[object, ...]:
 
 
 def _of_spec(resolved: ResolvedSpec) -> Iterator[Feature]:
-    for path, leaf in resolved.leaves():
+    for path, leaf in resolved.leaves:
         kind = SECTIONS.get(path.split(".", 1)[0])
         node = leaf.node
         if kind is None or leaf.origins[-1].text in ("null", "~"):
@@ -156,7 +156,7 @@ def setting_features(graph: Graph) -> Iterator[Feature]:
 def _placed(graph: Graph, of_block: Callable[[Block], Iterable[Feature]]) -> Iterator[Feature]:
     """The features of every block at each of its instances, computed once a block."""
     own = {name: tuple(of_block(block)) for name, block in graph.blocks.items()}
-    for here in instances(graph):
+    for here in graph.instances:
         path, index = collapse(here.path)
         for one in own[here.block.name]:
             yield replace(one, path=join(path, one.path), index=index)
@@ -239,7 +239,7 @@ class Equations:
 def _blocks(graph: Graph) -> Iterator[Equations]:
     written = {name: equations(graph, block) for name, block in graph.blocks.items()}
     unnamed = {name: canonical(graph, block) for name, block in graph.blocks.items()}
-    for here in instances(graph):
+    for here in graph.instances:
         path, index = collapse(here.path)
         lines = written[here.block.name]
         yield Equations(
@@ -261,8 +261,7 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
     for node in block.nodes:
         if node.row.control:
             continue
-        part = block.parts.get(node.part) if node.part is not None else None
-        attrs = part.attrs if isinstance(part, OpPart) else node.attrs
+        part, attrs = block.part_of(node), node.attrs
         sources = part.sources if isinstance(part, OpPart) else node.sources
         local = node.part or node.op
         if node.row.role is Role.ROTATION:

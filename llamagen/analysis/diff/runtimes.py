@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from llamagen.analysis.numbers import cache_of, is_tied, operand_types
+from llamagen.analysis.numbers import cache_of
 from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, holds, hyperparameter_scope, load_table
 from llamagen.ir.graph import MAIN, Graph, OpPart, places
@@ -87,7 +87,7 @@ def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> d
     experts = [n for n in nodes if n.row.role is Role.EXPERTS]
     parts = [p for b in blocks for p in b.parts.values() if isinstance(p, OpPart)]
     topk = [
-        operand_types(graph, block, node)[1].shape[-1].value
+        graph.operand_types(block, node)[1].shape[-1].value
         for block in graph.blocks.values()
         for node in block.nodes
         if node.row.role is Role.EXPERTS
@@ -112,7 +112,7 @@ def _scope(resolved: ResolvedSpec, graphs: Mapping[str, Graph], dtype: str) -> d
         "topk": max(topk, default=0),
         "expert_scale": str(scales[0]) if scales else None,
         "biases": any(p.kind == "bias" for part in parts for p in part.parameters),
-        "tied": is_tied(graph),
+        "tied": bool(graph.ties),
         "dtype": dtype,
         "head_dims": tuple(dict.fromkeys(layer.key_dim for layer in cache)),
     }
@@ -124,7 +124,7 @@ def _config_kind(resolved: ResolvedSpec) -> str | None:
     if kind is None or resolved.spec.config is None:
         return None
     writers = {
-        leaf.origins[-1].spec_id for path, leaf in resolved.leaves() if path.startswith("blocks.")
+        leaf.origins[-1].spec_id for path, leaf in resolved.leaves if path.startswith("blocks.")
     }
     families = {family_of(one) for one in (kind.origins[-1].spec_id, *writers)}
     return resolved.spec.config.kind if len(families) == 1 else None

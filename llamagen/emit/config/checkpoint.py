@@ -17,15 +17,27 @@ from pathlib import Path
 from llamagen import files
 from llamagen.analysis.check import CheckReport
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.emit.config.foreign import FILES, Foreign, foreign_of, id_of
+from llamagen.diagnostics.names import NAME_ALIASES
+from llamagen.emit.config.foreign import FILES, Foreign, entries, foreign_of, id_of, usual_leaves
 from llamagen.emit.config.importing import Difference, Imported, Match, differences, import_foreign
 from llamagen.emit.config.json_source import Json, JsonSource, parse_json, read_json
-from llamagen.emit.config.table import CONFIG_FILE, ConfigTable, known_tables, same, table_of
+from llamagen.emit.config.table import (
+    CONFIG_FILE,
+    CONFIG_FUNCTIONS,
+    ConfigTable,
+    config_scope,
+    known_tables,
+    plain,
+    same,
+    table_of,
+    value_of,
+)
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import names_read
 from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import ConfigMapping
 from llamagen.weights.checkpoint import Checkpoint
 from llamagen.weights.names import Resolution, best_fit, bind, explained, listed
 
@@ -136,20 +148,29 @@ class _Beside:
         """Names of the spec that its graphs depend on."""
         return names_read(build_all(self.table.resolved))
 
+    def stated(self, table: ConfigTable) -> Mapping[str, Json]:
+        """What the file says by the keys of ``table``, also by those that `read_config` spells otherwise."""
+        foreign = self.foreign
+        stated = dict(foreign.values)
+        raw = {f"{k}.{n}": v for k, v in foreign.source.value.items() for n, v in entries(v)}
+        for key in {**table.fixed, **table.expressions}.keys() - stated.keys():
+            older = key.replace("rope_parameters.rope_theta", "rope_theta")
+            if key in raw or older in stated:
+                stated[key] = raw[key] if key in raw else stated[older]
+        if foreign.partial:
+            return stated
+        meant = table.absences(
+            stated
+        )  # silence has a meaning, and null is silence where it has one
+        return {**meant, **{k: v for k, v in stated.items() if v is not None or k not in meant}}
+
     def clashes(self, table: ConfigTable) -> Iterator[Difference]:
         """Keys by which the file is another graph than the model of ``table``, where the spec's reads these names."""
         foreign = self.foreign
         if foreign.kind != table.kind:
             yield Difference("model_type", foreign.kind, table.kind)
             return
-        stated = foreign.values
-        if not foreign.partial:  # silence has a meaning, and null is silence where it has one
-            meant = table.absences(stated)
-            stated = {
-                **meant,
-                **{k: v for k, v in stated.items() if v is not None or k not in meant},
-            }
-        for one in differences(stated, {**table.fixed, **table.fields}):
+        for one in differences(self.stated(table), {**table.fixed, **table.fields}):
             expression = table.expressions.get(one.key)
             if expression is None:
                 counts = one.key in table.fixed
@@ -159,6 +180,17 @@ class _Beside:
                 yield one
         if foreign.scaled is not None and table.scaled not in (None, foreign.scaled):
             yield Difference("use_scaled_rope", foreign.scaled, table.scaled)
+
+    def unseen(self) -> list[str]:
+        """Keys of the table that the graph depends on and the file neither states nor implies."""
+        if self.foreign.partial:
+            return []
+        stated = {*self.stated(self.table), *self.table.mapping.omits}
+        return [
+            key
+            for key, expression in self.table.expressions.items()
+            if key not in stated and any(n.id in self.reads for n in names(parse(expression)))
+        ]
 
     def namesakes(self) -> tuple[str, ...]:
         """Ids of the models whose graph the file makes."""
@@ -186,7 +218,8 @@ class _Beside:
 def disagreements(
     resolved: ResolvedSpec, config: JsonSource | None, registry: Registry
 ) -> tuple[Diagnostic, ...]:
-    """LG607 for each key of ``config`` that makes another graph; a note LG608 where there is nothing to compare.
+    """LG607 for each key of ``config`` that makes another graph; a warning LG648 for what was not compared, a note
+    LG608 where there is no file.
 
     Raises LG10x for a file that cannot be read.
     """
@@ -195,15 +228,64 @@ def disagreements(
         message = "there is no config.json or params.json beside the weights to compare with"
         return (Diagnostic("LG608", "note", message),)
     if table is None:
-        message = (
-            f"`{resolved.spec.id}` has no `config` table to compare {Path(config.file).name} with"
-        )
-        return (Diagnostic("LG608", "note", message),)
+        return _by_usual_names(resolved, config)
     beside = _Beside(table, config, registry)
     clashes = list(beside.clashes(table))
-    return tuple(
+    findings = [
         beside.finding(one, beside.help() if one is clashes[-1] else None) for one in clashes
-    )
+    ]
+    if unseen := beside.unseen():
+        findings.append(_not_compared(f"{Path(config.file).name} does not state", unseen))
+    return tuple(findings)
+
+
+_USUAL: Mapping[str, str] = {
+    **NAME_ALIASES,
+    "hidden_act": "hidden_act",
+    "hidden_activation": "hidden_act",
+    "partial_rotary_factor": "rope.partial",
+    "num_experts_per_tok": "num_experts_per_token",
+    "moe_intermediate_size": "expert_intermediate_size",
+    "attn_logit_softcapping": "attention_softcap",
+    "final_logit_softcapping": "logit_softcap",
+    "rope_scaling": "rope_scaling(rope)",
+    "use_scaled_rope": "rope.kind != 'default'",
+}
+"""Keys of foreign configurations -> what a spec says of the same."""
+
+
+def _by_usual_names(resolved: ResolvedSpec, source: JsonSource) -> tuple[Diagnostic, ...]:
+    """For a spec that does not say how its configuration is read: LG607 where a key of a usual name has another value
+    than the spec, a warning LG648 with all other keys."""
+    table = ConfigTable(resolved, ConfigMapping(kind="", fields={}))
+    reads, scope = names_read(build_all(resolved)), config_scope(resolved.spec)
+    known_names = {*scope, *CONFIG_FUNCTIONS}
+    unseen: list[str] = []
+    findings: list[Diagnostic] = []
+    for key, path, value in usual_leaves(source.value):
+        name = key.rpartition(".")[2]
+        if name in ("model_type", "architectures") or table.passed_over(key, value) is not None:
+            continue
+        text = _USUAL.get(name, name)
+        meant = name.isidentifier() and all(n.id in known_names for n in names(parse(text)))
+        expression = text if meant else "none"
+        known = plain(value_of(expression, scope))
+        if expression == "none" or (known is None and value is not None and name != "rope_scaling"):
+            unseen.append(path)
+        elif not same(value, known) and any(n.id in reads for n in names(parse(expression))):
+            message = f"`{path}` is {json.dumps(value)} here; `{resolved.spec.id}` has {json.dumps(known)}"
+            help = f"or let `{resolved.spec.id}` count with `export --ignore-config`"
+            findings.append(Diagnostic("LG607", "error", message, source.place(path), (), help))
+    if unseen:
+        says = f"`{resolved.spec.id}` has no `config` table that says what these keys mean:"
+        findings.append(_not_compared(says, unseen))
+    return tuple(findings)
+
+
+def _not_compared(why: str, keys: Sequence[str]) -> Diagnostic:
+    message = f"not everything was compared; {why} {listed(keys)}"
+    help = "see to it that they say what the spec does"
+    return Diagnostic("LG648", "warning", message, None, (), help)
 
 
 def _resized(resolved: ResolvedSpec, stored: Checkpoint, registry: Registry) -> Fit | None:

@@ -85,8 +85,7 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
             "LG102", f"`{source.file}` lacks `model_type`", source.place(""), help
         )
     if kind not in kinds:
-        near = did_you_mean(str(kind), kinds)
-        help = f"did you mean `{near}`?" if near else f"known are {', '.join(kinds)}"
+        help = did_you_mean(str(kind), kinds, f"known are {', '.join(kinds)}")
         message = f"no spec describes the model type `{str(kind)[:60]}`"
         raise LlamagenError.of("LG109", message, source.place("model_type"), help)
     values: dict[str, Json] = {}
@@ -109,6 +108,17 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
     return Foreign(source, str(kind), values, written, ignored)
 
 
+def usual_leaves(config: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
+    """Key as `read_config` spells it, key as the file does, value."""
+    for path, value in _leaves(config, GROUPS):
+        yield from ((key, path, one) for key, one in _spelled(path, value))
+
+
+def entries(value: Json) -> Iterable[tuple[str, Json]]:
+    """Of a mapping; none of any other value."""
+    return value.items() if isinstance(value, Mapping) else ()
+
+
 def _leaves(config: Mapping[str, Json], groups: Iterable[str]) -> Iterator[tuple[str, Json]]:
     """Dotted key -> value, of ``groups`` what is below them."""
     for key, value in config.items():
@@ -128,7 +138,7 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]
         scaling = _scaling({key: one for key, one in value.items() if key != "rope_theta"})
-        if scaling is not None:
+        if scaling:  # transformers takes a missing kind for the plain one
             yield f"{lead}rope_scaling", scaling
     elif name == "attn_temperature_tuning" and type(value) is int:
         yield path, value != 0  # transformers 4.51 wrote the interval of such layers
@@ -301,8 +311,7 @@ class _Params:
         findings: list[Diagnostic] = []
         for key in self.stated:
             if key not in known:
-                near = did_you_mean(key, known, aliases={})
-                help = f"did you mean `{near}`?" if near else "remove it if the graph is the same"
+                help = did_you_mean(key, known, "remove it if the graph is the same")
                 message = f"`{key[:80]}` is not a key of such a params.json that is known here"
                 place = self.source.place(key)
                 findings.append(Diagnostic("LG107", "error", message, place, (), help))

@@ -170,8 +170,8 @@ def _unknown(foreign: Foreign, base: ConfigTable, keys: set[str]) -> Iterator[Di
         if key in known or base.passed_over(key, value) is not None:
             continue
         message = f"`{foreign.named(key)[:80]}` is not a key of the model type `{foreign.kind}` that is known here"
-        near = did_you_mean(key, [*known, *base.ignored], aliases={})
-        help = f"did you mean `{near}`?" if near else "remove it if it changes nothing of the graph"
+        unless = "remove it if it changes nothing of the graph"
+        help = did_you_mean(key, [*known, *base.ignored], unless)
         yield foreign.refusal("LG107", message, key, help)
 
 

@@ -36,7 +36,7 @@ from llamagen.emit.onnx.profile import (
 from llamagen.emit.options import DEFAULTS, ExportOptions, one_of
 from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.ops.attention import CHUNKS, append_to_cache
 from llamagen.ops.dims import Dim, P
 from llamagen.ops.op import Role, State, TensorType
@@ -242,7 +242,7 @@ class _Emitter:
 
     def table(self) -> tuple[Initializer, ...]:
         """Each parameter once, in the order of the graph; joined ones where the first of them was."""
-        dtype, shapes = self.b.dtype, {n: p.shape for n, p in parameters(self.graph).items()}
+        dtype, shapes = self.b.dtype, {n: p.shape for n, p in self.graph.parameters.items()}
         joined = {paths[0]: name for name, paths in self.rewritten.joined.items()}
         inside = {path for paths in self.rewritten.joined.values() for path in paths}
         table: list[Initializer] = []

@@ -10,7 +10,7 @@ from functools import reduce
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.names import docstring_text, local, part_name
-from llamagen.emit.torch.plan import Plan, last_nodes, taken_from, type_of
+from llamagen.emit.torch.plan import Plan, last_nodes, taken_from
 from llamagen.emit.torch.site import ModuleSite, TorchSite
 from llamagen.ir.flatten import collected
 from llamagen.ir.graph import Block, BlockPart, Node, OpPart, Part, StackPart, Value
@@ -274,7 +274,7 @@ class Body:
         return outputs[0] if len(outputs) == 1 else Text(", ".join(flat(o) for o in outputs))
 
     def type(self, operand: str) -> TensorType:
-        return type_of(self.plan.graph, self.block, operand)
+        return self.plan.graph.type_of(self.block, operand)
 
     def latest(self) -> dict[str, TensorType]:
         """Variable -> type of the value it holds now."""

@@ -35,7 +35,7 @@ _NODES: tuple[type[ast.AST], ...] = (
 )  # fmt: skip
 _NAMES = frozenset(
     {
-        "bool", "cls", "dict", "float", "int", "isinstance", "iter", "len", "list", "max", "min", "next",
+        "bool", "cls", "dict", "float", "hasattr", "int", "isinstance", "iter", "len", "list", "max", "min", "next",
         "property", "classmethod", "enumerate", "range", "self", "set", "sorted", "str", "sum", "super", "tuple",
     }
 )  # fmt: skip

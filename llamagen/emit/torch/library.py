@@ -32,9 +32,11 @@ Attend = Callable[..., Tensor]
 
 
 def init_weights(module: nn.Module, *, biased: bool = False) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
     if biased and isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 
@@ -162,6 +164,14 @@ def causal_mask(
     return mask if attention_mask is None else mask & attention_mask[:, None, None].bool()
 
 
+def padding_mask(S: int, P: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+    """True where a key is no padding, [B or 1, 1, S, T]."""
+    mask = torch.ones(1, 1, S, P + S, dtype=torch.bool, device=device)
+    if attention_mask is None:
+        return mask
+    return mask & attention_mask[:, None, None, -(P + S) :].bool()
+
+
 def sliding_causal_mask(
     S: int,
     P: int,
@@ -278,7 +288,8 @@ def sdpa(
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     if grouped:
         B, N, S, H = q_BNSH.shape
-        if S == 1 and mask is not None:  # the queries of a group as rows: reads k and v once
+        # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+        if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
             q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
             y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask, scale=scale)
             return y_BKRH.view(B, N, S, -1)
@@ -325,7 +336,8 @@ def eager(
         slope_N11 = torch.tensor(slopes, dtype=torch.float32, device=key.device)[:, None, None]
         score_BNST = score_BNST - slope_N11 * distance_ST
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     if sinks is not None:
         sinks_BNS1 = sinks[:, None, None].expand(*score_BNST.shape[:-1], 1)
         score_BNST = torch.cat((score_BNST, sinks_BNS1.to(score_BNST.dtype)), dim=-1)
@@ -359,8 +371,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.offset = offset
         self.late = late
-        self.weight = nn.Parameter(torch.zeros(features) if offset else torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.0 if self.offset else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -401,6 +417,9 @@ class Experts(nn.Module):
         else:
             self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate, features))
             self.down_proj = nn.Parameter(torch.empty(num_experts, features, intermediate))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.normal_(self.gate_up_proj, std=INITIALIZER_RANGE)
         nn.init.normal_(self.down_proj, std=INITIALIZER_RANGE)
 

@@ -15,7 +15,7 @@ from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.place import library
 from llamagen.emit.torch.plan import Plan, make_plan
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph, OpPart, instances, join
+from llamagen.ir.graph import Graph
 from llamagen.ir.joined import Joined
 from llamagen.ops.code import WIDTH, Fixed, Stay, Text
 from llamagen.ops.dims import Dim
@@ -422,16 +422,11 @@ def _shape(dims: Sequence[Dim]) -> str:
 def _ties(graph: Graph) -> dict[str, str]:
     """Path of a parameter -> the path of the one that it is. Raises LlamagenError (LG741) for those in a stack."""
     ties: dict[str, str] = {}
-    for here in instances(graph):
-        for part in here.block.parts.values():
-            if isinstance(part, OpPart) and part.tied_to is not None:
-                path, source = join(join(here.path, part.name), "weight"), part.tied_to
-                for component in (*path.split("."), *source.split(".")):
-                    if component.isdecimal():
-                        message = (
-                            f"`{path}` is tied to `{source}`: layers of a stack cannot be tied"
-                        )
-                        raise LlamagenError.of("LG741", message, part.span)
-                    part_name(component, part.span)
-                ties[path] = source
+    for path, part in graph.ties.items():
+        ties[path] = source = part.tied_to or ""
+        for component in (*path.split("."), *source.split(".")):
+            if component.isdecimal():
+                message = f"`{path}` is tied to `{source}`: layers of a stack cannot be tied"
+                raise LlamagenError.of("LG741", message, part.span)
+            part_name(component, part.span)
     return ties

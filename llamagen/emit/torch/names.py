@@ -27,7 +27,7 @@ HELPER_NAMES = frozenset(
     {
         *(name for name in library().definitions if "." not in name),
         *(alias.asname or alias.name for line in library().imports for alias in line.names),
-        "bool", "enumerate", "float", "int", "len", "list", "next", "range", "str", "sum", "super", "tuple",
+        "bool", "enumerate", "float", "hasattr", "int", "len", "list", "next", "range", "str", "sum", "super", "tuple",
         "attend", "cache", "chunked_mask", "cross", "layer", "self", "sliding_mask",
         "RoundedLateRMSNorm", "ShiftedRMSNorm", "ShiftedRoundedLateRMSNorm",
     } - _STAND_INS
@@ -43,7 +43,8 @@ MODULE_ATTRIBUTES = frozenset(
         "named_parameters", "parameters", "register_backward_hook", "register_buffer", "register_forward_hook",
         "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook",
         "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook", "register_module",
-        "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook", "requires_grad_", "see",
+        "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook", "requires_grad_",
+        "reset_parameters", "see",
         "set_extra_state", "set_submodule", "share_memory", "slopes", "state_dict", "tie", "to", "to_empty", "train",
         "training", "type", "xpu", "zero_grad",
     }

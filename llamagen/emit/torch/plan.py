@@ -14,7 +14,7 @@ from llamagen.ir.joined import Joined
 from llamagen.ops.activations import ACTIVATIONS
 from llamagen.ops.code import Fixed, Shared, Stay, Template, Text, flat
 from llamagen.ops.dims import S
-from llamagen.ops.op import Attrs, Role, State, TensorType, a_float, a_str, keep_of, no_flops
+from llamagen.ops.op import Attrs, Role, State, a_float, a_str, keep_of, no_flops
 
 _ARGUMENTS = ("rope", "grid", "mask", "temperature", "tiles")
 _EXTRAS: Mapping[str, Callable[[Node], bool]] = {
@@ -91,9 +91,9 @@ class Plan:
     def behind(self) -> set[str]:
         """Blocks that run for images only."""
         skipped = self.whole.skipped if self.whole is not None else frozenset()
-        names = {n for name in skipped for n in below(self.graph.blocks[name])}
+        names = {n for name in skipped for n in self.graph.blocks[name].below}
         others = [b for b in self.graph.blocks.values() if b.name not in skipped | names]
-        return names.difference(*map(below, others))
+        return names.difference(*(b.below for b in others))
 
     @property
     def bounded(self) -> bool:
@@ -223,7 +223,7 @@ def _variants(plan: Plan) -> None:
     for block in plan.graph.blocks.values():
         for node in block.nodes:
             if node.row.role is Role.ROTATION:
-                x, table = (type_of(plan.graph, block, o).shape[-1] for o in node.operands[:2])
+                x, table = (plan.graph.type_of(block, o).shape[-1] for o in node.operands[:2])
                 half = a_str(node.attrs, "layout") == "half"
                 function = "rotate" if half else "rotate_interleaved"
                 if table * 2 != x:
@@ -262,7 +262,7 @@ def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
         crossing = bool(states & {State.READ, State.WRITTEN})
         own |= {"cache"} if State.SLOT in states or (crossing and plan.whole) else set()
         own |= {"cross"} if crossing and not plan.whole else set()
-        needs[block.name] = own.union(*(needs[name] for name in below(block)))
+        needs[block.name] = own.union(*(needs[name] for name in block.below))
     for block in blocks:
         for part in block.parts.values():
             if isinstance(part, StackPart):
@@ -272,41 +272,18 @@ def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
     return {name: tuple(v for v in order if v in own) for name, own in needs.items()}
 
 
-def below(block: Block) -> set[str]:
-    """The blocks of its parts."""
-    names: set[str] = set()
-    for part in block.parts.values():
-        match part:
-            case BlockPart(block=name):
-                names.add(name)
-            case StackPart(blocks=several):
-                names.update(several)
-            case OpPart():
-                pass
-    return names
-
-
 def _attending(plan: Plan) -> set[str]:
     """Blocks whose constructor takes an attention: those that call it, those above, and all of a stack with one."""
     blocks = plan.graph.blocks.values()
     names = plan.directly_attending
     while True:
-        grown = names | {b.name for b in blocks if below(b) & names}
+        grown = names | {b.name for b in blocks if names & set(b.below)}
         for part in (p for b in blocks for p in b.parts.values()):
             if isinstance(part, StackPart) and set(part.blocks) & grown:
                 grown |= set(part.blocks)
         if grown == names:
             return names
         names = grown
-
-
-def type_of(graph: Graph, block: Block, operand: str) -> TensorType:
-    if not operand.startswith("@"):
-        return block.values[operand].type
-    name = operand[1:]
-    if name in graph.prelude_values:
-        return graph.prelude_values[name].type
-    return next(v.type for v in graph.inputs if v.id == name)
 
 
 def last_nodes(graph: Graph, block: Block) -> tuple[Node, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen import api, api_analysis
+from llamagen import api
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import lasting, overlay, plain_of
 from llamagen.diagnostics import LlamagenError
@@ -93,11 +93,11 @@ def test_every_question_takes_a_configuration(
     config = api.load("llama/3.2/1b").files(Target.CONFIG)["config.json"]
     (tmp_path / "config.json").write_text(config, encoding="utf-8")
     for target in ("config.json", str(tmp_path)):
-        assert api_analysis.cost(target).parameters.total == 1_235_814_400
-        assert "DecoderLayer ×16" in api_analysis.graph_tower(target)
-        assert "500000.0" in api_analysis.explain(target, "rope.theta")
-        assert api_analysis.show(target)[0].title == "model"
-        assert api_analysis.plot([target]).startswith("<svg")
+        assert api.cost(target).parameters.total == 1_235_814_400
+        assert "DecoderLayer ×16" in api.graph_tower(target)
+        assert "500000.0" in api.explain(target, "rope.theta")
+        assert api.show(target)[0].title == "model"
+        assert api.plot([target]).startswith("<svg")
 
 
 @pytest.mark.parametrize(
@@ -112,18 +112,18 @@ def test_every_question_takes_a_configuration(
 )
 def test_unknown_targets_have_a_next_step(target: str, help: str | None) -> None:
     with pytest.raises(LlamagenError) as caught:
-        api_analysis.cost(target)
+        api.cost(target)
     found = caught.value.diagnostics[0]
     assert (found.code, found.help) == ("LG201", help)
 
 
 def test_an_unknown_generation_is_no_empty_list() -> None:
     with pytest.raises(LlamagenError) as caught:
-        api_analysis.list_models(generation="3.20")
+        api.list_models(generation="3.20")
     assert caught.value.diagnostics[0].help == "did you mean `3.2`?"
 
 
 def test_a_record_without_wiring_has_no_verdict() -> None:
     with pytest.raises(LlamagenError) as caught:
-        api_analysis.compat("llama/2/7b", "llama/4/behemoth")
+        api.compat("llama/2/7b", "llama/4/behemoth")
     assert caught.value.diagnostics[0].code == "LG401"

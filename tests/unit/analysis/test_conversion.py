@@ -20,7 +20,7 @@ from llamagen.analysis.diff.weights import (
 from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.ir.reference import evaluate
 from tests.unit.analysis import models
 
@@ -43,7 +43,7 @@ def random_weights(graph: Graph) -> Weights:
     """Unit scale: embeddings of std 1, gains about 1, matrices that keep the size of their operand."""
     random = np.random.default_rng(7)
     weights: Weights = {}
-    for path, p in parameters(graph).items():
+    for path, p in graph.parameters.items():
         values = random.standard_normal(p.shape)
         if p.kind == "norm":
             values = 1 + 0.3 * values
@@ -54,9 +54,9 @@ def random_weights(graph: Graph) -> Weights:
 
 
 def convert(weights: Weights, plans: tuple[Plan, ...], after: Graph) -> Weights:
-    made = {path: weights[path] for path in parameters(after) if path in weights}
+    made = {path: weights[path] for path in after.parameters if path in weights}
     for plan in plans:
-        shape = parameters(after)[plan.target].shape
+        shape = after.parameters[plan.target].shape
         pieces = [
             np.zeros((len(piece.rows), *shape[1:]))
             if piece.source == ZERO_ROWS
@@ -111,7 +111,7 @@ def test_converted_weights_give_the_same_logits(
     weights = random_weights(first)
     wanted = logits(first, weights)
     converted = convert(weights, plans, second)
-    assert set(converted) == set(parameters(second))
+    assert set(converted) == set(second.parameters)
     found = logits(second, converted)
     vocab = wanted.shape[-1]
     np.testing.assert_allclose(found[..., :vocab], wanted, rtol=0, atol=1e-12 * wanted.std())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llamagen import api_analysis as api
+from llamagen import api
 from llamagen.analysis.diff.judge import Surface, Verdict, diff
 from llamagen.analysis.numbers import Component, count_parameters, image_cost
 from llamagen.analysis.targets import Model, built

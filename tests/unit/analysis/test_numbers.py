@@ -21,7 +21,7 @@ from llamagen.analysis.numbers import (
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import MAIN, parameters
+from llamagen.ir.graph import MAIN
 from llamagen.ops.table import OPS
 from tests.unit.analysis import models
 
@@ -55,7 +55,7 @@ def test_totals_of_facts(source: str, total: int, per_token: int) -> None:
 def test_folded_sums_equal_the_unrolled_graph(source: str) -> None:
     graph = models.graph(source)
     flat = flatten(graph)
-    assert count_parameters({MAIN: graph}).total == sum(p.count for p in parameters(graph).values())
+    assert count_parameters({MAIN: graph}).total == sum(p.count for p in graph.parameters.values())
     slots = [(s.path, s.key.shape[1].value, s.key.shape[3].value) for s in flat.slots]
     assert [(c.path, c.kv_heads, c.key_dim) for c in cache_of(graph).layers] == slots
     sizes = {"B": 3, "S": 5, "P": 7}

@@ -14,7 +14,7 @@ from llamagen.analysis.diff.weights import Transform
 from llamagen.analysis.queries import query, share, timeline, timeline_text
 from llamagen.analysis.records import COLUMNS, Record, attention_kind, records_of
 from llamagen.analysis.sql import TABLES, sql
-from llamagen.api_analysis import MAINLINE
+from llamagen.api import MAINLINE
 from llamagen.diagnostics import LlamagenError
 from llamagen.spec.registry import Registry
 from tests.unit.analysis import models

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llamagen
-from llamagen import api_analysis
+from llamagen import api
 from llamagen.analysis import targets
 from llamagen.analysis.targets import resolved_of
 from llamagen.diagnostics import LlamagenError
@@ -74,7 +74,7 @@ def test_for_everybody(git: Git, files: dict[str, str], path: str) -> None:
     found = resolved_of(f"HEAD:{path}")
     assert f"id: {found.spec.id}\n" in files[path]
     assert llamagen.load(f"HEAD:{path}").spec == found.spec
-    assert api_analysis.model_of(f"HEAD:{path}").graph is not None
+    assert api.model_of(f"HEAD:{path}").graph is not None
 
 
 def test_a_path_may_count_from_the_working_folder(

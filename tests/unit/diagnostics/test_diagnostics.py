@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
+from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean, nearest
 
 
 def test_span_defaults_to_one_character() -> None:
@@ -70,11 +70,9 @@ def test_subclasses_keep_their_type() -> None:
     ],
 )
 def test_did_you_mean(word: str, candidates: list[str], expected: str | None) -> None:
-    assert did_you_mean(word, candidates) == expected
-
-
-def test_given_aliases_win() -> None:
-    assert did_you_mean("dim", ["hidden_size", "head_dim"], {"dim": "head_dim"}) == "head_dim"
+    assert nearest(word, candidates) == expected
+    sentence = f"did you mean `{expected}`?" if expected else "ask"
+    assert did_you_mean(word, candidates, "ask") == sentence
 
 
 def test_import_stays_light() -> None:

@@ -79,7 +79,7 @@ def exported(folder: Path, out: Path, **options: object) -> tuple[str, ...]:
 
 def test_a_text_is_searched_with_where_there_is_a_tokenizer(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "checkpoint")
-    assert "LG648" not in exported(folder, tmp_path / "searched")
+    assert "LG649" not in exported(folder, tmp_path / "searched")
     record = read_manifest(tmp_path / "searched").quantization
     assert record is not None and record.method == "search"
     assert record.calibration == digest_of(built_in_text())
@@ -87,7 +87,7 @@ def test_a_text_is_searched_with_where_there_is_a_tokenizer(tmp_path: Path) -> N
         folder, tmp_path / "plain", method="rtn"
     )
     (folder / "tokenizer.json").unlink()
-    assert "LG648" in exported(folder, tmp_path / "without")
+    assert "LG649" in exported(folder, tmp_path / "without")
     data = {
         n: (tmp_path / n / "model.onnx.data").read_bytes()
         for n in ("searched", "again", "plain", "without")

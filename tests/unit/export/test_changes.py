@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen import api, api_verify
+from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.witnesses import TorchWitness
 from tests.parity.models import SPECS
@@ -94,7 +94,7 @@ def test_a_folder_that_changes_is_not_verified(
 
     monkeypatch.setattr(TorchWitness, "of_graph", staticmethod(change))
     with pytest.raises(LlamagenError, match=rf"LG622.*{name}' was changed while it was read"):
-        api_verify.verify_folder(tmp_path / "out", ["torch"], steps=1)
+        api.verify_folder(tmp_path / "out", ["torch"], steps=1)
 
 
 @pytest.mark.parametrize("where", ["out", "checkpoint"])
@@ -115,7 +115,7 @@ def test_quality_of_what_changes_is_not_recorded(
 
     monkeypatch.setattr(TorchWitness, "of_graph", staticmethod(change))
     with pytest.raises(LlamagenError, match=r"LG622.*was changed while it was read"):
-        api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
+        api.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
     assert (tmp_path / "out" / "MANIFEST.json").read_bytes() == before
 
 

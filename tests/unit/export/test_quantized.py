@@ -230,7 +230,7 @@ def test_it_generates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quantize", "code", "words"),
     [
-        (QuantizeOptions("int5"), "LG707", "did you mean int8?"),
+        (QuantizeOptions("int5"), "LG707", "did you mean `int8`?"),
         (QuantizeOptions("int4", head="q8"), "LG707", "known: none, int4, int8, w8a8"),
         (QuantizeOptions("int4", embedding="w8a8"), "LG707", "known: none, int4, int8"),
         (QuantizeOptions("int4", experts="w8a8"), "LG707", "known: none, int4, int8"),

@@ -212,7 +212,7 @@ def test_random_weights_are_in_no_file(tmp_path: Path) -> None:
     assert caught.value.diagnostics[0].code == "LG703"
     with pytest.raises(LlamagenError) as caught:
         load(DENSE).export(tmp_path / "out", ExportOptions(weights="referenced"), random_weights=1)
-    assert "did you mean reference?" in str(caught.value.diagnostics[0].help)
+    assert "did you mean `reference`?" in str(caught.value.diagnostics[0].help)
 
 
 def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:

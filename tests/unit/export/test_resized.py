@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen import api, api_analysis
+from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import Target
 
@@ -110,6 +110,6 @@ def test_values_without_a_key_follow_those_with_one(tmp_path: Path) -> None:
     config["image_token_index"] = 7
     config["text_config"]["intermediate_size"] = 96
     (tmp_path / "config.json").write_text(json.dumps(config))
-    spec = api_analysis.import_config(tmp_path / "config.json").resolved.spec
+    spec = api.import_config(tmp_path / "config.json").resolved.spec
     assert spec.constants["patch_token"] == 7
     assert spec.hyperparameters.shared_expert_intermediate_size == 96

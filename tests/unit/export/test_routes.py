@@ -12,7 +12,7 @@ from llamagen.cli import main
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.limits import TOLERANCES, difference
+from llamagen.verify.limits import TOLERANCES, difference, largest_of
 from tests.unit.export.checkpoints import REDUCED, ROUTES, Reduced
 
 IDS = [5, 17, 90, 3, 3, 41, 66, 8, 23, 77, 12, 58]
@@ -46,7 +46,7 @@ def test_four_routes_to_one_folder(model: Reduced, tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = model.peer(torch.tensor([IDS + STEPS])).logits[0, len(IDS) - 1 :]
     found = difference(expected.astype(np.float64), theirs.double().numpy())
-    assert found.within(TOLERANCES["float32"]), found
+    assert found.within(largest_of(TOLERANCES["float32"], found.count)), found
     # weights of a Meta folder, the config.json that was generated for it, transformers' own code
     report = verify_folder(folders["meta_double"], ("torch", "reference", "transformers"), steps=3)
     assert report.passed and len(report.rows) == 3 * 9, [row.cells() for row in report.rows]

@@ -117,6 +117,77 @@ def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
     assert (found.code, found.severity) == ("LG608", "note")
 
 
+OWN = """
+spec: 1
+id: tests/own
+extends: llama/2/7b
+config: null
+constants: {logit_scale: 0.5}
+blocks: {CausalLM: {forward: 'return lm_head(model(input_ids)) * logit_scale'}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "codes"),
+    [
+        ({}, []),
+        ({"rope_theta": 500000.0}, ["LG607"]),
+        ({"rms_norm_eps": 1e-6, "num_attention_heads": 16}, ["LG607", "LG607"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["LG607"]),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}, ["LG607"]),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e4}}, []),
+        ({"logit_scale": 0.25}, ["LG607"]),
+        ({"max_position_embeddings": 77, "use_cache": False}, []),
+    ],
+    ids=str,
+)
+def test_a_spec_without_a_table_is_compared_by_usual_names(
+    change: dict[str, object], codes: list[str], tmp_path: Path
+) -> None:
+    """What else the file has was not compared, and that is said."""
+    config: dict[str, object] = {
+        "my_scale": 0.25,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "num_attention_heads": 32,
+    }
+    config = {k: v for k, v in {**config, **change}.items() if v is not None}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    *found, unseen = disagreements(REGISTRY.load_text(OWN), read_json(file), REGISTRY)
+    assert [one.code for one in found] == codes
+    assert (unseen.code, unseen.severity) == ("LG648", "warning")
+    assert "my_scale" in unseen.message
+    assert all(one.span is not None for one in found)
+
+
+@pytest.mark.parametrize(
+    ("stated", "codes"),
+    [
+        ({"rope_parameters": {"rope_theta": 10000.0}}, []),
+        ({"rope_parameters": {"rope_theta": 20000.0}}, ["LG607"]),
+        ({"rope_theta": 10000.0}, []),
+        ({"rope_theta": 20000.0}, ["LG607"]),
+        ({}, ["LG648"]),
+    ],
+    ids=str,
+)
+def test_a_table_in_the_words_of_transformers_5_is_compared(
+    stated: dict[str, object], codes: list[str], tmp_path: Path
+) -> None:
+    text = OWN.replace(
+        "config: null",
+        "config: {kind: mine, fields: {rope_theta: null, rope_parameters: {rope_theta: rope.theta}},"
+        " absent: {rope_theta: null}}",
+    )
+    file = tmp_path / "config.json"
+    config = config_of("llama-2-7b", model_type="mine", rope_theta=None)
+    config = {k: v for k, v in {**config, **stated}.items() if k != "rope_theta" or v is not None}
+    file.write_text(json.dumps(config))
+    found = disagreements(REGISTRY.load_text(text), read_json(file), REGISTRY)
+    assert [one.code for one in found] == codes, found
+
+
 REDUCED = Path(__file__).resolve().parents[2] / "specs" / "reduced" / "llama-3.1-8b.yaml"
 
 

@@ -62,7 +62,7 @@ def key(source: str) -> str:
 
 
 def values(resolved: ResolvedSpec, sections: tuple[str, ...]) -> Iterator[str]:
-    for path, leaf in resolved.leaves():
+    for path, leaf in resolved.leaves:
         if path.split(".", 1)[0] in sections and leaf.origins[-1].text != "null":
             yield path
 

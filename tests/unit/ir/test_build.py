@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
-from llamagen.ir import algorithms, text
+from llamagen.ir import algorithms
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import BlockPart, Graph, Value, parameters
+from llamagen.ir.graph import BlockPart, Graph, Value
+from llamagen.ir.text import render
 from llamagen.ir.verify import findings
 from llamagen.spec.registry import Registry
+from tests.graph_text import parse
 
 YAML = (Path(__file__).parent / "llama.yaml").read_text()
 
@@ -38,14 +40,14 @@ def graph() -> Graph:
 
 
 def test_role_paths_and_shapes(graph: Graph) -> None:
-    found = {name: p.shape for name, p in parameters(graph).items()}
+    found = {name: p.shape for name, p in graph.parameters.items()}
     assert found["model.embed_tokens.weight"] == (96, 32)
     assert found["model.layers.3.self_attn.k_proj.weight"] == (16, 32)
     assert found["model.layers.0.mlp.down_proj.weight"] == (32, 48)
     assert found["lm_head.weight"] == (96, 32)
     assert len(found) == 4 * 9 + 3
     dense = 2 * 96 * 32 + 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
-    assert sum(p.count for p in parameters(graph).values()) == dense
+    assert sum(p.count for p in graph.parameters.values()) == dense
 
 
 def test_blocks_are_specialised_and_named_for_their_options(graph: Graph) -> None:
@@ -83,17 +85,15 @@ def test_a_stack_of_a_block_without_inputs_is_refused() -> None:
 
 def test_a_tied_head_has_no_weight_of_its_own() -> None:
     graph = graph_of(YAML.replace("tie_embeddings: false", "tie_embeddings: true"))
-    assert "lm_head.weight" not in parameters(graph)
+    assert "lm_head.weight" not in graph.parameters
     head = next(n for n in flatten(graph).nodes if n.path == "lm_head")
     assert head.parameters == {"weight": "model.embed_tokens.weight"}
 
 
 def test_canonical_text_round_trips(graph: Graph) -> None:
-    rendered = text.render(graph)
-    assert text.parse(rendered) == graph
-    assert text.render(text.parse(rendered)) == rendered
-    with pytest.raises(text.GraphTextError, match="line"):
-        text.parse(rendered.replace("root CausalLM", "rot CausalLM"))
+    rendered = render(graph)
+    assert parse(rendered) == graph
+    assert render(parse(rendered)) == rendered
 
 
 def test_flat_form(graph: Graph) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from llamagen.analysis.check import check
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.generate import files_of
+from llamagen.emit.options import Target
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.joined import joined
 from llamagen.spec.fmt import resolved_text
@@ -42,3 +48,35 @@ def test_what_cannot_be_joined_is_said(
 
 def test_a_model_of_text_has_nothing_to_join() -> None:
     assert joined(build_all(Registry((SPECS,)).load("reduced/llama-3.2-1b"))) is None
+
+
+BESIDE = """
+graphs: {enc: {root: Enc, inputs: {pixel_values: "[I, 3]"}, outputs: [features]}}
+blocks:
+  Enc:
+    inputs: [pixel_values]
+    parts: {project: "linear(3, hidden_size)"}
+    forward: |
+      return project(pixel_values)
+"""
+POOLED = """
+blocks:
+  CausalLM:
+    forward: |
+      return lm_head(reshape(model(input_ids), [B * S, hidden_size]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "reason"),
+    [(BESIDE, "LG407", "gives `logits`"), (POOLED, "LG420", r"logits are numbers \[B, S, n\]")],
+)
+def test_check_and_generate_agree_on_what_is_a_model(
+    more: str, code: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"spec: 1\nid: t/odd\nextends: llama/3.2/1b\n{more}")
+    (finding,) = [f for f in check([str(path)]).findings if f.severity == "error"]
+    assert finding.code == code and finding.span is not None and re.search(reason, finding.message)
+    with pytest.raises(LlamagenError, match=reason):
+        files_of(Registry().load(str(path)), [Target.TORCH])

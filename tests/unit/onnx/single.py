@@ -16,7 +16,7 @@ from llamagen.emit.onnx.emit import OnnxModel, emit_onnx
 from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.options import ExportOptions
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Block, Graph, Node, OpPart, Value, parameters
+from llamagen.ir.graph import Block, Graph, Node, OpPart, Value
 from llamagen.ir.reference import evaluate
 from llamagen.ops.dims import Dim
 from llamagen.ops.op import AttrValue, DType, TensorType
@@ -158,7 +158,7 @@ def random_weights(graph: Graph, seed: int = 7) -> dict[str, Array]:
     """Unit-scale weights: matrices keep the variance of what they multiply, norms are near one, biases live."""
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
-    for name, p in parameters(graph).items():
+    for name, p in graph.parameters.items():
         values = rng.standard_normal(p.shape)
         match p.kind:
             case "matrix":

@@ -17,7 +17,7 @@ from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.options import ExportOptions
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import FlatGraph, flatten
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.ir.reference import evaluate
 from llamagen.spec.registry import Registry
 
@@ -214,7 +214,7 @@ def emitted(name: str, dtype: OnnxDType = "float32") -> OnnxModel:
 def test_initializers_are_the_checkpoint(name: str) -> None:
     """Names and shapes are those of the parameters; what is computed is small and lies under a slash."""
     model = emitted(name)
-    wanted = {n: p.shape for n, p in parameters(graph_of(name)).items()}
+    wanted = {n: p.shape for n, p in graph_of(name).parameters.items()}
     assert {i.name: i.shape for i in model.initializers} == wanted
     others = set(model.model.graph.initializers) - set(wanted)
     assert all(n.startswith("/") for n in others)

@@ -87,7 +87,7 @@ def test_a_part_is_removed_by_none(root: Path) -> None:
 
 def test_every_leaf_knows_its_chain_of_origins(root: Path) -> None:
     resolved = load(root)
-    leaves = dict(resolved.leaves())
+    leaves = dict(resolved.leaves)
     width = leaves["hyperparameters.hidden_size"]
     assert [(o.spec_id, o.text, o.span.line) for o in width.origins] == [
         ("my/base", "64", 5),

@@ -165,8 +165,8 @@ def test_positions_inside_blocks() -> None:
     f, g = scalar(source, "a", "f"), scalar(source, "a", "g")
     assert f.text == "\nh = x\n  return é + y"
     assert f.span == Span("f", 2, 6, 5, 19)
-    assert f.line_span(1) == Span("f", 4, 5, 4, 10)
-    assert f.line_span(2) == Span("f", 5, 7, 5, 19)
+    assert f.slice_span(1, 6) == Span("f", 4, 5, 4, 10)
+    assert f.slice_span(9, 21) == Span("f", 5, 7, 5, 19)
     at = f.text.index("y")
     assert f.slice_span(at, at + 1) == Span("f", 5, 18, 5, 19)
     assert f.position(len(f.text)) == (5, 19)

@@ -18,7 +18,7 @@ from llamagen.emit.torch import emit_torch, load_module
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.module import formatted
 from llamagen.emit.torch.names import HELPER_NAMES, MODULE_ATTRIBUTES, Constants, class_names, local
-from llamagen.ir.graph import Graph, parameters
+from llamagen.ir.graph import Graph
 from llamagen.ops.code import (
     Binary,
     Code,
@@ -35,7 +35,7 @@ from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.table import NODES, OPS
 from llamagen.spec.expr import parse
 from llamagen.spec.registry import Registry
-from llamagen.verify.limits import TOLERANCES, difference
+from llamagen.verify.limits import TOLERANCES, difference, largest_of
 from llamagen.verify.scenarios import scenarios
 from tests.parity.models import RandomModel
 from tests.unit.torch.models import LLAMA3, SPECS, TIED, changed, graph, module
@@ -72,7 +72,7 @@ def test_state_dict_has_the_role_paths(spec_id: str) -> None:
         model = getattr(module(made), made.root)()
     tied = getattr(module(made), "TIED", {})
     found = {n: tuple(p.shape) for n, p in model.state_dict().items() if n not in tied}
-    assert found == {n: p.shape for n, p in parameters(made).items()}
+    assert found == {n: p.shape for n, p in made.parameters.items()}
 
 
 def test_the_same_graph_gives_the_same_bytes() -> None:
@@ -138,7 +138,7 @@ def test_blocks_named_like_helpers_get_classes_of_their_own() -> None:
     assert class_names(model.graph)["Path"] == classes[-1] == "PathBlock"
     case = scenarios(model.vocab_size, 5, 2)[1]
     found = difference(case.logits(model.torch), case.logits(model.reference))
-    assert found.within(TOLERANCES["float32"])
+    assert found.within(largest_of(TOLERANCES["float32"], found.count))
 
 
 def test_values_named_like_helpers_and_modules_give_way() -> None:

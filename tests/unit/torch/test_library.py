@@ -174,6 +174,13 @@ def test_sdpa_is_eager(new: int, choice: dict[str, Any]) -> None:
     )
 
 
+def test_a_query_that_sees_no_key_is_no_nan_in_float64() -> None:
+    """Scores are float64 and the softmax is not: the least float64 would be minus infinity to it."""
+    x = tensor(1, 2, 3, 4).double()
+    mask = torch.tensor([[False, False, False], [False, True, False], [False, True, True]])
+    assert library.eager(x, x, x, mask[None, None], cap=2.0).isfinite().all()
+
+
 @pytest.mark.parametrize("function", ["rotate", "rotate_interleaved"])
 @pytest.mark.parametrize("some", [True, False])
 def test_rotations(function: str, some: bool) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from llamagen.api import load
-from llamagen.api_verify import measure_quality
+from llamagen.api import load, measure_quality
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.runtime.session import Session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llamagen.api import load, random_checkpoint
-from llamagen.api_verify import measure_quality
+from llamagen.api import load, measure_quality, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import CHOICES, ONE_ROW, verify_folder
+from llamagen.verify.folder import CHOICES, EXACTLY, ONE_ROW, verify_folder
+from llamagen.verify.limits import difference
+from llamagen.verify.scenarios import scenarios
+from llamagen.verify.witnesses import OnnxWitness
 from tests.parity.models import SPECS, RandomModel
 from tests.parity.peers import PEERS, common
 
@@ -43,10 +46,12 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
     report = verify_folder(exported("qwen3_moe", tmp_path / "out", dtype), steps=4)
+    cases = (*CASES, *((CHOICES,) if dtype != "float32" else ()))
+    exactly = [f"{case}{EXACTLY}" for case in CASES]
     assert [(r.witness, r.case, r.verdict) for r in report.rows] == [
-        (witness, case, "equal")
-        for witness in ("torch", "reference")
-        for case in (*CASES, *((CHOICES,) if dtype != "float32" else ()))
+        ("spec", "table /cos/inv_freq", "equal"),
+        *(("torch", case, "equal") for case in cases),
+        *(("reference", case, "equal") for case in (*cases, *exactly)),
     ]
     assert report.passed
     shifts = {case.name: case.shift for case in report.facts.cases}
@@ -97,7 +102,7 @@ def _edited(folder: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
 
 def _different(folder: Path, **options: Any) -> set[str]:
     report = verify_folder(folder, ["reference"], steps=4, **options)
-    return {row.case for row in report.rows if row.verdict == "different"}
+    return {row.case.removesuffix(EXACTLY) for row in report.rows if row.verdict == "different"}
 
 
 def test_far_positions_show_a_wrong_frequency(mistral: Path, tmp_path: Path) -> None:
@@ -147,12 +152,96 @@ def test_layers_show_where_an_error_begins(mistral: Path, tmp_path: Path) -> Non
         assert second.torch is not None and second.torch.rms_over_std < 1.5e-6
 
 
+DECODER = """
+spec: 1
+id: tests/decoder
+extends: llama/2/7b
+hyperparameters: {hidden_size: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 16, intermediate_size: 24,
+  vocab_size: 50, max_positions: 64}
+invariants: null
+blocks:
+"""
+HEADS = {
+    "narrow": "  CausalLM: {parts: {lm_head: 'linear(hidden_size, 3)'}}\n",
+    "wide": "  CausalLM: {parts: {lm_head: 'linear(hidden_size, 90)'}}\n",
+    "mean": "  CausalLM: {forward: 'return lm_head(mean(model(input_ids), axis=1))'}\n",
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
+def test_ids_are_of_the_embedding_whatever_the_output_is(
+    head: str, profile: str, tmp_path: Path
+) -> None:
+    """Without a token in the result, what is the same in other calls or with padding is not asked."""
+    (tmp_path / "decoder.yaml").write_text(DECODER + HEADS[head])
+    load(tmp_path / "decoder.yaml").export(
+        tmp_path / "out", ExportOptions(profile=profile), random_weights=5
+    )
+    report = verify_folder(tmp_path / "out", steps=3)
+    assert report.passed
+    assert len(report.rows) == 2 * (4 if head == "mean" else len(CASES))
+    assert all(case.input_ids.max() < 50 for case in report.facts.cases)
+    assert head == "mean" or max(case.input_ids.max() for case in report.facts.cases) > 40
+
+
+@pytest.mark.parametrize("cache", ["v = ", "k, v = cache(k, "])
+def test_a_token_that_sees_every_token_sees_no_padding(cache: str) -> None:
+    model = RandomModel.of_text(
+        DECODER
+        + f"""
+  Attention:
+    forward: |
+      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
+      k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
+      {cache}split_heads(v_proj(x), num_kv_heads){")" if "cache" in cache else ""}
+      return o_proj(merge_heads(attention(q, k, v, mask='none')))
+"""
+    )
+    padded = scenarios(50, 9, 4)[2]
+    whole = replace(padded, splits=(13,))
+    rows = np.concatenate([row.logits(model.reference) for row in whole.alone()])
+    assert np.abs(whole.logits(model.reference) - rows).max() < 1e-12
+    for profile in ("portable", "ort-cpu"):
+        options = ExportOptions(profile=profile, logits="all")
+        onnx_model = OnnxWitness.of_graph(model.graph, model.weight, options)
+        for case in (whole, padded):
+            exact = case.logits(model.reference)
+            for witness in (onnx_model, model.torch):
+                assert difference(case.logits(witness), exact).max_over_std < 1e-5
+
+
+def test_graphs_that_no_case_reaches_are_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    scout = load(SPECS / "reduced" / "llama-4-scout.yaml")
+    scout.export(folder, random_weights=5)
+
+    def unknown(*_: object) -> None:
+        raise ValueError("no case is known for graphs with several hand-overs")
+
+    monkeypatch.setattr("llamagen.verify.folder.image_scenarios", unknown)
+    report = verify_folder(folder, ["torch"], steps=1)
+    (row,) = (row for row in report.rows if row.case == "all")
+    assert row.verdict == "not compared" and not report.passed
+    for name in ("several hand-overs", "vision_encoder", "--leave-out"):
+        assert name in row.note
+    beside = [file.stem for file in folder.glob("*.onnx") if file.stem != "model"]
+    assert verify_folder(folder, ["torch"], steps=1, leave_out=beside).passed
+    with pytest.raises(LlamagenError, match="no graph `vision_tower` to leave out"):
+        verify_folder(folder, ["torch"], leave_out=["vision_tower"])
+
+
 def test_a_model_too_large_for_the_reference_is_not_called_equal(
     mistral: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llamagen.verify.folder.MAX_REFERENCE_PARAMETERS", 10)
     report = verify_folder(mistral, ["reference"], steps=1)
-    assert [row.verdict for row in report.rows] == ["skipped"]
+    assert [(row.witness, row.verdict) for row in report.rows] == [
+        ("spec", "equal"),
+        ("reference", "skipped"),
+    ]
     assert not report.passed
 
 
@@ -221,20 +310,18 @@ def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
     load(SPECS / "reduced" / "llama-2-70b.yaml").export(
         out, ExportOptions(profile="ort-cpu", runtime=runtime), random_weights=1
     )
-    done: list[tuple[int, int]] = []
-    report = verify_folder(
-        out, ["torch"], steps=4, progress=lambda done_, total: done.append((done_, total))
-    )
+    done: list[tuple[int, int, str]] = []
+    report = verify_folder(out, ["torch"], steps=4, progress=lambda *told: done.append(told))
     manifest = read_manifest(out)
     assert (manifest.runtime, manifest.batched_chunks) == (runtime, runtime == "1.32")
     verdicts = {row.case: row.verdict for row in report.rows}
-    assert tuple(verdicts) == CASES and report.passed
+    assert tuple(verdicts) == (*CASES, "around 64") and report.passed
     skipped = {"rows cut anywhere"} if runtime == "1.31" else set()
     assert {case for case, verdict in verdicts.items() if verdict != "equal"} == skipped
     assert {row.note for row in report.rows if row.case in skipped} == (
         {ONE_ROW} if skipped else set()
     )
-    assert done[-1] == (2 * len(CASES),) * 2
+    assert done[-1] == (2 * len(CASES) + 2, 2 * len(CASES) + 2, "torch, around 64")
 
 
 def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llamagen import api_verify
+from llamagen import api
 from llamagen.api import load, random_checkpoint
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
@@ -49,12 +49,12 @@ def test_fewer_bits_cost_more(tmp_path: Path) -> None:
         out = tmp_path / scheme
         load(DENSE).export(out, ExportOptions(quantize=QuantizeOptions(scheme)), random_weights=1)
         before = {p.name: p.read_bytes() for p in out.iterdir() if p.name != "MANIFEST.json"}
-        results[scheme] = api_verify.measure_quality(out)
+        results[scheme] = api.measure_quality(out)
         assert read_manifest(out).quality == results[scheme]
         assert {
             p.name: p.read_bytes() for p in out.iterdir() if p.name != "MANIFEST.json"
         } == before
-        assert api_verify.check_integrity(out).findings == ()
+        assert api.check_integrity(out).findings == ()
     none, int8, int4 = results.values()
     assert none.kl_max < 1e-9 and none.top1_agreement == 1.0
     assert 1e-6 < int8.kl_mean < 1e-3 and int8.top1_agreement > 0.9
@@ -70,7 +70,7 @@ def test_against_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["verify", out, "--quality", str(tmp_path / "checkpoint")]) == 0
     assert "same likeliest token" in capsys.readouterr().out
     with pytest.raises(LlamagenError) as caught:
-        api_verify.measure_quality(out)
+        api.measure_quality(out)
     assert caught.value.diagnostics[0].code == "LG778"
 
 
@@ -96,7 +96,7 @@ def test_another_checkpoint_is_refused(
         ExportOptions(dtype=dtype, quantize=options),
         checkpoint=tmp_path / "checkpoint",
     )
-    assert api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
+    assert api.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
     before = (tmp_path / "out/MANIFEST.json").read_bytes()
     file = tmp_path / "checkpoint/model.safetensors"
     tensors = load_file(file)
@@ -107,7 +107,7 @@ def test_another_checkpoint_is_refused(
         changed[0] = -changed[0]
         save_file({**tensors, name: changed}, file)
         with pytest.raises(LlamagenError) as caught:
-            api_verify.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
+            api.measure_quality(tmp_path / "out", tmp_path / "checkpoint")
         assert caught.value.diagnostics[0].code == "LG778"
         assert f"`{name}`" in caught.value.diagnostics[0].message
     assert (tmp_path / "out/MANIFEST.json").read_bytes() == before
@@ -117,6 +117,6 @@ def test_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     load(DENSE).export(tmp_path / "out", random_weights=1)
     monkeypatch.setattr(quality, "MEMORY_SHARE", 1e-9)
     with pytest.raises(LlamagenError) as caught:
-        api_verify.measure_quality(tmp_path / "out")
+        api.measure_quality(tmp_path / "out")
     assert caught.value.diagnostics[0].code == "LG778"
     assert read_manifest(tmp_path / "out").quality is None

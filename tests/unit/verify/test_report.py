@@ -16,15 +16,15 @@ from llamagen.api import load
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import verify_folder
+from llamagen.verify.folder import EXACTLY, verify_folder
 from llamagen.verify.report import (
     ReportDocument,
     VerifyReport,
-    check_names,
+    check_report_names,
     document,
     html_text,
     json_text,
-    write_report,
+    write_verify_report,
 )
 from tests.fuzz.hostile import TOGETHER
 from tests.parity.models import SPECS
@@ -69,11 +69,13 @@ class Page(HTMLParser):
 def test_the_document_tells_everything(report: VerifyReport) -> None:
     found = document(report)
     assert found.passed and found.seed == 4 and found.dtype == "float32"
-    assert {c.witness for c in found.comparisons} == {"torch", "reference"}
-    assert {c.case for c in found.comparisons} == {c.name for c in found.cases}
+    assert {c.witness for c in found.comparisons} == {"spec", "torch", "reference"}
+    for witness in ("torch", "reference"):
+        cases = {c.case.removesuffix(EXACTLY) for c in found.comparisons if c.witness == witness}
+        assert cases == {c.name for c in found.cases}
     assert found.tokens == sum(case.tokens for case in found.cases) > 100
-    assert [(one.kind, one.size, one.crossed) for one in found.limits] == [
-        ("sliding window", 5, True)
+    assert [(one.kind, one.size, one.proof) for one in found.limits] == [
+        ("sliding window", 5, "run")
     ]
     for layers in found.layers:
         assert layers.basis == "reference"
@@ -104,10 +106,16 @@ def test_json_round_trips(report: VerifyReport) -> None:
     assert json.loads(text)["report"] == 1
 
 
-def test_a_limit_that_was_not_reached_is_named(folder: Path) -> None:
+def test_a_limit_that_nothing_proves_is_named_and_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = document(verify_folder(folder, ["reference"], steps=1, prompt_tokens=3))
-    assert [(one.reached, one.crossed) for one in found.limits] == [(4, False)]
-    assert "sliding window of 5: not crossed" in Page(html_text(found)).text
+    assert [(one.reached, one.proof) for one in found.limits] == [(8, "run")] and found.passed
+    monkeypatch.setattr("llamagen.verify.limits.MAX_PAST_BYTES", 1)
+    found = document(verify_folder(folder, ["reference"], steps=1, prompt_tokens=3))
+    assert [(one.reached, one.proof) for one in found.limits] == [(4, "none")]
+    assert not found.passed and found.verdict != "equal"
+    assert "sliding window of 5: NOT PROVEN" in Page(html_text(found)).text
 
 
 def test_the_page_is_whole_and_loads_nothing(report: VerifyReport) -> None:
@@ -138,7 +146,7 @@ def test_a_report_is_no_file_of_an_export(report: VerifyReport, folder: Path) ->
     """It would be one that its manifest does not list."""
     for name in ("new.html", "MANIFEST.json"):
         with pytest.raises(LlamagenError, match="LG634"):
-            write_report(report, folder / name)
+            write_verify_report(report, folder / name)
     assert not (folder / "new.html").exists()
 
 
@@ -204,14 +212,14 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(
     may = os.access  # who is root may always
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and may(path, mode))
     with pytest.raises(LlamagenError, match=code):
-        check_names([tmp_path / name])
+        check_report_names([tmp_path / name])
     assert list(locked.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written(report: VerifyReport, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LlamagenError, match="LG634"):
-        write_report(report, tmp_path / "file" / "r.json")
+        write_verify_report(report, tmp_path / "file" / "r.json")
     assert (tmp_path / "file").read_text() == "mine"
 
 

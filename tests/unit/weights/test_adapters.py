@@ -10,7 +10,6 @@ import pytest
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
-from llamagen.runtime.generation import Sampling, generate
 from llamagen.weights.checkpoint import Checkpoint
 from tests.parity.models import SPECS
 
@@ -84,7 +83,7 @@ def test_a_folder_with_an_adapter_is_not_run(name: str, folder: Path, tmp_path: 
     api.load(SPEC).export(out, checkpoint=folder)
     (out / name).write_bytes(b"{}")
     with pytest.raises(LlamagenError) as caught:
-        generate(out, (1, 2), Sampling(), 2)
+        api.run(out, (1, 2), max_new_tokens=2)
     refused(caught.value, name)
 
 

@@ -38,9 +38,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
 
 
 class KVCache:
@@ -121,7 +123,8 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], spelled out; softmax in float32."""
     score_BNST = q_BNSH @ k_BKTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
     return weight_BNST @ v_BKTH
 
@@ -134,8 +137,12 @@ class RMSNorm(nn.Module):
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()

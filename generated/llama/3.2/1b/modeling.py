@@ -45,9 +45,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
-    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, and gains as they are made."""
+    """Matrices start as N(0, INITIALIZER_RANGE), biases as zero, all else as its class says."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+    elif hasattr(module, "reset_parameters"):
+        module.reset_parameters()
 
 
 class KVCache:
@@ -124,7 +126,8 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
 def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     B, N, S, H = q_BNSH.shape
-    if S == 1 and mask is not None:  # the queries of a group as rows: reads k and v once
+    # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+    if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
         return y_BKRH.view(B, N, S, -1)
@@ -140,7 +143,8 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
-        score_BNST = score_BNST.masked_fill(~mask, torch.finfo(score_BNST.dtype).min)
+        least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
+        score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
     return weight_BNST @ v_BNTH
 
@@ -153,8 +157,12 @@ class RMSNorm(nn.Module):
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
+        self.weight = nn.Parameter(torch.empty(features))
         self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
