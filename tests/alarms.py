@@ -134,12 +134,13 @@ def measured(n: int) -> dict[str, Any]:
         found = []
         for i in range(INPUTS):
             own = slice(i * TOKENS, (i + 1) * TOKENS)
-            bound = measured_tolerance(dtype, difference(rounded[own], exact[own]))
+            rounding = difference(rounded[own], exact[own])
+            bound = measured_tolerance(dtype, rounding)
             for name in witnesses:
                 away = difference(comparison.given["all"][own], logits[name][own])
                 allowed = bound if name == "reference" else between_float32(dtype, bound)
                 if dtype == "float32":
-                    allowed = largest_of(allowed, away.count)
+                    allowed = largest_of(allowed, away.count, rounding)
                 if name == "exactly":
                     away, allowed = difference(logits[name][own], exact[own]), EXACT
                 found.append(used(name, away, allowed))

@@ -683,7 +683,7 @@ class Comparison:
         what = f"{case.name}, float products" if self.made_exact else case.name
         bound, away = self.tolerance(name, case), difference(found, case.ending(expected))
         if self.dtype == "float32":
-            bound = largest_of(bound, away.count)
+            bound = largest_of(bound, away.count, self.bounds[case.same_as or case.name][1])
         return Row(name, what, away, bound, note)
 
     def is_same(self, case: Scenario) -> bool:
