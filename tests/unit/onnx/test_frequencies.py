@@ -141,5 +141,5 @@ def test_frequencies_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyP
     """A formula of a new kind that divides by dim - 2 gives 0 / 0 for one pair; a file with NaN would blame weights."""
     nan = replace(ROPE_KINDS["default"], float32=lambda attrs, plain, _: plain * np.float32("nan"))
     monkeypatch.setitem(ROPE_KINDS, "default", nan)
-    with pytest.raises(LlamagenError, match="LG420.*no numbers"):
+    with pytest.raises(LlamagenError, match="are no numbers"):
         inverse_frequencies(attributes({"dim": 2}))
