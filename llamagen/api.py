@@ -86,6 +86,13 @@ MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
 """The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 
+def _ids(tokenizer: str, text: str) -> Sequence[int]:
+    """The ids of ``text`` by a tokenizer.json."""
+    from llamagen.runtime.text import Text
+
+    return Text.of(tokenizer, "tokenizer.json").encode(text)
+
+
 @dataclass(frozen=True)
 class Model:
     """One resolved spec and what is derived from it, each part computed when first asked for."""
@@ -179,7 +186,7 @@ class Model:
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
-        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads)
+        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, _ids)
         if checkpoint is not None and random_weights is None:
             return export_checkpoint(job, Path(checkpoint), self.registry, ignore_config)
         if random_weights is not None and checkpoint is None:

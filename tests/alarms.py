@@ -134,12 +134,13 @@ def measured(n: int) -> dict[str, Any]:
         found = []
         for i in range(INPUTS):
             own = slice(i * TOKENS, (i + 1) * TOKENS)
-            bound = measured_tolerance(dtype, difference(rounded[own], exact[own]))
+            rounding = difference(rounded[own], exact[own])
+            bound = measured_tolerance(dtype, rounding)
             for name in witnesses:
                 away = difference(comparison.given["all"][own], logits[name][own])
                 allowed = bound if name == "reference" else between_float32(dtype, bound)
                 if dtype == "float32":
-                    allowed = largest_of(allowed, away.count)
+                    allowed = largest_of(allowed, away.count, rounding)
                 if name == "exactly":
                     away, allowed = difference(logits[name][own], exact[own]), EXACT
                 found.append(used(name, away, allowed))
@@ -262,7 +263,7 @@ def main() -> int:
                 file.write(json.dumps(lines[-1]) + "\n")
         alarms = sum(row["alarm"] for row in lines[-1]["rows"])
         print(f"{n + 1} of {chosen.exports}: {lines[-1]['dtype']}, {alarms} alarms", flush=True)
-    powers = [one for n in range(12) for one in power(n)]
+    powers = [one for n in range(6) for one in power(n)]
     text = json.dumps(summary(lines, powers), indent=2) + "\n"
     FILE.write_text(text, encoding="utf-8")
     return 0

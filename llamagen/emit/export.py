@@ -6,13 +6,18 @@ Weights are streamed into data files, or the checkpoint's own safetensors are li
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.emit.calibrate import built_in_text, calibrated, digest_of
 from llamagen.emit.clients.files import write_client_files
 from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.config.table import config_files
@@ -23,6 +28,7 @@ from llamagen.emit.manifest import (
     FileRecord,
     GraphRecord,
     Manifest,
+    MethodName,
     SpecRecord,
     WeightsRecord,
     all_files,
@@ -31,9 +37,9 @@ from llamagen.emit.manifest import (
 from llamagen.emit.onnx.data import byte_count, together_initializers, write_graphs, write_models
 from llamagen.emit.onnx.emit import AS_EXPORTED, OnnxModel, emit_onnx
 from llamagen.emit.onnx.encode import encoded_pieces
-from llamagen.emit.onnx.initializers import Placement
+from llamagen.emit.onnx.initializers import Initializer, Placement
 from llamagen.emit.onnx.profile import OnnxDType, dtype_named
-from llamagen.emit.options import NOT_QUANTIZED, ExportOptions
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, one_of
 from llamagen.emit.supply import STORED, CheckpointSupply, RandomSupply, Supply, place_companion
 from llamagen.emit.written import (
     ByteCounter,
@@ -43,6 +49,7 @@ from llamagen.emit.written import (
     sizes_of,
     write_text,
 )
+from llamagen.files import TEXT, read_text
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -56,6 +63,11 @@ from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
 from llamagen.weights.values import overflow_magnitude
 from llamagen.writing import staged_folder
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+Encode: TypeAlias = Callable[[str, str], Sequence[int]]
+"""The text of a tokenizer.json, and a text -> its ids."""
+
 
 @dataclass(frozen=True)
 class ExportJob:
@@ -68,6 +80,7 @@ class ExportJob:
     progress: Progress
     reads: tuple[Path, ...]
     """Files of the spec and the checkpoint: what holds one of them is not overwritten."""
+    encode: Encode
 
     @property
     def stored_as(self) -> TargetDType:
@@ -195,13 +208,22 @@ def export_random(job: ExportJob, seed: int) -> Written:
 def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ...]:
     """Stream the weights into data files; what is worth saying about it."""
     emitted, target = job.emitted(), job.stored_as
-    counter = ByteCounter(
-        job.progress, sum(map(byte_count, together_initializers(emitted.values())))
-    )
+    entries = together_initializers(emitted.values())
+    counter = ByteCounter(job.progress, sum(map(byte_count, entries)))
+    notes: tuple[Diagnostic, ...] = ()
+    importance: Mapping[str, Floats] = {}
+    match _calibrated(job, supply, entries):
+        case Diagnostic() as note:
+            notes = (note,)
+        case (digest, importance):
+            about = {"method": "search", "calibration": digest}
+            main = emitted[MAIN]
+            record = main.quantization.model_copy(update=about)
+            emitted[MAIN] = replace(main, quantization=record)
 
     def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
         if spots[0].initializer.part is not None:
-            yield from encoded_pieces(spots, supply.part)
+            yield from encoded_pieces(spots, supply.part, importance)
             return
         offset = spots[0].offset
         for parameter in spots[0].initializer.sources:
@@ -209,15 +231,48 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
                 yield piece
                 offset += piece.length
 
-    record = WeightsRecord(mode="copy", scanned=True, source=supply.source)
-    with job.published(emitted, supply, record) as (staging, known):
+    source_of = WeightsRecord(mode="copy", scanned=True, source=supply.source)
+    with job.published(emitted, supply, source_of) as (staging, known):
         known |= write_models(emitted, staging, weights, report=counter.add)
-    notes = without_effect(job.options, emitted)
+    notes += without_effect(job.options, emitted)
     if any(i.part for model in emitted.values() for i in model.initializers):
         help = f"`llamagen verify {job.out} --quality {source}` measures it"
         message = "what quantising cost was not measured"
-        return (*notes, Diagnostic("LG644", "note", message, help=help))
+        notes += (Diagnostic("LG644", "note", message, help=help),)
     return notes
+
+
+def _calibrated(
+    job: ExportJob, supply: Supply, entries: Sequence[Initializer]
+) -> tuple[str, Mapping[str, Floats]] | Diagnostic | None:
+    """The digest of a text, and what it says each column of a weight counts; None where nobody asks.
+
+    Raises LG707 for a method that does not exist, LG718 for one that was asked for and cannot be: without, LG649 says
+    why scales are chosen by the weights alone.
+    """
+    options, known = job.options.quantize, get_args(MethodName)
+    message = f"scales cannot be chosen by {options.method!r}; known: {', '.join(known)}"
+    asked = options.method is not None and one_of(options.method, known, "LG707", message)
+    coded = [entry.part.encoding for entry in entries if entry.part is not None]
+    four = any(how.kind == "blocks" and how.bits == 4 for how in coded)
+    if asked == "rtn":
+        why = "--method rtn looks at no text"
+    elif not four:
+        why = "no projection has four bits"
+    elif supply.tokenizer is None:
+        why = "without a tokenizer.json beside the weights no text can be read"
+    else:
+        text = built_in_text() if options.calibrate is None else read_text(options.calibrate, TEXT)
+        importance = calibrated(job.graphs[MAIN], supply.part, job.encode(supply.tokenizer, text))
+        if not isinstance(importance, str):
+            return digest_of(text), importance
+        why = importance
+    if asked == "search" or options.calibrate is not None:
+        raise LlamagenError.of("LG718", f"scales cannot be searched: {why}")
+    if asked or not four:
+        return None
+    message = f"scales hold the largest weight of each block, and were not searched: {why}"
+    return Diagnostic("LG649", "note", message)
 
 
 # weights without copies: a graph whose external data is the checkpoint's own safetensors

@@ -34,6 +34,7 @@ SessionKey: TypeAlias = Annotated[str, StringConstraints(pattern=r"^session\.dis
 Switch: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[01]$")]
 
 SchemeName: TypeAlias = Literal["none", "int4", "int8", "w8a8"]
+MethodName: TypeAlias = Literal["rtn", "search"]
 
 Sha256: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -115,19 +116,42 @@ class QuantizationRecord(Closed):
     head: SchemeName = Field(description="The head, unless it is tied to the embedding.")
     embedding: SchemeName
     tied: SchemeName = Field(description="A table that is both embedding and head.")
-    experts: SchemeName = Field(default="none", description="Stacked experts; never w8a8.")
+    sensitive: SchemeName = Field(
+        default="none",
+        description="Down projections of the first, the last and every third layer.",
+    )
+    experts: SchemeName = Field(
+        default="none",
+        description="Stacked experts; never w8a8. What int4 costs there was never measured on a trained model.",
+    )
     block_size: int = Field(
-        ge=0, le=1 << 20, description="Weights of a row that share a scale; int4 and int8."
+        ge=0,
+        le=1 << 20,
+        description="Weights of a row that share a scale; int4 and int8. A table whose rows are no whole blocks "
+        "has smaller ones.",
     )
     symmetric: bool
     accuracy_level: int = Field(
         ge=0, le=4, description="Of MatMulNBits and QMoE; 4 rounds activations to int8."
     )
+    method: MethodName = Field(
+        default="rtn",
+        description="Scales of int4 projections: search, by what they are multiplied with on a text; rtn, by the "
+        "largest weight of a block. All others are rtn.",
+    )
+    calibration: Sha256 | None = Field(default=None, description="Of the text of a search.")
 
     @property
     def any(self) -> bool:
         """Whether there is a scheme for some kind of weights."""
-        schemes = (self.linear, self.head, self.embedding, self.tied, self.experts)
+        schemes = (
+            self.linear,
+            self.sensitive,
+            self.head,
+            self.embedding,
+            self.tied,
+            self.experts,
+        )
         return set(schemes) != {"none"}
 
 

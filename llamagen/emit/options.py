@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar, get_args
 
 from llamagen.diagnostics import LlamagenError, did_you_mean
@@ -66,7 +67,8 @@ class QuantizeOptions:
         int, Shown("Products of int4 and int8: 1 in float32, 4 with int8 activations.")
     ] = 4
     head: Annotated[
-        str | None, Shown("Like the projections by default.", "TEXT", "--quantize-head")
+        str | None,
+        Shown("Like the projections by default, int8 with int4.", "TEXT", "--quantize-head"),
     ] = None
     embedding: Annotated[
         str | None,
@@ -80,6 +82,25 @@ class QuantizeOptions:
         Shown("none, int4, int8; like the projections by default.", "TEXT", "--quantize-experts"),
     ] = None
     """None: as the projections, with int8 where those are w8a8."""
+    sensitive: Annotated[
+        str | None,
+        Shown(
+            "The projections that suffer most; like the others by default, int8 with int4.",
+            "TEXT",
+            "--quantize-sensitive",
+        ),
+    ] = None
+    method: Annotated[
+        str | None,
+        Shown(
+            "Scales of int4: search, by what the model computes on a text, or rtn, by the weights alone.",
+            "rtn|search",
+        ),
+    ] = None
+    """None: search, where there is a tokenizer."""
+    calibrate: Annotated[
+        Path | None, Shown("The text to search with, in place of one of ours.", "FILE")
+    ] = None
 
 
 NOT_QUANTIZED = QuantizeOptions()

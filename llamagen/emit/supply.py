@@ -20,7 +20,7 @@ from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
-from llamagen.files import COMPANION, checked, exists, is_folder, open_file
+from llamagen.files import COMPANION, checked, exists, is_folder, open_file, read_text
 from llamagen.ops.op import Parameter
 from llamagen.weights.checkpoint import Stamp, require_unchanged
 from llamagen.weights.names import Binding
@@ -35,10 +35,12 @@ STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
 )
 """Names of the same three dtypes: in ONNX and specs, and in safetensors."""
 
+TOKENIZER_FILE = "tokenizer.json"
+
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -74,6 +76,10 @@ class Supply(Protocol):
     @property
     def texts(self) -> Mapping[str, str]:
         """More of them, by name."""
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The text of a tokenizer.json."""
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         """The parameter in ``dtype``, from byte ``offset`` of a file on."""
@@ -149,6 +155,13 @@ class CheckpointSupply:
         )
 
     @property
+    def tokenizer(self) -> str | None:
+        if TOKENIZER_FILE in self.texts:
+            return self.texts[TOKENIZER_FILE]
+        files = (file for file in self.companions if file.name == TOKENIZER_FILE)
+        return next((read_text(file, COMPANION, within=file.parent) for file in files), None)
+
+    @property
     def source(self) -> CheckpointSource:
         return CheckpointSource(layout=self.layout)
 
@@ -180,6 +193,10 @@ class RandomSupply:
     @property
     def texts(self) -> Mapping[str, str]:
         return {}
+
+    @property
+    def tokenizer(self) -> None:
+        return None
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         return random_pieces(self.seed, self._tensor(path), dtype, offset)

@@ -196,9 +196,10 @@ class Graph:
         """Window and chunk of an attention op: none where its mask has none, or where it has no causal mask."""
         mask = self.mask_of(attention)
         window, chunk = (mask.attrs.get(n) if mask else None for n in ("window", "chunk"))
-        return window if isinstance(window, int) else None, chunk if isinstance(
-            chunk, int
-        ) else None
+        return (
+            window if isinstance(window, int) else None,
+            chunk if isinstance(chunk, int) else None,
+        )
 
     @cached_property
     def instances(self) -> tuple[Instance, ...]:

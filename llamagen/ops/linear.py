@@ -41,7 +41,6 @@ from llamagen.ops.op import (
     need_real,
     parameter,
     part_text,
-    widened,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _linear_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
 def _linear_numpy(o: Operands) -> tuple[Array, ...]:
     x, weight = o.real(), o.stored("weight")
     rows = max(1, MAX_WIDENED // weight.shape[1])
-    blocks = (widened(weight[i : i + rows]) for i in range(0, len(weight), rows))
+    blocks = (o.widened(weight[i : i + rows]) for i in range(0, len(weight), rows))
     y = np.concatenate([x @ block.T for block in blocks], axis=-1)
     return (y + o.weight("bias") if a_bool(o.attrs, "bias") else y,)
 
@@ -152,7 +151,7 @@ LINEAR_OPS: tuple[Op, ...] = (
         ),
         is_part=True,
         role=Role.EMBEDDING,
-        numpy=lambda o: (widened(o.stored("weight")[o.ints()]),),
+        numpy=lambda o: (o.widened(o.stored("weight")[o.ints()]),),
         torch=part_text,
         torch_module=lambda at: call("nn.Embedding", at.number("rows"), at.number("features")),
         onnx=_embedding_onnx,

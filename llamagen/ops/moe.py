@@ -39,7 +39,6 @@ from llamagen.ops.op import (
     parameter,
     part_text,
     same_shape,
-    widened,
 )
 
 if TYPE_CHECKING:
@@ -84,14 +83,14 @@ def _experts_numpy(o: Operands) -> tuple[Array, ...]:
     act, width = ACTIVATIONS[o.text("act")].numpy, o.whole("intermediate")
     y = np.zeros_like(x)
     for e in np.unique(chosen):
-        gate_up, down = (widened(o.stored(n)[e]) for n in ("gate_up_proj", "down_proj"))
+        gate_up, down = (o.widened(o.stored(n)[e]) for n in ("gate_up_proj", "down_proj"))
         if o.text("layout") == "out_in":
             gate_up, down = gate_up.T, down.T
-        for *token, j in np.argwhere(chosen == e):
-            at, w = tuple(token), weights[*token, j]
-            inside, outside = (w, 1.0) if o.text("scale") == "input" else (1.0, w)
-            both = (inside * x[at]) @ gate_up
-            y[at] += outside * ((act(both[:width]) * both[width:]) @ down)
+        *tokens, places = np.nonzero(chosen == e)
+        at, w = tuple(tokens), weights[*tokens, places, None]
+        inside, outside = (w, 1.0) if o.text("scale") == "input" else (1.0, w)
+        both = (inside * x[at]) @ gate_up
+        y[at] += outside * ((act(both[:, :width]) * both[:, width:]) @ down)
     return (y,)
 
 

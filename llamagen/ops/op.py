@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum, StrEnum
 from math import prod
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from llamagen.ops.code import Call, Code, Shared, call
 from llamagen.ops.dims import Dim, S
@@ -164,11 +164,13 @@ class Operands:
     sizes: Mapping[str, int]
     stored: Callable[[str], NDArray[np.generic]]
     float32_angles: bool = False
+    single: bool = False
+    """Computed in float32: where a mean over many tokens is wanted, soon."""
 
     def real(self, i: int = 0) -> Real:
         array = self.tensors[i]
-        assert array.dtype == np.float64, array.dtype
-        return array.astype(np.float64, copy=False)
+        assert array.dtype == (np.float32 if self.single else np.float64), array.dtype
+        return cast("Real", array)
 
     def ints(self, i: int = 0) -> Ints:
         array = self.tensors[i]
@@ -176,7 +178,10 @@ class Operands:
         return array.astype(np.int64, copy=False)
 
     def weight(self, name: str) -> Real:
-        return widened(self.stored(name))
+        return self.widened(self.stored(name)[...])
+
+    def widened(self, stored: NDArray[np.generic]) -> Real:
+        return cast("Real", np.asarray(stored, dtype=np.float32 if self.single else np.float64))
 
     def number(self, name: str) -> float:
         return a_float(self.attrs, name)
@@ -189,10 +194,6 @@ class Operands:
 
     def number_or_none(self, name: str) -> float | None:
         return None if self.attrs[name] is None else a_float(self.attrs, name)
-
-
-def widened(stored: NDArray[np.generic]) -> Real:
-    return np.asarray(stored, dtype=np.float64)
 
 
 Types: TypeAlias = Sequence[TensorType]

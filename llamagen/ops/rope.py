@@ -484,7 +484,14 @@ def inverse_frequencies(attrs: Attrs) -> Floats:
     # The power is taken in float64 and rounded once: float32 powers differ between libraries.
     wavelengths = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     plain = np.float32(1.0) / wavelengths
-    return ROPE_KINDS[a_str(attrs, "scaling")].float32(attrs, plain, wavelengths)
+    kind = ROPE_KINDS[a_str(attrs, "scaling")]
+    frequencies = kind.float32(attrs, plain, wavelengths)
+    if not np.isfinite(frequencies).all():
+        message = (
+            f"rope kind `{kind.name}` gives frequencies of a width of {dim} that are no numbers"
+        )
+        raise LlamagenError.of("LG420", message, help="weights and files are not to blame")
+    return frequencies
 
 
 def _rope_table_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

@@ -45,12 +45,16 @@ class Text:
         path = folder / TOKENIZER_FILE
         if not files.exists(path):
             return None
-        data = files.read_text(path, files.TOKENIZER, within=folder)
+        return cls.of(files.read_text(path, files.TOKENIZER, within=folder), str(path))
+
+    @classmethod
+    def of(cls, data: str, place: str) -> Text:
+        """The tokenizer of a tokenizer.json, which findings call ``place``. Raises LG762."""
         tokenizer = Companion(_SCRIPT, (), _LIMITS)
         try:
             tokenizer.ask(data.encode("utf-8"))
         except Stopped as error:
-            message = f"{path} cannot be read: {error}"
+            message = f"{place} cannot be read: {error}"
             raise LlamagenError.of("LG762", message, help="copy the file again") from error
         return cls(tokenizer)
 

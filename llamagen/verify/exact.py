@@ -29,7 +29,8 @@ from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, MOVES
 from llamagen.emit.onnx.session import as_past
 from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ops.attention import slopes_of
-from llamagen.ops.op import Operands, Role, a_float
+from llamagen.ops.op import Operands, Role, a_float, a_str
+from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.rope import frequencies as frequencies_of
 from llamagen.verify.graph_copies import make_exact
 from llamagen.verify.limits import RunDType
@@ -404,7 +405,11 @@ def read_back(graph: ExactGraph, flat: FlatGraph, dtype: RunDType) -> tuple[Cons
     """
     evaluator = graph.evaluator
     constants: dict[str, Any] = evaluator.rt_inits_
-    ropes = [n for n in flat.nodes if n.row.role is Role.ROPE_TABLE]
+    ropes = [
+        n
+        for n in flat.nodes
+        if n.row.role is Role.ROPE_TABLE and ROPE_KINDS[a_str(n.attrs, "scaling")].of_call is None
+    ]
     spec = [(_frequencies(n), a_float(n.attrs, "attention_factor")) for n in ropes]
     found: list[Constants] = []
     for cosine, sine in sorted({pair for n in _nodes(evaluator) for pair in _tables_of(n)}):

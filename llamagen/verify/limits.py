@@ -144,14 +144,16 @@ _ALARM = 1e-6
 """Probability that the largest of right errors is beyond its bound, were their rms at its own."""
 
 
-def largest_of(bound: Tolerance, count: int) -> Tolerance:
+def largest_of(bound: Tolerance, count: int, rounding: Difference | None = None) -> Tolerance:
     """``bound`` with one for the largest of ``count`` errors in float32.
 
     Errors of logits are sums of many roundings, and close to normal: their fourth moment is 3.0 to 3.6 of the squared
     second. Of N normal errors the largest is beyond sqrt(2 ln(N / p)) times their rms with a probability below p.
+    Tokens differ in that rms, those of a model with routers by far: as much as ``rounding`` alone makes them.
     docs/verify.md has the rate of false alarms that was measured.
     """
-    most = bound.rms_over_std * sqrt(2 * math.log(count / _ALARM))
+    apart = 0.0 if rounding is None else rounding.variation
+    most = bound.rms_over_std * sqrt((1 + 4 * apart) * 2 * math.log(count / _ALARM))
     return replace(bound, max_over_std=max(most, bound.max_over_std or 0.0))
 
 

@@ -72,6 +72,14 @@ _SKIPPED = frozenset(
 )
 """Attributes about the dtype in which something is stored or computed, which exact arithmetic has no meaning for."""
 
+_FLAGS = frozenset(
+    {
+        *("transA", "transB", "keepdims", "do_rotary", "rotary_interleaved", "interleaved"),
+        *("largest", "sorted", "normalize_routing_weights", "select_last_index"),
+    }
+)
+"""Attributes that are 0 or 1."""
+
 Change = Callable[[onnx.GraphProto], None]
 
 
@@ -111,7 +119,7 @@ def mutate(
     text = next(plans_of(subject, PROMPT_TOKENS, 4, seed)).cases
     cases = _chosen(text, subject.says("positions") or "")
     reference = ReferenceWitness.of_graph(graph, subject.stored.read)
-    expected = {case.name: case.ending(case.whole().logits(reference)) for case in cases}
+    expected = {case.name: case.ending(case.logits(reference)) for case in cases}
 
     def caught(edited: onnx.ModelProto) -> str:
         return _caught(edited, weights, flat, dtype, cases, expected)
@@ -231,7 +239,8 @@ def _attributes(place: str, node: NodeProto) -> Iterator[Mutant]:
         if name in _SKIPPED:
             continue
         if attribute.type == AttributeProto.INT:
-            for value in (attribute.i - 1, attribute.i + 1):
+            flag = name in _FLAGS
+            for value in (1 - attribute.i,) if flag else (attribute.i - 1, attribute.i + 1):
                 yield Mutant(
                     place,
                     f"{name} {attribute.i} becomes {value}",

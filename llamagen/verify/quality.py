@@ -51,8 +51,9 @@ MEMORY_SHARE = 0.8
 
 ELEMENTS = 1 << 18
 """Compared of each tensor: its first rows, of at most so many elements, or one."""
-_STEPS = 1.01
-"""Codes are the nearest ones, or the last ones where a block's largest value is clipped: one step, and its rounding."""
+_STEPS = 4
+"""Codes are the nearest ones, or the last ones where a block's largest value is clipped: by one of 8 steps, or by a
+third more where its scale was searched (FACTORS)."""
 
 
 def measure_quality(folder: str | Path, checkpoint: str | Path | None = None) -> QualityRecord:

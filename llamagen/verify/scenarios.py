@@ -130,8 +130,7 @@ class Scenario:
     def logits(self, witness: Witness) -> FloatArray:
         """Logits of every real token, [tokens, V], row by row: the same order however it is cut."""
         session = self.start(witness)
-        pieces = [session.step(*call) for call in self.calls()]
-        return self.of_tokens(pieces)
+        return self.of_tokens([session.step(*call) for call in self.calls()])
 
     def start(self, witness: Witness) -> Session:
         return witness.start(self.images, self.past() if self.before else NOTHING)

@@ -67,7 +67,7 @@ def fresh(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", [*TEXT, *IMAGES])
 def test_a_generation_trains_compiles_exports_and_generates(name: str) -> None:
     model, batch = fresh(name)

@@ -130,7 +130,8 @@ class Quantized:
             return b.to(b.op("DynamicQuantizeMatMul", *inputs), b.model)
         return b.op(
             "MatMulNBits",
-            *(b.to(x, b.model), self.codes, self.scales, self.zero_points, None, bias),
+            *(b.to(x, b.model), self.codes, self.scales),
+            *(None if how.symmetric else self.zero_points, None, bias),
             K=columns,
             N=rows,
             bits=how.bits,
@@ -307,7 +308,7 @@ class Builder:
 
     @property
     def scale_dtype(self) -> OnnxDType:
-        """Of the scales of quantised weights: that of the operators that read them."""
+        """Of the scales of quantised experts: that of the operators that read them."""
         return "float32" if self._widened is not None else self.dtype
 
     def quantized(self, name: str, parts: Quantized) -> ir.Value:

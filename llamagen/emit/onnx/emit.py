@@ -270,7 +270,9 @@ class _Emitter:
                 kind: Literal["no", "alone", "head"] = "no"
                 if name in gathers:
                     kind = "head" if name in products else "alone"
-                parts = encoded(entry, how[name], b.scale_dtype, kind)
+                scales: OnnxDType = "bfloat16" if b.dtype == "float32" else b.dtype
+                experts = how[name].kind == "experts"
+                parts = encoded(entry, how[name], b.scale_dtype if experts else scales, kind)
             stored = [b.value(p.name, ELEMENTS[p.dtype], ir.Shape(p.shape)) for p in parts]
             table += parts
             values += stored
@@ -282,7 +284,11 @@ class _Emitter:
             }
             codes, points = roles["codes"], roles.get("zero_points")
             rows = roles.get("rows", codes)
-            quantized = Quantized(how[name], entry.shape, codes, roles["scales"], points, rows)
+            # half the bytes of float32, and codes are chosen for scales as they are; a runtime casts them at load
+            wide = roles["scales"]
+            if how[name].kind == "blocks":
+                wide = b.to(wide, b.model)
+            quantized = Quantized(how[name], entry.shape, codes, wide, points, rows)
             self.parameters[name] = b.quantized(name, quantized)
         return tuple(table), tuple(values)
 

@@ -6,7 +6,7 @@ outputs of one expert, so that memory does not grow with an expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -33,10 +33,13 @@ EXPERT_ELEMENTS = 8 << 20
 _STRIP = 64
 
 
-def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.NDArray[np.generic]]:
+def encode_rows(
+    entries: Sequence[Initializer], rows: Floats, importance: Floats | None = None
+) -> dict[str, npt.NDArray[np.generic]]:
     """The parts ``entries`` of the weight ``rows`` [n, K], by name; codes of channels as [K, n].
 
-    Of experts: some outputs of one, and codes as [n, bytes]. Raises LG621.
+    Of experts: some outputs of one, and codes as [n, bytes]. Scales of four bits are searched by the ``importance`` of
+    the K columns, if there is one. Raises LG621.
     """
     how, codes = _how(entries[0]), entries[0]
     arrays: tuple[npt.NDArray[np.generic] | None, ...]
@@ -45,10 +48,15 @@ def encode_rows(entries: Sequence[Initializer], rows: Floats) -> dict[str, npt.N
         arrays = np.ascontiguousarray(whole.T), scales
     else:
         dtype = numpy_type(ELEMENTS[entries[1].dtype])
-        blocks = quantize_rows(rows, how.bits, how.block, how.symmetric, dtype)
+        searched = importance if how.bits == 4 else None
+        blocks = quantize_rows(rows, how.bits, how.block, how.symmetric, dtype, searched)
         _require_range(rows, blocks.scales, how.bits, entries)
         inner = codes.shape[2:] if how.kind == "experts" else codes.shape[1:]
-        arrays = blocks.packed.reshape(len(rows), *inner), blocks.scales, blocks.zero_points
+        points = blocks.zero_points
+        if points is None and (said := [e for e in entries if e.name.endswith("_zero_points")]):
+            middle = 0x88 if how.bits == 4 else 0x80
+            points = np.full((len(rows), said[0].shape[-1]), middle, np.uint8)
+        arrays = blocks.packed.reshape(len(rows), *inner), blocks.scales, points
     return {
         entry.name: array
         for entry, array in zip(entries, arrays, strict=False)
@@ -80,16 +88,22 @@ def _require_range(
     )
 
 
-def encoded_pieces(spots: Sequence[Placement], part: Part) -> Iterator[Piece]:
-    """The places of the parts of one quantised weight, some rows at a time."""
+def encoded_pieces(
+    spots: Sequence[Placement], part: Part, importance: Mapping[str, Floats]
+) -> Iterator[Piece]:
+    """The places of the parts of one quantised weight, some rows at a time.
+
+    ``importance`` of columns is known by the role paths of weights; weights that are joined have the same inputs.
+    """
     spots = [spot for spot in spots if spot.initializer.shares is None]
     codes = spots[0].initializer
+    columns = importance.get(codes.sources[0].path)
     match _how(codes).kind:
         case "experts":
             yield from _expert_pieces(spots, part, _how(codes))
         case "blocks":
             for start, stop, read in _rows(codes, part, BLOCK_ELEMENTS):
-                yield _by_rows(spots, read, start, stop)
+                yield _by_rows(spots, read, start, stop, columns)
         case "channels":
             for start, stop, read in _rows(codes, part, TRANSPOSED_ELEMENTS):
                 length = sum(_row_bytes(spot) for spot in spots) * (stop - start)
@@ -171,12 +185,16 @@ def _row_bytes(spot: Placement) -> int:
 
 
 def _by_rows(
-    spots: Sequence[Placement], read: Callable[[], Floats], start: int, stop: int
+    spots: Sequence[Placement],
+    read: Callable[[], Floats],
+    start: int,
+    stop: int,
+    importance: Floats | None = None,
 ) -> Piece:
     """Rows [start, stop) of the weight as rows of all its parts."""
 
     def make() -> list[tuple[int, Bytes]]:
-        arrays = encode_rows([spot.initializer for spot in spots], read())
+        arrays = encode_rows([spot.initializer for spot in spots], read(), importance)
         return [
             (
                 spot.offset + start * _row_bytes(spot),

@@ -113,7 +113,8 @@ def encoded(
 ) -> tuple[Initializer, ...]:
     """The parts of ``whole`` [N, K], or [E, N, K] and [E, K, N] of experts, codes first.
 
-    Codes of a ``table`` are read by GatherBlockQuantized as [N, bytes]; one that is a head too has them in both shapes.
+    Codes of a ``table`` are read by GatherBlockQuantized as [N, bytes], and its zero points are there even where they
+    are all the middle: providers have different defaults. One that is a head too has its codes in both shapes.
     """
     name, (*experts, rows, columns) = whole.name, whole.shape
     if how.transposed:
@@ -129,7 +130,7 @@ def encoded(
     flat = (*experts, rows, blocks * size)
     shape = flat if how.kind == "experts" or table == "alone" else (rows, blocks, size)
     parts = [part("codes", shape, "uint8"), part("scales", (*experts, rows, blocks), scales)]
-    if not how.symmetric:
+    if not how.symmetric or table != "no":
         points = (*experts, rows, -(-blocks * how.bits // 8))
         parts.append(part("zero_points", points, "uint8"))
     if table == "head":
@@ -193,9 +194,12 @@ def quantization_of(options: QuantizeOptions, profile: Profile) -> QuantizationR
     # A table is read row by row, and experts by operators of their own: none has scales by channel.
     in_blocks = every[:-1]
     linear = _scheme(options.scheme, every)
-    head = _scheme(linear if options.head is None else options.head, every)
+    # measured on a trained model (bench/README.md): what four bits cost is mostly lost here
+    careful: SchemeName = "int8" if linear == "int4" else linear
+    head = _scheme(careful if options.head is None else options.head, every)
     embedding = _scheme(options.embedding or "none", in_blocks)
-    if "w8a8" in (linear, head) and profile.provider != CPU:
+    sensitive = _scheme(careful if options.sensitive is None else options.sensitive, every)
+    if "w8a8" in (linear, sensitive, head) and profile.provider != CPU:
         raise LlamagenError.of(
             "LG707",
             f"w8a8 is computed by a kernel that only the CPU has; the profile is {profile.name}",
@@ -203,6 +207,7 @@ def quantization_of(options: QuantizeOptions, profile: Profile) -> QuantizationR
         )
     return QuantizationRecord(
         linear=linear,
+        sensitive=sensitive,
         head=head,
         embedding=embedding,
         tied=embedding if options.embedding is not None else _in_blocks(head),
@@ -245,8 +250,8 @@ def encodings(
 ) -> Mapping[str, Encoding]:
     """Weight name -> encoding: the choice applied to a graph.
 
-    Routers stay exact: a small weight decides which expert runs.
-    Raises LG709 for an embedding whose rows are not whole blocks.
+    Routers stay exact: a small weight decides which expert runs. Rows of a table are gathered block by block: where
+    they are no whole blocks, its blocks are smaller. Raises LG709 where none fits.
     """
     readers: dict[str, list[FlatNode]] = defaultdict(list)
     for node in flat.nodes:
@@ -254,13 +259,15 @@ def encodings(
             readers[operand].append(node)
     linear = {n.parameters["weight"]: n for n in flat.nodes if n.row.role is Role.LINEAR}
     tables = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
-    heads = _heads(flat)
+    heads, sensitive = heads_of(flat), sensitive_of(flat)
     schemes: dict[str, SchemeName] = dict.fromkeys(tables - set(linear), chosen.embedding)
     for name, node in linear.items():
         if name in tables:
             schemes[name] = chosen.tied
         elif name in heads:
             schemes[name] = chosen.head
+        elif name in sensitive:
+            schemes[name] = chosen.sensitive
         elif not _routes(node, readers):
             schemes[name] = chosen.linear
     applied = {n: how for n, scheme in schemes.items() if (how := _encoding(scheme, chosen))}
@@ -274,17 +281,50 @@ def encodings(
                     experts, kind="experts", transposed=transposed, paired=paired
                 )
     for name in tables & set(applied):
-        if shapes[name][1] % applied[name].block:
+        fitting = [s for s in BLOCK_SIZES if s <= applied[name].block and shapes[name][1] % s == 0]
+        if not fitting:
             raise LlamagenError.of(
                 "LG709",
                 f"the rows of the embedding `{name}` have {shapes[name][1]} features, which are no whole blocks of "
-                f"{applied[name].block}",
-                help="choose another --block-size, or --quantize-embedding none",
+                f"{applied[name].block} or less",
+                help="leave it as it is: --quantize-embedding none",
             )
+        applied[name] = replace(applied[name], block=fitting[-1])
     return applied
 
 
-def _heads(flat: FlatGraph) -> set[str]:
+def sensitive_of(flat: FlatGraph) -> set[str]:
+    """Weights that lose most by four bits: the down projections of the first, the last and every third layer.
+
+    A down projection multiplies what other projections of its layer make, element by element. llama.cpp (Q4_K_M) and
+    the builder of onnxruntime-genai (k_quant_mixed) choose such layers alike.
+    """
+    makers = {r: n for n in flat.nodes for r in n.results}
+    paths = [layer.path for layer in flat.layers]
+    chosen = {p for i, p in enumerate(paths) if i in (0, len(paths) - 1) or i % 3 == 2}
+
+    def within(node: FlatNode) -> str | None:
+        return next((p for p in paths if node.path.startswith(f"{p}.")), None)
+
+    def of_projections(value: str, hop: int = 0) -> bool:
+        node = makers.get(value)
+        if node is None:
+            return False
+        if node.row.role is Role.LINEAR:
+            return hop > 0
+        through = node.row.elementwise or node.row.role is Role.SPLIT
+        return through and all(of_projections(operand, hop + 1) for operand in node.operands)
+
+    return {
+        node.parameters["weight"]
+        for node in flat.nodes
+        if node.row.role is Role.LINEAR
+        and within(node) in chosen
+        and of_projections(node.operands[0])
+    }
+
+
+def heads_of(flat: FlatGraph) -> set[str]:
     """Weights of the linear ops whose results, perhaps capped or scaled, are outputs."""
     makers = {r: n for n in flat.nodes for r in n.results}
     heads: set[str] = set()

@@ -19,13 +19,14 @@ from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.emit.written import Written
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
-from llamagen.verify.stored import stored_weights
+from llamagen.verify.stored import CodedPlace, stored_weights
 from llamagen.weights.random import random_values
 from tests.parity.models import SPECS
 
 DENSE = SPECS / "reduced" / "llama-3.1-8b.yaml"
 FOREIGN = SPECS / "foreign"
 INT4, INT8, W8A8 = QuantizeOptions("int4"), QuantizeOptions("int8"), QuantizeOptions("w8a8")
+ALL_INT4 = QuantizeOptions("int4", head="int4", sensitive="int4")
 
 
 def exported(spec: Path, out: Path, quantize: QuantizeOptions, **options: object) -> Written:
@@ -95,13 +96,39 @@ def test_other_dtypes(dtype: str, tmp_path: Path) -> None:
 
 def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
     """int4 in blocks of 32 normal numbers: 1/16 of the largest, uniform, is 8 % of their spread."""
-    exported(DENSE, tmp_path / "out", INT4, profile="ort-cpu")
+    exported(DENSE, tmp_path / "out", ALL_INT4, profile="ort-cpu")
     stored = stored_weights(tmp_path / "out")
     for path, parameter in load(DENSE).parameters.items():
         true = random_values(1, path, parameter.shape, parameter.kind)
         error = np.sqrt(np.square(stored.read(path).astype("f4") - true).mean()) / true.std()
         quantised = len(parameter.shape) == 2 and "embed" not in path
         assert (0.05 < error < 0.11) if quantised else error == 0, path
+
+
+def test_what_suffers_most_has_eight_bits(tmp_path: Path) -> None:
+    """The head, and down projections of the first, the last and every third layer, whatever they are called."""
+    spec = changed(tmp_path, "num_layers: 2", "num_layers: 5")
+    exported(spec, tmp_path / "out", INT4)
+    places = stored_weights(tmp_path / "out").places
+    wide = {p for p, one in places.items() if isinstance(one, CodedPlace) and one.record.bits == 8}
+    downs = {f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 2, 4)}
+    assert wide == {"lm_head.weight", *downs}
+    exported(FOREIGN / "gpt_neox.yaml", tmp_path / "neox", QuantizeOptions("int4", head="int4"))
+    places = stored_weights(tmp_path / "neox").places
+    wide = {p for p, one in places.items() if isinstance(one, CodedPlace) and one.record.bits == 8}
+    assert wide and all(p.endswith("dense_4h_to_h.weight") for p in wide)
+
+
+def test_a_table_has_blocks_that_fit_its_rows(tmp_path: Path) -> None:
+    """64 features are no block of 128; zero points are written out, for providers have different defaults."""
+    exported(DENSE, tmp_path / "out", QuantizeOptions("int4", 128, embedding="int4"))
+    places = stored_weights(tmp_path / "out").places
+    blocks = {p: one.record.block for p, one in places.items() if isinstance(one, CodedPlace)}
+    assert blocks.pop("model.embed_tokens.weight") == 64 and set(blocks.values()) == {128}
+    model = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False)
+    (gather,) = (n for n in model.graph.node if n.op_type == "GatherBlockQuantized")
+    assert gather.input[3] == "model.embed_tokens.weight_zero_points"
+    assert verify_folder(tmp_path / "out", ("reference",), steps=2).passed
 
 
 def test_layers_are_compared_with_exact_products_too(tmp_path: Path) -> None:
@@ -175,12 +202,15 @@ def test_the_manifest_says_what_is_quantised(tmp_path: Path) -> None:
     assert found.model_dump() == {
         "linear": "int4",
         "head": "int8",
+        "sensitive": "int8",
         "embedding": "none",
         "tied": "int8",
         "experts": "int4",
         "block_size": 64,
         "symmetric": False,
         "accuracy_level": 1,
+        "method": "rtn",
+        "calibration": None,
     }
     exported(DENSE, tmp_path / "plain", QuantizeOptions())
     assert read_manifest(tmp_path / "plain").quantization is None
@@ -206,7 +236,11 @@ def test_it_generates(tmp_path: Path) -> None:
         (QuantizeOptions("int4", experts="w8a8"), "LG707", "known: none, int4, int8"),
         (QuantizeOptions("int4", 48), "LG708", "16, 32, 64, 128, 256"),
         (QuantizeOptions("int4", accuracy_level=3), "LG708", "0, 1, 4"),
-        (QuantizeOptions("none", 256, embedding="int8"), "LG709", "--block-size"),
+        (QuantizeOptions("int4", method="gptq"), "LG707", "known: rtn, search"),
+        (QuantizeOptions("int4", method="search"), "LG718", "without a tokenizer.json"),
+        (QuantizeOptions("int8", method="search"), "LG718", "no projection has four bits"),
+        (QuantizeOptions("int4", calibrate=DENSE), "LG718", "without a tokenizer.json"),
+        (QuantizeOptions("int4", method="rtn", calibrate=DENSE), "LG718", "looks at no text"),
     ],
 )
 def test_what_is_refused(quantize: QuantizeOptions, code: str, words: str, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.ops.op import AttrValue, Operands
-from llamagen.ops.rope import frequencies, inverse_frequencies
+from llamagen.ops.rope import ROPE_KINDS, frequencies, inverse_frequencies
 from llamagen.ops.table import OPS
 
 LLAMA3: Mapping[str, AttrValue] = {
@@ -133,3 +135,11 @@ def test_plain_frequencies_are_those_of_torch(dim: int) -> None:
     exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     want = 1.0 / (500000.0**exponents)
     assert np.array_equal(inverse_frequencies(attributes({"dim": dim})), want.numpy())
+
+
+def test_frequencies_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A formula of a new kind that divides by dim - 2 gives 0 / 0 for one pair; a file with NaN would blame weights."""
+    nan = replace(ROPE_KINDS["default"], float32=lambda attrs, plain, _: plain * np.float32("nan"))
+    monkeypatch.setitem(ROPE_KINDS, "default", nan)
+    with pytest.raises(LlamagenError, match="are no numbers"):
+        inverse_frequencies(attributes({"dim": 2}))

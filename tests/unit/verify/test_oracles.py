@@ -13,7 +13,7 @@ import pytest
 from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import COUNTS_ITSELF, OWN_PAST, verify_folder
+from llamagen.verify.folder import COUNTS_ITSELF, NO_PAST, verify_folder
 
 MODEL = """
 spec: 1
@@ -67,7 +67,7 @@ def written(folder: Path, text: str, name: str = "oracle.py") -> str:
 
 def verdicts(folder: Path, against: str, **options: object) -> set[str]:
     report = verify_folder(folder, [against], steps=3, **options)  # type: ignore[arg-type]
-    return {row.verdict for row in report.rows if row.note not in (COUNTS_ITSELF, OWN_PAST)}
+    return {row.verdict for row in report.rows if row.note not in (COUNTS_ITSELF, NO_PAST)}
 
 
 def test_a_function_is_a_witness_with_a_past_and_without(home: Path, tmp_path: Path) -> None:

@@ -126,6 +126,43 @@ def test_the_steps_of_the_loop_do_not_matter(monkeypatch: pytest.MonkeyPatch) ->
     assert whole.zero_points is not None and np.array_equal(whole.zero_points, apart.zero_points)  # type: ignore[arg-type]
 
 
+@settings(max_examples=60)
+@given(
+    st.booleans(),
+    st.sampled_from([16, 32, 64]),
+    st.integers(1, 150),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-38, 1e-3, 1.0, 1e30]),
+    st.sampled_from(["even", "spread", "one", "none", "vast"]),
+)
+def test_a_searched_scale_is_wrong_by_less(
+    symmetric: bool, block: int, width: int, seed: int, size: float, kind: str
+) -> None:
+    """Never by more than the scale of the largest weight, as columns count."""
+    random = np.random.default_rng(seed)
+    rows = (random.standard_normal((6, width)) * size).astype(np.float32)
+    rows[0] = 0
+    counts = {
+        "even": np.ones(width),
+        "none": np.zeros(width),
+        "one": np.arange(width) == width // 2,
+    }
+    importance = counts.get(kind, np.exp(3 * random.standard_normal(width)))
+    importance = (importance * (1e30 if kind == "vast" else 1)).astype(np.float32)
+    plain = quantize_rows(rows, 4, block, symmetric, np.float32)
+    found = quantize_rows(rows, 4, block, symmetric, np.float32, importance)
+    of_blocks = np.pad(importance.astype(np.float64), (0, -width % block)).reshape(-1, block)
+    largest = np.maximum(of_blocks.max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    weighted = (of_blocks / largest + 1e-6).reshape(-1)[:width]
+
+    def wrong(of: quantize.Blocks) -> Array:
+        return (weighted * np.square((decoded(of, 4, width) - rows) / size)).sum(axis=1)
+
+    assert (wrong(found) <= wrong(plain) * (1 + 1e-3) + 1e-9).all()
+    if kind == "spread" and width >= 2 * block and size >= 1e-3:
+        assert wrong(found).sum() < 0.9 * wrong(plain).sum()
+
+
 def test_channels() -> None:
     rows = np.random.default_rng(3).standard_normal((9, 50)).astype(np.float32)
     rows[4] = 0
