@@ -32,7 +32,7 @@ from llamagen.ops.attention import slopes_of
 from llamagen.ops.op import Operands, Role, a_float, a_str
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.rope import frequencies as frequencies_of
-from llamagen.verify.graph_copies import make_exact
+from llamagen.verify.graph_copies import DEQUANTIZED, make_exact
 from llamagen.verify.limits import RunDType
 from llamagen.verify.scenarios import NOTHING, Values
 from llamagen.verify.stored import external_places, graph_of, numbers_of
@@ -244,8 +244,13 @@ def _decoded(codes: Array, scales: Array, points: Array | None, bits: int) -> Ar
     if points is not None:
         middle = numbers_of(points, bits).reshape(*scales.shape[:-1], -1)[..., : scales.shape[-1]]
         middle = middle.astype(np.float64)[..., None]
-    decoded: Array = (blocks - middle) * scales[..., None]
+    (decoded,) = _dequantized(blocks - middle, scales[..., None])
     return decoded.reshape(*scales.shape[:-1], -1)
+
+
+def _dequantized(numbers: Array, scales: Array) -> tuple[Array, ...]:
+    """A weight is the product in float32, in every kernel and in what a folder's weights are read as."""
+    return ((numbers * scales).astype(np.float32).astype(np.float64),)
 
 
 def _matmul_codes(
@@ -346,6 +351,9 @@ def _qmoe(x: Array, logits: Array, *rest: Any, **a: Any) -> Any:
 _ROWS = frozenset({"MoE", "QMoE", "GatherBlockQuantized"})
 """Operators that widen themselves, and no more than the rows that they read."""
 
+_DEQUANTIZED = "Dequantized"
+"""An operator of this evaluator: Mul whose result is rounded."""
+
 _OPERATORS: Sequence[type[OpRun]] = (
     _operator("Cast", _cast),
     _operator("Gelu", _gelu),
@@ -361,6 +369,7 @@ _OPERATORS: Sequence[type[OpRun]] = (
             ("GatherBlockQuantized", _gather_codes),
             ("MoE", _moe),
             ("QMoE", _qmoe),
+            (_DEQUANTIZED, _dequantized),
         )
     ),
 )
@@ -593,10 +602,20 @@ class ExactGraph(OneGraph):
         return _OpenExact(self, {n: kept(past[n], caches[n][2]) for n in caches if n in past})
 
 
+def _mark_dequantized(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.name.endswith(DEQUANTIZED):
+            node.op_type, node.domain = _DEQUANTIZED, CONTRIB_DOMAIN
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _mark_dequantized(attribute.g)
+
+
 def exact_model(file: Path) -> tuple[onnx.ModelProto, Values]:
     """The graph in ``file`` with products as numbers, without its weights, and these, mapped."""
     model = graph_of(file)
-    make_exact(model.graph)
+    if make_exact(model.graph):
+        _mark_dequantized(model.graph)
     for node in model.graph.node:
         precisions = [a for a in node.attribute if a.name == "softmax_precision"]
         for attribute in precisions:

@@ -87,6 +87,10 @@ def _tap_layers(graph: onnx.GraphProto) -> bool:
     return bool(marked)
 
 
+DEQUANTIZED = "dequantized"
+"""How names of nodes end that multiply codes by scales: a runtime rounds these products to float32."""
+
+
 def make_exact(graph: onnx.GraphProto) -> bool:
     """Let the quantised products of ``graph`` be in float32; whether there were any."""
     nodes: list[onnx.NodeProto] = []
@@ -165,7 +169,8 @@ def _decoded(
     middle = constant(128.0, np.float32)
     if points:
         middle = add("Unsqueeze", add("Cast", points, to=TensorProto.FLOAT), last)
-    product = add("Mul", add("Sub", blocks, middle), add("Unsqueeze", scales, last))
+    halves = (add("Sub", blocks, middle), add("Unsqueeze", scales, last))
+    product = add("Mul", *halves, name=f"{name}/{DEQUANTIZED}")
     return add("Reshape", product, add("Shape", codes))
 
 
@@ -175,7 +180,7 @@ def _float_matmul(node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
     result = product if bias else node.output[0]
     nodes = [  # not DequantizeLinear, which ONNX Runtime makes a quantised product again
         helper.make_node("Cast", [codes], [cast], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [cast, scales], [weight]),
+        helper.make_node("Mul", [cast, scales], [weight], name=f"{node.name}/{DEQUANTIZED}"),
         helper.make_node("MatMul", [x, weight], [result]),
     ]
     if bias:
