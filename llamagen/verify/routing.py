@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.verify.limits import (
@@ -31,6 +33,8 @@ from llamagen.verify.limits import (
     Tolerance,
 )
 from llamagen.verify.scenarios import FloatArray, IntArray, Scenario, Values
+
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 
 class RoutersDiffer(Exception):
@@ -179,8 +183,23 @@ class Choices:
 
 
 def compared(routers: Iterable[Router]) -> Choices:
-    """Raises ValueError when there is no router."""
-    judged = [(router.counts, _of_one(router)) for router in routers]
+    """Raises ValueError when there is no router.
+
+    Where a router of groups chose otherwise than the witness would, which is judged by itself, the experts of that
+    token are those of other groups: the witness's scores tell nothing of them.
+    """
+    judged: list[tuple[bool, Choices]] = []
+    elsewhere: BoolArray | None = None
+    for router in routers:
+        apart = _apart(router)
+        if router.counts and elsewhere is not None:
+            apart[elsewhere] = 0.0
+        if router.counts:
+            elsewhere = None
+        else:
+            before = np.zeros(len(apart), dtype=bool) if elsewhere is None else elsewhere
+            elsewhere = before | _otherwise(router)
+        judged.append((router.counts, _of_one(router, apart.reshape(-1))))
     every = [one for _, one in judged]
     experts = [one for counts, one in judged if counts]
     count = sum(one.count for one in every)
@@ -196,15 +215,27 @@ def compared(routers: Iterable[Router]) -> Choices:
     )
 
 
-def _of_one(router: Router) -> Choices:
-    scores = router.scores.reshape(-1, router.scores.shape[-1])
-    chosen = router.chosen.reshape(len(scores), -1)
-    k, spread = chosen.shape[-1], _spread(scores)
+def _apart(router: Router) -> FloatArray:
+    """By how much what was left scored more than what was taken, [tokens, G]."""
+    scores = router.scores
     taken = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(taken, chosen, True, axis=-1)
+    np.put_along_axis(taken, router.chosen.reshape(*scores.shape[:-1], -1), True, axis=-1)
     least_taken = np.where(taken, scores, np.inf).min(axis=-1)
     most_left = np.where(taken, -np.inf, scores).max(axis=-1)
-    apart = np.maximum(most_left - least_taken, 0.0)
+    return np.asarray(np.maximum(most_left - least_taken, 0.0))
+
+
+def _otherwise(router: Router) -> BoolArray:
+    """Tokens for which the witness would have taken others, or the same in another order, [tokens]."""
+    scores = router.scores
+    chosen = router.chosen.reshape(*scores.shape[:-1], -1)
+    own = np.argsort(-scores, axis=-1, kind="stable")[..., : chosen.shape[-1]]
+    return np.asarray((own != chosen).any(axis=(1, 2)))
+
+
+def _of_one(router: Router, apart: FloatArray) -> Choices:
+    scores = router.scores.reshape(-1, router.scores.shape[-1])
+    k, spread = router.chosen.size // len(scores), _spread(scores)
     ordered = -np.sort(-scores, axis=-1)
     margin = (
         ordered[:, k - 1] - ordered[:, k] if k < scores.shape[-1] else np.full(len(scores), np.inf)

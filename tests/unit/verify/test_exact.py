@@ -196,7 +196,7 @@ def test_a_window_that_the_spec_has_not_is_seen(tmp_path: Path) -> None:
 
 def test_experts_in_groups_are_judged_group_by_group(tmp_path: Path) -> None:
     report = verify_folder(exported(GROUPS, tmp_path, dtype="bfloat16"), ["reference"], steps=4)
-    assert report.passed, [row.cells() for row in report.rows]
+    assert report.passed, [row.cells() for row in report.rows if row.verdict != "equal"]
     (row,) = (row for row in report.rows if row.case == "experts chosen")
     compared = [c for c in report.facts.cases if c.same_as is None]
     assert row.difference is not None
