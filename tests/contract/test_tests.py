@@ -76,6 +76,7 @@ CLOCKED = {
     "tests/hardness/__main__.py": "goes on for as long as it is told",
     "tests/hardness/attacks.py": "sends signals at random moments of a run",
     "tests/hardness/test_hardness.py": "a slow test has more time than the others",
+    "tests/parity/test_generations.py": "a slow test has more time than the others",
     "tests/test_python.py": "a slow test has more time than the others",
     "tests/mutants/__main__.py": "tells how long is left",
     "tests/unit/test_staged_folder.py": "stands in for a lock, whose parameter is called so",

@@ -27,6 +27,7 @@ from llamagen.emit.config.table import (
     ConfigTable,
     config_scope,
     known_tables,
+    knows,
     plain,
     same,
     table_of,
@@ -34,6 +35,7 @@ from llamagen.emit.config.table import (
 )
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import names_read
+from llamagen.ops.activations import ACTIVATIONS
 from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -252,11 +254,24 @@ _USUAL: Mapping[str, str] = {
     "use_scaled_rope": "rope.kind != 'default'",
 }
 """Keys of foreign configurations -> what a spec says of the same."""
+_SAME_ACTIVATION = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+"""transformers' ACT2FN -> the same function here."""
+
+
+def _sure(name: str, value: Json, known: Json) -> bool:
+    """Whether values that differ say two things: a spec can have other words for a kind of rope or an activation."""
+    match value:
+        case str():
+            return value in ACTIVATIONS and isinstance(known, str) and known in ACTIVATIONS
+        case Mapping():  # one for each kind of layer has none of these keys
+            return all(knows(value.get("rope_type"), key) for key in value.keys() - {"rope_type"})
+        case _:
+            return name != "head_dim"  # DeepSeek-V3's is the rotated part's
 
 
 def _by_usual_names(resolved: ResolvedSpec, source: JsonSource) -> tuple[Diagnostic, ...]:
     """For a spec that does not say how its configuration is read: LG607 where a key of a usual name has another value
-    than the spec, a warning LG648 with all other keys."""
+    than the spec, a warning LG648 with all keys whose meaning is not sure."""
     table = ConfigTable(resolved, ConfigMapping(kind="", fields={}))
     reads, scope = names_read(build_all(resolved)), config_scope(resolved.spec)
     known_names = {*scope, *CONFIG_FUNCTIONS}
@@ -270,9 +285,14 @@ def _by_usual_names(resolved: ResolvedSpec, source: JsonSource) -> tuple[Diagnos
         meant = name.isidentifier() and all(n.id in known_names for n in names(parse(text)))
         expression = text if meant else "none"
         known = plain(value_of(expression, scope))
+        here = _SAME_ACTIVATION.get(value, value) if isinstance(value, str) else value
         if expression == "none" or (known is None and value is not None and name != "rope_scaling"):
             unseen.append(path)
-        elif not same(value, known) and any(n.id in reads for n in names(parse(expression))):
+        elif same(here, known) or not any(n.id in reads for n in names(parse(expression))):
+            continue
+        elif not _sure(name, here, known):
+            unseen.append(path)
+        else:
             message = f"`{path}` is {json.dumps(value)} here; `{resolved.spec.id}` has {json.dumps(known)}"
             help = f"or let `{resolved.spec.id}` count with `export --ignore-config`"
             findings.append(Diagnostic("LG607", "error", message, source.place(path), (), help))

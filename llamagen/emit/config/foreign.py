@@ -109,9 +109,24 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
 
 
 def usual_leaves(config: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
-    """Key as `read_config` spells it, key as the file does, value."""
+    """Key as `read_config` spells it, key as the file does, value; the share that is rotated has a key of its own."""
+    values: dict[str, Json] = {}
+    written: dict[str, str] = {}
     for path, value in _leaves(config, GROUPS):
-        yield from ((key, path, one) for key, one in _spelled(path, value))
+        for key, one in _spelled(path, value):
+            share = one.get(_SHARE) if isinstance(one, Mapping) else None
+            if key.endswith("rope_scaling") and isinstance(one, Mapping) and share is not None:
+                values[name := key.replace("rope_scaling", _SHARE)], written[name] = share, path
+                one = _scaling({name: below for name, below in one.items() if name != _SHARE})
+            if key in values:
+                yield key, path, one
+            else:
+                values[key], written[key] = one, path
+    _state_original_context(values)
+    yield from ((key, written[key], value) for key, value in values.items())
+
+
+_SHARE = "partial_rotary_factor"
 
 
 def entries(value: Json) -> Iterable[tuple[str, Json]]:

@@ -122,9 +122,10 @@ spec: 1
 id: tests/own
 extends: llama/2/7b
 config: null
-constants: {logit_scale: 0.5}
-blocks: {CausalLM: {forward: 'return lm_head(model(input_ids)) * logit_scale'}}
+constants: {logit_scale: 0.5, my_act: silu}
+blocks: {CausalLM: {forward: 'return activation(lm_head(model(input_ids)) * logit_scale, my_act)'}}
 """
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,16 @@ blocks: {CausalLM: {forward: 'return lm_head(model(input_ids)) * logit_scale'}}
         ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}, ["LG607"]),
         ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e4}}, []),
         ({"logit_scale": 0.25}, ["LG607"]),
+        ({"rope_theta": None, "rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}}, []),
+        (
+            {"rope_theta": None, "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}},
+            ["LG607"],
+        ),
+        ({"rope_theta": None, "rope_parameters": {"full_attention": ROPE}}, []),
+        ({"head_dim": 64}, []),
+        ({"my_act": "gelu_pytorch_tanh"}, ["LG607"]),
+        ({"my_act": "swish"}, []),
+        ({"my_act": "quick_gelu"}, []),
         ({"max_position_embeddings": 77, "use_cache": False}, []),
     ],
     ids=str,
