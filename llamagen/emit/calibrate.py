@@ -20,7 +20,7 @@ from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import TOKEN_INPUTS
 from llamagen.ir.reference import evaluate_graph
 from llamagen.ops.op import Array, Role
-from llamagen.resources import data_folder
+from llamagen.resources import data_text
 from llamagen.weights.tensors import Region, Shape, whole
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +33,7 @@ LEAST, MOST = WINDOW, 8 * WINDOW
 
 
 def built_in_text() -> str:
-    return (data_folder("spec") / "calibration.txt").read_text(encoding="utf-8")
+    return data_text("spec", "calibration.txt")
 
 
 def digest_of(text: str) -> str:

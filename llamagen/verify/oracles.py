@@ -206,9 +206,12 @@ def require_recordable(file: Path) -> None:
     """Raises LG774 for a name that is not .npz, LG634 where something else than recorded logits is there."""
     if file.suffix != ".npz":
         raise LlamagenError.of("LG774", f"{str(file)!r}: recorded logits are in a file named .npz")
-    if files.exists(file) and not (
-        zipfile.is_zipfile(file) and "about.npy" in zipfile.ZipFile(file).namelist()
-    ):
+    if files.exists(file) and not _has_logits(file):
         message = f"{str(file)!r} is there already, and holds no recorded logits"
         raise LlamagenError.of("LG634", message, help="choose another name")
     require_writable(file.parent)
+
+
+def _has_logits(file: Path) -> bool:
+    with files.open_file(file, files.ORACLE) as stream:
+        return zipfile.is_zipfile(stream) and "about.npy" in zipfile.ZipFile(stream).namelist()
