@@ -313,7 +313,7 @@ def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
     report = verify_folder(out, ["torch"], steps=4, progress=lambda *told: done.append(told))
     manifest = read_manifest(out)
     assert (manifest.runtime, manifest.batched_chunks) == (runtime, runtime == "1.32")
-    verdicts = {row.case: row.verdict for row in report.rows}
+    verdicts = {row.case: row.verdict for row in report.rows if row.witness == "torch"}
     assert tuple(verdicts) == (*CASES, "around 64") and report.passed
     skipped = {"rows cut anywhere"} if runtime == "1.31" else set()
     assert {case for case, verdict in verdicts.items() if verdict != "equal"} == skipped
