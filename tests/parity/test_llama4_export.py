@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -52,8 +53,10 @@ def test_a_folder_verifies_with_images(model: RandomModel, tmp_path: Path) -> No
     report = verify_folder(out, witnesses, steps=4)
     assert report.passed, report
     skipped = [row.case for row in report.rows if row.verdict == "skipped"]
-    alone = [f"around {limit}" for limit in (3, 5, 64)]
-    assert skipped == ["far apart", *alone], "no temperature by position, and no past is given to it"
+    limits = [f"around {limit}" for limit in (3, 5, 64)]
+    assert skipped == ["far apart", *limits], (
+        "no temperature by position, and no past is given to it"
+    )
     found = [(row.witness, row.case) for row in report.rows if row.witness != "spec"]
     exactly = [("reference", f"{case}{EXACTLY}") for case in CASES]
     assert sorted(found) == sorted(

@@ -22,6 +22,7 @@ SEED = 7
 CASES = (
     *("prefill", "decode", "left padding", "right padding"),
     *("cut anywhere", "rows exchanged", "far apart", "rows that wait", "rows cut anywhere"),
+    "around 64",
     "image prefill",
     "images decode",
     "images padded batch",
