@@ -175,6 +175,8 @@ def _grouped_attention(
 
     They are turned by the table's rows of their places, written behind the past, and see what is not after them.
     """
+    if not all(value is None for value in (k_scale, v_scale, shared, unused)):
+        raise NotImplementedError("GroupQueryAttention with scales of a coded cache")
     batch, length, _width = query.shape
     size = past_key.shape[3]
 
@@ -267,6 +269,8 @@ def _matmul_codes(
     block_size: int,
     **_: Any,
 ) -> tuple[Array, ...]:
+    if order is not None:
+        raise NotImplementedError("MatMulNBits with an order of columns")
     count = -(-K // block_size)
     shape = (N, count)
     zero_points = None if points is None else points.reshape(N, -1)

@@ -361,7 +361,9 @@ def plans_of(
         message = f"{long} are more than the model was exported for, {limit:,}"
         help = "--steps and --prompt-tokens make them shorter"
         raise LlamagenError.of("LG764", message, help=help)
-    yield plan((MAIN,), (*text, *limit_scenarios(flatten(main), vocab_size, limit, seed)))
+    yield plan(
+        (MAIN,), (*text, *limit_scenarios(flatten(main), vocab_size, limit, seed, subject.size))
+    )
     pipeline = subject.pipeline
     if pipeline is None:
         if others:

@@ -202,7 +202,8 @@ _IN_TABLES: frozenset[LimitKind] = frozenset({"original context of rope", "conte
 """Those that tables know: where every row of them is the spec's, they are proven."""
 
 MAX_PAST_BYTES = 1 << 30
-"""Of float32 keys and values that a case may begin with, to cross a limit that only a run can prove."""
+"""Of float32 keys and values that a case may begin with, to cross a limit that only a run can prove; of a large model
+as many as its weights in float32."""
 _CHEAP_PAST_BYTES = 64 << 20
 """The same for a limit that tables prove as well."""
 
@@ -255,9 +256,10 @@ def limits_of(
 
 
 def limit_scenarios(
-    flat: FlatGraph, vocab_size: int, context: int | None, seed: int
+    flat: FlatGraph, vocab_size: int, context: int | None, seed: int, parameters: int
 ) -> tuple[Scenario, ...]:
-    """Five tokens across each limit that the folder accepts, behind random keys and values of all tokens before."""
+    """Five tokens across each limit that the folder accepts, behind random keys and values of all tokens before, unless
+    these take more memory than is right for a model of so many ``parameters``."""
     caches = {
         name: (of.shape[1].value, of.shape[3].value)
         for slot in flat.slots
@@ -270,7 +272,7 @@ def limit_scenarios(
         count = min(5, end - 1)
         before = end - count
         taken = 4 * sum(heads * width for heads, width in caches.values()) * before
-        bound = _CHEAP_PAST_BYTES if kind in _IN_TABLES else MAX_PAST_BYTES
+        bound = _CHEAP_PAST_BYTES if kind in _IN_TABLES else max(MAX_PAST_BYTES, 4 * parameters)
         if taken > bound or before < 1 or (context is not None and size > context):
             continue
         ids = generator.integers(0, vocab_size, (1, count), dtype=np.int64)

@@ -35,6 +35,7 @@ MOST = 200
 """Mutants that are tried; of more a sample is."""
 
 EPSILONS = (1e-5, 1e-6, 1e-12)
+"""Of norms, as published: of Llama 2 and later, of Llama 1, of BERT."""
 _RIVALS = {
     "Add": "Sub",
     "Sub": "Add",

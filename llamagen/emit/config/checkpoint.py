@@ -161,10 +161,9 @@ class _Beside:
                 stated[key] = raw[key] if key in raw else stated[older]
         if foreign.partial:
             return stated
-        meant = table.absences(
-            stated
-        )  # silence has a meaning, and null is silence where it has one
-        return {**meant, **{k: v for k, v in stated.items() if v is not None or k not in meant}}
+        meant = table.absences(stated)
+        said = {key: v for key, v in stated.items() if v is not None or key not in meant}
+        return {**meant, **said}  # silence has a meaning, and null is silence where it has one
 
     def clashes(self, table: ConfigTable) -> Iterator[Difference]:
         """Keys by which the file is another graph than the model of ``table``, where the spec's reads these names."""
@@ -254,7 +253,7 @@ _USUAL: Mapping[str, str] = {
     "use_scaled_rope": "rope.kind != 'default'",
 }
 """Keys of foreign configurations -> what a spec says of the same."""
-_SAME_ACTIVATION = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+_SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 """transformers' ACT2FN -> the same function here."""
 
 

@@ -94,8 +94,6 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
         for key, one in () if path == "model_type" else _spelled(path, value):
             if key.endswith("head_dim") and one is None:
                 continue  # LlamaConfig: hidden_size // num_attention_heads, as without the key
-            if key.endswith("hidden_act") and one == "swish":
-                one = "silu"  # transformers' ACT2FN: the same function
             if key in values:
                 message = f"`{path}` and another key both say `{key}`"
                 help = "keep one of the two spellings"
@@ -159,6 +157,8 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
         yield path, value != 0  # transformers 4.51 wrote the interval of such layers
     elif name == "rope_scaling":
         yield path, _scaling(value)
+    elif name == "hidden_act" and value == "swish":
+        yield path, "silu"  # transformers' ACT2FN: the same function
     else:
         yield path, value
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llamagen.ir.elaborate import build
+from llamagen.ir.flatten import flatten
+from llamagen.spec.registry import Registry
+from llamagen.verify.limits import limit_scenarios
 from llamagen.verify.scenarios import FAR, Scenario, scenarios
 
 CASES = {case.name: case for case in scenarios(50, 12, 5, seed=3)}
@@ -65,3 +69,15 @@ def test_a_row_ends_with_a_token(last: int) -> None:
     else:
         with pytest.raises(ValueError, match="ends with a token"):
             Scenario("open", ids, mask, (3,))
+
+
+@pytest.mark.parametrize("spec", ["llama/4/scout", "llama/4/maverick"])
+def test_a_large_model_is_taken_across_its_chunk(spec: str) -> None:
+    """3 GB of keys and values: little beside its own weights, too much for a model of a few layers."""
+    flat = flatten(build(Registry().load(spec)))
+
+    def names(parameters: int) -> set[str]:
+        return {case.name for case in limit_scenarios(flat, 50, 8192 + 100, 0, parameters)}
+
+    assert "around 8,192" in names(100 * 10**9)
+    assert "around 8,192" not in names(10**6)
