@@ -6,6 +6,7 @@ Lint rules are data (spec/rules/lint.yaml); this file only says what they can se
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Closed
+from llamagen.spec.source import to_plain
 
 _UNSOURCED = "LG510"
 _SUFFIXES = (".yaml", ".yml")
@@ -192,6 +194,8 @@ def lint(
 Scoped = Iterator[tuple[dict[str, Static], Span | None]]
 
 _SOURCED = ("hyperparameters", "constants", "patterns")
+_RECORD = ("provenance.", "release.", "training.")
+_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class _Subjects:
@@ -242,6 +246,8 @@ class _Subjects:
         release = self.resolved.spec.release
         sketch = release is not None and release.status == "sketch"
         doubts = uncertain(self.resolved)
+        wiring = (leaf for path, leaf in self.resolved.leaves if not path.startswith(_RECORD))
+        words = {word for leaf in wiring for word in _NAME.findall(str(to_plain(leaf.node)))}
         for path, leaf in self.resolved.leaves:
             section = path.split(".", 1)[0]
             if section in _SOURCED:
@@ -252,6 +258,8 @@ class _Subjects:
                     "text": leaf.origins[-1].text,
                     "source": source,
                     "written_in": leaf.origins[-1].spec_id,
+                    "own": leaf.origins[-1].spec_id == self.resolved.spec.id,
+                    "read": path.split(".")[1] in {"max_positions", *words},
                     "sketch": sketch,
                     "doubted": any(matches(doubt.path, path) for doubt in doubts),
                 }
