@@ -153,17 +153,17 @@ class _Asked:
                 raise self.refusal(reason, help)
             descriptor = os.open(real, _FLAGS)
         try:
-            found = os.fstat(descriptor)
-            self.require_regular(found)
-            self.require_size(found.st_size)
+            status = os.fstat(descriptor)
+            self.require_regular(status)
+            self.require_size(status.st_size)
         except BaseException:
             os.close(descriptor)
             raise
         return descriptor
 
-    def require_regular(self, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode):
-            raise self.refusal(f"it is {_kind_of(found.st_mode)}, not a regular file")
+    def require_regular(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise self.refusal(f"it is {_kind_of(status.st_mode)}, not a regular file")
 
     def require_size(self, size: int) -> None:
         if self.kind.limit is not None and size > self.kind.limit:

@@ -184,7 +184,7 @@ def _is_mount(place: Path) -> bool:
     mounts = (line.split(b" ")[4] for line in table.splitlines())
     escaped = re.compile(rb"\\([0-7]{3})")
     return os.fsencode(place) in {
-        escaped.sub(lambda found: bytes([int(found[1], 8)]), mount) for mount in mounts
+        escaped.sub(lambda escape: bytes([int(escape[1], 8)]), mount) for mount in mounts
     }
 
 
@@ -230,23 +230,23 @@ def _strangers(folder: Path, place: Path, listing: Listing) -> list[str]:
             remove,
         ) from error
     holding = {str(above) for name in listed for above in Path(name).parents}
-    found: list[str] = []
+    strangers: list[str] = []
     for where, folders, files in os.walk(folder, onerror=_raised):
         inside = Path(where).relative_to(folder)
         for name in tuple(folders):
             one = inside / name
             if (folder / one).is_symlink():
-                found.append(one.as_posix())
+                strangers.append(one.as_posix())
             elif str(one) not in holding:
                 folders.remove(name)
                 if folder / one != workspace_of(folder):
-                    found.append(f"{one.as_posix()}/")
+                    strangers.append(f"{one.as_posix()}/")
         for name in files:
             one = inside / name
             regular = stat.S_ISREG(os.lstat(folder / one).st_mode)
             if one.as_posix() not in listed or not regular:
-                found.append(one.as_posix())
-    return sorted(found)
+                strangers.append(one.as_posix())
+    return sorted(strangers)
 
 
 def _raised(error: OSError) -> None:
@@ -300,8 +300,8 @@ def _settle(old: Path, place: Path, listing: Listing) -> None:
 def current(path: Path) -> str | None:
     """The text of a file; None if there is no regular file, or one that is not text."""
     try:
-        found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_TEXT:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_TEXT:
             return None
         return path.read_bytes().decode("utf-8")
     except (OSError, ValueError):
@@ -325,7 +325,7 @@ def write_changed(
     folders = sorted({(folder / name).parent for name in changed})
     with translated(Path(os.path.abspath(folder))):
         read = {
-            (found.st_dev, found.st_ino) for found in map(os.stat, filter(os.path.exists, reads))
+            (status.st_dev, status.st_ino) for status in map(os.stat, filter(os.path.exists, reads))
         }
         for name in changed:
             _require_place(folder, name, read)
@@ -368,11 +368,11 @@ def _require_place(folder: Path, name: str, read: Collection[tuple[int, int]]) -
             raise _in_the_way(message, "remove the link, or choose another folder")
     if not os.path.lexists(path):
         return
-    found = os.lstat(path)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
         kind = "a symbolic link" if path.is_symlink() else "not a regular file"
         raise _in_the_way(f"{quoted(str(path))} exists and is {kind}")
-    if (found.st_dev, found.st_ino) in read:
+    if (status.st_dev, status.st_ino) in read:
         raise _in_the_way(f"{quoted(str(path))} is a file that this command reads")
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -509,10 +509,10 @@ def translated(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = _as_problem(error, place)
-        if found is None:
+        problem = _as_problem(error, place)
+        if problem is None:
             raise
-        raise found from error
+        raise problem from error
     except NotImplementedError as error:  # filelock's word for it
         raise _without_locks(place) from error
 

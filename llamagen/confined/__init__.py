@@ -45,7 +45,7 @@ class Stopped(Exception):
 
 
 def confined(
-    script: Path, arguments: Sequence[str], given: bytes | BinaryIO, limits: Limits
+    script: Path, arguments: Sequence[str], fed: bytes | BinaryIO, limits: Limits
 ) -> bytes:
     """What ``script`` answers to ``given``, bytes or a file of this system, on its stdin. Raises Stopped."""
     import subprocess
@@ -54,7 +54,7 @@ def confined(
 
     child = subprocess.Popen(
         _words("once", script, arguments, limits),
-        stdin=subprocess.PIPE if isinstance(given, bytes) else given,
+        stdin=subprocess.PIPE if isinstance(fed, bytes) else fed,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -64,9 +64,9 @@ def confined(
         assert child.stdout is not None and child.stderr is not None
         try:
             clock.start()
-            if child.stdin is not None and isinstance(given, bytes):
+            if child.stdin is not None and isinstance(fed, bytes):
                 with suppress(BrokenPipeError), child.stdin as stdin:
-                    stdin.write(given)
+                    stdin.write(fed)
             answer = child.stdout.read(limits.answer + 1)
             if len(answer) > limits.answer:
                 raise Stopped("limit", f"it makes more than {limits.answer:,} bytes")

@@ -281,8 +281,8 @@ class Manifest(Closed):
             for graph in self.graphs.values()
             for domain in graph.opset
         }
-        said = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
-        return f"llamagen {self.llamagen} for {said}"[:200]
+        versions = ", ".join(f"{domain} {version}" for domain, version in sorted(opsets.items()))
+        return f"llamagen {self.llamagen} for {versions}"[:200]
 
     def text(self) -> str:
         """Canonical JSON, files by name."""

@@ -256,12 +256,12 @@ def prompt_of(
             return _tiles(placed, [tiled(picture, recipe) for picture in pictures], recipe)
         case CanvasRecipe():
             images = [on_canvas(picture, recipe) for picture in pictures]
-            found = packed([images], recipe)
+            prompt = packed([images], recipe)
             seen = seen_by([placed], [[len(image.tiles) for image in images]], recipe)
             read: Values = {
-                "pixel_values": found.pixel_values,
-                "aspect_ratio_ids": found.aspect_ratio_ids,
-                "aspect_ratio_mask": found.aspect_ratio_mask,
+                "pixel_values": prompt.pixel_values,
+                "aspect_ratio_ids": prompt.aspect_ratio_ids,
+                "aspect_ratio_mask": prompt.aspect_ratio_mask,
             }
             return Prompt(placed, read, {"cross_attention_mask": seen})
         case _:

@@ -133,10 +133,10 @@ def _propagated(graph: Graph, bounds: _Bounds) -> _Bounds | None:
             return None
         operands = [types.get(o) or graph.type_of(block, o) for o in node.operands]
         if node.row.role is Role.ATTENTION:
-            found = {held.get(o) for o in node.operands[1:3]}
-            keep_or_none = found.pop()
+            past_bounds = {held.get(o) for o in node.operands[1:3]}
+            keep_or_none = past_bounds.pop()
             mask = graph.mask_of(node)
-            if found or keep_or_none is None or mask is None:
+            if past_bounds or keep_or_none is None or mask is None:
                 return None
             masks[i] = keep_or_none
             operands[3] = _kept_mask(graph, mask, keep_or_none)
@@ -168,9 +168,9 @@ def _mask_names(decided: Iterable[_Bounds]) -> _Names:
                 mask = node.operands[3].removeprefix("@")
                 widths.setdefault(mask, {})[bounds.masks.get(i)] = None
     names: dict[tuple[str, int | None], str] = {}
-    for mask, found in widths.items():
-        widest = None if None in found else max(k for k in found if k is not None)
-        names |= {(mask, k): mask if k == widest else f"{mask}_{k}" for k in found}
+    for mask, mask_widths in widths.items():
+        widest = None if None in mask_widths else max(k for k in mask_widths if k is not None)
+        names |= {(mask, k): mask if k == widest else f"{mask}_{k}" for k in mask_widths}
     return names
 
 

@@ -556,16 +556,16 @@ class _Body:
             raise ExpressionError(message, call.arguments[0].extent)
         known = self.model.spec.blocks[function].options
         options: dict[str, AttrValue] = dict(known)
-        for key, given in call.keywords:
+        for key, argument in call.keywords:
             if key not in known:
                 help = did_you_mean(key, known, f"declare it under `options` of {function}")
                 raise ExpressionError(
-                    f"block `{function}` has no option `{key}`", given.extent, help
+                    f"block `{function}` has no option `{key}`", argument.extent, help
                 )
-            value = evaluate(given, scope)
+            value = evaluate(argument, scope)
             if isinstance(value, tuple | Mapping):
                 message = f"option `{key}` must be a single value; index the pattern, as in `kinds[layer]`"
-                raise ExpressionError(message, given.extent)
+                raise ExpressionError(message, argument.extent)
             options[key] = value
         return function, options
 
@@ -849,9 +849,9 @@ class _Body:
             return self.emit("stack", operands, types[:1], {}, expr.extent, part.name)
         results_ = types[:1] * (1 + len(part.collect))
         attrs = {"collect": part.collect}
-        made = self.emit("stack", operands, results_, attrs, expr.extent, part.name)
-        assert isinstance(made, Several)
-        first, *states = (t for t in made.items if isinstance(t, Tensor))
+        term = self.emit("stack", operands, results_, attrs, expr.extent, part.name)
+        assert isinstance(term, Several)
+        first, *states = (t for t in term.items if isinstance(t, Tensor))
         return Several((first, Listed(tuple(states))))
 
     def call_op_part(self, part: OpPart, operands: Sequence[Tensor], extent: Extent) -> Term:
@@ -926,9 +926,9 @@ class _Body:
         terms = tuple(self.value(f"%{start + i}", t) for i, t in enumerate(results))
         self.context |= {t.id[1:] for t in operands if t.id.startswith("@")}
         ids = tuple(t.id for t in operands)
-        made = tuple(t.id for t in terms)
+        names = tuple(t.id for t in terms)
         place = self.place(extent)
-        self.nodes.append(Node(op, ids, made, dict(attrs), part, place, dict(sources or {})))
+        self.nodes.append(Node(op, ids, names, dict(attrs), part, place, dict(sources or {})))
         return _one_or_several(terms)
 
     def shape(
@@ -1207,24 +1207,24 @@ def _bind(
         first = positional[len(written)][1].extent
         takes = ", ".join(known) or "no static arguments"
         raise ExpressionError(f"too many arguments: `{op.name}` takes {takes}", first)
-    given: dict[str, _Given] = {a.name: g for a, g in zip(written, positional, strict=False)}
+    bound: dict[str, _Given] = {a.name: g for a, g in zip(written, positional, strict=False)}
     for name, (value, expr) in named.items():
         if name not in known:
             every = [*also, *known]
             help = did_you_mean(name, every, f"it takes: {', '.join(every) or 'nothing'}")
             raise ExpressionError(f"`{op.name}` has no argument `{name}`", expr.extent, help)
-        if name in given:
+        if name in bound:
             raise ExpressionError(f"`{name}` is given twice", expr.extent)
-        given[name] = (value, expr)
+        bound[name] = (value, expr)
     attrs: dict[str, AttrValue] = {}
     for spec in written:
-        if spec.name in given:
-            attrs[spec.name] = _convert(op, spec, *given[spec.name])
+        if spec.name in bound:
+            attrs[spec.name] = _convert(op, spec, *bound[spec.name])
         elif spec.required:
             raise ExpressionError(f"`{op.name}` needs `{spec.name}` ({spec.doc})", extent)
         else:
             attrs[spec.name] = spec.default
-    return attrs, {name: expr for name, (_, expr) in given.items()}
+    return attrs, {name: expr for name, (_, expr) in bound.items()}
 
 
 def _in_float32(value: float) -> bool:
@@ -1236,9 +1236,9 @@ def _convert(op: Op, spec: AttrSpec, value: Static, expr: Expr) -> AttrValue:
     """``value`` as the attribute's type. Raises ExpressionError when it is of another one."""
 
     def refuse(wish: str) -> ExpressionError:
-        found = f"the text {value!r}" if isinstance(value, str) else unparse_static(value)
+        shown = f"the text {value!r}" if isinstance(value, str) else unparse_static(value)
         return ExpressionError(
-            f"`{spec.name}` of `{op.name}` must be {wish}, it is {found}", expr.extent
+            f"`{spec.name}` of `{op.name}` must be {wish}, it is {shown}", expr.extent
         )
 
     if value is None:

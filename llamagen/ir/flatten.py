@@ -140,9 +140,9 @@ class _Flattener:
     def block(self, block: Block, path: str, operands: tuple[str, ...]) -> tuple[str, ...]:
         ids = dict(zip((v.id for v in block.inputs), operands, strict=True))
         for node in block.nodes:
-            given = tuple(o[1:] if o.startswith("@") else ids[o] for o in node.operands)
+            inputs = tuple(o[1:] if o.startswith("@") else ids[o] for o in node.operands)
             for local, absolute in zip(
-                node.results, self.node(block, path, node, given), strict=True
+                node.results, self.node(block, path, node, inputs), strict=True
             ):
                 ids[local] = absolute
         return tuple(ids[o] for o in block.outputs)
@@ -157,8 +157,8 @@ class _Flattener:
             case StackPart(name=name, blocks=names):
                 states = [operands[0]]
                 for i, below in enumerate(names):
-                    here, given = join(join(path, name), str(i)), (states[-1], *operands[1:])
-                    states += self.block(self.graph.blocks[below], here, given)
+                    here, inner = join(join(path, name), str(i)), (states[-1], *operands[1:])
+                    states += self.block(self.graph.blocks[below], here, inner)
                     self.layers.append(LayerOutput(here, states[-1]))
                 return (states[-1], *(states[i] for i in collected(node)))
             case OpPart(name=name):
@@ -201,10 +201,10 @@ class _Flattener:
             names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
             self.slots.append(CacheSlot(path, of_key, of_value, *names, keep_of(node.attrs)))
         if state in self.cross:
-            found = self.cross[state]
+            crossing = self.cross[state]
             key, value = results
-            names_outside = (cross_name(len(found), "key"), cross_name(len(found), "value"))
-            found.append(CrossSlot(path, key, value, *names_outside))
+            names_outside = (cross_name(len(crossing), "key"), cross_name(len(crossing), "value"))
+            crossing.append(CrossSlot(path, key, value, *names_outside))
         return results
 
 
@@ -215,9 +215,9 @@ def cross_name(slot: int, end: str) -> str:
 
 def collected(node: Node) -> tuple[int, ...]:
     """The layers of a stack whose states before them are results of ``node`` after the first."""
-    found = node.attrs.get("collect", ())
-    assert isinstance(found, tuple)
-    return tuple(int(i) for i in found)
+    places = node.attrs.get("collect", ())
+    assert isinstance(places, tuple)
+    return tuple(int(i) for i in places)
 
 
 def _role_paths(here: str, part: OpPart) -> dict[str, str]:
@@ -234,8 +234,8 @@ def flatten(graph: Graph) -> FlatGraph:
 
 def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorType]:
     """Names and types of the keys and values that a graph reads from another, or writes for others."""
-    found: dict[str, TensorType] = {}
+    types: dict[str, TensorType] = {}
     for i, here in enumerate(places(graph, State.WRITTEN if way == "write" else State.READ)):
         for end, value in zip(("key", "value"), here.node.results, strict=True):
-            found[cross_name(i, end)] = here.block.values[value].type
-    return found
+            types[cross_name(i, end)] = here.block.values[value].type
+    return types

@@ -204,11 +204,11 @@ class Graph:
     @cached_property
     def instances(self) -> tuple[Instance, ...]:
         """Every block instance, in the order of the parts, parents first."""
-        found: list[Instance] = []
+        instances: list[Instance] = []
         stack = [Instance("", self.root_block)]
         while stack:
             here = stack.pop()
-            found.append(here)
+            instances.append(here)
             below: list[Instance] = []
             for part in here.block.parts.values():
                 path = join(here.path, part.name)
@@ -217,7 +217,7 @@ class Graph:
                 for i, name in enumerate(part.blocks if isinstance(part, StackPart) else ()):
                     below.append(Instance(join(path, str(i)), self.blocks[name]))
             stack.extend(reversed(below))
-        return tuple(found)
+        return tuple(instances)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:

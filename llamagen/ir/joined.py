@@ -142,10 +142,10 @@ def _keys(encoder: Graph, decoder: Graph, text: Graph) -> Joined:
     states, flat, changed = call.operands[0], flatten(encoder), dict[str, Block]()
     for write, read in zip(writes, reads, strict=True):
         inside = [n for n in flat.nodes if f"{n.path}.".startswith(f"{write.path}.")]
-        made = {r for n in inside for r in n.results}
+        results = {r for n in inside for r in n.results}
         block = _reading(read.block, read.node, write.block, write.node)
         same = changed.setdefault(read.block.name, block) == block
-        if not same or {o for n in inside for o in n.operands} - made != {f"/{states}"}:
+        if not same or {o for n in inside for o in n.operands} - results != {f"/{states}"}:
             why = f"keys and values of `{read.path}` do not come of what those of all layers do"
             raise _refused(write.node.span, why)
     nodes = root.nodes[: root.nodes.index(call)]

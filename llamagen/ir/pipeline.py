@@ -56,20 +56,20 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
     if not beside_text:
         return None
     makes = {n: (*g.output_names, *crossing(g, "write")) for n, g in beside_text.items()}
-    made = {value: name for name, values in makes.items() for value in values}
-    last = made.get("logits")
+    makers = {value: name for name, values in makes.items() for value in values}
+    last = makers.get("logits")
     if last is None:
         span = next(iter(beside_text.values())).root_block.span
         raise LlamagenError.of("LG407", f"none of {_listed(beside_text)} gives `logits`", span)
     reads = {n: (*(v.id for v in g.inputs), *crossing(g, "read")) for n, g in beside_text.items()}
-    order = _ordered(reads, made, last)
+    order = _ordered(reads, makers, last)
     once = tuple(name for name in order if not reads_tokens(beside_text[name]))
     steps = tuple(name for name in order if name not in once)
     outside = {
         value.id: value.type
         for name in order
         for value in beside_text[name].inputs
-        if value.id not in made and value.id not in TOKEN_INPUTS
+        if value.id not in makers and value.id not in TOKEN_INPUTS
     }
     first = {v.id for name in once for v in beside_text[name].inputs}
     return Pipeline(
@@ -84,7 +84,7 @@ def pipeline_of(graphs: Mapping[str, Graph]) -> Pipeline | None:
 
 
 def _ordered(
-    reads: Mapping[str, Iterable[str]], made: Mapping[str, str], last: str
+    reads: Mapping[str, Iterable[str]], makers: Mapping[str, str], last: str
 ) -> tuple[str, ...]:
     """What ``last`` needs, makers before readers. Raises LG407 for graphs that wait for each other."""
     done: dict[str, None] = {}
@@ -94,8 +94,8 @@ def _ordered(
             circle = " and ".join(f"`{n}`" for n in above[above.index(name) :])
             raise LlamagenError.of("LG407", f"{circle} wait for each other")
         for value in reads[name]:
-            if value in made and made[value] not in done:
-                visit(made[value], (*above, name))
+            if value in makers and makers[value] not in done:
+                visit(makers[value], (*above, name))
         done[name] = None
 
     visit(last, ())

@@ -87,13 +87,13 @@ def evaluate(
         raise ValueError(f"attention_mask is {mask.shape}, tokens and cache make it {shape}")
     if positions is None:
         positions = np.maximum(np.cumsum(mask > 0, axis=1) - 1, 0)[:, before:]
-    given: dict[str, ArrayLike] = {
+    named: dict[str, ArrayLike] = {
         "input_ids": ids,
         "attention_mask": mask,
         "positions": positions,
         **(inputs or {}),
     }
-    wanted = {name: given[name] for name in (*flat.inputs, *flat.handed_in)}
+    wanted = {name: named[name] for name in (*flat.inputs, *flat.handed_in)}
     _read_sizes(flat, inputs or {}, sizes)
     return _evaluate(flat, weights, wanted, sizes, past, keep_values, _Manner(rounding))
 
@@ -121,20 +121,20 @@ def evaluate_graph(
     """
     told = [np.shape(inputs[name])[1] for name in ("attention_mask", "positions") if name in inputs]
     sizes = {"P": _past(flat, past, told[0] - told[1] if len(told) == 2 else None)}
-    given = {name: inputs[name] for name in (*flat.inputs, *flat.handed_in)}
-    _read_sizes(flat, given, sizes)
+    arrays = {name: inputs[name] for name in (*flat.inputs, *flat.handed_in)}
+    _read_sizes(flat, arrays, sizes)
     manner = _Manner(rounding, float32_angles, choose, single, seen)
-    return _evaluate(flat, weights, given, sizes, past, keep_values, manner)
+    return _evaluate(flat, weights, arrays, sizes, past, keep_values, manner)
 
 
-def _read_sizes(flat: FlatGraph, given: Mapping[str, ArrayLike], sizes: dict[str, int]) -> None:
+def _read_sizes(flat: FlatGraph, arrays: Mapping[str, ArrayLike], sizes: dict[str, int]) -> None:
     for name in flat.inputs:
-        if name not in given:
+        if name not in arrays:
             continue
-        found = np.shape(given[name])
-        if len(found) != len(flat.types[name].shape):
-            raise ValueError(f"{name} is {found}, the graph says {flat.types[name]}")
-        for dim, size in zip(flat.types[name].shape, found, strict=True):
+        shape = np.shape(arrays[name])
+        if len(shape) != len(flat.types[name].shape):
+            raise ValueError(f"{name} is {shape}, the graph says {flat.types[name]}")
+        for dim, size in zip(flat.types[name].shape, shape, strict=True):
             sizes.setdefault(str(dim), size)
 
 
@@ -152,7 +152,7 @@ def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
 def _evaluate(
     flat: FlatGraph,
     weights: WeightSource,
-    given: Mapping[str, ArrayLike],
+    arrays: Mapping[str, ArrayLike],
     sizes: Mapping[str, int],
     past: Cache | None,
     keep_values: bool,
@@ -160,7 +160,7 @@ def _evaluate(
 ) -> ReferenceResult:
     run = _Run(flat, weights, sizes, past, manner)
     handed = flat.handed_in
-    for name, value in given.items():
+    for name, value in arrays.items():
         run.put(handed.get(name, name), _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)
     for i, node in enumerate(flat.nodes):
@@ -242,7 +242,7 @@ class _Run:
             old_k, old_v = self.past[slot]
             k, v = np.concatenate([old_k, k], axis=2), np.concatenate([old_v, v], axis=2)
         total = k.shape[2]
-        keep = total if (found := self.flat.slots[slot].keep) is None else min(found, total)
+        keep = total if (limit := self.flat.slots[slot].keep) is None else min(limit, total)
         self.present.append((k[:, :, total - keep :], v[:, :, total - keep :]))
         return k, v
 
@@ -265,8 +265,8 @@ def _rounding(dtype: Literal["float32", "float16", "bfloat16"]) -> np.dtype[np.g
         return np.dtype(dtype)
     import ml_dtypes
 
-    found: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
-    return found
+    narrow: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+    return narrow
 
 
 def _ints(values: ArrayLike) -> Ints:
@@ -287,8 +287,8 @@ def _last_uses(flat: FlatGraph) -> dict[int, list[str]]:
     last: dict[str, int] = {}
     for i, node in enumerate(flat.nodes):
         last.update(dict.fromkeys((*node.operands, *node.results), i))
-    found: dict[int, list[str]] = {}
+    uses: dict[int, list[str]] = {}
     for name, i in last.items():
         if name not in flat.outputs:
-            found.setdefault(i, []).append(name)
-    return found
+            uses.setdefault(i, []).append(name)
+    return uses

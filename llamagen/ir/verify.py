@@ -186,18 +186,18 @@ THOROUGH: tuple[tuple[str, Invariant], ...] = (
 def findings(graph: Graph, *, thorough: bool = False) -> list[Diagnostic]:
     """Violations of the invariants; the first group that has any is reported alone, as later ones rely on it."""
     for group in (STRUCTURE, MEANING, THOROUGH if thorough else ()):
-        found = [
+        diagnostics = [
             Diagnostic("LG420", "error", message, span)
             for _, invariant in group
             for message, span in invariant(graph)
         ]
-        if found:
-            return list(dict.fromkeys(found))
+        if diagnostics:
+            return list(dict.fromkeys(diagnostics))
     return []
 
 
 def verify(graph: Graph, *, thorough: bool = False) -> None:
     """Raises LlamagenError with every violated invariant."""
-    found = findings(graph, thorough=thorough)
-    if found:
-        raise LlamagenError(*found)
+    diagnostics = findings(graph, thorough=thorough)
+    if diagnostics:
+        raise LlamagenError(*diagnostics)

@@ -132,17 +132,17 @@ class _Stack:
         if parts is None:
             # Experts stored in another dtype are cast one by one, when they are chosen.
             return _Stack((b.stored(weight),), None)
-        given = (parts.codes, parts.scales, parts.zero_points)
-        return _Stack(tuple(value for value in given if value is not None), parts)
+        coded = (parts.codes, parts.scales, parts.zero_points)
+        return _Stack(tuple(value for value in coded if value is not None), parts)
 
     def inputs(self, step: Builder, name: str) -> Values:
         """Inputs of the body for one expert."""
-        found: list[ir.Value] = []
+        values: list[ir.Value] = []
         for value, suffix in zip(self.values, ("", "_scales", "_zero_points"), strict=False):
             assert value.dtype is not None and value.shape is not None
             shape = ir.Shape(value.shape.dims[1:])
-            found.append(step.value(f"{name}{suffix}", value.dtype, shape))
-        return tuple(found)
+            values.append(step.value(f"{name}{suffix}", value.dtype, shape))
+        return tuple(values)
 
     def product(self, b: Builder, x: ir.Value, expert: Values, transposed: int) -> ir.Value:
         """``x`` [m, inputs] times one expert's matrix, [m, outputs], in the dtype of ``x``."""
@@ -342,9 +342,9 @@ def _stacked(b: Builder, site: Site) -> Values:
 
 
 def _parts(b: Builder, site: Site, name: str) -> Quantized:
-    found = b.parts(site.parameters[name])
-    assert found is not None
-    return found
+    coded = b.parts(site.parameters[name])
+    assert coded is not None
+    return coded
 
 
 EXPERT_OPS: tuple[Op, ...] = (

@@ -113,13 +113,13 @@ def _rms_norm_onnx(b: Builder, site: Site, x: Values) -> Values:
 
 
 def _layer_norm_onnx(b: Builder, site: Site, x: Values) -> Values:
-    given = site.parameters
+    parameters = site.parameters
     weight = (
-        b.to(given["weight"], b.FLOAT)
-        if "weight" in given
+        b.to(parameters["weight"], b.FLOAT)
+        if "weight" in parameters
         else b.ones(a_int(site.attrs, "features"))
     )
-    bias = (b.to(given["bias"], b.FLOAT),) if "bias" in given else ()
+    bias = (b.to(parameters["bias"], b.FLOAT),) if "bias" in parameters else ()
     result = b.op(
         "LayerNormalization",
         b.to(x[0], b.FLOAT),

@@ -188,8 +188,8 @@ def run(
             help = "give token ids with --ids, or copy the model's tokenizer.json there"
             raise LlamagenError.of("LG761", message, help=help)
         require_utf8(prompt)  # before a template sees it, which may ignore it
-        given = chat_text(folder, prompt, len(images)) if chat else prompt
-        ids = text.encode(given, bare=chat)
+        words = chat_text(folder, prompt, len(images)) if chat else prompt
+        ids = text.encode(words, bare=chat)
     else:
         ids = tuple(prompt)
     manifest = read_manifest(folder) if files.exists(folder / MANIFEST) else None

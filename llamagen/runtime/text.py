@@ -146,12 +146,12 @@ def _template(folder: Path) -> str:
     if files.exists(path):
         return files.read_text(path, files.TEMPLATE, within=folder)
     for name in (OLDER_FILE, TOKENIZER_CONFIG):
-        found = json_object(folder / name).get("chat_template")
-        if isinstance(found, list):  # several, each with its name
-            named = [one for one in found if isinstance(one, Mapping)]
-            found = next((t.get("template") for t in named if t.get("name") == "default"), None)
-        if isinstance(found, str):
-            return found
+        template = json_object(folder / name).get("chat_template")
+        if isinstance(template, list):  # several, each with its name
+            named = [one for one in template if isinstance(one, Mapping)]
+            template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+        if isinstance(template, str):
+            return template
     message = f"{str(folder)!r} has no chat template"
     help = f"leave out --chat, or copy the model's {TEMPLATE_FILE} there"
     raise LlamagenError.of("LG784", message, help=help)
@@ -159,9 +159,9 @@ def _template(folder: Path) -> str:
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     """``bos_token`` and so on, which templates write."""
-    found: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     for name, value in json_object(folder / TOKENIZER_CONFIG).items():
         text = value.get("content") if isinstance(value, Mapping) else value
         if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
+            tokens[name] = text
+    return tokens

@@ -139,8 +139,8 @@ def _check_layouts(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic]
         try:
             bind_layout(name, layout, scope)
         except ExpressionError as error:
-            found = expression_error("LG304", None, error, scope)
-            yield replace(found, span=resolved.place("checkpoint", "layouts", name))
+            diagnostic = expression_error("LG304", None, error, scope)
+            yield replace(diagnostic, span=resolved.place("checkpoint", "layouts", name))
 
 
 def _violated(
@@ -167,8 +167,8 @@ def _violated(
 
 
 def _value_leaf(resolved: ResolvedSpec, name: str) -> Leaf | None:
-    found = (resolved.leaf(section, name) for section in ("hyperparameters", "constants"))
-    return next((leaf for leaf in found if leaf is not None), None)
+    leaves = (resolved.leaf(section, name) for section in ("hyperparameters", "constants"))
+    return next((leaf for leaf in leaves if leaf is not None), None)
 
 
 def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic]:
@@ -241,7 +241,7 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
         message = f"`{dotted}` has an unknown kind"
         yield Diagnostic("LG104", "error", message, span, (), _choices(error))
     else:
-        found = f", found `{_short(node)}`" if isinstance(node, Leaf) else ""
+        shown = f", found `{_short(node)}`" if isinstance(node, Leaf) else ""
         reason = message[0].lower() + message[1:]
         help = _type_help(kind, node)
         if len(path) == 2 and path[0] == "patterns":
@@ -249,7 +249,7 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
                 "write {list: [...]}, {cycle: [...]}, {every: 2, value: a, otherwise: b} "
                 "or {default: a, at: {b: [3]}}"
             )
-        yield Diagnostic("LG103", "error", f"`{dotted}`: {reason}{found}", span, (), help)
+        yield Diagnostic("LG103", "error", f"`{dotted}`: {reason}{shown}", span, (), help)
 
 
 def _type_help(kind: str, node: Tree) -> str | None:

@@ -363,17 +363,17 @@ class _Reader:
         self.step(extent)
         match node:
             case ast.Call(func=function, args=arguments, keywords=keywords):
-                given: dict[str, Expr] = {}
+                named: dict[str, Expr] = {}
                 called = self.node(function)
                 positional = tuple(map(self.node, arguments))
                 for pair in keywords:
-                    if pair.arg is None or pair.arg in given:
+                    if pair.arg is None or pair.arg in named:
                         reason = "is given twice" if pair.arg else "is not part of the language"
                         at = pair.col_offset + self.shift
                         message = f"`{pair.arg or '**'}` {reason}"
                         raise ExpressionError(message, (at, at + len(pair.arg or "**")))
-                    given[pair.arg] = self.node(pair.value)
-                return Call(called, positional, tuple(given.items()), extent=extent)
+                    named[pair.arg] = self.node(pair.value)
+                return Call(called, positional, tuple(named.items()), extent=extent)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 return Binary(
                     _OPERATORS[type(op)], self.node(left), self.node(right), extent=extent
@@ -466,8 +466,8 @@ def unparse(expr: Expr, outer: int = 0) -> str:
         case Index(base=base, index=index):
             text = f"{unparse(base, 10)}[{unparse(index)}]"
         case Call(function=function, arguments=arguments, keywords=keywords):
-            given = [*map(unparse, arguments), *(f"{k}={unparse(v)}" for k, v in keywords)]
-            text = f"{unparse(function, 10)}({', '.join(given)})"
+            texts = [*map(unparse, arguments), *(f"{k}={unparse(v)}" for k, v in keywords)]
+            text = f"{unparse(function, 10)}({', '.join(texts)})"
         case Unary(op="not", operand=operand):
             rank, text = 3, f"not {unparse(operand, 3)}"
         case Unary(operand=operand):
@@ -593,8 +593,8 @@ def evaluate(
         case Call(function=Name(id=name), arguments=arguments, keywords=(), extent=extent):
             if name not in functions:
                 raise UnknownName(name, extent)
-            given = [evaluate(a, scope, functions) for a in arguments]
-            return _apply(functions[name], given, f"{name}()", extent)
+            values = [evaluate(a, scope, functions) for a in arguments]
+            return _apply(functions[name], values, f"{name}()", extent)
         case Call(extent=extent):
             raise ExpressionError("only functions of the language can be called here", extent)
         case Index(base=base, index=index, extent=extent):
@@ -670,14 +670,14 @@ def _arithmetic(op: str, a: int | float, b: int | float, extent: tuple[int, int]
 
 
 def _apply(
-    function: Callable[..., Static], given: list[Static], what: str, extent: tuple[int, int]
+    function: Callable[..., Static], values: list[Static], what: str, extent: tuple[int, int]
 ) -> Static:
     try:
-        value = function(*given)
+        value = function(*values)
     except ZeroDivisionError:
         raise ExpressionError("division by zero", extent) from None
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        kinds = ", ".join(_kind(g) for g in given)
+        kinds = ", ".join(_kind(g) for g in values)
         raise ExpressionError(f"`{what}` cannot take {kinds}: {error}", extent) from None
     if isinstance(value, complex):
         raise ExpressionError("the result is not a real number", extent)

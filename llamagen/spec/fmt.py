@@ -52,14 +52,14 @@ class FormatReport:
     @property
     def failed(self) -> bool:
         """A file could not be formatted at all."""
-        return any(found.severity == "error" for found in self.findings)
+        return any(finding.severity == "error" for finding in self.findings)
 
 
 def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
     """Bring YAML files (and those below folders) into canonical form; without ``write`` only say which are not."""
     key_order = tuple(Spec.model_fields)
     changed: list[Path] = []
-    found: list[Diagnostic] = []
+    findings: list[Diagnostic] = []
     for path in _files(files):
         try:
             source = load_source(path, path.as_posix())
@@ -70,20 +70,20 @@ def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
             if write:
                 write_changed(path.parent, {path.name: format_source(source, key_order)})
             else:
-                found.append(finding)
+                findings.append(finding)
         except LlamagenError as error:
-            found.extend(error.diagnostics)
-    return FormatReport(tuple(changed), tuple(found))
+            findings.extend(error.diagnostics)
+    return FormatReport(tuple(changed), tuple(findings))
 
 
 def _files(targets: Iterable[Path]) -> list[Path]:
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for target in targets:
         # not rglob, which fails where another writer removes a folder meanwhile
         below = (Path(where, name) for where, _, names in os.walk(target) for name in names)
         yaml = sorted(path for path in below if path.suffix == ".yaml")
-        found.update(dict.fromkeys(yaml if is_folder(target) else [target]))
-    return list(found)
+        paths.update(dict.fromkeys(yaml if is_folder(target) else [target]))
+    return list(paths)
 
 
 def format_source(source: SourceMap, key_order: Sequence[str] = ()) -> str:
@@ -448,17 +448,17 @@ def _comments(root: Map, lines: list[str]) -> list[Comment]:
                 for key, value in entries:
                     taken.setdefault(key.span.line, []).append((key.span.col, key.span.end_col))
                     stack.append(value)
-    found: list[Comment] = []
+    comments: list[Comment] = []
     for number, text in enumerate(lines, 1):
         col = _comment_col(text, taken.get(number, []))
         if col is not None:
             own_line = not text[: col - 1].strip()
             start = len(text) - len(text.lstrip()) + 1
             blank = number > 1 and not lines[number - 2].strip()
-            found.append(
+            comments.append(
                 Comment(text[col - 1 :].rstrip(), number, start, own_line, blank and own_line)
             )
-    return found
+    return comments
 
 
 def _comment_col(line: str, taken: list[tuple[int, int]]) -> int | None:

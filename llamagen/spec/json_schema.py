@@ -47,7 +47,7 @@ def _loosened(schema: Json) -> Json:
         case list():
             return [_loosened(item) for item in schema]
         case dict():
-            made: dict[str, Json] = {}
+            schema_: dict[str, Json] = {}
             for key, value in schema.items():
                 if key == "required" and isinstance(value, list):
                     continue
@@ -60,10 +60,10 @@ def _loosened(schema: Json) -> Json:
                     loose = {k: v if k in _ROOT_REQUIRED else _or_null(v) for k, v in loose.items()}
                 elif key == "additionalProperties" and isinstance(loose, dict):
                     loose = _or_null(loose)
-                made["anyOf" if key == "oneOf" else key] = loose
-            if "patternProperties" in made:  # names of another form are refused
-                made["additionalProperties"] = False
-            return made
+                schema_["anyOf" if key == "oneOf" else key] = loose
+            if "patternProperties" in schema_:  # names of another form are refused
+                schema_["additionalProperties"] = False
+            return schema_
         case _:
             return schema
 

@@ -100,24 +100,24 @@ def _number(count: Count, scope: Scope) -> int:
 def _numbers(value: str | tuple[int, ...], scope: Scope) -> tuple[int, ...]:
     if isinstance(value, tuple):
         return value
-    found = evaluate(parse(value), scope)
-    if not isinstance(found, tuple) or not all(map(_is_int, found)):
-        message = f"`{value}` is {found!r}, not a list of whole numbers"
+    numbers = evaluate(parse(value), scope)
+    if not isinstance(numbers, tuple) or not all(map(_is_int, numbers)):
+        message = f"`{value}` is {numbers!r}, not a list of whole numbers"
         raise ExpressionError(message, (0, len(value)))
-    return tuple(item for item in found if isinstance(item, int))
+    return tuple(item for item in numbers if isinstance(item, int))
 
 
 def _pairs(value: str | tuple[tuple[int, int], ...], scope: Scope) -> tuple[tuple[int, int], ...]:
     if isinstance(value, tuple):
         return value
-    found = evaluate(parse(value), scope)
+    numbers = evaluate(parse(value), scope)
     pairs: list[tuple[int, int]] = []
-    for item in found if isinstance(found, tuple) else (None,):
+    for item in numbers if isinstance(numbers, tuple) else (None,):
         match item:
             case (int(rows), int(columns)):
                 pairs.append((rows, columns))
             case _:
-                message = f"`{value}` is {found!r}, not a list of rows and columns"
+                message = f"`{value}` is {numbers!r}, not a list of rows and columns"
                 raise ExpressionError(message, (0, len(value)))
     return tuple(pairs)
 

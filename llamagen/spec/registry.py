@@ -46,8 +46,8 @@ class Registry:
 
         ``sketches`` are no records of models: what goes over the family leaves them out, an id alone reaches them.
         """
-        found = {i for root in self.roots for i in _ids_below(root)}
-        kept = (i for i in found if abstract or not i.rsplit("/", 1)[-1].startswith("_"))
+        ids = {i for root in self.roots for i in _ids_below(root)}
+        kept = (i for i in ids if abstract or not i.rsplit("/", 1)[-1].startswith("_"))
         return sorted(i for i in kept if sketches or not is_sketch(i))
 
     def path_of(self, spec_id: str) -> Path | None:

@@ -77,8 +77,8 @@ class ResolvedSpec:
         return tuple(_leaves(self.tree, ""))
 
     def leaf(self, *path: str) -> Leaf | None:
-        found = self.find(*path)
-        return found if isinstance(found, Leaf) else None
+        node = self.find(*path)
+        return node if isinstance(node, Leaf) else None
 
     def find(self, *path: str) -> Tree | None:
         tree: Tree | None = self.tree
@@ -87,8 +87,8 @@ class ResolvedSpec:
         return tree
 
     def scalar(self, *path: str) -> Scalar | None:
-        found = self.leaf(*path)
-        return found.node if found and isinstance(found.node, Scalar) else None
+        leaf = self.leaf(*path)
+        return leaf.node if leaf and isinstance(leaf.node, Scalar) else None
 
     def place(self, *path: str) -> Span | None:
         """The place of the value at ``path`` (of its key, for a mapping), or of the closest thing above it."""

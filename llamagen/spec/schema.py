@@ -546,8 +546,8 @@ class NameRule(Closed):
     def _joins(self) -> Self:
         concats = sum(isinstance(step, ConcatSources) for step in self.transform)
         stacks = sum(isinstance(step, StackSources) for step in self.transform)
-        made = placeholders(self.to)
-        free = {n for source in self.sources for n in placeholders(source) if n not in made}
+        joined = placeholders(self.to)
+        free = {n for source in self.sources for n in placeholders(source) if n not in joined}
         if concats != (len(self.sources) > 1):
             raise ValueError(f"{self.to}: several names in `from` need exactly one concat")
         if stacks != len(free):

@@ -249,10 +249,10 @@ def _describe(char: str) -> str:
 
 def _check_text(text: str, lines: tuple[str, ...], name: str) -> list[Diagnostic]:
     """LG004 (forbidden character), LG005 (tab), LG006 (long line): the first of each per line."""
-    found: list[Diagnostic] = []
+    findings: list[Diagnostic] = []
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_LINE:
-            found.append(
+            findings.append(
                 Diagnostic(
                     "LG006",
                     "error",
@@ -262,16 +262,16 @@ def _check_text(text: str, lines: tuple[str, ...], name: str) -> list[Diagnostic
                 )
             )
     if not _NOT_PLAIN_ASCII.search(text):
-        return found
+        return findings
     forbidden = {char for char in set(text) if _is_forbidden(char)}
     if not forbidden:
-        return found
+        return findings
     for number, line in enumerate(lines, 1):
         if forbidden.isdisjoint(line):
             continue
         tab = line.find("\t")
         if tab >= 0:
-            found.append(
+            findings.append(
                 Diagnostic(
                     "LG005",
                     "error",
@@ -282,7 +282,7 @@ def _check_text(text: str, lines: tuple[str, ...], name: str) -> list[Diagnostic
             )
         hidden = next((at for at, c in enumerate(line) if c in forbidden and c != "\t"), None)
         if hidden is not None:
-            found.append(
+            findings.append(
                 Diagnostic(
                     "LG004",
                     "error",
@@ -292,7 +292,7 @@ def _check_text(text: str, lines: tuple[str, ...], name: str) -> list[Diagnostic
                     help="delete it, or write a plain space if it stands for one",
                 )
             )
-    return found
+    return findings
 
 
 # trees
@@ -832,7 +832,7 @@ def _syntax_error(failure: YAMLError, file: str, lines: tuple[str, ...]) -> Diag
     problem = str(getattr(failure, "problem", None) or failure)
     code = "LG007" if _TOO_DEEP.search(problem) else "LG010"
     message, advice = next(
-        ((sentence, fix) for said, sentence, fix in _SENTENCES if re.search(said, problem)),
+        ((sentence, fix) for pattern, sentence, fix in _SENTENCES if re.search(pattern, problem)),
         (f"this is not YAML: {problem}", "check the line and the one before it"),
     )
     if not isinstance(failure, MarkedYAMLError) or failure.problem_mark is None:

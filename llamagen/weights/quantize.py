@@ -173,8 +173,8 @@ class _Scratch:
 def _nibbles(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     # As 16-bit words: low byte | high byte << 4, in one pass over contiguous memory.
     words = codes.view("<u2")
-    found: npt.NDArray[np.uint8] = (words | (words >> 4)).astype(np.uint8)
-    return found
+    packed: npt.NDArray[np.uint8] = (words | (words >> 4)).astype(np.uint8)
+    return packed
 
 
 def _row_of_points(points: npt.NDArray[np.uint8], bits: Bits) -> npt.NDArray[np.uint8]:

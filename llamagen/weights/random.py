@@ -183,7 +183,7 @@ def _float8(
     if len(inner) == 2:
         swapped = tensor.name.endswith("down_proj")
         outputs = (rows, inner[1], 1) if swapped else (rows, 1, inner[1])
-    found: list[npt.NDArray[np.float32]] = []
+    arrays: list[npt.NDArray[np.float32]] = []
 
     def codes() -> Iterator[memoryview]:
         step = max(1, BLOCK // prod(inner))
@@ -191,11 +191,11 @@ def _float8(
             x = random_rows(seed, tensor, start, min(start + step, rows))
             scale = np.abs(x).max(axis=1, keepdims=True) / _LARGEST
             scale[scale == 0] = 1
-            found.append(scale)
+            arrays.append(scale)
             yield (x / scale).astype(NUMPY_TYPES["F8_E4M3"]).view(np.uint8).reshape(-1).data
 
     def scales() -> Iterator[memoryview]:
-        yield np.concatenate(found).reshape(-1).view(np.uint8).data
+        yield np.concatenate(arrays).reshape(-1).view(np.uint8).data
 
     return (
         (NewTensor(tensor.name, FLOAT8, tensor.shape), codes()),

@@ -54,10 +54,10 @@ def encode_rows(
         inner = codes.shape[2:] if how.kind == "experts" else codes.shape[1:]
         points = blocks.zero_points
         if points is None and (
-            said := [e for e in entries if e.part and e.part.role == "zero_points"]
+            stated := [e for e in entries if e.part and e.part.role == "zero_points"]
         ):
             middle = 0x88 if how.bits == 4 else 0x80
-            points = np.full((len(rows), said[0].shape[-1]), middle, np.uint8)
+            points = np.full((len(rows), stated[0].shape[-1]), middle, np.uint8)
         arrays = blocks.packed.reshape(len(rows), *inner), blocks.scales, points
     return {
         entry.name: array

@@ -170,13 +170,13 @@ def require_interface(
 
 def table_context(metadata: Mapping[str, str], file: Path) -> int | None:
     """Tokens that the tables of positions in a model cover; None without such tables. Raises LG760."""
-    said = metadata.get("llamagen.max_context")
-    if said is None:
+    text = metadata.get("llamagen.max_context")
+    if text is None:
         return None
-    if not re.fullmatch(r"[1-9][0-9]{0,9}", said):
-        message = f"{file} covers {quoted(said)} tokens, which is no number of them"
+    if not re.fullmatch(r"[1-9][0-9]{0,9}", text):
+        message = f"{file} covers {quoted(text)} tokens, which is no number of them"
         raise LlamagenError.of("LG760", message, help="export the model again")
-    return int(said)
+    return int(text)
 
 
 @contextmanager

@@ -293,9 +293,9 @@ class Body:
     def size(self, dim: Dim) -> Code:
         if dim.is_static:
             return Text(self.plan.constants.number_like(dim.value, "head_dim"))
-        found = self.at_hand(dim)
-        if found is not None:
-            return found
+        known = self.at_hand(dim)
+        if known is not None:
+            return known
         if any(dim == Dim.of(name) for name in dim.symbols):
             message = f"block `{self.block.name}` needs the size {dim}, which nothing at hand has"
             raise LlamagenError.of("LG741", message, self.block.span)

@@ -86,14 +86,14 @@ def class_names(graph: Graph) -> dict[str, str]:
     """Block -> its class; a name of the templates or of a constant gets ``Block`` after it, until no other has it."""
     blocks = {block.name: block.span for block in graph.blocks.values()}
     constants = {constant_name(name) for name in graph.constants}
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for name, span in blocks.items():
         own = identifier(name, "block", span)
-        others = (blocks.keys() - {name}) | set(found.values())
+        others = (blocks.keys() - {name}) | set(classes.values())
         while _is_ours(own) or own in constants or own in others:
             own += "Block"
-        found[name] = own
-    return found
+        classes[name] = own
+    return classes
 
 
 def _is_ours(name: str) -> bool:
@@ -172,12 +172,14 @@ class Constants:
 
     def _means(self, source: Expr, value: AttrValue) -> bool:
         try:
-            found = evaluate(source, self.scalars)
+            meaning = evaluate(source, self.scalars)
         except ExpressionError:
             return False
-        if isinstance(found, bool) or not isinstance(found, int | float):
+        if isinstance(meaning, bool) or not isinstance(meaning, int | float):
             return False
-        return found == value and (isinstance(found, int) == isinstance(value, int) or found == 0)
+        return meaning == value and (
+            isinstance(meaning, int) == isinstance(value, int) or meaning == 0
+        )
 
     def _expression(self, source: Expr) -> Code | None:
         match source:

@@ -251,8 +251,8 @@ def _variants(plan: Plan) -> None:
 
 def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
     """What each forward takes besides its inputs. Layers of one stack take the same."""
-    made = sorted(plan.shared, key=lambda s: _ARGUMENTS.index(s.kind))
-    order = ["position_ids", *(v for s in made for v in s.variables)]
+    shared = sorted(plan.shared, key=lambda s: _ARGUMENTS.index(s.kind))
+    order = ["position_ids", *(v for s in shared for v in s.variables)]
     order += [*plan.declared, "attention_mask", "cache", "cross"]
     blocks = plan.graph.blocks.values()
     needs: dict[str, set[str]] = {}
