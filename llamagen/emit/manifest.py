@@ -221,7 +221,7 @@ class Manifest(Closed):
     dtype: DTypeName = Field(description="Of the computation.")
     cache: CacheKind = Field(
         default="full",
-        description="`bounded`: inputs past_key_values.N of dimension `past_sequence_K` take K tokens at most.",
+        description="`bounded`: inputs past_key_values.N of dimension `past_sequence_length_K` take K tokens at most.",
     )
     io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
     logits: Literal["last", "all"] = Field(

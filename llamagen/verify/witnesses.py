@@ -158,8 +158,8 @@ def kept(of_tokens: NDArray[N], keep: int | None) -> NDArray[N]:
 
 
 def kept_tokens(dim: object) -> int | None:
-    """``keep`` of a cache, by the name of its dimension of tokens: ``past_sequence_8191``."""
-    words = re.fullmatch(r"past_sequence_(\d+)", str(dim))
+    """``keep`` of a cache, by its dimension: ``past_sequence_length_8191``, in 0.1.0 ``past_sequence_8191``."""
+    words = re.fullmatch(r"past_sequence(?:_length)?_(\d+)", str(dim))
     return int(words[1]) if words else None
 
 

@@ -234,9 +234,9 @@ def test_the_file_says_what_a_slot_wants() -> None:
     def tokens(value: onnx.ValueInfoProto) -> str:
         return value.type.tensor_type.shape.dim[2].dim_param
 
-    assert tokens(inputs["past_key_values.0.key"]) == "past_sequence_4"
+    assert tokens(inputs["past_key_values.0.key"]) == "past_sequence_length_4"
     assert tokens(outputs["present.0.value"]) == "present_sequence_4"
-    assert tokens(inputs["past_key_values.3.key"]) == "past_sequence"
+    assert tokens(inputs["past_key_values.3.key"]) == "past_sequence_length"
     assert "at most the last 4 tokens" in inputs["past_key_values.0.key"].doc_string
     assert not inputs["past_key_values.3.key"].doc_string
     assert {p.key: p.value for p in proto.metadata_props}["llamagen.cache"] == "bounded"

@@ -209,7 +209,7 @@ def test_everything_of_an_exported_folder_passes_it(folder: Path, wrong: str) ->
         "MANIFEST.json": lambda: read_manifest(folder),
         "spec.yaml": lambda: spec_text(folder),
         "model.onnx": lambda: graph_of(folder / "model.onnx"),
-        "model.onnx.data": lambda: stored_weights(folder),
+        "model.onnx_data": lambda: stored_weights(folder),
         "config.json": lambda: Settings.of_folder(folder),
         "generation_config.json": lambda: Settings.of_folder(folder),
         "tokenizer.json": lambda: Text.of_folder(folder),
@@ -236,7 +236,7 @@ def test_a_session_is_opened_on_nothing_else(folder: Path, wrong: str) -> None:
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_data_of_a_session_is_nothing_else(folder: Path, wrong: str) -> None:
-    put(folder / "model.onnx.data", wrong)
+    put(folder / "model.onnx_data", wrong)
     with pytest.raises(LlamagenError, match="LG713"):
         list(api.run(folder, [1], max_new_tokens=1))
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from llamagen.emit.clients.contract import Decoder, Unfit, contract_of
 from llamagen.emit.clients.readme import Exported, readme_text
 from llamagen.emit.config.settings import Settings, SpecialTokens, special_tokens
+from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.profile import CPU, CUDA
@@ -141,6 +142,12 @@ def write_client_files(
         width = spec.hyperparameters.hidden_size
         text = genai_config(contract, tokens, settings, model, context=context, hidden_size=width)
         write_text(folder / GENAI_FILE, text)
+    chunks = len(list(folder.glob(f"{MODEL_FILE}_data*")))
+    if settings.config and chunks:
+        # to transformers.js `model.onnx` is fp32, and what is beside it is fetched by number
+        said = {"dtype": "fp32", "use_external_data_format": {MODEL_FILE: chunks}}
+        config = {**settings.config, "transformers.js_config": said}
+        write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     paths = (path for path in folder.rglob("*") if path.is_file())
     names = frozenset(path.relative_to(folder).as_posix() for path in paths)
     exported = Exported(resolved, graphs, model, contract, tokens, settings, names, context)

@@ -11,6 +11,7 @@ from typing import Literal
 from llamagen.diagnostics.markdown import cell, code
 from llamagen.emit.clients.contract import Contract, Unfit, bounds_text
 from llamagen.emit.config.settings import Settings, SpecialTokens
+from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializers import Encoding
 from llamagen.emit.onnx.profile import CPU
@@ -270,7 +271,7 @@ def _files(exported: Exported) -> Iterator[Row]:
 
 
 def _is_data(name: str) -> bool:
-    return ".onnx.data" in name or name.endswith(".safetensors")
+    return DATA_SUFFIX in name or name.endswith(".safetensors")
 
 
 def readme_text(exported: Exported) -> str:

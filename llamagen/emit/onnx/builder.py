@@ -53,11 +53,12 @@ def numpy_type(dtype: ir.DataType) -> npt.DTypeLike:
     return NUMPY_TYPES[dtype]
 
 
+# those of optimum and of onnxruntime-genai's builder; transformers.js gives `batch_size` its value, and 0 to the others
 DIM_NAMES: Mapping[str, str] = {
-    "B": "batch",
-    "S": "sequence",
-    "P": "past_sequence",
-    "P + S": "total_sequence",
+    "B": "batch_size",
+    "S": "sequence_length",
+    "P": "past_sequence_length",
+    "P + S": "total_sequence_length",
     "I": "images",
 }
 
@@ -68,7 +69,7 @@ def onnx_shape(dims: Sequence[Dim]) -> ir.Shape:
 
 
 def dim_name(dim: Dim) -> str:
-    """``P8191`` is ``past_sequence_8191``, ``P8191 + S`` is ``total_sequence_8191``, ``4100*I`` is ``4100*images``."""
+    """``P8191`` is ``past_sequence_length_8191``, ``4100*I`` is ``4100*images``."""
     text = str(dim)
     keep = kept_of(text.removesuffix(" + S"))
     if keep is not None:

@@ -27,11 +27,12 @@ from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.encode import encode_rows, expert_rows
 from llamagen.emit.onnx.initializers import EncodingRecord, Initializer, Placement
 from llamagen.emit.onnx.text import render
+from llamagen.ir.graph import MAIN
 from llamagen.weights.pieces import Piece, write_pieces
 
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-TABLES_SUFFIX = ".onnx.tables"
+DATA_SUFFIX = ".onnx_data"
+"""Data of the graph STEM is in STEM.onnx_data, STEM.onnx_data_1, ...: names that transformers.js fetches, by number."""
 
 ALIGNMENT = 4096
 """Every tensor starts on a page, so that a runtime can map it."""
@@ -53,10 +54,11 @@ def byte_count(entry: Initializer) -> int:
 
 def plan(
     initializers: Sequence[Initializer],
-    stem: str = "model.onnx.data",
+    stem: str = MAIN,
     limit: int = MAX_DATA_FILE_BYTES,
+    first: int = 0,
 ) -> tuple[Placement, ...]:
-    """Offsets in the order of the table. One file is called ``stem``; of several, file n is ``stem-0000n``.
+    """Offsets in the order of the table, in data files of the graph ``stem`` from number ``first`` on.
 
     The parts of a quantised weight, which are made together, stay in one file.
     """
@@ -74,7 +76,9 @@ def plan(
             spots.append((part, number, offset, byte_count(part)))
             end = max(end, offset + byte_count(part))
             start += length
-    names = [stem if number == 0 else f"{stem}-{i + 1:05d}" for i in range(number + 1)]
+    names = [
+        f"{stem}{DATA_SUFFIX}" + (f"_{i}" if i else "") for i in range(first, first + number + 1)
+    ]
     return tuple(Placement(entry, names[n], offset, length) for entry, n, offset, length in spots)
 
 
@@ -203,7 +207,7 @@ def write_models(
     ``weights`` gives another number of bytes than the tensor has.
     """
     together = together_initializers(models.values())
-    placements = plan(together, DATA_FILE, limit)
+    placements = plan(together, limit=limit)
     written: dict[str, FileRecord] = {}
     for location, group in groupby(placements, key=lambda spot: spot.location):
         written[location] = _write_data(folder / location, list(group), weights, report)
@@ -215,12 +219,14 @@ def write_graphs(
 ) -> dict[str, FileRecord]:
     """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``.
 
-    Large tables of a model that no checkpoint has go into ``NAME.onnx.tables``.
+    Large tables of a model that no checkpoint has go into its next data file.
     """
     written: dict[str, FileRecord] = {}
+    files = {spot.location for spot in placements}
     for stem, emitted in models.items():
         text = render(emitted)  # before the tables are outside: it shows how they begin
-        written |= _write_tables(emitted, folder, f"{stem}{TABLES_SUFFIX}")
+        first = sum(name.startswith(f"{stem}{DATA_SUFFIX}") for name in files)
+        written |= _write_tables(emitted, folder, stem, first)
         own = {entry.name for entry in emitted.initializers}
         attach_external(emitted, [spot for spot in placements if spot.initializer.name in own])
         for suffix, data in ((".onnx", serialize(emitted)), (".onnx.txt", text.encode())):
@@ -230,7 +236,7 @@ def write_graphs(
     return written
 
 
-def _write_tables(emitted: OnnxModel, folder: Path, location: str) -> dict[str, FileRecord]:
+def _write_tables(emitted: OnnxModel, folder: Path, stem: str, first: int) -> dict[str, FileRecord]:
     """Computed constants that are too large for a graph, in a file of their own; nothing where there are none."""
     tables = large_constants(emitted)
     names = {element: name for name, element in ELEMENTS.items()}
@@ -249,7 +255,8 @@ def _write_tables(emitted: OnnxModel, folder: Path, location: str) -> dict[str, 
         data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
         return (Piece(data.nbytes, lambda: [(spot.offset, data)]),)
 
-    spots = plan(entries, location)
+    spots = plan(entries, stem, first=first)
+    location = spots[0].location
     record = _write_data(folder / location, spots, piece, _silent)
     attach_external(emitted, spots)
     return {location: record}

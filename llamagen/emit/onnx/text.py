@@ -4,10 +4,10 @@ One line a node, in execution order. Layers that repeat are written once: ``laye
 in which ``{i}`` is the layer's number and ``{i-1}`` the one before; ``by 4`` for groups of four that repeat::
 
     onnx llama/3.2/1b portable float32 opset 24
-    input input_ids: int64[batch, sequence]
+    input input_ids: int64[batch_size, sequence_length]
     layers 0..15, i:
       weight model.layers.{i}.input_layernorm.weight: float[2048]
-    /model/norm: float[batch, sequence, 2048] = RMSNormalization(/model/layers.15/add, model.norm.weight) axis=-1
+    /model/norm: float[batch_size, sequence_length, 2048] = RMSNormalization(/model/layers.15/add, model.norm.weight)
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_a_text_is_searched_with_where_there_is_a_tokenizer(tmp_path: Path) -> N
     (folder / "tokenizer.json").unlink()
     assert "LG649" in exported(folder, tmp_path / "without")
     data = {
-        n: (tmp_path / n / "model.onnx.data").read_bytes()
+        n: (tmp_path / n / "model.onnx_data").read_bytes()
         for n in ("searched", "again", "plain", "without")
     }
     assert data["searched"] == data["again"] != data["plain"] == data["without"]
@@ -109,7 +109,7 @@ def test_another_text_gives_other_scales(tmp_path: Path) -> None:
     record = read_manifest(tmp_path / "theirs").quantization
     assert record is not None and record.calibration == digest_of("a b c d " * WINDOW)
     ours, theirs = (
-        (tmp_path / name / "model.onnx.data").read_bytes() for name in ("ours", "theirs")
+        (tmp_path / name / "model.onnx_data").read_bytes() for name in ("ours", "theirs")
     )
     assert ours != theirs
 

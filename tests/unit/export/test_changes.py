@@ -80,7 +80,7 @@ def test_a_checkpoint_that_changes_is_not_converted(
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
-@pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx", "spec.yaml"])
+@pytest.mark.parametrize("name", ["model.onnx_data", "model.onnx", "spec.yaml"])
 def test_a_folder_that_changes_is_not_verified(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +109,7 @@ def test_quality_of_what_changes_is_not_recorded(
     def change(*args: object) -> TorchWitness:
         found = built(*args)  # type: ignore[arg-type]
         replaced(
-            tmp_path / where / ("model.safetensors" if where == "checkpoint" else "model.onnx.data")
+            tmp_path / where / ("model.safetensors" if where == "checkpoint" else "model.onnx_data")
         )
         return found
 

@@ -170,7 +170,7 @@ def test_the_unbroken_ones_are_exported(sound: Path, tmp_path: Path) -> None:
         assert (
             main(["export", str(SPEC), "--checkpoint", str(sound / which), "--out", str(out)]) == 0
         )
-    data = [(tmp_path / which / "model.onnx.data").read_bytes() for which in ("single", "sharded")]
+    data = [(tmp_path / which / "model.onnx_data").read_bytes() for which in ("single", "sharded")]
     assert data[0] == data[1]
 
 

@@ -143,6 +143,7 @@ def test_the_configuration_says_nothing_that_is_no_longer_true(tmp_path: Path) -
     load(DENSE).export(tmp_path / "out", checkpoint=checkpoint)
     found = json.loads((tmp_path / "out" / "config.json").read_text())
     before = json.loads((checkpoint / "config.json").read_text())
+    assert found.pop("transformers.js_config")["use_external_data_format"] == {"model.onnx": 1}
     assert found == {k: v for k, v in before.items() if k != "quantization_config"}
     assert verify_folder(tmp_path / "out", ("transformers",), steps=2).passed
 

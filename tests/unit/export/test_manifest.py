@@ -44,8 +44,8 @@ def test_it_is_right_about_every_file(folder: Path) -> None:
         name: FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         for name, data in files.items()
     }
-    data = files["model.onnx.data"]
-    for tensor in found.files["model.onnx.data"].tensors:
+    data = files["model.onnx_data"]
+    for tensor in found.files["model.onnx_data"].tensors:
         assert hashlib.sha256(data[: tensor.stop]).hexdigest().startswith(tensor.until)
     assert list(found.files) == sorted(found.files)
 

@@ -189,9 +189,9 @@ def test_a_checkpoint_and_random_weights_give_the_same_codes(tmp_path: Path) -> 
     )
     for name, source in sources:
         model.export(tmp_path / name, ExportOptions(quantize=W8A8), **source)
-    for file in ("model.onnx", "model.onnx.data"):
+    for file in ("model.onnx", "model.onnx_data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    hashes = [read_manifest(tmp_path / name).files["model.onnx.data"] for name in "ab"]
+    hashes = [read_manifest(tmp_path / name).files["model.onnx_data"] for name in "ab"]
     assert hashes[0] == hashes[1]
 
 

@@ -197,7 +197,7 @@ def test_a_checkpoint_and_random_weights_give_the_same_codes(model: str, tmp_pat
     )
     for name, source in sources:
         loaded.export(tmp_path / name, ExportOptions(quantize=INT4), **source)
-    for file in ("model.onnx", "model.onnx.data"):
+    for file in ("model.onnx", "model.onnx_data"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 

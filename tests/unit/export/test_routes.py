@@ -18,7 +18,7 @@ from tests.unit.verify.test_folder import CASES
 
 IDS = [5, 17, 90, 3, 3, 41, 66, 8, 23, 77, 12, 58]
 STEPS = [9, 64, 31, 2]
-WEIGHTS = "model.onnx.data"
+WEIGHTS = "model.onnx_data"
 WITNESSES = ("torch", "reference", "transformers")
 
 

@@ -74,26 +74,26 @@ def test_written_model_runs_and_equals_the_one_in_memory(tmp_path: Path, limit: 
     written = write_models({"model": emitted()}, tmp_path, copy, limit)
     plain = {name: record.model_copy(update={"tensors": ()}) for name, record in written.items()}
     assert {p.name: hashed(p) for p in tmp_path.iterdir()} == plain
-    assert all(record.tensors for name, record in written.items() if ".data" in name)
-    data = [name for name in written if ".data" in name]
+    assert all(record.tensors for name, record in written.items() if "_data" in name)
+    data = [name for name in written if "_data" in name]
     if limit > 1 << 30:
-        assert data == ["model.onnx.data"]
+        assert data == ["model.onnx_data"]
     else:
         assert len(data) > 2
-        assert data[:2] == ["model.onnx.data-00001", "model.onnx.data-00002"]
+        assert data[:2] == ["model.onnx_data", "model.onnx_data_1"]
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     assert np.array_equal(logits(tmp_path / "model.onnx"), logits(in_memory()))
 
 
 def test_every_weight_lies_on_a_page_and_is_what_the_checkpoint_has(tmp_path: Path) -> None:
     write_models({"model": emitted()}, tmp_path, copy)
-    data = (tmp_path / "model.onnx.data").read_bytes()
+    data = (tmp_path / "model.onnx_data").read_bytes()
     proto = onnx.load_model(tmp_path / "model.onnx", load_external_data=False)
     external = {t.name: t for t in proto.graph.initializer if t.external_data}
     assert set(external) == set(WEIGHTS)
     for name, tensor in external.items():
         place = {e.key: e.value for e in tensor.external_data}
-        assert place["location"] == "model.onnx.data"
+        assert place["location"] == "model.onnx_data"
         offset, length = int(place["offset"]), int(place["length"])
         assert offset % ALIGNMENT == 0
         stored = np.frombuffer(data[offset : offset + length], "<f4").reshape(tensor.dims)
@@ -145,7 +145,8 @@ def test_plan_keeps_order_and_never_overlaps() -> None:
     ]
     spots = plan(table, limit=30_000)
     assert [s.initializer.name for s in spots] == [t.name for t in table]
-    assert [s.location[-5:] for s in spots] == ["00001", "00001", "00001", "00002", "00003"]
+    files = [spot.location.removeprefix("model.onnx_data") for spot in spots]
+    assert files == ["", "", "", "_1", "_2"]
     assert [s.offset for s in spots] == [0, 4096, 16384, 0, 0]
     assert spots[3].length == 140_000  # larger than the limit: a file of its own
 
@@ -162,7 +163,7 @@ def test_a_short_weight_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_data_file_is_a_finding(tmp_path: Path) -> None:
     write_models({"model": emitted()}, tmp_path, copy)
-    (tmp_path / "model.onnx.data").unlink()
+    (tmp_path / "model.onnx_data").unlink()
     with pytest.raises(LlamagenError) as caught:
         open_session(tmp_path / "model.onnx")
     assert caught.value.diagnostics[0].code == "LG713"

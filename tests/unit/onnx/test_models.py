@@ -245,10 +245,10 @@ def test_names_of_inputs_and_outputs() -> None:
     present = [f"present.{i}.{what}" for i in range(4) for what in ("key", "value")]
     assert [v.name for v in graph.outputs] == ["logits", *present]
     shapes = {v.name: [str(d) for d in v.shape or ()] for v in (*graph.inputs, *graph.outputs)}
-    assert shapes["attention_mask"] == ["batch", "total_sequence"]
-    assert shapes["past_key_values.0.key"] == ["batch", "2", "past_sequence", "8"]
-    assert shapes["present.3.value"] == ["batch", "2", "total_sequence", "8"]
-    assert shapes["logits"] == ["batch", "sequence", "61"]
+    assert shapes["attention_mask"] == ["batch_size", "total_sequence_length"]
+    assert shapes["past_key_values.0.key"] == ["batch_size", "2", "past_sequence_length", "8"]
+    assert shapes["present.3.value"] == ["batch_size", "2", "total_sequence_length", "8"]
+    assert shapes["logits"] == ["batch_size", "sequence_length", "61"]
 
 
 @pytest.mark.parametrize("name", NAMES)

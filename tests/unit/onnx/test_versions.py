@@ -130,7 +130,7 @@ def test_a_damaged_model_is_not_called_too_new(tmp_path: Path) -> None:
     spec = tmp_path / "t.yaml"
     spec.write_text(BASE)
     file = folder_of(spec, tmp_path / "out")
-    (file.parent / "model.onnx.data").unlink()
+    (file.parent / "model.onnx_data").unlink()
     for damage in (lambda: None, lambda: file.write_bytes(file.read_bytes()[:-40])):
         damage()
         with pytest.raises(LlamagenError) as caught:

@@ -137,7 +137,7 @@ def test_text_alone_needs_no_graph_for_images(folder: Path, tmp_path: Path) -> N
     """Nor a dummy image: only model.onnx is opened."""
     text = tmp_path / "text"
     text.mkdir()
-    for name in ("model.onnx", "model.onnx.data", "config.json", "MANIFEST.json"):
+    for name in ("model.onnx", "model.onnx_data", "config.json", "MANIFEST.json"):
         (text / name).write_bytes((folder / "out" / name).read_bytes())
     found = [p.token for p in api.run(text, (BOS, 4, 5), max_new_tokens=3)]
     assert found == [p.token for p in api.run(folder / "out", (BOS, 4, 5), max_new_tokens=3)]

@@ -34,7 +34,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def filled(value: float) -> Edit:
     def edit(folder: Path) -> None:
-        file = folder / "model.onnx.data"
+        file = folder / "model.onnx_data"
         file.write_bytes(np.full(file.stat().st_size // 4, value, np.float32).tobytes())
 
     return edit

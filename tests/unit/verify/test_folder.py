@@ -14,7 +14,7 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from llamagen.api import load, measure_quality, random_checkpoint
+from llamagen.api import load, measure_quality, random_checkpoint, run
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
@@ -64,6 +64,30 @@ def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
         factor = 1.0 if bound is reference else wider
         assert bound.rule == "measured"
         assert bound.rms_over_std == pytest.approx(factor * reference.rms_over_std)
+
+
+def test_a_folder_of_older_names_is_verified_and_run(tmp_path: Path) -> None:
+    """0.1.0 called the data `model.onnx.data`, and dimensions by shorter names."""
+    out = tmp_path / "out"
+    model = load("foreign/mistral", roots=(SPECS,))
+    model.export(out, ExportOptions(cache="bounded"), random_weights=5)
+    proto = onnx.load(out / "model.onnx", load_external_data=False)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "batch_size":
+                dim.dim_param = "batch"
+            elif dim.dim_param:
+                dim.dim_param = dim.dim_param.replace("sequence_length", "sequence")
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = entry.value.replace("model.onnx_data", "model.onnx.data")
+    (out / "model.onnx_data").rename(out / "model.onnx.data")
+    onnx.save(proto, out / "model.onnx")
+    assert any("past_sequence_" in str(one) for one in proto.graph.input)
+    assert verify_folder(out, steps=2).passed
+    generation = run(out, [1, 2, 3], max_new_tokens=2)
+    list(generation)
+    assert len(generation.tokens) == 2
 
 
 def test_transformers_is_a_witness_of_a_hub_checkpoint(mistral: Path, tmp_path: Path) -> None:
@@ -269,7 +293,7 @@ def test_refusals(
 
 def test_short_data_is_refused(mistral: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(mistral, tmp_path / "short")
-    with (folder / "model.onnx.data").open("r+b") as file:
+    with (folder / "model.onnx_data").open("r+b") as file:
         file.truncate(10_000)
     with pytest.raises(LlamagenError, match="ends inside") as caught:
         verify_folder(folder)

@@ -82,13 +82,13 @@ def tensors(folder: Path) -> list[tuple[str, int, int]]:
 def test_the_first_damaged_tensor_is_named(folder: Path, seed: int) -> None:
     """By the bytes that the model itself says are its own; damage behind it changes nothing."""
     generator = random.Random(seed)
-    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data = bytearray((folder / "model.onnx_data").read_bytes())
     known = tensors(folder)
     first, *later = sorted(generator.sample(range(len(known)), 3))
     for name, begin, stop in (known[i] for i in (first, *later)):
         data[generator.choice([begin, stop - 1, generator.randrange(begin, stop)])] ^= 0x40
         assert name
-    (folder / "model.onnx.data").write_bytes(data)
+    (folder / "model.onnx_data").write_bytes(data)
     (found,) = check_integrity(folder, silent).findings
     name, begin, stop = known[first]
     before = known[first - 1][2] if first else 0
@@ -105,25 +105,25 @@ def test_tensors_of_a_quantised_folder(tmp_path: Path) -> None:
     assert check_integrity(out, silent).whole
     known = tensors(out)
     assert [(n, s) for n, _, s in known] == [
-        (one.name, one.stop) for one in read_manifest(out).files["model.onnx.data"].tensors
+        (one.name, one.stop) for one in read_manifest(out).files["model.onnx_data"].tensors
     ]
-    data = bytearray((out / "model.onnx.data").read_bytes())
+    data = bytearray((out / "model.onnx_data").read_bytes())
     data[known[3][2] - 1] ^= 1
-    (out / "model.onnx.data").write_bytes(data)
+    (out / "model.onnx_data").write_bytes(data)
     (found,) = check_integrity(out, silent).findings
     assert repr(known[3][0]) in found.detail
 
 
 def test_a_cut_file_says_where_it_ends(folder: Path) -> None:
     known = tensors(folder)
-    with (folder / "model.onnx.data").open("r+b") as file:
+    with (folder / "model.onnx_data").open("r+b") as file:
         file.truncate(known[-2][1] + 1)
     (found,) = check_integrity(folder, silent).findings
     assert found.detail.endswith(f": it ends in {known[-2][0]!r}, and 1 after it are missing")
 
 
 def _cut(folder: Path) -> None:
-    with (folder / "model.onnx.data").open("r+b") as file:
+    with (folder / "model.onnx_data").open("r+b") as file:
         file.truncate(5000)
 
 
@@ -151,10 +151,10 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     "extra": (lambda f: (f / "x").write_text("x"), [("x", "extra")]),
     "extra below": (_in_a_folder, [("sub/evil.py", "extra")]),
     "link to a folder": (_linked_folder, [("more", "extra")]),
-    "cut": (_cut, [("model.onnx.data", "size")]),
+    "cut": (_cut, [("model.onnx_data", "size")]),
     "grown": (
-        lambda f: (f / "model.onnx.data").open("ab").write(b"x"),
-        [("model.onnx.data", "size")],
+        lambda f: (f / "model.onnx_data").open("ab").write(b"x"),
+        [("model.onnx_data", "size")],
     ),
     "a pipe": (_special, [("spec.yaml", "not a file")]),
     "a link": (_linked, [("spec.yaml", "not a file")]),
