@@ -16,11 +16,14 @@ from bench.environments import environment
 from llamagen import api
 from llamagen.cli import main
 from llamagen.emit.options import ExportOptions
+from tests.clients.browser import in_browser
 from tests.clients.models import LLAMA_2, TextModel, greedy
 from tests.clients.snippets import snippets
+from tests.real import smollm2
 
 CLIENTS = {"llamagen", "onnxruntime", "onnxruntime-genai", "optimum", "transformers.js"}
 PROMPT = "The capital of France is"
+QUESTION = "What is the capital of France?"
 NEW_TOKENS = 16
 REDUCED_SCOUT = Path(__file__).parents[1] / "specs" / "reduced" / "llama-4-scout.yaml"
 
@@ -126,6 +129,43 @@ def test_transformers_js(folder: Folder) -> None:
         assert printed == folder.words + "\n"
     else:
         assert without_end(folder, ast.literal_eval(printed)) == folder.tokens
+
+
+@pytest.mark.slow
+def test_a_browser(folder: Folder) -> None:
+    """The same lines in Chromium, which fetches only the names that config.json and transformers.js know."""
+    if "transformers.js" not in folder.snippets:
+        return
+    (line,) = in_browser(folder.out, folder.snippets["transformers.js"])
+    if folder.text:
+        assert line == folder.words
+    else:
+        assert without_end(folder, [int(one) for one in line.split(",")]) == folder.tokens
+    config = folder.out / "config.json"
+    whole = config.read_bytes()
+    config.write_text(
+        json.dumps({**json.loads(whole), "transformers.js_config": {"dtype": "fp32"}})
+    )
+    with pytest.raises(RuntimeError, match="onnx_data"):
+        in_browser(folder.out, folder.snippets["transformers.js"])
+    config.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_in_a_browser(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    api.imported(smollm2()).export(out, checkpoint=smollm2())
+    answer = "".join(a.text for a in api.run(out, QUESTION, chat=True, max_new_tokens=NEW_TOKENS))
+    script = snippets(out)["transformers.js"]
+    for words, instead in (
+        (f'"{PROMPT}"', f'[{{role: "user", content: "{QUESTION}"}}]'),
+        ("answer.generated_text", "answer.generated_text.at(-1).content"),
+        ("return_full_text: false", "return_full_text: true"),
+    ):
+        assert words in script
+        script = script.replace(words, instead)
+    assert in_browser(out, script) == [answer]
+    assert "Paris" in answer
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -129,6 +129,8 @@ class Page:
     provider: str
     session: Mapping[str, str]
     gpu: bool
+    browser: bool
+    """ONNX Runtime's WebAssembly build, as transformers.js brings it, has no bfloat16 and no tables in codes."""
 
 
 def page_of(exported: Exported) -> Page:
@@ -165,6 +167,7 @@ def page_of(exported: Exported) -> Page:
         provider=model.profile.provider,
         session=model.session_settings,
         gpu=model.profile.provider != CPU,
+        browser=all(i.part is None and i.dtype == "float32" for i in model.initializers),
     )
 
 
