@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,7 +36,8 @@ await say("end", []);
 def in_browser(folder: Path, script: str, seconds: float = 300) -> list[str]:
     """What ``script``, a module that may import transformers.js, logs; its model is ``folder``, as ``./``.
 
-    Raises FileNotFoundError without Chromium, RuntimeError with what the page raised, TimeoutError.
+    Raises FileNotFoundError without Chromium, RuntimeError with what the page raised, TimeoutError when it says nothing
+    for ``seconds``.
     """
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -66,26 +66,25 @@ def in_browser(folder: Path, script: str, seconds: float = 300) -> list[str]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            return _lines(said, time.monotonic() + seconds)
+            return _lines(said, seconds)
         finally:
             browser.terminate()
             browser.wait()
             server.shutdown()
 
 
-def _lines(said: queue.Queue[str], until: float) -> list[str]:
+def _lines(said: queue.Queue[str], seconds: float) -> list[str]:
     lines: list[str] = []
-    while (left := until - time.monotonic()) > 0:
+    while True:
         try:
-            kind, _, words = said.get(timeout=left).partition(" ")
+            kind, _, words = said.get(timeout=seconds).partition(" ")
         except queue.Empty:
-            break
+            raise TimeoutError("the page says nothing") from None
         if kind == "error":
             raise RuntimeError(words)
         if kind == "end":
             return lines
         lines.append(words)
-    raise TimeoutError("the page did not end")
 
 
 class _Handler(SimpleHTTPRequestHandler):
