@@ -33,11 +33,10 @@ await say("end", []);
 """
 
 
-def in_browser(folder: Path, script: str, seconds: float = 300) -> list[str]:
+def in_browser(folder: Path, script: str) -> list[str]:
     """What ``script``, a module that may import transformers.js, logs; its model is ``folder``, as ``./``.
 
-    Raises FileNotFoundError without Chromium, RuntimeError with what the page raised, TimeoutError when it says nothing
-    for ``seconds``.
+    Raises FileNotFoundError without Chromium, RuntimeError with what the page raised.
     """
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -66,20 +65,17 @@ def in_browser(folder: Path, script: str, seconds: float = 300) -> list[str]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            return _lines(said, seconds)
+            return _lines(said)
         finally:
             browser.terminate()
             browser.wait()
             server.shutdown()
 
 
-def _lines(said: queue.Queue[str], seconds: float) -> list[str]:
+def _lines(said: queue.Queue[str]) -> list[str]:
     lines: list[str] = []
     while True:
-        try:
-            kind, _, words = said.get(timeout=seconds).partition(" ")
-        except queue.Empty:
-            raise TimeoutError("the page says nothing") from None
+        kind, _, words = said.get().partition(" ")
         if kind == "error":
             raise RuntimeError(words)
         if kind == "end":
