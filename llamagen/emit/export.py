@@ -6,17 +6,18 @@ Weights are streamed into data files, or the checkpoint's own safetensors are li
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
 from llamagen.emit.calibrate import built_in_text, calibrated, digest_of
 from llamagen.emit.clients.files import write_client_files
 from llamagen.emit.config.checkpoint import fit
@@ -35,7 +36,7 @@ from llamagen.emit.manifest import (
     images_record,
 )
 from llamagen.emit.onnx.data import byte_count, together_initializers, write_graphs, write_models
-from llamagen.emit.onnx.emit import AS_EXPORTED, OnnxModel, emit_onnx
+from llamagen.emit.onnx.emit import AS_EXPORTED, UNPACKED, OnnxModel, emit_onnx
 from llamagen.emit.onnx.encode import encoded_pieces
 from llamagen.emit.onnx.initializers import Initializer, Placement
 from llamagen.emit.onnx.profile import OnnxDType, dtype_named
@@ -58,6 +59,7 @@ from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.weights.link import as_stored, link, scan
 from llamagen.weights.pieces import Piece
+from llamagen.weights.quantize import KEPT
 from llamagen.weights.random import require_seed
 from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
 from llamagen.weights.values import overflow_magnitude
@@ -92,14 +94,18 @@ class ExportJob:
         """The text model's graph and the further ones of the spec, by name. Raises LG705."""
         return with_caches(build_all(self.resolved), self.options.cache)
 
-    def emitted(self, stored: Mapping[str, OnnxDType] = AS_EXPORTED) -> dict[str, OnnxModel]:
+    def emitted(
+        self,
+        stored: Mapping[str, OnnxDType] = AS_EXPORTED,
+        packed: Mapping[str, str] = UNPACKED,
+    ) -> dict[str, OnnxModel]:
         """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG709, LG717."""
         main = set(self.graphs[MAIN].parameters)
         exact = replace(self.options, quantize=NOT_QUANTIZED)
         return {
             # a graph that shares weights with the text model has the same codes; one for pixels stays as it is
             name: emit_onnx(
-                graph, exact if main.isdisjoint(graph.parameters) else self.options, stored
+                graph, exact if main.isdisjoint(graph.parameters) else self.options, stored, packed
             )
             for name, graph in self.graphs.items()
         }
@@ -207,14 +213,20 @@ def export_random(job: ExportJob, seed: int) -> Written:
 
 def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ...]:
     """Stream the weights into data files; what is worth saying about it."""
-    emitted, target = job.emitted(), job.stored_as
+    target = job.stored_as
+    emitted = job.emitted(packed=_kept(job, supply, source))
     entries = together_initializers(emitted.values())
     counter = ByteCounter(job.progress, sum(map(byte_count, entries)))
     notes: tuple[Diagnostic, ...] = ()
+    if supply.packed:
+        became = _of_packed(supply.packed, entries)
+        notes = (_told(became, job.options.dtype),)
+        main = emitted[MAIN]
+        emitted[MAIN] = replace(main, quantization=main.quantization.model_copy(update=became))
     importance: Mapping[str, Floats] = {}
     match _calibrated(job, supply, entries):
         case Diagnostic() as note:
-            notes = (note,)
+            notes += (note,)
         case (digest, importance):
             about = {"method": "search", "calibration": digest}
             main = emitted[MAIN]
@@ -223,7 +235,8 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
 
     def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
         if spots[0].initializer.part is not None:
-            yield from encoded_pieces(spots, supply.part, importance)
+            packed = partial(supply.packed_rows, dtype=target)
+            yield from encoded_pieces(spots, supply.part, packed, importance)
             return
         offset = spots[0].offset
         for parameter in spots[0].initializer.sources:
@@ -235,11 +248,53 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
     with job.published(emitted, supply, source_of) as (staging, known):
         known |= write_models(emitted, staging, weights, report=counter.add)
     notes += without_effect(job.options, emitted)
-    if any(i.part for model in emitted.values() for i in model.initializers):
+    if any(i.part and not i.part.encoding.packing for i in entries):
         help = f"`llamagen verify {job.out} --quality {source}` measures it"
         message = "what quantising cost was not measured"
         notes += (Diagnostic("LG644", "note", message, help=help),)
     return notes
+
+
+def _kept(job: ExportJob, supply: Supply, source: str) -> Mapping[str, str]:
+    """Role path -> type of GGUF, of the weights that stay in its blocks.
+
+    Raises LG719 for a packed file that is to be quantised again, unless that was asked for.
+    """
+    options, packed = job.options.quantize, supply.packed
+    if packed and options.asked - {"none"} and not options.requantize:
+        counted = ", ".join(f"{n} in {name}" for name, n in Counter(packed.values()).items())
+        raise LlamagenError.of(
+            "LG719",
+            f"the weights of {quoted(source)} are packed already ({counted}): quantising rounds them a second time",
+            help="leave --quantize out, and they stay as they are; `--quantize none` decodes them, and --requantize "
+            "does what was asked",
+        )
+    # bfloat16 cannot hold their scales, which are float16
+    if options.asked or job.stored_as == "BF16":
+        return {}
+    return {path: name for path, name in packed.items() if name in KEPT}
+
+
+def _of_packed(
+    packed: Mapping[str, str], entries: Sequence[Initializer]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """By type, the weights of a packed file that stayed in its blocks, and those that did not."""
+    kept = {s.path for e in entries if e.part and e.part.encoding.packing for s in e.sources}
+    became: dict[str, dict[str, tuple[str, ...]]] = {"kept": {}, "decoded": {}}
+    for path, name in packed.items():
+        of_type = became["kept" if path in kept else "decoded"]
+        of_type[name] = (*of_type.get(name, ()), path)
+    return became
+
+
+def _told(became: Mapping[str, Mapping[str, Sequence[str]]], dtype: str) -> Diagnostic:
+    """LG651"""
+    kept, decoded = (
+        ", ".join(f"{len(paths)} in {name}" for name, paths in became[what].items()) or "none"
+        for what in ("kept", "decoded")
+    )
+    message = f"packed weights that stay as they are: {kept}; decoded to {dtype}: {decoded}"
+    return Diagnostic("LG651", "note", message, help="MANIFEST.json names them")
 
 
 def _calibrated(
@@ -254,7 +309,7 @@ def _calibrated(
     message = f"scales cannot be chosen by {options.method!r}; known: {', '.join(known)}"
     asked = options.method is not None and one_of(options.method, known, "LG707", message)
     coded = [entry.part.encoding for entry in entries if entry.part is not None]
-    four = any(how.kind == "blocks" and how.bits == 4 for how in coded)
+    four = any(how.kind == "blocks" and how.bits == 4 and not how.packing for how in coded)
     if asked == "rtn":
         why = "--method rtn looks at no text"
     elif not four:
@@ -284,7 +339,7 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
     Nothing but headers is read, unless the options ask for a scan. Raises LG640 to LG642 for what cannot be
     referenced, LG620 and LG621 for what a scan finds.
     """
-    if job.options.quantize != NOT_QUANTIZED:
+    if job.options.quantize.chosen:
         raise LlamagenError.of(
             "LG707",
             "quantised weights are computed, so they cannot be references into the checkpoint",
@@ -366,9 +421,8 @@ def without_effect(
             "--runtime changes nothing: every version that it takes has the operators of this model"
         )
         notes.append((text, "leave it out"))
-    if quantize != NOT_QUANTIZED and not any(i.part for m in models for i in m.initializers):
-        schemes = (quantize.scheme, quantize.head, quantize.embedding, quantize.experts)
-        if schemes == ("none", None, None, None):  # only how to quantise was said, not what
+    if quantize.chosen and not any(i.part for m in models for i in m.initializers):
+        if not quantize.asked - {"none"}:  # only how to quantise was said, not what
             notes.append(("the weights are not quantised", "add --quantize int4, int8 or w8a8"))
         else:
             text = "nothing is quantised: the model has no such weights"

@@ -118,7 +118,8 @@ class QuantizationRecord(Closed):
     tied: SchemeName = Field(description="A table that is both embedding and head.")
     sensitive: SchemeName = Field(
         default="none",
-        description="Down projections of the first, the last and every third layer.",
+        description="Down projections and what attention reads; beside w8a8 in every layer, else in the first, the "
+        "last and every third.",
     )
     experts: SchemeName = Field(
         default="none",
@@ -140,6 +141,13 @@ class QuantizationRecord(Closed):
         "largest weight of a block. All others are rtn.",
     )
     calibration: Sha256 | None = Field(default=None, description="Of the text of a search.")
+    kept: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="Type of GGUF -> weights whose blocks are those of the packed checkpoint, bit by bit.",
+    )
+    decoded: dict[str, tuple[str, ...]] = Field(
+        default={}, description="Type of GGUF -> weights that were decoded from it to the dtype."
+    )
 
     @property
     def any(self) -> bool:
@@ -152,7 +160,7 @@ class QuantizationRecord(Closed):
             self.tied,
             self.experts,
         )
-        return set(schemes) != {"none"}
+        return set(schemes) != {"none"} or bool(self.kept)
 
 
 class QualityRecord(Closed):

@@ -6,7 +6,7 @@ Cheap to import: the command line makes its options of the fields, the API takes
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar, get_args
@@ -54,18 +54,24 @@ class QuantizeOptions:
     """Names and numbers as they are typed; each is checked where it is used."""
 
     scheme: Annotated[
-        str,
+        str | None,
         Shown(
-            "Weights of projections: none, int4, int8, or w8a8 with activations.",
-            None,
+            "Weights of projections: none, int4, int8, or w8a8 with activations; as they are by default.",
+            "TEXT",
             "--quantize",
         ),
-    ] = "none"
+    ] = None
+    """None: those of a packed file stay packed, where that is exact; all others are in the dtype."""
     block_size: Annotated[int, Shown("Weights that share a scale: 16 to 256.")] = 32
     asymmetric: Annotated[bool, Shown("A zero point for each block too.")] = False
     accuracy_level: Annotated[
-        int, Shown("Products of int4 and int8: 1 in float32, 4 with int8 activations.")
-    ] = 4
+        int | None,
+        Shown(
+            "Products of int4 and int8: 1 in float32, 4 with int8 activations; 4, or 1 for a packed file.",
+            "INTEGER",
+        ),
+    ] = None
+    """None: 4, and 1 for weights that stay as a packed file has them."""
     head: Annotated[
         str | None,
         Shown("Like the projections by default, int8 with int4.", "TEXT", "--quantize-head"),
@@ -85,7 +91,7 @@ class QuantizeOptions:
     sensitive: Annotated[
         str | None,
         Shown(
-            "The projections that suffer most; like the others by default, int8 with int4.",
+            "The projections that suffer most; like the others by default, int8 with int4 and w8a8.",
             "TEXT",
             "--quantize-sensitive",
         ),
@@ -101,6 +107,20 @@ class QuantizeOptions:
     calibrate: Annotated[
         Path | None, Shown("The text to search with, in place of one of ours.", "FILE")
     ] = None
+    requantize: Annotated[
+        bool, Shown("Quantise what a packed file decodes to, which rounds a second time.")
+    ] = False
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The schemes that were typed, for whatever weights."""
+        typed = (self.scheme, self.head, self.embedding, self.experts, self.sensitive)
+        return frozenset(name for name in typed if name is not None)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether something was, but that nothing is to be quantised."""
+        return replace(self, scheme=None if self.scheme == "none" else self.scheme) != NOT_QUANTIZED
 
 
 NOT_QUANTIZED = QuantizeOptions()

@@ -28,7 +28,7 @@ from llamagen.weights.pieces import Piece
 from llamagen.weights.random import RandomTensor, random_pieces, random_rows
 from llamagen.weights.safetensors import TargetDType
 from llamagen.weights.tensors import Region
-from llamagen.weights.values import read_part, tensor_pieces
+from llamagen.weights.values import read_packed, read_part, tensor_pieces
 
 STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
     {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -86,6 +86,15 @@ class Supply(Protocol):
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
         """A rectangle of a parameter, exact and finite."""
+
+    @property
+    def packed(self) -> Mapping[str, str]:
+        """Role paths of parameters that are packed in blocks -> GGUF's name of how."""
+
+    def packed_rows(
+        self, path: str, start: int, stop: int, dtype: TargetDType
+    ) -> npt.NDArray[np.uint8]:
+        """Rows of one in a type that is kept, [n, bytes], whose numbers ``dtype`` can hold."""
 
     def require_unchanged(self) -> None:
         """To be asked after the last read. Raises LG622 for files that were changed meanwhile."""
@@ -171,6 +180,19 @@ class CheckpointSupply:
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
         return read_part(self.bindings[path], region)
 
+    @property
+    def packed(self) -> Mapping[str, str]:
+        return {
+            path: binding.tensor.entries[0].dtype
+            for path, binding in self.bindings.items()
+            if binding.tensor.packed is not None
+        }
+
+    def packed_rows(
+        self, path: str, start: int, stop: int, dtype: TargetDType
+    ) -> npt.NDArray[np.uint8]:
+        return read_packed(self.bindings[path], start, stop, dtype)
+
     def require_unchanged(self) -> None:
         require_unchanged(self.stamps)
 
@@ -206,6 +228,15 @@ class RandomSupply:
         rows = random_rows(self.seed, self._tensor(path), start, stop)
         inner = tuple(slice(first, last) for first, last in region[1:])
         return rows[:, *inner] if region else rows.reshape(())
+
+    @property
+    def packed(self) -> Mapping[str, str]:
+        return {}
+
+    def packed_rows(
+        self, path: str, start: int, stop: int, dtype: TargetDType
+    ) -> npt.NDArray[np.uint8]:
+        raise AssertionError("random weights are not packed")
 
     def require_unchanged(self) -> None:
         """Nothing is read."""

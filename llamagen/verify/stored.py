@@ -2,8 +2,8 @@
 
 Quantised ones are read back as numbers, written from ONNX Runtime's description of its operators. MatMulNBits and
 GatherBlockQuantized: weight[n, k] = (code[n, k] - zero_point[n, k / block]) * scale[n, k / block]; two 4-bit codes
-share a byte, the first in the low half. QMoE: the same for each expert. DynamicQuantizeMatMul: weight[n, k] =
-code[k, n] * scale[n].
+share a byte, the first in the low half. With minimums (other nodes add them): code * scale + minimum. QMoE: as
+MatMulNBits for each expert. DynamicQuantizeMatMul: weight[n, k] = code[k, n] * scale[n].
 """
 
 from __future__ import annotations
@@ -73,10 +73,12 @@ class CodedPlace:
     codes: Place
     scales: Place
     zero_points: Place | None
+    minimums: Place | None = None
 
     @property
     def parts(self) -> tuple[Place, ...]:
-        return tuple(p for p in (self.codes, self.scales, self.zero_points) if p is not None)
+        every = (self.codes, self.scales, self.zero_points, self.minimums)
+        return tuple(part for part in every if part is not None)
 
     def read(self) -> NDArray[np.float32]:
         """The numbers that the codes stand for, rounded to float32."""
@@ -90,8 +92,12 @@ class CodedPlace:
         if self.zero_points is not None:
             numbers = numbers_of(self.zero_points.read()[part], self.record.bits)
             points = numbers[..., : scales.shape[-1]].astype(np.float32)
-        codes -= points[..., None]
+        lows = None if self.minimums is None else self.minimums.read()[part].astype(np.float32)
+        if lows is None:
+            codes -= points[..., None]
         codes *= scales[..., None]
+        if lows is not None:
+            codes += lows[..., None]
         return self._as_parameter(codes)
 
     def steps(self) -> NDArray[np.float32]:
@@ -212,13 +218,14 @@ def _coded(
         parts = _PARTS.validate_json(about.get(SOURCES, ""), strict=True)
         scales = plain[record.scales]
         points = None if record.zero_points is None else plain[record.zero_points]
+        lows = None if record.minimums is None else plain[record.minimums]
     except (ValueError, KeyError) as error:
         message = f"`{name}` does not say what its codes stand for"
         raise LlamagenError.of("LG773", message) from error
     places: dict[str, CodedPlace] = {}
     first = 0
     for path, shape in parts:
-        places[path] = CodedPlace(shape, first, record, plain[name], scales, points)
+        places[path] = CodedPlace(shape, first, record, plain[name], scales, points, lows)
         first += shape[0]
     if scales.shape[0] != first:
         message = f"`{name}` has scales for {scales.shape[0]} rows, but joins {first}"

@@ -7,7 +7,9 @@ where this does 0.3e9, so it is no help here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -34,6 +36,8 @@ class Blocks:
     packed: npt.NDArray[np.uint8]
     scales: npt.NDArray[np.floating]
     zero_points: npt.NDArray[np.uint8] | None
+    minimums: npt.NDArray[np.floating] | None = None
+    """[n, blocks], of weights that are code * scale + minimum."""
 
 
 def quantize_rows(
@@ -183,6 +187,28 @@ def _row_of_points(points: npt.NDArray[np.uint8], bits: Bits) -> npt.NDArray[np.
     even = np.zeros((points.shape[0], points.shape[1] + points.shape[1] % 2), np.uint8)
     even[:, : points.shape[1]] = points
     return _nibbles(even)
+
+
+KEPT: Mapping[str, Bits] = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8})
+"""Types of GGUF whose blocks of 32 weights MatMulNBits and GatherBlockQuantized hold exactly -> bits of a code."""
+
+
+def repacked(rows: npt.NDArray[np.uint8], packing: str) -> Blocks:
+    """The blocks of GGUF's ``rows`` uint8 [n, bytes], bit by bit the same numbers.
+
+    ggml-common.h: Q4_0 is a float16 scale d and 16 bytes, of which the low halves are the first 16 codes: d (q - 8).
+    Q4_1 has a float16 minimum m after d, and means d q + m. Q8_0 is d and 32 signed codes: d q.
+    """
+    bits = KEPT[packing]
+    head = 4 if packing == "Q4_1" else 2
+    blocks = rows.reshape(len(rows), -1, head + 4 * bits)
+    floats = np.ascontiguousarray(np.moveaxis(blocks[..., :head].view(np.float16), -1, 0))
+    codes = blocks[..., head:]
+    if bits == 8:
+        return Blocks(codes ^ np.uint8(0x80), floats[0], None)
+    halves = np.concatenate([codes & np.uint8(15), codes >> np.uint8(4)], axis=-1)
+    packed = _nibbles(halves)
+    return Blocks(packed, floats[0], None, None if packing == "Q4_0" else floats[1])
 
 
 def quantize_channels(rows: Floats) -> tuple[npt.NDArray[np.int8], Floats]:

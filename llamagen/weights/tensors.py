@@ -52,6 +52,8 @@ class Tensor:
     read: Callable[[Region], Bits]
     in_order: bool = False
     """Whether its elements lie one after the other in a file, in this order."""
+    packed: Tensor | None = None
+    """The same rows in the blocks of a packed file, as bytes [..., bytes of a row]."""
 
 
 def stored(entry: TensorEntry) -> Tensor:
@@ -114,16 +116,16 @@ def unpacked(entry: TensorEntry) -> Tensor:
         low, high = first // packing.elements, -(-last // packing.elements)
         span = (low * packing.size, high * packing.size)
         packed = _read(rows, (*region[:-1], span))
-        values = dequantize(packed, GGMLQuantizationType[entry.dtype]).astype(
-            np.float32, copy=False
-        )
+        with np.errstate(all="ignore"):  # what is not finite is a finding of who reads
+            values = dequantize(packed, GGMLQuantizationType[entry.dtype])
+        values = values.astype(np.float32, copy=False)
         offset = low * packing.elements
         bits: Bits = np.ascontiguousarray(values[..., first - offset : last - offset]).view(
             np.uint32
         )
         return bits
 
-    return Tensor(entry.shape, (entry,), read, in_order=True)
+    return Tensor(entry.shape, (entry,), read, in_order=True, packed=stored(rows))
 
 
 def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:
@@ -184,7 +186,8 @@ def rope_rows(source: Tensor, heads: int) -> Tensor:
         halves = pairs.swapaxes(1, 2).reshape(bits.shape)
         return halves[start - first * size : stop - first * size]
 
-    return Tensor(shape, source.entries, read)
+    packed = None if source.packed is None else rope_rows(source.packed, heads)
+    return Tensor(shape, source.entries, read, packed=packed)
 
 
 def concat(sources: Sequence[Tensor], dim: int) -> Tensor:

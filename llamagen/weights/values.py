@@ -20,6 +20,7 @@ import numpy.typing as npt
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Bytes, Piece
+from llamagen.weights.quantize import repacked
 from llamagen.weights.safetensors import ITEM_SIZES, TargetDType, WeightDType, shape_text
 from llamagen.weights.tensors import Region, Shape, blocks
 
@@ -142,6 +143,27 @@ def read_part(binding: Binding, region: Region) -> npt.NDArray[np.float32]:
     """A rectangle of a tensor as float32, in which every stored value is exact. Raises LG620, LG622."""
     values = convert(checked(binding, region), binding.dtype, "F32").view(np.float32)
     return values.reshape([stop - start for start, stop in region])
+
+
+def read_packed(
+    binding: Binding, start: int, stop: int, target: TargetDType
+) -> npt.NDArray[np.uint8]:
+    """Rows [start, stop) of a tensor as its file packs them, [n, bytes], in one of the types that are kept.
+
+    Raises LG620, LG621 for what they stand for in ``target``, LG622.
+    """
+    packed, entry = binding.tensor.packed, binding.tensor.entries[0]
+    assert packed is not None
+    rows = packed.read(((start, stop), (0, packed.shape[1]))).view(np.uint8)
+    blocks = repacked(rows, entry.dtype)
+    largest = {"Q4_0": 8, "Q4_1": 15, "Q8_0": 128}[entry.dtype]
+    reach = np.abs(blocks.scales.astype(np.float32)) * np.float32(largest)
+    if blocks.minimums is not None:
+        reach += np.abs(blocks.minimums.astype(np.float32))
+    if not np.isfinite(reach).all() or (target == "F16" and reach.max(initial=0) > 65504):
+        # what a scale or a minimum that is not finite stands for is not finite either, whatever the code
+        checked(binding, ((start, stop), (0, binding.tensor.shape[1])), target)
+    return rows
 
 
 def first_difference(one: Binding, other: Binding) -> Shape | None:

@@ -119,19 +119,32 @@ class Quantized:
     scales: ir.Value
     zero_points: ir.Value | None
     rows: ir.Value
+    lows: ir.Value | None = None
+    """[N, blocks], added to every weight of a block."""
 
     def product(self, b: Builder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """``x`` [..., K] times the weight, [..., N], in the model's dtype."""
         rows, columns = self.shape
         how = self.encoding
         if how.kind == "channels":
-            # The operator has no zero points of its own choice: codes are symmetric. It takes float32 only.
-            wide = None if bias is None else b.to(bias, b.FLOAT)
-            inputs = (b.to(x, b.FLOAT), self.codes, self.scales, None, wide)
-            return b.to(b.op("DynamicQuantizeMatMul", *inputs), b.model)
-        return b.op(
+            # The operator takes float32 and has one scale for all tokens: each is divided by its largest input, so
+            # that one with large inputs (the first of a text) does not leave a few steps to the others.
+            x = b.to(x, b.FLOAT)
+            key = f"shares of {x.name}"
+            if key not in b.shared:
+                with b.within(str(x.name).removesuffix(":0")):
+                    largest = b.op("ReduceMax", b.op("Abs", x), b.ints([-1]), keepdims=1)
+                    largest = b.op("Max", largest, b.number(2.0**-100, b.FLOAT))
+                    b.shared[key], b.shared[f"largest of {key}"] = b.op("Div", x, largest), largest
+            product = b.op("DynamicQuantizeMatMul", b.shared[key], self.codes, self.scales)
+            product = b.op("Mul", product, b.shared[f"largest of {key}"])
+            if bias is not None:
+                product = b.op("Add", product, b.to(bias, b.FLOAT))
+            return b.to(product, b.model)
+        x = b.to(x, b.model)
+        product = b.op(
             "MatMulNBits",
-            *(b.to(x, b.model), self.codes, self.scales),
+            *(x, self.codes, self.scales),
             *(None if how.symmetric else self.zero_points, None, bias),
             K=columns,
             N=rows,
@@ -139,6 +152,16 @@ class Quantized:
             block_size=how.block,
             accuracy_level=how.accuracy_level,
         )
+        if self.lows is None:
+            return product
+        # a low is multiplied with every input of its block: with their sum
+        key = f"sums of {how.block} of {x.name}"
+        if key not in b.shared:
+            blocks = b.op("Reshape", x, b.ints([-1, columns // how.block, how.block]))
+            b.shared[key] = b.op("ReduceSum", blocks, b.ints([-1]), keepdims=0)
+        more = b.op("Gemm", b.shared[key], self.lows, transB=1)
+        shape = b.op("Shape", product, dtype=b.INT64)
+        return b.op("Add", product, b.op("Reshape", more, shape))
 
     def gather(self, b: Builder, ids: ir.Value) -> ir.Value:
         """Rows of a table, dequantised, in the model's dtype."""
@@ -151,7 +174,12 @@ class Quantized:
             gather_axis=0,
             quantize_axis=1,
         )
-        return b.to(rows, b.model)
+        rows = b.to(rows, b.model)
+        if self.lows is None:
+            return rows
+        lows = b.op("Reshape", b.op("Gather", self.lows, ids, axis=0), b.ints([-1, 1]))
+        blocks = b.op("Reshape", rows, b.ints([-1, self.encoding.block]))
+        return b.op("Reshape", b.op("Add", blocks, lows), b.op("Shape", rows, dtype=b.INT64))
 
 
 class Builder:

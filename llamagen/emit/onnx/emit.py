@@ -53,6 +53,7 @@ PACKED_LAYER_MARK = "llamagen.packed_layer"
 INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
+UNPACKED: Mapping[str, str] = MappingProxyType({})
 
 
 DEFAULT_MAX_CONTEXT = 131_072
@@ -117,13 +118,15 @@ def emit_onnx(
     graph: Graph,
     options: ExportOptions = DEFAULTS,
     stored: Mapping[str, OnnxDType] = AS_EXPORTED,
+    packed: Mapping[str, str] = UNPACKED,
 ) -> OnnxModel:
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
 
     ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
-    in the graph. Raises LG701 to LG709 and LG717 for options that are not possible.
+    in the graph. ``packed`` gives the types of GGUF in which parameters stay. Raises LG701 to LG709 and LG717 for
+    options that are not possible.
     """
-    return _Emitter(graph, options, stored).run()
+    return _Emitter(graph, options, stored, packed).run()
 
 
 def _max_context(graph: Graph, wanted: int | None) -> int:
@@ -139,7 +142,11 @@ def _max_context(graph: Graph, wanted: int | None) -> int:
 
 class _Emitter:
     def __init__(
-        self, graph: Graph, options: ExportOptions, stored: Mapping[str, OnnxDType]
+        self,
+        graph: Graph,
+        options: ExportOptions,
+        stored: Mapping[str, OnnxDType],
+        packed: Mapping[str, str],
     ) -> None:
         profile = profile_named(options.profile)
         self.max_context = _max_context(graph, options.max_context)
@@ -152,10 +159,11 @@ class _Emitter:
         weights: Literal["copied", "referenced"] = (
             "copied" if options.mode == "copy" else "referenced"
         )
-        self.quantization = quantization_of(options.quantize, profile)
+        self.quantization = quantization_of(options.quantize, profile, bool(packed))
         dtype = dtype_named(options.dtype)
         self.graph = graph
         self.stored = stored
+        self.packed = packed
         codes = expert_codes(self.quantization)
         export = Export(profile.name, dtype, weights, self.logits, codes)
         self.rewritten = rewrite(flatten(graph), export, graph.output_names)
@@ -258,7 +266,13 @@ class _Emitter:
     def place_weights(self) -> tuple[tuple[Initializer, ...], tuple[ir.Value, ...]]:
         """The weights, whole or in parts, and the value of each; ``parameters`` get what stands for them."""
         b, whole = self.b, self.table()
-        how = encodings(self.flat, {entry.name: entry.shape for entry in whole}, self.quantization)
+        kept: dict[str, str] = {}
+        for entry in whole:  # weights that are joined stay as they are if all can
+            types = {self.packed.get(source.path) for source in entry.sources}
+            if len(types) == 1 and (packing := types.pop()) is not None:
+                kept[entry.name] = packing
+        shapes = {entry.name: entry.shape for entry in whole}
+        how = encodings(self.flat, shapes, self.quantization, kept)
         gathers = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.EMBEDDING}
         products = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.LINEAR}
         table: list[Initializer] = []
@@ -288,7 +302,15 @@ class _Emitter:
             wide = roles["scales"]
             if how[name].kind == "blocks":
                 wide = b.to(wide, b.model)
-            quantized = Quantized(how[name], entry.shape, codes, wide, points, rows)
+            lows = roles.get("minimums")
+            if lows is not None:
+                # code * scale + minimum as (code - 8) * scale + low. Codes around 0 lose less in sums, and a low is
+                # exact in float32, which a zero point of -minimum / scale is not: it would have to be rounded
+                steps, middle = b.to(roles["scales"], b.FLOAT), b.number(8.0, b.FLOAT)
+                with b.within(name):
+                    lows = b.op("Add", b.to(lows, b.FLOAT), b.op("Mul", steps, middle))
+                    lows = b.to(lows, b.model)
+            quantized = Quantized(how[name], entry.shape, codes, wide, points, rows, lows)
             self.parameters[name] = b.quantized(name, quantized)
         return tuple(table), tuple(values)
 

@@ -17,13 +17,17 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
 from llamagen.emit.onnx.initializers import Encoding, Initializer, Placement, Source
 from llamagen.weights.pieces import Bytes, Piece
-from llamagen.weights.quantize import quantize_channels, quantize_rows
+from llamagen.weights.quantize import Blocks, quantize_channels, quantize_rows, repacked
 from llamagen.weights.tensors import Region
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Arrays: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
 
 Part: TypeAlias = Callable[[str, Region], Floats]
 """Role path and a rectangle of the parameter -> its values, all finite."""
+
+PackedRows: TypeAlias = Callable[[str, int, int], npt.NDArray[np.uint8]]
+"""Role path, first row, last + 1 -> the rows as a packed file has them, all finite."""
 
 BLOCK_ELEMENTS = 1 << 20
 TRANSPOSED_ELEMENTS = 1 << 24
@@ -41,29 +45,41 @@ def encode_rows(
     Of experts: some outputs of one, and codes as [n, bytes]. Scales of four bits are searched by the ``importance`` of
     the K columns, if there is one. Raises LG621.
     """
-    how, codes = _how(entries[0]), entries[0]
-    arrays: tuple[npt.NDArray[np.generic] | None, ...]
+    how = _how(entries[0])
     if how.kind == "channels":
         whole, scales = quantize_channels(rows)
-        arrays = np.ascontiguousarray(whole.T), scales
-    else:
-        dtype = numpy_type(ELEMENTS[entries[1].dtype])
-        searched = importance if how.bits == 4 else None
-        blocks = quantize_rows(rows, how.bits, how.block, how.symmetric, dtype, searched)
-        _require_range(rows, blocks.scales, how.bits, entries)
-        inner = codes.shape[2:] if how.kind == "experts" else codes.shape[1:]
-        points = blocks.zero_points
-        if points is None and (
-            stated := [e for e in entries if e.part and e.part.role == "zero_points"]
-        ):
-            middle = 0x88 if how.bits == 4 else 0x80
-            points = np.full((len(rows), stated[0].shape[-1]), middle, np.uint8)
-        arrays = blocks.packed.reshape(len(rows), *inner), blocks.scales, points
-    return {
-        entry.name: array
-        for entry, array in zip(entries, arrays, strict=False)
-        if array is not None and entry.shares is None
-    }
+        return {entries[0].name: np.ascontiguousarray(whole.T), entries[1].name: scales}
+    dtype = numpy_type(ELEMENTS[entries[1].dtype])
+    searched = importance if how.bits == 4 else None
+    blocks = quantize_rows(rows, how.bits, how.block, how.symmetric, dtype, searched)
+    _require_range(rows, blocks.scales, how.bits, entries)
+    return _by_name(entries, blocks)
+
+
+def _by_name(entries: Sequence[Initializer], blocks: Blocks) -> dict[str, npt.NDArray[np.generic]]:
+    """What each of ``entries`` holds; zero points that are there without need are the middle."""
+    how, rows = _how(entries[0]), len(blocks.packed)
+    inner = entries[0].shape[2 if how.kind == "experts" else 1 :]
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
+    for entry in entries:
+        if entry.shares is not None:
+            continue
+        assert entry.part is not None
+        match entry.part.role:
+            case "codes":
+                arrays[entry.name] = blocks.packed.reshape(rows, *inner)
+            case "scales":
+                arrays[entry.name] = blocks.scales
+            case "zero_points":
+                points = blocks.zero_points
+                if points is None:
+                    middle = 0x88 if how.bits == 4 else 0x80
+                    points = np.full((rows, entry.shape[-1]), middle, np.uint8)
+                arrays[entry.name] = points
+            case "minimums":
+                assert blocks.minimums is not None
+                arrays[entry.name] = blocks.minimums
+    return arrays
 
 
 def _how(entry: Initializer) -> Encoding:
@@ -91,40 +107,56 @@ def _require_range(
 
 
 def encoded_pieces(
-    spots: Sequence[Placement], part: Part, importance: Mapping[str, Floats]
+    spots: Sequence[Placement], part: Part, packed: PackedRows, importance: Mapping[str, Floats]
 ) -> Iterator[Piece]:
-    """The places of the parts of one quantised weight, some rows at a time.
+    """The places of the parts of one weight in codes, some rows at a time; blocks of a packed file as they are.
 
     ``importance`` of columns is known by the role paths of weights; weights that are joined have the same inputs.
     """
     spots = [spot for spot in spots if spot.initializer.shares is None]
-    codes = spots[0].initializer
+    entries = [spot.initializer for spot in spots]
+    codes, how = entries[0], _how(entries[0])
     columns = importance.get(codes.sources[0].path)
-    match _how(codes).kind:
+    match how.kind:
         case "experts":
-            yield from _expert_pieces(spots, part, _how(codes))
+            yield from _expert_pieces(spots, part, how)
         case "blocks":
-            for start, stop, read in _rows(codes, part, BLOCK_ELEMENTS):
-                yield _by_rows(spots, read, start, stop, columns)
+            make: Callable[[], Arrays]
+            for first, source, start, stop in _rows(codes, BLOCK_ELEMENTS):
+                if how.packing:
+                    make = partial(_repacked, entries, packed, source.path, start, stop)
+                else:
+                    read = partial(part, source.path, ((start, stop), (0, source.shape[1])))
+                    make = partial(_encoded, entries, read, columns)
+                yield _by_rows(spots, make, first + start, first + stop)
         case "channels":
-            for start, stop, read in _rows(codes, part, TRANSPOSED_ELEMENTS):
+            for first, source, start, stop in _rows(codes, TRANSPOSED_ELEMENTS):
                 length = sum(_row_bytes(spot) for spot in spots) * (stop - start)
-                yield Piece(length, partial(_columns, spots, read, start))
+                read = partial(part, source.path, ((start, stop), (0, source.shape[1])))
+                yield Piece(length, partial(_columns, spots, read, first + start))
 
 
-def _rows(
-    entry: Initializer, part: Part, elements: int
-) -> Iterator[tuple[int, int, Callable[[], Floats]]]:
-    """First row, last + 1 and what reads them, of the weight that joins the sources of ``entry``."""
-    done = 0
+def _rows(entry: Initializer, elements: int) -> Iterator[tuple[int, Source, int, int]]:
+    """Some rows [start, stop) at a time of each source of ``entry``, and where its first one is among all of them."""
+    first = 0
     for source in entry.sources:
         count, width = source.shape
         step = max(1, elements // width)
         for start in range(0, count, step):
-            stop = min(start + step, count)
-            region = ((start, stop), (0, width))
-            yield done + start, done + stop, partial(part, source.path, region)
-        done += count
+            yield first, source, start, min(start + step, count)
+        first += count
+
+
+def _encoded(
+    entries: Sequence[Initializer], read: Callable[[], Floats], importance: Floats | None = None
+) -> Arrays:
+    return encode_rows(entries, read(), importance)
+
+
+def _repacked(
+    entries: Sequence[Initializer], packed: PackedRows, path: str, start: int, stop: int
+) -> Arrays:
+    return _by_name(entries, repacked(packed(path, start, stop), _how(entries[0]).packing))
 
 
 def _expert_pieces(spots: Sequence[Placement], part: Part, how: Encoding) -> Iterator[Piece]:
@@ -136,7 +168,8 @@ def _expert_pieces(spots: Sequence[Placement], part: Part, how: Encoding) -> Ite
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             read = partial(_outputs, part, source, how, expert, start, stop)
-            yield _by_rows(spots, read, expert * rows + start, expert * rows + stop)
+            make = partial(_encoded, [spot.initializer for spot in spots], read)
+            yield _by_rows(spots, make, expert * rows + start, expert * rows + stop)
 
 
 def _outputs(
@@ -187,16 +220,12 @@ def _row_bytes(spot: Placement) -> int:
 
 
 def _by_rows(
-    spots: Sequence[Placement],
-    read: Callable[[], Floats],
-    start: int,
-    stop: int,
-    importance: Floats | None = None,
+    spots: Sequence[Placement], encode: Callable[[], Arrays], start: int, stop: int
 ) -> Piece:
-    """Rows [start, stop) of the weight as rows of all its parts."""
+    """Rows [start, stop) of the weight as rows of all its parts, which ``encode`` gives."""
 
     def make() -> list[tuple[int, Bytes]]:
-        arrays = encode_rows([spot.initializer for spot in spots], read(), importance)
+        arrays = encode()
         return [
             (
                 spot.offset + start * _row_bytes(spot),

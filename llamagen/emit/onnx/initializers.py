@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 from pydantic import Field
@@ -15,13 +16,14 @@ from llamagen.emit.manifest import QuantizationRecord, SchemeName
 from llamagen.emit.onnx.profile import CPU, OnnxDType, Profile
 from llamagen.emit.options import QuantizeOptions, one_of
 from llamagen.ir.flatten import FlatGraph, FlatNode
-from llamagen.ops.op import Role, a_str
+from llamagen.ops.op import Role, State, a_str
 from llamagen.spec.schema import Closed
+from llamagen.weights.quantize import KEPT
 
 StorageDType: TypeAlias = OnnxDType | Literal["uint8", "int8"]
 """Element type of a weight in its file."""
 
-PartRole: TypeAlias = Literal["codes", "scales", "zero_points"]
+PartRole: TypeAlias = Literal["codes", "scales", "zero_points", "minimums"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
@@ -56,6 +58,13 @@ class Encoding:
     """Of experts: the parameter is [E, inputs, outputs]."""
     paired: bool = False
     """Rows of the gate and of the linear half in turns, as QMoE reads them; in the parameter the gate comes first."""
+    packing: str = ""
+    """The type of GGUF whose blocks these are, as they were: nothing is quantised."""
+
+    @staticmethod
+    def kept(packing: str, accuracy_level: int) -> Encoding:
+        """Of blocks of GGUF that stay as they are."""
+        return Encoding("blocks", KEPT[packing], 32, True, accuracy_level, packing=packing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +138,13 @@ def encoded(
     blocks, size = -(-columns // how.block), how.block * how.bits // 8
     flat = (*experts, rows, blocks * size)
     shape = flat if how.kind == "experts" or table == "alone" else (rows, blocks, size)
+    scales = "float16" if how.packing else scales
     parts = [part("codes", shape, "uint8"), part("scales", (*experts, rows, blocks), scales)]
     if not how.symmetric or table != "no":
         points = (*experts, rows, -(-blocks * how.bits // 8))
         parts.append(part("zero_points", points, "uint8"))
+    if how.packing == "Q4_1":
+        parts.append(part("minimums", (rows, blocks), "float16"))
     if table == "head":
         codes = parts[0].name
         parts.append(Initializer(f"{codes}_rows", flat, "uint8", (), None, codes))
@@ -140,7 +152,8 @@ def encoded(
 
 
 class EncodingRecord(Closed):
-    """weight[n, k] = (code - zero point) * scale: metadata of the codes, which `verify` and other readers go by."""
+    """weight[n, k] = (code - zero point) * scale, or code * scale + minimum where there are minimums: metadata of the
+    codes, which `verify` and other readers go by."""
 
     kind: Literal["blocks", "channels", "experts"] = Field(
         description="A scale for each `block` weights of a row, or for a row; codes of channels are transposed. "
@@ -159,6 +172,9 @@ class EncodingRecord(Closed):
         default=False,
         description="Rows of the first and the second half of an expert's outputs in turns.",
     )
+    minimums: str | None = Field(
+        default=None, description="Name of the tensor of minimums of blocks; null: there are none."
+    )
 
     @staticmethod
     def of(codes: Part) -> EncodingRecord:
@@ -171,21 +187,27 @@ class EncodingRecord(Closed):
             zero_points=None if how.symmetric else f"{codes.weight}_zero_points",
             transposed=how.transposed,
             paired=how.paired,
+            minimums=f"{codes.weight}_minimums" if how.packing == "Q4_1" else None,
         )
 
 
 # which weights are quantised, and how
 
 
-def quantization_of(options: QuantizeOptions, profile: Profile) -> QuantizationRecord:
-    """What is to become of each kind of weights.
+def quantization_of(
+    options: QuantizeOptions, profile: Profile, kept: bool = False
+) -> QuantizationRecord:
+    """What is to become of each kind of weights; some are ``kept`` as a packed file has them.
 
     Raises LG707 for a scheme that does not exist or that the provider of ``profile`` cannot compute, LG708 for a block
     size or an accuracy level.
     """
+    level = options.accuracy_level
+    if level is None:  # what was packed by others is computed as exactly as it is kept
+        level = 1 if kept else 4
     for what, number, known in (
         ("a block of {} weights", options.block_size, BLOCK_SIZES),
-        ("an accuracy level of {}", options.accuracy_level, ACCURACY_LEVELS),
+        ("an accuracy level of {}", level, ACCURACY_LEVELS),
     ):
         if number not in known:
             message = f"{what.format(number)} is not possible; known: {', '.join(map(str, known))}"
@@ -193,12 +215,13 @@ def quantization_of(options: QuantizeOptions, profile: Profile) -> QuantizationR
     every: tuple[SchemeName, ...] = get_args(SchemeName)
     # A table is read row by row, and experts by operators of their own: none has scales by channel.
     in_blocks = every[:-1]
-    linear = _scheme(options.scheme, every)
-    # measured on a trained model (bench/README.md): what four bits cost is mostly lost here
-    careful: SchemeName = "int8" if linear == "int4" else linear
-    head = _scheme(careful if options.head is None else options.head, every)
+    linear = _scheme(options.scheme or "none", every)
+    # measured on a trained model (bench/README.md): what four bits cost the head, and what one scale for all inputs
+    # costs the sensitive projections, is most of the whole loss
+    head = _scheme(options.head or ("int8" if linear == "int4" else linear), every)
     embedding = _scheme(options.embedding or "none", in_blocks)
-    sensitive = _scheme(careful if options.sensitive is None else options.sensitive, every)
+    careful: SchemeName = "int8" if linear in ("int4", "w8a8") else linear
+    sensitive = _scheme(options.sensitive or careful, every)
     if "w8a8" in (linear, sensitive, head) and profile.provider != CPU:
         raise LlamagenError.of(
             "LG707",
@@ -214,7 +237,7 @@ def quantization_of(options: QuantizeOptions, profile: Profile) -> QuantizationR
         experts=_scheme(options.experts or _in_blocks(linear), in_blocks),
         block_size=options.block_size,
         symmetric=not options.asymmetric,
-        accuracy_level=options.accuracy_level,
+        accuracy_level=level,
     )
 
 
@@ -246,9 +269,12 @@ def expert_codes(chosen: QuantizationRecord) -> ExpertCodes | None:
 
 
 def encodings(
-    flat: FlatGraph, shapes: Mapping[str, tuple[int, ...]], chosen: QuantizationRecord
+    flat: FlatGraph,
+    shapes: Mapping[str, tuple[int, ...]],
+    chosen: QuantizationRecord,
+    kept: Mapping[str, str] = MappingProxyType({}),
 ) -> Mapping[str, Encoding]:
-    """Weight name -> encoding: the choice applied to a graph.
+    """Weight name -> encoding: the choice applied to a graph. ``kept`` stay as GGUF's types that they are packed in.
 
     Routers stay exact: a small weight decides which expert runs. Rows of a table are gathered block by block: where
     they are no whole blocks, its blocks are smaller. Raises LG709 where none fits.
@@ -259,7 +285,7 @@ def encodings(
             readers[operand].append(node)
     linear = {n.parameters["weight"]: n for n in flat.nodes if n.row.role is Role.LINEAR}
     tables = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
-    heads, sensitive = heads_of(flat), sensitive_of(flat)
+    heads, sensitive = heads_of(flat), sensitive_of(flat, chosen.linear)
     schemes: dict[str, SchemeName] = dict.fromkeys(tables - set(linear), chosen.embedding)
     for name, node in linear.items():
         if name in tables:
@@ -271,6 +297,8 @@ def encodings(
         elif not _routes(node, readers):
             schemes[name] = chosen.linear
     applied = {n: how for n, scheme in schemes.items() if (how := _encoding(scheme, chosen))}
+    for name in (tables | set(linear)) & set(kept):
+        applied[name] = Encoding.kept(kept[name], chosen.accuracy_level)
     experts = _encoding(chosen.experts, chosen)
     for node in flat.nodes:
         if experts is not None and node.row.role is Role.EXPERTS:
@@ -293,15 +321,18 @@ def encodings(
     return applied
 
 
-def sensitive_of(flat: FlatGraph) -> set[str]:
-    """Weights that lose most by four bits: the down projections of the first, the last and every third layer.
+def sensitive_of(flat: FlatGraph, linear: SchemeName) -> set[str]:
+    """Weights of projections that lose most where the others are ``linear``: down projections and what attention reads.
 
-    A down projection multiplies what other projections of its layer make, element by element. llama.cpp (Q4_K_M) and
-    the builder of onnxruntime-genai (k_quant_mixed) choose such layers alike.
+    A down projection multiplies what other projections of its layer make, element by element. With w8a8 those of every
+    layer: one scale serves all inputs of a token, and few of these are far larger than the others (arXiv 2208.07339,
+    2402.17762). With four bits those of the first, the last and every third layer; llama.cpp (Q4_K_M) and the builder
+    of onnxruntime-genai (k_quant_mixed) choose layers alike.
     """
     makers = {r: n for n in flat.nodes for r in n.results}
     paths = [layer.path for layer in flat.layers]
-    chosen = {p for i, p in enumerate(paths) if i in (0, len(paths) - 1) or i % 3 == 2}
+    last, every = len(paths) - 1, linear == "w8a8"
+    chosen = {p for i, p in enumerate(paths) if every or i in (0, last) or i % 3 == 2}
 
     def within(node: FlatNode) -> str | None:
         return next((p for p in paths if node.path.startswith(f"{p}.")), None)
@@ -315,13 +346,26 @@ def sensitive_of(flat: FlatGraph) -> set[str]:
         through = node.row.elementwise or node.row.role is Role.SPLIT
         return through and all(of_projections(operand, hop + 1) for operand in node.operands)
 
-    return {
-        node.parameters["weight"]
-        for node in flat.nodes
-        if node.row.role is Role.LINEAR
-        and within(node) in chosen
-        and of_projections(node.operands[0])
-    }
+    found: set[str] = set()
+    for node in flat.nodes:
+        if within(node) not in chosen:
+            continue
+        if node.row.role is Role.LINEAR and of_projections(node.operands[0]):
+            found.add(node.parameters["weight"])
+        if node.row.role is not Role.ATTENTION and node.row.state is not State.OWN_SLOT:
+            continue
+        behind, seen = list(node.operands), set[str]()
+        while behind:
+            value = behind.pop()
+            maker = makers.get(value)
+            if maker is None or value in seen or within(maker) != within(node):
+                continue
+            seen.add(value)
+            if maker.row.role is Role.LINEAR:
+                found.add(maker.parameters["weight"])
+            else:
+                behind += maker.operands
+    return found
 
 
 def heads_of(flat: FlatGraph) -> set[str]:

@@ -106,17 +106,37 @@ def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_suffers_most_has_eight_bits(tmp_path: Path) -> None:
-    """The head, and down projections of the first, the last and every third layer, whatever they are called."""
+    """The head, and what goes down and into attention in some layers, whatever it is called.
+
+    With four bits the first, the last and every third; beside w8a8 all, and the head is as the others.
+    """
+
+    def in_blocks_of_8_bits(spec: Path, quantize: QuantizeOptions, profile: str) -> set[str]:
+        exported(
+            spec,
+            out := tmp_path / f"{spec.stem}-{quantize.scheme}-{profile}",
+            quantize,
+            profile=profile,
+        )
+        coded = (
+            (p, one) for p, one in stored_weights(out).places.items() if isinstance(one, CodedPlace)
+        )
+        return {p for p, one in coded if (one.record.kind, one.record.bits) == ("blocks", 8)}
+
     spec = changed(tmp_path, "num_layers: 2", "num_layers: 5")
-    exported(spec, tmp_path / "out", INT4)
-    places = stored_weights(tmp_path / "out").places
-    wide = {p for p, one in places.items() if isinstance(one, CodedPlace) and one.record.bits == 8}
-    downs = {f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 2, 4)}
-    assert wide == {"lm_head.weight", *downs}
-    exported(FOREIGN / "gpt_neox.yaml", tmp_path / "neox", QuantizeOptions("int4", head="int4"))
-    places = stored_weights(tmp_path / "neox").places
-    wide = {p for p, one in places.items() if isinstance(one, CodedPlace) and one.record.bits == 8}
-    assert wide and all(p.endswith("dense_4h_to_h.weight") for p in wide)
+    parts = ("mlp.down_proj", *(f"self_attn.{name}_proj" for name in "qkv"))
+    for profile in ("portable", "ort-cpu"):
+        wide = in_blocks_of_8_bits(spec, INT4, profile)
+        thirds = {f"model.layers.{i}.{part}.weight" for i in (0, 2, 4) for part in parts}
+        assert wide == {"lm_head.weight", *thirds}
+        wide = in_blocks_of_8_bits(spec, W8A8, profile)
+        assert wide == {f"model.layers.{i}.{part}.weight" for i in range(5) for part in parts}
+    neox = FOREIGN / "gpt_neox.yaml"
+    wide = in_blocks_of_8_bits(neox, QuantizeOptions("int4", head="int4"), "portable")
+    assert {p.split(".", 3)[-1] for p in wide} == {
+        "attention.query_key_value.weight",
+        "mlp.dense_4h_to_h.weight",
+    }
 
 
 def test_a_table_has_blocks_that_fit_its_rows(tmp_path: Path) -> None:
@@ -211,6 +231,8 @@ def test_the_manifest_says_what_is_quantised(tmp_path: Path) -> None:
         "accuracy_level": 1,
         "method": "rtn",
         "calibration": None,
+        "kept": {},
+        "decoded": {},
     }
     exported(DENSE, tmp_path / "plain", QuantizeOptions())
     assert read_manifest(tmp_path / "plain").quantization is None

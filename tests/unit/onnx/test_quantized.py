@@ -6,13 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from llamagen.emit.onnx.builder import ELEMENTS, Builder, Quantized
 from llamagen.emit.onnx.encode import encode_rows
 from llamagen.emit.onnx.initializers import Encoding, Initializer, encoded
+from llamagen.emit.onnx.profile import profile_named
 from llamagen.emit.onnx.session import OpenOptions, open_session
 
 Array = np.ndarray
@@ -163,6 +166,34 @@ def test_what_w8a8_rounds(rows: int) -> None:
     assert not np.array_equal(saturated, exact), "the inputs tell them apart"
     errors = [relative(y, sums * scale * found["scales"]) for sums in (exact, saturated)]
     assert min(errors) < 3e-6, errors
+
+
+def test_w8a8_has_a_scale_for_each_token() -> None:
+    """One with inputs a thousand times as large leaves the others as exact as they are alone."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((3, 200)).astype(np.float32)
+    x[0] *= 1000
+    weight = random.standard_normal((24, 200)).astype(np.float32)
+    arrays, encoding = parts(weight, Encoding("channels")), Encoding("channels")
+    profile = profile_named("ort-cpu")
+    b = Builder(profile, "float32")
+    inputs = b.value("x", b.FLOAT, ir.Shape(x.shape))
+    codes, scales = (
+        b.value(name, ELEMENTS[dtype], ir.Shape(arrays[name].shape))
+        for name, dtype in (("codes", "int8"), ("scales", "float32"))
+    )
+    for value in (codes, scales):
+        value.const_value = ir.Tensor(arrays[str(value.name)], name=value.name)
+    y = Quantized(encoding, weight.shape, codes, scales, None, codes).product(b, inputs, None)
+    y.shape = ir.Shape((3, 24))
+    constants = (codes, scales, *b.constants)
+    opsets = {"": profile.opset, "com.microsoft": 1}
+    graph = ir.Graph([inputs], [y], nodes=b.nodes, initializers=constants, opset_imports=opsets)
+    model = ir.to_proto(ir.Model(graph, ir_version=profile.ir_version))
+    session = open_session(model.SerializeToString(), OpenOptions(threads=1))
+    found = session.run(None, {"x": x})[0]
+    for row, wanted in zip(found, x.astype(np.float64) @ weight.T, strict=True):
+        assert relative(row, wanted) < 0.05
 
 
 @settings(max_examples=20)
