@@ -33,7 +33,7 @@ from llamagen.analysis.numbers import (
     flops_of,
     rotates,
 )
-from llamagen.analysis.sources import conflicts, matches, uncertain
+from llamagen.analysis.sources import conflicts, family_of, matches, uncertain
 from llamagen.analysis.tables import chosen
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, all_parameters, places
@@ -42,7 +42,7 @@ from llamagen.ops.rope import ROPE_KINDS
 from llamagen.resources import data_folder, data_text
 from llamagen.spec.checks import expand
 from llamagen.spec.expr import Static
-from llamagen.spec.registry import Registry
+from llamagen.spec.registry import Registry, is_sketch
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters, Spec
 from llamagen.writing import write_changed
@@ -207,11 +207,17 @@ class Record(Mapping[str, Static]):
         return architecture_of(self.resolved)
 
 
-def records_of(registry: Registry, *, sketches: bool = False) -> list[Record]:
-    """The concrete models of a registry by release date, then id; models without a date last."""
+FAMILY = "llama"
+"""What lists, queries and histories are of, unless another family is named: a history through two is none."""
+EVERY_FAMILY = "all"
+
+
+def records_of(registry: Registry, *, sketches: bool = False, family: str = FAMILY) -> list[Record]:
+    """The concrete models of a family by release date, then id; models without a date last."""
     records = [
         Record(resolved, registry)
         for spec_id in registry.ids(abstract=False, sketches=sketches)
+        if family in (EVERY_FAMILY, family_of(spec_id)) or is_sketch(spec_id)
         if not (resolved := registry.load(spec_id)).spec.abstract
     ]
     return sorted(records, key=lambda r: (str(r["released"] or "9999"), r.id))
@@ -299,7 +305,7 @@ COLUMNS: Mapping[str, Column] = {
     "gpu_hours": Column("GPU hours of training", "training.gpu_hours"),
     "gpu": Column("GPU that those hours count", "training.gpu"),
     "variants": Column("forms the weights were published in", "training.weight_variants"),
-    "tokenizer": Column("sentencepiece or tiktoken", "tokenizer.kind"),
+    "tokenizer": Column("sentencepiece, tiktoken or bpe", "tokenizer.kind"),
     "bos_id": Column("beginning of a sequence", "tokenizer.bos_id"),
     "derived_from": Column(
         "ids of the models it was made from",
@@ -414,19 +420,26 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
 
 
 def list_models(
-    *, generation: str | None = None, status: str | None = None, modality: Modality | None = None
+    *,
+    family: str = FAMILY,
+    generation: str | None = None,
+    status: str | None = None,
+    modality: Modality | None = None,
 ) -> list[Row]:
     """The shipped models that pass every filter, by release date and id, with exact parameter counts.
 
-    Raises LG901 for an unknown generation.
+    Raises LG901 for an unknown family or generation.
     """
     registry = Registry()
+    ids = registry.ids()
+    chosen({EVERY_FAMILY: None} | {family_of(i): None for i in ids}, family, "a family")
     if generation is not None:
-        known = {word: None for i in registry.ids() for word in i.split("/")[1:-1]}
+        of_family = (i for i in ids if family in (EVERY_FAMILY, family_of(i)))
+        known = {word: None for i in of_family for word in i.split("/")[1:-1]}
         chosen(known, generation, "a generation")
     return [
         row
-        for record in records_of(registry, sketches=status == "sketch")
+        for record in records_of(registry, sketches=status == "sketch", family=family)
         if generation is None or generation in record.id.split("/")[1:-1]
         if status is None or record["status"] == status
         if modality is None or _input(record) == modality

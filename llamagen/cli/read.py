@@ -69,6 +69,9 @@ def check(
 
 
 def list_models(
+    family: Annotated[
+        str, typer.Option(metavar="NAME", help="Of this family, or of all.")
+    ] = "llama",
     generation: Annotated[
         str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
     ] = None,
@@ -93,7 +96,7 @@ def list_models(
 
     if save_numbers:
         api.save_numbers()
-    rows = api.list_models(generation=generation, status=status, modality=modality)
+    rows = api.list_models(family=family, generation=generation, status=status, modality=modality)
     if format in ("json", "csv"):
         console.table(LIST_COLUMNS, [row.cells() for row in rows], format)
     else:

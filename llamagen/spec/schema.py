@@ -376,7 +376,9 @@ class Training(Closed):
 
 
 class Tokenizer(Closed):
-    kind: Literal["sentencepiece", "tiktoken"]
+    kind: Literal["sentencepiece", "tiktoken", "bpe"] = Field(
+        description="bpe: byte-level BPE as in GPT-2, with a vocabulary and merges of its own."
+    )
     bos_id: int
     eos_ids: tuple[int, ...] = Field(
         description="Ids that end a generation, as config.json lists them."

@@ -36,7 +36,9 @@ def history(name: str) -> tuple[Spec, Release, Training, Record]:
 
 
 def test_every_record_is_a_spec_and_every_spec_a_record() -> None:
-    concrete = {one for one in REGISTRY.ids() if not REGISTRY.load(one).spec.abstract}
+    """Of the family; test_smollm.py has the facts of the other one."""
+    family = (one for one in REGISTRY.ids() if one.startswith("llama/"))
+    concrete = {one for one in family if not REGISTRY.load(one).spec.abstract}
     assert concrete == {record["id"] for record in records().values()}
     assert len(concrete) == 54
 
