@@ -33,7 +33,6 @@ from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import open_graph
 from llamagen.verify.limits import (
     EXACT,
-    TOLERANCES,
     BoundRule,
     Difference,
     Tolerance,
@@ -46,6 +45,7 @@ from llamagen.verify.limits import (
     limit_scenarios,
     limits_of,
     measured_tolerance,
+    unmeasured_tolerance,
 )
 from llamagen.verify.oracles import NOT_RECORDED, READS_TEXT, Recorded, Script
 from llamagen.verify.report import WITNESSES, Facts, LayerRow, Row, VerifyReport, WitnessName
@@ -728,13 +728,13 @@ class Comparison:
     def bound(self, case: Scenario) -> tuple[Tolerance, Difference | None]:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
         if self.subject.too_large:
-            return TOLERANCES[self.dtype], None
+            return unmeasured_tolerance(self.dtype, self.subject.stored.coded), None
         reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
         rounded, scores = self.through(reference, self.in_one_call(case))
         exact = self.logits("reference", case)
         self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
         rounding = difference(rounded, exact)
-        return measured_tolerance(self.dtype, rounding), rounding
+        return measured_tolerance(self.dtype, rounding, self.subject.stored.coded), rounding
 
     def choices(self, name: WitnessName, cases: Sequence[Scenario]) -> Row:
         """Whether the experts are those that the witness would have chosen, seen by torch or by the reference.

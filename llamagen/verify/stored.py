@@ -145,6 +145,11 @@ class StoredWeights:
             case other:
                 raise LlamagenError.of("LG773", f"the model's dtype is {other!r}, not one of ours")
 
+    @property
+    def coded(self) -> bool:
+        """Whether some weight is stored in codes."""
+        return any(isinstance(place, CodedPlace) for place in self.places.values())
+
     def read(self, path: str) -> NDArray[np.generic]:
         """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
         return self.places[path].read()
