@@ -1,10 +1,11 @@
 """Rows of bench/README.md: the generated PyTorch module beside transformers, eager and compiled.
 
-    python -m bench.decode [--layers 16] [--dtype bfloat16] [--past 256 4096] [--prompt 512] [--steps 12] [--rounds 3]
+    python -m bench.decode [--layers 16] [--dtype bfloat16] [--past 256 4096] [--prompt 512] [--steps 8] [--rounds 5]
 
-One process, llama/3.2/1b with random weights that both read, two threads. Before every round a cache is filled with
-`past` random keys and values, then tokens are decoded one by one; contenders take turns, ratios are medians of the
-rounds' ratios to ours of the same kind. What they decode first is compared.
+One process, llama/3.2/1b with random weights that both read, two threads; ours compiles one graph for every past, a
+StaticCache one for each. In a round every contender in turn, the order reversed each time, gets a cache with `past`
+random keys and values and decodes `steps` tokens; its time is their median. Ratios are medians of the rounds' ratios
+to ours of the same kind, with the least and the greatest. The tokens of the round that warms up are compared.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ EAGER, STATIC = "transformers, DynamicCache", "transformers, StaticCache, compil
 class Bench:
     """The two modules, with the same weights."""
 
-    def __init__(self, layers: int, dtype: torch.dtype, capacity: int) -> None:
+    def __init__(self, layers: int, dtype: torch.dtype) -> None:
         resolved = Registry().load_text(SPEC.format(layers=layers))
         graph = build(resolved)
         made = load_module(emit_torch(graph))
@@ -55,7 +56,7 @@ class Bench:
         rotary = self.peer.model.rotary_emb
         self.peer.model.rotary_emb = type(rotary)(self.peer.config)
         self.peer.eval()
-        self.capacity, self.cache = capacity, made.KVCache
+        self.cache = made.KVCache
         self.weights = sum(p.nbytes for p in ours.parameters())
         compiled = torch.compile(ours, fullgraph=True, dynamic=True)
         static: Any = torch.compile(self.peer, dynamic=False)
@@ -72,16 +73,18 @@ class Bench:
         logits: torch.Tensor = found.logits
         return logits
 
-    def filled(self, name: str, pairs: Pairs) -> object:
+    def filled(self, name: str, pairs: Pairs, room: int = 0) -> object:
+        """A cache that has `pairs` in it and room for `room` tokens more."""
+        capacity = room + (pairs[0][0].shape[2] if pairs else 0)
         if "transformers" in name:
             config = self.peer.config
             cache = DynamicCache(config=config)
             if "Static" in name:
-                cache = StaticCache(config=config, max_cache_len=self.capacity)
+                cache = StaticCache(config=config, max_cache_len=capacity)
             for i, (k, v) in enumerate(pairs):
                 cache.update(k, v, i)
             return cache
-        cache = self.cache(self.capacity)
+        cache = self.cache(capacity)
         if pairs:
             cache.start(pairs[0][0].shape[2])
         for k, v in pairs:
@@ -99,7 +102,7 @@ class Bench:
 
 def decoded(bench: Bench, name: str, pairs: Pairs, steps: int) -> tuple[float, list[int]]:
     """Median seconds of a token, and the tokens."""
-    cache, token = bench.filled(name, pairs), torch.tensor([[1]])
+    cache, token = bench.filled(name, pairs, steps), torch.tensor([[1]])
     times, tokens = [], []
     for _ in range(steps):
         start = time.perf_counter()
@@ -124,27 +127,32 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--past", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(2)
     dtype = getattr(torch, options.dtype)
     result: dict[str, object] = {"machine": machine(), "dtype": options.dtype}
+    bench = Bench(options.layers, dtype)
     for past in options.past:
-        torch._dynamo.reset()
-        bench = Bench(options.layers, dtype, past + max(options.steps, 3))
-        pairs, taken = bench.pairs(past, dtype), {name: list[float]() for name in bench.steps}
-        for name in bench.steps:  # warms up, and compiles
-            print(past, name, decoded(bench, name, pairs, 3), file=sys.stderr)
+        pairs = bench.pairs(past, dtype)
+        tokens = {n: decoded(bench, n, pairs, options.steps)[1] for n in bench.steps}  # compiles
+        print(past, tokens, file=sys.stderr)
+        taken: dict[str, list[float]] = {name: [] for name in bench.steps}
         speed: list[float] = []
-        for _ in range(options.rounds):
+        for n in range(options.rounds):
             speed.append(bandwidth())
-            for name in bench.steps:
+            for name in list(bench.steps)[:: -1 if n % 2 else 1]:
                 taken[name].append(decoded(bench, name, pairs, options.steps)[0])
         read = bench.weights + sum(k.nbytes + v.nbytes for k, v in pairs)
-        result[f"decode behind {past}"] = rows(taken) | {
-            "of probed bandwidth": round(read / median(taken[OURS]) / median(speed), 2)
-        }
+        result[f"decode behind {past}"] = (
+            rows(taken)
+            | {
+                f"{name}, of probed bandwidth": share(read, taken[name], speed)
+                for name in (OURS, COMPILED)
+            }
+            | {"equal tokens": tokens[OURS] == tokens[EAGER] and tokens[COMPILED] == tokens[STATIC]}
+        )
     taken = {OURS: [], EAGER: []}
     for attempt in range(options.rounds + 1):
         for name, times in taken.items():
@@ -156,12 +164,18 @@ def main() -> None:
 
 def rows(taken: Mapping[str, list[float]]) -> dict[str, object]:
     """Median milliseconds, and how many times as fast ours is."""
-    found: dict[str, object] = {n: f"{1000 * median(times):.1f} ms" for n, times in taken.items()}
+    said: dict[str, object] = {n: f"{1000 * median(times):.1f} ms" for n, times in taken.items()}
     for ours, peer in ((OURS, EAGER), (COMPILED, STATIC)):
         if ours in taken:
             ratios = [b / a for a, b in zip(taken[ours], taken[peer], strict=True)]
-            found[f"{ours}, times {peer}"] = round(median(ratios), 2)
-    return found
+            spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            said[f"{ours}, times {peer}"] = spread
+    return said
+
+
+def share(read: int, times: list[float], speed: list[float]) -> float:
+    """Bytes that a token must read, in its time, of what the probe of the same round read."""
+    return round(median(read / t / s for t, s in zip(times, speed, strict=True)), 2)
 
 
 if __name__ == "__main__":

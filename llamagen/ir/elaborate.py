@@ -387,9 +387,13 @@ class _Model:
             blocks[names[key]] = replace(block, name=names[key], parts=parts, context=context)
         used = {o.removeprefix("@") for node in self.prelude.values() for o in node.operands}
         used |= contexts[root.key] | set(root_inputs)
+        scope = scope_of(self.spec)
+        for name, record in tuple(scope.items()):
+            if isinstance(record, Mapping):
+                scope |= {f"{name}.{field}": value for field, value in record.items()}
         scalars = {
             name: value
-            for name, value in scope_of(self.spec).items()
+            for name, value in scope.items()
             if isinstance(value, int | float | bool | str)
         }
         return Graph(

@@ -158,7 +158,7 @@ class Graph:
     root: str
     output_names: tuple[str, ...]
     constants: Mapping[str, int | float | bool | str] = field(default_factory=dict, compare=False)
-    """Scalar hyperparameters and constants by spec name, for emitters that print names instead of numbers."""
+    """Scalar hyperparameters and constants by path (`vision.width`), for emitters that print names, not numbers."""
     names_read: frozenset[str] = field(default=frozenset(), compare=False)
     """Names of the spec (hyperparameters, constants, patterns) that the graph depends on."""
 

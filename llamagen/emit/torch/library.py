@@ -288,7 +288,8 @@ def sdpa(
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     if grouped:
         B, N, S, H = q_BNSH.shape
-        # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+        # One token's queries of a group are the rows of one product, which reads k and v once.
+        # In float32 without a mask torch's own order of sums is kept: transformers has that one.
         if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
             q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
             y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask, scale=scale)
@@ -336,6 +337,7 @@ def eager(
         slope_N11 = torch.tensor(slopes, dtype=torch.float32, device=key.device)[:, None, None]
         score_BNST = score_BNST - slope_N11 * distance_ST
     if mask is not None:
+        # Finite, in the float32 of the softmax too: a row of padding sees nothing.
         least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
         score_BNST = score_BNST.masked_fill(~mask, least)
     if sinks is not None:

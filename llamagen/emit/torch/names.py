@@ -14,8 +14,18 @@ from llamagen.emit.torch.place import library
 from llamagen.ir.graph import Graph
 from llamagen.ops.code import Binary, Code, Negative, Text, flat, literal
 from llamagen.ops.op import AttrValue
+from llamagen.spec.expr import (
+    Attribute,
+    Expr,
+    ExpressionError,
+    ListExpr,
+    Literal_,
+    Name,
+    Static,
+    Unary,
+    evaluate,
+)
 from llamagen.spec.expr import Binary as BinaryExpr
-from llamagen.spec.expr import Expr, ExpressionError, ListExpr, Literal_, Name, Unary, evaluate
 
 _OF_EXPERTS = re.compile(r"Experts[0-9]*")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
@@ -85,7 +95,7 @@ def local(name: str, taken: Container[str] = ()) -> str:
 def class_names(graph: Graph) -> dict[str, str]:
     """Block -> its class; a name of the templates or of a constant gets ``Block`` after it, until no other has it."""
     blocks = {block.name: block.span for block in graph.blocks.values()}
-    constants = {constant_name(name) for name in graph.constants}
+    constants = {constant_name(name.replace(".", "_")) for name in graph.constants}
     classes: dict[str, str] = {}
     for name, span in blocks.items():
         own = identifier(name, "block", span)
@@ -121,7 +131,12 @@ class Constants:
             for name, value in scalars.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        self.order = [constant_name(name) for name in self.scalars]
+        self.order = [constant_name(name.replace(".", "_")) for name in self.scalars]
+        records: dict[str, dict[str, Static]] = {}
+        for path, number in self.scalars.items():
+            record, _, name = path.rpartition(".")
+            records.setdefault(record, {})[name] = number
+        self.scope: dict[str, Static] = {**records.pop("", {}), **records}
         self.used: dict[str, int | float | tuple[float, ...]] = {}
 
     def code(self, value: AttrValue, source: Expr | None) -> Code:
@@ -156,7 +171,7 @@ class Constants:
 
     def define(self, name: str, value: int | float | tuple[float, ...]) -> Text:
         """A constant that the graph has no scalar for, such as ``ROPE_THETA``."""
-        reserved = dict(zip(self.order, self.scalars.values(), strict=True))
+        reserved = {constant_name(n): v for n, v in self.scalars.items() if "." not in n}
         n, chosen = 1, name
         while {**reserved, **self.used}.get(chosen, value) != value:
             n += 1
@@ -172,7 +187,7 @@ class Constants:
 
     def _means(self, source: Expr, value: AttrValue) -> bool:
         try:
-            meaning = evaluate(source, self.scalars)
+            meaning = evaluate(source, self.scope)
         except ExpressionError:
             return False
         if isinstance(meaning, bool) or not isinstance(meaning, int | float):
@@ -187,6 +202,9 @@ class Constants:
                 name = constant_name(id)
                 self.used[name] = self.scalars[id]
                 return Text(name)
+            case Attribute(base=Name(id=record), name=name):
+                path = f"{record}.{name}"
+                return self.define(constant_name(f"{record}_{name}"), self.scalars[path])
             case Literal_(value=int() | float() as value):
                 return literal(value)
             case Unary(op="-", operand=operand):

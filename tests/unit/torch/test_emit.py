@@ -234,6 +234,11 @@ def test_constants_print_the_expression_only_if_it_means_the_value() -> None:
     assert flat(constants.code(6, parse("width"))) == "6"
     assert flat(constants.code(True, parse("flag"))) == "True"
     assert flat(constants.code(1e-6, parse("eps"))) == "EPS"
+    record = Constants({"vision.width": 4, "vision_width": 5, "vision.heads": 2})
+    assert flat(record.code(8, parse("vision.width * 2"))) == "VISION_WIDTH_2 * 2"
+    assert flat(record.code(5, parse("vision_width"))) == "VISION_WIDTH"
+    assert flat(record.code(2, parse("vision.heads"))) == "VISION_HEADS"
+    assert flat(record.code(2, parse("vision.depth"))) == "2"
     assert flat(constants.define("HEAD_DIM", 8)) == "HEAD_DIM_2"
     assert flat(constants.define("HEAD_DIM", 6)) == "HEAD_DIM"
     assert constants.lines() == (

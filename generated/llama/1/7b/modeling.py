@@ -123,6 +123,7 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], spelled out; softmax in float32."""
     score_BNST = q_BNSH @ k_BKTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
+        # Finite, in the float32 of the softmax too: a row of padding sees nothing.
         least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
         score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)

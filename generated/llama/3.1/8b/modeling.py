@@ -124,7 +124,8 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
 def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     B, N, S, H = q_BNSH.shape
-    # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+    # One token's queries of a group are the rows of one product, which reads k and v once.
+    # In float32 without a mask torch's own order of sums is kept: transformers has that one.
     if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
@@ -141,6 +142,7 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
+        # Finite, in the float32 of the softmax too: a row of padding sees nothing.
         least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
         score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)

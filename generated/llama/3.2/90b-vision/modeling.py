@@ -38,13 +38,23 @@ HEAD_DIM = 128
 INTERMEDIATE_SIZE = 28672
 NORM_EPS = 1e-05
 ADDED_ROWS = 8
-TILE_TOKENS = 1601
-PADDED_TILE_TOKENS = 1608
 ROPE_THETA = 500000.0
 ROPE_FACTOR = 8.0
 ROPE_LOW_FREQ_FACTOR = 1.0
 ROPE_HIGH_FREQ_FACTOR = 4.0
 ROPE_ORIGINAL_MAX_POSITIONS = 8192
+VISION_HIDDEN_SIZE = 1280
+VISION_NUM_LAYERS = 32
+VISION_INTERMEDIATE_SIZE = 5120
+VISION_NORM_EPS = 1e-05
+VISION_IMAGE_SIZE = 560
+VISION_PATCH_SIZE = 14
+VISION_NUM_CHANNELS = 3
+VISION_OUTPUT_SIZE = 7680
+VISION_MAX_TILES = 4
+VISION_NUM_GLOBAL_LAYERS = 8
+TILE_TOKENS = 1601
+PADDED_TILE_TOKENS = 1608
 INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
@@ -154,7 +164,8 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
 def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     B, N, S, H = q_BNSH.shape
-    # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+    # One token's queries of a group are the rows of one product, which reads k and v once.
+    # In float32 without a mask torch's own order of sums is kept: transformers has that one.
     if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
@@ -176,6 +187,7 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
+        # Finite, in the float32 of the softmax too: a row of padding sees nothing.
         least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
         score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
@@ -208,7 +220,7 @@ class TileEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(9, 5120)
+        self.embedding = nn.Embedding(9, VISION_MAX_TILES * VISION_HIDDEN_SIZE)
         self.gate = nn.Parameter(torch.zeros((1,)))
 
     def forward(self, x: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
@@ -221,7 +233,12 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tile_embedding = nn.Embedding(9, 8197120)
+        self.tile_embedding = nn.Embedding(
+            9,
+            VISION_MAX_TILES
+            * ((VISION_IMAGE_SIZE // VISION_PATCH_SIZE) ** 2 + 1)
+            * VISION_HIDDEN_SIZE,
+        )
         self.gate = nn.Parameter(torch.zeros((1,)))
         self.embedding = nn.Parameter(1280**-0.5 * torch.randn((1601, 1280)))
 
@@ -236,10 +253,10 @@ class VisionAttention(nn.Module):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
         self.attend = attend
-        self.q_proj = nn.Linear(1280, 1280, bias=False)
-        self.k_proj = nn.Linear(1280, 1280, bias=False)
-        self.v_proj = nn.Linear(1280, 1280, bias=False)
-        self.o_proj = nn.Linear(1280, 1280, bias=False)
+        self.q_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=False)
+        self.k_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=False)
+        self.v_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=False)
+        self.o_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=False)
 
     def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
         q = split_heads(self.q_proj(x), 80)
@@ -251,8 +268,8 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(1280, 5120, bias=True)
-        self.fc2 = nn.Linear(5120, 1280, bias=True)
+        self.fc1 = nn.Linear(VISION_HIDDEN_SIZE, VISION_INTERMEDIATE_SIZE, bias=True)
+        self.fc2 = nn.Linear(VISION_INTERMEDIATE_SIZE, VISION_HIDDEN_SIZE, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -261,9 +278,9 @@ class VisionMLP(nn.Module):
 class VisionLayer(nn.Module):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.input_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.self_attn = VisionAttention(attend)
-        self.post_attention_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.post_attention_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.mlp = VisionMLP()
 
     def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
@@ -278,7 +295,7 @@ class LocalTransformer(nn.Module):
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([VisionLayer(attend) for _ in range(32)])
+        self.layers = nn.ModuleList([VisionLayer(attend) for _ in range(VISION_NUM_LAYERS)])
 
     def forward(self, x: Tensor, image_mask: Tensor) -> tuple[Tensor, Tensor]:
         states = []
@@ -293,10 +310,10 @@ class LocalTransformer(nn.Module):
 class GatedVisionLayer(nn.Module):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.input_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.self_attn = VisionAttention(attend)
         self.gate_attn = nn.Parameter(torch.zeros((1,)))
-        self.post_attention_layernorm = nn.LayerNorm(1280, eps=1e-05)
+        self.post_attention_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.mlp = VisionMLP()
         self.gate_ffn = nn.Parameter(torch.zeros((1,)))
 
@@ -310,7 +327,9 @@ class GatedVisionLayer(nn.Module):
 class GlobalTransformer(nn.Module):
     def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([GatedVisionLayer(attend) for _ in range(8)])
+        self.layers = nn.ModuleList(
+            [GatedVisionLayer(attend) for _ in range(VISION_NUM_GLOBAL_LAYERS)]
+        )
 
     def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
         for layer in self.layers:
@@ -323,13 +342,19 @@ class VisionModel(nn.Module):
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
-        self.patch_embedding = nn.Conv2d(3, 1280, 14, stride=14, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            VISION_NUM_CHANNELS,
+            VISION_HIDDEN_SIZE,
+            VISION_PATCH_SIZE,
+            stride=VISION_PATCH_SIZE,
+            bias=False,
+        )
         self.pre_tile_positional_embedding = TileEmbedding()
         self.class_embedding = nn.Parameter(1280**-0.5 * torch.randn((1280,)))
         self.gated_positional_embedding = PositionEmbedding()
-        self.layernorm_pre = nn.LayerNorm(1280, eps=1e-05)
+        self.layernorm_pre = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.transformer = LocalTransformer(attend)
-        self.layernorm_post = nn.LayerNorm(1280, eps=1e-05)
+        self.layernorm_post = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.post_tile_positional_embedding = TileEmbedding()
         self.global_transformer = GlobalTransformer(attend)
 
@@ -516,7 +541,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.attend = ATTENTION[attention]
         self.vision_model = VisionModel(self.attend)
-        self.multi_modal_projector = nn.Linear(7680, HIDDEN_SIZE, bias=True)
+        self.multi_modal_projector = nn.Linear(VISION_OUTPUT_SIZE, HIDDEN_SIZE, bias=True)
         self.language_model = LanguageModel(self.attend)
         self.apply(init_weights)
 

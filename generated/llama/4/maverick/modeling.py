@@ -39,10 +39,21 @@ NUM_EXPERTS = 128
 NUM_EXPERTS_PER_TOKEN = 1
 EXPERT_INTERMEDIATE_SIZE = 8192
 PATCH_TOKEN = 200092
+PIXEL_SHUFFLE = 2
+ROPE_THETA = 500000.0
+VISION_HIDDEN_SIZE = 1408
+VISION_NUM_LAYERS = 34
+VISION_INTERMEDIATE_SIZE = 5632
+VISION_NORM_EPS = 1e-05
+VISION_IMAGE_SIZE = 336
+VISION_PATCH_SIZE = 14
+VISION_NUM_CHANNELS = 3
+VISION_OUTPUT_SIZE = 4096
+VISION_ADAPTER_INPUT_SIZE = 4096
+VISION_ADAPTER_OUTPUT_SIZE = 4096
 GRID_ROPE_ROWS = 24
 GRID_ROPE_COLUMNS = 24
 GRID_ROPE_THETA = 10000.0
-ROPE_THETA = 500000.0
 INITIALIZER_RANGE = 0.02
 
 KeyValue = tuple[Tensor, Tensor]
@@ -170,7 +181,8 @@ def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) ->
 def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(H)) v, [B, N, S, H], in one fused kernel."""
     B, N, S, H = q_BNSH.shape
-    # The queries of a group as rows: reads k and v once. Float32 sums as transformers does.
+    # One token's queries of a group are the rows of one product, which reads k and v once.
+    # In float32 without a mask torch's own order of sums is kept: transformers has that one.
     if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
@@ -187,6 +199,7 @@ def eager(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) -
     v_BNTH = v_BKTH.repeat_interleave(group, dim=1)
     score_BNST = q_BNSH @ k_BNTH.mT * q_BNSH.shape[-1] ** -0.5
     if mask is not None:
+        # Finite, in the float32 of the softmax too: a row of padding sees nothing.
         least = max(torch.finfo(score_BNST.dtype).min, torch.finfo(torch.float32).min)
         score_BNST = score_BNST.masked_fill(~mask, least)
     weight_BNST = score_BNST.softmax(dim=-1, dtype=torch.float32).to(q_BNSH.dtype)
@@ -256,7 +269,9 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(588, 1408, bias=False)
+        self.linear = nn.Linear(
+            VISION_NUM_CHANNELS * VISION_PATCH_SIZE**2, VISION_HIDDEN_SIZE, bias=False
+        )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         x = pixel_values.reshape(pixel_values.shape[0], 3, 24, 14, 24, 14)
@@ -269,10 +284,10 @@ class VisionAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.q_proj = nn.Linear(1408, 1408, bias=True)
-        self.k_proj = nn.Linear(1408, 1408, bias=True)
-        self.v_proj = nn.Linear(1408, 1408, bias=True)
-        self.o_proj = nn.Linear(1408, 1408, bias=True)
+        self.q_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=True)
+        self.k_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=True)
+        self.v_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=True)
+        self.o_proj = nn.Linear(VISION_HIDDEN_SIZE, VISION_HIDDEN_SIZE, bias=True)
 
     def forward(self, x: Tensor, grid_rope: Rope) -> Tensor:
         q = rotate_interleaved(split_heads(self.q_proj(x), 88), grid_rope)
@@ -284,8 +299,8 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(1408, 5632, bias=True)
-        self.fc2 = nn.Linear(5632, 1408, bias=True)
+        self.fc1 = nn.Linear(VISION_HIDDEN_SIZE, VISION_INTERMEDIATE_SIZE, bias=True)
+        self.fc2 = nn.Linear(VISION_INTERMEDIATE_SIZE, VISION_HIDDEN_SIZE, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -294,9 +309,9 @@ class VisionMLP(nn.Module):
 class VisionLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(1408, eps=1e-05)
+        self.input_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.self_attn = VisionAttention()
-        self.post_attention_layernorm = nn.LayerNorm(1408, eps=1e-05)
+        self.post_attention_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.mlp = VisionMLP()
 
     def forward(self, x: Tensor, grid_rope: Rope) -> Tensor:
@@ -307,7 +322,7 @@ class VisionLayer(nn.Module):
 class VisionLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([VisionLayer() for _ in range(34)])
+        self.layers = nn.ModuleList([VisionLayer() for _ in range(VISION_NUM_LAYERS)])
 
     def forward(self, x: Tensor, grid_rope: Rope) -> Tensor:
         for layer in self.layers:
@@ -318,8 +333,10 @@ class VisionLayers(nn.Module):
 class AdapterMLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(5632, 4096, bias=False)
-        self.fc2 = nn.Linear(4096, 4096, bias=False)
+        self.fc1 = nn.Linear(
+            VISION_HIDDEN_SIZE * PIXEL_SHUFFLE**2, VISION_ADAPTER_INPUT_SIZE, bias=False
+        )
+        self.fc2 = nn.Linear(VISION_ADAPTER_OUTPUT_SIZE, VISION_OUTPUT_SIZE, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.fc2(F.gelu(self.fc1(x))))
@@ -346,9 +363,9 @@ class VisionModel(nn.Module):
         self.patch_embedding = PatchEmbedding()
         self.class_embedding = nn.Parameter(1408**-0.5 * torch.randn((1408,)))
         self.positional_embedding_vlm = nn.Parameter(1408**-0.5 * torch.randn((577, 1408)))
-        self.layernorm_pre = nn.LayerNorm(1408, eps=1e-05)
+        self.layernorm_pre = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.model = VisionLayers()
-        self.layernorm_post = nn.LayerNorm(1408, eps=1e-05)
+        self.layernorm_post = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.vision_adapter = VisionAdapter()
 
     def forward(self, pixel_values: Tensor, grid_rope: Rope) -> Tensor:
@@ -357,13 +374,13 @@ class VisionModel(nn.Module):
         x = self.layernorm_post(
             self.model(self.layernorm_pre(x + self.positional_embedding_vlm), grid_rope)
         )
-        return self.vision_adapter(x[:, :576])
+        return self.vision_adapter(x[:, : (VISION_IMAGE_SIZE // VISION_PATCH_SIZE) ** 2])
 
 
 class Projector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(4096, HIDDEN_SIZE, bias=False)
+        self.linear_1 = nn.Linear(VISION_OUTPUT_SIZE, HIDDEN_SIZE, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_1(x)
