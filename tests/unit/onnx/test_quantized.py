@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from llamagen.emit.onnx.builder import ELEMENTS, Builder, Quantized
+from llamagen.emit.onnx.builder import Builder, Quantized
 from llamagen.emit.onnx.encode import encode_rows
 from llamagen.emit.onnx.initializers import Encoding, Initializer, encoded
 from llamagen.emit.onnx.profile import profile_named
@@ -179,8 +179,8 @@ def test_w8a8_has_a_scale_for_each_token() -> None:
     b = Builder(profile, "float32")
     inputs = b.value("x", b.FLOAT, ir.Shape(x.shape))
     codes, scales = (
-        b.value(name, ELEMENTS[dtype], ir.Shape(arrays[name].shape))
-        for name, dtype in (("codes", "int8"), ("scales", "float32"))
+        b.value(name, ir.DataType.from_numpy(arrays[name].dtype), ir.Shape(arrays[name].shape))
+        for name in ("codes", "scales")
     )
     for value in (codes, scales):
         value.const_value = ir.Tensor(arrays[str(value.name)], name=value.name)
