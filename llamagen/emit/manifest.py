@@ -118,8 +118,8 @@ class QuantizationRecord(Closed):
     tied: SchemeName = Field(description="A table that is both embedding and head.")
     sensitive: SchemeName = Field(
         default="none",
-        description="Down projections and what attention reads; beside w8a8 in every layer, else in the first, the "
-        "last and every third.",
+        description="Down projections and what attention reads, in the first, the last and every third layer; beside "
+        "w8a8 in every layer, and what reads attention.",
     )
     experts: SchemeName = Field(
         default="none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
@@ -325,9 +325,9 @@ def sensitive_of(flat: FlatGraph, linear: SchemeName) -> set[str]:
     """Weights of projections that lose most where the others are ``linear``: down projections and what attention reads.
 
     A down projection multiplies what other projections of its layer make, element by element. With w8a8 those of every
-    layer: one scale serves all inputs of a token, and few of these are far larger than the others (arXiv 2208.07339,
-    2402.17762). With four bits those of the first, the last and every third layer; llama.cpp (Q4_K_M) and the builder
-    of onnxruntime-genai (k_quant_mixed) choose layers alike.
+    layer, and what reads attention: one scale serves all inputs of a token, and few of these are far larger than the
+    others (arXiv 2208.07339, 2402.17762). With four bits those of the first, the last and every third layer; llama.cpp
+    (Q4_K_M) and the builder of onnxruntime-genai (k_quant_mixed) choose layers alike.
     """
     makers = {r: n for n in flat.nodes for r in n.results}
     paths = [layer.path for layer in flat.layers]
@@ -346,14 +346,11 @@ def sensitive_of(flat: FlatGraph, linear: SchemeName) -> set[str]:
         through = node.row.elementwise or node.row.role is Role.SPLIT
         return through and all(of_projections(operand, hop + 1) for operand in node.operands)
 
-    found: set[str] = set()
-    for node in flat.nodes:
-        if within(node) not in chosen:
-            continue
-        if node.row.role is Role.LINEAR and of_projections(node.operands[0]):
-            found.add(node.parameters["weight"])
-        if node.row.role is not Role.ATTENTION and node.row.state is not State.OWN_SLOT:
-            continue
+    def attends(node: FlatNode) -> bool:
+        return node.row.role is Role.ATTENTION or node.row.state is State.OWN_SLOT
+
+    def read_by(node: FlatNode) -> Iterator[FlatNode]:
+        """The nearest projections and attentions of the same layer."""
         behind, seen = list(node.operands), set[str]()
         while behind:
             value = behind.pop()
@@ -361,10 +358,21 @@ def sensitive_of(flat: FlatGraph, linear: SchemeName) -> set[str]:
             if maker is None or value in seen or within(maker) != within(node):
                 continue
             seen.add(value)
-            if maker.row.role is Role.LINEAR:
-                found.add(maker.parameters["weight"])
+            if maker.row.role is Role.LINEAR or attends(maker):
+                yield maker
             else:
                 behind += maker.operands
+
+    found: set[str] = set()
+    for node in flat.nodes:
+        if within(node) not in chosen:
+            continue
+        if attends(node):
+            found |= {n.parameters["weight"] for n in read_by(node) if not attends(n)}
+        elif node.row.role is Role.LINEAR and (
+            of_projections(node.operands[0]) or (every and any(map(attends, read_by(node))))
+        ):
+            found.add(node.parameters["weight"])
     return found
 
 

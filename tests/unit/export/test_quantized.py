@@ -130,7 +130,8 @@ def test_what_suffers_most_has_eight_bits(tmp_path: Path) -> None:
         thirds = {f"model.layers.{i}.{part}.weight" for i in (0, 2, 4) for part in parts}
         assert wide == {"lm_head.weight", *thirds}
         wide = in_blocks_of_8_bits(spec, W8A8, profile)
-        assert wide == {f"model.layers.{i}.{part}.weight" for i in range(5) for part in parts}
+        every = (*parts, "self_attn.o_proj")
+        assert wide == {f"model.layers.{i}.{part}.weight" for i in range(5) for part in every}
     neox = FOREIGN / "gpt_neox.yaml"
     wide = in_blocks_of_8_bits(neox, QuantizeOptions("int4", head="int4"), "portable")
     assert {p.split(".", 3)[-1] for p in wide} == {

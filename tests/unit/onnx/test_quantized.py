@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from llamagen.emit.onnx.builder import ELEMENTS, Builder, Quantized
+from llamagen.emit.onnx.builder import Builder, Quantized
 from llamagen.emit.onnx.encode import encode_rows
-from llamagen.emit.onnx.initializers import Encoding, Initializer, StorageDType, encoded
+from llamagen.emit.onnx.initializers import Encoding, Initializer, encoded
 from llamagen.emit.onnx.profile import profile_named
 from llamagen.emit.onnx.session import OpenOptions, open_session
 
@@ -168,9 +168,6 @@ def test_what_w8a8_rounds(rows: int) -> None:
     assert min(errors) < 3e-6, errors
 
 
-_CHANNELS: tuple[tuple[str, StorageDType], ...] = (("codes", "int8"), ("scales", "float32"))
-
-
 def test_w8a8_has_a_scale_for_each_token() -> None:
     """One with inputs a thousand times as large leaves the others as exact as they are alone."""
     random = np.random.default_rng(0)
@@ -182,7 +179,8 @@ def test_w8a8_has_a_scale_for_each_token() -> None:
     b = Builder(profile, "float32")
     inputs = b.value("x", b.FLOAT, ir.Shape(x.shape))
     codes, scales = (
-        b.value(name, ELEMENTS[dtype], ir.Shape(arrays[name].shape)) for name, dtype in _CHANNELS
+        b.value(name, ir.DataType.from_numpy(arrays[name].dtype), ir.Shape(arrays[name].shape))
+        for name in ("codes", "scales")
     )
     for value in (codes, scales):
         value.const_value = ir.Tensor(arrays[str(value.name)], name=value.name)
