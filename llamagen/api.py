@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llamagen.emit.config.importing import Imported
     from llamagen.emit.generate import generate as generate
     from llamagen.emit.generate import generate_check as generate_check
+    from llamagen.emit.manifest import QualityRecord
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
     from llamagen.ops.op import Parameter
@@ -52,10 +53,10 @@ if TYPE_CHECKING:
     from llamagen.spec.registry import Registry
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.schema import Spec
+    from llamagen.verify.folder import CaseProgress
     from llamagen.verify.folder import verify_folder as verify_folder
     from llamagen.verify.integrity import check_integrity as check_integrity
     from llamagen.verify.mutants import mutate as mutate
-    from llamagen.verify.quality import measure_quality as measure_quality
     from llamagen.verify.report import check_report_names as check_report_names
     from llamagen.verify.report import write_verify_report as write_verify_report
 else:
@@ -70,7 +71,6 @@ else:
         "verify.folder": ("verify_folder",),
         "verify.integrity": ("check_integrity",),
         "verify.mutants": ("mutate",),
-        "verify.quality": ("measure_quality",),
         "verify.report": ("check_report_names", "write_verify_report"),
     }
 
@@ -212,6 +212,23 @@ def imported(checkpoint: str | Path) -> Model:
     from llamagen.spec.registry import Registry
 
     return Model(import_path(Path(checkpoint)).resolved, Registry())
+
+
+def measure_quality(
+    folder: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    text: str | Path | None = None,
+    progress: CaseProgress | None = None,
+) -> QualityRecord:
+    """What quantising cost: an exported folder beside the float32 weights of ``checkpoint``, or of its own seed.
+
+    Both read the file ``text``, or a text of ours; see ``llamagen.verify.quality``.
+    """
+    from llamagen.verify.folder import silent
+    from llamagen.verify.quality import measure_quality
+
+    return measure_quality(Path(folder), checkpoint, text, _ids, progress or silent)
 
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:

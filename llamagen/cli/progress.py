@@ -31,14 +31,14 @@ def byte_progress(what: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def case_progress(what: str) -> Iterator[CaseProgress]:
-    """Shows how many cases are done, the last one's name, and the time left, on stderr."""
+def case_progress(what: str, unit: str = "cases") -> Iterator[CaseProgress]:
+    """Shows how many cases, or of another ``unit``, are done, the last one's name, and the time left, on stderr."""
     if sys.stderr.isatty():
         from rich.progress import MofNCompleteColumn
 
         yield from _bar(what, MofNCompleteColumn())
     else:
-        yield _Lines(what, lambda count: f"{count:,} cases", lambda rate: f"{rate:.2g}/s").update
+        yield _Lines(what, lambda count: f"{count:,} {unit}", lambda rate: f"{rate:.2g}/s").update
 
 
 def _bar(what: str, *amounts: object) -> Iterator[CaseProgress]:

@@ -84,8 +84,16 @@ def verify(
             help="Only measure what quantising cost, against this checkpoint or the folder's seed.",
         ),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What both models read for --quality, in place of a text of ours."
+        ),
+    ] = None,
 ) -> None:
     """Compare an exported folder with independent implementations; exit 1 beyond tolerance."""
+    if text is not None and quality is None:
+        raise typer.BadParameter("--text goes with --quality DIR|random")
     if integrity:
         _integrity(folder)
         return
@@ -93,7 +101,7 @@ def verify(
         _mutants(folder, seed)
         return
     if quality is not None:
-        _quality(folder, None if quality == "random" else Path(quality))
+        _quality(folder, None if quality == "random" else Path(quality), text)
         return
     files = report or []
     api.check_report_names(files)
@@ -129,11 +137,24 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _quality(folder: Path, checkpoint: Path | None) -> None:
-    quality = api.measure_quality(folder, checkpoint)
+def _quality(folder: Path, checkpoint: Path | None, text: Path | None) -> None:
+    with case_progress("measuring", "tokens") as progress:
+        quality = api.measure_quality(folder, checkpoint, text=text, progress=progress)
+    own, exact = quality.perplexity, quality.float32_perplexity
+    if own is not None and exact is not None:
+        over = f"{own / exact - 1:+.1%}"
+        console.line(f"perplexity: {own:g}, of the float32 model {exact:g} ({over})")
     console.line(f"KL divergence: mean {quality.kl_mean:g} nats, largest {quality.kl_max:g}")
-    console.line(f"same likeliest token: {quality.top1_agreement:.1%} of {quality.positions}")
+    console.line(f"same likeliest token: {quality.top1_agreement:.1%} of {quality.positions:,}")
+    console.line(
+        f"greedy: the same {quality.greedy_tokens} tokens behind {quality.greedy_same} of {quality.prompts} prompts, "
+        f"{quality.greedy_until:g} on average before the first that differs"
+    )
     console.line(f"inputs: {quality.inputs}")
+    if own is None:
+        console.line(
+            "random ids say little of texts: the order of two quantisations can be reversed"
+        )
 
 
 def _mutants(folder: Path, seed: int) -> None:

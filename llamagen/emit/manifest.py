@@ -167,11 +167,28 @@ class QualityRecord(Closed):
     """The folder as it runs against the float32 model; `llamagen verify DIR --quality CHECKPOINT` measures it."""
 
     inputs: str
+    text: Sha256 | None = Field(
+        default=None, description="Of the text; null for random ids, where there is no tokenizer."
+    )
     positions: Count = Field(description="Tokens whose next one is compared.")
     kl_mean: FiniteFloat = Field(description="KL(float32 || folder) of the next token, nats, mean.")
     kl_max: FiniteFloat
     top1_agreement: FiniteFloat = Field(
         description="Share of positions with the same likeliest token."
+    )
+    perplexity: FiniteFloat | None = Field(
+        default=None, description="Of the folder on the text; null for random ids."
+    )
+    float32_perplexity: FiniteFloat | None = Field(
+        default=None, description="Of the float32 model on the same text."
+    )
+    prompts: Count = Field(
+        default=0, description="Places of the text from which both models go on, greedily."
+    )
+    greedy_tokens: Count = Field(default=0, description="That each model writes behind a prompt.")
+    greedy_same: Count = Field(default=0, description="Prompts behind which all are the same.")
+    greedy_until: FiniteFloat = Field(
+        default=0.0, description="Tokens before the first that differs, mean."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join, places
 from llamagen.ops.dims import Dim, past_of
-from llamagen.ops.op import Attrs, Op, State, TensorType, keep_of
+from llamagen.ops.op import Attrs, Op, Role, State, TensorType, a_int, keep_of
 from llamagen.ops.table import NODES
 
 
@@ -239,3 +239,26 @@ def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorTyp
         for end, value in zip(("key", "value"), here.node.results, strict=True):
             types[cross_name(i, end)] = here.block.values[value].type
     return types
+
+
+def known_ids(main: Graph) -> int:
+    """How many ids a text can be of: the vocabulary that the spec states, and no more than the embedding has rows."""
+    stated = main.constants.get("vocab_size")
+    counts = [*rows_of(main, "input_ids"), *([stated] if isinstance(stated, int) else [])]
+    return min(counts) if counts else width_of(main)
+
+
+def width_of(main: Graph) -> int:
+    """Of the logits."""
+    flat = flatten(main)
+    return flat.types[flat.outputs[0]].shape[-1].value
+
+
+def rows_of(graph: Graph, ids: str) -> list[int]:
+    """Rows of the tables that are looked up by an input."""
+    nodes = flatten(graph).nodes
+    return [
+        a_int(n.attrs, "rows")
+        for n in nodes
+        if n.row.role is Role.EMBEDDING and n.operands == (ids,)
+    ]

@@ -21,7 +21,7 @@ from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.flatten import FlatGraph, crossing, flatten
+from llamagen.ir.flatten import FlatGraph, crossing, flatten, known_ids, width_of
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
@@ -64,9 +64,7 @@ from llamagen.verify.scenarios import (
     IntArray,
     Scenario,
     image_scenarios,
-    known_ids,
     scenarios,
-    width_of,
 )
 from llamagen.verify.stored import StoredWeights, stored_weights
 from llamagen.verify.witnesses import (

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen.images.prepare import spans
-from llamagen.ir.flatten import flatten
+from llamagen.ir.flatten import rows_of
 from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import Pipeline
-from llamagen.ops.op import DType, Role, TensorType, a_int
+from llamagen.ops.op import DType, TensorType
 
 N = TypeVar("N", bound=np.generic)
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -380,8 +380,8 @@ class TiledMaker:
         generator: np.random.Generator,
     ) -> None:
         types = {v.id: v.type for name in pipeline.graphs for v in graphs[name].inputs}
-        rows = [_rows(graphs[name], ARRANGEMENTS) for name in pipeline.once]
-        words = [_rows(graphs[name], "input_ids") for name in pipeline.steps]
+        rows = [rows_of(graphs[name], ARRANGEMENTS) for name in pipeline.once]
+        words = [rows_of(graphs[name], "input_ids") for name in pipeline.steps]
         self.arrangements = min(n for found in rows for n in found)
         self.token = min(vocab_size, min(n for found in words for n in found) - 1)
         """The first id after the vocabulary: its row is read and its logit does not exist."""
@@ -424,26 +424,3 @@ class TiledMaker:
         found: NDArray[np.int64] = self.generator.integers(0, self.vocab_size, item)
         found[found == self.token] -= 1
         return found
-
-
-def known_ids(main: Graph) -> int:
-    """How many ids a text can be of: the vocabulary that the spec states, and no more than the embedding has rows."""
-    stated = main.constants.get("vocab_size")
-    counts = [*_rows(main, "input_ids"), *([stated] if isinstance(stated, int) else [])]
-    return min(counts) if counts else width_of(main)
-
-
-def width_of(main: Graph) -> int:
-    """Of the logits."""
-    flat = flatten(main)
-    return flat.types[flat.outputs[0]].shape[-1].value
-
-
-def _rows(graph: Graph, ids: str) -> list[int]:
-    """Rows of the tables that are looked up by an input."""
-    nodes = flatten(graph).nodes
-    return [
-        a_int(n.attrs, "rows")
-        for n in nodes
-        if n.row.role is Role.EMBEDDING and n.operands == (ids,)
-    ]
