@@ -234,14 +234,11 @@ class _Emitter:
 
     def vocabulary(self) -> dict[str, str]:
         """How many ids a text can be of, where it is not the logits that say so."""
-        width = self.flat.types[self.flat.outputs[0]].shape[-1]
-        known = known_ids(self.graph)
+        if "logits" not in self.graph.output_names:
+            return {}
+        width, known = self.flat.types[self.flat.outputs[0]].shape[-1], known_ids(self.graph)
         same = not width.is_static or known == width.value
-        return (
-            {}
-            if same or "logits" not in self.graph.output_names
-            else {"llamagen.vocabulary": str(known)}
-        )
+        return {} if same else {"llamagen.vocabulary": str(known)}
 
     def in_place(self) -> bool:
         """Whether every cache may be one buffer for past and present."""
