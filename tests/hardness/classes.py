@@ -595,7 +595,7 @@ def config(generator: random.Random, folder: Path) -> Iterator[Case]:
         ("LG108", "num_key_value_heads", [heads - 1, heads + 1]),
         ("LG108", "hidden_act", ["swoosh", 1]),
         ("LG108", "rope_scaling", [{"rope_type": "new", "factor": 2}, [1]]),
-        ("LG108", "attention_bias", [True]),
+        ("LG103", "attention_bias", ["true", 1]),
         ("LG108", "eos_token_id", ["x"]),
         ("LG109", "model_type", ["gru", 3]),
         ("LG107", "nobody_knows", [1]),

@@ -240,7 +240,7 @@ WRONG: list[tuple[dict[str, object], str, str]] = [
     ({"head_dim": 63}, "LG108", "head_dim"),
     ({"hidden_act": "gelu"}, "LG108", "hidden_act"),
     ({"architectures": ["MistralForCausalLM"]}, "LG108", "architectures"),
-    ({"attention_bias": True}, "LG108", "attention_bias"),
+    ({"attention_bias": "yes"}, "LG103", "attention_bias"),
     ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "LG108", "rope_scaling"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "x": 1}}, "LG108", "rope_scaling"),
     ({"rope_scaling": [1]}, "LG108", "rope_scaling"),
