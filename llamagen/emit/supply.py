@@ -13,9 +13,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.diagnostics import Diagnostic
+from llamagen.confined import Limits, Stopped, confined
+from llamagen.diagnostics import Diagnostic, quoted
 from llamagen.emit.config.checkpoint import Fit
-from llamagen.emit.config.json_source import read_json
+from llamagen.emit.config.foreign import entries
+from llamagen.emit.config.json_source import Json, read_json
 from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.onnx.profile import OnnxDType
@@ -36,6 +38,11 @@ STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
 """Names of the same three dtypes: in ONNX and specs, and in safetensors."""
 
 TOKENIZER_FILE = "tokenizer.json"
+_SENTENCEPIECE = Path(__file__).with_name("sentencepiece_reader.py")
+_LIMITS = Limits(seconds=60, memory=4 << 30, answer=COMPANION.limit or 0)
+"""A model of 32,000 pieces takes 2 s."""
+
+_SETTINGS = "tokenizer_config.json"
 
 COMPANIONS = (
     "config.json",
@@ -100,6 +107,31 @@ def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path
     return files
 
 
+def tokenizer_of(beside: Mapping[str, Path]) -> str | Diagnostic:
+    """The text of a tokenizer.json that does what the tokenizer.model ``beside`` does, or LG650: why there is none."""
+    file = beside["tokenizer.model"]
+    settings = read_json(beside[_SETTINGS]).value if _SETTINGS in beside else {}
+    more: dict[str, Json] = {}
+    if "added_tokens.json" in beside:
+        listed = read_json(beside["added_tokens.json"]).value
+        more = {str(i): {"content": text, "special": False} for text, i in listed.items()}
+    for index, token in entries(settings.get("added_tokens_decoder")):
+        stated = dict(entries(token))
+        more[index] = {"content": stated.get("content"), "special": stated.get("special", False)}
+    first = settings.get("add_bos_token", True)
+    help = "copy the tokenizer.json of the same model into the checkpoint's folder"
+    try:
+        with open_file(file, COMPANION, within=file.parent) as source:
+            words = (json.dumps(first), json.dumps(more))
+            return confined(_SENTENCEPIECE, words, source, _LIMITS).decode("utf-8")
+    except Stopped as error:
+        why = f"it {error}" if error.kind == "NotRead" else f"SentencePiece cannot read it: {error}"
+        if error.kind == "ModuleNotFoundError":
+            why, help = "that takes the package sentencepiece", "pip install 'llamagen[tokenizer]'"
+    message = f"no tokenizer.json is made of {quoted(str(file))}: {why}"
+    return Diagnostic("LG650", "warning", message, help=f"{help}; without it `run` takes ids alone")
+
+
 def place_companion(file: Path, folder: Path) -> None:
     """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have.
 
@@ -139,6 +171,15 @@ class CheckpointSupply:
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
         texts = {name: text for name, text in stored.texts.items() if name in kept}
         notes = [one for one in fitted.findings if one.code != "LG608"]
+        # beside one file of many lies what is others'
+        companions = () if texts else companions_of(folder, kept)
+        beside = {file.name: file for file in companions}
+        if "tokenizer.model" in beside and TOKENIZER_FILE not in beside:
+            made = tokenizer_of(beside)
+            if isinstance(made, Diagnostic):
+                notes.append(made)
+            else:
+                texts[TOKENIZER_FILE] = made
         if scaled := sum(tensor.scale is not None for tensor in stored.tensors.values()):
             message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
             help = "activations, which its kernels round to float8 as well, are not rounded here"
@@ -148,9 +189,7 @@ class CheckpointSupply:
             resolution.layout,
             tuple(notes),
             stored.stamps,
-            ()
-            if texts
-            else companions_of(folder, kept),  # beside one file of many lies what is others'
+            companions,
             texts,
         )
 

@@ -45,7 +45,9 @@ _NO_WEIGHT = ("input_scale_ub", "input_scale")
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_PAIRS = ((_SINGLE, _INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+"""One file, or shards by an index: as transformers looks for them, and in this order."""
+_BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
 _ADAPTER = re.compile(
     r"adapter_(config\.json|model\b.*)|adapters?\.(safetensors|npz|bin)|(.+[-_.])?lora([-_.].+)?\.(safetensors|npz|bin)",
@@ -146,7 +148,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """A folder (Hub or Meta), a `.safetensors` file, an index, one unsharded `.pth` file, or a `.gguf` file.
+        """A folder (Hub or Meta), a `.safetensors` or `.bin` file, an index, an unsharded `.pth` file, a `.gguf` file.
 
         Raises LG601 to LG606, LG609 for float8 without scales, and LG623 for a folder with an adapter; see
         `safetensors` and `meta_pth` for what is refused.
@@ -154,27 +156,30 @@ class Checkpoint:
         place = Path(path)
         if is_folder(place):
             require_no_adapter(place)
-            single, index = place / _SINGLE, place / _INDEX
-            if exists(single) and exists(index):
-                raise LlamagenError.of(
-                    "LG604",
-                    f"{quoted(str(place))} has both {_SINGLE} and {_INDEX}",
-                    help=f"remove one, or point at {single} itself",
-                )
-            if exists(single):
-                return cls._of_hub(place, {single: None})
-            if exists(index):
-                return cls._of_hub(place, _read_index(index, place))
+            for single, index in ((place / one, place / many) for one, many in _PAIRS):
+                if exists(single) and exists(index):
+                    raise LlamagenError.of(
+                        "LG604",
+                        f"{quoted(str(place))} has both {single.name} and {index.name}",
+                        help=f"remove one, or point at {single} itself",
+                    )
+                if exists(single):
+                    return cls._of_hub(place, {single: None})
+                if exists(index):
+                    return cls._of_hub(place, _read_index(index, place))
             if shards := _meta_shards(place):
                 return cls._of_meta(place, shards)
-            loose = [n for n in names_in(place, WEIGHTS) if n.endswith((".safetensors", ".gguf"))]
+            loose = [
+                n for n in names_in(place, WEIGHTS) if n.endswith((".safetensors", ".gguf", ".bin"))
+            ]
             listed = ", ".join(quoted(name) for name in loose[:4])
             raise LlamagenError.of(
                 "LG601",
-                f"{quoted(str(place))} has no {_SINGLE}, no {_INDEX} and no consolidated.*.pth",
+                f"{quoted(str(place))} has no {_SINGLE}, no pytorch_model.bin, no index of shards and no "
+                "consolidated.*.pth",
                 help=f"it has {listed}; point at the file itself" if loose else None,
             )
-        if place.name.endswith(".safetensors.index.json"):
+        if place.name.endswith((".safetensors.index.json", ".bin.index.json")):
             return cls._of_hub(place, _read_index(place))
         if place.suffix == ".pth":
             return cls._of_meta(place, (place,))
@@ -185,15 +190,15 @@ class Checkpoint:
         raise LlamagenError.of(
             "LG601",
             f"{quoted(str(place))} does not exist",
-            help="a checkpoint is a folder with model.safetensors, its index, or "
-            "consolidated.*.pth, or a single .safetensors file",
+            help="a checkpoint is a folder with model.safetensors or pytorch_model.bin, their index, or "
+            "consolidated.*.pth, or a single .safetensors, .bin or .gguf file",
         )
 
     @classmethod
     def _of_hub(cls, path: Path, files: Mapping[Path, frozenset[str] | None]) -> Self:
         """Files, and the names that an index puts there, if there is one."""
         stamps = {file: stamp_of(file) for file in files}
-        headers, findings = _all_of(path, files, read_header)
+        headers, findings = _all_of(path, files, _header_of)
         tensors: dict[str, StoredTensor] = {}
         for file, entries in headers.items():
             announced = files[file]
@@ -233,6 +238,10 @@ class Checkpoint:
         licence = header.keys.get("general.license")
         stated = licence if isinstance(licence, str) else None
         return cls(path, "gguf", tensors, stamps, texts=hub_files(path, header), licence=stated)
+
+
+def _header_of(file: Path, within: Path | None) -> tuple[TensorEntry, ...]:
+    return (read_pth if file.suffix == ".bin" else read_header)(file, within)
 
 
 def _all_of(
@@ -313,13 +322,14 @@ def _read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset
         raise LlamagenError.of("LG604", f"{where} has no weight_map")
     shards: dict[str, set[str]] = {}
     refused: dict[str, str] = {}
+    kind = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     for name, shard in weight_map.items():
-        if isinstance(shard, str) and _BARE_NAME.fullmatch(shard):
+        if isinstance(shard, str) and _BARE_NAME.fullmatch(shard) and shard.endswith(kind):
             shards.setdefault(shard, set()).add(name)
         else:
             refused.setdefault(ascii(shard), name)
     if refused:
-        help = "a shard must be a bare file name ending in .safetensors, in the folder of the index"
+        help = f"a shard must be a bare file name ending in {kind}, in the folder of the index"
         raise LlamagenError(
             Diagnostic("LG604", "error", f"{where} puts tensor {quoted(name)} into {it}", help=help)
             for it, name in refused.items()

@@ -428,4 +428,5 @@ def _by_shapes(folder: Path, spec_id: str, registry: Registry) -> Imported:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(n.endswith((".safetensors", ".pth")) for n in files.names_in(folder, files.CONFIG))
+    names = files.names_in(folder, files.CONFIG)
+    return any(n.endswith((".safetensors", ".pth")) or n.startswith("pytorch_model") for n in names)
