@@ -37,6 +37,14 @@ def export(
             help="Hub folder, Meta folder, a .safetensors or a .gguf file.",
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="A LoRA of PEFT to merge into the checkpoint's weights.",
+        ),
+    ] = None,
     random_weights: Annotated[
         int | None,
         typer.Option("--random-weights", metavar="SEED", help="Unit-scale random weights instead."),
@@ -53,16 +61,15 @@ def export(
     ] = False,
 ) -> None:
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
-    if (
-        checkpoint is None
-        and random_weights is None
-        and (spec.endswith(".gguf") or is_folder(Path(spec)))
-    ):
+    says_itself = spec.endswith(".gguf") or is_folder(Path(spec))
+    if checkpoint is None and random_weights is None and says_itself:
         checkpoint = Path(spec)
-        model = api.imported(checkpoint)
+        model = api.imported(checkpoint, adapter)
         console.note(f"{spec} is of the architecture {model.spec.extends}, as {model.id}")
     elif (checkpoint is None) == (random_weights is None):
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
+    elif adapter is not None and checkpoint is None:
+        raise typer.BadParameter("--adapter changes the weights of a checkpoint")
     else:
         model = api.load(spec)
     with byte_progress("writing weights") as progress:
@@ -73,6 +80,7 @@ def export(
             random_weights=random_weights,
             overwrite=overwrite,
             ignore_config=ignore_config,
+            adapter=adapter,
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)

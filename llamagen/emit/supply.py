@@ -24,6 +24,7 @@ from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file, read_text
 from llamagen.ops.op import Parameter
+from llamagen.weights.adapter import Adapter
 from llamagen.weights.checkpoint import Stamp, require_unchanged
 from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Piece
@@ -163,8 +164,10 @@ class CheckpointSupply:
     """Small files that the checkpoint has in itself."""
 
     @staticmethod
-    def of(fitted: Fit, *, ignore_config: bool = False) -> CheckpointSupply:
-        """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601."""
+    def of(
+        fitted: Fit, *, ignore_config: bool = False, adapter: Path | None = None
+    ) -> CheckpointSupply:
+        """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601, LG625."""
         stored, resolution = fitted.stored, fitted.resolution
         assert resolution.layout is not None
         folder = stored.path if stored.path.is_dir() else stored.path.parent
@@ -184,11 +187,18 @@ class CheckpointSupply:
             message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
             help = "activations, which its kernels round to float8 as well, are not rounded here"
             notes.append(Diagnostic("LG645", "note", message, help=help))
+        bindings = {binding.name: binding for binding in resolution.bindings}
+        stamps = stored.stamps
+        if adapter is not None:
+            opened = Adapter.open(adapter)
+            bindings, note = opened.merged_into(bindings, stored.path)
+            stamps = {**stamps, **opened.stamps}
+            notes.append(note)
         return CheckpointSupply(
-            {binding.name: binding for binding in resolution.bindings},
+            bindings,
             resolution.layout,
             tuple(notes),
-            stored.stamps,
+            stamps,
             companions,
             texts,
         )

@@ -124,9 +124,9 @@ def require_no_adapter(folder: Path) -> None:
     if adapters:
         raise LlamagenError.of(
             "LG623",
-            f"{quoted(str(folder / adapters[0]))} belongs to an adapter, which cannot be applied yet",
-            help="merge it into the weights (PEFT: `merge_and_unload()`, then `save_pretrained`), "
-            "or move the adapter's files away for the model without it",
+            f"{quoted(str(folder / adapters[0]))} belongs to an adapter, which changes the model",
+            help=f"`export BASE --adapter {folder}` merges a LoRA of PEFT into the weights of BASE; "
+            "move the adapter's files away for the model without it",
         )
 
 
@@ -147,15 +147,16 @@ class Checkpoint:
     """As a GGUF states it."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, adapter: Path | None = None) -> Self:
         """A folder (Hub or Meta), a `.safetensors` or `.bin` file, an index, an unsharded `.pth` file, a `.gguf` file.
 
-        Raises LG601 to LG606, LG609 for float8 without scales, and LG623 for a folder with an adapter; see
+        Raises LG601 to LG606, LG609 for float8 without scales, LG623 for a folder with an adapter but ``adapter``; see
         `safetensors` and `meta_pth` for what is refused.
         """
         place = Path(path)
         if is_folder(place):
-            require_no_adapter(place)
+            if adapter is None or place.resolve() != adapter.resolve():
+                require_no_adapter(place)
             for single, index in ((place / one, place / many) for one, many in _PAIRS):
                 if exists(single) and exists(index):
                     raise LlamagenError.of(

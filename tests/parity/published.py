@@ -43,7 +43,9 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> 
 
 def exported(checkpoint: Path, out: Path, options: ExportOptions = DEFAULTS, **more: Any) -> Path:
     """As `export CHECKPOINT --out OUT` does it."""
-    api.imported(checkpoint).export(out, options, checkpoint=checkpoint, **more)
+    api.imported(checkpoint, more.get("adapter")).export(
+        out, options, checkpoint=checkpoint, **more
+    )
     return out
 
 
