@@ -174,6 +174,10 @@ class CheckpointSupply:
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
         texts = {name: text for name, text in stored.texts.items() if name in kept}
         notes = [one for one in fitted.findings if one.code != "LG608"]
+        if packed := sum(tensor.packed is not None for tensor in stored.tensors.values()):
+            message = f"{packed} packed matrices of the checkpoint were decoded"
+            help = "`--quantize` packs them again; products with activations in 8 bits are not imitated"
+            notes.append(Diagnostic("LG628", "note", message, help=help))
         # beside one file of many lies what is others'
         companions = () if texts else companions_of(folder, kept)
         beside = {file.name: file for file in companions}

@@ -3,7 +3,7 @@
 Opening reads headers only, and imports neither torch nor numpy.
 
 Float8: Meta's FP8 releases (fbgemm: Llama-3.1-405B-Instruct-FP8) and transformers' `fbgemm_fp8` store a float8 tensor X
-beside X_scale, the number that its values are multiplied with: [out, 1] for X [out, in]; for stacked experts
+beside X_scale, the number that its values are multiplied with: [out, 1] for X [out, in], or [1]; for stacked experts
 [E, in, out] a scale [E, 1, out], or [E, out, 1] for `down_proj`. Llama-4-Maverick-17B-128E-Instruct-FP8
 (compressed-tensors) has every expert by itself, [out, in] beside [out, 1]; spec/dialects/hub-llama4-experts.yaml stacks
 them. `input_scale_ub` bounds activations of their kernels; it is no weight.
@@ -23,11 +23,12 @@ from typing import Literal, Self
 from pydantic import ValidationError
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
-from llamagen.files import INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
+from llamagen.files import CONFIG, INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
 from llamagen.spec.schema import Closed
 from llamagen.weights.gguf_file import PACKED, read_gguf
 from llamagen.weights.gguf_hub import hub_files
 from llamagen.weights.meta_pth import read_pth
+from llamagen.weights.packed import Packed, find_packed, packed_by
 from llamagen.weights.safetensors import (
     NewTensor,
     TensorEntry,
@@ -70,11 +71,14 @@ class StoredTensor:
     scale: TensorEntry | None = None
     """What a float8 tensor is multiplied with."""
     swapped_scale: bool = False
+    packed: Packed | None = None
+    """How it is decoded, if it is packed; its shape is that of the matrix."""
 
     @property
     def read_as(self) -> str:
         """The dtype its values have when they are read."""
-        return self.dtype if self.scale is None and self.dtype not in PACKED else "F32"
+        coded = self.scale is not None or self.packed is not None or self.dtype in PACKED
+        return "F32" if coded else self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,7 @@ class Checkpoint:
                 findings.append(_index_mismatch(file, {e.name for e in entries}, announced))
                 continue
             tensors |= {e.name: StoredTensor(e.name, e.dtype, e.shape, (e,)) for e in entries}
+        findings += _decode(tensors, path)
         findings += _pair_scales(tensors)
         if findings:
             raise LlamagenError(findings)
@@ -338,6 +343,33 @@ def _read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset
     return {index.parent / shard: frozenset(names) for shard, names in sorted(shards.items())}
 
 
+def _decode(tensors: dict[str, StoredTensor], path: Path) -> list[Diagnostic]:
+    """Put matrices in place of what they are packed in, as the config.json beside says; what is none is LG627."""
+    config_file = _beside(path, "config.json")
+    try:
+        config = (
+            parse_strict(read_bytes(config_file, CONFIG, within=config_file.parent))
+            if config_file is not None
+            else None
+        )
+    except ValueError:
+        return []  # whoever reads the configuration says so
+    how = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(how, dict):
+        return []
+    kind, bits = packed_by(how, str(path))
+    if kind is None:
+        return []
+    entries = {name: tensor.entries[0] for name, tensor in tensors.items()}
+    found, taken, findings = find_packed(entries, kind, bits)
+    for name in taken:
+        del tensors[name]
+    for name, packed in found.items():
+        entry = packed.codes
+        tensors[name] = StoredTensor(name, entry.dtype, packed.shape, (entry,), packed=packed)
+    return findings
+
+
 # Float8
 
 
@@ -372,7 +404,7 @@ def _pair_scales(tensors: dict[str, StoredTensor]) -> list[Diagnostic]:
 def _is_swapped(shape: tuple[int, ...], scale: tuple[int, ...]) -> bool | None:
     """Whether the last two dimensions of ``scale`` have to be exchanged; None if it does not fit."""
     match shape:
-        case (out, _) if scale == (out, 1):
+        case (out, _) if scale in ((out, 1), (), (1,), (1, 1)):
             return False
         case (experts, _, out) if scale in ((experts, 1, out), (experts, out, 1)):
             return scale == (experts, out, 1) and out != 1

@@ -132,6 +132,8 @@ def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:
     `swapped` scales are [E, out, 1], as transformers stores those of `down_proj`.
     """
     factors = swap_last(stored(scale)) if swapped else stored(scale)
+    if len(scale.shape) < 2:
+        factors = reshape(factors, (1, 1))
     scale_dtype = next(one for one in WEIGHT_DTYPES if one == scale.dtype)
 
     def read(region: Region) -> Bits:
