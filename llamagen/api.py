@@ -208,6 +208,17 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
     return Model(resolved_of(target, registry), registry)
 
 
+def located(checkpoint: str) -> Path:
+    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
+
+    The last is fetched where the cache has it not; see ``llamagen.weights.hub``.
+    """
+    from llamagen.emit.supply import COMPANIONS
+    from llamagen.weights.hub import located
+
+    return located(checkpoint, COMPANIONS)
+
+
 def imported(checkpoint: str | Path, adapter: str | Path | None = None) -> Model:
     """The model that a checkpoint says it is: a Hub or Meta folder, or a GGUF file; see ``import_config``.
 
