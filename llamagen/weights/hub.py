@@ -26,7 +26,7 @@ _WEIGHTS = (
 def located(checkpoint: str, beside: Sequence[str]) -> Path:
     """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
 
-    Of the Hub only weights and the small files ``beside`` them are fetched. Raises LG651 to LG654.
+    Of the Hub only weights and the small files ``beside`` them are fetched. Raises LG655 to LG654.
     """
     if not checkpoint.startswith(PREFIX):
         return _snapshot(Path(checkpoint))
@@ -34,7 +34,7 @@ def located(checkpoint: str, beside: Sequence[str]) -> Path:
     if named is None:
         help = "as in hf:meta-llama/Llama-3.2-1B or hf:meta-llama/Llama-3.2-1B@main"
         raise LlamagenError.of(
-            "LG651", f"{quoted(checkpoint)} names no model of the Hub", help=help
+            "LG655", f"{quoted(checkpoint)} names no model of the Hub", help=help
         )
     try:
         import huggingface_hub as hub
@@ -65,14 +65,14 @@ def located(checkpoint: str, beside: Sequence[str]) -> Path:
             else "no such model"
         )
         help = "check the name; a private one needs `hf auth login`"
-        raise LlamagenError.of("LG651", f"the Hub has {what}: {shown}", help=help) from None
+        raise LlamagenError.of("LG655", f"the Hub has {what}: {shown}", help=help) from None
     except (errors.LocalEntryNotFoundError, OSError) as error:
         help = "connect, or give a folder; with HF_HUB_OFFLINE=1 only what is in the cache is read"
         first = str(error).strip().splitlines()[:1]
         message = f"{shown} cannot be fetched, and is not in the cache: {' '.join(first)[:200]}"
         raise LlamagenError.of("LG654", message, help=help) from None
     help = "safetensors and pytorch_model.bin are fetched; download another file and give its path"
-    raise LlamagenError.of("LG651", f"{shown} has no weights of a name that is known", help=help)
+    raise LlamagenError.of("LG655", f"{shown} has no weights of a name that is known", help=help)
 
 
 def _snapshot(path: Path) -> Path:
@@ -87,4 +87,4 @@ def _snapshot(path: Path) -> Path:
         return snapshots[0]
     listed = ", ".join(quoted(one.name) for one in snapshots[:4]) or "none"
     message = f"{quoted(str(path))} has no `refs/main`; its snapshots: {listed}"
-    raise LlamagenError.of("LG651", message, help="give one of them")
+    raise LlamagenError.of("LG655", message, help="give one of them")

@@ -144,10 +144,10 @@ def test_a_model_is_fetched_once_and_only_what_it_needs(hub: Hub, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "code", "step"),
     [
-        ("hf:org/absent", "LG651", "check the name"),
-        ("hf:org/model@v9", "LG651", "check the name"),
-        ("hf:org", "LG651", "hf:meta-llama"),
-        ("hf:org/empty", "LG651", "download another"),
+        ("hf:org/absent", "LG655", "check the name"),
+        ("hf:org/model@v9", "LG655", "check the name"),
+        ("hf:org", "LG655", "hf:meta-llama"),
+        ("hf:org/empty", "LG655", "download another"),
         ("hf:org/gated", "LG653", "ask for access"),
     ],
 )
