@@ -176,19 +176,21 @@ class Model:
         random_weights: int | None = None,
         overwrite: bool = False,
         ignore_config: bool = False,
+        adapter: str | Path | None = None,
         progress: Progress = silent,
     ) -> Written:
         """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``: then the spec counts, and
-        the folder gets its config.json.
+        the folder gets its config.json. ``adapter`` is a LoRA's folder, merged into the weights.
         """
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
         job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, _ids)
         if checkpoint is not None and random_weights is None:
-            return export_checkpoint(job, Path(checkpoint), self.registry, ignore_config)
+            lora = None if adapter is None else Path(adapter)
+            return export_checkpoint(job, Path(checkpoint), self.registry, ignore_config, lora)
         if random_weights is not None and checkpoint is None:
             return export_random(job, random_weights)
         raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
@@ -206,12 +208,27 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
     return Model(resolved_of(target, registry), registry)
 
 
-def imported(checkpoint: str | Path) -> Model:
-    """The model that a checkpoint says it is: a Hub or Meta folder, or a GGUF file; see ``import_config``."""
+def located(checkpoint: str) -> Path:
+    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
+
+    The last is fetched where the cache has it not; see ``llamagen.weights.hub``.
+    """
+    from llamagen.emit.supply import COMPANIONS
+    from llamagen.weights.hub import located
+
+    return located(checkpoint, COMPANIONS)
+
+
+def imported(checkpoint: str | Path, adapter: str | Path | None = None) -> Model:
+    """The model that a checkpoint says it is: a Hub or Meta folder, or a GGUF file; see ``import_config``.
+
+    Its folder may be that of ``adapter`` too.
+    """
     from llamagen.emit.config.checkpoint import import_path
     from llamagen.spec.registry import Registry
 
-    return Model(import_path(Path(checkpoint)).resolved, Registry())
+    lora = None if adapter is None else Path(adapter)
+    return Model(import_path(Path(checkpoint), adapter=lora).resolved, Registry())
 
 
 def measure_quality(

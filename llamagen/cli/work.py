@@ -25,16 +25,24 @@ def export(
         typer.Argument(
             metavar="ID|CHECKPOINT",
             help="An id such as llama/3.2/1b, a YAML file, or a checkpoint that says itself what it is: a folder with "
-            "config.json, a .gguf file.",
+            "config.json, a .gguf file, hf:ORG/NAME[@REVISION] on the Hugging Face Hub.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--checkpoint",
             metavar="DIR",
-            help="Hub folder, Meta folder, a .safetensors or a .gguf file.",
+            help="Hub folder, Meta folder, a .safetensors or a .gguf file, or hf:ORG/NAME.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="A LoRA of PEFT to merge into the checkpoint's weights.",
         ),
     ] = None,
     random_weights: Annotated[
@@ -53,26 +61,28 @@ def export(
     ] = False,
 ) -> None:
     """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
-    if (
-        checkpoint is None
-        and random_weights is None
-        and (spec.endswith(".gguf") or is_folder(Path(spec)))
-    ):
-        checkpoint = Path(spec)
-        model = api.imported(checkpoint)
+    lora = None if adapter is None else api.located(adapter)
+    stored = None if checkpoint is None else api.located(checkpoint)
+    says_itself = spec.endswith(".gguf") or spec.startswith("hf:") or is_folder(Path(spec))
+    if stored is None and random_weights is None and says_itself:
+        stored = api.located(spec)
+        model = api.imported(stored, lora)
         console.note(f"{spec} is of the architecture {model.spec.extends}, as {model.id}")
-    elif (checkpoint is None) == (random_weights is None):
+    elif (stored is None) == (random_weights is None):
         raise typer.BadParameter("give either --checkpoint DIR or --random-weights SEED")
+    elif lora is not None and stored is None:
+        raise typer.BadParameter("--adapter changes the weights of a checkpoint")
     else:
         model = api.load(spec)
     with byte_progress("writing weights") as progress:
         written = model.export(
             out,
             options,
-            checkpoint=checkpoint,
+            checkpoint=stored,
             random_weights=random_weights,
             overwrite=overwrite,
             ignore_config=ignore_config,
+            adapter=lora,
             progress=progress,
         )
     console.files(written.folder, written.files, written.seconds)

@@ -166,9 +166,15 @@ class ExportJob:
 
 
 def export_checkpoint(
-    job: ExportJob, checkpoint: Path, registry: Registry, ignore_config: bool
+    job: ExportJob,
+    checkpoint: Path,
+    registry: Registry,
+    ignore_config: bool,
+    adapter: Path | None = None,
 ) -> Written:
     """A checkpoint as an ONNX folder, in the sizes of the checkpoint where these alone are others than the spec's.
+
+    The LoRA of ``adapter`` is merged into its weights (LG625 if it cannot be).
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
     it is that of another model of ``registry``; LG607 for a config.json of another graph, unless ``ignore_config``),
@@ -185,8 +191,9 @@ def export_checkpoint(
         registry,
         compare_values=compare_values,
         ignore_config=ignore_config,
+        adapter=adapter,
     ).require()
-    supply = CheckpointSupply.of(fitted, ignore_config=ignore_config)
+    supply = CheckpointSupply.of(fitted, ignore_config=ignore_config, adapter=adapter)
     reads = (*job.reads, checkpoint, *supply.stamps)
     job = replace(job, resolved=fitted.resolved, reads=reads)
     notes = _copied(job, supply, str(checkpoint)) if copies else _referenced(job, supply)

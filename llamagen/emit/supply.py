@@ -13,15 +13,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llamagen.diagnostics import Diagnostic
+from llamagen.confined import Limits, Stopped, confined
+from llamagen.diagnostics import Diagnostic, quoted
 from llamagen.emit.config.checkpoint import Fit
-from llamagen.emit.config.json_source import read_json
+from llamagen.emit.config.foreign import entries
+from llamagen.emit.config.json_source import Json, read_json
 from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.manifest import CheckpointSource, RandomSource
 from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file, read_text
 from llamagen.ops.op import Parameter
+from llamagen.weights.adapter import Adapter
 from llamagen.weights.checkpoint import Stamp, require_unchanged
 from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Piece
@@ -36,6 +39,11 @@ STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
 """Names of the same three dtypes: in ONNX and specs, and in safetensors."""
 
 TOKENIZER_FILE = "tokenizer.json"
+_SENTENCEPIECE = Path(__file__).with_name("sentencepiece_reader.py")
+_LIMITS = Limits(seconds=60, memory=4 << 30, answer=COMPANION.limit or 0)
+"""A model of 32,000 pieces takes 2 s."""
+
+_SETTINGS = "tokenizer_config.json"
 
 COMPANIONS = (
     "config.json",
@@ -109,6 +117,31 @@ def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path
     return files
 
 
+def tokenizer_of(beside: Mapping[str, Path]) -> str | Diagnostic:
+    """The text of a tokenizer.json that does what the tokenizer.model ``beside`` does, or LG650: why there is none."""
+    file = beside["tokenizer.model"]
+    settings = read_json(beside[_SETTINGS]).value if _SETTINGS in beside else {}
+    more: dict[str, Json] = {}
+    if "added_tokens.json" in beside:
+        listed = read_json(beside["added_tokens.json"]).value
+        more = {str(i): {"content": text, "special": False} for text, i in listed.items()}
+    for index, token in entries(settings.get("added_tokens_decoder")):
+        stated = dict(entries(token))
+        more[index] = {"content": stated.get("content"), "special": stated.get("special", False)}
+    first = settings.get("add_bos_token", True)
+    help = "copy the tokenizer.json of the same model into the checkpoint's folder"
+    try:
+        with open_file(file, COMPANION, within=file.parent) as source:
+            words = (json.dumps(first), json.dumps(more))
+            return confined(_SENTENCEPIECE, words, source, _LIMITS).decode("utf-8")
+    except Stopped as error:
+        why = f"it {error}" if error.kind == "NotRead" else f"SentencePiece cannot read it: {error}"
+        if error.kind == "ModuleNotFoundError":
+            why, help = "that takes the package sentencepiece", "pip install 'llamagen[tokenizer]'"
+    message = f"no tokenizer.json is made of {quoted(str(file))}: {why}"
+    return Diagnostic("LG650", "warning", message, help=f"{help}; without it `run` takes ids alone")
+
+
 def place_companion(file: Path, folder: Path) -> None:
     """Copy a small file; a config.json without the quantisation that the weights of the folder no longer have.
 
@@ -140,26 +173,46 @@ class CheckpointSupply:
     """Small files that the checkpoint has in itself."""
 
     @staticmethod
-    def of(fitted: Fit, *, ignore_config: bool = False) -> CheckpointSupply:
-        """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601."""
+    def of(
+        fitted: Fit, *, ignore_config: bool = False, adapter: Path | None = None
+    ) -> CheckpointSupply:
+        """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601, LG625."""
         stored, resolution = fitted.stored, fitted.resolution
         assert resolution.layout is not None
         folder = stored.path if stored.path.is_dir() else stored.path.parent
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
         texts = {name: text for name, text in stored.texts.items() if name in kept}
         notes = [one for one in fitted.findings if one.code != "LG608"]
+        if packed := sum(tensor.packed is not None for tensor in stored.tensors.values()):
+            message = f"{packed} packed matrices of the checkpoint were decoded"
+            help = "`--quantize` packs them again; products with activations in 8 bits are not imitated"
+            notes.append(Diagnostic("LG628", "note", message, help=help))
+        # beside one file of many lies what is others'
+        companions = () if texts else companions_of(folder, kept)
+        beside = {file.name: file for file in companions}
+        if "tokenizer.model" in beside and TOKENIZER_FILE not in beside:
+            made = tokenizer_of(beside)
+            if isinstance(made, Diagnostic):
+                notes.append(made)
+            else:
+                texts[TOKENIZER_FILE] = made
         if scaled := sum(tensor.scale is not None for tensor in stored.tensors.values()):
             message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
             help = "activations, which its kernels round to float8 as well, are not rounded here"
             notes.append(Diagnostic("LG645", "note", message, help=help))
+        bindings = {binding.name: binding for binding in resolution.bindings}
+        stamps = stored.stamps
+        if adapter is not None:
+            opened = Adapter.open(adapter)
+            bindings, note = opened.merged_into(bindings, stored.path)
+            stamps = {**stamps, **opened.stamps}
+            notes.append(note)
         return CheckpointSupply(
-            {binding.name: binding for binding in resolution.bindings},
+            bindings,
             resolution.layout,
             tuple(notes),
-            stored.stamps,
-            ()
-            if texts
-            else companions_of(folder, kept),  # beside one file of many lies what is others'
+            stamps,
+            companions,
             texts,
         )
 

@@ -3,7 +3,7 @@
 Opening reads headers only, and imports neither torch nor numpy.
 
 Float8: Meta's FP8 releases (fbgemm: Llama-3.1-405B-Instruct-FP8) and transformers' `fbgemm_fp8` store a float8 tensor X
-beside X_scale, the number that its values are multiplied with: [out, 1] for X [out, in]; for stacked experts
+beside X_scale, the number that its values are multiplied with: [out, 1] for X [out, in], or [1]; for stacked experts
 [E, in, out] a scale [E, 1, out], or [E, out, 1] for `down_proj`. Llama-4-Maverick-17B-128E-Instruct-FP8
 (compressed-tensors) has every expert by itself, [out, in] beside [out, 1]; spec/dialects/hub-llama4-experts.yaml stacks
 them. `input_scale_ub` bounds activations of their kernels; it is no weight.
@@ -23,11 +23,12 @@ from typing import Literal, Self
 from pydantic import ValidationError
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
-from llamagen.files import INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
+from llamagen.files import CONFIG, INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
 from llamagen.spec.schema import Closed
 from llamagen.weights.gguf_file import PACKED, read_gguf
 from llamagen.weights.gguf_hub import hub_files
 from llamagen.weights.meta_pth import read_pth
+from llamagen.weights.packed import Packed, find_packed, packed_by
 from llamagen.weights.safetensors import (
     NewTensor,
     TensorEntry,
@@ -45,7 +46,9 @@ _NO_WEIGHT = ("input_scale_ub", "input_scale")
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+_PAIRS = ((_SINGLE, _INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+"""One file, or shards by an index: as transformers looks for them, and in this order."""
+_BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
 _ADAPTER = re.compile(
     r"adapter_(config\.json|model\b.*)|adapters?\.(safetensors|npz|bin)|(.+[-_.])?lora([-_.].+)?\.(safetensors|npz|bin)",
@@ -68,11 +71,14 @@ class StoredTensor:
     scale: TensorEntry | None = None
     """What a float8 tensor is multiplied with."""
     swapped_scale: bool = False
+    packed: Packed | None = None
+    """How it is decoded, if it is packed; its shape is that of the matrix."""
 
     @property
     def read_as(self) -> str:
         """The dtype its values have when they are read."""
-        return self.dtype if self.scale is None and self.dtype not in PACKED else "F32"
+        coded = self.scale is not None or self.packed is not None or self.dtype in PACKED
+        return "F32" if coded else self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +128,9 @@ def require_no_adapter(folder: Path) -> None:
     if adapters:
         raise LlamagenError.of(
             "LG623",
-            f"{quoted(str(folder / adapters[0]))} belongs to an adapter, which cannot be applied yet",
-            help="merge it into the weights (PEFT: `merge_and_unload()`, then `save_pretrained`), "
-            "or move the adapter's files away for the model without it",
+            f"{quoted(str(folder / adapters[0]))} belongs to an adapter, which changes the model",
+            help=f"`export BASE --adapter {folder}` merges a LoRA of PEFT into the weights of BASE; "
+            "move the adapter's files away for the model without it",
         )
 
 
@@ -145,36 +151,40 @@ class Checkpoint:
     """As a GGUF states it."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """A folder (Hub or Meta), a `.safetensors` file, an index, one unsharded `.pth` file, or a `.gguf` file.
+    def open(cls, path: str | Path, adapter: Path | None = None) -> Self:
+        """A folder (Hub or Meta), a `.safetensors` or `.bin` file, an index, an unsharded `.pth` file, a `.gguf` file.
 
-        Raises LG601 to LG606, LG609 for float8 without scales, and LG623 for a folder with an adapter; see
+        Raises LG601 to LG606, LG609 for float8 without scales, LG623 for a folder with an adapter but ``adapter``; see
         `safetensors` and `meta_pth` for what is refused.
         """
         place = Path(path)
         if is_folder(place):
-            require_no_adapter(place)
-            single, index = place / _SINGLE, place / _INDEX
-            if exists(single) and exists(index):
-                raise LlamagenError.of(
-                    "LG604",
-                    f"{quoted(str(place))} has both {_SINGLE} and {_INDEX}",
-                    help=f"remove one, or point at {single} itself",
-                )
-            if exists(single):
-                return cls._of_hub(place, {single: None})
-            if exists(index):
-                return cls._of_hub(place, _read_index(index, place))
+            if adapter is None or place.resolve() != adapter.resolve():
+                require_no_adapter(place)
+            for single, index in ((place / one, place / many) for one, many in _PAIRS):
+                if exists(single) and exists(index):
+                    raise LlamagenError.of(
+                        "LG604",
+                        f"{quoted(str(place))} has both {single.name} and {index.name}",
+                        help=f"remove one, or point at {single} itself",
+                    )
+                if exists(single):
+                    return cls._of_hub(place, {single: None})
+                if exists(index):
+                    return cls._of_hub(place, _read_index(index, place))
             if shards := _meta_shards(place):
                 return cls._of_meta(place, shards)
-            loose = [n for n in names_in(place, WEIGHTS) if n.endswith((".safetensors", ".gguf"))]
+            loose = [
+                n for n in names_in(place, WEIGHTS) if n.endswith((".safetensors", ".gguf", ".bin"))
+            ]
             listed = ", ".join(quoted(name) for name in loose[:4])
             raise LlamagenError.of(
                 "LG601",
-                f"{quoted(str(place))} has no {_SINGLE}, no {_INDEX} and no consolidated.*.pth",
+                f"{quoted(str(place))} has no {_SINGLE}, no pytorch_model.bin, no index of shards and no "
+                "consolidated.*.pth",
                 help=f"it has {listed}; point at the file itself" if loose else None,
             )
-        if place.name.endswith(".safetensors.index.json"):
+        if place.name.endswith((".safetensors.index.json", ".bin.index.json")):
             return cls._of_hub(place, _read_index(place))
         if place.suffix == ".pth":
             return cls._of_meta(place, (place,))
@@ -185,15 +195,15 @@ class Checkpoint:
         raise LlamagenError.of(
             "LG601",
             f"{quoted(str(place))} does not exist",
-            help="a checkpoint is a folder with model.safetensors, its index, or "
-            "consolidated.*.pth, or a single .safetensors file",
+            help="a checkpoint is a folder with model.safetensors or pytorch_model.bin, their index, or "
+            "consolidated.*.pth, or a single .safetensors, .bin or .gguf file",
         )
 
     @classmethod
     def _of_hub(cls, path: Path, files: Mapping[Path, frozenset[str] | None]) -> Self:
         """Files, and the names that an index puts there, if there is one."""
         stamps = {file: stamp_of(file) for file in files}
-        headers, findings = _all_of(path, files, read_header)
+        headers, findings = _all_of(path, files, _header_of)
         tensors: dict[str, StoredTensor] = {}
         for file, entries in headers.items():
             announced = files[file]
@@ -201,6 +211,7 @@ class Checkpoint:
                 findings.append(_index_mismatch(file, {e.name for e in entries}, announced))
                 continue
             tensors |= {e.name: StoredTensor(e.name, e.dtype, e.shape, (e,)) for e in entries}
+        findings += _decode(tensors, path)
         findings += _pair_scales(tensors)
         if findings:
             raise LlamagenError(findings)
@@ -233,6 +244,10 @@ class Checkpoint:
         licence = header.keys.get("general.license")
         stated = licence if isinstance(licence, str) else None
         return cls(path, "gguf", tensors, stamps, texts=hub_files(path, header), licence=stated)
+
+
+def _header_of(file: Path, within: Path | None) -> tuple[TensorEntry, ...]:
+    return (read_pth if file.suffix == ".bin" else read_header)(file, within)
 
 
 def _all_of(
@@ -313,18 +328,46 @@ def _read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset
         raise LlamagenError.of("LG604", f"{where} has no weight_map")
     shards: dict[str, set[str]] = {}
     refused: dict[str, str] = {}
+    kind = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     for name, shard in weight_map.items():
-        if isinstance(shard, str) and _BARE_NAME.fullmatch(shard):
+        if isinstance(shard, str) and _BARE_NAME.fullmatch(shard) and shard.endswith(kind):
             shards.setdefault(shard, set()).add(name)
         else:
             refused.setdefault(ascii(shard), name)
     if refused:
-        help = "a shard must be a bare file name ending in .safetensors, in the folder of the index"
+        help = f"a shard must be a bare file name ending in {kind}, in the folder of the index"
         raise LlamagenError(
             Diagnostic("LG604", "error", f"{where} puts tensor {quoted(name)} into {it}", help=help)
             for it, name in refused.items()
         )
     return {index.parent / shard: frozenset(names) for shard, names in sorted(shards.items())}
+
+
+def _decode(tensors: dict[str, StoredTensor], path: Path) -> list[Diagnostic]:
+    """Put matrices in place of what they are packed in, as the config.json beside says; what is none is LG627."""
+    config_file = _beside(path, "config.json")
+    try:
+        config = (
+            parse_strict(read_bytes(config_file, CONFIG, within=config_file.parent))
+            if config_file is not None
+            else None
+        )
+    except ValueError:
+        return []  # whoever reads the configuration says so
+    how = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(how, dict):
+        return []
+    kind, bits = packed_by(how, str(path))
+    if kind is None:
+        return []
+    entries = {name: tensor.entries[0] for name, tensor in tensors.items()}
+    found, taken, findings = find_packed(entries, kind, bits)
+    for name in taken:
+        del tensors[name]
+    for name, packed in found.items():
+        entry = packed.codes
+        tensors[name] = StoredTensor(name, entry.dtype, packed.shape, (entry,), packed=packed)
+    return findings
 
 
 # Float8
@@ -361,7 +404,7 @@ def _pair_scales(tensors: dict[str, StoredTensor]) -> list[Diagnostic]:
 def _is_swapped(shape: tuple[int, ...], scale: tuple[int, ...]) -> bool | None:
     """Whether the last two dimensions of ``scale`` have to be exchanged; None if it does not fit."""
     match shape:
-        case (out, _) if scale == (out, 1):
+        case (out, _) if scale in ((out, 1), (), (1,), (1, 1)):
             return False
         case (experts, _, out) if scale in ((experts, 1, out), (experts, out, 1)):
             return scale == (experts, out, 1) and out != 1

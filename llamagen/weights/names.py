@@ -37,6 +37,7 @@ from llamagen.spec.schema import (
 )
 from llamagen.weights.checkpoint import Checkpoint, StoredTensor
 from llamagen.weights.gguf_file import PACKED
+from llamagen.weights.packed import decoded
 from llamagen.weights.safetensors import WEIGHT_DTYPES, WeightDType, shape_text
 from llamagen.weights.tensors import (
     Shape,
@@ -269,7 +270,7 @@ def resolve_names(
                 misshapen[name] = message
             case (_, message):
                 mistyped[name] = message
-    findings = _missing(wanted, plan)
+    findings = _missing(wanted, plan, _packed(checkpoint))
     findings += _grouped("LG613", misshapen, _OTHER_SPEC)
     findings += _grouped("LG614", mistyped, "weights are " + ", ".join(WEIGHT_DTYPES))
     heads: set[str] = set()
@@ -358,6 +359,8 @@ def _rank_dims(tensor: StoredTensor, layout: BoundLayout) -> tuple[int | None, .
 def _joined(tensor: StoredTensor, dim: int | None) -> Tensor:
     if tensor.scale is not None:
         return scaled(tensor.entries[0], tensor.scale, tensor.swapped_scale)
+    if tensor.packed is not None:
+        return decoded(tensor.packed)
     if tensor.dtype in PACKED:
         return unpacked(tensor.entries[0])
     if dim is None:
@@ -424,7 +427,13 @@ def _grouped(code: str, messages: Mapping[str, str], help: str) -> list[Diagnost
     ]
 
 
-def _missing(wanted: Mapping[str, Shape], plan: _Plan) -> list[Diagnostic]:
+def _packed(checkpoint: Checkpoint) -> str | None:
+    """A tensor that is part of a packed matrix, where nothing says how it is packed."""
+    parts = (".qweight", ".weight_packed", ".SCB", ".absmax", ".weight_scale_inv")
+    return next((name for name in checkpoint.tensors if name.endswith(parts)), None)
+
+
+def _missing(wanted: Mapping[str, Shape], plan: _Plan, packed: str | None) -> list[Diagnostic]:
     findings: list[Diagnostic] = []
     for group in _groups(plan.absent):
         first, lacking = group[0], plan.absent[group[0]]
@@ -433,6 +442,8 @@ def _missing(wanted: Mapping[str, Shape], plan: _Plan) -> list[Diagnostic]:
         where = "" if not lacking or lacking[0] == first else f", stored as {quoted(lacking[0])}"
         message = f"the checkpoint lacks {quoted(first)} {shape_text(wanted[first])}{where}{more}"
         help = f"is the download complete? {_OTHER_SPEC}"
+        if packed is not None:
+            help = f"{quoted(packed)} is of packed weights: config.json has to say by `quantization_config` how"
         if not lacking:
             help = f"the naming layout {quoted(plan.layout.name)} has no rule for it"
         findings.append(Diagnostic("LG611", "error", message, help=help))

@@ -134,6 +134,8 @@ def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:
     `swapped` scales are [E, out, 1], as transformers stores those of `down_proj`.
     """
     factors = swap_last(stored(scale)) if swapped else stored(scale)
+    if len(scale.shape) < 2:
+        factors = reshape(factors, (1, 1))
     scale_dtype = next(one for one in WEIGHT_DTYPES if one == scale.dtype)
 
     def read(region: Region) -> Bits:
@@ -149,6 +151,31 @@ def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:
         return bits
 
     return Tensor(entry.shape, (entry, scale), read, in_order=True)
+
+
+Typed = tuple[Tensor, WeightDType]
+
+
+def low_rank(base: Typed, up: Typed, down: Typed, factor: float) -> Tensor:
+    """base [O, I] + factor * up [O, r] @ down [r, I], as float32."""
+
+    def read(region: Region) -> Bits:
+        import numpy as np
+
+        from llamagen.weights.values import NUMPY_TYPES
+
+        def floats(of: Typed, part: Region) -> npt.NDArray[np.float32]:
+            tensor, dtype = of
+            return tensor.read(part).view(NUMPY_TYPES[dtype]).astype(np.float32)
+
+        rows, columns = region
+        rank = (0, up[0].shape[1])
+        product = floats(up, (rows, rank)) @ floats(down, (rank, columns))
+        bits: Bits = (floats(base, region) + product * np.float32(factor)).view(np.uint32)
+        return bits
+
+    entries = (*base[0].entries, *up[0].entries, *down[0].entries)
+    return Tensor(base[0].shape, entries, read)
 
 
 def swap_last(source: Tensor) -> Tensor:

@@ -73,15 +73,16 @@ def fit(
     compare_values: bool = False,
     ignore_config: bool = False,
     resize: bool = True,
+    adapter: Path | None = None,
 ) -> Fit:
     """Reads headers only, and with ``compare_values`` the tensors that must be equal.
 
     Findings are LG61x, LG618 alone for a checkpoint of another model of ``registry``, and what ``disagreements`` has
-    unless ``ignore_config``. With ``resize`` a note LG646 says that the sizes are the checkpoint's. Raises LG601 to
-    LG606 and LG10x for files that cannot be read.
+    unless ``ignore_config``. The checkpoint's folder may be that of ``adapter``. With ``resize`` a note LG646 says that
+    the sizes are the checkpoint's. Raises LG601 to LG606 and LG10x for files that cannot be read.
     """
     graph = build(resolved)
-    stored = Checkpoint.open(checkpoint)
+    stored = Checkpoint.open(checkpoint, adapter)
     resolution = bind(resolved, graph, stored, compare_values=False)
     notes: tuple[Diagnostic, ...] = ()
     if not _fits(resolution) and resize and not ignore_config:
@@ -113,9 +114,11 @@ def _fits(resolution: Resolution) -> bool:
     return all(one.severity != "error" for one in resolution.diagnostics)
 
 
-def check_checkpoint(resolved: ResolvedSpec, folder: Path, registry: Registry) -> CheckReport:
+def check_checkpoint(
+    resolved: ResolvedSpec, folder: Path, registry: Registry, adapter: Path | None = None
+) -> CheckReport:
     """``check CHECKPOINT --as ID``: what ``export`` would say of its headers; a clean report says what was found."""
-    fitted = fit(resolved, folder, registry)
+    fitted = fit(resolved, folder, registry, adapter=adapter)
     report = CheckReport(1, fitted.findings)
     if not report.clean:
         return report
@@ -367,10 +370,12 @@ def _sizes(all_differences: Sequence[Difference]) -> str:
     return ", ".join([*shown, *([f"{more} more"] if more else [])])
 
 
-def import_path(path: Path, spec_id: str | None = None) -> Imported:
+def import_path(path: Path, spec_id: str | None = None, adapter: Path | None = None) -> Imported:
     """The spec of a config.json, a params.json, or a folder with one, under ``spec_id`` or a name made from the path.
 
-    A folder's weights are compared with the spec by their headers. Raises LG106 to LG109, LG102, LG103 for what the
+    A folder's weights are compared with the spec by their headers; it may be that of ``adapter`` too.
+
+    Raises LG106 to LG109, LG102, LG103 for what the
     file says, LG6xx for a checkpoint that does not fit it.
     """
     registry = Registry()
@@ -388,7 +393,7 @@ def import_path(path: Path, spec_id: str | None = None) -> Imported:
     imported = import_foreign(foreign, spec_id or id_of(file), tables, registry)
     if folder is None or imported.resolved.spec.root is None or not _has_weights(folder):
         return imported
-    return _checked(imported, folder, registry)
+    return _checked(imported, folder, registry, adapter)
 
 
 def _of_gguf(path: Path, spec_id: str | None, registry: Registry) -> Imported:
@@ -401,8 +406,10 @@ def _of_gguf(path: Path, spec_id: str | None, registry: Registry) -> Imported:
     return _checked(imported, path, registry)
 
 
-def _checked(imported: Imported, checkpoint: Path, registry: Registry) -> Imported:
-    report = check_checkpoint(imported.resolved, checkpoint, registry)
+def _checked(
+    imported: Imported, checkpoint: Path, registry: Registry, adapter: Path | None = None
+) -> Imported:
+    report = check_checkpoint(imported.resolved, checkpoint, registry, adapter)
     if not report.clean:
         raise LlamagenError(one for one in report.findings if one.severity != "note")
     return replace(imported, notes=(*imported.notes, *(one.message for one in report.findings)))
@@ -427,4 +434,5 @@ def _by_shapes(folder: Path, spec_id: str, registry: Registry) -> Imported:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(n.endswith((".safetensors", ".pth")) for n in files.names_in(folder, files.CONFIG))
+    names = files.names_in(folder, files.CONFIG)
+    return any(n.endswith((".safetensors", ".pth")) or n.startswith("pytorch_model") for n in names)

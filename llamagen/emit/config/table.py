@@ -205,7 +205,8 @@ def table_of(resolved: ResolvedSpec) -> ConfigTable | None:
         known = writer != spec.id and registry.path_of(writer) is not None
         base = registry.load(writer).spec if known else spec
         mapping = spec.config
-    if mapping is None or spec.root != base.root or _wiring(spec) != _wiring(base):
+    hyper = spec.hyperparameters
+    if mapping is None or spec.root != base.root or _wiring(spec, hyper) != _wiring(base, hyper):
         return None
     for text in mapping.requires.values():
         try:
@@ -219,8 +220,17 @@ def table_of(resolved: ResolvedSpec) -> ConfigTable | None:
     return ConfigTable(resolved, mapping)
 
 
-def _wiring(spec: Spec) -> dict[str, BlockDefinition]:
-    return {name: block.model_copy(update={"doc": None}) for name, block in spec.blocks.items()}
+def _wiring(spec: Spec, hyper: Hyperparameters) -> dict[str, BlockDefinition]:
+    """Blocks without what they are called for readers, and without the biases that ``hyper`` switches off."""
+    switches = {"attention_bias": hyper.attention_bias, "mlp_bias": hyper.mlp_bias}
+    blocks: dict[str, BlockDefinition] = {}
+    for name, block in spec.blocks.items():
+        parts = dict(block.parts)
+        for switch, on in switches.items():
+            if not on:
+                parts = {part: text.replace(f", bias={switch}", "") for part, text in parts.items()}
+        blocks[name] = block.model_copy(update={"doc": None, "parts": parts})
+    return blocks
 
 
 def config_files(resolved: ResolvedSpec) -> dict[str, str]:

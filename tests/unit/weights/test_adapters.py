@@ -42,7 +42,7 @@ def folder(plain: Path, tmp_path: Path) -> Path:
 def refused(error: LlamagenError, name: str) -> None:
     (finding,) = error.diagnostics
     assert finding.code == "LG623" and name in finding.message
-    assert "merge" in (finding.help or "")
+    assert "--adapter" in (finding.help or "")
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -83,7 +83,7 @@ def test_what_carries_no_weight_is_left_out(tmp_path: Path) -> None:
         ({"w": codes(4, 6)}, "there is no 'w_scale'"),
         ({"w": codes(4, 6), "w_scale_inv": scales(1, 1)}, "there is no 'w_scale'"),
         ({"w": codes(4, 6), "w_scale": scales(6, 1)}, "no scale for each of its outputs"),
-        ({"w": codes(4, 6), "w_scale": scales(1, 1)}, "no scale for each"),
+        ({"w": codes(4, 6), "w_scale": scales(2, 3)}, "no scale for each"),
         ({"w": codes(2, 4, 6), "w_scale": scales(2, 4, 1)}, "no scale for each"),
         ({"w": codes(4, 6), "w_scale": np.ones((4, 1), np.int32)}, "is I32 [4, 1]"),
     ],
