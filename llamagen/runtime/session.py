@@ -25,6 +25,7 @@ from llamagen.emit.onnx.session import (
     require_interface,
     table_context,
     value_of,
+    vocabulary_of,
 )
 from llamagen.images.prepare import Values
 
@@ -189,12 +190,10 @@ class Session:
         *self.before, self.last = (Graph(folder / file, options) for file in files)
         self.require_graphs()
         session = self.last.session
-        self.vocab_size: int = next(
-            o.shape[-1] for o in session.get_outputs() if o.name == "logits"
-        )
-        self.max_context = table_context(
-            session.get_modelmeta().custom_metadata_map, self.last.file
-        )
+        self.width: int = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
+        metadata = session.get_modelmeta().custom_metadata_map
+        self.vocab_size = vocabulary_of(metadata, self.last.file) or self.width
+        self.max_context = table_context(metadata, self.last.file)
         self.cache: Cache = cache_of(session)
         self.length = 0
         self.seen: dict[str, OrtValue] = {}
@@ -251,7 +250,7 @@ class Session:
         self.seen = made
 
     def step(self, ids: Sequence[int], beside: Values = NOTHING) -> npt.NDArray[np.floating]:
-        """Append tokens; the logits [V] after the last one.
+        """Append tokens; the logits after the last one, of ids of the vocabulary.
 
         ``beside`` holds what is read beside the tokens, [1, S, ...]; without it each token is as the one before.
         Raises LG763 for ids outside the vocabulary, LG764 beyond the tables of positions that the model has.
@@ -278,8 +277,8 @@ class Session:
             logits = self.cache.run(self.last.feeds(arrays, made), end)
             # The next call writes its logits into the same memory.
             last: npt.NDArray[np.floating] = logits[0, -1].copy()
-        if last.shape != (self.vocab_size,):
-            message = f"{self.last.file} gives {last.shape} logits, and says {self.vocab_size:,}"
+        if last.shape != (self.width,):
+            message = f"{self.last.file} gives {last.shape} logits, and says {self.width:,}"
             raise LlamagenError.of("LG760", message, help="export the model again")
         if not np.isfinite(last).all():
             message = f"{self.last.file} gives logits that are not finite after {end:,} tokens"
@@ -288,7 +287,7 @@ class Session:
             )
             raise LlamagenError.of("LG768", message, help=help)
         self.length = end
-        return last
+        return last[: self.vocab_size]
 
     def reserve(self, total: int) -> None:
         """Make room for ``total`` tokens. Raises LG714."""

@@ -35,7 +35,7 @@ from llamagen.emit.onnx.profile import (
 )
 from llamagen.emit.options import DEFAULTS, ExportOptions, one_of
 from llamagen.emit.written import llamagen_version
-from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
+from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten, known_ids
 from llamagen.ir.graph import Graph
 from llamagen.ops.attention import CHUNKS, append_to_cache
 from llamagen.ops.dims import Dim, P
@@ -212,6 +212,7 @@ class _Emitter:
                 "llamagen.cache": "bounded" if self.bounded else "full",
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
                 "llamagen.logits": self.logits,
+                **self.vocabulary(),
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.in_place() else {}),
                 **({"llamagen.chunks": "one row"} if self.one_row() else {}),
@@ -222,6 +223,15 @@ class _Emitter:
         return OnnxModel(
             model, table, b.profile, dtype, self.logits, context, self.quantization, self.runtime
         )
+
+    def vocabulary(self) -> dict[str, str]:
+        """How many ids a text can be of, where it is not the logits that say so."""
+        if "logits" not in self.graph.output_names:
+            return {}
+        outputs = dict(zip(self.graph.output_names, self.flat.outputs, strict=True))
+        width, known = self.flat.types[outputs["logits"]].shape[-1], known_ids(self.graph)
+        same = not width.is_static or known == width.value
+        return {} if same else {"llamagen.vocabulary": str(known)}
 
     def in_place(self) -> bool:
         """Whether every cache may be one buffer for past and present."""

@@ -170,11 +170,20 @@ def require_interface(
 
 def table_context(metadata: Mapping[str, str], file: Path) -> int | None:
     """Tokens that the tables of positions in a model cover; None without such tables. Raises LG760."""
-    said = metadata.get("llamagen.max_context")
+    return _stated(metadata, "max_context", "tokens that its tables cover", file)
+
+
+def vocabulary_of(metadata: Mapping[str, str], file: Path) -> int | None:
+    """Ids that a model reads, where its logits are of more or fewer; None where they are of these. Raises LG760."""
+    return _stated(metadata, "vocabulary", "ids that it reads", file)
+
+
+def _stated(metadata: Mapping[str, str], key: str, what: str, file: Path) -> int | None:
+    said = metadata.get(f"llamagen.{key}")
     if said is None:
         return None
     if not re.fullmatch(r"[1-9][0-9]{0,9}", said):
-        message = f"{file} covers {quoted(said)} tokens, which is no number of them"
+        message = f"{file} says {quoted(said)} of the {what}, which is no number of them"
         raise LlamagenError.of("LG760", message, help="export the model again")
     return int(said)
 

@@ -198,3 +198,27 @@ def test_float32_weights_stay_in_their_file(
         assert opened.get_session_config_entry(name) == value
     said = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert found.items() <= said["model"]["decoder"]["session_options"].items()
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_vocabulary_is_of_the_embedding_whatever_the_logits_are(
+    width: int, tmp_path: Path
+) -> None:
+    """96 ids are read; of more logits those of no id are never taken."""
+    text = TINY.read_text().replace(
+        "lm_head: linear(hidden_size, vocab_size, tied_to='model.embed_tokens.weight' if tie_embeddings else none)",
+        f"lm_head: linear(hidden_size, {width})",
+    )
+    (tmp_path / "spec.yaml").write_text(text)
+    out = tmp_path / "out"
+    api.load(tmp_path / "spec.yaml").export(out, random_weights=3)
+    session = Session(out, OpenOptions(threads=1))
+    assert session.step((95,)).shape == (min(width, 96),)
+    with pytest.raises(LlamagenError) as failure:
+        session.step((96,))
+    (found,) = failure.value.diagnostics
+    assert found.code == "LG763" and found.help == "ids are from 0 to 95"
+    tokens = [
+        one.token for one in api.run(out, IDS, max_new_tokens=30, temperature=90.0, threads=1)
+    ]
+    assert len(tokens) == 30 and all(token is not None and token < 96 for token in tokens)
