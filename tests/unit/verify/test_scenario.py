@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llamagen.verify.scenarios import FAR, Scenario, scenarios
+from llamagen.api import load
+from llamagen.ir.elaborate import build_all
+from llamagen.ir.flatten import known_ids
+from llamagen.ir.pipeline import pipeline_of
+from llamagen.verify.scenarios import FAR, Scenario, image_scenarios, scenarios
+from tests.parity.models import SPECS
 
 CASES = {case.name: case for case in scenarios(50, 12, 5, seed=3)}
 
@@ -65,3 +70,18 @@ def test_a_row_ends_with_a_token(last: int) -> None:
     else:
         with pytest.raises(ValueError, match="ends with a token"):
             Scenario("open", ids, mask, (3,))
+
+
+def test_cases_have_every_arrangement_of_tiles_and_every_count() -> None:
+    """The eight of Llama 3.2 Vision, and up to its four tiles."""
+    model = load(SPECS / "reduced" / "llama-3.2-11b-vision.yaml")
+    graphs = build_all(model.resolved)
+    pipeline = pipeline_of(graphs)
+    assert pipeline is not None
+    found = image_scenarios(pipeline, graphs, known_ids(graphs["model"]), 4)
+    images = [case.images for case in found if case.images]
+    arrangements = np.concatenate([one["aspect_ratio_ids"].ravel() for one in images])
+    counts = np.concatenate([one["aspect_ratio_mask"].sum(axis=-1).ravel() for one in images])
+    ratios = model.spec.hyperparameters.vision.aspect_ratios  # type: ignore[union-attr]
+    assert set(arrangements) - {0} == set(range(1, len(ratios) + 1))
+    assert set(counts[arrangements > 0]) == {1, 2, 3, 4}
