@@ -35,6 +35,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "transformers": Environment(("onnxscript==0.7.0",)),  # beside the transformers of the maker
     "genai": Environment(("onnxruntime-genai==0.18.0",)),
     "llama.cpp": Environment(("llama-cpp-python==0.3.36", "gguf==0.19.0"), alone=True),
+    # oracles of tests/field
+    "meta": Environment(("llama-models==0.3.0", "fairscale==0.4.13")),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
 }
 
