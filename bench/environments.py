@@ -37,6 +37,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "llama.cpp": Environment(("llama-cpp-python==0.3.36", "gguf==0.19.0"), alone=True),
     # ggml as it was built for node-llama-cpp: its quantiser without a compiler
     "ggml": Environment(("@node-llama-cpp/linux-x64@3.22.1",), node=True),
+    # oracles of tests/field
+    "meta": Environment(("llama-models==0.3.0", "fairscale==0.4.13")),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
 }
 

@@ -388,6 +388,7 @@ class TiledMaker:
         self.tile = tuple(d.value for d in types[PIXELS].shape[2:])
         self.vocab_size = vocab_size
         self.generator = generator
+        self.drawn = 0
 
     def scenario(
         self, name: str, rows: Sequence[Sequence[Item]], decoded: Sequence[int]
@@ -407,8 +408,10 @@ class TiledMaker:
             count = list(row).count(None)
             places = np.flatnonzero((ids[b] == self.token) & mask[b])[:count]
             for i, (start, end) in enumerate(spans(places.tolist(), length)):
-                arrangements[b, i] = self.generator.integers(1, self.arrangements)
-                used[b, i] = np.arange(tiles) < self.generator.integers(1, tiles + 1)
+                # in turn, so that the cases together have every arrangement and every count of tiles
+                arrangements[b, i] = 1 + self.drawn % (self.arrangements - 1)
+                used[b, i] = np.arange(tiles) <= self.drawn % tiles
+                self.drawn += 1
                 seen[b, start:end, i] = used[b, i]
             pixels[b, count:] = 0
         pixels *= used[..., None, None, None]

@@ -12,6 +12,7 @@ from llamagen.ir.graph import MAIN
 from llamagen.verify.report import ReportDocument, document, html_text, json_text
 from llamagen.verify.scenarios import scenarios
 from tests.alarms import FILE as ALARMS
+from tests.field.__main__ import FILE as FIELD
 from tests.graph_mutants import FILE as MUTANTS
 from tests.reports import REPORTS, SPECS, STEPS, TOKENS, names, verified
 
@@ -25,7 +26,7 @@ def committed(name: str) -> ReportDocument:
 
 def test_every_reduced_model_has_its_report_and_nothing_else_is_there() -> None:
     wanted = {f"{name}{suffix}" for name in names() for suffix in (".json", ".html")}
-    wanted |= {ALARMS.name, MUTANTS.name}
+    wanted |= {ALARMS.name, FIELD.name, MUTANTS.name}
     assert {path.name for path in REPORTS.iterdir()} == wanted, FIX
     generations = {load(SPECS / f"{name}.yaml").spec.extends for name in names()}
     found = {"/".join((one or "").split("/")[:2]) for one in generations}

@@ -236,7 +236,8 @@ class _Emitter:
         """How many ids a text can be of, where it is not the logits that say so."""
         if "logits" not in self.graph.output_names:
             return {}
-        width, known = self.flat.types[self.flat.outputs[0]].shape[-1], known_ids(self.graph)
+        outputs = dict(zip(self.graph.output_names, self.flat.outputs, strict=True))
+        width, known = self.flat.types[outputs["logits"]].shape[-1], known_ids(self.graph)
         same = not width.is_static or known == width.value
         return {} if same else {"llamagen.vocabulary": str(known)}
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llamagen.ir.elaborate import build
-from llamagen.ir.flatten import flatten
+from llamagen.api import load
+from llamagen.ir.elaborate import build, build_all
+from llamagen.ir.flatten import flatten, known_ids
+from llamagen.ir.pipeline import pipeline_of
 from llamagen.spec.registry import Registry
 from llamagen.verify.limits import limit_scenarios
-from llamagen.verify.scenarios import FAR, Scenario, scenarios
+from llamagen.verify.scenarios import FAR, Scenario, image_scenarios, scenarios
+from tests.parity.models import SPECS
 
 CASES = {case.name: case for case in scenarios(50, 12, 5, seed=3)}
 
@@ -81,3 +84,18 @@ def test_a_large_model_is_taken_across_its_chunk(spec: str) -> None:
 
     assert "around 8,192" in names(100 * 10**9)
     assert "around 8,192" not in names(10**6)
+
+
+def test_cases_have_every_arrangement_of_tiles_and_every_count() -> None:
+    """The eight of Llama 3.2 Vision, and up to its four tiles."""
+    model = load(SPECS / "reduced" / "llama-3.2-11b-vision.yaml")
+    graphs = build_all(model.resolved)
+    pipeline = pipeline_of(graphs)
+    assert pipeline is not None
+    found = image_scenarios(pipeline, graphs, known_ids(graphs["model"]), 4)
+    images = [case.images for case in found if case.images]
+    arrangements = np.concatenate([one["aspect_ratio_ids"].ravel() for one in images])
+    counts = np.concatenate([one["aspect_ratio_mask"].sum(axis=-1).ravel() for one in images])
+    ratios = model.spec.hyperparameters.vision.aspect_ratios  # type: ignore[union-attr]
+    assert set(arrangements) - {0} == set(range(1, len(ratios) + 1))
+    assert set(counts[arrangements > 0]) == {1, 2, 3, 4}
