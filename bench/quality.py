@@ -124,18 +124,22 @@ def texts(checkpoint: Path) -> list[list[int]]:
 def logarithms(folder: Path, rows: list[list[int]]) -> list[NDArray[np.float32]]:
     """Of the probabilities of what follows every token but the last of each row, [tokens - 1, vocabulary]."""
     session = open_session(folder / "model.onnx", OpenOptions(threads=1))
+    # the genai builder's graphs give that dimension a name
+    head_dim = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"][
+        "head_size"
+    ]
     found: list[NDArray[np.float32]] = []
     for ids in rows:
-        logits = logits_of(session, ids)
+        logits = logits_of(session, ids, head_dim)
         logits -= logits.max(axis=1, keepdims=True)
         found.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
     return found
 
 
-def logits_of(session: ort.InferenceSession, ids: list[int]) -> NDArray[np.float32]:
+def logits_of(session: ort.InferenceSession, ids: list[int], head_dim: int) -> NDArray[np.float32]:
     names = {one.name: one for one in session.get_inputs()}
     values: dict[str, NDArray[np.generic]] = {
-        name: np.zeros([1, one.shape[1], 0, one.shape[3]], np.float32)
+        name: np.zeros([1, one.shape[1], 0, head_dim], np.float32)
         for name, one in names.items()
         if name.startswith("past_key_values")
     }
