@@ -26,7 +26,7 @@ _WEIGHTS = (
 def located(checkpoint: str, beside: Sequence[str]) -> Path:
     """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
 
-    Of the Hub only weights and the small files ``beside`` them are fetched. Raises LG655 to LG654.
+    Of the Hub only weights and the small files ``beside`` them are fetched. Raises LG652 to LG655.
     """
     if not checkpoint.startswith(PREFIX):
         return _snapshot(Path(checkpoint))
@@ -80,11 +80,12 @@ def _snapshot(path: Path) -> Path:
     if not path.name.startswith("models--") or not is_folder(path / "snapshots"):
         return path
     main = path / "refs" / "main"
-    if exists(main):
-        return path / "snapshots" / read_text(main, TEXT, within=path).strip()
     snapshots = sorted((path / "snapshots").iterdir())
-    if len(snapshots) == 1:
-        return snapshots[0]
+    wanted = read_text(main, TEXT, within=path).strip() if exists(main) else None
+    for one in snapshots:
+        if one.name == wanted or (wanted is None and len(snapshots) == 1):
+            return one
     listed = ", ".join(quoted(one.name) for one in snapshots[:4]) or "none"
-    message = f"{quoted(str(path))} has no `refs/main`; its snapshots: {listed}"
+    which = "has no `refs/main`" if wanted is None else "lacks what its `refs/main` names"
+    message = f"{quoted(str(path))} {which}; its snapshots: {listed}"
     raise LlamagenError.of("LG655", message, help="give one of them")

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from llamagen.diagnostics import LlamagenError
 from llamagen.emit.supply import COMPANIONS
+from llamagen.weights.hub import located
 from tests.parity.published import llama, require_equal
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -169,3 +171,18 @@ def test_ids_of_specs_ask_nobody(hub: Hub, tmp_path: Path) -> None:
     hub.asked.clear()
     rc, said = export("org/model", tmp_path, address(hub))
     assert rc != 0 and not hub.asked and not (tmp_path / "home").exists(), said
+
+
+def test_a_folder_of_the_cache_leads_to_its_own_snapshots(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--name"
+    for name in ("snapshots/abc", "refs"):
+        (folder / name).mkdir(parents=True)
+    assert located(str(folder), ()) == folder / "snapshots" / "abc", "there is one"
+    (folder / "snapshots" / "def").mkdir()
+    (folder / "refs" / "main").write_text("def\n")
+    assert located(str(folder), ()) == folder / "snapshots" / "def"
+    (tmp_path / "elsewhere").mkdir()
+    for elsewhere in ("../../elsewhere", "", str(tmp_path / "elsewhere")):
+        (folder / "refs" / "main").write_text(elsewhere)
+        with pytest.raises(LlamagenError, match="its snapshots: 'abc', 'def'"):
+            located(str(folder), ())
