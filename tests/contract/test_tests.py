@@ -13,6 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 SKIPS = ("skip", "skipif", "xfail", "importorskip", "SkipTest", "skipTest")
 ALLOWED = {
     "tests/bench/test_gpu.py": "what is said without a GPU is not said where there is one",
+    "tests/field/test_field.py": "witnesses are installed from a registry",
     "tests/real.py": "a trained model comes from a registry",
     "tests/test_python.py": "not every machine has several versions of Python",
     "tests/unit/export/test_errors.py": "mounting a file system needs rights that not every machine gives",

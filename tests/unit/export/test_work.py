@@ -35,9 +35,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         seen[f"spec {chain[-1].file}"] += 1
         return resolve(chain, *arguments)
 
-    def count_checkpoint(path: Any) -> Any:
+    def count_checkpoint(path: Any, *adapter: Any) -> Any:
         seen[f"checkpoint {path}"] += 1
-        return opened(path)
+        return opened(path, *adapter)
 
     monkeypatch.setattr(elaborate._Model, "run", count_graph)
     monkeypatch.setattr(registry, "resolve", count_spec)

@@ -176,7 +176,7 @@ def stated() -> tuple[frozenset[Conflict], frozenset[Uncertain]]:
 @cache
 def shown() -> tuple[frozenset[Conflict], frozenset[Uncertain]]:
     """The entries that concern at least one model."""
-    specs = [spec_of(name) for name in NAMES]
+    specs = [one for one in map(REGISTRY.load, REGISTRY.ids()) if not one.spec.abstract]
     return (
         frozenset(one for spec in specs for one in conflicts(spec)),
         frozenset(one for spec in specs for one in uncertain(spec)),
