@@ -7,7 +7,8 @@ functions of such expressions, ``CODECS``, have an inverse each.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
@@ -205,12 +206,13 @@ def table_of(resolved: ResolvedSpec) -> ConfigTable | None:
         known = writer != spec.id and registry.path_of(writer) is not None
         base = registry.load(writer).spec if known else spec
         mapping = spec.config
-    hyper = spec.hyperparameters
-    if mapping is None or spec.root != base.root or _wiring(spec, hyper) != _wiring(base, hyper):
+    scope = config_scope(spec)
+    off = {name for name, value in scope.items() if value is None or value is False}
+    if mapping is None or spec.root != base.root or _wiring(spec, off) != _wiring(base, off):
         return None
     for text in mapping.requires.values():
         try:
-            met = value_of(text, config_scope(spec)) is True
+            met = value_of(text, scope) is True
         except ExpressionError as error:
             if not _unset_in(text, spec):
                 raise _broken(spec, "config.requires", text, error) from None
@@ -220,17 +222,22 @@ def table_of(resolved: ResolvedSpec) -> ConfigTable | None:
     return ConfigTable(resolved, mapping)
 
 
-def _wiring(spec: Spec, hyper: Hyperparameters) -> dict[str, BlockDefinition]:
-    """Blocks without what they are called for readers, and without the biases that ``hyper`` switches off."""
-    switches = {"attention_bias": hyper.attention_bias, "mlp_bias": hyper.mlp_bias}
-    blocks: dict[str, BlockDefinition] = {}
-    for name, block in spec.blocks.items():
-        parts = dict(block.parts)
-        for switch, on in switches.items():
-            if not on:
-                parts = {part: text.replace(f", bias={switch}", "") for part, text in parts.items()}
-        blocks[name] = block.model_copy(update={"doc": None, "parts": parts})
-    return blocks
+_SWITCH = re.compile(r", \w+=(\w+)")
+"""An argument that is one name."""
+
+
+def _wiring(spec: Spec, off: Collection[str]) -> dict[str, BlockDefinition]:
+    """Blocks without what they are called for readers, and without arguments that are switched ``off``."""
+
+    def on(text: str) -> str:
+        return _SWITCH.sub(lambda switch: "" if switch[1] in off else switch[0], text)
+
+    return {
+        name: block.model_copy(
+            update={"doc": None, "parts": {part: on(text) for part, text in block.parts.items()}}
+        )
+        for name, block in spec.blocks.items()
+    }
 
 
 def config_files(resolved: ResolvedSpec) -> dict[str, str]:
