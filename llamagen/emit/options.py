@@ -67,11 +67,11 @@ class QuantizeOptions:
     accuracy_level: Annotated[
         int | None,
         Shown(
-            "Products of int4 and int8: 1 in float32, 4 with int8 activations; 4, or 1 for four bits of a packed file.",
+            "Products of int4 and int8: 1 in float32, 4 with int8 activations; 4, or 1 for a packed file.",
             "INTEGER",
         ),
     ] = None
-    """None: 4, and 1 for four bits that stay as a packed file has them."""
+    """None: 4, and 1 for weights that stay as a packed file has them."""
     head: Annotated[
         str | None,
         Shown("Like the projections by default, int8 with int4.", "TEXT", "--quantize-head"),

@@ -160,7 +160,6 @@ class _Emitter:
             "copied" if options.mode == "copy" else "referenced"
         )
         self.quantization = quantization_of(options.quantize, profile, bool(packed))
-        self.accuracy_level = options.quantize.accuracy_level
         dtype = dtype_named(options.dtype)
         self.graph = graph
         self.stored = stored
@@ -283,7 +282,7 @@ class _Emitter:
             if len(types) == 1 and (packing := types.pop()) is not None:
                 kept[entry.name] = packing
         shapes = {entry.name: entry.shape for entry in whole}
-        how = encodings(self.flat, shapes, self.quantization, kept, self.accuracy_level)
+        how = encodings(self.flat, shapes, self.quantization, kept)
         gathers = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.EMBEDDING}
         products = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.LINEAR}
         table: list[Initializer] = []

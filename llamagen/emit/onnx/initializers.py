@@ -273,10 +273,8 @@ def encodings(
     shapes: Mapping[str, tuple[int, ...]],
     chosen: QuantizationRecord,
     kept: Mapping[str, str] = MappingProxyType({}),
-    accuracy_level: int | None = None,
 ) -> Mapping[str, Encoding]:
-    """Weight name -> encoding: the choice applied to a graph. ``kept`` stay as GGUF's types that they are packed in,
-    those of eight bits with int8 activations unless an ``accuracy_level`` was asked for.
+    """Weight name -> encoding: the choice applied to a graph. ``kept`` stay as GGUF's types that they are packed in.
 
     Routers stay exact: a small weight decides which expert runs. Rows of a table are gathered block by block: where
     they are no whole blocks, its blocks are smaller. Raises LG709 where none fits.
@@ -300,9 +298,7 @@ def encodings(
             schemes[name] = chosen.linear
     applied = {n: how for n, scheme in schemes.items() if (how := _encoding(scheme, chosen))}
     for name in (tables | set(linear)) & set(kept):
-        # in float32 the kernel of eight bits decodes the whole weight at every call: 80 times as long
-        eight = KEPT[kept[name]] == 8 and accuracy_level is None
-        applied[name] = Encoding.kept(kept[name], 4 if eight else chosen.accuracy_level)
+        applied[name] = Encoding.kept(kept[name], chosen.accuracy_level)
     experts = _encoding(chosen.experts, chosen)
     for node in flat.nodes:
         if experts is not None and node.row.role is Role.EXPERTS:
