@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -13,10 +14,12 @@ from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, Graph, Node
 from llamagen.ops.op import Attrs, Role
 from llamagen.ops.rope import ROPE_KINDS
-from llamagen.spec.expr import Binary, ListExpr, Name, Static, names, unparse, unparse_static
+from llamagen.spec.expr import Binary, ListExpr, Name, Static, unparse, unparse_static
+from llamagen.spec.expr import names as names_in
 from llamagen.spec.schema import Hyperparameters
 
 _ADDITIVE: Final = frozenset({"+", "-"})
+COMMUTATIVE: Final = frozenset({"+", "*"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +32,30 @@ class Equation:
 
 def equations(graph: Graph, block: Block) -> tuple[Equation, ...]:
     """The block's equations in order; options are resolved, so no condition is left in them."""
-    return tuple(_Writer(graph, block, keep_names=True).lines())
+    return tuple(_Writer(graph, block).lines())
 
 
+Names: TypeAlias = Mapping[str, str]
+"""Name of a part -> the name it is written by."""
 Fused: TypeAlias = Mapping[str, tuple[str, ...]]
 """Name of a linear part whose result is split -> names that its pieces have as parts of their own."""
 
 
-def canonical(graph: Graph, block: Block, fused: Fused | None = None) -> tuple[str, ...]:
-    """As ``equations`` without the author's names: equal for blocks that differ in names of values only.
+def keys(graph: Graph, block: Block, names: Names) -> tuple[str, ...]:
+    """``equations`` as they are compared: parts by ``names``, operands of ``+`` and ``*`` in alphabetic order."""
+    return tuple(e.text for e in _Writer(graph, block, names=names).lines())
 
-    Parts named in ``fused`` are written as their pieces: a block that has these apart gives the same text.
+
+def meaning(
+    graph: Graph, block: Block, names: Names, fused: Fused | None = None, *, rounded: bool = True
+) -> tuple[str, ...]:
+    """What a block returns, as hashes: equal for blocks that compute the same numbers by whatever names.
+
+    Operands of ``+`` and ``*`` have no order. Parts are told by ``names``; those named in ``fused`` are their pieces,
+    so a block that has these apart means the same. Without ``rounded`` sums and products of several are the same in
+    any order, which is true but for rounding. Static arguments are compared as settings and are none of it.
     """
-    return tuple(e.text for e in _Writer(graph, block, keep_names=False, fused=fused).lines())
+    return _Meaning(graph, block, names, fused or {}, rounded).results()
 
 
 def option_values(block: Block) -> str:
@@ -56,14 +70,10 @@ def _quoted(value: Static) -> str:
 
 
 class _Writer:
-    def __init__(
-        self, graph: Graph, block: Block, *, keep_names: bool, fused: Fused | None = None
-    ) -> None:
-        self.fused = fused or {}
-        self.producers = {r: node for node in block.nodes for r in node.results}
+    def __init__(self, graph: Graph, block: Block, *, names: Names | None = None) -> None:
+        self.names = names
+        """Where equations are compared."""
         self.block = block
-        self.keep_names = keep_names
-        self.numbers: dict[str, int] = {}
         self.prelude = {r: node for node in graph.prelude for r in node.results}
         self.uses = Counter(o for node in block.nodes for o in node.operands)
         self.uses.update(block.outputs)
@@ -74,19 +84,10 @@ class _Writer:
     def lines(self) -> list[Equation]:
         lines: list[Equation] = []
         for node in self.block.nodes:
-            if node.part in self.fused:
-                continue
-            if (pieces := self.pieces(node)) is not None:
-                for result, text in zip(node.results, pieces, strict=True):
-                    if self.uses[result] == 1:
-                        self.text[result] = text
-                    else:
-                        lines.append(Equation(f"{self.target(result)} = {text}", node.span))
-                continue
             text, loose = self.expression(node)
             single = len(node.results) == 1
             value = self.block.values.get(node.results[0])
-            named = self.keep_names and value is not None and value.named
+            named = value is not None and value.named
             if single and not named and self.uses[node.results[0]] == 1:
                 self.text[node.results[0]] = text
                 if loose:
@@ -97,14 +98,6 @@ class _Writer:
         results = ", ".join(self.operand(o) for o in self.block.outputs)
         last = self.block.nodes[-1].span if self.block.nodes else self.block.span
         return [*lines, Equation(f"return {results}", last)]
-
-    def pieces(self, node: Node) -> list[str] | None:
-        """The results of a split of a fused part, as if each were a part; none for any other node."""
-        source = self.producers.get(node.operands[0]) if node.row.role is Role.SPLIT else None
-        if source is None or source.part is None or source.part not in self.fused:
-            return None
-        operands = ", ".join(self.operand(o) for o in source.operands)
-        return [f"{name}({operands})" for name in self.fused[source.part]]
 
     def target(self, value: str) -> str:
         return self.operand(value) if self.uses[value] else "_"
@@ -118,8 +111,6 @@ class _Writer:
                 return value[1:]
             arguments = self.arguments(source)
             return f"{source.op}({', '.join(arguments)})" if arguments else source.op
-        if not self.keep_names:
-            return f"v{self.numbers.setdefault(value, len(self.numbers))}"
         # The builder numbers a name that is assigned twice: `k`, `k.1`.
         name = value.split(".", 1)[0]
         return name.replace("%", "v")
@@ -132,10 +123,12 @@ class _Writer:
         sign, row = node.row.symbol, node.row
         if sign and len(node.operands) == 2:
             left, right = node.operands
-            if sign in _ADDITIVE:
-                after = self.tight(right) if sign == "-" else self.operand(right)
-                return f"{self.operand(left)} {sign} {after}", True
-            return f"{self.tight(left)} {sign} {self.tight(right)}", False
+            loose = sign in _ADDITIVE
+            first = self.operand(left) if loose else self.tight(left)
+            second = self.operand(right) if sign == "+" else self.tight(right)
+            if self.names is not None and sign in COMMUTATIVE:
+                first, second = sorted((first, second))
+            return f"{first} {sign} {second}", loose
         if sign and "value" in node.attrs:
             operand = node.operands[0]
             loose = sign in _ADDITIVE
@@ -144,8 +137,8 @@ class _Writer:
         if sign:
             return f"{sign}{self.tight(node.operands[0])}", False
         if row.role is Role.PARAMETER and node.part is not None:
-            return node.part, False
-        name = node.part if node.part is not None else node.op
+            return self.part(node.part), False
+        name = self.part(node.part) if node.part is not None else node.op
         operands = [self.operand(o) for o in node.operands]
         rotates = row.role is Role.ROTATION
         if rotates:
@@ -155,10 +148,13 @@ class _Writer:
         arguments = self.arguments(node) if node.part is None and not rotates else []
         return f"{name}({', '.join([*operands, *arguments])})", False
 
+    def part(self, name: str) -> str:
+        return self.names.get(name, name) if self.names is not None else name
+
     def rope(self, node: Node) -> list[str]:
         """The table's constants and the layout, as far as they are not those of plain RoPE."""
         table = self.prelude.get(node.operands[1].removeprefix("@"))
-        if table is None or not self.keep_names:
+        if table is None or self.names is not None:
             return []
         if table.row.role is not Role.ROPE_TABLE:
             return [self.operand(node.operands[1]), *self.arguments(node)]
@@ -169,8 +165,8 @@ class _Writer:
         return [*(f"{n}={_quoted(v)}" for n, v in shown.items()), *self.arguments(node)]
 
     def arguments(self, node: Node) -> list[str]:
-        """Static arguments that are not the op's defaults. They are compared as settings, so ``canonical`` has none."""
-        if not self.keep_names:
+        """Static arguments that are not the op's defaults; ``keys`` have none, they are compared as settings."""
+        if self.names is not None:
             return []
         return [
             text if spec.name in _POSITIONAL else f"{spec.name}={text}"
@@ -180,6 +176,65 @@ class _Writer:
         ]
 
 
+class _Meaning:
+    """Values of a block as hashes of what they are computed from."""
+
+    def __init__(
+        self, graph: Graph, block: Block, names: Names, fused: Fused, rounded: bool
+    ) -> None:
+        self.producers = {r: node for node in block.nodes for r in node.results}
+        self.prelude = {r: node for node in graph.prelude for r in node.results}
+        self.inputs = {value.id: i for i, value in enumerate(block.inputs)}
+        self.block = block
+        self.names = names
+        self.fused = fused
+        self.rounded = rounded
+        self.known: dict[str, str] = {}
+
+    def results(self) -> tuple[str, ...]:
+        kept = (node for node in self.block.nodes if node.row.state is not None)
+        return tuple(map(self.of, [*self.block.outputs, *(n.results[0] for n in kept)]))
+
+    def of(self, value: str) -> str:
+        if value not in self.known:
+            text = self.text(value)
+            self.known[value] = hashlib.sha256(text.encode()).hexdigest()
+        return self.known[value]
+
+    def text(self, value: str) -> str:
+        if value.startswith("@"):
+            source = self.prelude.get(value[1:])
+            return value if source is None else f"@{source.op}"
+        if value not in self.producers:
+            return f"input {self.inputs[value]}"
+        node = self.producers[value]
+        result = node.results.index(value)
+        fused = self.producers.get(node.operands[0]) if node.row.role is Role.SPLIT else None
+        if fused is not None and fused.part is not None and fused.part in self.fused:
+            return self.applied(self.fused[fused.part][result], fused.operands, 0)
+        sign = node.row.symbol
+        if sign in COMMUTATIVE and len(node.operands) == 2:
+            return f"{sign} {' '.join(sorted(map(self.of, self.terms(node, sign))))}"
+        name = self.names.get(node.part, node.part) if node.part is not None else node.op
+        extra = f" {unparse_static(node.attrs['value'])}" if sign and "value" in node.attrs else ""
+        operands = node.operands
+        if node.row.control:  # what a block below reads of the graph is its own matter
+            operands = tuple(o for o in operands if o[0] != "@")
+        return self.applied(f"{sign or name}{extra}", operands, result)
+
+    def applied(self, name: str, operands: Sequence[str], result: int) -> str:
+        return f"{name}({' '.join(map(self.of, operands))}) {result}"
+
+    def terms(self, node: Node, sign: str) -> Iterator[str]:
+        """Operands; without rounding those of a sum of sums."""
+        for operand in node.operands:
+            below = None if self.rounded else self.producers.get(operand)
+            if below is not None and below.row.symbol == sign and len(below.operands) == 2:
+                yield from self.terms(below, sign)
+            else:
+                yield operand
+
+
 _POSITIONAL: Final = frozenset({"heads", "sizes", "shape", "axes"})
 
 
@@ -187,7 +242,7 @@ def _argument(node: Node, name: str) -> str:
     """The number; a size as its author wrote it, if that says the same for every block: in hyperparameters."""
     source = node.sources.get(name)
     if source is not None and name in SIZES and isinstance(source, Name | Binary | ListExpr):
-        used = {n.id for n in names(source)}
+        used = {n.id for n in names_in(source)}
         if used and used <= Hyperparameters.model_fields.keys():
             return unparse(source)
     return _quoted(node.attrs.get(name))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TypeAlias
 
 from llamagen.analysis.cost import Counts, Workload
-from llamagen.analysis.diff.equations import SIZES, canonical, equations, settings
+from llamagen.analysis.diff.equations import SIZES, Fused, equations, keys, meaning, settings
+from llamagen.analysis.diff.match import Matching
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
 from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
@@ -29,6 +31,8 @@ class Kind(StrEnum):
     """Title, release, training, lineage."""
     NAMING = "naming"
     """Checkpoint layouts and the config.json mapping."""
+    MOVED = "moved"
+    """A block or a weight that stands at another path."""
     PARAMETER = "parameter"
     BLOCK = "block"
     """A block instance that one model lacks."""
@@ -40,6 +44,9 @@ class Kind(StrEnum):
     RUNTIME = "runtime"
     """What a runtime makes of the model: runs, slow, wrong, refuses."""
     NUMBER = "number"
+
+
+Own: TypeAlias = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,10 @@ class Feature:
     """For parameters: query, key, value, fused, embedding, head, other."""
     parts: tuple[tuple[int, ...], ...] = ()
     """For a fused matrix: the sizes that its result is split into, one tuple a split."""
+    home: str | None = None
+    """Role path of the block that it belongs to, as the model itself calls it; none for what belongs to no block."""
+    own: Own | None = None
+    """Of B: its path and index as B itself calls it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,12 +93,20 @@ SECTIONS: dict[str, Kind] = {
 }
 
 
+NEW = "+"
+"""Stands before the path of what B has and A has not: A may have something else there."""
+
+
 def features(
-    resolved: ResolvedSpec, graphs: Mapping[str, Graph], load: Workload
+    resolved: ResolvedSpec,
+    graphs: Mapping[str, Graph],
+    load: Workload,
+    match: Matching | None = None,
 ) -> Iterator[Feature | Equations]:
     """Everything of one model that a diff compares, in the order it is shown.
 
     What a further graph has beside the text model (``graphs["model"]``) has its name in front: ``vision_encoder/``.
+    With a ``match`` paths are those of the other model, with ``NEW`` before what it lacks.
     """
     yield from _of_spec(resolved)
     seen: set[tuple[object, ...]] = set()
@@ -103,10 +122,32 @@ def features(
             if key not in seen:
                 seen.add(key)
                 shared = isinstance(one, Feature) and one.kind in (Kind.PARAMETER, Kind.OPERATOR)
-                yield one if name == MAIN or shared else replace(one, path=f"{name}/{one.path}")
+                front = "" if name == MAIN or shared else f"{name}/"
+                if match is None or one.home is None:
+                    yield replace(one, path=f"{front}{one.path}")
+                else:
+                    yield _in_words_of_a(one, name, front, match)
     if graphs:
         yield from _on_runtimes(resolved, graphs, load)
         yield from _numbers(graphs, load)
+
+
+def _in_words_of_a(
+    one: Feature | Equations, graph: str, front: str, match: Matching
+) -> Feature | Equations:
+    """At the path that A has it at; equations with the names that A's parts have."""
+    own_home = one.home or ""
+    one = replace(one, own=(f"{front}{one.path}", one.index))
+    home = match.block(graph, own_home)
+    if home is None:
+        return replace(one, path=f"{NEW}{front}{one.path}")
+    if isinstance(one, Equations):
+        path, index = collapse(home)
+        return replace(one, path=f"{front}{path}", index=index, names=match.names(graph, own_home))
+    local = one.path.removeprefix(collapse(own_home)[0]).removeprefix(".")
+    end = next((i for i, c in enumerate(local) if c in ".:#"), len(local))
+    path, index = collapse(join(home, match.name(graph, own_home, local[:end]) + local[end:]))
+    return replace(one, path=f"{front}{path}", index=index)
 
 
 def _identity(one: Feature | Equations) -> tuple[object, ...]:
@@ -117,7 +158,7 @@ def _identity(one: Feature | Equations) -> tuple[object, ...]:
         case Feature():
             return (one.kind, one.path, one.index, one.text)
         case Equations():
-            return (one.path, one.index, one.canonical)
+            return (one.path, one.index, one.meaning())
 
 
 def _of_spec(resolved: ResolvedSpec) -> Iterator[Feature]:
@@ -159,7 +200,7 @@ def _placed(graph: Graph, of_block: Callable[[Block], Iterable[Feature]]) -> Ite
     for here in graph.instances:
         path, index = collapse(here.path)
         for one in own[here.block.name]:
-            yield replace(one, path=join(path, one.path), index=index)
+            yield replace(one, path=join(path, one.path), index=index, home=here.path)
 
 
 def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[Feature]:
@@ -226,33 +267,32 @@ class Equations:
 
     path: str
     index: tuple[int, ...]
-    definition: str
+    home: str
     lines: tuple[str, ...]
     spans: tuple[Span | None, ...]
-    span: Span | None
-    canonical: tuple[str, ...]
-    """The same without the author's names; what decides whether two are equal."""
     graph: Graph = field(compare=False, repr=False)
     block: Block = field(compare=False, repr=False)
+    names: frozenset[tuple[str, str]] = frozenset()
+    """Names of its parts, and those they are compared by, where these are others."""
+    own: Own | None = None
+    """Of B: its path and index as B itself calls it."""
+
+    def meaning(self, fused: Fused | None = None, *, rounded: bool = True) -> tuple[str, ...]:
+        """Decides whether two are equal: what the block computes, whatever the author's names are."""
+        return meaning(self.graph, self.block, dict(self.names), fused, rounded=rounded)
+
+    def compared(self) -> tuple[str, ...]:
+        """Its lines as they are compared."""
+        return keys(self.graph, self.block, dict(self.names))
 
 
 def _blocks(graph: Graph) -> Iterator[Equations]:
     written = {name: equations(graph, block) for name, block in graph.blocks.items()}
-    unnamed = {name: canonical(graph, block) for name, block in graph.blocks.items()}
     for here in graph.instances:
         path, index = collapse(here.path)
         lines = written[here.block.name]
-        yield Equations(
-            path,
-            index,
-            here.block.definition,
-            tuple(e.text for e in lines),
-            tuple(e.span for e in lines),
-            here.block.span,
-            unnamed[here.block.name],
-            graph,
-            here.block,
-        )
+        texts, spans = tuple(e.text for e in lines), tuple(e.span for e in lines)
+        yield Equations(path, index, here.path, texts, spans, graph, here.block)
 
 
 def _settings(graph: Graph, block: Block) -> Iterator[Feature]:

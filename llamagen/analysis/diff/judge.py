@@ -306,6 +306,7 @@ class _Judge:
             "transform": transform,
             "device": self.device,
             "regrouped": pair.regrouped,
+            "reordered": pair.reordered,
             "a": self.a,
             "b": self.b,
         }
@@ -337,6 +338,7 @@ class _Judge:
             Kind.NAMING,
             Kind.TOKENIZER,
             Kind.RUNTIME,
+            Kind.MOVED,
         ):
             return
         reads = {n for e in (pair.before, pair.after) if e is not None for n in e.reads}

@@ -18,9 +18,11 @@ from llamagen.analysis.diff.features import (
     parameter_features,
     setting_features,
 )
+from llamagen.analysis.diff.match import match
 from llamagen.analysis.tables import hyperparameter_scope
 from llamagen.analysis.targets import Model
 from llamagen.diagnostics import Diagnostic, LlamagenError
+from llamagen.ir.graph import OpPart, all_parameters, join
 from llamagen.spec.expr import Static
 
 MAX_FINDINGS = 10
@@ -38,6 +40,7 @@ class Transform(StrEnum):
     PAD_VOCAB = "pad_vocab"
     SPLIT_FUSED = "split_fused"
     FUSE = "fuse"
+    RENAME = "rename"
 
 
 DOC: Final[Mapping[Transform, str]] = {
@@ -47,6 +50,7 @@ DOC: Final[Mapping[Transform, str]] = {
     Transform.PAD_VOCAB: "append rows of zeros for the new ids",
     Transform.SPLIT_FUSED: "cut the fused tensor into its parts",
     Transform.FUSE: "join the parts into the fused tensor",
+    Transform.RENAME: "take the tensor from the path that it has in A",
 }
 
 
@@ -124,7 +128,7 @@ def _repeats(setting: Setting) -> bool:
 
 
 def conversion(before: Model, after: Model) -> tuple[Plan, ...]:
-    """A plan for every tensor of B that is not A's tensor of the same name as it is, in B's order.
+    """A plan for every tensor of B that is not A's tensor of the same path as it is, in B's order.
 
     Raises LG902 with the tensors that no exact conversion gives.
     """
@@ -145,13 +149,25 @@ class _Side:
                     block = _full(feature).split(":", 1)[0].rsplit(".", 1)[0]
                     self.layouts.setdefault(block, feature.text)
 
-    def only_here(self, there: _Side, parent: str) -> dict[str, Feature]:
-        """Tensors directly below ``parent`` that the other side lacks."""
-        return {
-            path: feature
-            for path, feature in self.weights.items()
-            if path not in there.weights and path.rsplit(".", 2)[0] == parent
-        }
+
+def same_weights(before: Model, after: Model) -> dict[str, str]:
+    """Role path of a weight of B -> that of the same weight of A, where A has it."""
+    pairs = match(before.graphs, after.graphs)
+    known = all_parameters(before.graphs)
+    found: dict[str, str] = {}
+    for name, graph in after.graphs.items():
+        for here in graph.instances:
+            home = pairs.block(name, here.path)
+            if home is None:
+                continue
+            for part in here.block.parts.values():
+                for parameter in part.parameters if isinstance(part, OpPart) else ():
+                    mine = pairs.name(name, here.path, part.name)
+                    source = join(join(home, mine), parameter.name)
+                    if source in known:
+                        target = join(join(here.path, part.name), parameter.name)
+                        found.setdefault(target, source)
+    return found
 
 
 def _full(feature: Feature) -> str:
@@ -163,6 +179,9 @@ class _Converter:
     def __init__(self, before: Model, after: Model) -> None:
         self.a = _Side(before)
         self.b = _Side(after)
+        self.same = same_weights(before, after)
+        self.left = {p: f for p, f in self.a.weights.items() if p not in self.same.values()}
+        """Weights of A that are none of B's by themselves."""
         self.sizes = hyperparameter_scope(after.resolved)
         self.setting = setting_of(hyperparameter_scope(before.resolved), self.sizes)
 
@@ -175,7 +194,7 @@ class _Converter:
                 used.update(piece.source for piece in plan.pieces)
                 plan = self.permuted(path, feature, plan)
             if plan is None:
-                mine = self.a.weights.get(path)
+                mine = self.a.weights.get(self.same.get(path, path))
                 of_a = f"{list(mine.shape)} of A" if mine is not None else "the weights of A"
                 message = f"`{path}` {list(feature.shape)} of B cannot be made from {of_a}"
                 findings.append(Diagnostic("LG902", "error", message, feature.span))
@@ -192,10 +211,11 @@ class _Converter:
 
     def plan(self, path: str, feature: Feature) -> Plan | None:
         """How the tensor is made but for the order of rotated rows; None where no exact conversion exists."""
-        mine = self.a.weights.get(path)
-        if mine is not None and mine.shape == feature.shape:
-            return Plan(path, Transform.PERMUTE_QK, (_rows(path, feature.shape[0]),))
-        if mine is not None:
+        source = self.same.get(path)
+        mine = self.a.weights[source] if source is not None else None
+        if source is not None and mine is not None and mine.shape == feature.shape:
+            return Plan(path, Transform.RENAME, (_rows(source, feature.shape[0]),))
+        if source is not None and mine is not None:
             transform = candidate(feature.role, mine.shape, feature.shape, self.setting)
             if transform is None:
                 return None
@@ -205,20 +225,33 @@ class _Converter:
                 dim, heads = self.setting.head_dim[0], self.setting.kv_heads[1]
                 times = after // before
                 rows = tuple((j // times) * dim + r for j in range(heads) for r in range(dim))
-                return Plan(path, transform, (Rows(path, rows),))
-            kept = _rows(path, before)
+                return Plan(path, transform, (Rows(source, rows),))
+            kept = _rows(source, before)
             return Plan(path, transform, (kept, Rows(ZERO_ROWS, (0,) * (after - before))))
         if feature.role == "head" and self.setting.tied == (True, False):
-            source = next((p for p, f in self.a.weights.items() if f.role == "embedding"), None)
-            if source is None:
+            table = next((p for p, f in self.a.weights.items() if f.role == "embedding"), None)
+            if table is None:
                 return None
-            return Plan(path, Transform.UNTIE_HEAD, (_rows(source, feature.shape[0]),))
+            return Plan(path, Transform.UNTIE_HEAD, (_rows(table, feature.shape[0]),))
         return self.regrouped(path, feature)
 
     def regrouped(self, path: str, feature: Feature) -> Plan | None:
-        """Parts of a fused tensor of A, or a fused tensor of B."""
+        """Parts of a fused tensor of A, or a fused tensor of B: of one block."""
         parent = path.rsplit(".", 2)[0]
-        gone, new = self.a.only_here(self.b, parent), self.b.only_here(self.a, parent)
+        new = {
+            p: f
+            for p, f in self.b.weights.items()
+            if p not in self.same and p.rsplit(".", 2)[0] == parent
+        }
+        home = next(
+            (
+                self.same[p].rsplit(".", 2)[0]
+                for p in self.b.weights
+                if p in self.same and p.rsplit(".", 2)[0] == parent
+            ),
+            parent,
+        )
+        gone = {p: f for p, f in self.left.items() if p.rsplit(".", 2)[0] == home}
         for whole, whole_feature in gone.items():
             start = 0
             for name in fused_group(whole_feature, new):
@@ -236,8 +269,10 @@ class _Converter:
 
         None where the heads of B do not make up the tensor.
         """
-        block = path.rsplit(".", 2)[0]
-        before, after = self.a.layouts.get(block), self.b.layouts.get(block)
+        source = plan.pieces[0].source
+        before, after = (
+            side.layouts.get(p.rsplit(".", 2)[0]) for side, p in ((self.a, source), (self.b, path))
+        )
         if feature.role not in ("query", "key") or before == after or None in (before, after):
             return plan
         heads = self.sizes["num_heads" if feature.role == "query" else "num_kv_heads"]
