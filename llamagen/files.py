@@ -62,6 +62,7 @@ GRAPH = Kind("LG713", 2 << 30, "export the model again")
 MANIFEST = Kind(
     "LG775", 64 << 20, "`llamagen export` writes one into every folder; is this such a folder?"
 )
+BASELINE = Kind("LG001", 64 << 20, "write it with `llamagen diff A B --format json`", "LG002")
 ORACLE = Kind("LG774", None, "check the path")
 IMAGE = Kind("LG780", 512 << 20, "give a PNG, JPEG, WebP, GIF, BMP or TIFF file", "LG781")
 TEXT = Kind("LG718", 64 << 20, "give a text in UTF-8")

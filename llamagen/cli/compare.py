@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
@@ -18,7 +19,6 @@ from llamagen.cli.read import Batch, Context, Dtype
 Form: TypeAlias = Literal["text", "markdown", "html", "json", "github", "svg"]
 
 _FORMS: Mapping[str, Callable[[Diff, tuple[Surface, ...]], str]] = {
-    "text": render.text,
     "markdown": render.markdown,
     "html": render.html_page,
     "github": render.github,
@@ -40,12 +40,23 @@ def diff(
         typer.Option(help="Exit 1 if a chosen surface is this bad or worse."),
     ] = None,
     format: Annotated[Form, typer.Option(help="How the comparison is printed.")] = "text",
+    full: Annotated[
+        bool, typer.Option("--full", help="As text: every change with its places and causes.")
+    ] = False,
     context: Context = 4096,
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
     device: Annotated[
         str | None,
         typer.Option(help="A device of spec/hardware.yaml: breaking if A fits it and B does not."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file: rules and paths to `ignore`, and `levels` of rules."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="A diff that --format json wrote: what it says is left out."),
     ] = None,
     as_overlay: Annotated[
         bool, typer.Option("--as-overlay", help="Print the smallest spec that extends A and is B.")
@@ -57,12 +68,22 @@ def diff(
         return
     chosen = tuple(surface or Surface)
     result = api.diff(a, b, context=context, batch=batch, dtype=dtype, device=device)
+    if policy is not None or baseline is not None:
+        from llamagen.analysis.diff import policy as policies  # reads models of JSON, as below
+
+        result = policies.applied(
+            result,
+            policies.read_policy(policy) if policy is not None else policies.Policy(),
+            policies.read_baseline(baseline) if baseline is not None else None,
+        )
     if format == "svg":
         console.out(api.diff_picture(a, b, result))
     elif format == "json":
         from llamagen.analysis.diff.document import json_text  # its models take long to make
 
         console.out(json_text(result, chosen))
+    elif format == "text":
+        console.out(render.text(result, chosen, full=full))
     else:
         console.out(_FORMS[format](result, chosen))
     if fail_on is not None and any(_as_bad(result, s, Verdict(fail_on)) for s in chosen):

@@ -214,6 +214,7 @@ NORM_OPS: tuple[Op, ...] = (
         Tokens.ALONE,
         attrs=(_EPS,),
         cite="facts 4.8",
+        role=Role.BARE_NORM,
         numpy=lambda o: (rms_normalize(o.real(), o.number("eps")),),
         torch=lambda at, x: call("rms_normalize", x[0], at.number("eps")),
         onnx=_rms_normalize_onnx,

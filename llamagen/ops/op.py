@@ -113,6 +113,7 @@ class Role(Enum):
     EMBEDDING = "rows of a table, by ids"
     LINEAR = "a product with a weight [out, in]"
     NORM = "a norm with a gain or a bias"
+    BARE_NORM = "a norm without weights"
     PARAMETER = "a weight as it is"
     EXPERTS = "chosen experts"
     CHOICE = "chooses experts"

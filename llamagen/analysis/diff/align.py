@@ -12,11 +12,12 @@ from llamagen.analysis.diff.equations import Fused
 from llamagen.analysis.diff.features import (
     Equations,
     Feature,
+    Home,
     Kind,
     features,
     fused_group,
 )
-from llamagen.analysis.diff.match import Matching, match
+from llamagen.analysis.diff.match import Matching
 from llamagen.analysis.numbers import collapse
 from llamagen.analysis.targets import Model
 from llamagen.ir.graph import MAIN, OpPart, join
@@ -37,23 +38,20 @@ class Pair:
     """The path in the words of A, with ``NEW`` before what A has no block for."""
     group: tuple[tuple[int, ...], ...] = ()
     """For weights: shapes of the tensors on the other side that hold the same rows."""
-    elsewhere: bool = False
-    """Of a place that one model lacks: whether both have it in other layers."""
     regrouped: bool = False
     """For equations: the same but for weights that one side has fused and the other apart."""
     reordered: bool = False
     """For equations: the same but for the order of sums or products."""
 
 
-def pairs_of(before: Model, after: Model, load: Workload) -> Iterator[Pair]:
+def pairs_of(before: Model, after: Model, same: Matching, load: Workload) -> Iterator[Pair]:
     """Every difference; equal features are left out. Deterministic: A's order, then what only B has.
 
     Of a record without wiring only what is published is compared: that a value is not known does not make it another.
     """
     wired = bool(before.graphs) and bool(after.graphs)
-    pairs = match(before.graphs, after.graphs)
     a = list(features(before.resolved, before.graphs if wired else {}, load))
-    b = list(features(after.resolved, after.graphs if wired else {}, load, pairs))
+    b = list(features(after.resolved, after.graphs if wired else {}, load, same))
     plain = _folded(
         [f for f in a if isinstance(f, Feature)], [f for f in b if isinstance(f, Feature)]
     )
@@ -65,14 +63,14 @@ def pairs_of(before: Model, after: Model, load: Workload) -> Iterator[Pair]:
         [f for f in a if isinstance(f, Equations)],
         [f for f in b if isinstance(f, Equations)],
         fused,
-        _wrappers(pairs),
+        _wrappers(same),
     )
     order = list(Kind)
-    every = [*grouped, *_moves(before, after, pairs), *lines]
+    every = [*grouped, *_moves(after, same), *lines]
     yield from sorted(every, key=lambda p: order.index(p.kind))
 
 
-def _moves(before: Model, after: Model, pairs: Matching) -> Iterator[Pair]:
+def _moves(after: Model, pairs: Matching) -> Iterator[Pair]:
     """Blocks and weights that stand elsewhere, each with all that is in it."""
     places: dict[tuple[str, str], list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     for graph, blocks in pairs.blocks.items():
@@ -109,27 +107,23 @@ def _expected(path: str, blocks: Mapping[str, str]) -> str | None:
     return "" if not path else None
 
 
-def _wrappers(pairs: Matching) -> tuple[frozenset[str], frozenset[str]]:
-    """Role paths above blocks that both models have, in each of them, with the graph's name in front."""
-    sides: tuple[set[str], set[str]] = set(), set()
+def _wrappers(pairs: Matching) -> tuple[frozenset[Home], frozenset[Home]]:
+    """What stands above blocks that both models have, in each of them."""
+    sides: tuple[set[Home], set[Home]] = set(), set()
     for graph, blocks in pairs.blocks.items():
-        front = "" if graph == MAIN else f"{graph}/"
         for ends in blocks.items():
             for side, path in zip(sides, reversed(ends), strict=True):
                 while path:
                     path = path.rpartition(".")[0]
-                    side.add(front + path)
+                    side.add((graph, path))
     return frozenset(sides[0]), frozenset(sides[1])
 
 
 def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
     left, right = _by_place(a), _by_place(b)
     groups: dict[tuple[object, ...], list[tuple[Feature | None, Feature | None]]] = {}
-    shared: set[tuple[Kind, str]] = set()
     for place in dict.fromkeys([*left, *right]):
         here, there = left.get(place, {}), right.get(place, {})
-        if here and there:
-            shared.add(place)
         for index in dict.fromkeys([*here, *there]):
             x, y = here.get(index), there.get(index)
             if x and y and _same(x.value, y.value):
@@ -143,10 +137,9 @@ def _folded(a: Sequence[Feature], b: Sequence[Feature]) -> Iterator[Pair]:
         one = x or y
         assert one is not None
         indices = [_index(x, y) for x, y in group]
-        elsewhere = (one.kind, one.path) in shared
         path = one.path if x is not None or one.own is None else one.own[0]
         layers = layer_text(indices)
-        yield Pair(one.kind, path, len(group), layers, x, y, place=one.path, elsewhere=elsewhere)
+        yield Pair(one.kind, path, len(group), layers, x, y, place=one.path)
 
 
 def _index(x: Feature | Equations | None, y: Feature | Equations | None) -> tuple[int, ...]:
@@ -230,7 +223,7 @@ def _folded_equations(
     a: Sequence[Equations],
     b: Sequence[Equations],
     fused: Mapping[str, Fused],
-    wrappers: tuple[frozenset[str], frozenset[str]],
+    wrappers: tuple[frozenset[Home], frozenset[Home]],
 ) -> Iterator[Pair]:
     left = {(e.path, e.index): e for e in a}
     right = {(e.path, e.index): e for e in b}
@@ -254,8 +247,7 @@ def _folded_equations(
         if x is None or y is None:
             one, side = (x, wrappers[0]) if y is None else (y, wrappers[1])
             assert one is not None
-            front, sign, _ = (one.own[0] if one.own else one.path).rpartition("/")
-            if _inside(place, gone) or (front + sign + one.home in side and _only_calls(one)):
+            if _inside(place, gone) or (one.home in side and _only_calls(one)):
                 continue
             gone.add(place)
         path = y.own[0] if x is None and y is not None and y.own is not None else place[0]
@@ -299,7 +291,16 @@ def _line_pairs(
 ) -> Iterator[Pair]:
     if x is None or y is None:
         ends = [
-            Feature(Kind.BLOCK, path, (), e.block.definition, e.block.definition, e.block.span)
+            Feature(
+                Kind.BLOCK,
+                e.path,
+                e.index,
+                e.block.definition,
+                e.block.definition,
+                e.block.span,
+                home=e.home,
+                own=e.own,
+            )
             if e
             else None
             for e in (x, y)
@@ -309,12 +310,12 @@ def _line_pairs(
     mine = x.compared()
     theirs = _with_names_of(x, mine, y)
     changed = [
-        (_lines(path, x, a0, a1), _lines(path, y, b0, b1))
+        (_lines(x, a0, a1), _lines(y, b0, b1))
         for tag, a0, a1, b0, b1 in SequenceMatcher(None, mine, theirs, autojunk=False).get_opcodes()
         if tag != "equal"
     ]
     # Lines that are the same by name can stand for other values: then what is returned differs.
-    last = _lines(path, x, -1, None), _lines(path, y, -1, None)
+    last = _lines(x, -1, None), _lines(y, -1, None)
     for before, after in changed or [last]:
         yield Pair(Kind.EQUATION, path, times, layers, before, after)
 
@@ -337,8 +338,10 @@ def _with_names_of(x: Equations, mine: Sequence[str], y: Equations) -> list[str]
     return lines
 
 
-def _lines(path: str, e: Equations, start: int, end: int | None) -> Feature | None:
+def _lines(e: Equations, start: int, end: int | None) -> Feature | None:
     if start == end:
         return None
     text = "; ".join(e.lines[start:end])
-    return Feature(Kind.EQUATION, path, (), text, text, e.spans[start])
+    return Feature(
+        Kind.EQUATION, e.path, e.index, text, text, e.spans[start], home=e.home, own=e.own
+    )

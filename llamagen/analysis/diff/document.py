@@ -70,9 +70,11 @@ class DiffDocument(Closed):
     unwired: str | None = Field(
         description="Id of the one model whose wiring is not published: only what is published is compared."
     )
+    summary: tuple[str, ...] = Field(description="What an expert would say, in at most ten lines.")
     workload: WorkloadDocument
     surfaces: dict[Surface, Verdict]
     transforms: tuple[Transform, ...]
+    ignored: int = Field(description="Changes left out by --policy or --baseline.")
     changes: tuple[ChangeDocument, ...]
 
 
@@ -84,6 +86,7 @@ def document(result: Diff, surfaces: tuple[Surface, ...] = tuple(Surface)) -> Di
         before=result.before,
         after=result.after,
         unwired=result.unwired,
+        summary=result.summary,
         workload=WorkloadDocument(
             context=load.context,
             batch=load.batch,
@@ -93,6 +96,7 @@ def document(result: Diff, surfaces: tuple[Surface, ...] = tuple(Surface)) -> Di
         ),
         surfaces={s: result.verdict(s) for s in surfaces if result.compared(s)},
         transforms=result.transforms(),
+        ignored=result.ignored,
         changes=tuple(_change(c) for c in result.changes if c.touches(surfaces)),
     )
 

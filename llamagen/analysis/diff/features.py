@@ -6,20 +6,20 @@ A feature has a path that is the same for equal places of two models, with layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
 from llamagen.analysis.cost import Counts, Workload
-from llamagen.analysis.diff.equations import SIZES, Fused, equations, keys, meaning, settings
+from llamagen.analysis.diff.equations import Fused, equations, keys, meaning, settings
 from llamagen.analysis.diff.match import Matching
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
 from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import MAIN, Block, Graph, OpPart, join
 from llamagen.ops.op import Role
-from llamagen.spec.expr import Static, names
+from llamagen.spec.expr import Static
 from llamagen.spec.resolve import ResolvedSpec
 
 
@@ -46,6 +46,10 @@ class Kind(StrEnum):
     NUMBER = "number"
 
 
+Home: TypeAlias = tuple[str, str | None]
+"""A graph and the role path of a block; none for what belongs to no block."""
+Local: TypeAlias = tuple[Kind, str]
+"""What is told apart within a block, by its path there."""
 Own: TypeAlias = tuple[str, tuple[int, ...]]
 
 
@@ -58,14 +62,12 @@ class Feature:
     """What is compared."""
     text: str
     span: Span | None
-    reads: frozenset[str] = frozenset()
-    """Names of the spec that its declaration reads: where a change of it can come from."""
     role: str = "other"
     """For parameters: query, key, value, fused, embedding, head, other."""
     parts: tuple[tuple[int, ...], ...] = ()
     """For a fused matrix: the sizes that its result is split into, one tuple a split."""
-    home: str | None = None
-    """Role path of the block that it belongs to, as the model itself calls it; none for what belongs to no block."""
+    home: Home = (MAIN, None)
+    """Graph and role path of the block that it belongs to, as the model itself calls it."""
     own: Own | None = None
     """Of B: its path and index as B itself calls it."""
 
@@ -109,6 +111,16 @@ def features(
     With a ``match`` paths are those of the other model, with ``NEW`` before what it lacks.
     """
     yield from _of_spec(resolved)
+    yield from graph_features(graphs, match)
+    if graphs:
+        yield from _on_runtimes(resolved, graphs, load)
+        yield from _numbers(graphs, load)
+
+
+def graph_features(
+    graphs: Mapping[str, Graph], match: Matching | None = None
+) -> Iterator[Feature | Equations]:
+    """What the graphs have: weights, blocks with their equations, settings of ops, inputs and outputs."""
     seen: set[tuple[object, ...]] = set()
     for name, graph in graphs.items():
         of_graph: tuple[Feature | Equations, ...] = (
@@ -123,20 +135,16 @@ def features(
                 seen.add(key)
                 shared = isinstance(one, Feature) and one.kind in (Kind.PARAMETER, Kind.OPERATOR)
                 front = "" if name == MAIN or shared else f"{name}/"
-                if match is None or one.home is None:
+                one = replace(one, home=(name, one.home[1]))
+                if match is None or one.home[1] is None:
                     yield replace(one, path=f"{front}{one.path}")
                 else:
-                    yield _in_words_of_a(one, name, front, match)
-    if graphs:
-        yield from _on_runtimes(resolved, graphs, load)
-        yield from _numbers(graphs, load)
+                    yield _in_words_of_a(one, front, match)
 
 
-def _in_words_of_a(
-    one: Feature | Equations, graph: str, front: str, match: Matching
-) -> Feature | Equations:
+def _in_words_of_a(one: Feature | Equations, front: str, match: Matching) -> Feature | Equations:
     """At the path that A has it at; equations with the names that A's parts have."""
-    own_home = one.home or ""
+    graph, own_home = one.home[0], one.home[1] or ""
     one = replace(one, own=(f"{front}{one.path}", one.index))
     home = match.block(graph, own_home)
     if home is None:
@@ -186,21 +194,39 @@ def _comparable(text: str) -> Static:
 def parameter_features(graph: Graph) -> Iterator[Feature]:
     """Every weight, with what it is for."""
     roles = _roles(graph)
-    return _placed(graph, lambda block: _parameters(block, roles))
+    own = {name: tuple(_parameters(block, roles)) for name, block in graph.blocks.items()}
+    return _placed(graph, own)
 
 
 def setting_features(graph: Graph) -> Iterator[Feature]:
     """The constants and switches of every op."""
-    return _placed(graph, lambda block: _settings(graph, block))
+    own = {name: tuple(_settings(graph, block)) for name, block in graph.blocks.items()}
+    return _placed(graph, own)
 
 
-def _placed(graph: Graph, of_block: Callable[[Block], Iterable[Feature]]) -> Iterator[Feature]:
-    """The features of every block at each of its instances, computed once a block."""
-    own = {name: tuple(of_block(block)) for name, block in graph.blocks.items()}
+def _placed(graph: Graph, own: Mapping[str, Iterable[Feature]]) -> Iterator[Feature]:
+    """The features of every block at each of its instances."""
     for here in graph.instances:
         path, index = collapse(here.path)
         for one in own[here.block.name]:
-            yield replace(one, path=join(path, one.path), index=index, home=here.path)
+            yield replace(one, path=join(path, one.path), index=index, home=(MAIN, here.path))
+
+
+def signature(graphs: Mapping[str, Graph]) -> dict[Home, Mapping[Local, object]]:
+    """What every block has, and each graph's inputs and outputs; equal where nothing of it is told apart by a diff."""
+    result: dict[Home, Mapping[Local, object]] = {}
+    for name, graph in graphs.items():
+        roles = _roles(graph)
+        own: dict[str, dict[Local, object]] = {}
+        for block in graph.blocks.values():
+            of_block = (*_parameters(block, roles), *_settings(graph, block))
+            own[block.name] = {(one.kind, one.path): one.text for one in of_block}
+            own[block.name][(Kind.BLOCK, "")] = meaning(graph, block, {})
+        for here in graph.instances:
+            result[(name, here.path)] = own[here.block.name]
+        ends = _interface(graph)
+        result[(name, None)] = {(one.kind, f"{one.path} {one.index}"): one.text for one in ends}
+    return result
 
 
 def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[Feature]:
@@ -208,16 +234,12 @@ def _parameters(block: Block, roles: Mapping[tuple[str, str], str]) -> Iterator[
     for part in block.parts.values():
         if not isinstance(part, OpPart):
             continue
-        sizes = (e for name, e in part.sources.items() if name in SIZES)
-        reads = frozenset(n.id for e in sizes for n in names(e))
         role = roles.get((block.name, part.name), "other")
         splits = _splits(block, part.name)
         for parameter in part.parameters:
             path = join(part.name, parameter.name) if parameter.name else part.name
             text = "×".join(map(str, parameter.shape))
-            yield Feature(
-                Kind.PARAMETER, path, (), parameter.shape, text, part.span, reads, role, splits
-            )
+            yield Feature(Kind.PARAMETER, path, (), parameter.shape, text, part.span, role, splits)
 
 
 def _roles(graph: Graph) -> dict[tuple[str, str], str]:
@@ -267,7 +289,7 @@ class Equations:
 
     path: str
     index: tuple[int, ...]
-    home: str
+    home: Home
     lines: tuple[str, ...]
     spans: tuple[Span | None, ...]
     graph: Graph = field(compare=False, repr=False)
@@ -292,7 +314,7 @@ def _blocks(graph: Graph) -> Iterator[Equations]:
         path, index = collapse(here.path)
         lines = written[here.block.name]
         texts, spans = tuple(e.text for e in lines), tuple(e.span for e in lines)
-        yield Equations(path, index, here.path, texts, spans, graph, here.block)
+        yield Equations(path, index, (MAIN, here.path), texts, spans, graph, here.block)
 
 
 def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
@@ -301,8 +323,7 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
     for node in block.nodes:
         if node.row.control:
             continue
-        part, attrs = block.part_of(node), node.attrs
-        sources = part.sources if isinstance(part, OpPart) else node.sources
+        attrs = node.attrs
         local = node.part or node.op
         if node.row.role is Role.ROTATION:
             local = "rope"
@@ -313,11 +334,8 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
         if local == "rope" and number:
             continue
         for name, text in settings(graph, node, attrs).items():
-            reads = (
-                frozenset(n.id for n in names(sources[name])) if name in sources else frozenset()
-            )
             path = f"{label}:{name}"
-            yield Feature(Kind.SETTING, path, (), _comparable(text), text, node.span, reads, label)
+            yield Feature(Kind.SETTING, path, (), _comparable(text), text, node.span, label)
 
 
 def _interface(graph: Graph) -> Iterator[Feature]:
@@ -330,15 +348,8 @@ def _interface(graph: Graph) -> Iterator[Feature]:
     for i, slot in enumerate(cache_of(graph).layers):
         for what, width in (("key", slot.key_dim), ("value", slot.value_dim)):
             text = f"[B, {slot.kv_heads}, P, {width}]"
-            yield Feature(
-                Kind.INTERFACE,
-                f"past_key_values.*.{what}",
-                (i,),
-                (slot.kv_heads, width),
-                text,
-                None,
-                frozenset({"num_kv_heads", "head_dim", "num_layers"}),
-            )
+            path, shape = f"past_key_values.*.{what}", (slot.kv_heads, width)
+            yield Feature(Kind.INTERFACE, path, (i,), shape, text, None)
     nodes = (node for block in graph.blocks.values() for node in block.nodes)
     for op in sorted({node.op for node in nodes if not node.row.control}):
         yield Feature(Kind.OPERATOR, op, (), True, op, None)

@@ -11,7 +11,10 @@ from pydantic import Field, StringConstraints
 
 from llamagen.analysis.cost import Device, Workload, workload
 from llamagen.analysis.diff.align import Pair, pairs_of
+from llamagen.analysis.diff.causes import influences
 from llamagen.analysis.diff.features import Feature, Kind
+from llamagen.analysis.diff.match import match
+from llamagen.analysis.diff.summary import summary
 from llamagen.analysis.diff.weights import Transform, candidate, setting_of
 from llamagen.analysis.sources import source_of
 from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
@@ -161,6 +164,10 @@ class Diff:
     changes: tuple[Change, ...]
     device: str | None = None
     """Name of the device that memory is judged by, if any."""
+    summary: tuple[str, ...] = ()
+    """What an expert would say, at most ten sentences."""
+    ignored: int = 0
+    """Changes that were left out because a reviewer said so."""
     unwired: str | None = None
     """Id of the one model whose wiring is not published; then weights, interface and numbers are not compared."""
 
@@ -194,13 +201,15 @@ def diff(
     With a ``device`` memory is breaking where A fits it and B does not.
     """
     load = load if load is not None else workload(DEFAULT_CONTEXT)
-    pairs = list(pairs_of(before, after, load))
+    same = match(before.graphs, after.graphs)
+    pairs = list(pairs_of(before, after, same, load))
     judge = _Judge(before, after, pairs, device[1] if device is not None else None)
     changes = tuple(judge.change(pair) for pair in pairs)
     name = device[0] if device is not None else None
     alone = [m.id for m in (before, after) if not m.graphs]
     unwired = alone[0] if len(alone) == 1 else None
-    return Diff(before.id, after.id, load, _with_derived(changes), name, unwired)
+    said = summary(before, after, same, pairs, load)
+    return Diff(before.id, after.id, load, _with_derived(changes), name, said, unwired=unwired)
 
 
 def _with_derived(changes: tuple[Change, ...]) -> tuple[Change, ...]:
@@ -226,6 +235,12 @@ def _with_derived(changes: tuple[Change, ...]) -> tuple[Change, ...]:
     return tuple(result)
 
 
+WIRED = frozenset(
+    {Kind.PARAMETER, Kind.BLOCK, Kind.EQUATION, Kind.SETTING, Kind.INTERFACE, Kind.OPERATOR}
+)
+"""Differences of the graphs."""
+
+
 class _Judge:
     def __init__(
         self, before: Model, after: Model, pairs: list[Pair], device: Device | None
@@ -242,13 +257,15 @@ class _Judge:
         self.b = hyperparameter_scope(after.resolved)
         self.sources: dict[tuple[bool, str], str | None] = {}
         self.values = [p for p in pairs if p.kind is Kind.VALUE]
+        wired = any(p.kind in WIRED for p in pairs)
+        self.influences = influences(before, after, [p.path for p in self.values] if wired else [])
         self.setting = setting_of(self.a, self.b)
 
     def change(self, pair: Pair) -> Change:
         transform = self.transform(pair)
         scope = self.scope(pair, transform)
         rule_id, rule = self.rule(pair, scope)
-        causes = () if pair.kind is Kind.VALUE else tuple(self.causes(pair))
+        causes = tuple(self.causes(pair)) if pair.kind in WIRED else ()
         effects = tuple(
             Effect(
                 surface,
@@ -330,49 +347,18 @@ class _Judge:
         raise AssertionError(message)
 
     def causes(self, pair: Pair) -> Iterator[Cause]:
-        """Changed values that the declaration reads; else those that changed from and to the same numbers."""
-        if pair.kind in (
-            Kind.VALUE,
-            Kind.NUMBER,
-            Kind.RECORD,
-            Kind.NAMING,
-            Kind.TOKENIZER,
-            Kind.RUNTIME,
-            Kind.MOVED,
-        ):
-            return
-        reads = {n for e in (pair.before, pair.after) if e is not None for n in e.reads}
-        causes = [v for v in self.values if len(w := v.path.split(".")) > 1 and w[1] in reads]
-        if not causes and pair.elsewhere and pair.layers and not (pair.before and pair.after):
-            causes = [v for v in self.values if v.path == "hyperparameters.num_layers"]
-        if not causes and pair.before is not None and pair.after is not None:
-            ends = _ends(pair)
-            alike = [v for v in self.values if _ends(v) == ends]
-            # Of several values that moved alike, one that has the setting's name: `chunk`, attention_chunk_size.
-            named = [v for v in alike if pair.path.rsplit(":", 1)[-1] in v.path]
-            causes = named or (alike if len(alike) == 1 else [])
-            if pair.path.endswith(":scaling"):
-                # Another kind of scaling brings its own constants, which have no counterpart.
-                parents = {v.path.rsplit(".", 1)[0] for v in causes}
-                causes = [v for v in self.values if v.path.rsplit(".", 1)[0] in parents]
-        for value in causes:
-            before, after = value.before, value.after
-            yield Cause(
-                value.path,
-                before.text if before is not None else None,
-                after.text if after is not None else None,
-                self.source(self.after if after is not None else self.before, value.path),
-            )
+        """Changed values with which the difference comes or goes."""
+        moving = self.influences.on(pair.before, pair.after)
+        for value in self.values:
+            if value.path in moving:
+                before, after = value.before, value.after
+                yield Cause(
+                    value.path,
+                    before.text if before is not None else None,
+                    after.text if after is not None else None,
+                    self.source(self.after if after is not None else self.before, value.path),
+                )
 
 
 def _role(pair: Pair) -> str:
     return next((e.role for e in (pair.after, pair.before) if e is not None), "other")
-
-
-def _ends(pair: Pair) -> tuple[Static, Static]:
-    """Both values; an op's ``none`` is as good as a value that is not set."""
-    first, second = (
-        None if end is None or end.text == "none" else end.value
-        for end in (pair.before, pair.after)
-    )
-    return first, second

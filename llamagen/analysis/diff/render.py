@@ -19,6 +19,7 @@ def headline(result: Diff) -> str:
         f"at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}, "
         f"cache and activations in {8 * load.cache_bytes} bit"
         f"{f', on {result.device}' if result.device is not None else ''}"
+        f"{f'; {result.ignored} changes ignored' if result.ignored else ''}"
         f"{f'; {result.unwired} has no published wiring: only what is published is compared' if result.unwired else ''}"
     )
 
@@ -98,55 +99,116 @@ def consequence(change: Change, surface: Surface) -> str:
 def effects_text(change: Change) -> str:
     """``weights breaking, interface breaking`` of one change."""
     worst = {e.surface: change.verdict(e.surface) for e in change.effects}
-    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect traced to it"
+    return ", ".join(f"{s.value} {v.value}" for s, v in worst.items()) or "no effect by itself"
 
 
-def text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
-    return "".join(f"{line}\n" for line in _text(result, tuple(surfaces)))
+LINES = 60
+"""What a text has if it is not asked for all."""
 
 
-def _text(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
+def text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface), *, full: bool = False) -> str:
+    """The summary, the surfaces, and the changes: as many as fit ``LINES``, or all with their places and causes."""
+    chosen = tuple(surfaces)
+    head = list(_head(result, chosen))
+    sections = [
+        (title, list(_section(result, changes, on, full)))
+        for title, changes, on in _sections(result, chosen)
+    ]
+    tail = list(_conversions(result, full))
+    tail = ["", *tail] if tail else []
+    if not full:
+        room = LINES - len(head) - len(tail) - 2 * len(sections)
+        sections = _shortened(sections, room)
+    lines = [*head]
+    for title, section in sections:
+        lines += ["", title, *section]
+    return "".join(f"{line}\n" for line in [*lines, *tail])
+
+
+def _head(result: Diff, surfaces: tuple[Surface, ...]) -> Iterator[str]:
     yield f"{result.before} → {result.after}"
-    yield headline(result)
+    yield from (f"  {sentence}" for sentence in result.summary)
     yield ""
+    yield headline(result)
     for surface in surfaces:
         changes = result.on(surface)
         verdict = verdict_text(result, surface)
         count = f"{len(changes)} change{'s' * (len(changes) > 1)}" if changes else ""
         yield f"{surface.value:<10} {verdict:<12}{count}".rstrip()
-    values = [c for c in result.changes if c.kind == "value" and c.touches(surfaces)]
+
+
+def _sections(
+    result: Diff, surfaces: tuple[Surface, ...]
+) -> Iterator[tuple[str, tuple[Change, ...], Surface | None]]:
+    values = tuple(c for c in result.changes if c.kind == "value" and c.touches(surfaces))
     if values:
-        yield ""
-        yield "what the specs change"
-        for change in values:
-            yield f"  {change.rule} {where(change)}  {arrow(change)}{proof(change)}"
-            yield f"       {effects_text(change)}"
-            yield from (f"       {place}" for place in _places(change))
+        yield "what the specs change", values, None
     for surface in surfaces:
         changes = tuple(c for c in result.on(surface) if c.kind != "value" or _own(c, surface))
-        if not changes:
-            continue
-        yield ""
-        yield f"{surface.value}: {result.verdict(surface).value}"
-        named = [c for c in changes if c.kind is Kind.NAMING]
-        if len(named) > _NAMES:
-            changes = tuple(c for c in changes if c.kind is not Kind.NAMING)
+        if changes:
+            yield f"{surface.value}: {result.verdict(surface).value}", changes, surface
+
+
+def _section(
+    result: Diff, changes: tuple[Change, ...], surface: Surface | None, full: bool
+) -> Iterator[str]:
+    """Lines of values, or of what changes on a surface; the worst first where not all are shown."""
+    if surface is None:
         for change in changes:
-            layers = f" (layers {change.layers})" if change.layers and change.times > 1 else ""
-            yield (
-                f"  {change.rule} {change.verdict(surface).value:<11} {where(change)}{layers}  "
-                f"{arrow(change)}{proof(change) if not change.causes else ''}"
-            )
+            yield f"  {change.rule} {where(change)}  {arrow(change)}{proof(change)}"
+            if full:
+                yield f"       {effects_text(change)}"
+                yield from (f"       {place}" for place in _places(change))
+        return
+    named = [c for c in changes if c.kind is Kind.NAMING]
+    many = len(named) > _NAMES
+    shown = [c for c in changes if not (many and c.kind is Kind.NAMING)]
+    if not full:
+        shown.sort(key=lambda c: -c.verdict(surface).rank)
+    for change in shown:
+        layers = f" (layers {change.layers})" if change.layers and change.times > 1 else ""
+        line = f"  {change.rule} {change.verdict(surface).value:<11} {where(change)}{layers}  {arrow(change)}"
+        if full:
+            yield f"{line}{proof(change) if not change.causes else ''}"
             if (meaning := consequence(change, surface)) != "":
                 yield f"       {meaning}"
             if change.causes:
                 yield f"       because {causes_text(change)}"
-        if len(named) > _NAMES:
-            rule, verdict = named[0].rule, named[0].verdict(surface).value
-            yield f"  {rule} {verdict:<11} {len(named)} entries of checkpoint and config; --format json lists them"
+        else:
+            names = dict.fromkeys(cause.path.split(".", 1)[1] for cause in change.causes)
+            yield f"{line}{f'  because {_few(list(names))}' if names else ''}"
+    if many:
+        rule, verdict = named[0].rule, named[0].verdict(surface).value
+        yield f"  {rule} {verdict:<11} {len(named)} entries of checkpoint and config; --format json lists them"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _shortened(sections: list[tuple[str, list[str]]], room: int) -> list[tuple[str, list[str]]]:
+    """As many lines as there is room for, of every section some; what is left out is counted."""
+    kept = dict.fromkeys(range(len(sections)), 0)
+    while room > 0 and any(kept[i] < len(lines) for i, (_, lines) in enumerate(sections)):
+        for i, (_, lines) in enumerate(sections):
+            if room > 0 and kept[i] < len(lines):
+                kept[i], room = kept[i] + 1, room - 1
+    result = []
+    for i, (title, lines) in enumerate(sections):
+        left = len(lines) - kept[i]
+        if left:
+            kept[i] = max(kept[i] - 1, 0)
+            left = len(lines) - kept[i]
+        more = [f"  ... {left} more, with --full"] if left else []
+        result.append((title, [*lines[: kept[i]], *more]))
+    return result
+
+
+def _conversions(result: Diff, full: bool) -> Iterator[str]:
     needed = result.transforms()
-    if needed:
-        yield ""
+    if needed and not full:
+        yield f"weights are converted by {', '.join(needed)} (`llamagen convert`)"
+    elif needed:
         yield "conversions that exist"
         for transform in needed:
             yield f"  {transform.value}: {DOC[transform]}"
@@ -166,6 +228,8 @@ def _places(change: Change) -> Iterator[str]:
 
 def markdown(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
     lines = [f"# {cell(f'{result.before} → {result.after}')}", "", cell(headline(result)), ""]
+    lines += [f"- {cell(sentence)}" for sentence in result.summary]
+    lines += [""] * bool(result.summary)
     lines += ["| surface | verdict | changes |", "| --- | --- | ---: |"]
     chosen = tuple(surfaces)
     for surface in chosen:
@@ -205,7 +269,12 @@ def html_page(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str
     """One self-contained page; every text is escaped."""
     e = html.escape
     title = e(f"{result.before} → {result.after}")
-    body = [f"<h1>{title}</h1>", f"<p>{e(headline(result))}</p>"]
+    said = "".join(f"<li>{e(sentence)}</li>" for sentence in result.summary)
+    body = [
+        f"<h1>{title}</h1>",
+        f"<ul>{said}</ul>" if said else "",
+        f"<p>{e(headline(result))}</p>",
+    ]
     for surface in surfaces:
         verdict = result.verdict(surface).value
         words = verdict_text(result, surface)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_causes_of_2_7b_to_3_8b(seven_to_eight: Diff) -> None:
 
 
 def test_text_says_what_facts_say(seven_to_eight: Diff) -> None:
-    shown = render_diff.text(seven_to_eight)
+    shown = render_diff.text(seven_to_eight, full=True)
     for piece in (
         "k_proj.weight ×32 (layers 0-31)  4096×4096 → 1024×4096",
         "kv_bytes_per_token  524,288 B (512 KiB) → 131,072 B (128 KiB)",
@@ -142,11 +143,12 @@ def test_machine_forms(seven_to_eight: Diff) -> None:
 
 
 def test_every_form_says_what_a_change_means(seven_to_eight: Diff) -> None:
-    for form in (render_diff.text, render_diff.markdown, render_diff.html_page, render_diff.github):
+    full = partial(render_diff.text, full=True)
+    for form in (full, render_diff.markdown, render_diff.html_page, render_diff.github):
         shown = form(seven_to_eight).replace("&#x27;", "'")
         assert "the checkpoint's tensor does not fit" in shown, form
         assert "4096 to 8192 positions: every request for A fits B" in shown, form
-    text = render_diff.text(seven_to_eight)
+    text = render_diff.text(seven_to_eight, full=True)
     assert "\n       every rotated layer computes other scores\n" in text
 
 
@@ -176,7 +178,9 @@ def test_another_config_table_is_counted_in_the_text() -> None:
     shown = render_diff.text(vision, [Surface.RECORD])
     assert shown.count("D903") == 1
     assert "entries of checkpoint and config" in shown
-    few = render_diff.text(diff(models.model_of("llama/2/7b"), models.model_of("llama/3/8b")))
+    few = render_diff.text(
+        diff(models.model_of("llama/2/7b"), models.model_of("llama/3/8b")), full=True
+    )
     assert "D903 compatible  config.literals.torch_dtype  float16 → bfloat16" in few
 
 
@@ -184,7 +188,7 @@ def test_what_is_not_published_is_not_another_value() -> None:
     record = diff(models.model_of("llama/2/7b"), models.model_of("llama/4/behemoth"))
     assert {c.kind.value for c in record.changes} == {"record"}
     assert not record.compared(Surface.WEIGHTS)
-    shown = render_diff.text(record)
+    shown = render_diff.text(record, full=True)
     assert "weights    not compared" in shown
     assert "llama/4/behemoth has no published wiring" in shown
     assert json.loads(json_text(record))["surfaces"] == {"record": "compatible"}
@@ -234,11 +238,28 @@ def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
     assert {x.path for c in gone for x in c.causes} == {"hyperparameters.num_layers"}
 
 
-def test_values_that_moved_alike_are_told_apart_by_name() -> None:
+def test_a_cause_is_what_changes_it_alone_not_what_has_its_name() -> None:
+    """Without its chunk size Scout cannot be built; what takes its chunks away is the pattern of its layers."""
     result = diff(models.model_of("llama/4/scout"), models.model_of("llama/guard/4-12b"))
     chunks = [c for c in result.changes if c.path.endswith("attention:chunk")]
     causes = [(x.path, x.source) for c in chunks for x in c.causes]
-    assert causes == [("hyperparameters.attention_chunk_size", "l4code")]
+    pattern = "patterns.layer_kinds"
+    assert causes == [(f"{pattern}.value", "conv-4"), (f"{pattern}.otherwise", "conv-4")]
+
+
+def test_experts_that_vanish_are_due_to_their_pattern_others_to_their_number() -> None:
+    result = diff(models.model_of("llama/4/scout"), models.model_of("llama/4/maverick"))
+    routers = {
+        c.after.text: [x.path for x in c.causes]
+        for c in result.changes
+        if c.path.endswith("router.weight")
+    }
+    assert routers == {
+        None: ["patterns.feeds.every"],
+        "128×5120": ["hyperparameters.num_experts"],
+    }
+    lost = [c for c in result.changes if c.kind == "block"]
+    assert [[x.path for x in c.causes] for c in lost] == [["patterns.feeds.every"]]
 
 
 def test_a_family_proves_no_value_of_a_spec_outside_it(tmp_path: Path) -> None:

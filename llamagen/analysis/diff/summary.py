@@ -1,0 +1,506 @@
+"""What an expert would say of two models in at most ten lines: facts of the layers that both have, and sizes.
+
+Nothing is known of a model by its name: its layers are those of the stack that attends, and what they are is read from
+the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llamagen.analysis.cost import Counts, Workload
+from llamagen.analysis.diff.align import Pair, layer_text
+from llamagen.analysis.diff.equations import SIZES
+from llamagen.analysis.diff.features import Kind
+from llamagen.analysis.diff.match import Matching
+from llamagen.analysis.numbers import Component, count_parameters, encoder_flops, expert_choice
+from llamagen.analysis.records import attention_kind
+from llamagen.analysis.tables import hyperparameter_scope
+from llamagen.analysis.targets import Model
+from llamagen.ir.graph import MAIN, Block, BlockPart, Graph, Node, OpPart, StackPart, join
+from llamagen.ir.pipeline import pipeline_of
+from llamagen.ops.op import AttrValue, Role, a_int
+from llamagen.ops.rope import ROPE_KINDS
+from llamagen.spec.expr import unparse_static
+from llamagen.units import bytes_short, count_short
+
+MOST = 10
+"""Sentences; of more the least telling are left out."""
+
+Settings = Mapping[str, AttrValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    query: int
+    key_value: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    count: int
+    used: int
+    """By a token."""
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a layer of the text model is; none for what it does not have."""
+
+    heads: Heads | None
+    cross: bool
+    """It attends to something else than the text."""
+    window: int | None
+    chunk: int | None
+    rope: Settings | None
+    attention: Settings
+    """What the scores are computed with."""
+    layout: str | None
+    """Which values of a head are turned together."""
+    temperature: Settings | None
+    qk_norm: str | None
+    experts: Experts | None
+    width: int | None
+    """Of the dense feed-forward, or of the shared expert."""
+    activation: str | None
+    norms: tuple[int, str]
+    eps: str
+    biases: str | None
+
+    def kind(self) -> tuple[object, ...]:
+        """What it does, but for sizes and constants."""
+        has = (self.window, self.chunk, self.rope, self.temperature, self.experts, self.width)
+        return (
+            self.cross,
+            *(one is None for one in has),
+            self.qk_norm,
+            self.norms,
+            self.biases,
+        )
+
+
+def layers_of(graph: Graph) -> tuple[str, list[Facts]]:
+    """Role path of the stack that attends, and what its layers are; no layers where there is no such stack."""
+    for here in graph.instances:
+        for part in here.block.parts.values():
+            if isinstance(part, StackPart) and any(_attends(graph, name) for name in part.blocks):
+                known = {name: _facts(graph, graph.blocks[name]) for name in set(part.blocks)}
+                return join(here.path, part.name), [known[name] for name in part.blocks]
+    return "", []
+
+
+def _below(graph: Graph, block: Block) -> Iterator[Block]:
+    yield block
+    for part in block.parts.values():
+        if isinstance(part, BlockPart):
+            yield from _below(graph, graph.blocks[part.block])
+
+
+def _attends(graph: Graph, name: str) -> bool:
+    blocks = _below(graph, graph.blocks[name])
+    return any(node.row.role is Role.ATTENTION for block in blocks for node in block.nodes)
+
+
+def _facts(graph: Graph, layer: Block) -> Facts:
+    blocks = list(_below(graph, layer))
+    attending = [b for b in blocks if any(n.row.role is Role.ATTENTION for n in b.nodes)]
+    others = [b for b in blocks if b not in attending]
+    heads: Heads | None = None
+    cross = False
+    settings: Settings = {}
+    limits: tuple[int | None, int | None] = (None, None)
+    nodes: Sequence[Node] = attending[0].nodes if attending else ()
+    scored: list[Node] = []
+    for node in nodes:
+        if node.row.role is Role.ATTENTION:
+            scored = list(_after_projections(attending[0], node.operands[:2]))
+            query, key = (t.shape for t in graph.operand_types(attending[0], node)[:2])
+            heads = Heads(query[1].value, key[1].value, query[3].value)
+            limits = graph.limits(node)
+            settings = {n: v for n, v in node.attrs.items() if n not in SIZES}
+            cross = graph.mask_of(node) is None and len(node.operands) > 3
+    prelude = {f"@{r}": node for node in graph.prelude for r in node.results}
+    read = [prelude[o] for n in nodes for o in n.operands if o in prelude]
+    rope = next((n for n in read if n.row.role is Role.ROPE_TABLE), None)
+    warm = next((n for n in read if n.row.role is Role.TEMPERATURE), None)
+    turned = next((n for n in nodes if n.row.role is Role.ROTATION), None)
+    parts = [(b, p) for b in blocks for p in b.parts.values() if isinstance(p, OpPart)]
+    experts = next(((b, p) for b, p in parts if p.row.role is Role.EXPERTS), None)
+    dense = [(b, w) for b in others if (w := _width(b)) is not None]
+    norms = [p for b, p in parts if p.row.role is Role.NORM and b in others]
+    linear = [p for _, p in parts if p.row.role is Role.LINEAR]
+    return Facts(
+        heads=heads,
+        cross=cross,
+        window=limits[0],
+        chunk=limits[1],
+        rope=_rope(rope) if rope is not None else None,
+        attention=settings,
+        layout=str(turned.attrs["layout"]) if turned is not None else None,
+        temperature=dict(warm.attrs) if warm is not None else None,
+        qk_norm=_names(n.op for n in scored if n.row.role in (Role.NORM, Role.BARE_NORM)),
+        experts=_experts(graph, *experts) if experts is not None else None,
+        width=dense[0][1] if dense else None,
+        activation=_names(
+            n.op for block, _ in dense for n in block.nodes if _activates(graph, block, n)
+        ),
+        norms=(len(norms), _names(p.op for p in norms) or ""),
+        eps=_names(str(p.attrs.get("eps")) for p in norms) or "",
+        biases=_names(p.name for p in linear if any(q.kind == "bias" for q in p.parameters)),
+    )
+
+
+def _after_projections(block: Block, values: Sequence[str]) -> Iterator[Node]:
+    """What is done to values since the linear parts that they come from."""
+    made = {r: node for node in block.nodes for r in node.results}
+    waiting, seen = list(values), set[str]()
+    while waiting:
+        value = waiting.pop()
+        node = made.get(value)
+        if node is None or value in seen or node.row.role is Role.LINEAR:
+            continue
+        seen.add(value)
+        yield node
+        waiting += node.operands
+
+
+def _activates(graph: Graph, block: Block, node: Node) -> bool:
+    """Whether it is a function of each value: no sum or product, and no cast."""
+    result = block.values[node.results[0]].type
+    alike = graph.operand_types(block, node) == [result]
+    return node.row.elementwise and not node.row.symbol and alike
+
+
+def _names(words: Iterator[str]) -> str | None:
+    return ", ".join(sorted(set(words))) or None
+
+
+def _rope(table: Node) -> Settings:
+    scaling = str(table.attrs["scaling"])
+    names = ("theta", "scaling", *(a.name for a in ROPE_KINDS[scaling].attrs))
+    return {name: table.attrs[name] for name in names}
+
+
+def _experts(graph: Graph, block: Block, part: OpPart) -> Experts:
+    return Experts(*expert_choice(graph, block, part), a_int(part.attrs, "intermediate"))
+
+
+def _width(block: Block) -> int | None:
+    """Of a feed-forward: how many features its last linear part reads."""
+    made = {r: node for node in block.nodes for r in node.results}
+    last = made.get(block.outputs[0]) if block.outputs else None
+    part = block.part_of(last) if last is not None and last.row.role is Role.LINEAR else None
+    return part.parameters[0].shape[1] if isinstance(part, OpPart) and part.parameters else None
+
+
+# sentences
+
+
+def summary(
+    before: Model, after: Model, match: Matching, pairs: Sequence[Pair], load: Workload
+) -> tuple[str, ...]:
+    """At most ``MOST`` sentences, the most telling first; none where the wiring of one is not published."""
+    if not (before.graphs and after.graphs):
+        return ()
+    both = _both(before, after, match)
+    said = [
+        *_layers_said(both),
+        *_experts_said(both),
+        *_attention_said(both),
+        *_positions_said(both),
+        *_feed_forward_said(both),
+        *_sizes_said(before, after),
+        *_images_said(before, after),
+        *_paths_said(both, pairs),
+        *_details_said(both),
+    ]
+    # Equations that the facts of the layers do not explain already.
+    if all(both.a[i].kind() == both.b[j].kind() for i, j in both.pairs):
+        said += _equations_said(pairs)
+    numbers = list(_numbers_said(before, after, load))
+    if said or numbers:
+        return (*said[: MOST - len(numbers)], *numbers)
+    if any(p.kind not in (Kind.RECORD, Kind.NAMING, Kind.TOKENIZER) for p in pairs):
+        return ()
+    return ("the same architecture", *_record_said(before, after, pairs))[:MOST]
+
+
+def _both(before: Model, after: Model, match: Matching) -> _Both:
+    stacks = [layers_of(_with_images(model.graphs)) for model in (before, after)]
+    (a_stack, a), (b_stack, b) = stacks
+    blocks = match.blocks.get(MAIN, {})
+    places = {f"{a_stack}.{i}": i for i in range(len(a))}
+    pairs = [(places[x], j) for j in range(len(b)) if (x := blocks.get(f"{b_stack}.{j}")) in places]
+    return _Both((a_stack, b_stack), a, b, pairs)
+
+
+def _with_images(graphs: Mapping[str, Graph]) -> Graph:
+    """The graph that has the layers of the text, those that see images with them."""
+    pipeline = pipeline_of(graphs)
+    return graphs[pipeline.steps[-1]] if pipeline is not None else graphs[MAIN]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Layers of both models, and which are the same."""
+
+    stacks: tuple[str, str]
+    """Role paths of the stacks that they stand in."""
+    a: Sequence[Facts]
+    b: Sequence[Facts]
+    pairs: Sequence[tuple[int, int]]
+
+    def changes(self, fact: Callable[[Facts], T]) -> Iterator[tuple[T, T, str]]:
+        """What layers are in A, what they are in B, and which they are: nothing where all are."""
+        groups: list[tuple[T, T, list[int]]] = []
+        for i, j in self.pairs:
+            x, y = fact(self.a[i]), fact(self.b[j])
+            same = next((g for g in groups if g[:2] == (x, y)), None)
+            if same is None and x != y:
+                groups.append((x, y, [j]))
+            elif same is not None:
+                same[2].append(j)
+        for x, y, layers in groups:
+            every = len(layers) == len(self.pairs)
+            many = f"{len(layers)} layers" if len(layers) > 1 else "layer"
+            yield x, y, "" if every else f" in {many} {_at(layers)}"
+
+
+def _at(layers: Sequence[int]) -> str:
+    text = layer_text([(i,) for i in layers])
+    return f"({text})" if len(layers) > 1 else text
+
+
+def _layers_said(both: _Both) -> Iterator[str]:
+    kept = [i for i, _ in both.pairs], [j for _, j in both.pairs]
+    gone = [i for i in range(len(both.a)) if i not in kept[0]]
+    new = [j for j in range(len(both.b)) if j not in kept[1]]
+    homes = [stack.rpartition(".")[0] for stack in both.stacks]
+    place = f", as `{homes[1]}`" if homes[0] != homes[1] else ""
+    same = all(both.a[i] == both.b[j] for i, j in both.pairs)
+    cross = [j for j in new if both.b[j].cross]
+    if same and not gone and (new or place):
+        yield f"the same {len(kept[0])} layers{place}"
+    elif len(both.a) != len(both.b) or place:
+        yield f"{len(both.a)} layers → {len(both.b)}{place}"
+    for j in (cross, [j for j in new if j not in cross]) if not gone and same else (cross,):
+        if j:
+            yield f"{len(j)} new {'cross-attention ' if j is cross else ''}layers {_at(j)}"
+
+
+def _experts_said(both: _Both) -> Iterator[str]:
+    for (x, _), (y, shared), where in both.changes(lambda f: (f.experts, f.width)):
+        if x == y:
+            continue
+        if y is None:
+            yield f"no experts, a dense feed-forward of {shared or 0:,}{where}"
+        elif x is None:
+            beside = f" beside a shared one of {shared:,}" if shared else ""
+            yield (
+                f"mixture of experts{where}: {y.count} experts of {y.width:,}, a token uses "
+                f"{y.used}{beside}"
+            )
+        else:
+            ends = [f"{e.count} experts of {e.width:,}, {e.used} a token" for e in (x, y)]
+            only = x.width == y.width and x.used == y.used
+            yield f"{x.count} → {y.count} experts{where}" if only else f"{' → '.join(ends)}{where}"
+
+
+def _attention_said(both: _Both) -> Iterator[str]:
+    for x, y, where in both.changes(lambda f: f.heads):
+        if x is None or y is None:
+            yield f"{'no ' * (y is None)}attention{where}"
+            continue
+        kinds = [attention_kind(h.query, h.key_value) for h in (x, y)]
+        named = f" ({kinds[0]} → {kinds[1]})" if kinds[0] != kinds[1] else ""
+        if x.query != y.query:
+            ends = [f"{h.query} heads ({h.key_value} for keys and values)" for h in (x, y)]
+            yield f"{' → '.join(ends)}{named}{where}"
+        elif x.key_value != y.key_value:
+            yield f"{x.key_value} → {y.key_value} heads for keys and values{named}{where}"
+        if x.dim != y.dim:
+            yield f"head_dim {x.dim} → {y.dim}{where}"
+    for a, b, where in both.changes(lambda f: f.chunk):
+        yield _limit_said("chunks", a, b, where)
+    for a, b, where in both.changes(lambda f: f.window):
+        yield _limit_said("a window", a, b, where)
+    for first, second, where in both.changes(lambda f: f.qk_norm):
+        if second is None:
+            yield f"queries and keys are no longer normalised{where}"
+        else:
+            yield f"queries and keys are normalised ({second}{f' for {first}' * bool(first)}){where}"
+
+
+def _limit_said(what: str, a: int | None, b: int | None, where: str) -> str:
+    if b is None:
+        return f"attention no longer within {what} of {a:,}{where}"
+    return f"attention within {what} of {b:,}{f' instead of {a:,}' if a is not None else ''}{where}"
+
+
+def _positions_said(both: _Both) -> Iterator[str]:
+    for (x, warm), (y, warm2), where in both.changes(lambda f: (f.rope, f.temperature)):
+        if warm != warm2:
+            yield _temperature_said(y is None and x is not None, warm2, where)
+        elif y is None:
+            yield f"no rotary positions (NoPE){where}"
+        if x == y or y is None:
+            continue
+        if x is None:
+            yield f"rotary positions{where}: {_rope_said(y)}"
+        else:
+            yield f"RoPE {_rope_change(x, y)}{where}"
+
+
+def _temperature_said(unrotated: bool, warm: Settings | None, where: str) -> str:
+    first = "no rotary positions (NoPE) and " if unrotated else ""
+    if warm is None:
+        return f"{first}no temperature of queries any more{where}"
+    text = f"scale {warm['scale']}, floor {_plain(warm['floor_scale'])}"
+    return f"{first}queries that grow with the log of their position{where} (temperature: {text})"
+
+
+def _details_said(both: _Both) -> Iterator[str]:
+    for first, second, where in both.changes(lambda f: f.layout):
+        if first is not None and second is not None:
+            yield f"rotary pairs are {second}, no longer {first}{where}: q and k rows are permuted"
+    for settings, settings2, where in both.changes(lambda f: f.attention):
+        for name in dict.fromkeys([*settings, *settings2]):
+            ends = [_plain(one.get(name)) for one in (settings, settings2)]
+            if ends[0] != ends[1]:
+                yield f"attention's {name} {ends[0]} → {ends[1]}{where}"
+    for eps, eps2, where in both.changes(lambda f: f.eps):
+        yield f"norm eps {eps} → {eps2}{where}"
+
+
+def _rope_change(a: Settings, b: Settings) -> str:
+    if a["scaling"] == b["scaling"]:
+        names = [name for name in b if a.get(name) != b[name]]
+        return ", ".join(f"{n} {_plain(a.get(n))} → {_plain(b[n])}" for n in names)
+    same = a["theta"] == b["theta"]
+    ends = [_rope_said({n: v for n, v in r.items() if n != "theta" or not same}) for r in (a, b)]
+    return " → ".join(ends)
+
+
+def _rope_said(rope: Settings) -> str:
+    rest = [f"{n} {_plain(v)}" for n, v in rope.items() if n != "scaling" and v is not None]
+    scaling = "unscaled" if rope["scaling"] == "default" else str(rope["scaling"])
+    return f"{scaling} ({', '.join(rest)})" if rest else scaling
+
+
+def _plain(value: AttrValue) -> str:
+    """``500,000``: whole numbers without a fraction."""
+    whole = isinstance(value, int | float) and value == int(value)
+    return f"{int(value):,}" if whole and isinstance(value, int | float) else unparse_static(value)
+
+
+def _feed_forward_said(both: _Both) -> Iterator[str]:
+    for (a, moe), (b, moe2), where in both.changes(lambda f: (f.width, f.experts is not None)):
+        if a is not None and b is not None and moe == moe2:
+            what = "shared expert" if moe else "feed-forward"
+            yield f"{what} {a:,} → {b:,} wide{where}"
+        elif moe == moe2:
+            yield f"{'a' if b else 'no'} dense feed-forward{where}"
+    for act, act2, where in both.changes(lambda f: f.activation):
+        if act is not None and act2 is not None:
+            yield f"activation {act} → {act2}{where}"
+    for norms, norms2, where in both.changes(lambda f: f.norms):
+        yield f"{norms[0]} norms a layer ({norms[1]}) → {norms2[0]} ({norms2[1]}){where}"
+    for bias, bias2, where in both.changes(lambda f: f.biases):
+        yield f"biases: {bias or 'none'} → {bias2 or 'none'}{where}"
+
+
+def _sizes_said(before: Model, after: Model) -> Iterator[str]:
+    a, b = (hyperparameter_scope(model.resolved) for model in (before, after))
+    rows = [_rows(model.graphs[MAIN]) for model in (before, after)]
+    tokenizers = [model.resolved.spec.tokenizer for model in (before, after)]
+    kinds = [str(one.kind) if one is not None else "unknown" for one in tokenizers]
+    other = f", another tokenizer ({kinds[0]} → {kinds[1]})" if kinds[0] != kinds[1] else ""
+    sizes: list[str] = []
+    if a["hidden_size"] != b["hidden_size"]:
+        sizes.append(f"hidden size {a['hidden_size']:,} → {b['hidden_size']:,}")
+    if a["vocab_size"] != b["vocab_size"]:
+        sizes.append(f"vocabulary {a['vocab_size']:,} → {b['vocab_size']:,}{other}")
+    elif rows[0] != rows[1]:
+        how = "more" if rows[1] > rows[0] else "fewer"
+        sizes.append(f"{abs(rows[1] - rows[0]):,} {how} embedding rows ({rows[1]:,})")
+    if a["max_positions"] != b["max_positions"]:
+        sizes.append(f"context {a['max_positions']:,} → {b['max_positions']:,}")
+    if sizes:
+        yield "; ".join(sizes)
+    tied = [bool(model.graphs[MAIN].ties) for model in (before, after)]
+    if tied[0] != tied[1]:
+        yield f"the head is {'' if tied[1] else 'no longer '}tied to the embedding"
+
+
+def _rows(graph: Graph) -> int:
+    """Of the embedding."""
+    tables = (p for _, _, p in graph.op_parts if p.row.role is Role.EMBEDDING)
+    return max((p.parameters[0].shape[0] for p in tables if p.parameters), default=0)
+
+
+def _images_said(before: Model, after: Model) -> Iterator[str]:
+    sees = [encoder_flops(model.graphs) is not None for model in (before, after)]
+    if sees == [False, True]:
+        weights = count_parameters(after.graphs).of(Component.VISION)
+        yield f"images: a vision tower of {count_short(weights)} parameters"
+    elif sees == [True, False]:
+        yield "no images any more"
+
+
+def _paths_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Renames of what stands in the layers, or outside of them; that of the whole is said with the layers."""
+    changed = [p.path for p in pairs if p.kind is Kind.PARAMETER]
+    for pair in pairs:
+        if pair.kind is not Kind.MOVED or pair.path in ("", f"{both.stacks[0]}.*"):
+            continue
+        where = f" in {pair.times} layers" if pair.times > 1 else ""
+        where = where or (f" in layer {pair.layers}" if pair.layers else "")
+        ends = [end.text for end in (pair.before, pair.after) if end is not None]
+        same = not any(path.startswith(pair.path) for path in changed)
+        yield f"`{ends[0]}` is now `{ends[1]}`{where}{', the same weights' * same}"
+
+
+def _equations_said(pairs: Sequence[Pair]) -> Iterator[str]:
+    for pair in pairs:
+        if pair.kind is Kind.EQUATION:
+            where = f" in {pair.times} layers" if pair.times > 1 and pair.layers else ""
+            ends = [end.text if end is not None else "nothing" for end in (pair.before, pair.after)]
+            same = " (the same)" * pair.regrouped + " (the same up to rounding)" * pair.reordered
+            yield f"{pair.path or 'the model'}{where}: `{ends[0]}` → `{ends[1]}`{same}"
+
+
+def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator[str]:
+    a, b = (model.resolved.spec.release for model in (before, after))
+    if a is not None and b is not None and a.date != b.date:
+        yield f"released {a.date} → {b.date}"
+    if a is not None and b is not None and a.licence != b.licence:
+        yield f"licence: {a.licence} → {b.licence}"
+    for pair in pairs:
+        if pair.kind is Kind.TOKENIZER:
+            ends = [end.text if end is not None else "none" for end in (pair.before, pair.after)]
+            yield f"{pair.path}: {' → '.join(ends)}"
+
+
+def _numbers_said(before: Model, after: Model, load: Workload) -> Iterator[str]:
+    """Parameters and cache in one sentence, where they differ."""
+    a, b = (Counts(model.graphs, load) for model in (before, after))
+    texts: list[str] = []
+    if a.parameters.total != b.parameters.total:
+        texts.append(f"{_parameters_said(a)} → {_parameters_said(b)} parameters")
+    cache = [one.cache.per_token(load.cache_bytes) for one in (a, b)]
+    if cache[0] != cache[1]:
+        texts.append(f"cache {bytes_short(cache[0])} → {bytes_short(cache[1])} a token")
+    if texts:
+        yield "; ".join(texts)
+
+
+def _parameters_said(counted: Counts) -> str:
+    total, active = counted.parameters.total, counted.parameters.active
+    return count_short(total) + (f" ({count_short(active)} active)" if active != total else "")

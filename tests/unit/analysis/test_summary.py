@@ -1,0 +1,190 @@
+"""Pairs that an expert knows, and what must stand in the first ten lines of their diff, by the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from llamagen.analysis.diff.judge import Diff, diff
+from llamagen.analysis.diff.render import LINES, text
+from llamagen.analysis.targets import Model, built
+from llamagen.spec.registry import Registry
+
+FOREIGN = Path(__file__).parents[2] / "specs" / "foreign"
+
+MISTRAL = f"""spec: 1
+id: real/mistral-7b
+extends: {FOREIGN}/mistral.yaml
+hyperparameters:
+  {{vocab_size: 32000, hidden_size: 4096, intermediate_size: 14336, num_layers: 32, num_heads: 32, num_kv_heads: 8,
+   head_dim: 128, sliding_window: 4096, max_positions: 32768, norm_eps: 1.0e-5}}
+"""
+QWEN = f"""spec: 1
+id: real/qwen3-0.6b
+extends: {FOREIGN}/qwen3.yaml
+hyperparameters:
+  {{vocab_size: 151936, hidden_size: 1024, intermediate_size: 3072, num_layers: 28, num_heads: 16, num_kv_heads: 8,
+   head_dim: 128, max_positions: 40960, tie_embeddings: true, norm_eps: 1.0e-6,
+   rope: {{kind: default, theta: 1000000.0}}}}
+"""
+EQUATION = """spec: 1
+id: mine/relu
+extends: llama/3.2/1b
+blocks:
+  SwiGLU:
+    forward: |
+      return down_proj(relu(gate_proj(x)) * up_proj(x))
+"""
+SCALED = """spec: 1
+id: mine/scaled
+extends: llama/3.2/1b
+blocks:
+  DecoderLayer:
+    forward: |
+      h = x + self_attn(input_layernorm(x)) * 0.5
+      return h + mlp(post_attention_layernorm(h))
+"""
+RENAMED = """spec: 1
+id: mine/w3
+extends: llama/3.2/1b
+blocks:
+  SwiGLU:
+    parts:
+      up_proj: none
+      w3: linear(hidden_size, intermediate_size)
+    forward: |
+      return down_proj(w3(x) * silu(gate_proj(x)))
+"""
+
+EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("llama/2/7b", "llama/3/8b"): (
+        "32 → 8 heads for keys and values (MHA → GQA)",
+        "RoPE theta 10,000 → 500,000",
+        "feed-forward 11,008 → 14,336 wide",
+        "vocabulary 32,000 → 128,256, another tokenizer (sentencepiece → tiktoken)",
+        "context 4,096 → 8,192",
+        "6.74 B → 8.03 B parameters; cache 512 KiB → 128 KiB a token",
+    ),
+    ("llama/3/8b", "llama/3.1/8b"): (
+        "RoPE unscaled → llama3 (factor 8, low_freq_factor 1, high_freq_factor 4, original_max_positions 8,192)",
+        "context 8,192 → 131,072",
+    ),
+    ("llama/3.1/70b", "llama/3.3/70b-instruct"): (
+        "the same architecture",
+        "released 2024-07-23 → 2024-12-06",
+    ),
+    ("llama/3.1/8b", "llama/3.2/11b-vision"): (
+        "the same 32 layers, as `language_model.model`",
+        "8 new cross-attention layers (3,8,...,38)",
+        "8 more embedding rows (128,264)",
+        "images: a vision tower of",
+    ),
+    ("llama/3.1/405b", "llama/4/maverick"): (
+        "126 layers → 48",
+        "mixture of experts in 24 layers (1,3,...,47): 128 experts of 8,192, a token uses 1",
+        "beside a shared one of 8,192",
+        "128 heads (8 for keys and values) → 40 heads (8 for keys and values)",
+        "attention within chunks of 8,192 in 36 layers",
+        "no rotary positions (NoPE) and queries that grow with the log of their position in 12 layers (3,7,...,47)",
+        "(temperature: scale 0.1, floor 8,192)",
+        "hidden size 16,384 → 5,120; vocabulary 128,256 → 202,048",
+        "images: a vision tower of",
+    ),
+    ("llama/4/scout", "llama/4/maverick"): (
+        "16 → 128 experts in 24 layers (1,3,...,47)",
+        "no experts, a dense feed-forward of 16,384 in 24 layers (0,2,...,46)",
+        "queries and keys are no longer normalised in 36 layers",
+        "RoPE llama3 (factor 16,",
+    ),
+    ("llama/4/scout", "llama/guard/4-12b"): (
+        "no experts, a dense feed-forward of 8,192",
+        "layers.*.feed_forward.shared_expert` is now `language_model.model.layers.*.feed_forward` in 48 layers",
+        "attention no longer within chunks of 8,192",
+        "no temperature of queries any more in 12 layers (3,7,...,47)",
+        "rotary positions in 12 layers (3,7,...,47)",
+    ),
+    ("llama/3.1/8b", "llama/3.2/1b"): (
+        "32 layers → 16",
+        "head_dim 128 → 64",
+        "RoPE factor 8 → 32",
+        "feed-forward 14,336 → 8,192 wide",
+        "hidden size 4,096 → 2,048",
+        "the head is tied to the embedding",
+    ),
+    ("llama/3.2/1b", QWEN): (
+        "16 layers → 28",
+        "32 heads (8 for keys and values) → 16 heads (8 for keys and values)",
+        "head_dim 64 → 128",
+        "queries and keys are normalised (rms_norm)",
+        "feed-forward 8,192 → 3,072 wide",
+        "→ unscaled (theta 1,000,000)",
+        "hidden size 2,048 → 1,024; vocabulary 128,256 → 151,936",
+    ),
+    ("llama/2/7b", MISTRAL): (
+        "32 → 8 heads for keys and values (MHA → GQA)",
+        "attention within a window of 4,096",
+        "feed-forward 11,008 → 14,336 wide",
+        "context 4,096 → 32,768",
+    ),
+    ("llama/3.2/1b", EQUATION): (
+        "activation silu → relu",
+        "model.layers.*.mlp in 16 layers: `return down_proj(silu(gate_proj(x)) * up_proj(x))` → ",
+        " → `return down_proj(relu(gate_proj(x)) * up_proj(x))`",
+    ),
+    ("llama/3.2/1b", SCALED): (
+        "model.layers.* in 16 layers: `h = x + self_attn(input_layernorm(x))` → ",
+        " → `h = x + self_attn(input_layernorm(x)) * 0.5`",
+    ),
+    ("llama/3.2/1b", RENAMED): (
+        "`model.layers.*.mlp.up_proj` is now `model.layers.*.mlp.w3` in 16 layers, the same weights",
+    ),
+}
+
+
+def side(source: str) -> Model:
+    registry = Registry()
+    return built(registry.load_text(source) if "\n" in source else registry.load(source))
+
+
+def compared(pair: tuple[str, str]) -> Diff:
+    return diff(side(pair[0]), side(pair[1]))
+
+
+def named(pair: Sequence[str]) -> str:
+    names = [p.split("\n")[1].removeprefix("id: ") if "\n" in p else p for p in pair]
+    return "-".join(names).replace("/", "_")
+
+
+@pytest.mark.parametrize("pair", EXPECTED, ids=named)
+def test_what_an_expert_says_stands_first(pair: tuple[str, str]) -> None:
+    result = compared(pair)
+    said = "\n".join(result.summary)
+    assert [piece for piece in EXPECTED[pair] if piece not in said] == []
+    assert 0 < len(result.summary) <= 10
+
+
+@pytest.mark.parametrize("pair", EXPECTED, ids=named)
+def test_the_text_fits_a_screen_unless_all_is_asked_for(pair: tuple[str, str]) -> None:
+    result = compared(pair)
+    short, full = text(result), text(result, full=True)
+    assert short.count("\n") <= LINES
+    assert [line.strip() for line in short.splitlines()[1 : len(result.summary) + 1]] == list(
+        result.summary
+    )
+    left_out = sum(int(line.split()[1]) for line in short.splitlines() if "--full" in line)
+    shown = sum(line.startswith("  D") for line in short.splitlines())
+    assert shown + left_out == sum(line.startswith("  D") for line in full.splitlines())
+
+
+@pytest.mark.parametrize("source", ["llama/3.2/1b", "llama/4/scout", "llama/3.2/11b-vision"])
+def test_of_a_model_and_itself_nothing_is_said_to_differ(source: str) -> None:
+    assert compared((source, source)).summary == ("the same architecture",)
+
+
+def test_the_other_way_says_the_opposite() -> None:
+    assert "32 layers → 16" in compared(("llama/3.1/8b", "llama/3.2/1b")).summary
+    back = compared(("llama/3.2/1b", "llama/3.1/8b")).summary
+    assert "16 layers → 32" in back
+    assert "the head is no longer tied to the embedding" in back
