@@ -40,6 +40,7 @@ __all__ = [
     "plot",
     "query",
     "random_checkpoint",
+    "releases",
     "run",
     "schema_text",
     "share",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.records import list_models as list_models
     from llamagen.analysis.records import numbers_text as numbers_text
     from llamagen.analysis.records import save_numbers as save_numbers
+    from llamagen.analysis.releases import Release
     from llamagen.analysis.show import Section
     from llamagen.analysis.sql import Result
     from llamagen.analysis.targets import Model as Built
@@ -432,8 +433,16 @@ def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
     return follow(_family(), where)
 
 
+def releases() -> tuple[Release, ...]:
+    """The releases of the main line by date: sizes, what was new, and wide-spread claims with what is right."""
+    from llamagen.analysis.queries import holds
+    from llamagen.analysis.releases import releases as every
+
+    return every([record for record in _family() if holds(record, MAINLINE)])
+
+
 def sql(statement: str) -> Result:
-    """Rows of one SELECT over models, layers, parameters, changes and sources. Raises LG905."""
+    """Rows of one SELECT over the tables that `llamagen sql` lists. Raises LG905."""
     from llamagen.analysis.sql import sql as run
 
     return run(_family(), statement)

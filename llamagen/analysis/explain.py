@@ -98,6 +98,7 @@ def explain_value(registry: Registry, resolved: ResolvedSpec, path: str) -> str:
     if isinstance(tree, Branch):
         lines.append("a section with:")
         lines += [f"  {name}" for name in tree.entries]
+        lines += _disputes(resolved, dotted)
         return "".join(f"{line}\n" for line in lines)
     lines[0] += f" = {_shortened(tree.origins[-1].text)}"
     lines += _meaning(steps)
@@ -151,9 +152,16 @@ def _sources(resolved: ResolvedSpec, dotted: str) -> Iterator[str]:
     for doubt in uncertain(resolved):
         if matches(doubt.path, dotted):
             yield f"uncertain: {' '.join(doubt.why.split())}"
+    yield from _disputes(resolved, dotted)
+
+
+def _disputes(resolved: ResolvedSpec, dotted: str) -> Iterator[str]:
+    """About a value, or about anything in a section."""
     for conflict in conflicts(resolved):
-        if matches(conflict.path, dotted):
-            yield f"disputed: {conflict.choice} was chosen, {' '.join(conflict.reason.split())}"
+        inside = conflict.path.startswith(f"{dotted}.")
+        if inside or matches(conflict.path, dotted):
+            about = f" {conflict.path.removeprefix(f'{dotted}.')}" if inside else ""
+            yield f"disputed{about}: {conflict.choice} was chosen, {' '.join(conflict.reason.split())}"
             yield from (f"  {claim.value}, says {claim.source}" for claim in conflict.claims)
 
 

@@ -144,7 +144,7 @@ class ComponentCount:
     count: int
     """Parameters, each weight once."""
     active: int
-    """Parameters that one token uses."""
+    """Parameters that one token of text uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class ParameterReport:
 
     @property
     def active(self) -> int:
-        """Parameters that one token uses: of the routed experts only the chosen ones, of all else everything."""
+        """Parameters that one token of text uses: all of the text model, but of routed experts only the chosen ones."""
         return sum(c.active for c in self.components)
 
     @property
@@ -204,7 +204,7 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
             active = count // experts * min(used, experts)
         both = counts.setdefault(component, [0, 0])
         both[0] += count
-        both[1] += active
+        both[1] += active if name == MAIN and component is not Component.VISION else 0
     rows = tuple(ComponentCount(c, *counts[c]) for c in Component if c in counts)
     return ParameterReport(rows, bool(text.ties))
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from llamagen.analysis.layers import layers_of, with_images
 from llamagen.analysis.numbers import (
     BYTES_16,
     CacheLayer,
@@ -72,6 +73,10 @@ class Architecture:
     """By name of a column. Parameters are those of all graphs; attention, cache and FLOPs are of the text model."""
     ops: tuple[str, ...]
     graphs: tuple[str, ...]
+    activation: str | None
+    """Of the dense feed-forward, or of the shared expert."""
+    norm: str | None
+    """Of the layers."""
     cache: CacheReport
     """Of the text model."""
     weights: tuple[Weight, ...]
@@ -87,7 +92,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
     params = sum(p.count for p in weights.values())
     totals = {
         "params": params,
-        "active_params": params - (of_text.total - of_text.active),
+        "active_params": of_text.active,
         "kv_bytes_per_token": cache.per_token(BYTES_16),
         "flops_per_token": count_flops(flops_of(text), 1, 1, 0).total,
         "local_layers": cache.local_layers,
@@ -101,7 +106,16 @@ def measure(resolved: ResolvedSpec) -> Architecture:
     ops = {node.op for block in blocks for node in block.nodes if not node.row.control}
     times = Counter((collapse(path)[0], p.shape) for path, p in weights.items())
     folded = (Weight(path, count, shape) for (path, shape), count in times.items())
-    return Architecture(totals, tuple(sorted(ops)), tuple(graphs), cache, tuple(folded))
+    _, layers = layers_of(with_images(graphs))
+    return Architecture(
+        totals,
+        tuple(sorted(ops)),
+        tuple(graphs),
+        next((one.activation for one in layers if one.activation), None),
+        next((one.norms[1] for one in layers if one.norms[1]), None),
+        cache,
+        tuple(folded),
+    )
 
 
 _known: dict[str, Architecture] = {}
@@ -138,6 +152,8 @@ def _read(saved: Mapping[str, Any]) -> Architecture:
         saved["totals"],
         tuple(saved["ops"]),
         tuple(saved["graphs"]),
+        saved["activation"],
+        saved["norm"],
         CacheReport(tuple(CacheLayer(*row) for row in saved["layers"])),
         tuple(Weight(path, times, tuple(shape)) for path, times, shape in saved["weights"]),
     )
@@ -161,6 +177,8 @@ def numbers_text() -> str:
                 "totals": built.totals,
                 "ops": built.ops,
                 "graphs": built.graphs,
+                "activation": built.activation,
+                "norm": built.norm,
                 "layers": [astuple(layer)[:-1] for layer in built.cache.layers],
                 "weights": [astuple(weight) for weight in built.weights],
             }
@@ -316,6 +334,16 @@ COLUMNS: Mapping[str, Column] = {
         name: Column(info.description or "rotary position embedding", f"hyperparameters.{name}")
         for name, info in Hyperparameters.model_fields.items()
     },
+    "hidden_act": Column(
+        "activation of the feed-forward",
+        lambda r: r.architecture.activation if r.architecture is not None else None,
+        from_graph=True,
+    ),
+    "norm": Column(
+        "op that normalises in the layers",
+        lambda r: r.architecture.norm if r.architecture is not None else None,
+        from_graph=True,
+    ),
     "rope_theta": Column("base of the rotary frequencies", "hyperparameters.rope.theta"),
     "rope_kind": Column(
         " or ".join(", ".join(ROPE_KINDS).rsplit(", ", 1)), "hyperparameters.rope.kind"
@@ -324,7 +352,7 @@ COLUMNS: Mapping[str, Column] = {
     "patterns": Column("per-layer values by pattern name", _pattern_values),
     "attention": Column("MHA, GQA or MQA", _attention),
     "params": _total("params", "parameters, each weight once"),
-    "active_params": _total("active_params", "parameters one token uses"),
+    "active_params": _total("active_params", "parameters one token of text uses"),
     "kv_bytes_per_token": _total(
         "kv_bytes_per_token", "bytes of cache one more token takes, 16 bit"
     ),

@@ -8,6 +8,8 @@ from fnmatch import translate
 from functools import cache
 from typing import Literal, TypeVar
 
+from pydantic import Field
+
 from llamagen.analysis.tables import load_table
 from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree
 from llamagen.spec.schema import Closed, Conflict, Uncertain
@@ -69,6 +71,27 @@ def known_sources() -> dict[str, str]:
     """Key -> one line about it, of spec/sources.yaml. Raises LlamagenError for a file that is not as it was shipped."""
     sources = load_table("sources.yaml", _Sources).sources
     return {key: f"{one.title}; {one.place}; {one.kind}" for key, one in sources.items()}
+
+
+class WideClaim(Closed):
+    """What many say about the family, and what primary sources say."""
+
+    about: tuple[str, ...] = Field(description="Generations.")
+    claim: str
+    verdict: Literal["wrong", "imprecise", "right"]
+    fact: str
+    sources: tuple[str, ...] = Field(description="Keys of spec/sources.yaml.")
+    see: str = Field(description="A command that shows it.")
+
+
+class _Claims(Closed):
+    version: Literal[1]
+    claims: dict[str, WideClaim]
+
+
+def claims() -> dict[str, WideClaim]:
+    """By number, of spec/claims.yaml."""
+    return load_table("claims.yaml", _Claims).claims
 
 
 T = TypeVar("T", Conflict, Uncertain)

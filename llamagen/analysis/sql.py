@@ -1,4 +1,4 @@
-"""The family as SQL tables, read only: models, layers, parameters, changes, sources (stdlib sqlite, in memory)."""
+"""The family as SQL tables, read only (stdlib sqlite, in memory)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from llamagen.analysis.cost import devices
 from llamagen.analysis.diff.overlay import leaf_changes, plain_of
 from llamagen.analysis.records import COLUMNS, Record
-from llamagen.analysis.sources import known_sources, source_of
+from llamagen.analysis.sources import claims, conflicts, known_sources, source_of, uncertain
 from llamagen.confined import Limits, Stopped, confined
 from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.spec.expr import Static
@@ -116,6 +117,45 @@ def _sources(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
                 yield (record.id, path, value, source, title, leaf.origins[-1].spec_id)
 
 
+def _conflicts(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        for one in conflicts(record.resolved):
+            for claim in one.claims:
+                reason = " ".join(one.reason.split())
+                yield (record.id, one.path, claim.value, claim.source, one.choice, reason)
+
+
+def _uncertain(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        for one in uncertain(record.resolved):
+            yield (record.id, one.path, " ".join(one.why.split()))
+
+
+def _lineage(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        lineage = record.resolved.spec.lineage
+        for base in lineage.derived_from if lineage is not None else ():
+            yield (record.id, base, lineage.how if lineage is not None else None)
+
+
+def _variants(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+    for record in family:
+        training = record.resolved.spec.training
+        for variant in (training.weight_variants or ()) if training is not None else ():
+            yield (record.id, variant)
+
+
+def _devices(_: Sequence[Record], __: Columns) -> Iterator[Row]:
+    for name, one in devices().items():
+        yield (name, one.title, one.memory_bytes)
+
+
+def _claims(_: Sequence[Record], __: Columns) -> Iterator[Row]:
+    for number, one in claims().items():
+        about, sources = json.dumps(one.about), json.dumps(one.sources)
+        yield (int(number), about, one.claim, one.verdict, one.fact, sources, one.see)
+
+
 TABLES: Final[Mapping[str, Table]] = {
     "models": Table(_MODEL_COLUMNS, "one row a model; the columns of a query", _models),
     "layers": Table(
@@ -137,6 +177,26 @@ TABLES: Final[Mapping[str, Table]] = {
         ("model", "path", "value", "source", "title", "written_in"),
         "one row a value with the source that proves it",
         _sources,
+    ),
+    "conflicts": Table(
+        ("model", "path", "value", "source", "choice", "reason"),
+        "one row a claim about a value that authorities disagree on",
+        _conflicts,
+    ),
+    "uncertain": Table(
+        ("model", "path", "why"), "one row a value that rests on inference", _uncertain
+    ),
+    "lineage": Table(
+        ("model", "base", "how"), "one row a model that another was made from", _lineage
+    ),
+    "variants": Table(("model", "variant"), "one row a form of published weights", _variants),
+    "devices": Table(
+        ("name", "title", "memory_bytes"), "one row a device of spec/hardware.yaml", _devices
+    ),
+    "claims": Table(
+        ("number", "about", "claim", "verdict", "fact", "sources", "see"),
+        "one row a wide-spread claim and what primary sources say; about and sources are JSON lists",
+        _claims,
     ),
 }
 

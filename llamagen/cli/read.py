@@ -306,11 +306,22 @@ def timeline(
     where: Annotated[
         str, typer.Option(metavar="EXPR", help="Only models for which this is true.")
     ] = MAINLINE,
+    releases: Annotated[
+        bool,
+        typer.Option("--releases", help="Every release: sizes, what was new, what is often said."),
+    ] = False,
+    format: Annotated[
+        Literal["text", "json"], typer.Option(help="How --releases is printed.")
+    ] = "text",
 ) -> None:
     """Show when a value changed over the releases, when it first appeared, or that it never changed."""
     from llamagen.analysis.queries import history_text, timeline_text
 
-    if path is None:
+    if releases:
+        from llamagen.analysis.releases import json_text, text
+
+        console.out((text if format == "text" else json_text)(api.releases()))
+    elif path is None:
         console.out(history_text(api.history(where)))
     else:
         console.out(timeline_text(api.timeline(path, where)))
@@ -323,7 +334,7 @@ def sql(
     ] = None,
     format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
 ) -> None:
-    """Ask in SQL: tables models, layers, parameters, changes, sources; read only."""
+    """Ask in SQL, read only; without a statement the tables are listed."""
     from llamagen.analysis.sql import TABLES
 
     if statement is None:

@@ -128,6 +128,7 @@ def test_a_page_shows_a_text(place: str) -> None:
 
 PAGE_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "span", "table", "tr", "th", "td", "code",
+    "ul", "li",
 }  # fmt: skip
 
 COMMANDS = (

@@ -6,196 +6,26 @@ the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from llamagen.analysis.cost import Counts, Workload
 from llamagen.analysis.diff.align import Pair, layer_text
-from llamagen.analysis.diff.equations import SIZES
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.match import Matching
-from llamagen.analysis.numbers import Component, count_parameters, encoder_flops, expert_choice
+from llamagen.analysis.layers import Facts, Settings, layers_of, with_images
+from llamagen.analysis.numbers import Component, count_parameters, encoder_flops
 from llamagen.analysis.records import attention_kind
 from llamagen.analysis.tables import hyperparameter_scope
 from llamagen.analysis.targets import Model
-from llamagen.ir.graph import MAIN, Block, BlockPart, Graph, Node, OpPart, StackPart, join
-from llamagen.ir.pipeline import pipeline_of
-from llamagen.ops.op import AttrValue, Role, a_int
-from llamagen.ops.rope import ROPE_KINDS
+from llamagen.ir.graph import MAIN, Graph
+from llamagen.ops.op import AttrValue, Role
 from llamagen.spec.expr import unparse_static
 from llamagen.units import bytes_short, count_short
 
 MOST = 10
 """Sentences; of more the least telling are left out."""
-
-Settings = Mapping[str, AttrValue]
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    query: int
-    key_value: int
-    dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    count: int
-    used: int
-    """By a token."""
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a layer of the text model is; none for what it does not have."""
-
-    heads: Heads | None
-    cross: bool
-    """It attends to something else than the text."""
-    window: int | None
-    chunk: int | None
-    rope: Settings | None
-    attention: Settings
-    """What the scores are computed with."""
-    layout: str | None
-    """Which values of a head are turned together."""
-    temperature: Settings | None
-    qk_norm: str | None
-    experts: Experts | None
-    width: int | None
-    """Of the dense feed-forward, or of the shared expert."""
-    activation: str | None
-    norms: tuple[int, str]
-    eps: str
-    biases: str | None
-
-    def kind(self) -> tuple[object, ...]:
-        """What it does, but for sizes and constants."""
-        has = (self.window, self.chunk, self.rope, self.temperature, self.experts, self.width)
-        return (
-            self.cross,
-            *(one is None for one in has),
-            self.qk_norm,
-            self.norms,
-            self.biases,
-        )
-
-
-def layers_of(graph: Graph) -> tuple[str, list[Facts]]:
-    """Role path of the stack that attends, and what its layers are; no layers where there is no such stack."""
-    for here in graph.instances:
-        for part in here.block.parts.values():
-            if isinstance(part, StackPart) and any(_attends(graph, name) for name in part.blocks):
-                known = {name: _facts(graph, graph.blocks[name]) for name in set(part.blocks)}
-                return join(here.path, part.name), [known[name] for name in part.blocks]
-    return "", []
-
-
-def _below(graph: Graph, block: Block) -> Iterator[Block]:
-    yield block
-    for part in block.parts.values():
-        if isinstance(part, BlockPart):
-            yield from _below(graph, graph.blocks[part.block])
-
-
-def _attends(graph: Graph, name: str) -> bool:
-    blocks = _below(graph, graph.blocks[name])
-    return any(node.row.role is Role.ATTENTION for block in blocks for node in block.nodes)
-
-
-def _facts(graph: Graph, layer: Block) -> Facts:
-    blocks = list(_below(graph, layer))
-    attending = [b for b in blocks if any(n.row.role is Role.ATTENTION for n in b.nodes)]
-    others = [b for b in blocks if b not in attending]
-    heads: Heads | None = None
-    cross = False
-    settings: Settings = {}
-    limits: tuple[int | None, int | None] = (None, None)
-    nodes: Sequence[Node] = attending[0].nodes if attending else ()
-    scored: list[Node] = []
-    for node in nodes:
-        if node.row.role is Role.ATTENTION:
-            scored = list(_after_projections(attending[0], node.operands[:2]))
-            query, key = (t.shape for t in graph.operand_types(attending[0], node)[:2])
-            heads = Heads(query[1].value, key[1].value, query[3].value)
-            limits = graph.limits(node)
-            settings = {n: v for n, v in node.attrs.items() if n not in SIZES}
-            cross = graph.mask_of(node) is None and len(node.operands) > 3
-    prelude = {f"@{r}": node for node in graph.prelude for r in node.results}
-    read = [prelude[o] for n in nodes for o in n.operands if o in prelude]
-    rope = next((n for n in read if n.row.role is Role.ROPE_TABLE), None)
-    warm = next((n for n in read if n.row.role is Role.TEMPERATURE), None)
-    turned = next((n for n in nodes if n.row.role is Role.ROTATION), None)
-    parts = [(b, p) for b in blocks for p in b.parts.values() if isinstance(p, OpPart)]
-    experts = next(((b, p) for b, p in parts if p.row.role is Role.EXPERTS), None)
-    dense = [(b, w) for b in others if (w := _width(b)) is not None]
-    norms = [p for b, p in parts if p.row.role is Role.NORM and b in others]
-    linear = [p for _, p in parts if p.row.role is Role.LINEAR]
-    return Facts(
-        heads=heads,
-        cross=cross,
-        window=limits[0],
-        chunk=limits[1],
-        rope=_rope(rope) if rope is not None else None,
-        attention=settings,
-        layout=str(turned.attrs["layout"]) if turned is not None else None,
-        temperature=dict(warm.attrs) if warm is not None else None,
-        qk_norm=_names(n.op for n in scored if n.row.role in (Role.NORM, Role.BARE_NORM)),
-        experts=_experts(graph, *experts) if experts is not None else None,
-        width=dense[0][1] if dense else None,
-        activation=_names(
-            n.op for block, _ in dense for n in block.nodes if _activates(graph, block, n)
-        ),
-        norms=(len(norms), _names(p.op for p in norms) or ""),
-        eps=_names(str(p.attrs.get("eps")) for p in norms) or "",
-        biases=_names(p.name for p in linear if any(q.kind == "bias" for q in p.parameters)),
-    )
-
-
-def _after_projections(block: Block, values: Sequence[str]) -> Iterator[Node]:
-    """What is done to values since the linear parts that they come from."""
-    made = {r: node for node in block.nodes for r in node.results}
-    waiting, seen = list(values), set[str]()
-    while waiting:
-        value = waiting.pop()
-        node = made.get(value)
-        if node is None or value in seen or node.row.role is Role.LINEAR:
-            continue
-        seen.add(value)
-        yield node
-        waiting += node.operands
-
-
-def _activates(graph: Graph, block: Block, node: Node) -> bool:
-    """Whether it is a function of each value: no sum or product, and no cast."""
-    result = block.values[node.results[0]].type
-    alike = graph.operand_types(block, node) == [result]
-    return node.row.elementwise and not node.row.symbol and alike
-
-
-def _names(words: Iterator[str]) -> str | None:
-    return ", ".join(sorted(set(words))) or None
-
-
-def _rope(table: Node) -> Settings:
-    scaling = str(table.attrs["scaling"])
-    names = ("theta", "scaling", *(a.name for a in ROPE_KINDS[scaling].attrs))
-    return {name: table.attrs[name] for name in names}
-
-
-def _experts(graph: Graph, block: Block, part: OpPart) -> Experts:
-    return Experts(*expert_choice(graph, block, part), a_int(part.attrs, "intermediate"))
-
-
-def _width(block: Block) -> int | None:
-    """Of a feed-forward: how many features its last linear part reads."""
-    made = {r: node for node in block.nodes for r in node.results}
-    last = made.get(block.outputs[0]) if block.outputs else None
-    part = block.part_of(last) if last is not None and last.row.role is Role.LINEAR else None
-    return part.parameters[0].shape[1] if isinstance(part, OpPart) and part.parameters else None
-
 
 # sentences
 
@@ -230,18 +60,12 @@ def summary(
 
 
 def _both(before: Model, after: Model, match: Matching) -> _Both:
-    stacks = [layers_of(_with_images(model.graphs)) for model in (before, after)]
+    stacks = [layers_of(with_images(model.graphs)) for model in (before, after)]
     (a_stack, a), (b_stack, b) = stacks
     blocks = match.blocks.get(MAIN, {})
     places = {f"{a_stack}.{i}": i for i in range(len(a))}
     pairs = [(places[x], j) for j in range(len(b)) if (x := blocks.get(f"{b_stack}.{j}")) in places]
     return _Both((a_stack, b_stack), a, b, pairs)
-
-
-def _with_images(graphs: Mapping[str, Graph]) -> Graph:
-    """The graph that has the layers of the text, those that see images with them."""
-    pipeline = pipeline_of(graphs)
-    return graphs[pipeline.steps[-1]] if pipeline is not None else graphs[MAIN]
 
 
 T = TypeVar("T")
