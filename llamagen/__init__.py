@@ -45,6 +45,7 @@ __all__ = [
     "schema_text",
     "share",
     "show",
+    "site",
     "sql",
     "timeline",
     "verify_folder",

@@ -441,6 +441,29 @@ def releases() -> tuple[Release, ...]:
     return every([record for record in _family() if holds(record, MAINLINE)])
 
 
+def site(
+    out: str | Path,
+    *,
+    only: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Write the atlas: static files that show the family in a browser, from disk; of the models ``only``, if any.
+
+    Raises LG201 for an unknown id, LG630 and others where ``out`` cannot be written or is not ours to replace.
+    """
+    from llamagen.analysis.queries import holds
+    from llamagen.analysis.site import write_site
+    from llamagen.recorded_folder import recorded_folder
+
+    for one in only:
+        resolved_of(one)  # LG201 with the nearest id
+    family = [record for record in _family() if not only or record.id in only]
+    mainline = [record for record in family if holds(record, MAINLINE)]
+    with recorded_folder(Path(out), "llamagen site 1", overwrite) as staging:
+        write_site(staging, family, mainline, progress)
+
+
 def sql(statement: str) -> Result:
     """Rows of one SELECT over the tables that `llamagen sql` lists. Raises LG905."""
     from llamagen.analysis.sql import sql as run

@@ -38,7 +38,8 @@ def releases(family: Sequence[Record]) -> tuple[Release, ...]:
         generations.setdefault(static_text(record["generation"]), []).append(record)
     seen: set[str] = set()
     found: list[Release] = []
-    for generation, records in generations.items():
+    for generation, unsorted in generations.items():
+        records = sorted(unsorted, key=_count)
         traits = dict.fromkeys(text for record in records for text in _traits(record))
         new = tuple(text for text in traits if text not in seen)
         seen.update(traits)
@@ -48,7 +49,7 @@ def releases(family: Sequence[Record]) -> tuple[Release, ...]:
                 generation,
                 min(static_text(r["released"]) for r in records),
                 tuple(r.id for r in records),
-                tuple(dict.fromkeys(map(_size, sorted(records, key=_count)))),
+                tuple(dict.fromkeys(map(_size, records))),
                 ", ".join(dict.fromkeys(map(_kind, records))),
                 _range([r["context"] for r in records]),
                 new,

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "query": ("read.query", "Filter and sort the models with expressions."),
     "timeline": ("read.timeline", "Show how a value moved through the releases."),
     "sql": ("read.sql", "Ask about the family in SQL."),
+    "site": ("make.site", "Write the family as a site of static files."),
     "mcp": ("mcp.serve", "Serve the readers to a program that speaks MCP."),
     "import": ("read.import_config", "Turn a config.json or params.json into a spec."),
     "fmt": ("make.fmt", "Write specs in canonical form."),

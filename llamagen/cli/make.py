@@ -10,6 +10,7 @@ import typer
 from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS, INVALID
+from llamagen.cli.progress import case_progress
 from llamagen.cli.read import Cache
 from llamagen.emit.options import Target
 from llamagen.resources import data_text
@@ -91,3 +92,18 @@ def generate(
             continue
         words = f"{len(outcome.written)} written, {len(outcome.unchanged)} unchanged"
         console.line(f"{outcome.id}: {words} in {outcome.folder}")
+
+
+def site(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that appears whole.")],
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ID", help="Only this model; may repeat.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that an earlier site wrote.")
+    ] = False,
+) -> None:
+    """Write the atlas of the family: static files that open in a browser from disk, without a network."""
+    with case_progress("comparing models", "pairs") as progress:
+        api.site(out, only=only or (), overwrite=overwrite, progress=progress)
+    console.line(f"{out}: open {out / 'index.html'}")

@@ -22,9 +22,9 @@ from llamagen.emit.supply import COMPANIONS, CONFIGS, STORED, companions_of, pla
 from llamagen.emit.written import ByteCounter, Progress, Written, silent, sizes_of, write_text
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import all_parameters
+from llamagen.recorded_folder import recorded_folder
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import (
-    checkpoint_folder,
     require_unchanged,
     write_json,
     write_tensors,
@@ -98,7 +98,7 @@ def convert(
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     companions = companions_of(folder, [name for name in COMPANIONS if name not in CONFIGS])
     reads = (*registry.files, checkpoint, *stored.stamps, *companions)
-    with checkpoint_folder(out, overwrite, reads) as staging:
+    with recorded_folder(out, "llamagen checkpoint 1", overwrite, reads) as staging:
         blocks = {path: _bytes(tensors[path], types[path], counter.add) for path in tensors}
         write_tensors(staging, [(one, blocks[one.name]) for one in new], shard_bytes)
         for name, text in config_files(second).items():

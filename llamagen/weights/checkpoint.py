@@ -14,17 +14,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ValidationError
-
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
-from llamagen.files import CONFIG, INDEX, MANIFEST, WEIGHTS, exists, is_folder, names_in, read_bytes
-from llamagen.spec.schema import Closed
+from llamagen.files import CONFIG, INDEX, WEIGHTS, exists, is_folder, names_in, read_bytes
 from llamagen.weights.gguf_file import PACKED, read_gguf
 from llamagen.weights.gguf_hub import hub_files
 from llamagen.weights.meta_pth import read_pth
@@ -37,7 +33,6 @@ from llamagen.weights.safetensors import (
     shape_text,
     write_safetensors,
 )
-from llamagen.writing import Listing, staged_folder
 
 FLOAT8 = "F8_E4M3"
 SCALE_SUFFIX = "_scale"
@@ -413,36 +408,6 @@ def _is_swapped(shape: tuple[int, ...], scale: tuple[int, ...]) -> bool | None:
 
 
 # Writing
-
-
-RECORD = "llamagen.json"
-
-
-class CheckpointRecord(Closed):
-    """What llamagen wrote into a checkpoint folder, by which it knows it again. No other tool reads this file."""
-
-    format: Literal["llamagen checkpoint 1"] = "llamagen checkpoint 1"
-    files: dict[str, int]
-    """Bytes of every file but this one, by its path in the folder."""
-
-
-def _recorded_files(folder: Path) -> Collection[str]:
-    data = read_bytes(folder / RECORD, MANIFEST, within=folder)
-    try:
-        return CheckpointRecord.model_validate_json(data, strict=True).files
-    except ValidationError as error:
-        raise LlamagenError.of("LG634", error.errors(include_url=False)[0]["msg"]) from error
-
-
-@contextmanager
-def checkpoint_folder(out: Path, overwrite: bool, reads: Sequence[Path]) -> Iterator[Path]:
-    """A folder to write a checkpoint into, as `staged_folder` gives it; its record is added at the end."""
-    with staged_folder(out, Listing(RECORD, _recorded_files), overwrite, reads) as staging:
-        yield staging
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        sizes = {path.relative_to(staging).as_posix(): path.stat().st_size for path in files}
-        text = CheckpointRecord(files=sizes).model_dump_json(indent=2)
-        (staging / RECORD).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def write_tensors(

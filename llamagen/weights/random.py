@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ops.op import InitKind
+from llamagen.recorded_folder import recorded_folder
 from llamagen.weights.checkpoint import (
     FLOAT8,
     SCALE_SUFFIX,
-    checkpoint_folder,
     write_json,
     write_tensors,
 )
@@ -164,7 +164,7 @@ def write_random_checkpoint(
         else:
             new.append((NewTensor(tensor.name, "BF16", tensor.shape), _plain(seed, tensor, "BF16")))
     total = sum(one.nbytes for one, _ in new)
-    with checkpoint_folder(folder, overwrite, reads) as staging:
+    with recorded_folder(folder, "llamagen checkpoint 1", overwrite, reads) as staging:
         write_tensors(staging, [(one, counted(blocks)) for one, blocks in new], max_shard_bytes)
         if config is not None:
             write_json(staging / "config.json", dict(config))

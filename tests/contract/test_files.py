@@ -56,6 +56,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("resources.py", "(data_folder(folder) / name).read_text"): SHIPPED,
     ("resources.py", "FileSystemLoader"): SHIPPED,
     ("spec/naming.py", "file.read_text"): SHIPPED,
+    ("analysis/site.py", "shutil.copytree"): SHIPPED,
     ("diagnostics/codes.py", "yaml.load"): "of a text",
     ("analysis/statement.py", "sqlite3.connect"): "of a database in memory",
     ("confined/child.py", "open"): "a script of ours",
