@@ -2,8 +2,9 @@
 
 Quantised ones are read back as numbers, written from ONNX Runtime's description of its operators. MatMulNBits and
 GatherBlockQuantized: weight[n, k] = (code[n, k] - zero_point[n, k / block]) * scale[n, k / block]; two 4-bit codes
-share a byte, the first in the low half. With minimums (other nodes add them): code * scale + minimum. QMoE: as
-MatMulNBits for each expert. DynamicQuantizeMatMul: weight[n, k] = code[k, n] * scale[n].
+share a byte, the first in the low half. With minimums (other nodes add them): code * scale + minimum. In halves: two
+such products, of the high halves with 16 times the scale. QMoE: as MatMulNBits for each expert. DynamicQuantizeMatMul:
+weight[n, k] = code[k, n] * scale[n].
 """
 
 from __future__ import annotations
@@ -74,11 +75,13 @@ class CodedPlace:
     scales: Place
     zero_points: Place | None
     minimums: Place | None = None
+    low_codes: Place | None = None
+    low_zero_points: Place | None = None
 
     @property
     def parts(self) -> tuple[Place, ...]:
-        every = (self.codes, self.scales, self.zero_points, self.minimums)
-        return tuple(part for part in every if part is not None)
+        more = (self.zero_points, self.minimums, self.low_codes, self.low_zero_points)
+        return (self.codes, self.scales, *(part for part in more if part is not None))
 
     def read(self) -> NDArray[np.float32]:
         """The numbers that the codes stand for, rounded to float32."""
@@ -86,12 +89,12 @@ class CodedPlace:
         scales = self.scales.read()[part].astype(np.float32)
         if self.record.kind == "channels":
             return self.codes.read()[:, part].T.astype(np.float32) * scales[:, None]
-        stored = self.codes.read()[part].reshape(*scales.shape, -1)
-        codes = numbers_of(stored, self.record.bits).astype(np.float32)
+        codes = self._numbers(self.codes, self.low_codes, (*scales.shape, -1))
         points = np.full(scales.shape, 2.0 ** (self.record.bits - 1), np.float32)
         if self.zero_points is not None:
-            numbers = numbers_of(self.zero_points.read()[part], self.record.bits)
-            points = numbers[..., : scales.shape[-1]].astype(np.float32)
+            shape = (*scales.shape[:-1], -1)
+            numbers = self._numbers(self.zero_points, self.low_zero_points, shape)
+            points = numbers[..., : scales.shape[-1]]
         lows = None if self.minimums is None else self.minimums.read()[part].astype(np.float32)
         if lows is None:
             codes -= points[..., None]
@@ -99,6 +102,17 @@ class CodedPlace:
         if lows is not None:
             codes += lows[..., None]
         return self._as_parameter(codes)
+
+    def _numbers(
+        self, whole: Place, low: Place | None, shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """The codes or zero points of the rows, one an element; halves put together."""
+        part = slice(self.first, self.first + self.shape[0])
+        bits = self.record.bits if low is None else 4
+        numbers = numbers_of(whole.read()[part].reshape(shape), bits)
+        if low is not None:
+            numbers = 16 * numbers + numbers_of(low.read()[part].reshape(shape), bits)
+        return numbers.astype(np.float32)
 
     def steps(self) -> NDArray[np.float32]:
         """How far apart the numbers are that neighbouring codes stand for, at each element."""
@@ -223,14 +237,15 @@ def _coded(
         parts = _PARTS.validate_json(about.get(SOURCES, ""), strict=True)
         scales = plain[record.scales]
         points = None if record.zero_points is None else plain[record.zero_points]
-        lows = None if record.minimums is None else plain[record.minimums]
+        named = (record.minimums, record.low_codes, record.low_zero_points)
+        more = [None if name is None else plain[name] for name in named]
     except (ValueError, KeyError) as error:
         message = f"`{name}` does not say what its codes stand for"
         raise LlamagenError.of("LG773", message) from error
     places: dict[str, CodedPlace] = {}
     first = 0
     for path, shape in parts:
-        places[path] = CodedPlace(shape, first, record, plain[name], scales, points, lows)
+        places[path] = CodedPlace(shape, first, record, plain[name], scales, points, *more)
         first += shape[0]
     if scales.shape[0] != first:
         message = f"`{name}` has scales for {scales.shape[0]} rows, but joins {first}"

@@ -181,6 +181,16 @@ def _nibbles(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return packed
 
 
+def halves(
+    codes: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Numbers of 8 bits [..., n] as their high and their low halves, each uint8 [..., ceil(n / 2)]."""
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    codes = np.ascontiguousarray(codes)
+    return _nibbles(codes >> np.uint8(4)), _nibbles(codes & np.uint8(15))
+
+
 def _row_of_points(points: npt.NDArray[np.uint8], bits: Bits) -> npt.NDArray[np.uint8]:
     if bits == 8:
         return points

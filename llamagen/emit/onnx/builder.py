@@ -120,7 +120,9 @@ class Quantized:
     zero_points: ir.Value | None
     rows: ir.Value
     lows: ir.Value | None = None
-    """[N, blocks], added to every weight of a block."""
+    """[blocks, N], added to every weight of a block."""
+    more: Quantized | None = None
+    """Added to this one: the low halves of codes, where these are the high ones."""
 
     def product(self, b: Builder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """``x`` [..., K] times the weight, [..., N], in the model's dtype."""
@@ -141,7 +143,8 @@ class Quantized:
             if bias is not None:
                 product = b.op("Add", product, b.to(bias, b.FLOAT))
             return b.to(product, b.model)
-        x = b.to(x, b.model)
+        assert x.shape is not None
+        rank, x = len(x.shape), b.to(x, b.model)
         product = b.op(
             "MatMulNBits",
             *(x, self.codes, self.scales),
@@ -152,16 +155,18 @@ class Quantized:
             block_size=how.block,
             accuracy_level=how.accuracy_level,
         )
+        if self.more is not None:
+            return b.op("Add", product, self.more.product(b, x, None))
         if self.lows is None:
             return product
         # a low is multiplied with every input of its block: with their sum
         key = f"sums of {how.block} of {x.name}"
         if key not in b.shared:
-            blocks = b.op("Reshape", x, b.ints([-1, columns // how.block, how.block]))
-            b.shared[key] = b.op("ReduceSum", blocks, b.ints([-1]), keepdims=0)
-        more = b.op("Gemm", b.shared[key], self.lows, transB=1)
-        shape = b.op("Shape", product, dtype=b.INT64)
-        return b.op("Add", product, b.op("Reshape", more, shape))
+            sizes = [*[0] * (rank - 1), columns // how.block, how.block]
+            b.shared[key] = b.op(
+                "ReduceSum", b.op("Reshape", x, b.ints(sizes)), b.ints([-1]), keepdims=0
+            )
+        return b.op("Add", product, b.op("MatMul", b.shared[key], self.lows))
 
     def gather(self, b: Builder, ids: ir.Value) -> ir.Value:
         """Rows of a table, dequantised, in the model's dtype."""
@@ -175,9 +180,15 @@ class Quantized:
             quantize_axis=1,
         )
         rows = b.to(rows, b.model)
+        if self.more is not None:
+            return b.op("Add", rows, self.more.gather(b, ids))
         if self.lows is None:
             return rows
-        lows = b.op("Reshape", b.op("Gather", self.lows, ids, axis=0), b.ints([-1, 1]))
+        lows = b.op(
+            "Reshape",
+            b.op("Gather", b.op("Transpose", self.lows, perm=[1, 0]), ids, axis=0),
+            b.ints([-1, 1]),
+        )
         blocks = b.op("Reshape", rows, b.ints([-1, self.encoding.block]))
         return b.op("Reshape", b.op("Add", blocks, lows), b.op("Shape", rows, dtype=b.INT64))
 

@@ -90,8 +90,6 @@ def groups(initializers: Sequence[Initializer]) -> Iterator[tuple[Initializer, .
     """Initializers that are made together: one, or the parts of a quantised weight."""
 
     def key(entry: Initializer) -> str:
-        if entry.shares is not None:
-            return entry.shares.removesuffix("_codes")
         return entry.part.weight if entry.part else entry.name
 
     for _, group in groupby(initializers, key):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -282,7 +282,7 @@ class _Emitter:
             if len(types) == 1 and (packing := types.pop()) is not None:
                 kept[entry.name] = packing
         shapes = {entry.name: entry.shape for entry in whole}
-        how = encodings(self.flat, shapes, self.quantization, kept)
+        how = encodings(self.flat, shapes, self.quantization, kept, b.profile.provider)
         gathers = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.EMBEDDING}
         products = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.LINEAR}
         table: list[Initializer] = []
@@ -303,9 +303,7 @@ class _Emitter:
             if name not in how:
                 self.parameters[name] = b.loaded(stored[0])
                 continue
-            roles = {
-                p.part.role if p.part else "rows": v for p, v in zip(parts, stored, strict=True)
-            }
+            roles = {p.part.role: v for p, v in zip(parts, stored, strict=True) if p.part}
             codes, points = roles["codes"], roles.get("zero_points")
             rows = roles.get("rows", codes)
             # half the bytes of float32, and codes are chosen for scales as they are; a runtime casts them at load
@@ -319,8 +317,21 @@ class _Emitter:
                 steps, middle = b.to(roles["scales"], b.FLOAT), b.number(8.0, b.FLOAT)
                 with b.within(name):
                     lows = b.op("Add", b.to(lows, b.FLOAT), b.op("Mul", steps, middle))
-                    lows = b.to(lows, b.model)
+                    lows = b.op("Transpose", b.to(lows, b.model), perm=[1, 0])
             quantized = Quantized(how[name], entry.shape, codes, wide, points, rows, lows)
+            if how[name].halves:
+                # (16 high + low - 128) * scale = (high - 8) * 16 scale + low * scale
+                with b.within(name):
+                    steps = b.op("Mul", wide, b.number(16.0, b.model))
+                high, low = replace(how[name], bits=4), replace(how[name], bits=4, symmetric=False)
+                codes = roles["low_codes"]
+                rest = (wide, roles["low_zero_points"], roles.get("low_rows", codes))
+                quantized = replace(
+                    quantized,
+                    encoding=high,
+                    scales=steps,
+                    more=Quantized(low, entry.shape, codes, *rest),
+                )
             self.parameters[name] = b.quantized(name, quantized)
         return tuple(table), tuple(values)
 

@@ -17,7 +17,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.builder import ELEMENTS, numpy_type
 from llamagen.emit.onnx.initializers import Encoding, Initializer, Placement, Source
 from llamagen.weights.pieces import Bytes, Piece
-from llamagen.weights.quantize import Blocks, quantize_channels, quantize_rows, repacked
+from llamagen.weights.quantize import Blocks, halves, quantize_channels, quantize_rows, repacked
 from llamagen.weights.tensors import Region
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -60,6 +60,14 @@ def _by_name(entries: Sequence[Initializer], blocks: Blocks) -> dict[str, npt.ND
     """What each of ``entries`` holds; zero points that are there without need are the middle."""
     how, rows = _how(entries[0]), len(blocks.packed)
     inner = entries[0].shape[2 if how.kind == "experts" else 1 :]
+    codes, points = blocks.packed, blocks.zero_points
+    if points is None:
+        width = -(-blocks.scales.shape[1] * how.bits // 8)
+        points = np.full((rows, width), 0x88 if how.bits == 4 else 0x80, np.uint8)
+    lows = codes, points
+    if how.halves:
+        (codes, low_codes), (points, low_points) = halves(codes), halves(points)
+        lows = low_codes, low_points
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for entry in entries:
         if entry.shares is not None:
@@ -67,18 +75,18 @@ def _by_name(entries: Sequence[Initializer], blocks: Blocks) -> dict[str, npt.ND
         assert entry.part is not None
         match entry.part.role:
             case "codes":
-                arrays[entry.name] = blocks.packed.reshape(rows, *inner)
+                arrays[entry.name] = codes.reshape(rows, *inner)
             case "scales":
                 arrays[entry.name] = blocks.scales
             case "zero_points":
-                points = blocks.zero_points
-                if points is None:
-                    middle = 0x88 if how.bits == 4 else 0x80
-                    points = np.full((rows, entry.shape[-1]), middle, np.uint8)
                 arrays[entry.name] = points
             case "minimums":
                 assert blocks.minimums is not None
                 arrays[entry.name] = blocks.minimums
+            case "low_codes":
+                arrays[entry.name] = lows[0].reshape(rows, *inner)
+            case "low_zero_points":
+                arrays[entry.name] = lows[1]
     return arrays
 
 

@@ -18,15 +18,19 @@ from llamagen.emit.options import QuantizeOptions, one_of
 from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ops.op import Role, State, a_str
 from llamagen.spec.schema import Closed
-from llamagen.weights.quantize import KEPT
+from llamagen.weights.quantize import KEPT, Bits
 
 StorageDType: TypeAlias = OnnxDType | Literal["uint8", "int8"]
 """Element type of a weight in its file."""
 
-PartRole: TypeAlias = Literal["codes", "scales", "zero_points", "minimums"]
+PartRole: TypeAlias = Literal[
+    "codes", "scales", "zero_points", "minimums", "rows", "low_codes", "low_zero_points", "low_rows"
+]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
+_INTEGERS = 4
+"""The accuracy level that rounds activations to int8."""
 
 _ROUTING_HOPS = 4
 
@@ -49,7 +53,7 @@ class Encoding:
     """
 
     kind: Literal["blocks", "channels", "experts"]
-    bits: Literal[4, 8] = 8
+    bits: Bits = 8
     block: int = 0
     symmetric: bool = True
     accuracy_level: int = 0
@@ -60,11 +64,19 @@ class Encoding:
     """Rows of the gate and of the linear half in turns, as QMoE reads them; in the parameter the gate comes first."""
     packing: str = ""
     """The type of GGUF whose blocks these are, as they were: nothing is quantised."""
+    halves: bool = False
+    """Codes and zero points of 8 bits are stored as two of 4: the CPU multiplies 4 bits in float32 in a kernel of its
+    own, but decodes a whole weight of 8 bits at every call, which takes 20 times as long."""
 
     @staticmethod
     def kept(packing: str, accuracy_level: int) -> Encoding:
         """Of blocks of GGUF that stay as they are."""
         return Encoding("blocks", KEPT[packing], 32, True, accuracy_level, packing=packing)
+
+    @property
+    def stored_bits(self) -> Bits:
+        """Of one number among the stored codes and zero points."""
+        return 4 if self.halves else self.bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +135,8 @@ def encoded(
     """The parts of ``whole`` [N, K], or [E, N, K] and [E, K, N] of experts, codes first.
 
     Codes of a ``table`` are read by GatherBlockQuantized as [N, bytes], and its zero points are there even where they
-    are all the middle: providers have different defaults. One that is a head too has its codes in both shapes.
+    are all the middle: providers have different defaults. One that is a head too has its codes in both shapes. Low
+    halves always have zero points: theirs are no middle.
     """
     name, (*experts, rows, columns) = whole.name, whole.shape
     if how.transposed:
@@ -135,19 +148,28 @@ def encoded(
 
     if how.kind == "channels":
         return part("codes", (columns, rows), "int8"), part("scales", (rows,), "float32")
-    blocks, size = -(-columns // how.block), how.block * how.bits // 8
+    bits = how.stored_bits
+    blocks, size = -(-columns // how.block), how.block * bits // 8
     flat = (*experts, rows, blocks * size)
     shape = flat if how.kind == "experts" or table == "alone" else (rows, blocks, size)
     scales = "float16" if how.packing else scales
     parts = [part("codes", shape, "uint8"), part("scales", (*experts, rows, blocks), scales)]
+    points = (*experts, rows, -(-blocks * bits // 8))
     if not how.symmetric or table != "no":
-        points = (*experts, rows, -(-blocks * how.bits // 8))
         parts.append(part("zero_points", points, "uint8"))
     if how.packing == "Q4_1":
         parts.append(part("minimums", (rows, blocks), "float16"))
+    if how.halves:
+        parts.append(part("low_codes", shape, "uint8"))
+        parts.append(part("low_zero_points", points, "uint8"))
     if table == "head":
-        codes = parts[0].name
-        parts.append(Initializer(f"{codes}_rows", flat, "uint8", (), None, codes))
+        gathered: list[tuple[PartRole, PartRole]] = [("codes", "rows")]
+        if how.halves:
+            gathered.append(("low_codes", "low_rows"))
+        for codes, role in gathered:
+            shared = f"{name}_{codes}"
+            about = Part(name, role, how)
+            parts.append(Initializer(f"{shared}_rows", flat, "uint8", (), about, shared))
     return tuple(parts)
 
 
@@ -175,6 +197,14 @@ class EncodingRecord(Closed):
     minimums: str | None = Field(
         default=None, description="Name of the tensor of minimums of blocks; null: there are none."
     )
+    low_codes: str | None = Field(
+        default=None,
+        description="Name of the tensor of the low halves of codes of 8 bits, which are packed as codes of 4 bits, "
+        "as the high halves are; null: codes are whole.",
+    )
+    low_zero_points: str | None = Field(
+        default=None, description="Name of the tensor of the low halves of zero points."
+    )
 
     @staticmethod
     def of(codes: Part) -> EncodingRecord:
@@ -188,6 +218,8 @@ class EncodingRecord(Closed):
             transposed=how.transposed,
             paired=how.paired,
             minimums=f"{codes.weight}_minimums" if how.packing == "Q4_1" else None,
+            low_codes=f"{codes.weight}_low_codes" if how.halves else None,
+            low_zero_points=f"{codes.weight}_low_zero_points" if how.halves else None,
         )
 
 
@@ -273,6 +305,7 @@ def encodings(
     shapes: Mapping[str, tuple[int, ...]],
     chosen: QuantizationRecord,
     kept: Mapping[str, str] = MappingProxyType({}),
+    provider: str = CPU,
 ) -> Mapping[str, Encoding]:
     """Weight name -> encoding: the choice applied to a graph. ``kept`` stay as GGUF's types that they are packed in.
 
@@ -318,6 +351,10 @@ def encodings(
                 help="leave it as it is: --quantize-embedding none",
             )
         applied[name] = replace(applied[name], block=fitting[-1])
+    for name, how in applied.items():
+        floats = how.kind == "blocks" and how.accuracy_level != _INTEGERS
+        if floats and how.bits == 8 and name in linear and provider == CPU:
+            applied[name] = replace(how, halves=True)
     return applied
 
 

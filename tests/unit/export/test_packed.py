@@ -129,6 +129,24 @@ def test_blocks_stay_as_they_are(packing: str, profile: str, tmp_path: Path) -> 
     assert report.passed, report
 
 
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu", "ort-cuda"])
+def test_eight_bits_are_two_products_of_four_on_a_cpu(profile: str, tmp_path: Path) -> None:
+    """Its kernel for eight bits in float32 decodes the whole weight at each call; CUDA's does not."""
+    path = packed_file(tmp_path / "m.gguf", {}, "Q8_0")
+    exported(path, tmp_path / "out", profile=profile)
+    model = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False)
+    numbers = [
+        {a.name: a.i for a in node.attribute}
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
+    ]
+    assert {(n["bits"], n["accuracy_level"]) for n in numbers} == {
+        (8 if profile == "ort-cuda" else 4, 1)
+    }
+    stored, wanted = stored_weights(tmp_path / "out"), decoded(path)
+    assert all(np.array_equal(stored.read(name), values) for name, values in wanted.items())
+
+
 def test_other_types_are_decoded_and_named(tmp_path: Path) -> None:
     """Q5_0 has no kernel; and of weights that a profile joins, all stay or none."""
     types = {"attn_v": "Q8_0", "ffn_down": "Q5_0", "output": "F16"}

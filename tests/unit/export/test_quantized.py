@@ -76,6 +76,7 @@ def test_the_computation_is_proven(profile: str, quantize: QuantizeOptions, tmp_
         ("mixtral", QuantizeOptions("int8", 16, asymmetric=True)),  # a router, experts
         ("gemma2", QuantizeOptions("int4", 16, embedding="none")),  # tied, capped logits
         ("phi", W8A8),
+        ("gpt_neox", QuantizeOptions("int8", 32, accuracy_level=1)),
     ],
 )
 @pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
@@ -103,6 +104,23 @@ def test_weights_are_near_those_of_the_checkpoint(tmp_path: Path) -> None:
         error = np.sqrt(np.square(stored.read(path).astype("f4") - true).mean()) / true.std()
         quantised = len(parameter.shape) == 2 and "embed" not in path
         assert (0.05 < error < 0.11) if quantised else error == 0, path
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("spec", ["foreign/gpt_neox", "reduced/llama-3.2-1b"])
+def test_halves_are_the_same_codes(spec: str, asymmetric: bool, tmp_path: Path) -> None:
+    """Products in float32 have codes of 8 bits in halves of 4, which changes no weight; tied tables too."""
+    found = []
+    for level in (1, 4):
+        quantize = QuantizeOptions("int8", 32, asymmetric, accuracy_level=level)
+        exported(SPECS / f"{spec}.yaml", tmp_path / str(level), quantize)
+        found.append(stored_weights(tmp_path / str(level)))
+    halves, whole = found
+    coded = {n for n, place in whole.places.items() if isinstance(place, CodedPlace)}
+    assert coded == {n for n, p in halves.places.items() if isinstance(p, CodedPlace)} != set()
+    for name in coded:
+        assert np.array_equal(halves.read(name), whole.read(name)), name
+    assert verify_folder(tmp_path / "1", ("reference",), steps=2).passed
 
 
 def test_what_suffers_most_has_eight_bits(tmp_path: Path) -> None:
