@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file, read_text
 from llamagen.ops.op import Parameter
+from llamagen.weights import sentencepiece_reader
 from llamagen.weights.adapter import Adapter
+from llamagen.weights.byte_bpe import of_ranks
 from llamagen.weights.checkpoint import Stamp, require_unchanged
 from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Piece
@@ -39,7 +42,7 @@ STORED: Mapping[OnnxDType, TargetDType] = MappingProxyType(
 """Names of the same three dtypes: in ONNX and specs, and in safetensors."""
 
 TOKENIZER_FILE = "tokenizer.json"
-_SENTENCEPIECE = Path(__file__).with_name("sentencepiece_reader.py")
+_SENTENCEPIECE = Path(sentencepiece_reader.__file__)
 _LIMITS = Limits(seconds=60, memory=4 << 30, answer=COMPANION.limit or 0)
 """A model of 32,000 pieces takes 2 s."""
 
@@ -117,9 +120,22 @@ def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path
     return files
 
 
-def tokenizer_of(beside: Mapping[str, Path]) -> str | Diagnostic:
-    """The text of a tokenizer.json that does what the tokenizer.model ``beside`` does, or LG650: why there is none."""
+def tokenizer_of(beside: Mapping[str, Path], later: bool) -> str | Diagnostic:
+    """The text of a tokenizer.json that does what the tokenizer.model ``beside`` does, or LG650: why there is none.
+
+    Ranks are those of Llama 3, or of 3.1 and ``later``.
+    """
     file = beside["tokenizer.model"]
+    help = "copy the tokenizer.json of the same model into the checkpoint's folder"
+    with open_file(file, COMPANION, within=file.parent) as source:
+        if re.match(rb"[A-Za-z0-9+/=]+ 0\r?\n", source.read(80)):
+            source.seek(0)
+            try:
+                return json.dumps(of_ranks(source.read(), later), ensure_ascii=False)
+            except ValueError as error:
+                message = f"no tokenizer.json is made of {quoted(str(file))}: {error}"
+                why = f"{help}; without it `run` takes ids alone"
+                return Diagnostic("LG650", "warning", message, help=why)
     settings = read_json(beside[_SETTINGS]).value if _SETTINGS in beside else {}
     more: dict[str, Json] = {}
     if "added_tokens.json" in beside:
@@ -129,7 +145,6 @@ def tokenizer_of(beside: Mapping[str, Path]) -> str | Diagnostic:
         stated = dict(entries(token))
         more[index] = {"content": stated.get("content"), "special": stated.get("special", False)}
     first = settings.get("add_bos_token", True)
-    help = "copy the tokenizer.json of the same model into the checkpoint's folder"
     try:
         with open_file(file, COMPANION, within=file.parent) as source:
             words = (json.dumps(first), json.dumps(more))
@@ -191,7 +206,8 @@ class CheckpointSupply:
         companions = () if texts else companions_of(folder, kept)
         beside = {file.name: file for file in companions}
         if "tokenizer.model" in beside and TOKENIZER_FILE not in beside:
-            made = tokenizer_of(beside)
+            rope = fitted.resolved.spec.hyperparameters.rope
+            made = tokenizer_of(beside, rope is not None and rope.kind == "llama3")
             if isinstance(made, Diagnostic):
                 notes.append(made)
             else:

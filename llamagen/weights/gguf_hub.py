@@ -12,47 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import pi
 from pathlib import Path
 from struct import pack, unpack
-from types import MappingProxyType
-from typing import TypeAlias
 
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.files import WEIGHTS, open_file
+from llamagen.weights.byte_bpe import PRE_TOKENIZERS, WHOLE_WORDS_FIRST, Json, byte_bpe
 from llamagen.weights.gguf_file import GgufHeader, GgufValue
 from llamagen.weights.safetensors import TensorEntry
-
-Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
-
-_CONTROL, _USER_DEFINED = 3, 4  # llama.h, enum llama_token_type
-
-# What splits a text before merges: llama.cpp src/llama-vocab.cpp by `tokenizer.ggml.pre`, tokenizer.json of the models.
-_BYTES: Json = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": True,
-    "use_regex": True,
-}
-_LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_PRE_TOKENIZERS: Mapping[str, Json] = MappingProxyType(
-    {
-        "gpt-2": _BYTES,
-        "smollm": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTES],
-        },
-        "llama-bpe": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": _LLAMA_3}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-    }
-)  # fmt: skip
-_WHOLE_WORDS_FIRST = frozenset({"llama-bpe"})
-"""Where a word that is a token is not merged from its characters."""
+from llamagen.weights.sentencepiece_reader import CONTROL, UNKNOWN, USER_DEFINED, tokenizer_of
 
 
 def hub_files(path: Path, header: GgufHeader) -> dict[str, str]:
@@ -221,10 +187,15 @@ def _tokenizer(keys: _Keys) -> dict[str, dict[str, Json]]:
     if "tokenizer.ggml.model" not in keys.values:
         return {}
     kind, pre = keys.text("tokenizer.ggml.model"), keys.text("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
+    pieces = kind == "llama" and pre == "default"
+    if not pieces and (kind != "gpt2" or pre not in PRE_TOKENIZERS):
         raise keys.refused(
-            f"has the tokenizer {quoted(kind)}, {quoted(pre)}; read are gpt2 with {', '.join(_PRE_TOKENIZERS)}"
+            f"has the tokenizer {quoted(kind)}, {quoted(pre)}; read are llama, and gpt2 with "
+            f"{', '.join(PRE_TOKENIZERS)}"
         )
+    for name in ("add_eos_token", "remove_extra_whitespaces"):
+        if keys.flag(f"tokenizer.ggml.{name}", False):
+            raise keys.refused(f"has {quoted(f'tokenizer.ggml.{name}')}, which is not read")
     tokens, types = (
         keys.texts("tokenizer.ggml.tokens"),
         keys.values.get("tokenizer.ggml.token_type"),
@@ -233,66 +204,51 @@ def _tokenizer(keys: _Keys) -> dict[str, dict[str, Json]]:
         raise keys.refused("has no `tokenizer.ggml.token_type` for every token")
     if len(set(tokens)) != len(tokens):
         raise keys.refused("has a token twice")
-    added: list[Json] = [
-        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": kind == _CONTROL}
-        for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]  # fmt: skip
     named = {
         word: keys.token(f"tokenizer.ggml.{name}_token_id", len(tokens))
         for word, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
     }
-    special: dict[str, Json] = {
-        f"{word}_token": tokens[i] for word, i in named.items() if i is not None
-    }
-    bos = named["bos"]
-    post: Json = None
-    if keys.flag("tokenizer.ggml.add_bos_token", pre in _WHOLE_WORDS_FIRST) and bos is not None:
-        pieces: list[Json] = [
-            {"SpecialToken": {"id": tokens[bos], "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ]
-        pair: list[Json] = [
-            {"SpecialToken": {"id": tokens[bos], "type_id": 1}},
-            {"Sequence": {"id": "B", "type_id": 1}},
-        ]
-        post = {
-            "type": "TemplateProcessing",
-            "single": pieces,
-            "pair": pieces + pair,
-            "special_tokens": {
-                tokens[bos]: {"id": tokens[bos], "ids": [bos], "tokens": [tokens[bos]]}
-            },
-        }
-    tokenizer: dict[str, Json] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": _PRE_TOKENIZERS[pre],
-        "post_processor": post,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre in _WHOLE_WORDS_FIRST,
-            "vocab": {text: i for i, text in enumerate(tokens)},
-            "merges": keys.texts("tokenizer.ggml.merges"),
-        },
-    }  # fmt: skip
     settings: dict[str, Json] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
+        **{f"{word}_token": tokens[i] for word, i in named.items() if i is not None},
         "clean_up_tokenization_spaces": False,
     }
     template = keys.text("tokenizer.chat_template")
     if template:
         settings["chat_template"] = template
+    make = _of_pieces if pieces else _of_bytes
+    tokenizer = make(keys, tokens, types, named["bos"])
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+
+
+def _of_pieces(
+    keys: _Keys, tokens: Sequence[str], types: Sequence[int | float], bos: int | None
+) -> dict[str, Json]:
+    """SentencePiece's BPE: llama.cpp src/llama-vocab.cpp, `llm_tokenizer_spm`."""
+    scores = keys.values.get("tokenizer.ggml.scores")
+    if not isinstance(scores, array) or len(scores) != len(tokens):
+        raise keys.refused("has no `tokenizer.ggml.scores` for every token")
+    if UNKNOWN not in types:
+        raise keys.refused("has no token for what is unknown")
+    if any(score != score for score in scores):
+        raise keys.refused("has scores of tokens that are no numbers")
+    first = bos is not None and keys.flag("tokenizer.ggml.add_bos_token", True)
+    space = keys.flag("tokenizer.ggml.add_space_prefix", True)
+    pieces = [
+        (text, score, int(kind)) for text, score, kind in zip(tokens, scores, types, strict=True)
+    ]
+    return tokenizer_of(pieces, bos or 0, first, {}, space)
+
+
+def _of_bytes(
+    keys: _Keys, tokens: Sequence[str], types: Sequence[int | float], bos: int | None
+) -> dict[str, Json]:
+    pre = keys.text("tokenizer.ggml.pre")
+    added = {
+        i: (text, kind == CONTROL)
+        for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    }
+    first = keys.flag("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS_FIRST)
+    merges = keys.texts("tokenizer.ggml.merges")
+    return byte_bpe(pre, tokens, merges, added, bos if first else None)

@@ -7,9 +7,11 @@ from typing import Any
 
 import gguf
 import torch
+from sentencepiece import SentencePieceTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
 from llamagen import api
+from llamagen.emit.calibrate import built_in_text
 from llamagen.emit.onnx.session import open_session
 from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.verify.limits import Tolerance, difference
@@ -87,3 +89,14 @@ def gguf_of(model: LlamaForCausalLM, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def pieces_of(folder: Path, kind: str = "bpe", normaliser: str = "identity") -> Path:
+    """A tokenizer.model of SentencePiece, trained on our text."""
+    (folder / "text").write_text(built_in_text())
+    SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), model_type=kind, vocab_size=500,
+        byte_fallback=True, normalization_rule_name=normaliser, remove_extra_whitespaces=False, split_digits=True,
+        user_defined_symbols=["<FILL>"], minloglevel=2,
+    )  # fmt: skip
+    return folder / "tokenizer.model"

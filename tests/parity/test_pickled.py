@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +18,8 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.calibrate import built_in_text
 from llamagen.emit.options import ExportOptions
 from llamagen.emit.written import Written
-from tests.parity.published import exported, llama, require_equal
+from tests.parity.published import exported, llama, pieces_of, require_equal
+from tests.unit.weights.test_byte_bpe import RANKS, file_of
 
 
 def pickled(folder: Path, shards: int = 1, **changes: Any) -> torch.nn.Module:
@@ -92,17 +93,7 @@ def test_a_graph_does_not_point_into_a_pickle(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vocabulary of the kind that LLaMA and Llama 2 have."""
-    return trained(tmp_path_factory.mktemp("pieces"))
-
-
-def trained(folder: Path, kind: str = "bpe", normaliser: str = "identity") -> Path:
-    (folder / "text").write_text(built_in_text())
-    SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), model_type=kind, vocab_size=500,
-        byte_fallback=True, normalization_rule_name=normaliser, remove_extra_whitespaces=False, split_digits=True,
-        user_defined_symbols=["<FILL>"], minloglevel=2,
-    )  # fmt: skip
-    return folder / "tokenizer.model"
+    return pieces_of(tmp_path_factory.mktemp("pieces"))
 
 
 def written(folder: Path, tokenizer: bytes, **settings: object) -> Written:
@@ -134,7 +125,16 @@ def test_no_first_token_where_the_settings_say_so(pieces: Path, tmp_path: Path) 
     assert ours.encode("Hi").ids == SentencePieceProcessor(model_file=str(pieces)).encode("Hi")
 
 
-RANKS = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
+def test_ranks_become_a_tokenizer_json(tmp_path: Path) -> None:
+    """Beside a model of Llama 3 in the Hub's form, whose rope says that it is none of 3.1."""
+    done = written(tmp_path / "model", file_of(RANKS))
+    assert not [note for note in done.notes if note.code == "LG650"]
+    ours = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert ours.encode("the").ids == [128_000, RANKS[b"the"]]
+    assert ours.token_to_id("<|reserved_special_token_4|>") == 128_008
+
+
+FEW = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
 
 
 @pytest.mark.parametrize("what", ["unigram", "normaliser", "ranks", "no package"])
@@ -143,18 +143,18 @@ def test_what_is_no_such_model_is_said(
 ) -> None:
     match what:
         case "unigram":
-            data = trained(tmp_path, "unigram").read_bytes()
+            data = pieces_of(tmp_path, "unigram").read_bytes()
         case "normaliser":
-            data = trained(tmp_path, normaliser="nmt_nfkc").read_bytes()
+            data = pieces_of(tmp_path, normaliser="nmt_nfkc").read_bytes()
         case "ranks":
-            data = RANKS
+            data = FEW
         case _:
             data = pieces.read_bytes()
             (tmp_path / "sentencepiece.py").write_text("import gone")
             monkeypatch.syspath_prepend(tmp_path)
     (note,) = (n for n in written(tmp_path / "model", data).notes if n.code == "LG650")
     said = f"{note.message} {note.help}"
-    assert {"unigram": "no BPE", "normaliser": "splits", "ranks": "cannot read"}.get(
+    assert {"unigram": "no BPE", "normaliser": "splits", "ranks": "256 tokens"}.get(
         what, "pip install"
     ) in said
     assert not (tmp_path / "out" / "tokenizer.json").exists()

@@ -12,13 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.calibrate import built_in_text
 from llamagen.weights.gguf_file import read_gguf
 from llamagen.weights.gguf_hub import hub_files
+from tests.parity.published import pieces_of
 from tests.real import smollm2
 
 SIZES: dict[str, Any] = {
@@ -28,6 +31,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 GPT2 = {"tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2"}
+SPM = {"tokenizer_model": "llama", "token_list": ["<unk>", "a"], "token_types": [2, 1]}
 
 
 def written(
@@ -121,6 +125,12 @@ def test_factors_for_rope_are_those_of_llama_3(factor: float, tmp_path: Path) ->
         ({"tokenizer_model": "gpt2", "tokenizer_pre": "whatever"}, "whatever"),
         ({**GPT2, "token_list": ["a"] * 2}, "token_type"),
         ({**GPT2, "token_list": ["a", "a"], "token_types": [1, 1]}, "twice"),
+        ({**GPT2, "add_eos_token": True}, "add_eos_token"),
+        (SPM, "scores"),
+        ({**SPM, "token_scores": [0.0]}, "scores"),
+        ({**SPM, "token_scores": [0.0, float("nan")]}, "no numbers"),
+        ({**SPM, "token_scores": [0.0, 0.0], "token_types": [1, 1]}, "unknown"),
+        ({**SPM, "token_scores": [0.0, 0.0], "tokenizer_pre": "gpt-2"}, "gpt-2"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(more: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -162,3 +172,54 @@ def test_texts_come_back(real: dict[str, str]) -> None:
 
     check()
     assert len(tokenizer.encode("2024").ids) == 4  # llama.cpp's `smollm`: every digit by itself
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.model of the kind that LLaMA, Llama 2 and Mistral have."""
+    return pieces_of(tmp_path_factory.mktemp("pieces"))
+
+
+def of_pieces(model: Path, path: Path, **more: Any) -> Path:
+    """As llama.cpp's converter writes it (gguf-py, vocab.py: `LlamaVocab`)."""
+    spm = SentencePieceProcessor(model_file=str(model))
+    ids = range(spm.vocab_size())
+    types = [
+        *(
+            2 if spm.is_unknown(i) else 3 if spm.is_control(i) else 6 if spm.is_byte(i) else 1
+            for i in ids
+        )
+    ]
+    types[spm.piece_to_id("<FILL>")] = 4
+    return written(
+        path, tokenizer_model="llama", token_list=[spm.id_to_piece(i) for i in ids], vocab_size=len(ids),
+        token_scores=[spm.get_score(i) for i in ids], token_types=types,
+        bos_token_id=spm.bos_id(), eos_token_id=spm.eos_id(), unk_token_id=spm.unk_id(), **more,
+    )  # fmt: skip
+
+
+def test_pieces_are_joined_as_sentencepiece_and_transformers_join_them(
+    spm: Path, tmp_path: Path
+) -> None:
+    path = of_pieces(spm, tmp_path / "m.gguf")
+    ours = Tokenizer.from_str(hub_files(path, read_gguf(path))["tokenizer.json"])
+    theirs = SentencePieceProcessor(model_file=str(spm))
+    peer = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    text = built_in_text()
+    parts = [text[start : start + 60 + start % 50] for start in range(0, 4000, 61)]
+    for part in [*parts, "", "h\u00e9llo \u65e5\u672c \U0001f642", "a  b\n\tc", "\u2581x"]:
+        ids = ours.encode(part, add_special_tokens=False).ids
+        assert ids == theirs.encode(part), part
+        assert ours.decode(ids) == theirs.decode(ids)
+        if not part.startswith((" ", "\u2581")):  # transformers puts no further space before one
+            assert ours.encode(part).ids == peer.encode(part), part
+    assert ours.encode("Hi").ids[0] == theirs.bos_id()
+    assert ours.encode("a<FILL>").ids[-1] == theirs.piece_to_id("<FILL>")
+
+
+def test_no_space_and_no_first_token_where_the_file_says_so(spm: Path, tmp_path: Path) -> None:
+    path = of_pieces(spm, tmp_path / "m.gguf", add_bos_token=False, add_space_prefix=False)
+    ours = Tokenizer.from_str(hub_files(path, read_gguf(path))["tokenizer.json"])
+    theirs = SentencePieceProcessor(model_file=str(spm))
+    assert ours.encode(" the").ids == theirs.encode("the") != ours.encode("the").ids
+    assert ours.decode(ours.encode(" the").ids) == " the"

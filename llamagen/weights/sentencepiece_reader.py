@@ -1,11 +1,17 @@
-"""A SentencePiece model as a tokenizer.json; run by ``confined``, which limits what it may take."""
+"""A SentencePiece model as a tokenizer.json; run by ``confined``, which limits what it may take.
+
+GGUF keeps the same pieces, scores and types.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+"""sentencepiece_model.proto, ModelProto.SentencePiece.Type; llama.h, enum llama_token_type."""
 
 SAMPLES = (
     "",
@@ -40,7 +46,10 @@ def answer(arguments: Sequence[str]) -> Iterator[bytes]:
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         raise NotRead("is no BPE model")
     first, more = json.loads(arguments[0]), json.loads(arguments[1])
-    text = json.dumps(tokenizer_of(proto, first, more), ensure_ascii=False)
+    pieces = [(one.piece, one.score, one.type) for one in proto.pieces]
+    text = json.dumps(
+        tokenizer_of(pieces, proto.trainer_spec.bos_id, first, more), ensure_ascii=False
+    )
     theirs, ours = SentencePieceProcessor(model_proto=data), Tokenizer.from_str(text)
     for sample in SAMPLES:
         if theirs.encode(sample) != ours.encode(sample, add_special_tokens=False).ids:
@@ -48,13 +57,21 @@ def answer(arguments: Sequence[str]) -> Iterator[bytes]:
     yield text.encode("utf-8")
 
 
-def tokenizer_of(proto: Any, first: bool, more: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """As the tokenizer.json of Llama 2 is: spaces become U+2581, one is put in front, merges are by rank."""
-    pieces = list(proto.pieces)
-    names = [piece.piece for piece in pieces]
+def tokenizer_of(
+    pieces: Sequence[tuple[str, float, int]],
+    bos: int,
+    first: bool,
+    more: Mapping[str, dict[str, Any]],
+    space: bool = True,
+) -> dict[str, Any]:
+    """As the tokenizer.json of Llama 2 is: spaces become U+2581, one is put in front, merges are by rank.
+
+    ``pieces`` are texts, scores and SentencePiece's types, of which there is one of an unknown piece; ``first`` says
+    whether the token ``bos`` begins a text, ``space`` whether a space does.
+    """
+    names = [name for name, _, _ in pieces]
     vocabulary = {name: index for index, name in enumerate(names)}
-    kinds = type(pieces[0])
-    words = {piece.piece: piece.score for piece in pieces if piece.type == kinds.NORMAL}
+    words = {name: score for name, score, kind in pieces if kind == NORMAL}
     pairs = sorted(
         (-score, vocabulary[word[:at]], vocabulary[word[at:]], word[:at], word[at:])
         for word, score in words.items()
@@ -62,15 +79,16 @@ def tokenizer_of(proto: Any, first: bool, more: dict[str, dict[str, Any]]) -> di
         if word[:at] in words and word[at:] in words
     )
     added = {
-        index: {"content": piece.piece, "special": piece.type != kinds.USER_DEFINED}
-        for index, piece in enumerate(pieces)
-        if piece.type in (kinds.UNKNOWN, kinds.CONTROL, kinds.USER_DEFINED)
+        index: {"content": name, "special": kind != USER_DEFINED}
+        for index, (name, _, kind) in enumerate(pieces)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     } | {int(index): token for index, token in more.items() if int(index) >= len(pieces)}
-    unknown = next(piece.piece for piece in pieces if piece.type == kinds.UNKNOWN)
-    bos = proto.trainer_spec.bos_id
+    unknown = next(name for name, _, kind in pieces if kind == UNKNOWN)
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     one, two = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
     head = [{"SpecialToken": {"id": names[bos], "type_id": i}} if first else None for i in range(2)]
+    prepend = [{"type": "Prepend", "prepend": "\u2581"}] if space else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if space else []
     return {
         "version": "1.0",
         "truncation": None,
@@ -79,7 +97,7 @@ def tokenizer_of(proto: Any, first: bool, more: dict[str, dict[str, Any]]) -> di
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
-                {"type": "Prepend", "prepend": "\u2581"},
+                *prepend,
                 {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
             ],
         },
@@ -98,7 +116,7 @@ def tokenizer_of(proto: Any, first: bool, more: dict[str, dict[str, Any]]) -> di
                 {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                *strip,
             ],
         },
         "model": {
