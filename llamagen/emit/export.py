@@ -127,7 +127,7 @@ class ExportJob:
                 place_companion(file, staging)
             for name, text in supply.texts.items():
                 write_text(staging / name, text)
-            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN])
+            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN], weights.source)
             files = all_files(staging, known)
             write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
 

@@ -90,9 +90,19 @@ class GraphRecord(Closed):
     )
 
 
+class AdapterRecord(Closed):
+    """A LoRA that was merged into the weights."""
+
+    name: str = Field(description="Of its folder.")
+    base: str | None = Field(description="What it was trained on, as its configuration says.")
+    rank: Count = Field(description="Of most of its products.")
+    sha256: Sha256 = Field(description="Of the file of its weights.")
+
+
 class CheckpointSource(Closed):
     kind: Literal["checkpoint"] = "checkpoint"
     layout: str = Field(description="Naming dialect of the checkpoint: hub, meta, ...")
+    adapter: AdapterRecord | None = None
 
 
 class RandomSource(Closed):

@@ -20,7 +20,7 @@ from llamagen.emit.config.checkpoint import Fit
 from llamagen.emit.config.foreign import entries
 from llamagen.emit.config.json_source import Json, read_json
 from llamagen.emit.config.table import CONFIG_FILE
-from llamagen.emit.manifest import CheckpointSource, RandomSource
+from llamagen.emit.manifest import AdapterRecord, CheckpointSource, RandomSource, hashed
 from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file, read_text
@@ -177,7 +177,7 @@ class CheckpointSupply:
     """The tensors of a checkpoint that fits."""
 
     bindings: Mapping[str, Binding]
-    layout: str
+    source: CheckpointSource
     notes: tuple[Diagnostic, ...]
     """What is worth saying though it hinders nothing."""
     stamps: Mapping[Path, Stamp | None]
@@ -217,15 +217,20 @@ class CheckpointSupply:
             help = "activations, which its kernels round to float8 as well, are not rounded here"
             notes.append(Diagnostic("LG645", "note", message, help=help))
         bindings = {binding.name: binding for binding in resolution.bindings}
-        stamps = stored.stamps
+        stamps, source = stored.stamps, CheckpointSource(layout=resolution.layout)
         if adapter is not None:
             opened = Adapter.open(adapter)
             bindings, note = opened.merged_into(bindings, stored.path)
             stamps = {**stamps, **opened.stamps}
             notes.append(note)
+            digest = hashed(opened.file).sha256
+            assert digest is not None
+            name = opened.folder.absolute().name
+            merged = AdapterRecord(name=name, base=opened.base, rank=opened.rank, sha256=digest)
+            source = CheckpointSource(layout=resolution.layout, adapter=merged)
         return CheckpointSupply(
             bindings,
-            resolution.layout,
+            source,
             tuple(notes),
             stamps,
             companions,
@@ -238,10 +243,6 @@ class CheckpointSupply:
             return self.texts[TOKENIZER_FILE]
         files = (file for file in self.companions if file.name == TOKENIZER_FILE)
         return next((read_text(file, COMPANION, within=file.parent) for file in files), None)
-
-    @property
-    def source(self) -> CheckpointSource:
-        return CheckpointSource(layout=self.layout)
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         return tensor_pieces(self.bindings[path], dtype, offset)

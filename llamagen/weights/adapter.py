@@ -56,6 +56,8 @@ class Adapter:
     """Its tensors by name without the prefix, and what its configuration says."""
 
     folder: Path
+    file: Path
+    """Of its weights."""
     tensors: Mapping[str, StoredTensor]
     config: Mapping[str, object]
     stamps: Mapping[Path, Stamp | None]
@@ -88,7 +90,8 @@ class Adapter:
                 folder, how, "save it as a plain LoRA (`path_initial_model_for_weight_conversion`)"
             )
         tensors = Checkpoint.open(file).tensors
-        return cls(folder, {n.removeprefix(_PREFIX): t for n, t in tensors.items()}, config, stamps)
+        names = {n.removeprefix(_PREFIX): t for n, t in tensors.items()}
+        return cls(folder, file, names, config, stamps)
 
     def merged_into(
         self, bindings: Mapping[str, Binding], checkpoint: Path
@@ -181,6 +184,19 @@ class Adapter:
             (base.tensor, base.dtype), (up.tensor, up.dtype), (down.tensor, down.dtype), factor
         )
         return replace(base, dtype="F32", tensor=merged, sources=(*base.sources, *names))
+
+    @property
+    def base(self) -> str | None:
+        """What it was trained on, as it says itself: a name on the Hub; of a folder, its last part."""
+        on = self.config.get("base_model_name_or_path")
+        if not isinstance(on, str) or not on:
+            return None
+        return on if _HUB_NAME.fullmatch(on) else Path(on).name
+
+    @property
+    def rank(self) -> int:
+        """Of the modules that no pattern names. Raises LG625."""
+        return self.scale("")[0]
 
     def scale(self, module: str) -> tuple[int, float]:
         """The rank of a module, and the factor of its product."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from llamagen.diagnostics import LlamagenError
+from llamagen.emit.manifest import AdapterRecord, CheckpointSource, read_manifest
 from llamagen.emit.options import ExportOptions
 from llamagen.verify.stored import stored_weights
 from tests.parity.published import exported, gguf_of, llama, require_equal
@@ -114,6 +116,29 @@ def test_names_of_the_hub_tell_bases_apart(pair: Path, tmp_path: Path) -> None:
     assert "3.2-3B; the weights are those of meta-llama/Llama-3.2-1B" in refused(tmp_path, cached)
     changed(tmp_path, base_model_name_or_path="meta-llama/Llama-3.2-1B")
     exported(tmp_path / cached, tmp_path / "out", adapter=tmp_path / "lora")
+
+
+@pytest.mark.parametrize("on", ["org/base", "/home/someone/base", None])
+def test_the_folder_says_what_was_merged(on: str | None, pair: Path, tmp_path: Path) -> None:
+    """In MANIFEST.json and for people, and no path of a machine."""
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    changed(tmp_path, base_model_name_or_path=on)
+    out = exported(tmp_path / "base", tmp_path / "out", adapter=tmp_path / "lora")
+    source = read_manifest(out).weights.source
+    assert isinstance(source, CheckpointSource) and source.adapter is not None
+    data = (tmp_path / "lora" / "adapter_model.safetensors").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    base = {"org/base": "org/base", None: None}.get(on, "base")
+    assert source.adapter == AdapterRecord(name="lora", base=base, rank=4, sha256=digest)
+    (row,) = (
+        line for line in (out / "README.md").read_text().splitlines() if "merged into" in line
+    )
+    trained = "" if base is None else f", trained on `{base}`"
+    assert f"`lora`, a LoRA of rank 4{trained}; sha256 `{digest[:16]}`" in row
+    plain = exported(tmp_path / "base", tmp_path / "plain")
+    assert "merged into" not in (plain / "README.md").read_text()
+    kept = read_manifest(plain).weights.source
+    assert isinstance(kept, CheckpointSource) and kept.adapter is None
 
 
 def changed(folder: Path, **values: object) -> None:

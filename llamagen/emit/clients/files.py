@@ -12,6 +12,7 @@ from llamagen.emit.clients.contract import Decoder, Unfit, contract_of
 from llamagen.emit.clients.readme import Exported, readme_text
 from llamagen.emit.config.settings import Settings, SpecialTokens, special_tokens
 from llamagen.emit.config.table import CONFIG_FILE
+from llamagen.emit.manifest import Source
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.profile import CPU, CUDA
@@ -116,7 +117,11 @@ README_FILE = "README.md"
 
 
 def write_client_files(
-    folder: Path, resolved: ResolvedSpec, graphs: Mapping[str, Graph], model: OnnxModel
+    folder: Path,
+    resolved: ResolvedSpec,
+    graphs: Mapping[str, Graph],
+    model: OnnxModel,
+    source: Source,
 ) -> None:
     """Write what clients read, last of all: the files of the checkpoint in ``folder`` decide.
 
@@ -150,5 +155,5 @@ def write_client_files(
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     paths = (path for path in folder.rglob("*") if path.is_file())
     names = frozenset(path.relative_to(folder).as_posix() for path in paths)
-    exported = Exported(resolved, graphs, model, contract, tokens, settings, names, context)
+    exported = Exported(resolved, graphs, model, source, contract, tokens, settings, names, context)
     write_text(folder / README_FILE, readme_text(exported))

@@ -11,6 +11,7 @@ from typing import Literal
 from llamagen.diagnostics.markdown import cell, code
 from llamagen.emit.clients.contract import Contract, Unfit, bounds_text
 from llamagen.emit.config.settings import Settings, SpecialTokens
+from llamagen.emit.manifest import RandomSource, Source
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializers import Encoding
@@ -83,6 +84,7 @@ class Exported:
     resolved: ResolvedSpec
     graphs: Mapping[str, Graph]
     model: OnnxModel
+    source: Source
     contract: Contract
     tokens: SpecialTokens
     settings: Settings
@@ -210,6 +212,11 @@ def _facts(exported: Exported) -> Iterator[Row]:
     count = sum(p.count for p in all_parameters(dict(exported.graphs)).values())
     yield Row("parameters", count_text(count))
     yield Row("weights", "; ".join(_stored(model)))
+    adapter = None if isinstance(exported.source, RandomSource) else exported.source.adapter
+    if adapter is not None:
+        on = "" if adapter.base is None else f", trained on {code(adapter.base)}"
+        merged = f"{code(adapter.name)}, a LoRA of rank {adapter.rank}{on}"
+        yield Row("merged into them", f"{merged}; sha256 `{adapter.sha256[:16]}`")
     yield Row("computation", model.dtype)
     profile = model.profile
     since = f"; needs onnxruntime {model.runtime} or later" if model.fused_attention else ""
