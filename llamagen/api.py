@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
     from llamagen.ops.op import Parameter
+    from llamagen.runtime.generation import Runner as Runner
     from llamagen.runtime.generation import run as run
+    from llamagen.runtime.text import messages_of as messages_of
     from llamagen.spec.fmt import OriginRow
     from llamagen.spec.fmt import fmt as fmt
     from llamagen.spec.json_schema import schema_text as schema_text
@@ -66,7 +68,8 @@ else:
         "analysis.records": ("list_models", "numbers_text", "save_numbers"),
         "emit.checkpoints": ("convert", "random_checkpoint"),
         "emit.generate": ("generate", "generate_check"),
-        "runtime.generation": ("run",),
+        "runtime.generation": ("Runner", "run"),
+        "runtime.text": ("messages_of",),
         "spec.fmt": ("fmt",),
         "spec.json_schema": ("schema_text", "write_schema"),
         "verify.folder": ("verify_folder",),

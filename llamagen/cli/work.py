@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,9 +16,13 @@ from llamagen.cli.options import spread
 from llamagen.cli.progress import byte_progress
 from llamagen.cli.read import Id
 from llamagen.cli.verify import Folder
+from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.options import DEFAULTS, ExportOptions
-from llamagen.files import is_folder
+from llamagen.files import PROMPTS, is_folder, read_text
 from llamagen.units import parse_bytes
+
+if TYPE_CHECKING:
+    from llamagen.runtime.text import Message
 
 
 @spread
@@ -182,6 +189,24 @@ def run(
         bool,
         typer.Option("--chat", help="The prompt is a message; use the folder's chat template."),
     ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="With a chat: its first message, of `system`."),
+    ] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A chat so far: a JSON list of {role, content}; - is stdin."
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A prompt on each line, answered in turn; - is stdin."),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text; repeat it for more."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample among so many; 0 for all.")] = 0,
@@ -193,30 +218,73 @@ def run(
     provider: Annotated[
         str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
     ] = "cpu",
+    format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="As text comes, or for each prompt a line of JSON, with its times."),
+    ] = "text",
 ) -> None:
     """Generate with ONNX Runtime from an exported folder; tokens go to stdout as they come."""
-    if (prompt is None) == (ids is None):
-        raise typer.BadParameter("give either --prompt TEXT or --ids 1,2,3")
-    if chat and prompt is None:
+    if sum(one is not None for one in (prompt, ids, messages, prompts)) != 1:
+        raise typer.BadParameter(
+            "give one of --prompt TEXT, --ids 1,2,3, --messages FILE and --prompts FILE"
+        )
+    if chat and ids is not None:
         raise typer.BadParameter("--chat needs --prompt TEXT")
-    words = prompt if ids is None else _ids(ids)
-    stream = api.run(
-        folder,
-        words if words is not None else "",
-        images=image or (),
-        chat=chat,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        threads=threads,
-        provider=provider,
-    )
-    for piece in stream:
-        console.piece(piece.text)
-    console.line()
-    console.note(stream.summary())
+    if system is not None and not chat and messages is None:
+        raise typer.BadParameter("--system needs --chat or --messages FILE")
+    if image and prompts is not None:
+        raise typer.BadParameter("--image goes with one prompt")
+    asked: list[str | Sequence[int] | Sequence[Message]]
+    if prompts is not None:
+        asked = [line for line in _text(prompts).splitlines() if line]
+        if not asked:
+            raise LlamagenError.of("LG769", f"{_place(prompts)} has no prompt")
+    elif messages is not None:
+        asked = [api.messages_of(_text(messages), _place(messages))]
+    else:
+        asked = [prompt if prompt is not None else _ids(ids or "")]
+    runner = api.Runner(folder, threads=threads, provider=provider)
+    for number, words in enumerate(asked):
+        stream = runner.run(
+            words,
+            images=image or (),
+            chat=chat,
+            system=system,
+            stop=stop or (),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        if format == "json":
+            about = stream.record("".join(piece.text for piece in stream))
+            console.out(json.dumps(about, ensure_ascii=False) + "\n")
+            continue
+        if number:
+            console.line()
+        for piece in stream:
+            console.piece(piece.text)
+        console.line()
+        console.note(stream.summary())
+
+
+def _place(file: str) -> str:
+    return "stdin" if file == "-" else quoted(file)
+
+
+def _text(file: str) -> str:
+    """Of a file, or of stdin where it is ``-``. Raises LG769."""
+    if file != "-":
+        return read_text(Path(file), PROMPTS)
+    data = sys.stdin.buffer.read((PROMPTS.limit or 0) + 1)
+    if len(data) > (PROMPTS.limit or 0):
+        raise LlamagenError.of("LG769", "stdin has more bytes than prompts may have")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"stdin is not UTF-8 text: byte {error.start:,} is wrong"
+        raise LlamagenError.of("LG769", message, help=PROMPTS.help) from None
 
 
 def _ids(text: str) -> tuple[int, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from llamagen.images.decode import read_image
 from llamagen.images.prepare import Prompt, prompt_of
 from llamagen.images.recipe import Recipe
 from llamagen.runtime.session import Session
-from llamagen.runtime.text import TOKENIZER_FILE, Text, chat_text, require_utf8
+from llamagen.runtime.text import TOKENIZER_FILE, Message, Stops, Text, chat_text, require_utf8
 from llamagen.units import rate_text
 from llamagen.weights.checkpoint import require_no_adapter
 
@@ -94,6 +95,9 @@ class Generation:
     context: int | None
     load_seconds: float
     image_count: int = 0
+    stops: Stops | None = None
+    ended: Literal["token", "string", "length", "context"] | None = None
+    """By a token that ends a text, a stop string, the most new tokens, or the model's context."""
     tokens: list[int] = field(default_factory=list)
     image_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -110,8 +114,9 @@ class Generation:
         logits = self.session.step(prompt.input_ids, prompt.beside)
         self.prefill_seconds = time.perf_counter() - started
         room = self.max_new_tokens
-        if self.context is not None:
-            room = min(room, self.context - len(prompt.input_ids))
+        limit: Literal["length", "context"] = "length"
+        if self.context is not None and self.context - len(prompt.input_ids) < room:
+            room, limit = self.context - len(prompt.input_ids), "context"
         never = sorted(self.session.never)
         while len(self.tokens) < room:
             if never:
@@ -119,16 +124,31 @@ class Generation:
                 logits[never] = -np.inf
             token = sampler.next(logits)
             if token in self.stop:
+                self.ended = "token"
                 break
             self.tokens.append(token)
             first = len(self.tokens) == 1
-            plain = f"{token}" if first else f" {token}"
-            yield Added(token, plain if self.text is None else self.text.push(token))
+            added = f"{token}" if first else f" {token}"
+            if self.text is not None:
+                added = self.text.push(token)
+            if self.stops is not None:
+                added, reached = self.stops.push(added)
+                self.ended = "string" if reached else None
+            yield Added(token, added)
+            if self.ended is not None:
+                break
             if len(self.tokens) < room:
                 started = time.perf_counter()
                 logits = self.session.step((token,))
                 self.decode_seconds += time.perf_counter() - started
-        if self.text is not None and (rest := self.text.flush()):
+        rest = "" if self.text is None else self.text.flush()
+        if self.stops is not None:
+            rest, reached = self.stops.push(rest) if self.ended != "string" else ("", True)
+            if reached:
+                self.ended = "string"
+            rest += self.stops.flush()
+        self.ended = self.ended or limit
+        if rest:
             yield Added(None, rest)
 
     @property
@@ -136,6 +156,23 @@ class Generation:
         """Tokens per second after the first, which comes from the prefill."""
         steps = max(len(self.tokens) - 1, 0)
         return steps / self.decode_seconds if self.decode_seconds else 0.0
+
+    def record(self, text: str) -> dict[str, object]:
+        """What was generated, ``text`` and tokens, why it ended, and the times, for programs."""
+        return {
+            "text": text,
+            "tokens": self.tokens,
+            "ended": self.ended,
+            "read": len(self.prompt.input_ids),
+            "written": len(self.tokens),
+            "seconds": {
+                "open": self.load_seconds,
+                "images": self.image_seconds,
+                "read": self.prefill_seconds,
+                "write": self.decode_seconds,
+            },
+            "tokens_per_second": self.decode_rate,
+        }
 
     def summary(self) -> str:
         """One line with the times."""
@@ -152,12 +189,112 @@ class Generation:
         )
 
 
+class Runner:
+    """An exported folder that answers prompts one after the other; ONNX Runtime opens it for the first."""
+
+    def __init__(self, folder: str | Path, *, threads: int = 0, provider: str = "cpu") -> None:
+        """Raises LG623 (the folder holds an adapter), LG711 (no such ``provider``), LG762 (a broken tokenizer)."""
+        self.folder = Path(folder)
+        execution = provider_of(provider)
+        if self.folder.is_dir():
+            require_no_adapter(self.folder)
+        self.text = Text.of_folder(self.folder)
+        has = files.exists(self.folder / MANIFEST)
+        self.manifest = read_manifest(self.folder) if has else None
+        self.options = OpenOptions(threads, execution)
+        if self.manifest is not None:
+            of_folder = self.manifest.session, self.manifest.made_for
+            self.options = OpenOptions(threads, execution, *of_folder)
+        self.session: Session | None = None
+
+    def run(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        images: Sequence[str | Path] = (),
+        chat: bool = False,
+        system: str | None = None,
+        stop: Sequence[str] = (),
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Generation:
+        """As the function ``run`` of this module; what was generated before is forgotten."""
+        folder, sampling = self.folder, Sampling(temperature, top_k, top_p, seed)
+        stops = Stops(stop) if stop else None
+        said = [one for one in prompt if isinstance(one, Mapping)]
+        words = prompt if isinstance(prompt, str) or said else None
+        if self.text is None and (words is not None or stops is not None):
+            what = "look for a stop string" if words is None else "read text"
+            message = f"{str(folder)!r} has no {TOKENIZER_FILE}, so it cannot {what}"
+            help = "give token ids with --ids, or copy the model's tokenizer.json there"
+            raise LlamagenError.of("LG761", message, help=help)
+        if words is not None and self.text is not None:
+            ids = self._encoded(
+                self.text, prompt if isinstance(prompt, str) else said, chat, system, len(images)
+            )
+        else:
+            ids = tuple(one for one in prompt if isinstance(one, int))
+        known = self.manifest.images if self.manifest is not None else None
+        pictures = [Path(image) for image in images]
+        record, prepared = _prepared(folder, known, ids, pictures, encoded=words is not None)
+        started = time.perf_counter()
+        if self.session is None or self.session.record != record:
+            self.session = Session(folder, self.options, record)
+        self.session.reset()
+        opened = time.perf_counter() - started
+        settings = Settings.of_folder(folder)
+        limits = [c for c in (settings.context, self.session.max_context) if c is not None]
+        context = min(limits, default=None)
+        read = len(prepared.input_ids)
+        if context is not None and read >= context:
+            message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
+            raise LlamagenError.of("LG764", message, help="shorten the prompt")
+        self.session.reserve(min(read + max_new_tokens, context or sys.maxsize))
+        return Generation(
+            self.session,
+            prepared,
+            self.text,
+            sampling,
+            max_new_tokens,
+            frozenset(settings.ids("eos_token_id")),
+            context,
+            opened,
+            len(images),
+            stops,
+        )
+
+    def _encoded(
+        self,
+        text: Text,
+        said: str | Sequence[Message],
+        chat: bool,
+        system: str | None,
+        images: int,
+    ) -> tuple[int, ...]:
+        """Of a plain text, or of what the chat template makes of a conversation."""
+        if isinstance(said, str):
+            require_utf8(said)  # before a template sees it, which may ignore it
+            if not chat:
+                return text.encode(said)
+            said = [{"role": "user", "content": said}]
+        if system is not None:
+            said = [{"role": "system", "content": system}, *said]
+        for one in said:
+            require_utf8(one["content"])
+        return text.encode(chat_text(self.folder, said, images), bare=True)
+
+
 def run(
     folder: str | Path,
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] | Sequence[Message],
     *,
     images: Sequence[str | Path] = (),
     chat: bool = False,
+    system: str | None = None,
+    stop: Sequence[str] = (),
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -168,59 +305,27 @@ def run(
 ) -> Generation:
     """Generate from an exported folder: iterate the result for tokens and text; nothing is computed before.
 
+    ``prompt`` is a text, token ids, or a conversation: mappings with ``role`` and ``content``. With ``chat`` a text is
+    the first message of one; the folder's chat template writes it, behind the message ``system`` if there is one.
     ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
-    With ``chat`` a text is the first message of a conversation, as the folder's chat template writes it.
-    ``provider`` is ``cpu``, or ``cuda`` where onnxruntime has it.
+    The text ends before the first of the strings ``stop``. ``provider`` is ``cpu``, or ``cuda`` if onnxruntime has it.
 
     Raises LG623 (the folder holds an adapter), LG711 (ONNX Runtime has no such ``provider``), LG760 (not an
     exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the
     context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places differ in number),
     LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
     """
-    folder, sampling = Path(folder), Sampling(temperature, top_k, top_p, seed)
-    execution = provider_of(provider)
-    if folder.is_dir():
-        require_no_adapter(folder)
-    text = Text.of_folder(folder)
-    if isinstance(prompt, str):
-        if text is None:
-            message = f"{str(folder)!r} has no {TOKENIZER_FILE}, so it cannot read text"
-            help = "give token ids with --ids, or copy the model's tokenizer.json there"
-            raise LlamagenError.of("LG761", message, help=help)
-        require_utf8(prompt)  # before a template sees it, which may ignore it
-        words = chat_text(folder, prompt, len(images)) if chat else prompt
-        ids = text.encode(words, bare=chat)
-    else:
-        ids = tuple(prompt)
-    manifest = read_manifest(folder) if files.exists(folder / MANIFEST) else None
-    known = manifest.images if manifest is not None else None
-    record, prepared = _prepared(
-        folder, known, ids, [Path(image) for image in images], encoded=isinstance(prompt, str)
-    )
-    how = OpenOptions(threads, execution)
-    if manifest is not None:
-        how = OpenOptions(threads, execution, manifest.session, manifest.made_for)
-    started = time.perf_counter()
-    session = Session(folder, how, record)
-    opened = time.perf_counter() - started
-    settings = Settings.of_folder(folder)
-    limits = [c for c in (settings.context, session.max_context) if c is not None]
-    context = min(limits, default=None)
-    read = len(prepared.input_ids)
-    if context is not None and read >= context:
-        message = f"the prompt has {read:,} tokens, the model's context is {context:,}"
-        raise LlamagenError.of("LG764", message, help="shorten the prompt")
-    session.reserve(min(read + max_new_tokens, context or sys.maxsize))
-    return Generation(
-        session,
-        prepared,
-        text,
-        sampling,
-        max_new_tokens,
-        frozenset(settings.ids("eos_token_id")),
-        context,
-        opened,
-        len(images),
+    return Runner(folder, threads=threads, provider=provider).run(
+        prompt,
+        images=images,
+        chat=chat,
+        system=system,
+        stop=stop,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
     )
 
 

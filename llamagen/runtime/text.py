@@ -7,7 +7,7 @@ the prompt without a word.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,7 +75,7 @@ class Text:
         return self._asked({"push": token}).decode("utf-8")
 
     def flush(self) -> str:
-        """What the tokens so far leave incomplete, when no more come."""
+        """What the tokens so far leave incomplete, when no more come; the next token begins a text."""
         return self._asked({"flush": True}).decode("utf-8")
 
     def _asked(self, question: dict[str, object]) -> bytes:
@@ -88,7 +88,44 @@ class Text:
             raise LlamagenError.of("LG766", message, help=help) from error
 
 
+class Stops:
+    """Lets text through up to the first of some strings; what may be the beginning of one waits."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        """Raises LG901 for an empty one."""
+        if not all(strings):
+            raise LlamagenError.of("LG901", "a stop string is empty, so that no text would come")
+        self.strings = strings
+        self.held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """What can be shown once ``text`` was added, and whether a string was reached."""
+        self.held += text
+        places = [at for string in self.strings if (at := self.held.find(string)) >= 0]
+        if places:
+            shown, self.held = self.held[: min(places)], ""
+            return shown, True
+        waiting = max((_overlap(self.held, string) for string in self.strings), default=0)
+        cut = len(self.held) - waiting
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown, False
+
+    def flush(self) -> str:
+        """What waited, when no more comes."""
+        shown, self.held = self.held, ""
+        return shown
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at the end of ``text`` begin ``string``, without being all of it."""
+    longest = min(len(text), len(string) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
+
+
 # Chat
+
+Message: TypeAlias = Mapping[str, str]
+"""What someone said: his ``role`` and the ``content``."""
 
 TEMPLATE_FILE = "chat_template.jinja"
 OLDER_FILE = "chat_template.json"
@@ -102,15 +139,35 @@ _SECONDS, _MEMORY, _ROOM = 5, 512 << 20, 1 << 20
 Content: TypeAlias = "str | list[dict[str, str]]"
 
 
-def chat_text(folder: Path, prompt: str, images: int) -> str:
-    """The text of a conversation that begins with ``prompt``, up to where the model answers.
+def messages_of(text: str, place: str) -> list[Message]:
+    """A conversation that a JSON list of messages is. Raises LG769."""
+    help = '[{"role": "user", "content": "Hello"}]'
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LlamagenError.of("LG769", f"{place} is not JSON: {error}", help=help) from error
+    if not isinstance(found, list) or not found:
+        raise LlamagenError.of("LG769", f"{place} is no list of messages", help=help)
+    for number, one in enumerate(found):
+        if not isinstance(one, dict) or not all(
+            isinstance(one.get(key), str) for key in ("role", "content")
+        ):
+            message = f"message {number + 1} of {place} has no texts `role` and `content`"
+            raise LlamagenError.of("LG769", message, help=help)
+    return found
+
+
+def chat_text(folder: Path, said: str | Sequence[Message], images: int) -> str:
+    """The text of a conversation, up to where the model answers: of messages, or of one of the user's.
+
+    Images belong to the last message.
 
     Templates are programs of strangers: they run in a process of their own. Raises LG784 for a folder without a
     template, and for one that does not work or takes too much.
     """
-    message = {"role": "user", "content": content(prompt, images)}
+    *before, last = [{"role": "user", "content": said}] if isinstance(said, str) else said
     values = {
-        "messages": [message],
+        "messages": [*before, {**last, "content": content(last["content"], images)}],
         "tools": None,  # transformers says so: templates ask whether it `is not none`
         "documents": None,
         "add_generation_prompt": True,

@@ -28,6 +28,7 @@ _UNSTABLE = (
     (re.compile(r"^[a-z ]+: .+ of .+, [\d.e+-]+ ?\w*/s(, .+ left)?\n", re.M), ""),
     (re.compile(r"\bin \d+\.\d s$", re.M), "in <seconds> s"),
     (re.compile(r"\d[\d,.]* tokens/s"), "<rate> tokens/s"),
+    (re.compile(r'"seconds": \{[^}]*\}, "tokens_per_second": [\d.e+-]+'), '"seconds": <seconds>'),
     (re.compile(r"\b\d\.\de-0[678]\b"), "<small>"),
     # the serialisers of the installed onnx packages decide how long the graph is
     (
