@@ -209,9 +209,9 @@ def verify_folder(
     ``progress`` gets (cases done, in all), each once for every backend.
     Raises LG770 (not an exported folder), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
-    (weights that do not fit), LG774 (a witness that cannot run here), LG764 (more tokens than the
+    (weights that do not fit), LG774 (a file that is no witness for these inputs), LG764 (more tokens than the
     model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
-    folder changed meanwhile).
+    folder changed meanwhile). A witness that fails once it was asked ends nothing: its row says so, and nothing passes.
     """
     folder = Path(folder)
     own = _own(against)
@@ -254,7 +254,8 @@ def verify_folder(
     cases = tuple(case for plan in plans for case in plan.cases)
     compared = [case for case in cases if any(row.is_of(case.name) for row in rows)]
     read = all(row.verdict == "equal" for row in rows if row.witness == "spec")
-    if recording is not None:
+    whole = not any(row.witness == names[0] and row.missing for row in rows)
+    if recording is not None and whole:
         oracles.save(recording, names[0], recorded, cases, asked.options)
     facts = Facts(
         digest=main.digest,
@@ -439,7 +440,17 @@ class Comparison:
         self.exactly: GraphsWitness | None = None
         """The graphs of the folder in exact arithmetic, once ``constants`` has read their tables back."""
         if self.cases:
+            for name, path in asked.own.items():
+                if not path.suffix or self.reads_text_alone:
+                    self.witness(
+                        name
+                    )  # what is wrong with its file is said before anything is computed
             self.run_onnx()
+
+    @property
+    def reads_text_alone(self) -> bool:
+        """As oracles in Python and recorded logits do."""
+        return not any(case.images for case in self.cases.values())
 
     def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
@@ -571,15 +582,17 @@ class Comparison:
         if not note and name == "reference" and self.subject.too_large:
             note = f"{self.subject.size:,} parameters are too many for the float64 reference"
         own = self.asked.own.get(name)
-        if (
-            not note
-            and own is not None
-            and own.suffix
-            and any(c.images for c in self.cases.values())
-        ):
+        if not note and own is not None and own.suffix and not self.reads_text_alone:
             note = READS_TEXT
         if note:
             yield Row(name, "all", None, None, note, missing=self.missing)
+            return
+        try:
+            witness = self.witness(name)
+            if isinstance(witness, Script):
+                witness.load()
+        except LlamagenError as error:
+            yield self.failed(name, "all", error)
             return
         known: dict[str, FloatArray] = {}
         for case in self.cases.values():
@@ -590,10 +603,20 @@ class Comparison:
                 yield self.row(name, case, known)
             except RoutersDiffer as error:
                 yield Row(name, case.name, None, None, f"{name} chooses experts otherwise: {error}")
+            except LlamagenError as error:
+                yield self.failed(name, case.name, error)
         if self.routed and name not in self.asked.own:
             yield self.choices(name, [self.cases[case] for case in known])
         if name == "reference":
             yield from self.meanings()
+
+    def failed(self, name: WitnessName, case: str, error: LlamagenError) -> Row:
+        """Of a witness that cannot run. Raises ``error`` where it is about something else."""
+        (found, *_) = error.diagnostics
+        if found.code != "LG774" and name not in self.asked.own:
+            raise error
+        note = "; ".join(filter(None, (f"{found.code}: {found.message}", found.help)))
+        return Row(name, case, None, None, note, missing=True)
 
     # The graph itself, without any rounding
 

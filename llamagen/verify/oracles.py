@@ -59,6 +59,10 @@ class Script:
         assert not images and not past, READS_TEXT
         return _ScriptSession(self)
 
+    def load(self) -> None:
+        """Run the file and its function ``load``, unless that was done. Raises LG774."""
+        self.answer(b"")
+
     def ask(self, ids: IntArray, positions: IntArray, mask: IntArray, first: bool) -> Answer:
         question = io.BytesIO()
         arguments: dict[str, Any] = {
@@ -67,12 +71,7 @@ class Script:
             "attention_mask": mask,
         }
         np.savez(question, first=np.array(first), **arguments)
-        try:
-            answered = self.child.ask(question.getvalue())
-        except Stopped as error:
-            help = "docs/verify.md says what the function gets and returns"
-            message = f"{self.file} cannot be asked: {error}"
-            raise LlamagenError.of("LG774", message, help=help) from None
+        answered = self.answer(question.getvalue())
         with np.load(io.BytesIO(answered), allow_pickle=False) as found:
             logits, keeps = found["logits"], bool(found["keeps"])
         wanted = [*ids.shape, self.width]
@@ -81,6 +80,14 @@ class Script:
             help = f"give one row a token and one number an id of the vocabulary: {wanted}"
             raise LlamagenError.of("LG774", message, help=help)
         return logits, keeps
+
+    def answer(self, question: bytes) -> bytes:
+        try:
+            return self.child.ask(question)
+        except Stopped as error:
+            help = "docs/verify.md says what the function gets and returns"
+            message = f"{self.file} cannot be asked: {error}"
+            raise LlamagenError.of("LG774", message, help=help) from None
 
 
 Answer = tuple[FloatArray, bool]

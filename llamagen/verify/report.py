@@ -77,12 +77,12 @@ class Row:
     tolerance: Tolerance | None
     note: str = ""
     missing: bool = False
-    """Something of the model was not compared at all."""
+    """Something of the model was not compared at all, or its witness failed."""
 
     def is_of(self, case: str) -> bool:
         """Whether it says something of a case."""
         name = self.case.partition(", ")[0]
-        return name == case and self.verdict != "skipped"
+        return name == case and self.verdict in ("equal", "different")
 
     @property
     def verdict(self) -> Verdict:
@@ -334,11 +334,15 @@ class ReportDocument(Closed):
     @property
     def sentence(self) -> str:
         verdicts = [c.verdict for c in self.comparisons]
-        skipped, different = verdicts.count("skipped"), verdicts.count("different")
-        compared = len(verdicts) - skipped
+        different = verdicts.count("different")
+        compared = verdicts.count("equal") + different
         if compared == 0:
             return "Nothing could be compared."
-        more = f" {skipped} more {'was' if skipped == 1 else 'were'} skipped." if skipped else ""
+        more = "".join(
+            f" {count} more {'was' if count == 1 else 'were'} {what}."
+            for what in ("skipped", "not compared")
+            if (count := verdicts.count(what))
+        )
         if different:
             return f"{different} of {compared} comparisons are beyond their tolerances.{more}"
         if compared == 1:

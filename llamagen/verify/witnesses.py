@@ -42,7 +42,7 @@ from llamagen.ir.graph import MAIN, Graph
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import Rounding, evaluate_graph
 from llamagen.verify.limits import RunDType
-from llamagen.verify.routing import Routers, Script, together
+from llamagen.verify.routing import Routers, RoutersDiffer, Script, together
 from llamagen.verify.scenarios import NOTHING, FloatArray, IntArray, N, Session, Values
 
 if TYPE_CHECKING:
@@ -545,18 +545,18 @@ class TransformersWitness:
             )
             with torch.device("meta"):
                 kind = type(auto.from_config(config, trust_remote_code=trust))
+            # from_pretrained, because it knows the names of checkpoints; without a folder it reads none
+            model, report = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
         except Exception as error:  # whatever its constructors assert
             message = f"transformers cannot build the model of config.json: {error}"
             raise LlamagenError.of("LG774", message) from error
-        # from_pretrained, because it knows the names of checkpoints; without a folder it reads none
-        model, report = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[what]:
                 message = f"transformers' {what.replace('_', ' ')}: {sorted(report[what])[:3]}"
@@ -597,11 +597,19 @@ class TransformersSession:
             if self.script is not None:
                 around.enter_context(self.script.call(values))
                 around.enter_context(directed(self.script))
-            result = self.witness.model(
-                **{name: torch.from_numpy(np.array(v)) for name, v in values.items()},
-                past_key_values=self.past,
-                use_cache=True,
-            )
+            try:
+                result = self.witness.model(
+                    **{name: torch.from_numpy(np.array(v)) for name, v in values.items()},
+                    past_key_values=self.past,
+                    use_cache=True,
+                )
+            except RoutersDiffer:
+                raise
+            except (
+                Exception
+            ) as error:  # code of others, of `--trust-code` too, raises what it likes
+                message = f"transformers cannot run its model: {type(error).__name__}: {error}"
+                raise LlamagenError.of("LG774", message[:400]) from error
         self.images = NOTHING
         self.past = result.past_key_values
         return np.asarray(result.logits.double().numpy(), dtype=np.float64)

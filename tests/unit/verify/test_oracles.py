@@ -14,6 +14,7 @@ from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
 from llamagen.verify.folder import COUNTS_ITSELF, NO_PAST, verify_folder
+from llamagen.verify.report import document
 
 MODEL = """
 spec: 1
@@ -121,10 +122,30 @@ NUMBERS = "import numpy as np\ndef logits(input_ids, position_ids, attention_mas
 def test_what_an_oracle_does_wrong_is_said(
     text: str, words: str, home: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(LlamagenError) as caught:
-        verify_folder(home / "portable", [written(tmp_path, text)], steps=3)
-    (found,) = caught.value.diagnostics
-    assert found.code == "LG774" and words in found.message
+    """In its rows: a file that cannot be run has one, a call that fails that of its case."""
+    report = verify_folder(home / "portable", [written(tmp_path, text), "torch"], steps=3)
+    rows = [row for row in report.rows if row.witness == "oracle.py"]
+    failed = [row for row in rows if row.verdict == "not compared"]
+    assert all(row.note.startswith("LG774: ") for row in failed)
+    assert words in failed[0].note and not report.passed
+    assert (failed[0].case == "all") == ("def logits" not in text)
+    assert {row.verdict for row in report.rows if row.witness == "torch"} == {"equal"}
+
+
+def test_a_case_that_fails_leaves_the_others(home: Path, tmp_path: Path) -> None:
+    """They are compared, nothing passes, and half a record is not kept."""
+    text = WHOLE.replace(
+        "session = past", "if not attention_mask.all(): raise OSError\n    session = past"
+    )
+    recorded = tmp_path / "logits.npz"
+    file = written(tmp_path, text)
+    report = verify_folder(home / "portable", [file], steps=3, save_oracle=recorded)
+    rows = {row.case: row for row in report.rows if row.witness == "oracle.py"}
+    assert rows["prefill"].verdict == "equal" and not report.passed
+    assert rows["left padding"].verdict == "not compared"
+    assert "OSError" in rows["left padding"].note
+    assert not recorded.exists()
+    assert " were not compared." in document(report).sentence
 
 
 @pytest.mark.parametrize(
@@ -166,6 +187,12 @@ def test_code_of_a_checkpoint_runs_only_when_told_so(home: Path, tmp_path: Path)
     )
     folder = shutil.copytree(home / "portable", tmp_path / "out")
     shutil.copy(checkpoint / "config.json", folder / "config.json")
-    with pytest.raises(LlamagenError, match="transformers cannot build the model"):
-        verify_folder(folder, ["transformers"], steps=2)
+    (row,) = [r for r in verify_folder(folder, ["transformers"], steps=2).rows if r.case == "all"]
+    assert "transformers cannot build the model" in row.note
     assert verify_folder(folder, ["transformers"], steps=2, trust_code=checkpoint).passed
+    with (checkpoint / "own.py").open("a") as code:
+        code.write("    def forward(self, *given, **named):\n        raise OSError('no')\n")
+    report = verify_folder(folder, ["transformers", "torch"], steps=2, trust_code=checkpoint)
+    assert report.rows[-1].verdict == "equal" and not report.passed
+    notes = {row.note for row in report.rows if row.witness == "transformers"}
+    assert "LG774: transformers cannot run its model: OSError: no" in notes

@@ -19,6 +19,7 @@ from llamagen.emit.options import ExportOptions
 from llamagen.verify.folder import EXACTLY, verify_folder
 from llamagen.verify.report import (
     ReportDocument,
+    Row,
     VerifyReport,
     check_report_names,
     document,
@@ -116,6 +117,11 @@ def test_a_limit_that_nothing_proves_is_named_and_fails(
     assert [(one.reached, one.proof) for one in found.limits] == [(4, "none")]
     assert not found.passed and found.verdict != "equal"
     assert "sliding window of 5: NOT PROVEN" in Page(html_text(found)).text
+
+
+def test_a_case_whose_witness_failed_crosses_no_limit() -> None:
+    failed = Row("oracle.py", "around 5", None, None, "LG774: no", missing=True)
+    assert failed.verdict == "not compared" and not failed.is_of("around 5")
 
 
 def test_the_page_is_whole_and_loads_nothing(report: VerifyReport) -> None:
