@@ -97,12 +97,22 @@ def _ids(tokenizer: str, text: str) -> Sequence[int]:
     return Text.of(tokenizer, "tokenizer.json").encode(text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """One resolved spec and what is derived from it, each part computed when first asked for."""
 
     resolved: ResolvedSpec
-    registry: Registry = field(repr=False, compare=False)
+    registry: Registry = field(compare=False)
+
+    def __repr__(self) -> str:
+        return f"<llamagen.Model {self.id}>"
+
+    def _repr_svg_(self) -> str | None:
+        """The blocks of the model, where a notebook shows it; none without wiring."""
+        from llamagen.analysis.pictures import tower_svg, towers
+        from llamagen.ir.elaborate import build_all
+
+        return tower_svg(towers(build_all(self.resolved))) if self.spec.root is not None else None
 
     @property
     def id(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,20 @@ class Answer:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Static, ...], ...]
+
+    def to_dicts(self) -> list[dict[str, Static]]:
+        """One mapping a row, as tables of data frames are made of."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def _repr_html_(self) -> str:
+        """A table, where a notebook shows it."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        rows = (
+            "".join(f"<td>{html.escape(static_text(value))}</td>" for value in row)
+            for row in self.rows
+        )
+        body = "".join(f"<tr>{cells}</tr>" for cells in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -103,10 +105,22 @@ def list_models(
         console.table(LIST_COLUMNS[:-1], [row.shown() for row in rows], format)
 
 
-def show(spec: Id) -> None:
-    """Show one model: sizes, parameters, memory, history."""
+Form = Annotated[Literal["text", "json"], typer.Option("--format", help="How it is printed.")]
 
-    for section in api.show(spec):
+
+def _json(document: object) -> None:
+    console.out(json.dumps(document, indent=2, ensure_ascii=False, default=dict) + "\n")
+
+
+def show(spec: Id, form: Form = "text") -> None:
+    """Show one model: sizes, parameters, memory, history."""
+    sections = api.show(spec)
+    if form == "json":
+        _json(
+            {"version": 1, "sections": {s.title: [list(row) for row in s.rows] for s in sections}}
+        )
+        return
+    for section in sections:
         console.section(section.title, section.rows)
 
 
@@ -116,9 +130,21 @@ def resolve(
         bool,
         typer.Option("--origins", help="Say where every value comes from: file:line:col and base."),
     ] = False,
+    form: Form = "text",
 ) -> None:
     """Print a spec with everything it inherits, as one canonical YAML file."""
     model = api.load(spec)
+    if form == "json":
+        rows = (
+            {"path": r.path, "text": r.text, "place": str(r.span), "spec": r.spec_id}
+            for r in model.origins
+        )
+        _json(
+            {"version": 1, "values": list(rows)}
+            if origins
+            else {"version": 1, "spec": model.resolved.plain}
+        )
+        return
     if not origins:
         console.out(model.resolved_text())
         return
@@ -310,9 +336,7 @@ def timeline(
         bool,
         typer.Option("--releases", help="Every release: sizes, what was new, what is often said."),
     ] = False,
-    format: Annotated[
-        Literal["text", "json"], typer.Option(help="How --releases is printed.")
-    ] = "text",
+    form: Form = "text",
 ) -> None:
     """Show when a value changed over the releases, when it first appeared, or that it never changed."""
     from llamagen.analysis.queries import history_text, timeline_text
@@ -320,7 +344,10 @@ def timeline(
     if releases:
         from llamagen.analysis.releases import json_text, text
 
-        console.out((text if format == "text" else json_text)(api.releases()))
+        console.out((text if form == "text" else json_text)(api.releases()))
+    elif form == "json":
+        histories = api.history(where) if path is None else (api.timeline(path, where),)
+        _json({"version": 1, "timelines": [asdict(one) for one in histories]})
     elif path is None:
         console.out(history_text(api.history(where)))
     else:

@@ -93,3 +93,23 @@ def test_sql_has_conflicts_lineage_devices_and_claims() -> None:
         "SELECT models.id, j.value FROM models, json_each(languages) j"
         " WHERE models.id = 'llama/3/8b'"
     ) == (("llama/3/8b", "en"),)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["show", "llama/3.2/1b"], "sections"),
+        (["timeline", "vocab_size"], "timelines"),
+        (["timeline"], "timelines"),
+        (["timeline", "--releases"], "releases"),
+        (["resolve", "llama/3.2/1b"], "spec"),
+        (["resolve", "llama/3.2/1b", "--origins"], "values"),
+    ],
+)
+def test_readers_answer_as_json(
+    arguments: list[str], key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["version"] == 1
+    assert answer[key]
