@@ -89,6 +89,7 @@ class Bench:
             cache.start(pairs[0][0].shape[2])
         for k, v in pairs:
             cache.append(k, v)
+        cache.finish()
         return cache
 
     def pairs(self, past: int, dtype: torch.dtype) -> Pairs:

@@ -171,3 +171,17 @@ def test_a_mixture_of_experts_learns_a_language() -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[0] > 4.0 and sum(losses[-20:]) / 20 < 1.0
+
+
+@pytest.mark.parametrize("name", [*(f"reduced/{n}" for n in REDUCED), "foreign/mixtral"])
+def test_a_step_under_autocast_is_that_of_float32_but_for_rounding(name: str) -> None:
+    """What trainers call bf16: weights in float32, products in bfloat16."""
+    model, vocab = fresh(name), RandomModel.named(name).vocab_size
+    batch = torch.randint(0, vocab, (2, 16), generator=torch.Generator().manual_seed(3))
+    expected = model.loss(batch, labels=batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.loss(batch, labels=batch)
+    found.backward()
+    assert abs(found.item() - expected.item()) < 0.01
+    for path, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), path

@@ -37,6 +37,7 @@ _NAMES = frozenset(
     {
         "bool", "cls", "dict", "float", "hasattr", "int", "isinstance", "iter", "len", "list", "max", "min", "next",
         "property", "classmethod", "enumerate", "range", "self", "set", "sorted", "str", "sum", "super", "tuple",
+        "ValueError",
     }
 )  # fmt: skip
 _ATTRIBUTES = frozenset({"__init__"})

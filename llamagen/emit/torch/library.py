@@ -49,7 +49,7 @@ class KVCache:
 
     def __init__(self, capacity: int = 0) -> None:
         self.capacity = capacity
-        self.tokens = 0
+        self.tokens = self.total = 0
         self.slots: list[Tensor] = []
         self.next = 0
         if CROSS:
@@ -58,8 +58,12 @@ class KVCache:
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
-        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
-        return P
+        self.total, self.next = self.tokens + S, 0
+        return self.tokens
+
+    def finish(self) -> None:
+        """The call went well: its tokens count. After one that failed the same can be called again."""
+        self.tokens = self.total
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor, keep: int | None = None) -> KeyValue:
         """The keys and values of all tokens, [B, K, T, H]."""
@@ -67,7 +71,7 @@ class KVCache:
 
     def write(self, x_BKSH: Tensor, keep: int | None = None) -> Tensor:
         B, K, S, H = x_BKSH.shape
-        T, i = self.tokens, self.next
+        T, i = self.total, self.next
         self.next += 1
         if keep is not None:  # the next call gets the last `keep` of them
             present = torch.cat((self.slots[i], x_BKSH), dim=2) if T > S else x_BKSH
@@ -252,7 +256,7 @@ def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) ->
     if rows is None:
         return x_BSD
     y_BSD = x_BSD.clone()
-    y_BSD[ids_BS == id] = rows.flatten(0, -2)
+    y_BSD[ids_BS == id] = rows.flatten(0, -2).to(x_BSD.dtype)
     return y_BSD
 
 
@@ -293,7 +297,7 @@ def sdpa(
         if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
             q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
             y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask, scale=scale)
-            return y_BKRH.view(B, N, S, -1)
+            return y_BKRH.reshape(B, N, S, -1)  # some kernels give it transposed
     elif causal:
         S = q_BNSH.shape[2]
     return F.scaled_dot_product_attention(
@@ -444,7 +448,7 @@ class Experts(nn.Module):
                     x[token] * weight if self.scale_input else x[token], gate_up
                 ).chunk(2, dim=-1)
                 h = F.linear(self.act(gate) * up, down)
-            y.index_add_(0, token, h if self.scale_input else (h * weight).to(x.dtype))
+            y.index_add_(0, token, (h if self.scale_input else h * weight).to(y.dtype))
         return y.view_as(x_BSD)
 
 
@@ -466,10 +470,13 @@ class Model(nn.Module):
         images: Tensor | None = None,
         beside: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out.
+
+        Padding is left out by its labels alone.
+        """
         logits = self(input_ids, attention_mask=attention_mask, images=images, beside=beside)
-        logits = logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+        next_ids = F.pad(labels[:, 1:], (0, 1), value=-100)
+        return F.cross_entropy(logits.flatten(0, 1).float(), next_ids.flatten())
 
     @torch.inference_mode()
     def generate(
@@ -488,6 +495,8 @@ class Model(nn.Module):
 
         Greedy at temperature 0. A row that has ended repeats its last token.
         """
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("pad on the left: attention_mask ends in zeros")
         ids, new, cache = input_ids, input_ids, KVCache(input_ids.shape[1] + max_new_tokens)
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
@@ -506,7 +515,7 @@ class Model(nn.Module):
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (0, 1), value=1)
             ended = ended | torch.isin(new, eos)
-            if ended.all():
+            if eos_ids and ended.all():
                 break
             if IMAGES:
                 images = None  # the cache has what comes of them

@@ -222,8 +222,10 @@ class _Model:
                 "loss = model.loss(input_ids, labels=input_ids)",
             ]
             if self.images:
-                lines += ["", "and with images, beside the ids of their tokens, by name:", ""]
-                lines += [f"    {name}" for name in (*self.images, *self.beside)]
+                named = ", ".join(f"{name}={name}" for name in (*self.images, *self.beside))
+                lines += [
+                    f"logits = model(input_ids, {named})  # images, beside the ids of their tokens"
+                ]
         elif self.caches:
             lines = [
                 "cache = KVCache()",
@@ -374,7 +376,14 @@ class _Model:
         logits = body.results()
         if not plan.head:
             logits = body.last_tokens(logits, body.type(body.block.outputs[0]))
-        yield from [*body.lines, *body.put("return ", logits)]
+        yield from body.lines
+        if self.caches:
+            yield from body.put("logits = ", logits)
+            yield "        if cache is not None:"
+            yield "            cache.finish()"
+            yield "        return logits"
+        else:
+            yield from body.put("return ", logits)
 
     def by_place(self) -> Iterator[str]:
         """What depends on positions, and what they depend on."""
@@ -385,6 +394,10 @@ class _Model:
         elif self.caches:
             yield f"        S = {self.source}.shape[1]"
         yield f"        P = {'cache.start(S) if cache is not None else ' * self.caches}0"
+        if masks or self.places:
+            yield "        if attention_mask is not None and attention_mask.shape[1] != P + S:"
+            yield "            given = attention_mask.shape[1]"
+            yield '            raise ValueError(f"attention_mask has {given} columns for {P + S} tokens")'
         if self.places:
             yield "        if position_ids is None:"
             yield f"            position_ids = positions({self.source}, attention_mask, P)"

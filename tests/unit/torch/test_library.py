@@ -256,6 +256,7 @@ def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
     for cache in (made(), expected()):
         assert cache.start(5) == 0
         assert torch.equal(cache.append(k, v, 3)[0], k)
+        cache.finish()
         assert cache.start(1) == 5
         assert torch.equal(cache.append(k[:, :, :1], v[:, :, :1], 3)[1][:, :, :3], v[:, :, 2:])
         assert [slot.shape[2] for slot in cache.slots] == [3, 3]

@@ -396,3 +396,58 @@ def test_the_head_runs_on_the_kept_tokens_only(spec_id: str) -> None:
     whole, kept = model(ids(2, 9)), model(ids(2, 9), logits_to_keep=2)
     assert tokens == [9, 9 if spec_id == "mixed" else 2]
     torch.testing.assert_close(kept, whole[:, -2:], rtol=0, atol=1e-5)
+
+
+KERNELS = ("foreign/_decoder", "foreign/mixtral", "foreign/llama4_text", "foreign/gemma3")
+
+
+@pytest.mark.parametrize("spec_id", KERNELS)
+@torch.no_grad()
+def test_a_kernel_may_give_its_result_in_another_layout(
+    spec_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's memory-efficient kernel does on a GPU: [B, S, N, H] in memory, seen as [B, N, S, H]."""
+    model, batch = model_of(spec_id), ids(2, 7)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    expected = model.generate(batch, attention_mask=mask, max_new_tokens=4)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def transposed(*arguments: Any, **named: Any) -> torch.Tensor:
+        return kernel(*arguments, **named).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", transposed)
+    assert torch.equal(model.generate(batch, attention_mask=mask, max_new_tokens=4), expected)
+
+
+@torch.no_grad()
+def test_a_mask_that_does_not_cover_all_tokens_is_refused() -> None:
+    model = model_of("foreign/_decoder")
+    cache = cache_of(model)
+    model(ids(2, 5), attention_mask=torch.ones(2, 5), cache=cache)
+    with pytest.raises(ValueError, match="1 columns for 6 tokens"):
+        model(ids(2, 1), attention_mask=torch.ones(2, 1), cache=cache)
+
+
+@torch.no_grad()
+def test_generation_is_refused_after_padding_on_the_right() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="pad on the left"):
+        model_of("foreign/_decoder").generate(ids(2, 4), attention_mask=mask)
+
+
+@torch.no_grad()
+def test_a_call_that_failed_can_be_made_again() -> None:
+    """Its tokens do not count: the cache is that of before."""
+    model = model_of("foreign/_decoder")
+    cache, expected = cache_of(model), cache_of(model)
+    for one in (cache, expected):
+        model(ids(2, 5), cache=one)
+    layers = model.model.layers
+    last, layers[-1] = layers[-1], torch.nn.Linear(1, 1)  # the layers before it have written
+    with pytest.raises(TypeError):
+        model(ids(2, 2, seed=1), cache=cache)
+    layers[-1] = last
+    again = model(ids(2, 2, seed=1), cache=cache)
+    assert torch.equal(again, model(ids(2, 2, seed=1), cache=expected))
+    assert cache.tokens == 7

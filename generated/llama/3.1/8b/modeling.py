@@ -58,14 +58,18 @@ class KVCache:
 
     def __init__(self, capacity: int = 0) -> None:
         self.capacity = capacity
-        self.tokens = 0
+        self.tokens = self.total = 0
         self.slots: list[Tensor] = []
         self.next = 0
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
-        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
-        return P
+        self.total, self.next = self.tokens + S, 0
+        return self.tokens
+
+    def finish(self) -> None:
+        """The call went well: its tokens count. After one that failed the same can be called again."""
+        self.tokens = self.total
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
         """The keys and values of all tokens, [B, K, T, H]."""
@@ -73,7 +77,7 @@ class KVCache:
 
     def write(self, x_BKSH: Tensor) -> Tensor:
         B, K, S, H = x_BKSH.shape
-        T, i = self.tokens, self.next
+        T, i = self.total, self.next
         self.next += 1
         if i == len(self.slots):
             self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
@@ -129,7 +133,7 @@ def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) ->
     if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
-        return y_BKRH.view(B, N, S, -1)
+        return y_BKRH.reshape(B, N, S, -1)  # some kernels give it transposed
     return F.scaled_dot_product_attention(
         q_BNSH, k_BKTH, v_BKTH, mask, is_causal=S > 1 and mask is None, enable_gqa=True
     )
@@ -255,6 +259,9 @@ class CausalLM(nn.Module):
         """
         S, device = input_ids.shape[1], input_ids.device
         P = cache.start(S) if cache is not None else 0
+        if attention_mask is not None and attention_mask.shape[1] != P + S:
+            given = attention_mask.shape[1]
+            raise ValueError(f"attention_mask has {given} columns for {P + S} tokens")
         if position_ids is None:
             position_ids = positions(input_ids, attention_mask, P)
         mask = None  # sdpa needs none where a query sees every key up to its own
@@ -262,7 +269,10 @@ class CausalLM(nn.Module):
             mask = causal_mask(S, P, attention_mask, device)
         rope = rope_table(position_ids, self.dtype)
         x = self.model(input_ids, rope, mask, cache)
-        return self.lm_head(x[:, -logits_to_keep:])
+        logits = self.lm_head(x[:, -logits_to_keep:])
+        if cache is not None:
+            cache.finish()
+        return logits
 
     @property
     def dtype(self) -> torch.dtype:
@@ -271,10 +281,13 @@ class CausalLM(nn.Module):
     def loss(
         self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out.
+
+        Padding is left out by its labels alone.
+        """
         logits = self(input_ids, attention_mask=attention_mask)
-        logits = logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+        next_ids = F.pad(labels[:, 1:], (0, 1), value=-100)
+        return F.cross_entropy(logits.flatten(0, 1).float(), next_ids.flatten())
 
     @torch.inference_mode()
     def generate(
@@ -291,6 +304,8 @@ class CausalLM(nn.Module):
 
         Greedy at temperature 0. A row that has ended repeats its last token.
         """
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("pad on the left: attention_mask ends in zeros")
         ids, new, cache = input_ids, input_ids, KVCache(input_ids.shape[1] + max_new_tokens)
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
@@ -302,7 +317,7 @@ class CausalLM(nn.Module):
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (0, 1), value=1)
             ended = ended | torch.isin(new, eos)
-            if ended.all():
+            if eos_ids and ended.all():
                 break
         return ids
 

@@ -7,10 +7,7 @@ It needs torch, and safetensors to read a checkpoint.
     logits = model(input_ids, cache=cache)  # after what cache = KVCache() has seen
     ids = model.generate(input_ids, max_new_tokens=32)
     loss = model.loss(input_ids, labels=input_ids)
-
-    and with images, beside the ids of their tokens, by name:
-
-        pixel_values
+    logits = model(input_ids, pixel_values=pixel_values)  # images, beside the ids of their tokens
 
 Shapes: B batch, S new tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim,
 D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
@@ -73,14 +70,18 @@ class KVCache:
 
     def __init__(self, capacity: int = 0) -> None:
         self.capacity = capacity
-        self.tokens = 0
+        self.tokens = self.total = 0
         self.slots: list[Tensor] = []
         self.next = 0
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
-        P, self.tokens, self.next = self.tokens, self.tokens + S, 0
-        return P
+        self.total, self.next = self.tokens + S, 0
+        return self.tokens
+
+    def finish(self) -> None:
+        """The call went well: its tokens count. After one that failed the same can be called again."""
+        self.tokens = self.total
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
         """The keys and values of all tokens, [B, K, T, H]."""
@@ -88,7 +89,7 @@ class KVCache:
 
     def write(self, x_BKSH: Tensor) -> Tensor:
         B, K, S, H = x_BKSH.shape
-        T, i = self.tokens, self.next
+        T, i = self.total, self.next
         self.next += 1
         if i == len(self.slots):
             self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
@@ -150,7 +151,7 @@ def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) ->
     if rows is None:
         return x_BSD
     y_BSD = x_BSD.clone()
-    y_BSD[ids_BS == id] = rows.flatten(0, -2)
+    y_BSD[ids_BS == id] = rows.flatten(0, -2).to(x_BSD.dtype)
     return y_BSD
 
 
@@ -168,7 +169,7 @@ def sdpa(q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor | None) ->
     if S == 1 and (mask is not None or q_BNSH.dtype != torch.float32):
         q_BKRH = q_BNSH.reshape(B, k_BKTH.shape[1], -1, H)
         y_BKRH = F.scaled_dot_product_attention(q_BKRH, k_BKTH, v_BKTH, mask)
-        return y_BKRH.view(B, N, S, -1)
+        return y_BKRH.reshape(B, N, S, -1)  # some kernels give it transposed
     return F.scaled_dot_product_attention(
         q_BNSH, k_BKTH, v_BKTH, mask, is_causal=S > 1 and mask is None, enable_gqa=True
     )
@@ -453,6 +454,9 @@ class VisionLanguageModel(nn.Module):
         """
         S, device = input_ids.shape[1], input_ids.device
         P = cache.start(S) if cache is not None else 0
+        if attention_mask is not None and attention_mask.shape[1] != P + S:
+            given = attention_mask.shape[1]
+            raise ValueError(f"attention_mask has {given} columns for {P + S} tokens")
         if position_ids is None:
             position_ids = positions(input_ids, attention_mask, P)
         mask = None  # sdpa needs none where a query sees every key up to its own
@@ -462,7 +466,10 @@ class VisionLanguageModel(nn.Module):
         image_features = None
         if pixel_values is not None:
             image_features = self.see(pixel_values.to(self.dtype))
-        return self.language_model(input_ids, rope, mask, image_features, cache, logits_to_keep)
+        logits = self.language_model(input_ids, rope, mask, image_features, cache, logits_to_keep)
+        if cache is not None:
+            cache.finish()
+        return logits
 
     def see(self, pixel_values: Tensor) -> Tensor:
         """What the text model reads:
@@ -484,10 +491,13 @@ class VisionLanguageModel(nn.Module):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out."""
+        """Mean cross-entropy of the next token; labels are ids [B, S], or -100 to leave one out.
+
+        Padding is left out by its labels alone.
+        """
         logits = self(input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        logits = logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+        next_ids = F.pad(labels[:, 1:], (0, 1), value=-100)
+        return F.cross_entropy(logits.flatten(0, 1).float(), next_ids.flatten())
 
     @torch.inference_mode()
     def generate(
@@ -505,6 +515,8 @@ class VisionLanguageModel(nn.Module):
 
         Greedy at temperature 0. A row that has ended repeats its last token.
         """
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("pad on the left: attention_mask ends in zeros")
         ids, new, cache = input_ids, input_ids, KVCache(input_ids.shape[1] + max_new_tokens)
         ended = torch.zeros_like(ids[:, :1], dtype=torch.bool)
         eos = torch.tensor(list(eos_ids), dtype=ids.dtype, device=ids.device)
@@ -522,7 +534,7 @@ class VisionLanguageModel(nn.Module):
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (0, 1), value=1)
             ended = ended | torch.isin(new, eos)
-            if ended.all():
+            if eos_ids and ended.all():
                 break
             pixel_values = None  # the cache has what comes of them
         return ids
