@@ -132,7 +132,7 @@ def _facts(graph: Graph, layer: Block) -> Facts:
         window=limits[0],
         chunk=limits[1],
         rope=_rope(rope, share) if rope is not None else None,
-        positions="ALiBi" if settings.get("alibi") else "a table of them" if table else None,
+        positions="ALiBi" if settings.get("alibi") else "a table of positions" if table else None,
         attention=settings,
         layout=str(turned.attrs["layout"]) if turned is not None else None,
         temperature=dict(warm.attrs) if warm is not None else None,

@@ -51,9 +51,7 @@ def summary(
         *_paths_said(both, pairs),
         *_details_said(both),
     ]
-    # Equations that the facts of the layers do not explain already.
-    if all(both.a[i].kind() == both.b[j].kind() for i, j in both.pairs):
-        said += _equations_said(both, pairs)
+    said += _equations_said(both, pairs)
     numbers = list(_numbers_said(before, after, load))
     if said or numbers:
         return (*said[: MOST - len(numbers)], *numbers)
@@ -101,15 +99,13 @@ class _Both:
             like = [layers for _, y, layers in groups if y is not None and y == fact(self.b[j])]
             if len(like) == 1:
                 like[0].append(j)
+        own = {j for j, f in enumerate(self.b) if not f.cross}
         for x, y, layers in groups:
             if x == y:
                 continue
+            every = {j for _, j in self.pairs} | (own if y is not None else set())
             many = f"{len(layers)} layers" if len(layers) > 1 else "layer"
-            yield (
-                x,
-                y,
-                "" if {j for _, j in self.pairs} <= {*layers} else f" in {many} {_at(layers)}",
-            )
+            yield x, y, "" if every <= {*layers} else f" in {many} {_at(layers)}"
 
 
 def _at(layers: Sequence[int]) -> str:
@@ -129,7 +125,9 @@ def _layers_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
     one_way = same and not (gone and new)
     if one_way and (gone or new or place):
         yield f"the same {len(kept[0])} layers{place}"
-    elif len(both.a) != len(both.b) or place:
+    elif len(both.a) == len(both.b) and place:
+        yield f"{len(both.b)} layers{place}"
+    elif len(both.a) != len(both.b):
         yield f"{len(both.a)} layers → {len(both.b)}{place}"
     for layers, facts, how in ((new, both.b, "new "), (gone, both.a, "")):
         for cross in (True, False):
@@ -236,9 +234,9 @@ def _details_said(both: _Both) -> Iterator[str]:
     for settings, settings2, where in both.changes(lambda f: f.attention):
         names = {**settings, **settings2} if settings and settings2 else {}
         for name in [n for n in names if n != "alibi"]:
-            ends = [_plain(one.get(name)) for one in (settings, settings2)]
+            ends = [one.get(name) for one in (settings, settings2)]
             if ends[0] != ends[1]:
-                yield f"attention's {name} {ends[0]} → {ends[1]}{where}"
+                yield f"attention's {name} {_plain(ends[0])} → {_plain(ends[1])}{where}"
     for eps, eps2, where in both.changes(lambda f: f.eps):
         yield f"norm eps {eps} → {eps2}{where}"
 
@@ -260,9 +258,10 @@ def _rope_said(rope: Settings) -> str:
 
 
 def _plain(value: AttrValue) -> str:
-    """``500,000``: whole numbers without a fraction."""
-    whole = isinstance(value, int | float) and value == int(value)
-    return f"{int(value):,}" if whole and isinstance(value, int | float) else unparse_static(value)
+    """``500,000``: whole numbers without a fraction, others with six digits."""
+    if isinstance(value, int | float) and value == int(value):
+        return f"{int(value):,}"
+    return f"{value:.6g}" if isinstance(value, float) else unparse_static(value)
 
 
 def _feed_forward_said(both: _Both) -> Iterator[str]:
@@ -322,7 +321,8 @@ def _images_said(before: Model, after: Model) -> Iterator[str]:
 
 def _paths_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
     """Renames of what stands in the layers, or outside of them; that of the whole is said with the layers."""
-    changed = [p.path for p in pairs if p.kind is Kind.PARAMETER]
+    weights = [p for p in pairs if p.kind is Kind.PARAMETER]
+    changed = [[p.path for p in weights if p.before], [p.path for p in weights if not p.before]]
     for pair in pairs:
         if pair.kind is not Kind.MOVED or pair.path in ("", f"{both.stacks[0]}.*"):
             continue
@@ -331,12 +331,21 @@ def _paths_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
         where = f" in {pair.times} layers" if pair.times > 1 else ""
         where = where or (f" in layer {pair.layers}" if pair.layers else "")
         ends = [end.text for end in (pair.before, pair.after) if end is not None]
-        same = not any(path.startswith(pair.path) for path in changed)
+        same = not any(
+            f"{path}.".startswith(f"{end.partition(' ')[0]}.")
+            for end, paths in zip(ends, changed, strict=True)
+            for path in paths
+        )
         yield f"`{ends[0]}` is now `{ends[1]}`{where}{', the same weights' * same}"
 
 
 def _equations_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Those that the facts of the layers, and another block around them, do not explain already."""
+    alike = all(both.a[i].kind() == both.b[j].kind() for i, j in both.pairs)
+    inside = both.stacks[0] == both.stacks[1]
     for pair in pairs:
+        if not (alike if "*" in pair.path or "/" in pair.path else alike or inside):
+            continue
         where = f" in {pair.times} layers" if pair.times > 1 and pair.layers else ""
         if pair.kind is Kind.EQUATION:
             ends = [end.text if end is not None else "nothing" for end in (pair.before, pair.after)]

@@ -215,7 +215,7 @@ def test_other_numbers_from_weights_of_the_same_shapes_are_told(text: str) -> No
 @pytest.mark.parametrize("name", ["gpt2", "mpt"])
 def test_positions_told_otherwise_are_not_called_nope(name: str) -> None:
     said = compared(("llama/3.2/1b", str(FOREIGN / f"{name}.yaml"))).summary
-    how = {"gpt2": "a table of them", "mpt": "ALiBi"}[name]
+    how = {"gpt2": "a table of positions", "mpt": "ALiBi"}[name]
     assert f"no rotary positions, but {how}" in said
 
 
@@ -279,3 +279,39 @@ def test_parameters_that_read_the_same_are_told_by_their_difference() -> None:
 def test_a_model_written_otherwise_is_the_same_architecture() -> None:
     text = "blocks: {SwiGLU: {forward: 'return down_proj(up_proj(x) * silu(gate_proj(x)))'}}"
     assert compared(("llama/3.2/1b", edited(text))).summary == ("the same architecture",)
+
+
+def foreign(one: str, other: str) -> tuple[str, ...]:
+    return compared((str(FOREIGN / f"{one}.yaml"), str(FOREIGN / f"{other}.yaml"))).summary
+
+
+def test_what_new_layers_do_not_do_is_not_said_of_all() -> None:
+    assert "attention within a window of 4 in 3 layers (0-2)" in foreign("cohere", "cohere2")
+
+
+def test_what_stands_around_the_layers_is_told_though_these_differ_in_kind() -> None:
+    said = foreign("gemma2", "gemma3")
+    assert "the model: `return softcap(lm_head(model(input_ids)), cap=1.5)`" in said[3]
+
+
+def test_parts_of_one_shape_that_are_used_otherwise_are_no_rename() -> None:
+    assert not any("q_a_proj" in sentence for sentence in foreign("deepseek_v3", "mixtral"))
+
+
+def test_a_renamed_part_with_a_new_bias_does_not_have_the_same_weights() -> None:
+    text = RENAMED.replace(
+        "linear(hidden_size, intermediate_size)",
+        "linear(hidden_size, intermediate_size, bias=true)",
+    )
+    said = compared(("llama/3.2/1b", text)).summary
+    assert "`model.layers.*.mlp.up_proj` is now `model.layers.*.mlp.w3` in 16 layers" in said
+
+
+def test_what_a_part_gets_beside_it_leaves_its_weights_the_same() -> None:
+    said = compared(("llama/guard/4-12b", "llama/4/scout")).summary
+    (moved,) = [s for s in said if " is now " in s]
+    assert moved.endswith(".shared_expert` in 48 layers, the same weights")
+
+
+def test_as_many_layers_elsewhere_are_no_change_of_their_number() -> None:
+    assert foreign("gpt_neox", "gptj")[0] == "2 layers, as `transformer`"
