@@ -40,6 +40,8 @@ class Facts:
     window: int | None
     chunk: int | None
     rope: Settings | None
+    positions: str | None
+    """How else it knows them."""
     attention: Settings
     """What the scores are computed with."""
     layout: str | None
@@ -59,6 +61,7 @@ class Facts:
         has = (self.window, self.chunk, self.rope, self.temperature, self.experts, self.width)
         return (
             self.cross,
+            self.positions,
             *(one is None for one in has),
             self.qk_norm,
             self.norms,
@@ -91,7 +94,8 @@ def _attends(graph: Graph, name: str) -> bool:
 def _facts(graph: Graph, layer: Block) -> Facts:
     blocks = list(_below(graph, layer))
     attending = [b for b in blocks if any(n.row.role is Role.ATTENTION for n in b.nodes)]
-    others = [b for b in blocks if b not in attending]
+    within = [x for b in attending for x in (_below(graph, b) if b is not layer else [b])]
+    others = [b for b in blocks if b not in within]
     heads: Heads | None = None
     cross = False
     settings: Settings = {}
@@ -100,7 +104,7 @@ def _facts(graph: Graph, layer: Block) -> Facts:
     scored: list[Node] = []
     for node in nodes:
         if node.row.role is Role.ATTENTION:
-            scored = list(_after_projections(attending[0], node.operands[:2]))
+            scored = list(_after_projections(graph, attending[0], node.operands[:2]))
             query, key = (t.shape for t in graph.operand_types(attending[0], node)[:2])
             heads = Heads(query[1].value, key[1].value, query[3].value)
             limits = graph.limits(node)
@@ -111,6 +115,12 @@ def _facts(graph: Graph, layer: Block) -> Facts:
     rope = next((n for n in read if n.row.role is Role.ROPE_TABLE), None)
     warm = next((n for n in read if n.row.role is Role.TEMPERATURE), None)
     turned = next((n for n in nodes if n.row.role is Role.ROTATION), None)
+    share = turned_share(graph, attending[0], turned) if turned is not None else 1.0
+    table = any(
+        node.row.role is Role.EMBEDDING and "@positions" in node.operands
+        for block in graph.blocks.values()
+        for node in block.nodes
+    )
     parts = [(b, p) for b in blocks for p in b.parts.values() if isinstance(p, OpPart)]
     experts = next(((b, p) for b, p in parts if p.row.role is Role.EXPERTS), None)
     dense = [(b, w) for b in others if (w := _width(b)) is not None]
@@ -121,7 +131,8 @@ def _facts(graph: Graph, layer: Block) -> Facts:
         cross=cross,
         window=limits[0],
         chunk=limits[1],
-        rope=_rope(rope) if rope is not None else None,
+        rope=_rope(rope, share) if rope is not None else None,
+        positions="ALiBi" if settings.get("alibi") else "a table of positions" if table else None,
         attention=settings,
         layout=str(turned.attrs["layout"]) if turned is not None else None,
         temperature=dict(warm.attrs) if warm is not None else None,
@@ -137,8 +148,8 @@ def _facts(graph: Graph, layer: Block) -> Facts:
     )
 
 
-def _after_projections(block: Block, values: Sequence[str]) -> Iterator[Node]:
-    """What is done to values since the linear parts that they come from."""
+def _after_projections(graph: Graph, block: Block, values: Sequence[str]) -> Iterator[Node]:
+    """What is done to values since the linear parts that they come from, in blocks of its own too."""
     made = {r: node for node in block.nodes for r in node.results}
     waiting, seen = list(values), set[str]()
     while waiting:
@@ -148,6 +159,9 @@ def _after_projections(block: Block, values: Sequence[str]) -> Iterator[Node]:
             continue
         seen.add(value)
         yield node
+        part = block.part_of(node)
+        if isinstance(part, BlockPart):
+            yield from (n for b in _below(graph, graph.blocks[part.block]) for n in b.nodes)
         waiting += node.operands
 
 
@@ -162,10 +176,16 @@ def _names(words: Iterator[str]) -> str | None:
     return ", ".join(sorted(set(words))) or None
 
 
-def _rope(table: Node) -> Settings:
+def _rope(table: Node, share: float) -> Settings:
     scaling = str(table.attrs["scaling"])
     names = ("theta", "scaling", *(a.name for a in ROPE_KINDS[scaling].attrs))
-    return {name: table.attrs[name] for name in names}
+    return {name: table.attrs.get(name) for name in names} | {"partial": share}
+
+
+def turned_share(graph: Graph, block: Block, rotation: Node) -> float:
+    """Of a head's width that which is turned: a table has an angle for every two of its values."""
+    head, table = (t.shape[-1].value for t in graph.operand_types(block, rotation)[:2])
+    return 2 * table / head
 
 
 def _experts(graph: Graph, block: Block, part: OpPart) -> Experts:

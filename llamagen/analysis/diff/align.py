@@ -23,6 +23,9 @@ from llamagen.analysis.targets import Model
 from llamagen.ir.graph import MAIN, OpPart, join
 from llamagen.spec.expr import Static
 
+ROOT = "the model"
+"""What the block at the empty path is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -90,7 +93,7 @@ def _moves(after: Model, pairs: Matching) -> Iterator[Pair]:
                     places.setdefault((front + a, front + b), []).append((i, j))
     for (a, b), indices in places.items():
         layers, others = (layer_text([pair[end] for pair in indices]) for end in (0, 1))
-        texts = [path or "the model" for path in (a, b)]
+        texts = [path or ROOT for path in (a, b)]
         if layers != others:
             texts = [f"{texts[0]} {layers}".strip(), f"{texts[1]} {others}".strip()]
         ends = [Feature(Kind.MOVED, a, (), text, text, None) for text in texts]

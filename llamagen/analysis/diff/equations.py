@@ -268,7 +268,7 @@ def settings(graph: Graph, node: Node, attrs: Attrs) -> dict[str, str]:
 SIZES: Final = frozenset(
     {
         "features", "rows", "in_features", "out_features", "num_experts", "intermediate", "heads",
-        "dim", "shape", "sizes", "axes", "start", "stop", "bias", "tied_to", "kind",
+        "dim", "shape", "sizes", "stop", "bias", "tied_to", "kind",
     }
 )  # fmt: skip
 """Attributes that make shapes and weights; all others are what an op computes with."""

@@ -15,11 +15,12 @@ from llamagen.analysis.cost import Counts, Workload
 from llamagen.analysis.diff.equations import Fused, equations, keys, meaning, settings
 from llamagen.analysis.diff.match import Matching
 from llamagen.analysis.diff.runtimes import on_runtimes, runtimes
+from llamagen.analysis.layers import turned_share
 from llamagen.analysis.numbers import Uses, behind, cache_of, collapse, count_flops, encoder_flops
 from llamagen.diagnostics import Span
-from llamagen.ir.graph import MAIN, Block, Graph, OpPart, join
+from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, join
 from llamagen.ops.op import Role
-from llamagen.spec.expr import Static
+from llamagen.spec.expr import Static, unparse_static
 from llamagen.spec.resolve import ResolvedSpec
 
 
@@ -323,7 +324,9 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
     for node in block.nodes:
         if node.row.control:
             continue
-        attrs = node.attrs
+        own = settings(graph, node, node.attrs) | dict(_widths(graph, block, node))
+        if node.part is not None:
+            own["op"] = node.op
         local = node.part or node.op
         if node.row.role is Role.ROTATION:
             local = "rope"
@@ -333,9 +336,17 @@ def _settings(graph: Graph, block: Block) -> Iterator[Feature]:
         label = local if number == 0 or local == "rope" else f"{local}#{number + 1}"
         if local == "rope" and number:
             continue
-        for name, text in settings(graph, node, attrs).items():
+        for name, text in own.items():
             path = f"{label}:{name}"
             yield Feature(Kind.SETTING, path, (), _comparable(text), text, node.span, label)
+
+
+def _widths(graph: Graph, block: Block, node: Node) -> Iterator[tuple[str, str]]:
+    """What an op makes of a width that its weights do not tell: how wide a head is, which share of it is turned."""
+    if node.row.role is Role.ATTENTION:
+        yield "head_dim", str(graph.operand_types(block, node)[0].shape[-1].value)
+    if node.row.role is Role.ROTATION:
+        yield "partial", unparse_static(turned_share(graph, block, node))
 
 
 def _interface(graph: Graph) -> Iterator[Feature]:

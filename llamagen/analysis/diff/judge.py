@@ -259,7 +259,7 @@ class _Judge:
         self.values = [p for p in pairs if p.kind is Kind.VALUE]
         wired = any(p.kind in WIRED for p in pairs)
         self.influences = influences(before, after, [p.path for p in self.values] if wired else [])
-        self.setting = setting_of(self.a, self.b)
+        self.setting = setting_of(before.resolved, after.resolved)
 
     def change(self, pair: Pair) -> Change:
         transform = self.transform(pair)

@@ -212,8 +212,11 @@ def same_parts(a: Block, b: Block) -> dict[str, str]:
     for i, here in enumerate(left):
         for j, there in enumerate(right):
             shapes = [[q.shape for q in p.parameters] for p in (here, there)]
-            around = _around(a, here.name) == _around(b, there.name)
-            if here.op == there.op and (around or shapes[0] == shapes[1]):
+            places = _around(a, here.name), _around(b, there.name)
+            around = places[0] == places[1]
+            # One shape is not enough: what reads the result, or what reads that, is the same too.
+            read = any(x == y for x, y in zip(*(p[1:3] for p in places), strict=True))
+            if here.op == there.op and (around or (read and shapes[0] == shapes[1])):
                 nearby = 0.1 / (1 + abs(i - j))
                 likeness[here.name, there.name] = 2 * around + (shapes[0] == shapes[1]) + nearby
     return pairs | {theirs: mine for mine, theirs in _most(likeness).items()}

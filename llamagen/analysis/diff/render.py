@@ -207,7 +207,11 @@ def _shortened(sections: list[tuple[str, list[str]]], room: int) -> list[tuple[s
 def _conversions(result: Diff, full: bool) -> Iterator[str]:
     needed = result.transforms()
     if needed and not full:
-        yield f"weights are converted by {', '.join(needed)} (`llamagen convert`)"
+        names = ", ".join(needed)
+        if result.verdict(Surface.WEIGHTS) is Verdict.BREAKING:
+            yield f"some weights are converted by {names}, others cannot be"
+        else:
+            yield f"weights are converted by {names} (`llamagen convert`)"
     elif needed:
         yield "conversions that exist"
         for transform in needed:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llamagen.analysis.cost import Counts, Workload
-from llamagen.analysis.diff.align import Pair, layer_text
+from llamagen.analysis.diff.align import ROOT, Pair, layer_text
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.match import Matching
 from llamagen.analysis.layers import Facts, Settings, layers_of, with_images
@@ -27,6 +27,9 @@ from llamagen.units import bytes_short, count_short
 MOST = 10
 """Sentences; of more the least telling are left out."""
 
+BESIDE = (Kind.RECORD, Kind.NAMING, Kind.TOKENIZER, Kind.RUNTIME)
+"""Differences that leave the architecture the same."""
+
 # sentences
 
 
@@ -38,7 +41,7 @@ def summary(
         return ()
     both = _both(before, after, match)
     said = [
-        *_layers_said(both),
+        *_layers_said(both, pairs),
         *_experts_said(both),
         *_attention_said(both),
         *_positions_said(both),
@@ -48,13 +51,11 @@ def summary(
         *_paths_said(both, pairs),
         *_details_said(both),
     ]
-    # Equations that the facts of the layers do not explain already.
-    if all(both.a[i].kind() == both.b[j].kind() for i, j in both.pairs):
-        said += _equations_said(pairs)
+    said += _equations_said(both, pairs)
     numbers = list(_numbers_said(before, after, load))
     if said or numbers:
         return (*said[: MOST - len(numbers)], *numbers)
-    if any(p.kind not in (Kind.RECORD, Kind.NAMING, Kind.TOKENIZER) for p in pairs):
+    if any(p.kind not in BESIDE for p in pairs):
         return ()
     return ("the same architecture", *_record_said(before, after, pairs))[:MOST]
 
@@ -82,19 +83,29 @@ class _Both:
     pairs: Sequence[tuple[int, int]]
 
     def changes(self, fact: Callable[[Facts], T]) -> Iterator[tuple[T, T, str]]:
-        """What layers are in A, what they are in B, and which they are: nothing where all are."""
+        """What layers are in A, what they are in B, and which they are: nothing where all are.
+
+        New layers are told with those that became what they are, if there is one such change.
+        """
         groups: list[tuple[T, T, list[int]]] = []
         for i, j in self.pairs:
             x, y = fact(self.a[i]), fact(self.b[j])
             same = next((g for g in groups if g[:2] == (x, y)), None)
-            if same is None and x != y:
+            if same is None:
                 groups.append((x, y, [j]))
-            elif same is not None:
+            else:
                 same[2].append(j)
+        for j in {*range(len(self.b))} - {j for _, j in self.pairs}:
+            like = [layers for _, y, layers in groups if y is not None and y == fact(self.b[j])]
+            if len(like) == 1:
+                like[0].append(j)
+        own = {j for j, f in enumerate(self.b) if not f.cross}
         for x, y, layers in groups:
-            every = len(layers) == len(self.pairs)
+            if x == y:
+                continue
+            every = {j for _, j in self.pairs} | (own if y is not None else set())
             many = f"{len(layers)} layers" if len(layers) > 1 else "layer"
-            yield x, y, "" if every else f" in {many} {_at(layers)}"
+            yield x, y, "" if every <= {*layers} else f" in {many} {_at(layers)}"
 
 
 def _at(layers: Sequence[int]) -> str:
@@ -102,21 +113,39 @@ def _at(layers: Sequence[int]) -> str:
     return f"({text})" if len(layers) > 1 else text
 
 
-def _layers_said(both: _Both) -> Iterator[str]:
+def _layers_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
     kept = [i for i, _ in both.pairs], [j for _, j in both.pairs]
     gone = [i for i in range(len(both.a)) if i not in kept[0]]
     new = [j for j in range(len(both.b)) if j not in kept[1]]
     homes = [stack.rpartition(".")[0] for stack in both.stacks]
     place = f", as `{homes[1]}`" if homes[0] != homes[1] else ""
-    same = all(both.a[i] == both.b[j] for i, j in both.pairs)
-    cross = [j for j in new if both.b[j].cross]
-    if same and not gone and (new or place):
+    same = all(both.a[i] == both.b[j] for i, j in both.pairs) and not any(
+        _changes_layers(both, pair) for pair in pairs
+    )
+    one_way = same and not (gone and new)
+    if one_way and (gone or new or place):
         yield f"the same {len(kept[0])} layers{place}"
-    elif len(both.a) != len(both.b) or place:
+    elif len(both.a) == len(both.b) and place:
+        yield f"{len(both.b)} layers{place}"
+    elif len(both.a) != len(both.b):
         yield f"{len(both.a)} layers → {len(both.b)}{place}"
-    for j in (cross, [j for j in new if j not in cross]) if not gone and same else (cross,):
-        if j:
-            yield f"{len(j)} new {'cross-attention ' if j is cross else ''}layers {_at(j)}"
+    for layers, facts, how in ((new, both.b, "new "), (gone, both.a, "")):
+        for cross in (True, False):
+            some = [i for i in layers if facts[i].cross is cross]
+            if some and (one_way or (cross and kept[0])):
+                named = f"{how}{'cross-attention ' * cross}layer{'s' * (len(some) > 1)}"
+                verb = "" if how else " are gone" if len(some) > 1 else " is gone"
+                yield f"{len(some)} {named}{verb} {_at(some)}"
+
+
+def _changes_layers(both: _Both, pair: Pair) -> bool:
+    """Whether it is a difference within layers that both models have."""
+    above = f"{both.stacks[0]}.*"
+    path = pair.path.rpartition("/")[2]
+    if pair.kind is Kind.BLOCK:
+        return path.startswith((f"{above}.", f"{both.stacks[1]}.*."))
+    kinds = (Kind.PARAMETER, Kind.SETTING) if pair.before and pair.after else ()
+    return pair.kind in (*kinds, Kind.EQUATION) and f"{path}.".startswith(f"{above}.")
 
 
 def _experts_said(both: _Both) -> Iterator[str]:
@@ -169,15 +198,23 @@ def _limit_said(what: str, a: int | None, b: int | None, where: str) -> str:
 
 
 def _positions_said(both: _Both) -> Iterator[str]:
-    for (x, warm), (y, warm2), where in both.changes(lambda f: (f.rope, f.temperature)):
+    def known(f: Facts) -> tuple[Settings | None, Settings | None, str | None] | None:
+        return (f.rope, f.temperature, f.positions) if f.heads is not None else None
+
+    for first, second, where in both.changes(known):
+        if first is None or second is None:
+            continue  # no attention
+        (x, warm, how), (y, warm2, how2) = first, second
         if warm != warm2:
             yield _temperature_said(y is None and x is not None, warm2, where)
-        elif y is None:
-            yield f"no rotary positions (NoPE){where}"
+        elif y is None and x is not None:
+            yield f"no rotary positions{f', but {how2}' if how2 else ' (NoPE)'}{where}"
+        elif how != how2 and y is None:
+            yield f"positions: {how or 'none'} → {how2 or 'none'}{where}"
         if x == y or y is None:
             continue
         if x is None:
-            yield f"rotary positions{where}: {_rope_said(y)}"
+            yield f"rotary positions{f' instead of {how}' * bool(how)}{where}: {_rope_said(y)}"
         else:
             yield f"RoPE {_rope_change(x, y)}{where}"
 
@@ -195,10 +232,11 @@ def _details_said(both: _Both) -> Iterator[str]:
         if first is not None and second is not None:
             yield f"rotary pairs are {second}, no longer {first}{where}: q and k rows are permuted"
     for settings, settings2, where in both.changes(lambda f: f.attention):
-        for name in dict.fromkeys([*settings, *settings2]):
-            ends = [_plain(one.get(name)) for one in (settings, settings2)]
+        names = {**settings, **settings2} if settings and settings2 else {}
+        for name in [n for n in names if n != "alibi"]:
+            ends = [one.get(name) for one in (settings, settings2)]
             if ends[0] != ends[1]:
-                yield f"attention's {name} {ends[0]} → {ends[1]}{where}"
+                yield f"attention's {name} {_plain(ends[0])} → {_plain(ends[1])}{where}"
     for eps, eps2, where in both.changes(lambda f: f.eps):
         yield f"norm eps {eps} → {eps2}{where}"
 
@@ -213,15 +251,17 @@ def _rope_change(a: Settings, b: Settings) -> str:
 
 
 def _rope_said(rope: Settings) -> str:
-    rest = [f"{n} {_plain(v)}" for n, v in rope.items() if n != "scaling" and v is not None]
+    shown = {n: v for n, v in rope.items() if n != "scaling" and (n, v) != ("partial", 1)}
+    rest = [f"{n} {_plain(v)}" for n, v in shown.items() if v is not None]
     scaling = "unscaled" if rope["scaling"] == "default" else str(rope["scaling"])
     return f"{scaling} ({', '.join(rest)})" if rest else scaling
 
 
 def _plain(value: AttrValue) -> str:
-    """``500,000``: whole numbers without a fraction."""
-    whole = isinstance(value, int | float) and value == int(value)
-    return f"{int(value):,}" if whole and isinstance(value, int | float) else unparse_static(value)
+    """``500,000``: whole numbers without a fraction, others with six digits."""
+    if isinstance(value, int | float) and value == int(value):
+        return f"{int(value):,}"
+    return f"{value:.6g}" if isinstance(value, float) else unparse_static(value)
 
 
 def _feed_forward_said(both: _Both) -> Iterator[str]:
@@ -235,7 +275,8 @@ def _feed_forward_said(both: _Both) -> Iterator[str]:
         if act is not None and act2 is not None:
             yield f"activation {act} → {act2}{where}"
     for norms, norms2, where in both.changes(lambda f: f.norms):
-        yield f"{norms[0]} norms a layer ({norms[1]}) → {norms2[0]} ({norms2[1]}){where}"
+        many = "norm" + "s" * (norms[0] != 1)
+        yield f"{norms[0]} {many} a layer ({norms[1]}) → {norms2[0]} ({norms2[1]}){where}"
     for bias, bias2, where in both.changes(lambda f: f.biases):
         yield f"biases: {bias or 'none'} → {bias2 or 'none'}{where}"
 
@@ -280,24 +321,40 @@ def _images_said(before: Model, after: Model) -> Iterator[str]:
 
 def _paths_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
     """Renames of what stands in the layers, or outside of them; that of the whole is said with the layers."""
-    changed = [p.path for p in pairs if p.kind is Kind.PARAMETER]
+    weights = [p for p in pairs if p.kind is Kind.PARAMETER]
+    changed = [[p.path for p in weights if p.before], [p.path for p in weights if not p.before]]
     for pair in pairs:
         if pair.kind is not Kind.MOVED or pair.path in ("", f"{both.stacks[0]}.*"):
+            continue
+        if pair.after is not None and pair.after.text == ROOT:
             continue
         where = f" in {pair.times} layers" if pair.times > 1 else ""
         where = where or (f" in layer {pair.layers}" if pair.layers else "")
         ends = [end.text for end in (pair.before, pair.after) if end is not None]
-        same = not any(path.startswith(pair.path) for path in changed)
+        same = not any(
+            f"{path}.".startswith(f"{end.partition(' ')[0]}.")
+            for end, paths in zip(ends, changed, strict=True)
+            for path in paths
+        )
         yield f"`{ends[0]}` is now `{ends[1]}`{where}{', the same weights' * same}"
 
 
-def _equations_said(pairs: Sequence[Pair]) -> Iterator[str]:
+def _equations_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Those that the facts of the layers, and another block around them, do not explain already."""
+    alike = all(both.a[i].kind() == both.b[j].kind() for i, j in both.pairs)
+    inside = both.stacks[0] == both.stacks[1]
     for pair in pairs:
+        if not (alike if "*" in pair.path or "/" in pair.path else alike or inside):
+            continue
+        where = f" in {pair.times} layers" if pair.times > 1 and pair.layers else ""
         if pair.kind is Kind.EQUATION:
-            where = f" in {pair.times} layers" if pair.times > 1 and pair.layers else ""
             ends = [end.text if end is not None else "nothing" for end in (pair.before, pair.after)]
             same = " (the same)" * pair.regrouped + " (the same up to rounding)" * pair.reordered
-            yield f"{pair.path or 'the model'}{where}: `{ends[0]}` → `{ends[1]}`{same}"
+            yield f"{pair.path or ROOT}{where}: `{ends[0]}` → `{ends[1]}`{same}"
+        elif pair.kind is Kind.BLOCK and _changes_layers(both, pair):
+            end, how = (pair.before, "gone") if pair.before is not None else (pair.after, "new")
+            named = f" ({end.text})" if end is not None else ""
+            yield f"block `{pair.path}`{named} is {how}{where}"
 
 
 def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator[str]:
@@ -317,7 +374,12 @@ def _numbers_said(before: Model, after: Model, load: Workload) -> Iterator[str]:
     a, b = (Counts(model.graphs, load) for model in (before, after))
     texts: list[str] = []
     if a.parameters.total != b.parameters.total:
-        texts.append(f"{_parameters_said(a)} → {_parameters_said(b)} parameters")
+        ends = [_parameters_said(one) for one in (a, b)]
+        more = b.parameters.total - a.parameters.total
+        if ends[0] == ends[1]:
+            texts.append(f"{ends[1]} parameters, {abs(more):,} {'more' if more > 0 else 'fewer'}")
+        else:
+            texts.append(f"{ends[0]} → {ends[1]} parameters")
     cache = [one.cache.per_token(load.cache_bytes) for one in (a, b)]
     if cache[0] != cache[1]:
         texts.append(f"cache {bytes_short(cache[0])} → {bytes_short(cache[1])} a token")

@@ -23,7 +23,7 @@ from llamagen.analysis.tables import hyperparameter_scope
 from llamagen.analysis.targets import Model
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.ir.graph import OpPart, all_parameters, join
-from llamagen.spec.expr import Static
+from llamagen.spec.resolve import ResolvedSpec
 
 MAX_FINDINGS = 10
 
@@ -79,17 +79,23 @@ class Setting:
     kv_heads: tuple[int, int]
     head_dim: tuple[int, int]
     tied: tuple[bool, bool]
+    same_tokenizer: bool = True
+    """An id of A is the same text in B, as far as the kinds of the tokenizers tell."""
 
 
-def setting_of(a: Mapping[str, Static], b: Mapping[str, Static]) -> Setting:
+def setting_of(before: ResolvedSpec, after: ResolvedSpec) -> Setting:
     """From the hyperparameters of both; 0 for a size that is not set."""
+    a, b = hyperparameter_scope(before), hyperparameter_scope(after)
+    kinds = [one.spec.tokenizer.kind if one.spec.tokenizer else None for one in (before, after)]
 
     def both(name: str) -> tuple[int, int]:
         first, second = a.get(name), b.get(name)
         return first if isinstance(first, int) else 0, second if isinstance(second, int) else 0
 
     tied = (a.get("tie_embeddings") is True, b.get("tie_embeddings") is True)
-    return Setting(both("num_heads"), both("num_kv_heads"), both("head_dim"), tied)
+    return Setting(
+        both("num_heads"), both("num_kv_heads"), both("head_dim"), tied, kinds[0] == kinds[1]
+    )
 
 
 Shape: TypeAlias = tuple[int, ...]
@@ -117,7 +123,7 @@ def candidate(
     if role in ("key", "value") and _repeats(setting):
         rows = tuple(kv * setting.head_dim[0] for kv in setting.kv_heads)
         return Transform.REPEAT_KV_HEADS if (before[0], after[0]) == rows else None
-    padded = role in ("embedding", "head") and after[0] > before[0]
+    padded = role in ("embedding", "head") and after[0] > before[0] and setting.same_tokenizer
     return Transform.PAD_VOCAB if padded else None
 
 
@@ -183,7 +189,7 @@ class _Converter:
         self.left = {p: f for p, f in self.a.weights.items() if p not in self.same.values()}
         """Weights of A that are none of B's by themselves."""
         self.sizes = hyperparameter_scope(after.resolved)
-        self.setting = setting_of(hyperparameter_scope(before.resolved), self.sizes)
+        self.setting = setting_of(before.resolved, after.resolved)
 
     def run(self) -> Iterator[Plan]:
         findings: list[Diagnostic] = []

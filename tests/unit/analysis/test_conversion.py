@@ -9,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from llamagen.analysis.diff.features import Feature, Kind, fused_group
+from llamagen.analysis.diff.judge import diff
+from llamagen.analysis.diff.render import text
 from llamagen.analysis.diff.weights import (
     ZERO_ROWS,
     Plan,
@@ -190,3 +192,27 @@ def test_pieces_of_a_fused_matrix_have_its_order() -> None:
     assert fused_group(fused, apart) == ("q", "k", "v")
     assert fused_group(fused, {p: apart[p] for p in "kqv"}) == ()
     assert fused_group(weight("a.qk.weight", 16, ((8, 8),)), apart) == ()
+
+
+def test_rows_are_not_appended_for_the_ids_of_another_tokenizer(tmp_path: Path) -> None:
+    """Its id 5 is another text than that of A's row 5."""
+    overlay = (
+        "tokenizer: {{kind: {}, bos_id: 1, eos_ids: [2]}}\nhyperparameters: {{vocab_size: {}}}"
+    )
+    before, same, other = (
+        built(models.overlaid(overlay.format(*one), tmp_path, base=SMALL, name=f"m{i}.yaml"))
+        for i, one in enumerate([("tiktoken", 24), ("tiktoken", 32), ("sentencepiece", 32)])
+    )
+    assert {plan.transform for plan in conversion(before, same)} == {Transform.PAD_VOCAB}
+    assert diff(before, same).transforms() == (Transform.PAD_VOCAB,)
+    with pytest.raises(LlamagenError, match="cannot be made from"):
+        conversion(before, other)
+    assert diff(before, other).transforms() == ()
+
+
+def test_a_text_says_which_weights_no_conversion_gives(tmp_path: Path) -> None:
+    overlays = ("title: same", "hyperparameters: {num_kv_heads: 4, intermediate_size: 16}")
+    before, after = both(*overlays, tmp_path)
+    assert "some weights are converted by repeat_kv_heads, others cannot be" in text(
+        diff(before, after)
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamagen.analysis.diff.judge import Diff, diff
+from llamagen.analysis.diff.judge import Diff, Surface, Verdict, diff
 from llamagen.analysis.diff.render import LINES, text
 from llamagen.analysis.targets import Model, built
 from llamagen.spec.registry import Registry
@@ -188,3 +188,130 @@ def test_the_other_way_says_the_opposite() -> None:
     back = compared(("llama/3.2/1b", "llama/3.1/8b")).summary
     assert "16 layers → 32" in back
     assert "the head is no longer tied to the embedding" in back
+
+
+def edited(text: str) -> str:
+    """Llama 3.2 1B with blocks or values of one's own."""
+    return f"spec: 1\nid: mine/edited\nextends: llama/3.2/1b\n{text}"
+
+
+NORM = "blocks: {DecoderLayer: {parts: {input_layernorm: 'layer_norm(hidden_size, eps=norm_eps, bias=false)'}}}"
+SAME_SHAPES = {
+    "more narrower heads": "hyperparameters: {head_dim: 32, num_heads: 64, num_kv_heads: 16}\n",
+    "a part of each head is turned": "hyperparameters: {rope: {partial: 0.5}}\n",
+    "another norm": NORM,
+}
+
+
+@pytest.mark.parametrize("text", SAME_SHAPES.values(), ids=SAME_SHAPES)
+def test_other_numbers_from_weights_of_the_same_shapes_are_told(text: str) -> None:
+    for pair in (("llama/3.2/1b", edited(text)), (edited(text), "llama/3.2/1b")):
+        result = compared(pair)
+        assert result.verdict(Surface.WEIGHTS) is Verdict.SAME
+        assert result.verdict(Surface.NUMERICS) is Verdict.BREAKING
+        assert result.summary not in ((), ("the same architecture",))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mpt"])
+def test_positions_told_otherwise_are_not_called_nope(name: str) -> None:
+    said = compared(("llama/3.2/1b", str(FOREIGN / f"{name}.yaml"))).summary
+    how = {"gpt2": "a table of positions", "mpt": "ALiBi"}[name]
+    assert f"no rotary positions, but {how}" in said
+
+
+def test_yarn_without_its_optional_numbers_is_described() -> None:
+    said = compared(("llama/3.2/1b", str(FOREIGN / "olmo3.yaml"))).summary
+    assert any("→ yarn (" in sentence for sentence in said)
+
+
+def test_norms_of_queries_and_keys_in_blocks_of_their_own_are_none_of_the_layer() -> None:
+    said = compared(("llama/3.2/1b", str(FOREIGN / "cohere.yaml"))).summary
+    assert any(s.startswith("queries and keys are normalised (layer_norm") for s in said)
+    assert "2 norms a layer (rms_norm) → 1 (layer_norm)" in said
+
+
+def test_new_layers_are_counted_with_those_that_became_like_them() -> None:
+    said = compared(("llama/2/7b", "llama/4/scout")).summary
+    assert "attention within chunks of 8,192 in 36 layers (0-2,4-6,...,44-46)" in said
+
+
+def test_layers_that_are_gone_are_told_as_new_ones_are() -> None:
+    said = compared(("llama/3.2/11b-vision", "llama/3.1/8b")).summary
+    assert said[:2] == (
+        "the same 32 layers, as `model`",
+        "8 cross-attention layers are gone (3,8,...,38)",
+    )
+
+
+def test_layers_that_compute_something_else_are_not_the_same() -> None:
+    text = "hyperparameters: {num_layers: 17}\n" + SCALED.partition("llama/3.2/1b\n")[2]
+    said = compared(("llama/3.2/1b", edited(text))).summary
+    assert "16 layers → 17" in said
+
+
+def test_a_wrapper_that_computes_is_told() -> None:
+    text = (
+        "blocks: {DecoderLayer: {parts: {mlp: Outer}}, "
+        "Outer: {parts: {inner: SwiGLU}, forward: 'return inner(x) * 0.5'}}"
+    )
+    said = compared(("llama/3.2/1b", edited(text))).summary
+    assert "block `model.layers.*.mlp` (Outer) is new in 16 layers" in said
+
+
+def test_layers_without_attention_have_no_positions_and_no_settings_of_it() -> None:
+    text = """patterns: {kinds: {default: own, at: {other: [5]}}}
+blocks:
+  Decoder: {parts: {layers: "stack(num_layers, DecoderLayer if kinds[layer] == 'own' else Plain)"}}
+  Plain:
+    parts: {fc_norm: 'rms_norm(hidden_size, eps=norm_eps)', fc: 'linear(hidden_size, hidden_size)'}
+    forward: return x + fc(fc_norm(x))
+"""
+    said = "; ".join(compared(("llama/3.2/1b", edited(text))).summary)
+    assert "rotary" not in said
+    assert "alibi" not in said
+
+
+def test_parameters_that_read_the_same_are_told_by_their_difference() -> None:
+    said = compared(("llama/2/7b", "llama/code/7b")).summary
+    assert said[-1] == "6.74 B parameters, 131,072 more"
+
+
+def test_a_model_written_otherwise_is_the_same_architecture() -> None:
+    text = "blocks: {SwiGLU: {forward: 'return down_proj(up_proj(x) * silu(gate_proj(x)))'}}"
+    assert compared(("llama/3.2/1b", edited(text))).summary == ("the same architecture",)
+
+
+def foreign(one: str, other: str) -> tuple[str, ...]:
+    return compared((str(FOREIGN / f"{one}.yaml"), str(FOREIGN / f"{other}.yaml"))).summary
+
+
+def test_what_new_layers_do_not_do_is_not_said_of_all() -> None:
+    assert "attention within a window of 4 in 3 layers (0-2)" in foreign("cohere", "cohere2")
+
+
+def test_what_stands_around_the_layers_is_told_though_these_differ_in_kind() -> None:
+    said = foreign("gemma2", "gemma3")
+    assert "the model: `return softcap(lm_head(model(input_ids)), cap=1.5)`" in said[3]
+
+
+def test_parts_of_one_shape_that_are_used_otherwise_are_no_rename() -> None:
+    assert not any("q_a_proj" in sentence for sentence in foreign("deepseek_v3", "mixtral"))
+
+
+def test_a_renamed_part_with_a_new_bias_does_not_have_the_same_weights() -> None:
+    text = RENAMED.replace(
+        "linear(hidden_size, intermediate_size)",
+        "linear(hidden_size, intermediate_size, bias=true)",
+    )
+    said = compared(("llama/3.2/1b", text)).summary
+    assert "`model.layers.*.mlp.up_proj` is now `model.layers.*.mlp.w3` in 16 layers" in said
+
+
+def test_what_a_part_gets_beside_it_leaves_its_weights_the_same() -> None:
+    said = compared(("llama/guard/4-12b", "llama/4/scout")).summary
+    (moved,) = [s for s in said if " is now " in s]
+    assert moved.endswith(".shared_expert` in 48 layers, the same weights")
+
+
+def test_as_many_layers_elsewhere_are_no_change_of_their_number() -> None:
+    assert foreign("gpt_neox", "gptj")[0] == "2 layers, as `transformer`"
