@@ -85,7 +85,8 @@ def _moves(after: Model, pairs: Matching) -> Iterator[Pair]:
                 places.setdefault((front + a, front + b), []).append((i, j))
             for theirs, mine in pairs.names(graph, b_path) if b_path not in known else ():
                 block = next(x.block for x in after.graphs[graph].instances if x.path == b_path)
-                if isinstance(block.parts[theirs], OpPart):
+                part = block.parts[theirs]
+                if isinstance(part, OpPart) and part.parameters:
                     (a, i), (b, j) = (
                         collapse(join(path, name))
                         for path, name in ((a_path, mine), (b_path, theirs))

@@ -63,7 +63,7 @@ class KVCache:
         return self.tokens
 
     def finish(self) -> None:
-        """The call went well: its tokens count. After one that failed the same can be called again."""
+        """The call went well: its tokens count. One that failed can be made again."""
         self.tokens = self.total
 
     def append(self, k_BKSH: Tensor, v_BKSH: Tensor) -> KeyValue:
