@@ -160,6 +160,8 @@ TARGETS: Mapping[str, Target] = {
         Target("spec", spec, _specs, YAML_WORDS),
         Target("config", files.config, files.configs, files.CONFIG_WORDS),
         Target("index", files.index, files.indices, files.INDEX_WORDS),
+        Target("gguf", files.gguf_file, files.gguf_files, files.GGUF_WORDS),
+        Target("packed", files.packed, files.packed_files, files.PACKED_WORDS),
         Target("manifest", files.manifest, files.manifests, files.MANIFEST_WORDS),
         Target("pth", files.pth, files.zips, files.PICKLE_WORDS),
         Target("pth_pickle", files.pth_pickle, files.pickles, files.PICKLE_WORDS),

@@ -1,4 +1,4 @@
-"""Targets for files that come with a model: configurations, indices, manifests, torch zips."""
+"""Targets for files that come with a model: configurations, indices, manifests, torch zips, GGUF, packed weights."""
 
 # ruff: noqa: E501  lists of words
 
@@ -7,11 +7,17 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.foreign import foreign_of
@@ -21,7 +27,11 @@ from llamagen.emit.config.table import ConfigTable, known_tables
 from llamagen.emit.manifest import MANIFEST, Manifest, read_manifest
 from llamagen.spec.registry import Registry
 from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.gguf_file import PACKED, read_gguf
+from llamagen.weights.gguf_hub import hub_files
 from llamagen.weights.meta_pth import read_pth
+from llamagen.weights.packed import decoded
+from llamagen.weights.tensors import stored, unpacked, whole
 from tests.fuzz.scratch import ROOT, scratch
 
 CONFIG_WORDS = (
@@ -243,3 +253,132 @@ def _manifest_text() -> bytes:
 def manifests() -> list[bytes]:
     text = _manifest_text()
     return [text, json.dumps(json.loads(text)).encode(), b"{}"]
+
+
+GGUF_WORDS = (
+    "GGUF", "GGUF\x02\0\0\0", "GGUF\x04\0\0\0", "\x08\0\0\0", "\x09\0\0\0", "\0" * 8, "\x7f" * 8,
+    "llama.block_count", "llama.embedding_length", "llama.expert_count", "general.alignment", "general.architecture",
+    "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "blk.0.attn_q.weight", "rope_freqs.weight",
+    "llama.rope.scaling.type", "yarn",
+)  # fmt: skip
+_READ = 1 << 16
+"""Elements of a matrix that is read whole: enough for every seed."""
+
+
+def gguf_file(data: bytes) -> bool:
+    """A whole file: its header, the files of a Hub checkpoint that it stands for, and what its tensors decode to."""
+    path = scratch() / "model.gguf"
+    path.write_bytes(data)
+    try:
+        header = read_gguf(path)
+        assert sum(one.nbytes for one in header.tensors) <= len(data)
+        assert all(one.offset + one.nbytes <= len(data) for one in header.tensors)
+        for one in header.tensors:
+            if np.prod(one.shape, dtype=object) <= _READ:
+                tensor = unpacked(one) if one.dtype in PACKED else stored(one)
+                assert tensor.read(whole(one.shape)).shape == one.shape
+        files = hub_files(path, header)
+    except LlamagenError:
+        return False
+    assert all(isinstance(json.loads(text), dict) for text in files.values())
+    return True
+
+
+def gguf_files() -> list[bytes]:
+    random = np.random.default_rng(0)
+    found: list[bytes] = []
+    unknown = 2
+    for number, kind in enumerate(("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q5_0", "F32", "F32")):
+        if number > 5:  # a tokenizer that has no token for what is unknown
+            unknown = 1
+        path = scratch() / "seed.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        for name, value in (
+            *(
+                ("block_count", 1),
+                ("context_length", 64),
+                ("embedding_length", 64),
+                ("head_count", 4),
+            ),
+            *(("feed_forward_length", 96), ("head_count_kv", 2), ("layer_norm_rms_eps", 1e-5)),
+            *(("vocab_size", 8), ("bos_token_id", 1), ("eos_token_id", 2)),
+        ):
+            getattr(writer, f"add_{name}")(value)
+        writer.add_tokenizer_model("llama" if number % 2 else "gpt2")
+        writer.add_token_list(["<unk>", "<s>", "</s>", "a", "b", "ab", "c", "abc"])
+        writer.add_token_types([unknown, 3, 3, 1, 1, 1, 1, 1])
+        if number % 2:
+            writer.add_token_scores([0.0, 0.0, 0.0, -3.0, -4.0, -1.0, -5.0, -2.0])
+        else:
+            writer.add_tokenizer_pre("llama-bpe")
+            writer.add_token_merges(["a b", "ab c"])
+        values = random.standard_normal((8, 64)).astype(np.float32)
+        packing = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor("token_embd.weight", gguf.quantize(values, packing), raw_dtype=packing)
+        writer.add_tensor("output_norm.weight", np.ones(64, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        found.append(path.read_bytes())
+        path.unlink()
+    sizes, cut = struct.pack("<QQ", 64, 8), [found[2][:-1], found[2][: len(found[2]) // 2]]
+    lying = [struct.pack("<QQ", *pair) for pair in ((48, 8), (64, 9), (64, 1 << 58), (1 << 62, 8))]
+    return [*found, *cut, *(found[2].replace(sizes, other) for other in lying)]
+
+
+PACKED_WORDS = (
+    '"quant_method": "gptq"', '"quant_method": "awq"', '"checkpoint_format": "gptq_v2"', '"bits": 8', '"bits": 3', "I32", "F16",
+    '"config_groups": {}', '"format": "pack-quantized"', "qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "[]",
+)  # fmt: skip
+
+
+def packed(data: bytes) -> bool:
+    """A quantization_config on the first line, and a safetensors file behind it: every matrix is decoded."""
+    folder = scratch()
+    how, _, weights = data.partition(b"\n")
+    (folder / "config.json").write_bytes(b'{"quantization_config": ' + how + b"}")
+    (folder / "model.safetensors").write_bytes(weights)
+    try:
+        for one in Checkpoint.open(folder).tensors.values():
+            if one.packed is not None and np.prod(one.shape, dtype=object) <= _READ:
+                assert decoded(one.packed).read(whole(one.shape)).shape == one.shape
+    except LlamagenError:
+        return False
+    finally:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    return True
+
+
+def packed_files() -> list[bytes]:
+    """A matrix of 16 outputs and 64 inputs in groups of 32, in each format."""
+    random = np.random.default_rng(0)
+
+    def words(*shape: int) -> NDArray[np.int32]:
+        return random.integers(-(2**31), 2**31, shape, dtype=np.int64).astype(np.int32)
+
+    scales = random.random((2, 16)).astype(np.float16)
+    groups = np.repeat(np.arange(2, dtype=np.int32), 32)
+    along = {"qzeros": words(2, 2), "scales": scales}
+    weights = {"num_bits": 4, "group_size": 32, "type": "int"}
+    whole_bytes = {**weights, "num_bits": 8}
+    rows = {"weight_scale": np.ascontiguousarray(scales.T)}
+    cases: list[tuple[dict[str, object], dict[str, Any]]] = [
+        ({"quant_method": "gptq", "bits": 4}, {"qweight": words(8, 16), "g_idx": groups, **along}),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"}, {"qweight": words(8, 16), **along}),
+        ({"quant_method": "gptq", "bits": 4}, {"qweight": words(8, 16), "g_idx": groups * 2, **along}),
+        ({"quant_method": "gptq", "bits": 4}, {"qweight": words(8), **along}),
+        ({"quant_method": "gptq", "bits": 4}, {"qweight": words(8, 16), **along, "scales": scales[:, :8].copy()}),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, {"qweight": words(64, 2), **along}),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"a": {"weights": weights}}},
+         {"weight_packed": words(16, 8), "weight_shape": np.array([16, 64]), **rows}),
+        ({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"a": {"weights": whole_bytes}}},
+         {"weight": words(16, 16).view(np.int8), **rows}),
+    ]  # fmt: skip
+    return [
+        json.dumps(how).encode()
+        + b"\n"
+        + save({f"q_proj.{name}": one for name, one in parts.items()})
+        for how, parts in cases
+    ]

@@ -20,6 +20,8 @@ COUNTS = {
     "manifest": 800,
     "pth": 800,
     "pth_pickle": 1200,
+    "gguf": 800,
+    "packed": 800,
 }
 """Inputs, seeds included: a few seconds a target."""
 
