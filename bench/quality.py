@@ -58,10 +58,11 @@ OURS: Mapping[str, tuple[str, ...]] = {
     ),
     "int4, block 64": ("--quantize", "int4", "--block-size", "64"),
     "int8": ("--quantize", "int8"),
+    "int8, products in float32": ("--quantize", "int8", "--accuracy-level", "1"),
     "w8a8": ("--quantize", "w8a8"),
 }
 GENAI: Mapping[str, tuple[str, ...]] = {
-    f"genai builder, {name}": ("--extra_options", f"int4_algo_config={name}")
+    f"genai builder, {name}": ("--extra_options", f"algo_config={name}")
     for name in ("default", "rtn", "k_quant", "k_quant_mixed")
 }
 GGML: Mapping[str, tuple[str, bool]] = {
