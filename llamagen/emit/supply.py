@@ -186,6 +186,7 @@ class CheckpointSupply:
     """Small files to copy from the checkpoint's folder."""
     texts: Mapping[str, str]
     """Small files that the checkpoint has in itself."""
+    packed: Mapping[str, str]
 
     @staticmethod
     def of(
@@ -198,8 +199,15 @@ class CheckpointSupply:
         kept = tuple(n for n in COMPANIONS if not ignore_config or n not in CONFIGS)
         texts = {name: text for name, text in stored.texts.items() if name in kept}
         notes = [one for one in fitted.findings if one.code != "LG608"]
-        if packed := sum(tensor.packed is not None for tensor in stored.tensors.values()):
-            message = f"{packed} packed matrices of the checkpoint were decoded"
+        bindings = {binding.name: binding for binding in resolution.bindings}
+        packed = {
+            path: binding.tensor.packing
+            for path, binding in bindings.items()
+            if binding.tensor.packed is not None and binding.tensor.exact()
+        }
+        matrices = sum(tensor.packed is not None for tensor in stored.tensors.values())
+        if matrices > len(packed):
+            message = f"{matrices - len(packed)} packed matrices of the checkpoint were decoded"
             help = "`--quantize` packs them again; products with activations in 8 bits are not imitated"
             notes.append(Diagnostic("LG628", "note", message, help=help))
         # beside one file of many lies what is others'
@@ -216,11 +224,11 @@ class CheckpointSupply:
             message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
             help = "activations, which its kernels round to float8 as well, are not rounded here"
             notes.append(Diagnostic("LG645", "note", message, help=help))
-        bindings = {binding.name: binding for binding in resolution.bindings}
         stamps, source = stored.stamps, CheckpointSource(layout=resolution.layout)
         if adapter is not None:
             opened = Adapter.open(adapter)
             bindings, note = opened.merged_into(bindings, stored.path)
+            packed = {p: how for p, how in packed.items() if bindings[p].tensor.packed is not None}
             stamps = {**stamps, **opened.stamps}
             notes.append(note)
             digest = hashed(opened.file).sha256
@@ -235,6 +243,7 @@ class CheckpointSupply:
             stamps,
             companions,
             texts,
+            packed,
         )
 
     @property
@@ -249,14 +258,6 @@ class CheckpointSupply:
 
     def part(self, path: str, region: Region) -> npt.NDArray[np.float32]:
         return read_part(self.bindings[path], region)
-
-    @property
-    def packed(self) -> Mapping[str, str]:
-        return {
-            path: binding.tensor.entries[0].dtype
-            for path, binding in self.bindings.items()
-            if binding.tensor.packed is not None
-        }
 
     def packed_rows(
         self, path: str, start: int, stop: int, dtype: TargetDType

@@ -1,5 +1,7 @@
 """Matrices packed by AWQ, GPTQ and compressed-tensors, decoded: (code - zero point) * scale, in float32.
 
+Those without zero points are the same numbers in blocks of GGUF, which stay packed.
+
 Sources: AutoGPTQ nn_modules/qlinear/qlinear_cuda_old.py (`pack`, `forward`), GPTQModel for the second format, whose
 zero points are stored as they are; AutoAWQ modules/linear/gemm.py (`WQLinear_GEMM.from_linear`); compressed-tensors
 compressors/pack_quantized (dense int32 words along the inputs, codes plus 2^(bits - 1)) and naive_quantized.
@@ -195,7 +197,68 @@ def decoded(packed: Packed) -> Tensor:
         bits: Bits = np.ascontiguousarray(values * scales[:, group], np.float32).view(np.uint32)
         return bits
 
-    return Tensor(packed.shape, packed.entries, read)
+    blocks = _in_blocks(packed)
+    packing = "" if blocks is None else _PACKINGS[packed.bits]
+    exact = lambda: _is_symmetric(packed)  # noqa: E731
+    return Tensor(packed.shape, packed.entries, read, packed=blocks, packing=packing, exact=exact)
+
+
+_PACKINGS = {4: "Q4_0", 8: "Q8_0"}
+_BLOCK = 32
+
+
+def _in_blocks(packed: Packed) -> Tensor | None:
+    """The rows in blocks of GGUF with the same codes and scales; None where these have no place there.
+
+    A group is several blocks, each with its scale. Zero points have no place, but where all are the middle.
+    """
+    outputs, inputs = packed.shape
+    flat = len(packed.scales.shape) < 2 or packed.scales.shape == (1, 1)
+    of_rows = (
+        packed.scales.shape[-1] if packed.kind in ("words", "bytes") else packed.scales.shape[0]
+    )
+    count = 1 if flat else of_rows
+    fits = inputs % count == 0 and inputs // count % _BLOCK == 0
+    if packed.bits not in _PACKINGS or packed.scales.dtype != "F16" or not fits:
+        return None
+    size = 2 + _BLOCK * packed.bits // 8
+
+    def read(region: Region) -> Bits:
+        import numpy as np
+
+        (first, last), (start, stop) = region
+        codes = _codes(packed, ((first, last), (0, inputs)))
+        if packed.kind in ("gptq", "gptq_v2", "awq"):
+            codes = codes - np.float32(1 << packed.bits - 1)
+        blocks = codes.astype(np.int8).reshape(last - first, -1, _BLOCK)
+        scales = _scales(packed, (first, last)).astype("<f2")
+        scales = np.repeat(scales, blocks.shape[1] // scales.shape[1], axis=1)
+        if packed.bits == 4:
+            halves = (blocks + np.int8(8)).view(np.uint8)
+            numbers = halves[..., :16] | halves[..., 16:] << np.uint8(4)
+        else:
+            numbers = blocks.view(np.uint8)
+        heads = np.ascontiguousarray(scales)[..., None].view(np.uint8)
+        rows = np.concatenate([heads, numbers], axis=-1).reshape(last - first, -1)
+        return np.ascontiguousarray(rows[:, start:stop])
+
+    return Tensor((outputs, inputs // _BLOCK * size), packed.entries, read)
+
+
+def _is_symmetric(packed: Packed) -> bool:
+    """Whether every zero point is the middle, and groups are runs of inputs."""
+    import numpy as np
+
+    zeros = _zeros(packed, (0, packed.shape[0]))
+    middle = 0 if packed.kind in ("words", "bytes") else 1 << packed.bits - 1
+    if zeros is not None and not (zeros == middle).all():
+        return False
+    if packed.groups is None:
+        return True
+    found = stored(packed.groups).read(((0, packed.shape[1]),))
+    count = _scales(packed, (0, 1)).shape[1]
+    runs = np.arange(packed.shape[1]) // (packed.shape[1] // count)
+    return bool((found.view(f"<i{found.itemsize}") == runs).all())
 
 
 def _spread(words: Bits, bits: int) -> npt.NDArray[np.int32]:

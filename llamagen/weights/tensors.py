@@ -54,6 +54,10 @@ class Tensor:
     """Whether its elements lie one after the other in a file, in this order."""
     packed: Tensor | None = None
     """The same rows in the blocks of a packed file, as bytes [..., bytes of a row]."""
+    packing: str = ""
+    """The type of GGUF that these blocks are of."""
+    exact: Callable[[], bool] = lambda: True
+    """Whether the values are such that the blocks mean the same numbers; some are read for it."""
 
 
 def stored(entry: TensorEntry) -> Tensor:
@@ -125,7 +129,8 @@ def unpacked(entry: TensorEntry) -> Tensor:
         )
         return bits
 
-    return Tensor(entry.shape, (entry,), read, in_order=True, packed=stored(rows))
+    blocks = stored(rows)
+    return Tensor(entry.shape, (entry,), read, in_order=True, packed=blocks, packing=entry.dtype)
 
 
 def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:
@@ -214,7 +219,8 @@ def rope_rows(source: Tensor, heads: int) -> Tensor:
         return halves[start - first * size : stop - first * size]
 
     packed = None if source.packed is None else rope_rows(source.packed, heads)
-    return Tensor(shape, source.entries, read, packed=packed)
+    packing, exact = source.packing, source.exact
+    return Tensor(shape, source.entries, read, packed=packed, packing=packing, exact=exact)
 
 
 def concat(sources: Sequence[Tensor], dim: int) -> Tensor:

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.verify.stored import stored_weights
+from llamagen.emit.manifest import read_manifest
+from llamagen.emit.options import ExportOptions, QuantizeOptions
+from llamagen.verify.limits import Tolerance
+from llamagen.verify.stored import CodedPlace, stored_weights
 from llamagen.weights.packed import Kind, decoded, find_packed
 from llamagen.weights.safetensors import read_header
 from tests.parity.published import exported, llama, require_equal
@@ -43,13 +46,15 @@ def gptq(
     kind: Kind,
     bits: int,
     act: bool,
+    middle: bool = False,
 ) -> Made:
     """AutoGPTQ's `pack`: codes along inputs, zero points along outputs, less one in the first format."""
     outputs, inputs = shape
     codes = generator.integers(0, 1 << bits, (inputs, outputs), dtype=np.uint32)
     first = kind == "gptq"
     zeros = generator.integers(int(first), 1 << bits, (inputs // size, outputs), dtype=np.uint32)
-    scales = generator.normal(0, 0.03, (inputs // size, outputs)).astype(np.float16)
+    zeros[...] = 1 << bits - 1 if middle else zeros
+    scales = generator.normal(0, 0.48 / (1 << bits), (inputs // size, outputs)).astype(np.float16)
     group = np.arange(inputs, dtype=np.int32) // size
     if act:
         generator.shuffle(group)
@@ -64,11 +69,14 @@ def gptq(
     return tensors(stored), torch.from_numpy(np.ascontiguousarray(means.T))
 
 
-def awq(generator: np.random.Generator, shape: tuple[int, int], size: int) -> Made:
+def awq(
+    generator: np.random.Generator, shape: tuple[int, int], size: int, middle: bool = False
+) -> Made:
     """AutoAWQ's `WQLinear_GEMM.from_linear`: all along outputs, in the order of its kernel."""
     outputs, inputs = shape
     codes = generator.integers(0, 16, (inputs, outputs), dtype=np.uint32)
     zeros = generator.integers(0, 16, (inputs // size, outputs), dtype=np.uint32)
+    zeros[...] = 8 if middle else zeros
     scales = generator.normal(0, 0.03, (inputs // size, outputs)).astype(np.float16)
     order = (0, 2, 4, 6, 1, 3, 5, 7)
     stored: dict[str, NDArray[Any]] = {
@@ -94,9 +102,13 @@ def scheme_of(size: int | None, bits: int = 4, symmetric: bool = True) -> Quanti
 
 
 def compressed(
-    generator: np.random.Generator, shape: tuple[int, int], scheme: QuantizationScheme, words: bool
+    generator: np.random.Generator,
+    shape: tuple[int, int],
+    scheme: QuantizationScheme,
+    words: bool,
+    half: bool = False,
 ) -> Made:
-    """By the package compressed-tensors, there and back."""
+    """By the package compressed-tensors, there and back; with ``half`` its scales are stored in float16."""
     weights = scheme.weights
     assert weights is not None
     groups = 1 if weights.group_size is None else shape[1] // weights.group_size
@@ -107,9 +119,14 @@ def compressed(
         "weight_scale": torch.from_numpy(generator.uniform(0.02, 0.05, (shape[0], groups)).astype(np.float32)),
         "weight_zero_point": torch.from_numpy(zeros * (not weights.symmetric)),
     }  # fmt: skip
+    if half:
+        state["weight_scale"] = state["weight_scale"].half().float()
     peer = PackedQuantizationCompressor if words else NaiveQuantizationCompressor
-    stored = peer.compress(state, scheme)
-    return dict(stored), peer.decompress(stored, scheme)["weight"]
+    stored = dict(peer.compress(state, scheme))
+    means = peer.decompress(stored, scheme)["weight"]
+    if half:
+        stored["weight_scale"] = stored["weight_scale"].half()
+    return stored, means
 
 
 def require_decoded(made: Made, kind: Kind, bits: int, folder: Path, seed: int) -> None:
@@ -180,6 +197,10 @@ FORMS: dict[str, tuple[dict[str, object], Callable[[np.random.Generator, tuple[i
         {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "checkpoint_format": "gptq_v2"},
         lambda g, s: gptq(g, s, 16, "gptq_v2", 4, True),
     ),
+    "gptq, no zero points, inputs in another order": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True},
+        lambda g, s: gptq(g, s, 32, "gptq", 4, True, middle=True),
+    ),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, lambda g, s: awq(g, s, 32)),
     "w4a16": (of_llmcompressor("pack-quantized", 4), lambda g, s: compressed(g, s, scheme_of(16), True)),
     "w8a8": (of_llmcompressor("int-quantized", 8), lambda g, s: compressed(g, s, scheme_of(None, 8), False)),
@@ -219,6 +240,46 @@ def test_a_packed_model_is_exported_as_what_it_means(form: str, tmp_path: Path) 
         np.testing.assert_array_equal(stored.read(name), tensor.numpy())
     require_equal(out, model)
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
+
+
+OF_CODES = Tolerance(1.5e-4, 1.5e-5)
+"""Products of codes are summed block by block (llamagen/verify/limits.py has the same factor)."""
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+STAY: dict[str, tuple[str, dict[str, object], Callable[[np.random.Generator, tuple[int, int]], Made]]] = {
+    "gptq": ("Q4_0", GPTQ, lambda g, s: gptq(g, s, 32, "gptq", 4, False, middle=True)),
+    "gptq, a group is an input": ("Q4_0", GPTQ, lambda g, s: gptq(g, s, s[1], "gptq", 4, False, middle=True)),
+    "gptq, 8 bits": ("Q8_0", {**GPTQ, "bits": 8}, lambda g, s: gptq(g, s, 32, "gptq", 8, False, middle=True)),
+    "awq": ("Q4_0", {"quant_method": "awq", "bits": 4}, lambda g, s: awq(g, s, 32, middle=True)),
+    "w4a16": (
+        "Q4_0", of_llmcompressor("pack-quantized", 4),
+        lambda g, s: compressed(g, s, scheme_of(32), True, half=True),
+    ),
+    "w8a16": (
+        "Q8_0", of_llmcompressor("int-quantized", 8),
+        lambda g, s: compressed(g, s, scheme_of(None, 8), False, half=True),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", STAY)
+def test_without_zero_points_matrices_stay_packed(form: str, tmp_path: Path) -> None:
+    """In blocks of GGUF, to the bit; and as the others they can be decoded, or quantised if that is asked for."""
+    packing, how, make = STAY[form]
+    model = packed_model(tmp_path / "model", how, make)
+    out = exported(tmp_path / "model", tmp_path / "out")
+    record = read_manifest(out).quantization
+    assert record is not None and not record.decoded
+    assert {name: len(paths) for name, paths in record.kept.items()} == {packing: 14}
+    stored = stored_weights(out)
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(stored.read(name), tensor.numpy())
+        assert isinstance(stored.places[name], CodedPlace) is ("_proj" in name)
+    require_equal(out, model, OF_CODES)
+    asked = ExportOptions(quantize=QuantizeOptions("int4"))
+    with pytest.raises(LlamagenError, match="LG719"):
+        exported(tmp_path / "model", tmp_path / "again", asked)
+    plain = ExportOptions(quantize=QuantizeOptions("none"))
+    require_equal(exported(tmp_path / "model", tmp_path / "plain", plain), model)
 
 
 def refused(folder: Path) -> str:
