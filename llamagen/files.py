@@ -68,6 +68,7 @@ IMAGE = Kind("LG780", 512 << 20, "give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
 TEXT = Kind("LG718", 64 << 20, "give a text in UTF-8")
 QUALITY_TEXT = Kind("LG778", 64 << 20, "give a text in UTF-8")
 PROMPTS = Kind("LG769", 64 << 20, "give a text in UTF-8")
+PACKAGE = Kind("LG722", 1 << 30, "try again")
 TEMPLATE = Kind("LG784", 1 << 20, "leave out --chat, or copy the model's template there")
 
 

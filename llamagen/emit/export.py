@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
 from llamagen.emit.calibrate import built_in_text, calibrated, digest_of
 from llamagen.emit.clients.files import write_client_files
+from llamagen.emit.clients.web import fetched, require_runnable, write_page
 from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.config.table import config_files
 from llamagen.emit.manifest import (
@@ -114,9 +115,14 @@ class ExportJob:
     def published(
         self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
-        """The staging folder and the records of its files, which the body fills; then all other files are added."""
+        """The staging folder and the records of its files, which the body fills; then all other files are added.
+
+        Raises LG721 and LG722 if there is to be a page, and what it needs is not to be had.
+        """
         reads = (*self.reads, *supply.companions)
-        with staged_folder(self.out, EXPORT, self.overwrite, reads) as staging:
+        with ExitStack() as stack:
+            packages = stack.enter_context(fetched()) if self.options.web else None
+            staging = stack.enter_context(staged_folder(self.out, EXPORT, self.overwrite, reads))
             known: dict[str, FileRecord] = {}
             yield staging, known
             supply.require_unchanged()
@@ -127,6 +133,8 @@ class ExportJob:
                 place_companion(file, staging)
             for name, text in supply.texts.items():
                 write_text(staging / name, text)
+            if packages is not None:
+                write_page(staging, self.resolved, emitted[MAIN], packages)
             write_client_files(staging, self.resolved, self.graphs, emitted[MAIN], weights.source)
             files = all_files(staging, known)
             write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
@@ -222,6 +230,8 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
     """Stream the weights into data files; what is worth saying about it."""
     target = job.stored_as
     emitted = job.emitted(packed=_kept(job, supply, source))
+    if job.options.web:
+        require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
     entries = together_initializers(emitted.values())
     counter = ByteCounter(job.progress, sum(map(byte_count, entries)))
     notes: tuple[Diagnostic, ...] = ()
@@ -355,6 +365,8 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
     entries = as_stored(supply.bindings.values())
     target, scanned = job.stored_as, job.options.scan
     emitted = job.emitted(_readable(entries, target, scanned))
+    if job.options.web:
+        require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
     places: list[Placement] = []
     for initializer in together_initializers(emitted.values()):
         entry = entries[initializer.name]

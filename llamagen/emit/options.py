@@ -67,11 +67,11 @@ class QuantizeOptions:
     accuracy_level: Annotated[
         int | None,
         Shown(
-            "Products of int4 and int8: 1 in float32, 4 with int8 activations; 4, or 1 for a packed file.",
+            "Products of int4, int8: 1 in float32, 4 with int8 activations; 4, or 1 for packed files and with --web.",
             "INTEGER",
         ),
     ] = None
-    """None: 4, and 1 for weights that stay as a packed file has them."""
+    """None: 4, and 1 for weights that stay as a packed file has them, and for a browser."""
     head: Annotated[
         str | None,
         Shown("Like the projections by default, int8 with int4.", "TEXT", "--quantize-head"),
@@ -163,6 +163,10 @@ class ExportOptions:
             "VERSION",
         ),
     ] = None
+    web: Annotated[
+        bool,
+        Shown("Add index.html, which runs it in a browser; npm fetches transformers.js for that."),
+    ] = False
     scan: Annotated[bool, Shown("Read referenced weights: refuse NaN and infinity, hash.")] = False
     quantize: QuantizeOptions = NOT_QUANTIZED
 

@@ -110,7 +110,7 @@ def _embedding_onnx(b: Builder, site: Site, x: Values) -> Values:
     """Rows are cast after they were picked: a table in another dtype is never cast as a whole."""
     parts = b.parts(site.parameters["weight"])
     if parts is not None:
-        return (parts.gather(b, x[0]),)
+        return (parts.gather(b, x[0], site.dims()),)
     return (b.to(b.op("Gather", b.stored(site.parameters["weight"]), x[0], axis=0), b.model),)
 
 

@@ -14,7 +14,7 @@ from llamagen.emit.config.settings import Settings, SpecialTokens
 from llamagen.emit.manifest import RandomSource, Source
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
-from llamagen.emit.onnx.initializers import Encoding
+from llamagen.emit.onnx.initializers import Encoding, Initializer
 from llamagen.emit.onnx.profile import CPU
 from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import flatten
@@ -29,6 +29,10 @@ TESTED: Mapping[str, str] = {
     "@huggingface/transformers": "4.3.1",
 }
 """The clients that the tests of llamagen run on its folders, and their versions."""
+
+PAGE_FILE = "index.html"
+WEB_FOLDER = "web"
+"""Of what the page runs with."""
 
 OLDER = (
     "uses GroupQueryAttention as ONNX Runtime 1.32 has it, and transformers.js brings 1.30; "
@@ -51,6 +55,7 @@ WORDS = (9906, 1917)
 """Hello world in the vocabulary of Llama 3; any ids will do for a folder without a tokenizer."""
 
 PURPOSES: tuple[tuple[str, str], ...] = (
+    ("index.html", "a page that runs the model in a browser"),
     ("genai_config.json", "settings of onnxruntime-genai"),
     ("config.json", "settings of transformers, optimum and transformers.js"),
     ("generation_config.json", "special tokens and sampling"),
@@ -131,8 +136,10 @@ class Page:
     provider: str
     session: Mapping[str, str]
     gpu: bool
+    page: bool
+    """There is an index.html."""
     browser: bool
-    """ONNX Runtime's WebAssembly build, as transformers.js brings it, has no bfloat16 and no tables in codes."""
+    """ONNX Runtime's WebAssembly build, as transformers.js brings it, has no bfloat16; float16 was not tested."""
 
 
 def page_of(exported: Exported) -> Page:
@@ -169,8 +176,16 @@ def page_of(exported: Exported) -> Page:
         provider=model.profile.provider,
         session=model.session_settings,
         gpu=model.profile.provider != CPU,
-        browser=all(i.part is None and i.dtype == "float32" for i in model.initializers),
+        page=PAGE_FILE in exported.names,
+        browser=model.dtype == "float32" and all(map(_in_browser, model.initializers)),
     )
+
+
+def _in_browser(entry: Initializer) -> bool:
+    """Whether WebAssembly reads it, as far as that was tested."""
+    if entry.part is None:
+        return entry.dtype == "float32"
+    return entry.part.encoding.kind == "blocks" and entry.dtype != "bfloat16"
 
 
 def _refusals(exported: Exported) -> Iterator[Refusal]:
@@ -247,7 +262,7 @@ def _stored(model: OnnxModel) -> Iterator[str]:
     """What the parameters are stored as, the most first, with their number where there are several kinds."""
     counts: Counter[str] = Counter()
     for entry in model.initializers:
-        if entry.shares is not None or (entry.part is not None and entry.part.role != "codes"):
+        if entry.part is not None and entry.part.role != "codes":
             continue
         label = entry.dtype if entry.part is None else _encoding(entry.part.encoding)
         counts[label] += sum(prod(source.shape) for source in entry.sources)
@@ -277,6 +292,11 @@ def _files(exported: Exported) -> Iterator[Row]:
     for name, purpose in PURPOSES:
         if name in exported.names:
             yield Row(code(name), purpose)
+    if PAGE_FILE in exported.names:
+        yield Row(
+            code(f"{WEB_FOLDER}/"),
+            "what the page runs with: transformers.js and ONNX Runtime, from npm",
+        )
     yield Row(code("MANIFEST.json"), "what it was made from, and a hash of every file")
 
 

@@ -108,17 +108,13 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantised weight, [N, K] or a stack of experts: its parts, and its codes as rows to gather.
-
-    Operators of ONNX Runtime compute with the codes.
-    """
+    """A quantised weight, [N, K] or a stack of experts, in parts; operators of ONNX Runtime compute with the codes."""
 
     encoding: Encoding
     shape: tuple[int, ...]
     codes: ir.Value
     scales: ir.Value
     zero_points: ir.Value | None
-    rows: ir.Value
     lows: ir.Value | None = None
     """[blocks, N], added to every weight of a block."""
     more: Quantized | None = None
@@ -168,29 +164,49 @@ class Quantized:
             )
         return b.op("Add", product, b.op("MatMul", b.shared[key], self.lows))
 
-    def gather(self, b: Builder, ids: ir.Value) -> ir.Value:
-        """Rows of a table, dequantised, in the model's dtype."""
-        rows = b.op(
-            "GatherBlockQuantized",
-            *(self.rows, ids, self.scales, self.zero_points),
-            dtype=self.scales.dtype,
-            bits=self.encoding.bits,
-            block_size=self.encoding.block,
-            gather_axis=0,
-            quantize_axis=1,
+    def gather(self, b: Builder, ids: ir.Value, dims: Sequence[Dim]) -> ir.Value:
+        """Rows [``dims``, K] of a table, dequantised, in the model's dtype.
+
+        By operators of ONNX: ONNX Runtime's WebAssembly build has no GatherBlockQuantized.
+        """
+        how, columns = self.encoding, self.shape[1]
+        size, blocks = Dim.of(how.block), Dim.of(columns // how.block)
+
+        def rows(part: ir.Value) -> ir.Value:
+            return b.op("Gather", part, ids, axis=0)
+
+        def of_codes(part: ir.Value, want: Sequence[Dim]) -> ir.Value:
+            """Codes as numbers; two of four bits share a byte, the first in the low half."""
+            codes = rows(part)
+            if how.bits == 8:
+                return b.to(codes, b.model)
+            halves = (np.arange(256)[:, None] >> np.array([0, 4])) & 15
+            name = f"/constants/{b.model.name.lower()}_halves"
+            table = b.constant(name, halves.astype(numpy_type(b.model)))
+            both = b.op("Gather", table, b.to(codes, b.INT32), axis=0)
+            return b.reshape(both, dims, want)
+
+        def beside(of_blocks: ir.Value) -> ir.Value:
+            """[..., blocks] as what each weight of a block meets."""
+            return b.op("Unsqueeze", of_blocks, b.ints([-1]))
+
+        middle = b.number(2.0 ** (how.bits - 1), b.model)
+        if self.zero_points is not None:
+            even = Dim.of(-(-blocks.value * how.bits // 8) * 8 // how.bits)
+            points = of_codes(self.zero_points, (*dims, even))
+            if even != blocks:
+                points = b.op("Slice", points, *map(b.ints, ([0], [blocks.value], [-1])))
+            middle = beside(points)
+        numbers = of_codes(self.codes, (*dims, blocks, size))
+        weights = b.op("Sub", numbers, middle)
+        weights = b.op("Mul", weights, beside(rows(self.scales)))
+        if self.lows is not None:
+            lows = b.op("Transpose", self.lows, perm=[1, 0])
+            weights = b.op("Add", weights, beside(rows(lows)))
+        weights = b.reshape(weights, (*dims, blocks, size), (*dims, Dim.of(columns)))
+        return (
+            weights if self.more is None else b.op("Add", weights, self.more.gather(b, ids, dims))
         )
-        rows = b.to(rows, b.model)
-        if self.more is not None:
-            return b.op("Add", rows, self.more.gather(b, ids))
-        if self.lows is None:
-            return rows
-        lows = b.op(
-            "Reshape",
-            b.op("Gather", b.op("Transpose", self.lows, perm=[1, 0]), ids, axis=0),
-            b.ints([-1, 1]),
-        )
-        blocks = b.op("Reshape", rows, b.ints([-1, self.encoding.block]))
-        return b.op("Reshape", b.op("Add", blocks, lows), b.op("Shape", rows, dtype=b.INT64))
 
 
 class Builder:

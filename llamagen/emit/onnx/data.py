@@ -48,7 +48,7 @@ MAX_DATA_FILE_BYTES = 32 * 1024**3
 
 
 def byte_count(entry: Initializer) -> int:
-    """Bytes of a weight in its data file; of one that shares another's, those."""
+    """Bytes of a weight in its data file."""
     return prod(entry.shape) * np.dtype(numpy_type(ELEMENTS[entry.dtype])).itemsize
 
 
@@ -65,16 +65,13 @@ def plan(
     spots: list[tuple[Initializer, int, int, int]] = []
     number, end = 0, 0
     for parts in groups(initializers):
-        lengths = [0 if part.shares else _aligned(byte_count(part)) for part in parts]
+        lengths = [_aligned(byte_count(part)) for part in parts]
         if end and _aligned(end) + sum(lengths) > _aligned(limit):
             number, end = number + 1, 0
         start = _aligned(end)
         for part, length in zip(parts, lengths, strict=True):
-            offset = start
-            if part.shares is not None:
-                offset = next(o for e, _, o, _ in spots if e.name == part.shares)
-            spots.append((part, number, offset, byte_count(part)))
-            end = max(end, offset + byte_count(part))
+            spots.append((part, number, start, byte_count(part)))
+            end = start + byte_count(part)
             start += length
     names = [
         f"{stem}{DATA_SUFFIX}" + (f"_{i}" if i else "") for i in range(first, first + number + 1)
@@ -125,7 +122,7 @@ def _metadata(entry: Initializer) -> dict[str, str]:
     )
     if part is not None and part.role == "codes":
         return {SOURCES: sources, ENCODING: EncodingRecord.of(part).model_dump_json()}
-    if part is not None or not entry.sources or [s.path for s in entry.sources] == [entry.name]:
+    if part is not None or [s.path for s in entry.sources] == [entry.name]:
         return {}
     return {SOURCES: sources}
 
@@ -167,8 +164,7 @@ def _arrays(
         return [array.astype(numpy_type(ELEMENTS[entries[0].dtype]))]
     rows, how = array.astype(np.float32), entries[0].part.encoding
     arrays = encode_rows(entries, expert_rows(rows, how) if how.kind == "experts" else rows)
-    codes = entries[0].name
-    return [arrays[e.name if e.shares is None else codes].reshape(e.shape) for e in entries]
+    return [arrays[e.name].reshape(e.shape) for e in entries]
 
 
 def serialize(emitted: OnnxModel) -> bytes:
@@ -281,8 +277,6 @@ def _write_data(
     end = 0
     stops: dict[int, str] = {}
     for spot in placements:
-        if spot.initializer.shares is not None:
-            continue
         stops[spot.offset + spot.length] = spot.initializer.name
         if spot.offset > end:
             gaps.append((end, spot.offset))
@@ -301,7 +295,7 @@ def _write_data(
 
 
 def _of_its_size(spots: Sequence[Placement], pieces: Iterable[Piece]) -> Iterator[Piece]:
-    length, wanted = 0, sum(spot.length for spot in spots if spot.initializer.shares is None)
+    length, wanted = 0, sum(spot.length for spot in spots)
     for piece in pieces:
         length += piece.length
         yield piece

@@ -159,9 +159,17 @@ class _Emitter:
         weights: Literal["copied", "referenced"] = (
             "copied" if options.mode == "copy" else "referenced"
         )
-        self.quantization = quantization_of(options.quantize, profile, bool(packed))
+        # What was packed by others is computed as exactly as it is kept. WebAssembly knows no other products, and a
+        # browser's GPU is then as exact: its kernels of level 4 were off by up to 0.9 of the logits' spread
+        in_float32 = bool(packed) or options.web
+        self.quantization = quantization_of(options.quantize, profile, in_float32)
         dtype = dtype_named(options.dtype)
         self.graph = graph
+        # half the bytes of float32, and codes are chosen for scales as they are; a runtime casts them at load
+        half: OnnxDType = (
+            "float16" if options.web else "bfloat16"
+        )  # no browser's operator reads bfloat16
+        self.scales: OnnxDType = half if dtype == "float32" else dtype
         self.stored = stored
         self.packed = packed
         codes = expert_codes(self.quantization)
@@ -283,20 +291,14 @@ class _Emitter:
                 kept[entry.name] = packing
         shapes = {entry.name: entry.shape for entry in whole}
         how = encodings(self.flat, shapes, self.quantization, kept, b.profile.provider)
-        gathers = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.EMBEDDING}
-        products = {n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.LINEAR}
         table: list[Initializer] = []
         values: list[ir.Value] = []
         for entry in whole:
             name = entry.name
             parts: tuple[Initializer, ...] = (entry,)
             if name in how:
-                kind: Literal["no", "alone", "head"] = "no"
-                if name in gathers:
-                    kind = "head" if name in products else "alone"
-                scales: OnnxDType = "bfloat16" if b.dtype == "float32" else b.dtype
                 experts = how[name].kind == "experts"
-                parts = encoded(entry, how[name], b.scale_dtype if experts else scales, kind)
+                parts = encoded(entry, how[name], b.scale_dtype if experts else self.scales)
             stored = [b.value(p.name, ELEMENTS[p.dtype], ir.Shape(p.shape)) for p in parts]
             table += parts
             values += stored
@@ -305,8 +307,6 @@ class _Emitter:
                 continue
             roles = {p.part.role: v for p, v in zip(parts, stored, strict=True) if p.part}
             codes, points = roles["codes"], roles.get("zero_points")
-            rows = roles.get("rows", codes)
-            # half the bytes of float32, and codes are chosen for scales as they are; a runtime casts them at load
             wide = roles["scales"]
             if how[name].kind == "blocks":
                 wide = b.to(wide, b.model)
@@ -318,14 +318,14 @@ class _Emitter:
                 with b.within(name):
                     lows = b.op("Add", b.to(lows, b.FLOAT), b.op("Mul", steps, middle))
                     lows = b.op("Transpose", b.to(lows, b.model), perm=[1, 0])
-            quantized = Quantized(how[name], entry.shape, codes, wide, points, rows, lows)
+            quantized = Quantized(how[name], entry.shape, codes, wide, points, lows)
             if how[name].halves:
                 # (16 high + low - 128) * scale = (high - 8) * 16 scale + low * scale
                 with b.within(name):
                     steps = b.op("Mul", wide, b.number(16.0, b.model))
                 high, low = replace(how[name], bits=4), replace(how[name], bits=4, symmetric=False)
                 codes = roles["low_codes"]
-                rest = (wide, roles["low_zero_points"], roles.get("low_rows", codes))
+                rest = (wide, roles["low_zero_points"])
                 quantized = replace(
                     quantized,
                     encoding=high,

@@ -57,7 +57,7 @@ def encode_rows(
 
 
 def _by_name(entries: Sequence[Initializer], blocks: Blocks) -> dict[str, npt.NDArray[np.generic]]:
-    """What each of ``entries`` holds; zero points that are there without need are the middle."""
+    """What each of ``entries`` holds."""
     how, rows = _how(entries[0]), len(blocks.packed)
     inner = entries[0].shape[2 if how.kind == "experts" else 1 :]
     codes, points = blocks.packed, blocks.zero_points
@@ -70,8 +70,6 @@ def _by_name(entries: Sequence[Initializer], blocks: Blocks) -> dict[str, npt.ND
         lows = low_codes, low_points
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for entry in entries:
-        if entry.shares is not None:
-            continue
         assert entry.part is not None
         match entry.part.role:
             case "codes":
@@ -121,7 +119,6 @@ def encoded_pieces(
 
     ``importance`` of columns is known by the role paths of weights; weights that are joined have the same inputs.
     """
-    spots = [spot for spot in spots if spot.initializer.shares is None]
     entries = [spot.initializer for spot in spots]
     codes, how = entries[0], _how(entries[0])
     columns = importance.get(codes.sources[0].path)

@@ -24,7 +24,7 @@ StorageDType: TypeAlias = OnnxDType | Literal["uint8", "int8"]
 """Element type of a weight in its file."""
 
 PartRole: TypeAlias = Literal[
-    "codes", "scales", "zero_points", "minimums", "rows", "low_codes", "low_zero_points", "low_rows"
+    "codes", "scales", "zero_points", "minimums", "low_codes", "low_zero_points"
 ]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -93,8 +93,7 @@ class Initializer:
     """A weight of the model: its name, its shape and its element type in the file.
 
     ``sources`` are the parameters it holds, by role path, joined along the first axis: one, under its own name, or
-    the projections that a profile computes as one. A quantised weight is two or three initializers, one ``part`` each;
-    one that ``shares`` has the bytes of another in another shape.
+    the projections that a profile computes as one. A quantised weight is two or three initializers, one ``part`` each.
     """
 
     name: str
@@ -102,7 +101,6 @@ class Initializer:
     dtype: StorageDType
     sources: tuple[Source, ...]
     part: Part | None = None
-    shares: str | None = None
 
     @staticmethod
     def of(path: str, shape: tuple[int, ...], dtype: OnnxDType) -> Initializer:
@@ -126,17 +124,9 @@ class Placement:
     length: int
 
 
-def encoded(
-    whole: Initializer,
-    how: Encoding,
-    scales: OnnxDType,
-    table: Literal["no", "alone", "head"] = "no",
-) -> tuple[Initializer, ...]:
-    """The parts of ``whole`` [N, K], or [E, N, K] and [E, K, N] of experts, codes first.
-
-    Codes of a ``table`` are read by GatherBlockQuantized as [N, bytes], and its zero points are there even where they
-    are all the middle: providers have different defaults. One that is a head too has its codes in both shapes. Low
-    halves always have zero points: theirs are no middle.
+def encoded(whole: Initializer, how: Encoding, scales: OnnxDType) -> tuple[Initializer, ...]:
+    """The parts of ``whole`` [N, K], or [E, N, K] and [E, K, N] of experts, codes first; low halves
+    always have zero points: theirs are no middle.
     """
     name, (*experts, rows, columns) = whole.name, whole.shape
     if how.transposed:
@@ -150,26 +140,17 @@ def encoded(
         return part("codes", (columns, rows), "int8"), part("scales", (rows,), "float32")
     bits = how.stored_bits
     blocks, size = -(-columns // how.block), how.block * bits // 8
-    flat = (*experts, rows, blocks * size)
-    shape = flat if how.kind == "experts" or table == "alone" else (rows, blocks, size)
+    shape = (*experts, rows, blocks * size) if how.kind == "experts" else (rows, blocks, size)
     scales = "float16" if how.packing else scales
     parts = [part("codes", shape, "uint8"), part("scales", (*experts, rows, blocks), scales)]
     points = (*experts, rows, -(-blocks * bits // 8))
-    if not how.symmetric or table != "no":
+    if not how.symmetric:
         parts.append(part("zero_points", points, "uint8"))
     if how.packing == "Q4_1":
         parts.append(part("minimums", (rows, blocks), "float16"))
     if how.halves:
         parts.append(part("low_codes", shape, "uint8"))
         parts.append(part("low_zero_points", points, "uint8"))
-    if table == "head":
-        gathered: list[tuple[PartRole, PartRole]] = [("codes", "rows")]
-        if how.halves:
-            gathered.append(("low_codes", "low_rows"))
-        for codes, role in gathered:
-            shared = f"{name}_{codes}"
-            about = Part(name, role, how)
-            parts.append(Initializer(f"{shared}_rows", flat, "uint8", (), about, shared))
     return tuple(parts)
 
 
@@ -227,16 +208,16 @@ class EncodingRecord(Closed):
 
 
 def quantization_of(
-    options: QuantizeOptions, profile: Profile, kept: bool = False
+    options: QuantizeOptions, profile: Profile, in_float32: bool = False
 ) -> QuantizationRecord:
-    """What is to become of each kind of weights; some are ``kept`` as a packed file has them.
+    """What is to become of each kind of weights; products are ``in_float32`` unless another level was asked for.
 
     Raises LG707 for a scheme that does not exist or that the provider of ``profile`` cannot compute, LG708 for a block
     size or an accuracy level.
     """
     level = options.accuracy_level
-    if level is None:  # what was packed by others is computed as exactly as it is kept
-        level = 1 if kept else 4
+    if level is None:
+        level = 1 if in_float32 else 4
     for what, number, known in (
         ("a block of {} weights", options.block_size, BLOCK_SIZES),
         ("an accuracy level of {}", level, ACCURACY_LEVELS),

@@ -55,7 +55,6 @@ CONTRIB = frozenset(
     {
         "DynamicQuantizeMatMul",
         "FusedMatMul",
-        "GatherBlockQuantized",
         "GroupQueryAttention",
         "MatMulNBits",
         "MoE",
