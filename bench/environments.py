@@ -39,6 +39,7 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "ggml": Environment(("@node-llama-cpp/linux-x64@3.22.1",), node=True),
     # oracles of tests/field
     "meta": Environment(("llama-models==0.3.0", "fairscale==0.4.13")),
+    "openvino": Environment(("openvino==2026.4.1",)),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
 }
 
