@@ -106,4 +106,6 @@ onmessage = async ({ data }) => {
     postMessage({ failed: String(error?.message ?? error) });
   }
 };
+// a file that is not there ends a load in transformers.js without ending the promise of it
+addEventListener("unhandledrejection", ({ reason }) => postMessage({ failed: String(reason?.message ?? reason) }));
 postMessage({ awake: true });
