@@ -76,7 +76,9 @@ def _linear_numpy(o: Operands) -> tuple[Array, ...]:
     x, weight = o.real(), o.stored("weight")
     rows = max(1, MAX_WIDENED // weight.shape[1])
     blocks = (o.widened(weight[i : i + rows]) for i in range(0, len(weight), rows))
-    y = np.concatenate([x @ block.T for block in blocks], axis=-1)
+    tokens = x.reshape(-1, x.shape[-1])
+    y = np.concatenate([tokens @ block.T for block in blocks], axis=-1)
+    y = y.reshape(*x.shape[:-1], -1)
     return (y + o.weight("bias") if a_bool(o.attrs, "bias") else y,)
 
 

@@ -255,28 +255,47 @@ def _dequantized(numbers: Array, scales: Array) -> tuple[Array, ...]:
     return ((numbers * scales).astype(np.float32).astype(np.float64),)
 
 
-def _matmul_codes(
-    x: Array,
-    codes: Array,
-    scales: Array,
-    points: Array | None = None,
-    order: Array | None = None,
-    bias: Array | None = None,
-    *,
-    K: int,
-    N: int,
-    bits: int = 4,
-    block_size: int,
-    **_: Any,
-) -> tuple[Array, ...]:
-    if order is not None:
-        raise NotImplementedError("MatMulNBits with an order of columns")
-    count = -(-K // block_size)
-    shape = (N, count)
-    zero_points = None if points is None else points.reshape(N, -1)
-    weight = _decoded(codes.reshape(N, -1), scales.reshape(shape), zero_points, bits)[:, :K]
-    product = x @ weight.T
-    return (product if bias is None else product + bias,)
+class MatMulNBits(OpRun):
+    op_domain = CONTRIB_DOMAIN
+    N: int
+    K: int
+    keeps = False
+    """Whether the decoded weight stays, in float32, for the next call with the same codes."""
+    kept: tuple[Array, Array, Array | None, Array] | None = None
+
+    def _run(
+        self,
+        x: Array,
+        codes: Array,
+        scales: Array,
+        points: Array | None = None,
+        order: Array | None = None,
+        bias: Array | None = None,
+        *,
+        K: int,
+        N: int,
+        bits: int = 4,
+        block_size: int,
+        **_: Any,
+    ) -> tuple[Array, ...]:
+        if order is not None:
+            raise NotImplementedError("MatMulNBits with an order of columns")
+        known = self.kept
+        if (
+            known is not None
+            and known[0] is codes
+            and known[2] is points
+            and np.array_equal(known[1], scales)
+        ):
+            weight = known[3]
+        else:
+            blocks = scales.reshape(N, -(-K // block_size))
+            zero_points = None if points is None else points.reshape(N, -1)
+            weight = _decoded(codes.reshape(N, -1), blocks, zero_points, bits)[:, :K]
+            if self.keeps:
+                self.kept = codes, scales, points, weight.astype(np.float32)
+        product = x @ wide(weight).T
+        return (product if bias is None else product + bias,)
 
 
 def _gather_codes(
@@ -355,6 +374,9 @@ def _qmoe(x: Array, logits: Array, *rest: Any, **a: Any) -> Any:
 _ROWS = frozenset({"MoE", "QMoE", "GatherBlockQuantized"})
 """Operators that widen themselves, and no more than the rows that they read."""
 
+_MOST_KEPT = 1 << 28
+"""Numbers of weights that a graph keeps decoded."""
+
 _DEQUANTIZED = "Dequantized"
 """An operator of this evaluator: Mul whose result is rounded."""
 
@@ -362,6 +384,7 @@ _OPERATORS: Sequence[type[OpRun]] = (
     _operator("Cast", _cast),
     _operator("Gelu", _gelu),
     _operator("GatherElements", _gather_elements),
+    MatMulNBits,
     *(
         _operator(name, run, CONTRIB_DOMAIN)
         for name, run in (
@@ -369,7 +392,6 @@ _OPERATORS: Sequence[type[OpRun]] = (
             ("FusedMatMul", _fused_matmul),
             ("SkipSimplifiedLayerNormalization", _skip_norm),
             ("GroupQueryAttention", _grouped_attention),
-            ("MatMulNBits", _matmul_codes),
             ("GatherBlockQuantized", _gather_codes),
             ("MoE", _moe),
             ("QMoE", _qmoe),
@@ -595,6 +617,11 @@ class ExactGraph(OneGraph):
         }
         try:
             evaluator = Evaluator(model, new_ops=list(_OPERATORS))
+            room = _MOST_KEPT
+            for node in evaluator.rt_nodes_:
+                if isinstance(node, MatMulNBits):
+                    room -= node.N * node.K
+                    node.keeps = room >= 0
         except Exception as error:  # onnx raises whatever it meets
             message = f"{file} has nodes that cannot be evaluated exactly: {error}"
             raise LlamagenError.of("LG713", message) from error

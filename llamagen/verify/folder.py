@@ -30,7 +30,7 @@ from llamagen.ops.rope import ROPE_KINDS
 from llamagen.spec.registry import Registry
 from llamagen.verify import oracles
 from llamagen.verify.exact import ExactGraph, exact_model, read_back
-from llamagen.verify.graph_copies import open_graph
+from llamagen.verify.graph_copies import in_eight_bits, open_graph
 from llamagen.verify.limits import (
     EXACT,
     BoundRule,
@@ -114,6 +114,19 @@ TURNS_BY_CALL = "frequencies that depend on the call are computed in steps of fl
 MAX_EXACT_PARAMETERS = 50_000_000
 """Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
 FEW_CALLS = 5
+MAX_DECODED = 1 << 28
+"""Weights in codes of eight bits that are decoded once for the cases of more calls; the others run each product as the
+folder has it."""
+MAX_TOGETHER = 1 << 27
+"""Logits that are computed in one batch."""
+
+ROUNDED, FAR_ROUNDED = "rounded", "rounded, angles too"
+"""The reference with every result rounded: what a dtype alone does to a model."""
+REFERENCES = ("reference", ROUNDED, FAR_ROUNDED)
+
+
+NO_SPINNING = "session.intra_op.allow_spinning"
+"""Threads of ONNX Runtime do not wait at work for its next call, while witnesses compute."""
 
 
 CaseProgress: TypeAlias = Callable[[int, int, str], None]
@@ -180,7 +193,8 @@ def subject_of(folder: Path, provider: str) -> Subject:
         own.require(graph.parameters, file)
         stored = stored.joined(own)
     manifest = read_manifest(folder)
-    options = OpenOptions(provider=provider, settings=manifest.session, made_for=manifest.made_for)
+    settings = {NO_SPINNING: "0", **manifest.session}
+    options = OpenOptions(provider=provider, settings=settings, made_for=manifest.made_for)
     return Subject(folder, graphs, pipeline_of(graphs), stored, options)
 
 
@@ -430,8 +444,8 @@ class Comparison:
         self.given: dict[str, FloatArray] = {}
         """By the name of a case, what ONNX Runtime gives of its logits."""
         self.routing: dict[str, Routing] = {}
-        self.exact: dict[str, FloatArray] = {}
-        """Logits by the reference, which is a witness, and what bounds are measured with."""
+        self.computed: dict[tuple[WitnessName, str], FloatArray] = {}
+        """Logits of a case by a witness, or by the reference that bounds are measured with."""
         self.scores: dict[tuple[WitnessName, str], Scores] = {}
         self.witnesses: dict[str, AnyWitness] = {}
         self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
@@ -454,8 +468,9 @@ class Comparison:
 
     def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
-        subject, sessions = self.subject, {}
+        subject, sessions, decoded = self.subject, {}, {}
         width = width_of(subject.graphs[MAIN])
+        long = any(len(case.splits) > FEW_CALLS for case in self.cases.values())
         for name, graph in self.graphs.items():
             file = subject.folder / f"{name}.onnx"
             one, exact, _ = open_graph(file, subject.options, routers=self.routed)
@@ -464,10 +479,15 @@ class Comparison:
             writes = (*graph.output_names, *crossing(graph, "write"))
             require_interface(one.session, file, reads, writes, width)
             sessions[name] = one
+            if long and 0 < in_eight_bits(file) <= MAX_DECODED:
+                again = open_graph(file, subject.options, routers=self.routed, decoded=True)
+                decoded[name] = again[0]
         for case in self.cases.values():
             if not self.refused(case):
-                chosen: dict[str, dict[str, list[IntArray]]] = {name: {} for name in sessions}
-                told = {n: replace(one, told=_into(chosen[n])) for n, one in sessions.items()}
+                many = len(case.splits) > FEW_CALLS
+                opened = {**sessions, **decoded} if many else sessions
+                chosen: dict[str, dict[str, list[IntArray]]] = {name: {} for name in opened}
+                told = {n: replace(one, told=_into(chosen[n])) for n, one in opened.items()}
                 self.given[case.name] = case.given(GraphsWitness("onnx", told, subject.pipeline))
                 self.routing[case.name] = Routing(
                     {
@@ -498,6 +518,8 @@ class Comparison:
             match name:
                 case "reference":
                     self.witnesses[name] = self.reference()
+                case _ if name in (ROUNDED, FAR_ROUNDED):
+                    self.witnesses[name] = self.reference(self.dtype, name == FAR_ROUNDED)
                 case "torch":
                     graphs: dict[str, OneGraph] = {
                         n: TorchWitness.of_graph(g, read) for n, g in self.graphs.items()
@@ -541,17 +563,51 @@ class Comparison:
 
     def logits(self, name: WitnessName, case: Scenario, *, alone: bool = False) -> FloatArray:
         """By a witness, of all tokens; ``alone`` feeds it row by row."""
-        if name == "reference" and case.name in self.exact:
-            return self.exact[case.name]
-        alone = alone or self.by_token(case)
         witness = self.witness(name)
         if isinstance(witness, Recorded):
             return witness.of_case(case)
-        fed = self.in_one_call(case) if name == "reference" else case
-        logits, self.scores[name, case.name] = self.through(witness, fed, alone=alone)
-        if name == "reference":
-            self.exact[case.name] = logits
-        return logits
+        if name in REFERENCES and not self.routed:
+            if case.same_as is not None and self.is_same(case):
+                return case.moved(self.logits(name, self.cases[case.same_as]))
+            read = self.in_one_call(case).read
+            case = next(one for one in self.cases.values() if self.in_one_call(one).read == read)
+        if (name, case.name) not in self.computed:
+            alone = alone or self.by_token(case)
+            batch = [case] if alone else self.beside_it(name, case)
+            fed = Scenario.together([self.fed(name, one) for one in batch])
+            logits, self.scores[name, case.name] = self.through(witness, fed, alone=alone)
+            parts = np.split(logits, np.cumsum([one.tokens for one in batch])[:-1])
+            self.computed |= {
+                (name, one.name): part for one, part in zip(batch, parts, strict=True)
+            }
+        return self.computed[name, case.name]
+
+    def fed(self, name: WitnessName, case: Scenario) -> Scenario:
+        return self.in_one_call(case) if name in REFERENCES else case
+
+    def beside_it(self, name: WitnessName, case: Scenario) -> list[Scenario]:
+        """``case``, and others whose rows are of the same batch for a witness of this house: it reads its weights once.
+
+        ONNX Runtime is asked case by case, and so are witnesses of others: what is beside a row may matter to them.
+        """
+        batch = [case]
+        if self.routed or case.images or case.before or name not in (*REFERENCES, "torch"):
+            return batch
+        width, tokens = width_of(self.graphs[MAIN]), case.input_ids.size
+        splits = self.fed(name, case).splits
+        for one in self.cases.values():
+            alike = (
+                (one.shift, one.images, one.before, one.same_as) == (case.shift, {}, 0, None)
+                and self.fed(name, one).splits == splits
+                and not self.by_token(one)
+                and (name in REFERENCES or one.mask.all() == case.mask.all())
+            )
+            known = {self.fed(name, other).read for other in batch}
+            if alike and self.fed(name, one).read not in known:
+                tokens += one.input_ids.size
+                if tokens * width <= MAX_TOGETHER:
+                    batch.append(one)
+        return batch
 
     def through(
         self,
@@ -750,11 +806,11 @@ class Comparison:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
         if self.subject.too_large:
             return unmeasured_tolerance(self.dtype, self.subject.stored.coded), None
-        reference = self.reference(self.dtype, float32_angles=case.shift > 0 or case.before > 0)
-        rounded, scores = self.through(reference, self.in_one_call(case))
-        exact = self.logits("reference", case)
-        self.reach[case.name] = measured_reach(self.scores["reference", case.name], scores)
-        rounding = difference(rounded, exact)
+        name = FAR_ROUNDED if case.shift or case.before else ROUNDED
+        rounding = difference(self.logits(name, case), self.logits("reference", case))
+        if self.routed:
+            scores = self.scores["reference", case.name], self.scores[name, case.name]
+            self.reach[case.name] = measured_reach(*scores)
         return measured_tolerance(self.dtype, rounding, self.subject.stored.coded), rounding
 
     def choices(self, name: WitnessName, cases: Sequence[Scenario]) -> Row:

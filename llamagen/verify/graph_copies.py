@@ -9,7 +9,7 @@ the logits of copy and model bit by bit. A copy with an output a layer may be fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,24 @@ _SHARED = frozenset(
 
 
 def open_graph(
-    file: Path, options: OpenOptions, *, routers: bool = False, layers: bool = False
+    file: Path,
+    options: OpenOptions,
+    *,
+    routers: bool = False,
+    layers: bool = False,
+    decoded: bool = False,
 ) -> tuple[OnnxWitness, bool, bool]:
     """A session of ``file``, whether products were made exact for it, and whether it tells something.
 
-    With ``routers`` or ``layers`` it tells which experts were chosen, or what layers hand on. Raises LG711 to LG713.
+    With ``routers`` or ``layers`` it tells which experts were chosen, or what layers hand on; ``decoded`` are products
+    ``in_eight_bits`` when it is opened. Raises LG711 to LG713.
     """
     model = graph_of(file)
     exact = make_exact(model.graph)
+    if decoded:
+        _replace(model.graph, lambda node: _decoded_product(node) if _is_slow(node) else None)
     tapped = (routers and _tap_routers(model.graph)) | (layers and _tap_layers(model.graph))
-    if exact or tapped:
+    if exact or tapped or decoded:
         session = open_session(model.SerializeToString(), options, file.parent)
     else:
         session = open_session(file, options)
@@ -91,14 +99,38 @@ DEQUANTIZED = "dequantized"
 """How names of nodes end that multiply codes by scales: a runtime rounds these products to float32."""
 
 
+def in_eight_bits(file: Path) -> int:
+    """Weights of products with float32 in codes of eight bits: ONNX Runtime decodes all of them in every call."""
+    model = graph_of(file)
+    if {p.key: p.value for p in model.metadata_props}.get("llamagen.dtype") != "float32":
+        return 0
+    slow = [node for node in model.graph.node if _is_slow(node)]
+    return sum(_whole(node, "N") * _whole(node, "K") for node in slow)
+
+
+def _is_slow(node: onnx.NodeProto) -> bool:
+    return node.op_type == "MatMulNBits" and _whole(node, "bits") == 8
+
+
+def _whole(node: onnx.NodeProto, name: str) -> int:
+    return next(int(a.i) for a in node.attribute if a.name == name)
+
+
 def make_exact(graph: onnx.GraphProto) -> bool:
     """Let the quantised products of ``graph`` be in float32; whether there were any."""
+    return _replace(graph, _exact)
+
+
+def _replace(
+    graph: onnx.GraphProto, by: Callable[[onnx.NodeProto], Sequence[onnx.NodeProto] | None]
+) -> bool:
+    """Nodes for each node, or None for itself; whether there were any."""
     nodes: list[onnx.NodeProto] = []
     changed = False
     for node in graph.node:
-        exact = _exact(node)
-        changed = changed or exact is not None
-        nodes += [node] if exact is None else exact
+        others = by(node)
+        changed = changed or others is not None
+        nodes += [node] if others is None else others
     if changed:
         del graph.node[:]
         graph.node.extend(nodes)
@@ -136,42 +168,62 @@ def _float_experts(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
     if attributes["expert_weight_bits"] == 4:
         return _float_products(node)
     x, logits, *rest = (*node.input, *("",) * 13)[:13]
-    nodes: list[onnx.NodeProto] = []
+    nodes = _Nodes(node.name)
+    blocks = (0, 0, -1, attributes["block_size"])
     up, down = (
-        _decoded(f"{node.name}/{name}", codes, scales, points, attributes["block_size"], nodes)
-        for name, codes, scales, points in (
-            ("up", rest[0], rest[1], rest[9]),
-            ("down", rest[3], rest[4], rest[10]),
+        nodes.add(
+            "Reshape", nodes.decoded(codes, scales, points, blocks), nodes.add("Shape", codes)
         )
+        for codes, scales, points in ((rest[0], rest[1], rest[9]), (rest[3], rest[4], rest[10]))
     )
     kept = {name: value for name, value in attributes.items() if name in _SHARED}
     inputs = [x, logits, up, "", down]
     moe = helper.make_node("MoE", inputs, list(node.output), domain=node.domain, **kept)
-    return [*nodes, moe]
+    return [*nodes.all, moe]
 
 
-def _decoded(
-    name: str, codes: str, scales: str, points: str, block: int, nodes: list[onnx.NodeProto]
-) -> str:
-    """8-bit codes [E, N, K] as float32, by nodes that are added to ``nodes``; the name of the result."""
+def _decoded_product(node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
+    """MatMulNBits of 8 bits with its weight as a constant that ONNX Runtime computes when it opens the model."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    count, width, block = (attributes[name] for name in ("N", "K", "block_size"))
+    x, codes, scales, points, _, bias = (*node.input, "", "", "")[:6]
+    nodes = _Nodes(node.name)
+    decoded = nodes.decoded(codes, scales, points, (count, -1, block))
+    weight = nodes.add("Reshape", decoded, nodes.constant([count, -1], np.int64))
+    if width % block:
+        ends = (nodes.constant([i], np.int64) for i in (0, width, 1))
+        weight = nodes.add("Slice", weight, *ends)
+    result = nodes.add("MatMul", x, nodes.add("Transpose", weight, perm=[1, 0]))
+    result = nodes.add("Add", result, bias) if bias else result
+    return [*nodes.all, helper.make_node("Identity", [result], list(node.output))]
 
-    def add(op: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{name}/{len(nodes)}"
-        nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+
+class _Nodes:
+    """Those that stand for the node called ``name``, in their order."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.all: list[onnx.NodeProto] = []
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{self.name}/{len(self.all)}"
+        self.all.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def constant(values: object, dtype: type[np.generic]) -> str:
-        return add("Constant", value=numpy_helper.from_array(np.array(values, dtype)))
+    def constant(self, values: object, dtype: type[np.generic]) -> str:
+        return self.add("Constant", value=numpy_helper.from_array(np.array(values, dtype)))
 
-    numbers = add("Cast", codes, to=TensorProto.FLOAT)
-    blocks = add("Reshape", numbers, constant([0, 0, -1, block], np.int64))
-    last = constant([3], np.int64)
-    middle = constant(128.0, np.float32)
-    if points:
-        middle = add("Unsqueeze", add("Cast", points, to=TensorProto.FLOAT), last)
-    halves = (add("Sub", blocks, middle), add("Unsqueeze", scales, last))
-    product = add("Mul", *halves, name=f"{name}/{DEQUANTIZED}")
-    return add("Reshape", product, add("Shape", codes))
+    def decoded(self, codes: str, scales: str, points: str, blocks: Sequence[int]) -> str:
+        """8-bit codes, seen as ``blocks`` that end with the elements of a block, as float32."""
+        of_blocks = self.constant([*blocks[:-1], 1], np.int64)
+        numbers = self.add("Cast", codes, to=TensorProto.FLOAT)
+        middle = self.constant(128.0, np.float32)
+        if points:
+            middle = self.add("Reshape", self.add("Cast", points, to=TensorProto.FLOAT), of_blocks)
+        numbers = self.add("Reshape", numbers, self.constant(blocks, np.int64))
+        factors = self.add("Reshape", scales, of_blocks)
+        name = f"{self.name}/{len(self.all)}/{DEQUANTIZED}"
+        return self.add("Mul", self.add("Sub", numbers, middle), factors, name=name)
 
 
 def _float_matmul(node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:

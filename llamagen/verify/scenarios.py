@@ -185,6 +185,20 @@ class Scenario:
         """The same tokens in one call: what an implementation that is right gives for any calls."""
         return replace(self, splits=(self.input_ids.shape[1],), last=False)
 
+    @property
+    def read(self) -> object:
+        """The same for cases that give a model the same tokens, at the same places, in the same calls."""
+        if self.images:
+            return self.name
+        ids, mask = self.input_ids.tobytes(), self.mask.tobytes()
+        return ids, mask, self.splits, self.shift, self.shift_from, self.before
+
+    @staticmethod
+    def together(cases: Sequence[Scenario]) -> Scenario:
+        """The rows of all, of text and in the calls of the first, as one batch."""
+        ids = np.concatenate([case.input_ids for case in cases])
+        return replace(cases[0], input_ids=ids, mask=np.concatenate([case.mask for case in cases]))
+
     def cut(self, name: str, splits: Sequence[int]) -> Scenario:
         """The same tokens in other calls."""
         return replace(self, name=name, splits=tuple(splits), same_as=self.name)

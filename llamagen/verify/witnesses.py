@@ -382,9 +382,10 @@ class _OpenTorch:
             if self.script is not None:
                 around.enter_context(self.script.call(values))
                 around.enter_context(directed(self.script))
-            for path, module in model.named_modules():
-                if told is not None and path.rpartition(".")[2].isdecimal():  # a layer of a stack
-                    around.callback(module.register_forward_hook(_telling(told, path)).remove)
+            if told is not None:
+                for path, module in model.named_modules():
+                    if path.rpartition(".")[2].isdecimal():  # a layer of a stack
+                        around.callback(module.register_forward_hook(_telling(told, path)).remove)
             results = model(**arguments)
         several = list(results) if isinstance(results, tuple) else [results]
         written = several.pop() if len(several) > len(outputs) or not outputs else []

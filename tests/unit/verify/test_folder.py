@@ -307,8 +307,9 @@ def test_unknown_witness(mistral: Path) -> None:
 
 
 def test_transformers_needs_a_configuration(mistral: Path) -> None:
-    with pytest.raises(LlamagenError, match=r"no config\.json"):
-        verify_folder(mistral, ["transformers"])
+    report = verify_folder(mistral, ["transformers"])
+    (row,) = [row for row in report.rows if row.witness == "transformers"]
+    assert "no config.json" in row.note and row.verdict == "not compared" and not report.passed
 
 
 def test_more_tokens_than_the_tables_cover_are_refused(tmp_path: Path) -> None:
