@@ -40,6 +40,10 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     # oracles of tests/field
     "meta": Environment(("llama-models==0.3.0", "fairscale==0.4.13")),
     "openvino": Environment(("openvino==2026.4.1",)),
+    "meta4": Environment(("llama-models==0.3.0", "fairscale==0.4.13")),
+    # litgpt asks for huggingface-hub below 1.4, and its libraries import transformers
+    "litgpt": Environment(("litgpt==0.5.13", "transformers==4.57.6")),
+    "onnx": Environment(("onnx==1.23.2",)),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
 }
 

@@ -31,12 +31,35 @@ SEED = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Routed:
+    """The text of a Llama 4, its sizes reduced, with chunks and steps of the temperature that every case crosses."""
+
+    id: str
+
+    def spec(self, folder: Path) -> Path:
+        path = folder / "reduced.yaml"
+        path.write_text(
+            f"spec: 1\nid: reduced/{self.id}\nextends: {self.id}\ntitle: reduced\ntokenizer: null\n"
+            "graphs: {vision_encoder: null, embedding: null, decoder: null}\nconstants: {patch_token: null}\n"
+            "hyperparameters: {vocab_size: 328, hidden_size: 64, num_layers: 8, num_heads: 8, num_kv_heads: 2,\n"
+            "  head_dim: 8, max_positions: 16384, dense_intermediate_size: 80, num_experts: 4,\n"
+            "  expert_intermediate_size: 48, shared_expert_intermediate_size: 48, attention_chunk_size: 5,\n"
+            "  attention_temperature_floor: 3}\n",
+            encoding="utf-8",
+        )
+        return path
+
+
+Model = TextModel | Routed
+
+
+@dataclass(frozen=True, slots=True)
 class Witness:
     """An oracle of this folder, the packages whose versions count, and the models that it is an authority for."""
 
     oracle: str
     packages: tuple[str, ...]
-    models: tuple[TextModel, ...]
+    models: tuple[Model, ...]
 
 
 GENERATIONS = (
@@ -45,6 +68,8 @@ GENERATIONS = (
     TextModel("llama/3/8b"),
     TextModel("llama/3.1/8b"),
 )
+SCALED = TextModel("llama/3.2/1b")
+"""Its frequencies are scaled by 32."""
 WITNESSES: Mapping[str, Witness] = {
     # its factor of scaled frequencies is 8, that of 3.2 is 32, for which it is no authority
     "meta": Witness("meta_model.py", ("llama-models", "fairscale", "torch"), GENERATIONS),
@@ -54,6 +79,13 @@ WITNESSES: Mapping[str, Witness] = {
         ("openvino",),
         (TextModel("llama/2/70b", LLAMA_2), TextModel("llama/3.2/1b")),
     ),
+    "meta4": Witness(
+        "meta4_model.py",
+        ("llama-models", "fairscale", "torch"),
+        (Routed("llama/4/scout"), Routed("llama/4/maverick")),
+    ),
+    "litgpt": Witness("litgpt_model.py", ("litgpt", "torch"), (GENERATIONS[1], SCALED)),
+    "onnx": Witness("onnx_reference.py", ("onnx",), (GENERATIONS[1], SCALED)),
 }
 
 
@@ -67,7 +99,7 @@ def missing(name: str) -> str:
     return ""
 
 
-def compared(name: str, model: TextModel) -> dict[str, Any]:
+def compared(name: str, model: Model) -> dict[str, Any]:
     """The model's row: cases, the worst of their errors, and how much of its bound that is."""
     witness, python = WITNESSES[name], str(environment(name))
     with tempfile.TemporaryDirectory(prefix="field-") as place:

@@ -32,7 +32,7 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return {
         one.name: torch.from_numpy(onnx.numpy_helper.to_array(one).copy())
         for one in tensors
-        if one.name.endswith(".weight")
+        if one.name.endswith((".weight", "_proj"))
     }
 
 
