@@ -214,7 +214,8 @@ class _Meaning:
             return self.applied(self.fused[fused.part][result], fused.operands, 0)
         sign = node.row.symbol
         if sign in COMMUTATIVE and len(node.operands) == 2:
-            return f"{sign} {' '.join(sorted(map(self.of, self.terms(node, sign))))}"
+            terms = sorted(map(self.of, self.terms(node, sign)))
+            return f"{sign} {' '.join(terms)}"
         name = self.names.get(node.part, node.part) if node.part is not None else node.op
         extra = f" {unparse_static(node.attrs['value'])}" if sign and "value" in node.attrs else ""
         operands = node.operands

@@ -122,7 +122,7 @@ def _metadata(entry: Initializer) -> dict[str, str]:
     )
     if part is not None and part.role == "codes":
         return {SOURCES: sources, ENCODING: EncodingRecord.of(part).model_dump_json()}
-    if part is not None or [s.path for s in entry.sources] == [entry.name]:
+    if part is not None or not entry.sources or [s.path for s in entry.sources] == [entry.name]:
         return {}
     return {SOURCES: sources}
 

@@ -395,7 +395,7 @@ class _Model:
             yield f"        S = {self.source}.shape[1]"
         yield f"        P = {'cache.start(S) if cache is not None else ' * self.caches}0"
         if masks or self.places:
-            yield "        if attention_mask is not None and attention_mask.shape[1] != P + S:"
+            yield "        if attention_mask is not None and attention_mask.shape[1] < P + S:"
             yield "            given = attention_mask.shape[1]"
             yield '            raise ValueError(f"attention_mask has {given} columns for {P + S} tokens")'
         if self.places:

@@ -454,7 +454,7 @@ class VisionLanguageModel(nn.Module):
         """
         S, device = input_ids.shape[1], input_ids.device
         P = cache.start(S) if cache is not None else 0
-        if attention_mask is not None and attention_mask.shape[1] != P + S:
+        if attention_mask is not None and attention_mask.shape[1] < P + S:
             given = attention_mask.shape[1]
             raise ValueError(f"attention_mask has {given} columns for {P + S} tokens")
         if position_ids is None:
