@@ -41,7 +41,19 @@ async function load(device, session) {
   await model.generate({ inputs: input_ids, max_new_tokens: 1, do_sample: false });
 }
 
+// a file that is not there may end a load in transformers.js without ending the promise of it
+async function everythingIsThere() {
+  const parts = settings["transformers.js_config"]?.use_external_data_format ?? 0;
+  const count = typeof parts === "object" ? Math.max(0, ...Object.values(parts).map(Number)) : Number(parts);
+  const data = Array.from({ length: count }, (_, i) => "model.onnx_data" + (i ? `_${i}` : ""));
+  for (const name of ["model.onnx", ...data]) {
+    const answer = await fetch("../" + name, { method: "HEAD", cache: "no-store" });
+    if (!answer.ok) throw new Error(`${name} is not beside the page (${answer.status})`);
+  }
+}
+
 async function start({ device: asked, session, template }) {
+  await everythingIsThere();
   tokenizer = await AutoTokenizer.from_pretrained(folder);
   // transformers.js looks for one in tokenizer_config.json alone
   if (template) tokenizer.chat_template = await (await fetch("../" + template)).text();
