@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from llamagen.analysis.records import Record
 from llamagen.analysis.sources import WideClaim, claims
 from llamagen.analysis.tables import static_text
+from llamagen.ops.op import Role
+from llamagen.ops.table import OPS
 from llamagen.spec.expr import Static
 from llamagen.units import count_short
 
@@ -105,11 +107,9 @@ def _traits(record: Record) -> Iterator[str]:
     if record["rope_kind"] not in (None, "default"):
         yield f"RoPE scaled by {record['rope_kind']} (factor {record['rope_factor']})"
     if record["vision_params"]:
-        yield f"images by {'early fusion' if 'embedding' in _graphs(record) else 'cross-attention'}"
-
-
-def _graphs(record: Record) -> Sequence[str]:
-    return record.architecture.graphs if record.architecture is not None else ()
+        ops = record.architecture.ops if record.architecture is not None else ()
+        fused = any(OPS[op].role is Role.PLACEHOLDERS for op in ops)
+        yield f"images by {'early fusion' if fused else 'cross-attention'}"
 
 
 def text(found: Sequence[Release]) -> str:

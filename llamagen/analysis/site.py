@@ -57,7 +57,7 @@ def write_site(
         "claims": {number: one.model_dump() for number, one in claims().items()},
         "sources": known_sources(),
         "devices": {
-            name: one.model_dump(include={"title", "memory_bytes", "bandwidth", "flops"})
+            name: one.model_dump(include={"title", "memory_bytes"})
             for name, one in devices().items()
         },
         "ops": [

@@ -52,11 +52,6 @@ function bytes(n) {
   return `${+x.toPrecision(3)} ${units[i]}`;
 }
 
-function seconds(x) {
-  if (x >= 60) return `${+(x / 60).toPrecision(3)} min`;
-  return x >= 1 ? `${+x.toPrecision(3)} s` : `${+(x * 1000).toPrecision(3)} ms`;
-}
-
 const link = (id, text) => h("a", { href: `#/model/${id}` }, text || id);
 const table = (head, rows, kind) => h("div", { class: "scroll" }, h("table", { class: kind }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
 const select = (label, options, value, change) => h("label", {}, label, h("select", { onchange: (e) => change(e.target.value) },
@@ -280,9 +275,6 @@ function costs(rest) {
   const whole = (label, key, step) => h("label", {}, label, h("input", { type: "number", min: 1, step, value: load[key], onchange: (e) => go({ [key]: Math.max(1, Math.round(Number(e.target.value) || 1)) }) }));
   const c = cost(m.wiring, load);
   const memory = device.memory_bytes * load.count;
-  const peak = (device.flops[load.dtype] || device.flops.bfloat16 || 0) * load.count;
-  const prefill = Math.max(c.prefill / peak, c.weights / (device.bandwidth * load.count));
-  const step = Math.max(c.decode / peak, (c.weights + c.cache) / (device.bandwidth * load.count));
   const fits = c.resident <= memory;
   const legal = w.degrees.includes(load.count);
   const card = (name, text, exact) => h("div", { class: "card" }, h("p", {}, name), h("p", { class: "big", title: exact }, text));
@@ -302,12 +294,11 @@ function costs(rest) {
       card("together, with activations", bytes(c.resident), number(c.resident)),
       card("a prompt of that length", flop(c.prefill), number(c.prefill)), card("one more token", flop(c.decode), number(c.decode)),
       card(`${load.count} × ${device.title}`, fits ? "fits" : `does not fit: ${bytes(memory)}`, number(memory)),
-      card("prompt, at least", seconds(prefill)), card("a token, at least", seconds(step)),
     ),
     h("p", { class: "note" }, legal || load.count === 1
       ? `Tensor parallel over ${load.count} is possible.`
       : `Tensor parallel over ${load.count} is not: key/value heads and sizes allow ${w.degrees.join(", ")}. More devices need pipeline stages, or repeated heads.`,
-    " Bounds are peak FLOPs and bandwidth of the data sheet, no engine reaches them. ", h("code", {}, `llamagen cost ${m.id} --context ${load.context} --batch ${load.batch} --dtype ${load.dtype}`)),
+    " How long it takes at least: ", h("code", {}, `llamagen cost ${m.id} --context ${load.context} --batch ${load.batch} --dtype ${load.dtype} --device ${load.device}`)),
     h("h2", {}, "Cache over the context, 16 bit"),
     curves(m),
   ];
