@@ -44,6 +44,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     # litgpt asks for huggingface-hub below 1.4, and its libraries import transformers
     "litgpt": Environment(("litgpt==0.5.13", "transformers==4.57.6")),
     "onnx": Environment(("onnx==1.23.2",)),
+    # llama.cpp without a compiler; of its server alone
+    "xllamacpp": Environment(("xllamacpp==2026.10.11549", "gguf==0.19.0")),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),
 }
 

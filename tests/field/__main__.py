@@ -86,6 +86,7 @@ WITNESSES: Mapping[str, Witness] = {
     ),
     "litgpt": Witness("litgpt_model.py", ("litgpt", "torch"), (GENERATIONS[1], SCALED)),
     "onnx": Witness("onnx_reference.py", ("onnx",), (GENERATIONS[1], SCALED)),
+    "xllamacpp": Witness("llama_cpp.py", ("xllamacpp",), (*GENERATIONS, SCALED)),
 }
 
 
@@ -108,14 +109,19 @@ def compared(name: str, model: Model) -> dict[str, Any]:
         export = ("export", str(spec), "--random-weights", str(SEED), "--out", str(out))
         oracle = str(Path(__file__).with_name(witness.oracle))
         _llamagen(sys.executable, *export)
-        done = _llamagen(python, "verify", str(out), "--against", oracle, "--report", str(report))
+        _llamagen(python, "verify", str(out), "--against", oracle, "--report", str(report))
         rows = json.loads(report.read_text())["comparisons"]
     of_witness = [row for row in rows if row["witness"] == witness.oracle]
     equal = [row for row in of_witness if row["verdict"] == "equal"]
-    skipped = {row["case"]: row["note"] for row in of_witness if row["verdict"] == "skipped"}
+    skipped = {
+        row["case"]: row["note"].replace(f"{ROOT}/", "")
+        for row in of_witness
+        if row["verdict"] in ("skipped", "not compared")
+    }
+    differ = any(row["verdict"] == "different" for row in rows)
     parts = [row["error"]["rms_over_std"] / row["tolerance"]["rms_over_std"] for row in equal]
     return {
-        "result": "equal" if done == 0 and equal else "different",
+        "result": "equal" if equal and not differ else "different",
         "cases": len(equal),
         "logits": sum(row["logits"] for row in equal),
         "rms_over_std": max((row["error"]["rms_over_std"] for row in equal), default=None),

@@ -17,7 +17,7 @@ def test_agrees(name: str, model: object) -> None:
     if why := missing(name):
         pytest.skip(why)
     found = compared(name, model)  # type: ignore[arg-type]
-    assert found["result"] == "equal" and found["cases"] >= 9, found
+    assert found["result"] == "equal" and found["cases"] >= 8, found
 
 
 def test_what_was_recorded_is_of_these_witnesses_and_models() -> None:
