@@ -1,6 +1,6 @@
 """Rows of bench/README.md: llama/3.2/1b as it is released, trained for a step, compiled, exported and run.
 
-    python -m bench.full [--dtype bfloat16] [--tokens 256] [--new 8]
+    python -m bench.full [ROW ...] [--dtype bfloat16] [--tokens 256] [--new 8]
 
 Random weights, two threads. Every row has wall and process seconds, and the peak of the resident memory while it ran.
 """
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--new", type=int, default=8)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="of those below; else all")
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -119,8 +120,8 @@ def main() -> None:
         "export": partial(exported, model, ids),
         "compile, generate": partial(compiled, model, ids, options.new),
     }
-    for name, each in work.items():
-        rows[name] = row(each)
+    for name in options.rows or work:
+        rows[name] = row(work[name])
         print(name, rows[name], file=sys.stderr)
     result = {"machine": machine(), "dtype": options.dtype, "tokens": options.tokens}
     print(json.dumps(result | {"ln V": round(math.log(vocabulary), 3)} | rows, indent=2))

@@ -440,8 +440,11 @@ class Comparison:
         )
         main = flatten(subject.graphs[MAIN])
         attends = any(node.row.role is Role.ATTENTION for node in main.nodes)
-        self.forgets = attends and not main.slots
-        """Whether tokens of a call see nothing of the calls before, as in a model of text without a cache."""
+        unordered = any(
+            node.row.role is Role.MASK and node.attrs["padding"] is not None for node in nodes
+        )
+        self.sees_by_call = attends and (unordered or not main.slots)
+        """Whether what a token sees depends on the call it is in: nothing before it without a cache, or all of it."""
         self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
         self.made_exact = False
         """Whether products of a quantised model are computed in float32 here."""
@@ -713,7 +716,7 @@ class Comparison:
 
     def in_one_call(self, case: Scenario) -> Scenario:
         """What the reference is asked: fewer calls, the same logits, unless what a call has changes them."""
-        return case if self.turns_by_call or self.forgets else case.whole()
+        return case if self.turns_by_call or self.sees_by_call else case.whole()
 
     def expected_exactly(self, case: Scenario) -> FloatArray:
         """Logits of the reference with the experts of its own choice."""
@@ -771,7 +774,7 @@ class Comparison:
 
     def is_same(self, case: Scenario) -> bool:
         """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
-        if case.same_as is None or self.turns_by_call or self.forgets:
+        if case.same_as is None or self.turns_by_call or self.sees_by_call:
             return False
         if not self.routed:
             return True

@@ -364,15 +364,17 @@ def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:
     assert [d.code for d in caught.value.diagnostics] == ["LG777"]
 
 
-def test_a_model_without_a_cache_is_compared_call_by_call(tmp_path: Path) -> None:
-    """What comes in another call is not seen, so that other calls are other logits, for every witness alike."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_without_an_order_a_model_is_compared_call_by_call(tmp_path: Path, cached: bool) -> None:
+    """Other calls are other logits: without a cache what came before is not seen, with one what follows in the call."""
+    kept = "      k, v = cache(k, v)\n" if cached else ""
     (tmp_path / "own.yaml").write_text(
         "spec: 1\nid: my/encoder\nextends: llama/3.2/1b\ntokenizer: null\ninvariants: null\n"
         "hyperparameters: {hidden_size: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 16,\n"
         "  intermediate_size: 24, vocab_size: 60}\n"
         "blocks:\n  Attention:\n    forward: |\n"
         "      q = split_heads(q_proj(x), num_heads)\n      k = split_heads(k_proj(x), num_kv_heads)\n"
-        "      v = split_heads(v_proj(x), num_kv_heads)\n"
+        f"      v = split_heads(v_proj(x), num_kv_heads)\n{kept}"
         "      return o_proj(merge_heads(attention(q, k, v, mask='none')))\n"
     )
     load(tmp_path / "own.yaml").export(tmp_path / "out", random_weights=1)
