@@ -44,6 +44,18 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     # litgpt asks for huggingface-hub below 1.4, and its libraries import transformers
     "litgpt": Environment(("litgpt==0.5.13", "transformers==4.57.6")),
     "onnx": Environment(("onnx==1.23.2",)),
+    # a provider without its device: tests/field/cuda_stub.py has the libraries that it lacks; headers of the runtime
+    "cuda": Environment(
+        (
+            "onnxruntime-gpu==1.31.1",
+            "onnxruntime-genai-cuda==0.18.0",
+            "nvidia-cuda-runtime==13.5.37",
+            "nvidia-cuda-crt==13.5.37",
+        )
+    ),
+    "cpu-1.27": Environment(("onnxruntime==1.27.0",)),
+    "cpu-1.31": Environment(("onnxruntime==1.31.1",)),
+    "webgpu": Environment(("onnxruntime==1.32.0", "onnxruntime-ep-webgpu==0.4.0")),
     # llama.cpp without a compiler; of its server alone
     "xllamacpp": Environment(("xllamacpp==2026.10.11549", "gguf==0.19.0")),
     "transformers.js": Environment(("@huggingface/transformers@4.3.1",), node=True),

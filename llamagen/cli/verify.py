@@ -68,7 +68,11 @@ def verify(
         typer.Option(metavar="GRAPHS", help="Graphs beside the text that need not be compared."),
     ] = "",
     provider: Annotated[
-        str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
+        str,
+        typer.Option(
+            metavar="cpu|cuda|webgpu",
+            help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu.",
+        ),
     ] = "cpu",
     mutants: Annotated[
         bool,

@@ -216,7 +216,11 @@ def run(
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="0 lets ONNX Runtime choose.")] = 0,
     provider: Annotated[
-        str, typer.Option(metavar="cpu|cuda", help="cuda needs onnxruntime-gpu.")
+        str,
+        typer.Option(
+            metavar="cpu|cuda|webgpu",
+            help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu.",
+        ),
     ] = "cpu",
     format: Annotated[
         Literal["text", "json"],

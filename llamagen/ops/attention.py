@@ -477,14 +477,23 @@ def _new_mask(b: Builder, mask: ir.Value) -> ir.Value:
     return b.shared["new mask"]
 
 
+def _padding(b: Builder, mask: ir.Value) -> ir.Value:
+    """int64[B, S]: 1 for what is no token of this call."""
+    if "padding" not in b.shared:
+        with b.within("/rows"):
+            b.shared["padding"] = b.op("Sub", b.whole(1), _new_mask(b, mask))
+    return b.shared["padding"]
+
+
 def _row_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, None]:
     """int32: the position of each row's last slot behind its past tokens, [B], and the longest row with padding, []."""
     if "row lengths" not in b.shared:
         with b.within("/rows"):
             along = b.ints([1])
-            new = b.op("ReduceSum", _new_mask(b, mask), along, keepdims=0)
-            past = b.op("Sub", b.op("ReduceSum", mask, along, keepdims=0), new)
-            last = b.op("Sub", b.op("Add", past, b.size(S)), b.ints([1]))
+            # past + S - 1, but S lies on the host and would be copied to a GPU in every call
+            real = b.op("ReduceSum", mask, along, keepdims=0)
+            padding = b.op("ReduceSum", _padding(b, mask), along, keepdims=0)
+            last = b.op("Sub", b.op("Add", real, padding), b.ints([1]))
             b.shared["row lengths"] = b.to(last, b.INT32)
             b.shared["total length"] = b.to(b.op("Squeeze", b.size(T), b.ints([0])), b.INT32)
     return b.shared["row lengths"], b.shared["total length"], None
@@ -509,17 +518,27 @@ def _chunk_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, ir.V
     return b.shared["row lengths"], b.shared["total length"], b.shared["new lengths"]
 
 
+_LONGEST = 1 << 32
+"""More tokens than a call has; a constant, as a size lies on the host and would be copied to a GPU in every call."""
+
+
+def _places(b: Builder) -> ir.Value:
+    """int64[S]: 0, 1, ..."""
+    if "new places" not in b.shared:
+        with b.within("/rows"):
+            count = b.op("Squeeze", b.size(S), b.ints([0]))
+            b.shared["new places"] = b.op("Range", b.whole(0), count, b.whole(1))
+    return b.shared["new places"]
+
+
 def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
     """Real tokens first, each part in its order: a sort by (padding, place)."""
     rows, mask = x
     if "packed order" not in b.shared:
         with b.within("/rows"):
-            size = b.size(S)
-            count = b.op("Squeeze", size, b.ints([0]))
-            places = b.op("Range", b.whole(0), count, b.whole(1))
-            padding = b.op("Sub", b.whole(1), _new_mask(b, mask))
-            key = b.op("Add", b.op("Mul", padding, count), places)
-            _, order = b.ops("TopK", key, size, dtypes=(b.INT64, b.INT64), axis=1, largest=0)
+            behind = b.op("Mul", _padding(b, mask), b.whole(_LONGEST))
+            key = b.op("Add", behind, _places(b))
+            _, order = b.ops("TopK", key, b.size(S), dtypes=(b.INT64, b.INT64), axis=1, largest=0)
             b.shared["packed order"] = order
     order = b.shared["packed order"]
     if len(site.dims()) == 2:
@@ -554,7 +573,9 @@ def _last_row_onnx(b: Builder, site: Site, x: Values) -> Values:
         count = b.op("ReduceSum", new, b.ints([1]), keepdims=1)
         place = b.op("Max", b.op("Sub", count, b.whole(1)), b.whole(0))
     else:
-        place = b.op("ArgMax", new, axis=1, keepdims=1, select_last_index=1)
+        # of whole numbers CUDA has no ArgMax, and its ReduceMax wants cuDNN
+        places = b.op("Mul", new, _places(b))
+        place, _ = b.ops("TopK", places, b.ints([1]), dtypes=(b.INT64, b.INT64), axis=1)
     return (b.op("GatherND", rows, b.op("Unsqueeze", place, b.ints([2])), batch_dims=1),)
 
 

@@ -157,10 +157,23 @@ def _cross_mask_prelude(at: PreludeSite) -> Shared:
 
 
 def _conv2d_onnx(b: Builder, site: Site, x: Values) -> Values:
+    """Patches that touch and do not overlap are a product with each: on CUDA a Conv wants cuDNN, a product does not."""
     bias = (site.parameters["bias"],) if "bias" in site.parameters else ()
-    stride = a_int(site.attrs, "stride")
-    weight = site.parameters["weight"]
-    return (b.op("Conv", b.to(x[0], b.model), weight, *bias, strides=(stride, stride)),)
+    channels, kernel, stride = (a_int(site.attrs, n) for n in ("in_channels", "kernel", "stride"))
+    image, weight = b.to(x[0], b.model), site.parameters["weight"]
+    sides = [side.value for side in site.operands[0].shape[2:]]
+    if stride != kernel or any(side % kernel for side in sides):
+        return (b.op("Conv", image, weight, *bias, strides=(stride, stride)),)
+    rows, columns = (side // kernel for side in sides)
+    cut = b.op("Reshape", image, b.ints([-1, channels, rows, kernel, columns, kernel]))
+    patches = b.op("Transpose", cut, perm=(0, 2, 4, 1, 3, 5))
+    flat = b.op("Reshape", patches, b.ints([-1, channels * kernel**2]))
+    matrix = b.op("Reshape", weight, b.ints([-1, channels * kernel**2]))
+    features = b.op("Gemm", flat, matrix, *bias, transB=1)
+    placed = b.op(
+        "Reshape", features, b.ints([-1, rows, columns, a_int(site.attrs, "out_channels")])
+    )
+    return (b.op("Transpose", placed, perm=(0, 3, 1, 2)),)
 
 
 def _replace_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -189,9 +202,10 @@ def _cross_mask_onnx(b: Builder, site: Site, x: Values) -> Values:
     """bool[B, 1, S, keys], and [B, S, 1] in the model's dtype."""
     tokens = a_int(site.attrs, "tokens")
     tiles = b.op("Reshape", b.to(x[0], b.BOOL), b.ints([0, 0, -1]))
-    seen = b.op("ReduceMax", tiles, b.ints([2]), keepdims=1)
+    # counted, as CUDA has no ReduceMax of truth values
+    count = b.op("ReduceSum", b.to(tiles, b.INT64), b.ints([2]), keepdims=1)
     each = b.op("Expand", b.op("Unsqueeze", tiles, b.ints([1, 4])), b.ints([1, 1, 1, 1, tokens]))
-    return (b.op("Reshape", each, b.ints([0, 0, 0, -1])), b.to(seen, b.model))
+    return (b.op("Reshape", each, b.ints([0, 0, 0, -1])), b.to(b.to(count, b.BOOL), b.model))
 
 
 IMAGE_OPS: tuple[Op, ...] = (

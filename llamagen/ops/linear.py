@@ -95,17 +95,20 @@ def _linear_module(at: ModuleSite) -> Call:
 
 
 def _parameter_module(at: ModuleSite) -> Call:
+    return call("nn.Parameter", call("torch.empty", Tuple(at.numbers("shape"))))
+
+
+def _parameter_start(at: ModuleSite) -> Call:
     """Gains start at one, biases and gates at zero, rows of a table as those of the released vision encoders."""
-    shape = at.numbers("shape")
+    own = Text(f"self.{at.name}")
     match a_str(at.attrs, "kind"):
         case "norm":
-            start: Code = call("torch.ones", Tuple(shape))
+            return call("nn.init.ones_", own)
         case "bias" | "gate":
-            start = call("torch.zeros", Tuple(shape))
+            return call("nn.init.zeros_", own)
         case _:
-            scale = Binary("**", shape[-1], literal(-0.5))
-            start = Binary("*", scale, call("torch.randn", Tuple(shape)))
-    return call("nn.Parameter", start)
+            scale = Binary("**", at.numbers("shape")[-1], literal(-0.5))
+            return call("nn.init.normal_", own, std=scale)
 
 
 def _embedding_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -209,6 +212,7 @@ LINEAR_OPS: tuple[Op, ...] = (
         numpy=lambda o: (o.weight(""),),
         torch=lambda at, x: Text(f"self.{at.part}"),
         torch_module=_parameter_module,
+        torch_start=_parameter_start,
         onnx=lambda b, site, x: (site.parameters[""],),
     ),
     Op(

@@ -89,7 +89,9 @@ def _rms_normalize_onnx(b: Builder, site: Site, x: Values) -> Values:
     wide = b.op(
         "RMSNormalization",
         b.to(x[0], b.FLOAT),
-        b.ones(1),
+        b.ones(
+            site.dims()[-1].value
+        ),  # not one for all: WebGPU wants as many as there are features
         axis=-1,
         epsilon=a_float(site.attrs, "eps"),
     )
@@ -106,7 +108,8 @@ def _rms_norm_onnx(b: Builder, site: Site, x: Values) -> Values:
     if offset:
         gain = b.with_number("Add", gain, offset)
     if rounds_first and b.dtype in b.profile.widened:
-        wide = b.op("RMSNormalization", b.to(x[0], b.FLOAT), b.ones(1), axis=-1, epsilon=eps)
+        ones = b.ones(site.dims()[-1].value)
+        wide = b.op("RMSNormalization", b.to(x[0], b.FLOAT), ones, axis=-1, epsilon=eps)
         return (b.op("Mul", gain, b.to(wide, dtype)),)
     result = b.op("RMSNormalization", b.to(x[0], inside), gain, axis=-1, epsilon=eps, stash_type=1)
     return (b.to(result, dtype),)

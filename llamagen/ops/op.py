@@ -263,6 +263,8 @@ class Op:
     """The expression of a call in a forward."""
     torch_module: Callable[[ModuleSite], Call] | None = None
     """The expression that makes the module of a part."""
+    torch_start: Callable[[ModuleSite], Call] | None = None
+    """The call that gives a part its first values, where its module does not."""
     torch_prelude: Callable[[PreludeSite], Shared] | None = None
     """What is computed once a forward pass."""
     onnx: Lowering | None = None

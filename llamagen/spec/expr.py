@@ -268,7 +268,7 @@ def _tree(code: str, start: int, mode: Literal["eval", "exec"]) -> ast.AST:
     try:
         return ast.parse(line.strip(), mode=mode)
     except SyntaxError as error:
-        raise _syntax_error(error, line, start, mode) from None
+        raise _syntax_error(error, code, start, mode) from None
 
 
 _STEPS = re.compile(
@@ -287,10 +287,10 @@ _TOKEN = re.compile(rf"{_QUOTED}|\w+|[=!<>]=|\*\*|//|.")
 
 
 def _syntax_error(
-    error: SyntaxError, line: str, start: int, mode: Literal["eval", "exec"]
+    error: SyntaxError, code: str, start: int, mode: Literal["eval", "exec"]
 ) -> ExpressionError:
     """What Python's parser says as a sentence of ours, which no version of Python changes."""
-    says, line = error.msg, line.rstrip()
+    says, line = error.msg, code.replace("\n", " ").rstrip()
     what, whole = ("equation", "line") if mode == "exec" else ("expression", "text")
     at = min(_indent(line) + error.offset - 1, len(line)) if error.offset else len(line)
     token = _TOKEN.match(line, at)
@@ -304,6 +304,9 @@ def _syntax_error(
         message = f"this `{line[at]}` closes nothing"
     elif "does not match" in says:
         message = f"this `{line[at]}` does not close `{says[-2]}`"
+    elif (opened := _unclosed(code)) is not None:
+        at, end = opened, opened + 1
+        message = f"this `{line[at]}` is never closed"
     elif "follows keyword argument" in says:
         message = "a positional argument follows a named one"
     elif "expected 'else'" in says:
@@ -320,6 +323,29 @@ def _syntax_error(
         message = f"the {what} is complete here, but {here}"
         help = "`==` compares two values" if here == "found `=`" else None
     return ExpressionError(message, (start + at, start + end), help)
+
+
+_NEXT_EQUATION = re.compile(r"\n\s*(?:return\b|\w+(?:\s*,\s*\w+)*\s*=(?!=))")
+
+
+def _unclosed(code: str) -> int | None:
+    """Place of the bracket that should have been closed before what seems to be another equation."""
+    for line in _NEXT_EQUATION.finditer(code):
+        opened = _opened(code[: line.start()])
+        if opened and _opened(code) and not _INCOMPLETE.search(code[: line.start()]):
+            return opened[-1]
+    return None
+
+
+def _opened(code: str) -> list[int]:
+    """Places of the brackets that are not closed."""
+    opened: list[int] = []
+    for bracket in _BRACKETS.finditer(code):
+        if bracket[0] in "([":
+            opened.append(bracket.start())
+        elif bracket[0] != "\n" and opened:
+            opened.pop()
+    return opened
 
 
 _OPERATORS: Mapping[type[ast.operator | ast.cmpop | ast.boolop], str] = {

@@ -30,7 +30,6 @@ from llamagen.spec.source import (
     Seq,
     SourceMap,
     load_source,
-    resolve_key,
     resolve_plain,
 )
 from llamagen.writing import write_changed
@@ -482,7 +481,7 @@ _BREAK = re.compile(r"(?<! ) (?! )")  # a blank that line folding gives back
 
 def key_text(text: str, *, flow: bool) -> str:
     """A key; quoted where another reader could take it for a boolean, null or fraction."""
-    resolved = resolve_key(text)
+    resolved = resolve_plain(text)
     is_name = isinstance(resolved, str) or type(resolved) is int
     return text if is_name and _plain_fits(text, flow) else _quoted(text)
 

@@ -436,7 +436,7 @@ class _Reader:
             message = "a key must be one word on one line"
             return self.refused_key("LG019", message, key, "shorten the key")
         if style == "plain":
-            resolved = resolve_key(text)
+            resolved = resolve_plain(text)
             if isinstance(resolved, Refusal):
                 if not text:
                     return self.refused_key(
@@ -627,8 +627,8 @@ INT_LIMIT = 1 << 63
 _INT = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+]?[0-9]+)?")
 _CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
-_TRUE = frozenset({"true", "yes", "on", "y"})
-_FALSE = frozenset({"false", "no", "off", "n"})
+_TRUE = frozenset({"true", "yes", "on"})  # `y` and `n` are names: no common reader differs
+_FALSE = frozenset({"false", "no", "off"})
 _WORD_LIMIT = 5  # the longest of the words above
 
 _HEX = re.compile(r"[-+]?0x[0-9a-fA-F_]+")
@@ -666,11 +666,6 @@ def resolve_plain(text: str) -> ScalarValue | Refusal:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     return _refuse_word(text) or text
-
-
-def resolve_key(text: str) -> ScalarValue | Refusal:
-    """What an unquoted key is to other readers. `y` and `n` are names: no common reader differs."""
-    return text if text.lower() in ("y", "n") else resolve_plain(text)
 
 
 def _refuse_word(text: str) -> Refusal | None:

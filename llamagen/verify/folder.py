@@ -441,7 +441,7 @@ class Comparison:
         main = flatten(subject.graphs[MAIN])
         attends = any(node.row.role is Role.ATTENTION for node in main.nodes)
         unordered = any(
-            node.row.role is Role.MASK and node.attrs["padding"] is not None for node in nodes
+            node.row.role is Role.MASK and node.attrs.get("padding") is not None for node in nodes
         )
         self.sees_by_call = attends and (unordered or not main.slots)
         """Whether what a token sees depends on the call it is in: nothing before it without a cache, or all of it."""

@@ -69,6 +69,7 @@ CONTRIB_DOMAIN = "com.microsoft"
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+WEBGPU = "WebGpuExecutionProvider"
 
 CUDA_WITHOUT_BFLOAT16 = frozenset({"Clip", "Pad", "ReduceMean", "Softplus", "TopK"})
 """Neither the CUDA provider nor the CPU has a kernel for them in bfloat16: a graph with one is not loaded."""

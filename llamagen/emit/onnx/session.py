@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +18,16 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.emit.onnx.profile import CPU, CUDA, is_older, needed
+from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU, is_older, needed
 
 if TYPE_CHECKING:
     import onnxruntime as ort
     from onnxruntime import OrtValue
 
-PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA}
-"""A device, as ONNX Runtime calls it, and the execution provider that computes there."""
+PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA, "webgpu": WEBGPU}
+"""What a user calls an execution provider, and its name."""
+PLUGINS: Mapping[str, str] = {WEBGPU: "onnxruntime_ep_webgpu"}
+"""Providers that are packages of their own, which any onnxruntime from 1.30 on loads."""
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16; numpy has no such type of its own."""
 
@@ -72,8 +75,9 @@ def open_session(
     import onnxruntime as ort
 
     provider = options.provider
+    plugged = _plugged(provider) if provider in PLUGINS else None
     available = ort.get_available_providers()
-    if provider not in available:
+    if plugged is None and provider not in available:
         raise LlamagenError.of(
             "LG711",
             f"this ONNX Runtime has no {provider}; it has {', '.join(available)}",
@@ -95,7 +99,11 @@ def open_session(
             chosen.add_session_config_entry(_DATA_FOLDER, str(data_folder))
         for name, value in options.settings.items():
             chosen.add_session_config_entry(name, value)
-        session = ort.InferenceSession(source, chosen, providers=[(provider, of_provider)])
+        if plugged is not None:
+            chosen.add_provider_for_devices([plugged], {})
+            session = ort.InferenceSession(source, chosen)
+        else:
+            session = ort.InferenceSession(source, chosen, providers=[(provider, of_provider)])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _refusal(what, provider, str(error), source, ort.__version__) from error
     if session.get_providers()[0] != provider:  # it goes on with the CPU
@@ -105,6 +113,32 @@ def open_session(
             help="are a GPU and the CUDA and cuDNN libraries of this onnxruntime here? Or use the CPU",
         )
     return session
+
+
+def _plugged(provider: str) -> ort.OrtEpDevice:
+    """The first device of a provider that is a package of its own. Raises LG711."""
+    import onnxruntime as ort
+
+    package = PLUGINS[provider]
+
+    def devices() -> list[ort.OrtEpDevice]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+
+    try:
+        if not devices():
+            library: str = importlib.import_module(package).get_library_path()
+            ort.register_execution_provider_library(provider, library)
+    except ModuleNotFoundError:
+        message = f"{provider} is not installed"
+        help = f"install the package {package.replace('_', '-')}, or use the CPU"
+        raise LlamagenError.of("LG711", message, help=help) from None
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        message = f"{provider} does not load: {str(error).splitlines()[0]}"
+        raise LlamagenError.of("LG711", message, help="or use the CPU") from None
+    if found := devices():
+        return found[0]
+    message = f"{provider} finds no device on this machine"
+    raise LlamagenError.of("LG711", message, help="is the driver of a GPU here? Or use the CPU")
 
 
 def _require_utf8(path: Path | None) -> None:
@@ -117,18 +151,17 @@ def _require_utf8(path: Path | None) -> None:
 
 
 def provider_of(word: str) -> str:
-    """The execution provider of ``cpu`` or ``cuda``. Raises LG711 for another word."""
+    """The execution provider of ``cpu``, ``cuda`` or ``webgpu``. Raises LG711 for another word."""
     if word not in PROVIDERS:
         raise LlamagenError.of(
-            "LG711", f"there is no provider {word!r}", help=f"there are {' and '.join(PROVIDERS)}"
+            "LG711", f"there is no provider {word!r}", help=f"there are {', '.join(PROVIDERS)}"
         )
     return PROVIDERS[word]
 
 
 def device_of(session: ort.InferenceSession) -> str:
-    """Where the session computes."""
-    first = session.get_providers()[0]
-    return next(device for device, provider in PROVIDERS.items() if provider == first)
+    """Where the session's caches lie: those of a plugin on the host, as Python makes no tensor on its device."""
+    return "cuda" if session.get_providers()[0] == CUDA else "cpu"
 
 
 def require_interface(

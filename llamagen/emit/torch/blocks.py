@@ -345,6 +345,8 @@ def class_text(plan: Plan, block: Block) -> str:
         lines += ["        super().__init__()"]
         lines += ["        self.attend = attend"] if block.name in plan.directly_attending else []
         lines += [*init, ""]
+    if start := start_lines(plan, block):
+        lines[-1:] = ["        self.reset_parameters()", "", *start, ""]
     lines.append(f"    def forward({', '.join(['self', *inputs, *context])}) -> {results}:")
     if plan.whole is not None and block.name in plan.whole.skipped:
         of_image = next(name for name in plan.arguments[block.name] if name in plan.beside)
@@ -378,6 +380,16 @@ def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
         count = plan.constants.number_like(heads, "num_heads")
         lines.append(f"        self.slopes = alibi_slopes({count})")
     return lines
+
+
+def start_lines(plan: Plan, block: Block) -> list[str]:
+    """The method that gives the block's own parameters their first values; nothing if it has none."""
+    starts = [
+        statement("", part.row.torch_start(ModuleSite(plan, part)), 2)
+        for part in block.parts.values()
+        if isinstance(part, OpPart) and part.row.torch_start is not None
+    ]
+    return ["    def reset_parameters(self) -> None:", *starts] if starts else []
 
 
 def _stack_lines(plan: Plan, part: StackPart, attend: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.torch.blocks import Body, class_text, init_lines
+from llamagen.emit.torch.blocks import Body, class_text, init_lines, start_lines
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.place import library
@@ -249,6 +249,7 @@ class _Model:
             "        self.apply(init_weights)",
             *["        self.tie()"] * bool(self.ties),
             "",
+            *([*start, ""] if (start := start_lines(plan, plan.graph.root_block)) else ()),
             *(self.piece_forward() if self.piece else self.forward()),
             *self.see(),
             "",

@@ -209,6 +209,9 @@ def test_statements() -> None:
         ("y = 'é' + f(\n  x,, 'é')\nreturn y", "expected a value, but found `,`", ","),
         ("y = 'é' + 2 * x[i for]\nreturn y", "`for` is a word of Python", "for"),
         ("y = 'é' + g(1 < x < 2)\nreturn y", "two values are compared", "1 < x < 2"),
+        ("y = f(g(x)\nreturn h(y)", r"`\(` is never closed", "("),
+        ("y = g([x, z)\nz = [1]\nreturn y", r"does not close `\[`", ")"),
+        ("y = f(x,\n  a=1\n  b=2)\nreturn y", "a comma or an operator is missing", "1\n  b"),
         ("import os\nreturn y", "`import` is a word of Python", "import"),
     ],
 )

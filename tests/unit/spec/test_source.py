@@ -281,8 +281,6 @@ def test_accepted_scalars(text: str, value: object) -> None:
         ("Yes", "LG020", "`true`"),
         ("on", "LG020", "`true`"),
         ("OFF", "LG020", "`false`"),
-        ("y", "LG020", "`true`"),
-        ("N", "LG020", "`false`"),
         ("True", "LG020", "`true`"),
         ("FALSE", "LG020", "`false`"),
         ("=", "LG020", "'='"),

@@ -219,7 +219,11 @@ class TileEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(9, VISION_MAX_TILES * VISION_HIDDEN_SIZE)
-        self.gate = nn.Parameter(torch.zeros((1,)))
+        self.gate = nn.Parameter(torch.empty((1,)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate)
 
     def forward(self, x: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         of_tile = self.embedding(aspect_ratio_ids).reshape(x.shape[0], 4, 1, 1280)
@@ -237,8 +241,13 @@ class PositionEmbedding(nn.Module):
             * ((VISION_IMAGE_SIZE // VISION_PATCH_SIZE) ** 2 + 1)
             * VISION_HIDDEN_SIZE,
         )
-        self.gate = nn.Parameter(torch.zeros((1,)))
-        self.embedding = nn.Parameter(1280**-0.5 * torch.randn((1601, 1280)))
+        self.gate = nn.Parameter(torch.empty((1,)))
+        self.embedding = nn.Parameter(torch.empty((1601, 1280)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate)
+        nn.init.normal_(self.embedding, std=1280**-0.5)
 
     def forward(self, x: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         of_tile = self.tile_embedding(aspect_ratio_ids).reshape(x.shape[0], 4, 1601, 1280)
@@ -310,10 +319,15 @@ class GatedVisionLayer(nn.Module):
         super().__init__()
         self.input_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.self_attn = VisionAttention(attend)
-        self.gate_attn = nn.Parameter(torch.zeros((1,)))
+        self.gate_attn = nn.Parameter(torch.empty((1,)))
         self.post_attention_layernorm = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.mlp = VisionMLP()
-        self.gate_ffn = nn.Parameter(torch.zeros((1,)))
+        self.gate_ffn = nn.Parameter(torch.empty((1,)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate_attn)
+        nn.init.zeros_(self.gate_ffn)
 
     def forward(self, x: Tensor, image_mask: Tensor) -> Tensor:
         a = self.self_attn(self.input_layernorm(x), image_mask)
@@ -348,13 +362,17 @@ class VisionModel(nn.Module):
             bias=False,
         )
         self.pre_tile_positional_embedding = TileEmbedding()
-        self.class_embedding = nn.Parameter(1280**-0.5 * torch.randn((1280,)))
+        self.class_embedding = nn.Parameter(torch.empty((1280,)))
         self.gated_positional_embedding = PositionEmbedding()
         self.layernorm_pre = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.transformer = LocalTransformer(attend)
         self.layernorm_post = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.post_tile_positional_embedding = TileEmbedding()
         self.global_transformer = GlobalTransformer(attend)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.class_embedding, std=1280**-0.5)
 
     def forward(self, pixel_values: Tensor, image_mask: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         x = pixel_values.reshape(-1, 3, 560, 560)
@@ -462,10 +480,15 @@ class CrossDecoderLayer(nn.Module):
         super().__init__()
         self.input_layernorm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
         self.cross_attn = CrossAttention(attend)
-        self.cross_attn_attn_gate = nn.Parameter(torch.zeros((1,)))
+        self.cross_attn_attn_gate = nn.Parameter(torch.empty((1,)))
         self.post_attention_layernorm = RMSNorm(HIDDEN_SIZE, eps=NORM_EPS)
         self.mlp = SwiGLU()
-        self.cross_attn_mlp_gate = nn.Parameter(torch.zeros((1,)))
+        self.cross_attn_mlp_gate = nn.Parameter(torch.empty((1,)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.cross_attn_attn_gate)
+        nn.init.zeros_(self.cross_attn_mlp_gate)
 
     def forward(
         self,

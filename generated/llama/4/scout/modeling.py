@@ -378,12 +378,17 @@ class VisionModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding()
-        self.class_embedding = nn.Parameter(1408**-0.5 * torch.randn((1408,)))
-        self.positional_embedding_vlm = nn.Parameter(1408**-0.5 * torch.randn((577, 1408)))
+        self.class_embedding = nn.Parameter(torch.empty((1408,)))
+        self.positional_embedding_vlm = nn.Parameter(torch.empty((577, 1408)))
         self.layernorm_pre = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.model = VisionLayers()
         self.layernorm_post = nn.LayerNorm(VISION_HIDDEN_SIZE, eps=VISION_NORM_EPS)
         self.vision_adapter = VisionAdapter()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.class_embedding, std=1408**-0.5)
+        nn.init.normal_(self.positional_embedding_vlm, std=1408**-0.5)
 
     def forward(self, pixel_values: Tensor, grid_rope: Rope) -> Tensor:
         patches = self.patch_embedding(pixel_values)

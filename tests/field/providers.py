@@ -1,0 +1,146 @@
+"""``python -m tests.field cpu-1.27 cpu-1.31 webgpu``: what other builds of ONNX Runtime make of exported folders.
+
+Each build is installed into an environment of its own, in which `verify` runs the folder and compares it with the
+generated PyTorch, case by case. WebGPU computes on SwiftShader, the software Vulkan that comes with Chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.environments import environment
+from llamagen import api
+from llamagen.emit.onnx.profile import OnnxDType
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
+from tests.parity.models import SPECS
+
+ROOT = Path(__file__).resolve().parents[2]
+CODES = {
+    "none": NOT_QUANTIZED,
+    "int4": QuantizeOptions("int4", 16, accuracy_level=1),
+    "int8": QuantizeOptions("int8", 16, accuracy_level=1),
+}
+"""Products in float32: with int8 activations WebGPU and the CPU differ by what those cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    model: str
+    profile: Literal["portable", "ort-cpu", "ort-cuda"]
+    dtype: OnnxDType
+    codes: str = "none"
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.profile} {self.dtype} {self.codes}"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A build, what `--provider` calls it, and the oldest runtime that its folders are exported for."""
+
+    packages: tuple[str, ...]
+    word: str
+    runtime: str
+    folders: tuple[Folder, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+DENSE, IMAGES, EXPERTS = "llama-3.2-1b", "llama-3.2-11b-vision", "llama-4-scout"
+FUSED = (
+    *(Folder(DENSE, "ort-cpu", "float32", codes) for codes in CODES),
+    *(Folder(DENSE, "portable", dtype) for dtype in ("float32", "float16", "bfloat16")),
+    *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS)),
+)
+
+
+def software_vulkan() -> dict[str, str]:
+    """Chromium's, which is no GPU. Empty without it."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    places = [Path("/usr/lib/chromium"), *([Path(chromium).resolve().parent] if chromium else [])]
+    for place in places:
+        if (driver := place / "vk_swiftshader_icd.json").is_file():
+            return {
+                "VK_ICD_FILENAMES": str(driver),
+                "LD_LIBRARY_PATH": str(place),
+                "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1",
+            }
+    return {}
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    "cpu-1.27": Provider(("onnxruntime",), "cpu", "1.27", FUSED),
+    "cpu-1.31": Provider(("onnxruntime",), "cpu", "1.31", FUSED),
+    "webgpu": Provider(
+        ("onnxruntime", "onnxruntime-ep-webgpu"),
+        "webgpu",
+        "1.31",
+        (
+            *(Folder(DENSE, "portable", "float32", codes) for codes in CODES),
+            Folder(DENSE, "portable", "bfloat16"),
+            *(Folder(DENSE, "ort-cuda", "float32", codes) for codes in CODES),
+            *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS)),
+        ),
+        software_vulkan(),
+    ),
+}
+
+
+def missing(name: str) -> str:
+    """Why a provider cannot be tried here, or nothing."""
+    needs_vulkan = PROVIDERS[name].word == "webgpu" and not PROVIDERS[name].settings
+    return "webgpu needs Chromium's vk_swiftshader_icd.json" if needs_vulkan else ""
+
+
+def rows(name: str) -> dict[str, Any]:
+    """A row a folder."""
+    found = {}
+    for folder in PROVIDERS[name].folders:
+        found[str(folder)] = compared(name, folder)
+        print(f"{name}, {folder}: {found[str(folder)]['result']}", flush=True)
+    return found
+
+
+def compared(name: str, folder: Folder) -> dict[str, Any]:
+    provider = PROVIDERS[name]
+    with tempfile.TemporaryDirectory(prefix="provider-") as place:
+        out, report = Path(place) / "out", Path(place) / "report.json"
+        options = ExportOptions(
+            folder.profile,
+            folder.dtype,
+            max_context=64,
+            quantize=CODES[folder.codes],
+            runtime=provider.runtime,
+        )
+        spec = SPECS / "reduced" / f"{folder.model}.yaml"
+        api.load(spec).export(out, options, random_weights=3)
+        words = ("verify", str(out), "--provider", provider.word, "--against", "torch")
+        done = subprocess.run(
+            [environment(name), "-m", "llamagen", *words, "--report", str(report)],
+            env={**os.environ, **provider.settings, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode not in (0, 1) or not report.is_file():
+            reason = next(
+                (line for line in done.stderr.splitlines() if line.startswith("error[")), "crashed"
+            )
+            return {"result": "refused", "reason": reason.replace(str(out), "DIR")[:300]}
+        comparisons = json.loads(report.read_text())["comparisons"]
+    equal = [row for row in comparisons if row["verdict"] == "equal" and row["witness"] == "torch"]
+    parts = [row["error"]["rms_over_std"] / row["tolerance"]["rms_over_std"] for row in equal]
+    return {
+        "result": "equal" if done.returncode == 0 and equal else "different",
+        "cases": len(equal),
+        "rms_of_bound": float(f"{max(parts, default=0.0):.2g}"),
+        "not_compared": {
+            row["case"]: row["note"] for row in comparisons if row["verdict"] == "skipped"
+        },
+    }
