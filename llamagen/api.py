@@ -278,7 +278,7 @@ def show(target: str | Path) -> list[Section]:
 
 
 def explain(subject: str, path: str | None = None) -> str:
-    """Words about a diagnostic code, the ``ops``, one op, a profile's rules, or the value at ``path`` of a model."""
+    """Words about a diagnostic code, the ``language``, its ``ops``, an op, a profile's rules, or a value of a model."""
     if path is None and CODE.fullmatch(subject):
         from llamagen.diagnostics.codes import code_text
 
@@ -292,6 +292,10 @@ def explain(subject: str, path: str | None = None) -> str:
         return words.explain_value(Registry(), resolved_of(subject), path)
     if subject == "ops":
         return words.explain_ops()
+    if subject == "language":
+        from llamagen.analysis.language import language
+
+        return language()
     for profile in REWRITTEN_PROFILES:
         if profile == subject:
             return rules_text(profile)

@@ -163,7 +163,7 @@ def explain(
         str,
         typer.Argument(
             metavar="SUBJECT",
-            help="An id, a diagnostic code, an op's name, `ops`, or a profile (ort-cpu, ort-cuda).",
+            help="An id, a diagnostic code, an op's name, `language`, `ops`, or a profile (ort-cpu, ort-cuda).",
         ),
     ],
     path: Annotated[

@@ -542,7 +542,9 @@ class NameRule(Closed):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
     sources: Names = Field(alias="from", description="Stored name or names that are read.")
     to: str = Field(description="Role path that they make.")
-    transform: Steps = (Identity(),)
+    transform: Steps = Field(
+        default=(Identity(),), description="What is done to the rows: see `llamagen schema`."
+    )
 
     @model_validator(mode="after")
     def _joins(self) -> Self:
@@ -575,7 +577,7 @@ class NamingLayout(Closed):
     detect: Names = Field(
         description="It is a candidate when each of these patterns matches some stored name."
     )
-    rules: tuple[NameRule, ...]
+    rules: tuple[NameRule, ...] = Field(description="In order; see below.")
     drop: tuple[str, ...] = Field(
         default=(), description="Stored names that carry no weights, patterns allowed."
     )
@@ -680,11 +682,17 @@ class Spec(Closed):
     abstract: bool = Field(default=False, description="Not a model by itself.")
     title: str | None = Field(default=None, description="The model's name as people write it.")
     doc: str | None = Field(default=None, description="What is new here, in a few sentences.")
-    release: Release | None = None
-    training: Training | None = None
-    tokenizer: Tokenizer | None = None
-    lineage: Lineage | None = None
-    hyperparameters: Hyperparameters = Hyperparameters()
+    release: Release | None = Field(
+        default=None, description="When, where and under which licence."
+    )
+    training: Training | None = Field(default=None, description="What was published of it.")
+    tokenizer: Tokenizer | None = Field(
+        default=None, description="Its kind, and ids that mean something."
+    )
+    lineage: Lineage | None = Field(default=None, description="What it was made from, and how.")
+    hyperparameters: Hyperparameters = Field(
+        default=Hyperparameters(), description="Numbers, by the names that the field uses."
+    )
     constants: dict[Identifier, bool | int | Finite | str | tuple[int | Finite | str, ...]] = Field(
         default={}, description="Literals only this architecture needs; each must be used."
     )
@@ -697,14 +705,19 @@ class Spec(Closed):
         default={},
         description="Further graphs beside `root`, the model of text: encoders, and what joins them.",
     )
-    blocks: dict[BlockName, BlockDefinition] = {}
-    checkpoint: CheckpointNaming = CheckpointNaming()
+    blocks: dict[BlockName, BlockDefinition] = Field(default={}, description="The wiring.")
+    checkpoint: CheckpointNaming = Field(
+        default=CheckpointNaming(),
+        description="Names of stored tensors that are not those of the parts.",
+    )
     config: ConfigMapping | None = Field(
-        default=None, description="Hugging Face config.json, see llamagen/emit/config."
+        default=None, description="How a Hugging Face config.json says the same."
     )
     invariants: dict[Identifier, str] = Field(
         default={}, description="Expressions that must be true."
     )
     provenance: dict[str, str] = Field(default={}, description="Path glob -> source key and place.")
-    conflicts: tuple[Conflict, ...] = ()
-    uncertain: tuple[Uncertain, ...] = ()
+    conflicts: tuple[Conflict, ...] = Field(
+        default=(), description="Where sources disagree, and which one counts."
+    )
+    uncertain: tuple[Uncertain, ...] = Field(default=(), description="What was inferred.")
