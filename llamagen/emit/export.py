@@ -41,6 +41,7 @@ from llamagen.emit.onnx.emit import AS_EXPORTED, UNPACKED, OnnxModel, emit_onnx
 from llamagen.emit.onnx.encode import encoded_pieces
 from llamagen.emit.onnx.initializers import Initializer, Placement
 from llamagen.emit.onnx.profile import OnnxDType, dtype_named
+from llamagen.emit.onnx.stages import Stage, write_stages
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, one_of
 from llamagen.emit.supply import STORED, CheckpointSupply, RandomSupply, Supply, place_companion
 from llamagen.emit.written import (
@@ -135,15 +136,28 @@ class ExportJob:
                 write_text(staging / name, text)
             if packages is not None:
                 write_page(staging, self.resolved, emitted[MAIN], packages)
-            write_client_files(staging, self.resolved, self.graphs, emitted[MAIN], weights.source)
+            stages = self.cut(staging)
+            write_client_files(
+                staging, self.resolved, self.graphs, emitted[MAIN], weights.source, stages
+            )
             files = all_files(staging, known)
-            write_text(staging / MANIFEST, self.manifest(emitted, weights, files).text())
+            write_text(staging / MANIFEST, self.manifest(emitted, weights, files, stages).text())
+
+    def cut(self, folder: Path) -> tuple[Stage, ...]:
+        """The graphs of layers that are asked for. Raises LG724."""
+        if self.options.stages is None:
+            return ()
+        if len(self.graphs) > 1:
+            message = f"{self.resolved.spec.id} reads images: its graphs are not cut into stages"
+            raise LlamagenError.of("LG724", message, help="leave out --stages")
+        return write_stages(folder, self.options.stages)
 
     def manifest(
         self,
         emitted: Mapping[str, OnnxModel],
         weights: WeightsRecord,
         files: dict[str, FileRecord],
+        stages: Sequence[Stage],
     ) -> Manifest:
         main = emitted[MAIN]
         return Manifest(
@@ -168,6 +182,7 @@ class ExportJob:
                 )
                 for name, one in emitted.items()
             },
+            stages=tuple(stage.name for stage in stages),
             images=images_record(self.resolved),
             files=files,
         )

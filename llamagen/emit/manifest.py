@@ -283,6 +283,9 @@ class Manifest(Closed):
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."
     )
+    stages: tuple[str, ...] = Field(
+        default=(), description="The text model again, as graphs of some layers each, in order."
+    )
     images: ImagesRecord | None = Field(
         default=None, description="How images go through the graphs; null for a model of text."
     )
@@ -299,6 +302,8 @@ class Manifest(Closed):
         for name, graph in self.graphs.items():
             if not _NAME.fullmatch(name) or graph.file != f"{name}.onnx":
                 raise ValueError(f"the graph {name!r} is not in {graph.file!r}")
+        if lacking := [name for name in self.stages if f"{name}.onnx" not in self.files]:
+            raise ValueError(f"the stage {lacking[0]!r} is no file of the folder")
         images = self.images
         run = (*images.once, *images.steps) if images else ()
         if images:

@@ -163,6 +163,10 @@ class ExportOptions:
             "VERSION",
         ),
     ] = None
+    stages: Annotated[
+        int | None,
+        Shown("Cut it into N graphs of layers too, which onnxruntime-genai runs in turn.", "N"),
+    ] = None
     web: Annotated[
         bool,
         Shown("Add index.html, which runs it in a browser; npm fetches transformers.js for that."),

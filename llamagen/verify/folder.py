@@ -19,7 +19,13 @@ from llamagen.diagnostics import LlamagenError, did_you_mean
 from llamagen.emit.manifest import SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
-from llamagen.emit.onnx.session import OpenOptions, provider_of, require_interface, table_context
+from llamagen.emit.onnx.session import (
+    OpenOptions,
+    open_session,
+    provider_of,
+    require_interface,
+    table_context,
+)
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten, known_ids, width_of
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -74,6 +80,7 @@ from llamagen.verify.witnesses import (
     OneGraph,
     OnnxWitness,
     ReferenceWitness,
+    StagedGraph,
     TorchWitness,
     TransformersWitness,
     with_experts,
@@ -147,6 +154,8 @@ class Subject:
     stored: StoredWeights
     options: OpenOptions
     """Of sessions, as the folder asks for."""
+    stages: tuple[str, ...] = ()
+    """Graphs that are the text model in turn."""
 
     @property
     def size(self) -> int:
@@ -195,7 +204,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
     manifest = read_manifest(folder)
     settings = {NO_SPINNING: "0", **manifest.session}
     options = OpenOptions(provider=provider, settings=settings, made_for=manifest.made_for)
-    return Subject(folder, graphs, pipeline_of(graphs), stored, options)
+    return Subject(folder, graphs, pipeline_of(graphs), stored, options, manifest.stages)
 
 
 def verify_folder(
@@ -253,6 +262,7 @@ def verify_folder(
     for plan in plans:
         comparison = Comparison(subject, plan, step, asked)
         rows += comparison.constants()
+        rows += comparison.staged()
         for name in names:
             for row in comparison.rows(name):
                 rows.append(row)
@@ -697,6 +707,22 @@ class Comparison:
                 allowed = Tolerance(table.allowed, table.allowed)
                 yield Row("spec", f"table {table.name}", away, allowed)
         self.exactly = GraphsWitness("exact", graphs, self.subject.pipeline)
+
+    def staged(self) -> Iterator[Row]:
+        """The stages in turn beside the whole model, as both lie in the folder."""
+        subject = self.subject
+        if not subject.stages:
+            return
+        opened = [
+            OnnxWitness(open_session(subject.folder / f"{name}.onnx", subject.options))
+            for name in (MODEL_FILE.removesuffix(".onnx"), *subject.stages)
+        ]
+        whole, in_turn = opened[0], StagedGraph(tuple(opened[1:]))
+        for case in self.cases.values():
+            if not self.refused(case):
+                expected = case.given(GraphsWitness("whole", {MAIN: whole}))
+                found = case.given(GraphsWitness("stages", {MAIN: in_turn}))
+                yield Row("spec", f"{case.name}, in stages", difference(found, expected), EXACT)
 
     def meanings(self) -> Iterator[Row]:
         """The graphs in exact arithmetic, with the cache that they keep, against the reference."""

@@ -266,6 +266,27 @@ class OnnxWitness(OneGraph):
         return _OpenOnnx(self, past)
 
 
+@dataclass(frozen=True)
+class StagedGraph(OneGraph):
+    """Graphs of some layers each as one: the next reads what those before it hand on, and each keeps its own cache."""
+
+    stages: tuple[OnnxWitness, ...]
+    name: str = "stages"
+
+    def open(self, past: Values = NOTHING) -> OpenGraph:
+        return _OpenStages([stage.open(past) for stage in self.stages])
+
+
+@dataclass
+class _OpenStages:
+    stages: list[OpenGraph]
+
+    def run(self, values: Values) -> Values:
+        for stage in self.stages:
+            values = {**values, **stage.run(values)}
+        return values
+
+
 class _OpenOnnx:
     def __init__(self, witness: OnnxWitness, past: Values = NOTHING) -> None:
         self.witness = witness

@@ -129,6 +129,19 @@ def test_same_tokens_as_our_own_session(
 
 
 @pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
+def test_stages_write_the_same_tokens(profile: str, tmp_path: Path) -> None:
+    made = TextModel("llama/3.2/1b")
+    checkpoint, texts = made.checkpoint(tmp_path), []
+    prompt = made.tokenizer().encode(PROMPTS[0]).ids
+    for stages in (None, 2):
+        out = tmp_path / f"out-{stages}"
+        options = ExportOptions(profile=profile, stages=stages)
+        api.load(made.spec(tmp_path)).export(out, options, checkpoint=checkpoint)
+        texts.append(generate(og.Model(str(out)), made.layout, [prompt], NEW_TOKENS))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu"])
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "stopped"])
 def test_a_conversation_as_the_readme_says(ended: bool, profile: str, tmp_path: Path) -> None:
     """The next turn sees every token of the one before."""

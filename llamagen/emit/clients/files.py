@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -16,6 +16,7 @@ from llamagen.emit.manifest import Source
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.profile import CPU, CUDA
+from llamagen.emit.onnx.stages import Stage
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.spec.resolve import ResolvedSpec
@@ -27,6 +28,7 @@ MAX_LENGTH = 4096
 allocated at this length when a generation starts: at the 131,072 of Llama 3.1 that is 8.6 GB for a 1B model."""
 
 GENERIC = "decoder"
+PIPELINE = "decoder-pipeline"
 NAMED = frozenset({"llama"})
 """Names of transformers that the runtime knows too; every other decoder is the generic one."""
 
@@ -46,6 +48,7 @@ def genai_config(
     *,
     context: int,
     hidden_size: int | None,
+    stages: Sequence[Stage] = (),
 ) -> str:
     """genai_config.json: what onnxruntime-genai must know to generate with a folder.
 
@@ -54,15 +57,19 @@ def genai_config(
     """
     kind = settings.model_type
     pad = tokens.pad if tokens.pad is not None else next(iter(tokens.eos), None)
+    pipeline: list[Json] = [
+        {one.name: {"filename": one.file, "inputs": [*one.inputs], "outputs": [*one.outputs]}}
+        for one in stages
+    ]
     model: dict[str, Json] = {
-        "type": kind if kind in NAMED else GENERIC,
+        "type": PIPELINE if stages else kind if kind in NAMED else GENERIC,
         "context_length": context,
         "vocab_size": decoder.vocab_size,
         "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos) or None,
         "pad_token_id": pad,
         "decoder": {
-            "filename": MODEL_FILE,
+            **({"pipeline": pipeline} if stages else {"filename": MODEL_FILE}),
             "session_options": {
                 "log_id": "onnxruntime-genai",
                 **emitted.session_settings,
@@ -87,7 +94,7 @@ def genai_config(
     }
     search: dict[str, Json] = {
         "max_length": min(context, MAX_LENGTH),
-        "past_present_share_buffer": emitted.in_place,
+        "past_present_share_buffer": emitted.in_place and not stages,
         **_sampling(settings),
     }
     return json.dumps(_known({"model": model, "search": search}), indent=2) + "\n"
@@ -122,6 +129,7 @@ def write_client_files(
     graphs: Mapping[str, Graph],
     model: OnnxModel,
     source: Source,
+    stages: Sequence[Stage] = (),
 ) -> None:
     """Write what clients read, last of all: the files of the checkpoint in ``folder`` decide.
 
@@ -145,7 +153,9 @@ def write_client_files(
     if isinstance(contract, Decoder):
         assert context is not None
         width = spec.hyperparameters.hidden_size
-        text = genai_config(contract, tokens, settings, model, context=context, hidden_size=width)
+        text = genai_config(
+            contract, tokens, settings, model, context=context, hidden_size=width, stages=stages
+        )
         write_text(folder / GENAI_FILE, text)
     chunks = len(list(folder.glob(f"{MODEL_FILE}_data*")))
     if settings.config and chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -287,6 +288,8 @@ def _files(exported: Exported) -> Iterator[Row]:
             "the model's graph" if stem == MAIN else "one of the graphs for images",
         )
         yield Row(code(f"{stem}.onnx.txt"), "the same to read")
+    for name in sorted(n for n in exported.names if re.fullmatch(r"stage_\d+\.onnx", n)):
+        yield Row(code(name), "some of its layers, for a device of their own")
     for name in sorted(n for n in exported.names if _is_data(n)):
         yield Row(code(name), "weights")
     for name, purpose in PURPOSES:
