@@ -51,7 +51,7 @@ class CheckReport:
 
 
 def check(
-    targets: Sequence[str] = (), roots: Sequence[Path] = (), *, notes: bool = False
+    targets: Sequence[str | Path] = (), roots: Sequence[Path] = (), *, notes: bool = False
 ) -> CheckReport:
     """Every finding about ids, YAML files and folders; without targets about all shipped specs, and those of ``roots``.
 
@@ -59,7 +59,7 @@ def check(
     does not exist; faults of specs are in the report.
     """
     registry = Registry(roots)
-    paths = _paths(registry, targets)
+    paths = _paths(registry, [str(target) for target in targets])
     findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}
     for path in paths:
@@ -235,6 +235,7 @@ class _Subjects:
                 "tp_degrees": tensor_parallel_degrees(self.graph),
                 "attention_layers": len(attentions),
                 "rope_layers": sum(1 for a in attentions if a["rotated"]),
+                "placed": any(map(_is_placed, self.graph.blocks.values())),
                 "local_layers": sum(1 for a in attentions if a["reach"] is not None),
             },
             self.resolved.place("hyperparameters"),
@@ -367,3 +368,15 @@ class _Subjects:
                         "bias": part.attrs["bias"] is True,
                     }
                     yield scope, part.span
+
+
+_OF_POSITIONS = (Role.ROPE_TABLE, Role.MASK, Role.TEMPERATURE)
+
+
+def _is_placed(block: Block) -> bool:
+    """Whether tokens have positions there without a rotation: learned ones, or a bias of the scores by distance."""
+    return any(
+        node.attrs.get("alibi") is True
+        or ("@positions" in node.operands and node.row.role not in _OF_POSITIONS)
+        for node in block.nodes
+    )

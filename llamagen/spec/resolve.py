@@ -231,7 +231,7 @@ class _Merger:
         message = f"`{'.'.join(path)}` repeats the value that is inherited"
         related = (Related(f"inherited from {origin.spec_id}", origin.span),)
         help = "remove it: a spec states only what it changes"
-        self.findings.append(Diagnostic("LG501", "warning", message, key.span, related, help))
+        self.findings.append(Diagnostic("LG501", "note", message, key.span, related, help))
 
 
 def _text(node: Scalar | Seq) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from llamagen import api
 from llamagen.analysis.check import lint, lint_rules
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
+from tests.parity.models import SPECS
 from tests.unit.analysis import models
 
 BASE = models.text(
@@ -42,3 +44,14 @@ def test_findings_have_a_place_a_reason_and_a_next_step() -> None:
     assert {f.code for f in found} == {"LG510"}
     assert all(f.span is not None and f.help for f in found)
     assert "`hyperparameters.rope.theta` has no source" in {f.message for f in found}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mpt"])
+def test_learned_and_biased_positions_are_positions(name: str) -> None:
+    """No false LG532: a table of positions, a bias of the scores by distance."""
+    report = api.check([SPECS / "foreign" / f"{name}.yaml"])
+    assert [one.code for one in report.findings] == []
+
+
+def test_no_shipped_spec_restates_what_it_inherits() -> None:
+    assert [one for one in api.check(notes=True).findings if one.code == "LG501"] == []
