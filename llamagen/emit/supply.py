@@ -201,9 +201,9 @@ class CheckpointSupply:
         notes = [one for one in fitted.findings if one.code != "LG608"]
         bindings = {binding.name: binding for binding in resolution.bindings}
         packed = {
-            path: binding.tensor.packing
+            path: packing
             for path, binding in bindings.items()
-            if binding.tensor.packed is not None and binding.tensor.exact()
+            if binding.tensor.packed is not None and (packing := binding.tensor.packing())
         }
         matrices = sum(tensor.packed is not None for tensor in stored.tensors.values())
         if matrices > len(packed):

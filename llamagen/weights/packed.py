@@ -1,6 +1,6 @@
 """Matrices packed by AWQ, GPTQ and compressed-tensors, decoded: (code - zero point) * scale, in float32.
 
-Those without zero points are the same numbers in blocks of GGUF, which stay packed.
+Where groups are whole blocks of 32 inputs, the same numbers stay packed, in the blocks of GGUF or with zero points.
 
 Sources: AutoGPTQ nn_modules/qlinear/qlinear_cuda_old.py (`pack`, `forward`), GPTQModel for the second format, whose
 zero points are stored as they are; AutoAWQ modules/linear/gemm.py (`WQLinear_GEMM.from_linear`); compressed-tensors
@@ -9,13 +9,14 @@ compressors/pack_quantized (dense int32 words along the inputs, codes plus 2^(bi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
 from llamagen.weights.safetensors import TensorEntry, shape_text
-from llamagen.weights.tensors import Region, Shape, Tensor, stored, whole
+from llamagen.weights.tensors import WITH_POINTS, Region, Shape, Tensor, stored, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,11 @@ class Packed:
     zeros: TensorEntry | None
     groups: TensorEntry | None
     """The group of each input; without it groups are runs of equal length."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes and zero points are read as numbers around 0."""
+        return self.kind in ("words", "bytes")
 
     @property
     def entries(self) -> tuple[TensorEntry, ...]:
@@ -197,20 +203,19 @@ def decoded(packed: Packed) -> Tensor:
         bits: Bits = np.ascontiguousarray(values * scales[:, group], np.float32).view(np.uint32)
         return bits
 
-    blocks = _in_blocks(packed)
-    packing = "" if blocks is None else _PACKINGS[packed.bits]
-    exact = lambda: _is_symmetric(packed)  # noqa: E731
-    return Tensor(packed.shape, packed.entries, read, packed=blocks, packing=packing, exact=exact)
+    packing = cache(partial(_packing, packed))
+    blocks = _in_blocks(packed, packing)
+    return Tensor(packed.shape, packed.entries, read, packed=blocks, packing=packing)
 
 
 _PACKINGS = {4: "Q4_0", 8: "Q8_0"}
 _BLOCK = 32
 
 
-def _in_blocks(packed: Packed) -> Tensor | None:
-    """The rows in blocks of GGUF with the same codes and scales; None where these have no place there.
+def _in_blocks(packed: Packed, packing: Callable[[], str]) -> Tensor | None:
+    """The rows in blocks of 32 with the same codes and scales; None where these have no place there.
 
-    A group is several blocks, each with its scale. Zero points have no place, but where all are the middle.
+    A group is several blocks, each with its scale and its zero point.
     """
     outputs, inputs = packed.shape
     flat = len(packed.scales.shape) < 2 or packed.scales.shape == (1, 1)
@@ -221,14 +226,13 @@ def _in_blocks(packed: Packed) -> Tensor | None:
     fits = inputs % count == 0 and inputs // count % _BLOCK == 0
     if packed.bits not in _PACKINGS or packed.scales.dtype != "F16" or not fits:
         return None
-    size = 2 + _BLOCK * packed.bits // 8
 
     def read(region: Region) -> Bits:
         import numpy as np
 
         (first, last), (start, stop) = region
         codes = _codes(packed, ((first, last), (0, inputs)))
-        if packed.kind in ("gptq", "gptq_v2", "awq"):
+        if not packed.signed:
             codes = codes - np.float32(1 << packed.bits - 1)
         blocks = codes.astype(np.int8).reshape(last - first, -1, _BLOCK)
         scales = _scales(packed, (first, last)).astype("<f2")
@@ -239,26 +243,42 @@ def _in_blocks(packed: Packed) -> Tensor | None:
         else:
             numbers = blocks.view(np.uint8)
         heads = np.ascontiguousarray(scales)[..., None].view(np.uint8)
+        if packing() == WITH_POINTS:
+            points = _points(packed, (first, last)).astype(np.uint8)
+            points = np.repeat(points, blocks.shape[1] // points.shape[1], axis=1)
+            heads = np.concatenate([heads, points[..., None]], axis=-1)
         rows = np.concatenate([heads, numbers], axis=-1).reshape(last - first, -1)
         return np.ascontiguousarray(rows[:, start:stop])
 
-    return Tensor((outputs, inputs // _BLOCK * size), packed.entries, read)
+    size = _BLOCK * packed.bits // 8  # and a scale, and a zero point at most
+    return Tensor((outputs, inputs // _BLOCK * (size + 3)), packed.entries, read)
 
 
-def _is_symmetric(packed: Packed) -> bool:
-    """Whether every zero point is the middle, and groups are runs of inputs."""
+def _packing(packed: Packed) -> str:
+    """The type of its blocks; none where inputs of a group lie apart, or a zero point has no place."""
     import numpy as np
 
-    zeros = _zeros(packed, (0, packed.shape[0]))
-    middle = 0 if packed.kind in ("words", "bytes") else 1 << packed.bits - 1
-    if zeros is not None and not (zeros == middle).all():
-        return False
-    if packed.groups is None:
-        return True
-    found = stored(packed.groups).read(((0, packed.shape[1]),))
-    count = _scales(packed, (0, 1)).shape[1]
-    runs = np.arange(packed.shape[1]) // (packed.shape[1] // count)
-    return bool((found.view(f"<i{found.itemsize}") == runs).all())
+    if packed.groups is not None:
+        found = stored(packed.groups).read(((0, packed.shape[1]),))
+        count = _scales(packed, (0, 1)).shape[1]
+        runs = np.arange(packed.shape[1]) // (packed.shape[1] // count)
+        if not (found.view(f"<i{found.itemsize}") == runs).all():
+            return ""
+    points = _points(packed, (0, packed.shape[0]))
+    if (points == 1 << packed.bits - 1).all():
+        return _PACKINGS[packed.bits]
+    fits = packed.bits == 4 and points.min() >= 0 and points.max() < 16
+    return WITH_POINTS if fits else ""
+
+
+def _points(packed: Packed, rows: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Zero points of codes that begin at 0, [rows, groups]."""
+    import numpy as np
+
+    zeros, middle = _zeros(packed, rows), np.float32(1 << packed.bits - 1)
+    if zeros is None:
+        return np.full(_scales(packed, rows).shape, middle, np.float32)
+    return zeros + middle if packed.signed else zeros
 
 
 def _spread(words: Bits, bits: int) -> npt.NDArray[np.int32]:

@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llamagen.weights.tensors import WITH_POINTS
+
 Bits: TypeAlias = Literal[4, 8]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -199,25 +201,29 @@ def _row_of_points(points: npt.NDArray[np.uint8], bits: Bits) -> npt.NDArray[np.
     return _nibbles(even)
 
 
-KEPT: Mapping[str, Bits] = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8})
-"""Types of GGUF whose blocks of 32 weights MatMulNBits and GatherBlockQuantized hold exactly -> bits of a code."""
+KEPT: Mapping[str, Bits] = MappingProxyType({"Q4_0": 4, "Q4_1": 4, "Q8_0": 8, WITH_POINTS: 4})
+"""Types whose blocks of 32 weights MatMulNBits and GatherBlockQuantized hold exactly -> bits of a code."""
 
 
 def repacked(rows: npt.NDArray[np.uint8], packing: str) -> Blocks:
-    """The blocks of GGUF's ``rows`` uint8 [n, bytes], bit by bit the same numbers.
+    """The blocks of packed ``rows`` uint8 [n, bytes], bit by bit the same numbers.
 
     ggml-common.h: Q4_0 is a float16 scale d and 16 bytes, of which the low halves are the first 16 codes: d (q - 8).
-    Q4_1 has a float16 minimum m after d, and means d q + m. Q8_0 is d and 32 signed codes: d q.
+    Q4_1 has a float16 minimum m after d, and means d q + m. Q8_0 is d and 32 signed codes: d q. WITH_POINTS has a zero
+    point z after d, a byte, and means d (q - z).
     """
     bits = KEPT[packing]
-    head = 4 if packing == "Q4_1" else 2
+    head = {"Q4_1": 4, WITH_POINTS: 3}.get(packing, 2)
     blocks = rows.reshape(len(rows), -1, head + 4 * bits)
-    floats = np.ascontiguousarray(np.moveaxis(blocks[..., :head].view(np.float16), -1, 0))
+    of_floats = np.ascontiguousarray(blocks[..., : head // 2 * 2]).view(np.float16)
+    floats = np.ascontiguousarray(np.moveaxis(of_floats, -1, 0))
     codes = blocks[..., head:]
     if bits == 8:
         return Blocks(codes ^ np.uint8(0x80), floats[0], None)
     halves = np.concatenate([codes & np.uint8(15), codes >> np.uint8(4)], axis=-1)
     packed = _nibbles(halves)
+    if packing == WITH_POINTS:
+        return Blocks(packed, floats[0], _row_of_points(blocks[..., 2], 4))
     return Blocks(packed, floats[0], None, None if packing == "Q4_0" else floats[1])
 
 

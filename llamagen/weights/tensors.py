@@ -42,6 +42,10 @@ class ShapeProblem(ValueError):
     """A rearrangement does not fit the stored shape; the text is the end of a sentence."""
 
 
+WITH_POINTS = "Q4 with zero points"
+"""Blocks as AWQ and GPTQ have them: of 32 codes q, a scale d and a zero point z, d (q - z). No type of GGUF."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A shape, what is read for it, and how a rectangle of it is read."""
@@ -53,11 +57,9 @@ class Tensor:
     in_order: bool = False
     """Whether its elements lie one after the other in a file, in this order."""
     packed: Tensor | None = None
-    """The same rows in the blocks of a packed file, as bytes [..., bytes of a row]."""
-    packing: str = ""
-    """The type of GGUF that these blocks are of."""
-    exact: Callable[[], bool] = lambda: True
-    """Whether the values are such that the blocks mean the same numbers; some are read for it."""
+    """The same rows in the blocks of a packed file, as bytes [..., bytes of a row at most]."""
+    packing: Callable[[], str] = lambda: ""
+    """The type of these blocks, for which some values are read; none if they cannot mean the same numbers."""
 
 
 def stored(entry: TensorEntry) -> Tensor:
@@ -130,7 +132,9 @@ def unpacked(entry: TensorEntry) -> Tensor:
         return bits
 
     blocks = stored(rows)
-    return Tensor(entry.shape, (entry,), read, in_order=True, packed=blocks, packing=entry.dtype)
+    return Tensor(
+        entry.shape, (entry,), read, in_order=True, packed=blocks, packing=lambda: entry.dtype
+    )
 
 
 def scaled(entry: TensorEntry, scale: TensorEntry, swapped: bool) -> Tensor:
@@ -219,8 +223,7 @@ def rope_rows(source: Tensor, heads: int) -> Tensor:
         return halves[start - first * size : stop - first * size]
 
     packed = None if source.packed is None else rope_rows(source.packed, heads)
-    packing, exact = source.packing, source.exact
-    return Tensor(shape, source.entries, read, packed=packed, packing=packing, exact=exact)
+    return Tensor(shape, source.entries, read, packed=packed, packing=source.packing)
 
 
 def concat(sources: Sequence[Tensor], dim: int) -> Tensor:

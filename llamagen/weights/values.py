@@ -152,11 +152,11 @@ def read_packed(
 
     Raises LG620, LG621 for what they stand for in ``target``, LG622.
     """
-    packed, packing = binding.tensor.packed, binding.tensor.packing
+    packed, packing = binding.tensor.packed, binding.tensor.packing()
     assert packed is not None
     rows = packed.read(((start, stop), (0, packed.shape[1]))).view(np.uint8)
     blocks = repacked(rows, packing)
-    largest = {"Q4_0": 8, "Q4_1": 15, "Q8_0": 128}[packing]
+    largest = {"Q4_0": 8, "Q8_0": 128}.get(packing, 15)
     reach = np.abs(blocks.scales.astype(np.float32)) * np.float32(largest)
     if blocks.minimums is not None:
         reach += np.abs(blocks.minimums.astype(np.float32))

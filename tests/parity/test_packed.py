@@ -25,6 +25,7 @@ from llamagen.verify.limits import Tolerance
 from llamagen.verify.stored import CodedPlace, stored_weights
 from llamagen.weights.packed import Kind, decoded, find_packed
 from llamagen.weights.safetensors import read_header
+from llamagen.weights.tensors import WITH_POINTS
 from tests.parity.published import exported, llama, require_equal
 
 Made = tuple[dict[str, torch.Tensor], torch.Tensor]
@@ -250,6 +251,13 @@ STAY: dict[str, tuple[str, dict[str, object], Callable[[np.random.Generator, tup
     "gptq, a group is an input": ("Q4_0", GPTQ, lambda g, s: gptq(g, s, s[1], "gptq", 4, False, middle=True)),
     "gptq, 8 bits": ("Q8_0", {**GPTQ, "bits": 8}, lambda g, s: gptq(g, s, 32, "gptq", 8, False, middle=True)),
     "awq": ("Q4_0", {"quant_method": "awq", "bits": 4}, lambda g, s: awq(g, s, 32, middle=True)),
+    "awq, zero points": (
+        WITH_POINTS, {"quant_method": "awq", "bits": 4}, lambda g, s: awq(g, s, 32),
+    ),
+    "gptq, zero points": (
+        WITH_POINTS, {**GPTQ, "checkpoint_format": "gptq_v2"},
+        lambda g, s: gptq(g, s, 32, "gptq_v2", 4, False),
+    ),
     "w4a16": (
         "Q4_0", of_llmcompressor("pack-quantized", 4),
         lambda g, s: compressed(g, s, scheme_of(32), True, half=True),
@@ -262,8 +270,8 @@ STAY: dict[str, tuple[str, dict[str, object], Callable[[np.random.Generator, tup
 
 
 @pytest.mark.parametrize("form", STAY)
-def test_without_zero_points_matrices_stay_packed(form: str, tmp_path: Path) -> None:
-    """In blocks of GGUF, to the bit; and as the others they can be decoded, or quantised if that is asked for."""
+def test_matrices_whose_groups_are_blocks_stay_packed(form: str, tmp_path: Path) -> None:
+    """To the bit, with zero points or without; and as others they can be decoded, or quantised if that is asked for."""
     packing, how, make = STAY[form]
     model = packed_model(tmp_path / "model", how, make)
     out = exported(tmp_path / "model", tmp_path / "out")

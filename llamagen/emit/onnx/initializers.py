@@ -19,6 +19,7 @@ from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ops.op import Role, State, a_str
 from llamagen.spec.schema import Closed
 from llamagen.weights.quantize import KEPT, Bits
+from llamagen.weights.tensors import WITH_POINTS
 
 StorageDType: TypeAlias = OnnxDType | Literal["uint8", "int8"]
 """Element type of a weight in its file."""
@@ -63,7 +64,7 @@ class Encoding:
     paired: bool = False
     """Rows of the gate and of the linear half in turns, as QMoE reads them; in the parameter the gate comes first."""
     packing: str = ""
-    """The type of GGUF whose blocks these are, as they were: nothing is quantised."""
+    """The type whose blocks these are, as they were: nothing is quantised."""
     halves: bool = False
     """Codes and zero points of 8 bits are stored as two of 4: the CPU multiplies 4 bits in float32 in a kernel of its
     own, but decodes a whole weight of 8 bits at every call, which takes 20 times as long."""
@@ -71,7 +72,8 @@ class Encoding:
     @staticmethod
     def kept(packing: str, accuracy_level: int) -> Encoding:
         """Of blocks of GGUF that stay as they are."""
-        return Encoding("blocks", KEPT[packing], 32, True, accuracy_level, packing=packing)
+        symmetric = packing != WITH_POINTS
+        return Encoding("blocks", KEPT[packing], 32, symmetric, accuracy_level, packing=packing)
 
     @property
     def stored_bits(self) -> Bits:
