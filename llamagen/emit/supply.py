@@ -25,6 +25,7 @@ from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.written import write_text
 from llamagen.files import COMPANION, checked, exists, is_folder, open_file, read_text
 from llamagen.ops.op import Parameter
+from llamagen.spec.schema import Spec
 from llamagen.weights import sentencepiece_reader
 from llamagen.weights.adapter import Adapter
 from llamagen.weights.byte_bpe import of_ranks
@@ -120,18 +121,20 @@ def companions_of(folder: Path, names: Sequence[str] = COMPANIONS) -> tuple[Path
     return files
 
 
-def tokenizer_of(beside: Mapping[str, Path], later: bool) -> str | Diagnostic:
+def tokenizer_of(beside: Mapping[str, Path], spec: Spec) -> str | Diagnostic:
     """The text of a tokenizer.json that does what the tokenizer.model ``beside`` does, or LG650: why there is none.
 
-    Ranks are those of Llama 3, or of 3.1 and ``later``.
+    What stands behind the ranks of a tiktoken file is what ``spec`` says.
     """
     file = beside["tokenizer.model"]
     help = "copy the tokenizer.json of the same model into the checkpoint's folder"
     with open_file(file, COMPANION, within=file.parent) as source:
         if re.match(rb"[A-Za-z0-9+/=]+ 0\r?\n", source.read(80)):
             source.seek(0)
+            named = spec.tokenizer.named_tokens if spec.tokenizer is not None else {}
+            size = spec.hyperparameters.vocab_size or 0
             try:
-                return json.dumps(of_ranks(source.read(), later), ensure_ascii=False)
+                return json.dumps(of_ranks(source.read(), named, size), ensure_ascii=False)
             except ValueError as error:
                 message = f"no tokenizer.json is made of {quoted(str(file))}: {error}"
                 why = f"{help}; without it `run` takes ids alone"
@@ -214,12 +217,11 @@ class CheckpointSupply:
         companions = () if texts else companions_of(folder, kept)
         beside = {file.name: file for file in companions}
         if "tokenizer.model" in beside and TOKENIZER_FILE not in beside:
-            rope = fitted.resolved.spec.hyperparameters.rope
-            made = tokenizer_of(beside, rope is not None and rope.kind == "llama3")
-            if isinstance(made, Diagnostic):
-                notes.append(made)
+            tokenizer = tokenizer_of(beside, fitted.resolved.spec)
+            if isinstance(tokenizer, Diagnostic):
+                notes.append(tokenizer)
             else:
-                texts[TOKENIZER_FILE] = made
+                texts[TOKENIZER_FILE] = tokenizer
         if scaled := sum(tensor.scale is not None for tensor in stored.tensors.values()):
             message = f"{scaled} float8 tensors of the checkpoint were multiplied with their scales"
             help = "activations, which its kernels round to float8 as well, are not rounded here"

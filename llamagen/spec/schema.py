@@ -385,6 +385,11 @@ class Tokenizer(Closed):
     )
     pad_id: int | None = None
     special_tokens: dict[str, int] = {}
+    named_tokens: dict[str, int] = Field(
+        default={},
+        description="Special tokens behind the ranks of a tiktoken file: texts between `<|` and `|>`, and ids, of "
+        "which the first is the number of ranks. The rest of the vocabulary is `<|reserved_special_token_N|>`.",
+    )
     note: str | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from itertools import count
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -95,19 +96,11 @@ def byte_bpe(
     }  # fmt: skip
 
 
-_LLAMA_3_RANKS = 128_000
-_NAMED = MappingProxyType(
-    {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
-)
-"""Special tokens of Llama 3 behind its ranks, of 256: meta-llama/llama3, llama/tokenizer.py."""
-_NAMED_LATER = MappingProxyType({4: "finetune_right_pad_id", 8: "eom_id", 10: "python_tag"})
-"""And of 3.1 on: meta-llama/llama-models, models/llama3/tokenizer.py."""
+def of_ranks(data: bytes, named: Mapping[str, int], size: int) -> dict[str, Json]:
+    """Of a tokenizer.model of Meta's: a line has a token in base 64, and its rank; ``size`` ids with special tokens.
 
-
-def of_ranks(data: bytes, later: bool) -> dict[str, Json]:
-    """Of a tokenizer.model of Llama 3, or of 3.1 and ``later``: a line has a token in base 64, and its rank.
-
-    Raises ValueError, whose text says what the file is not.
+    ``named`` are those that the spec names, the first behind the ranks. Raises ValueError, whose text says what the
+    file is not.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines()):
@@ -119,8 +112,9 @@ def of_ranks(data: bytes, later: bool) -> dict[str, Json]:
         if not token or rank != b"%d" % number or token in ranks:
             raise ValueError(f"line {number + 1} is not the token of rank {number}")
         ranks[token] = number
-    if len(ranks) != _LLAMA_3_RANKS or any(bytes([byte]) not in ranks for byte in range(256)):
-        raise ValueError(f"it has {len(ranks):,} tokens, Llama 3 has {_LLAMA_3_RANKS:,}")
+    first = min(named.values(), default=0)
+    if len(ranks) != first or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ValueError(f"it has {len(ranks):,} tokens, the spec names those behind {first:,}")
     spelling = _spelling()
     texts = {token: "".join(spelling[byte] for byte in token) for token in ranks}
     # a token is merged from any two that come before it: the ways of one in the order of their parts
@@ -132,15 +126,15 @@ def of_ranks(data: bytes, later: bool) -> dict[str, Json]:
             key=lambda at: (ranks[token[:at]], ranks[token[at:]]),
         )
     )
-    named = {**_NAMED, **(_NAMED_LATER if later else {})}
-    reserved = iter(range(256))
+    texts_of = {index: text for text, index in named.items()}
+    reserved = count()
     special = [
-        f"<|{named[i]}|>" if i in named else f"<|reserved_special_token_{next(reserved)}|>"
-        for i in range(256)
+        f"<|{texts_of.get(i) or f'reserved_special_token_{next(reserved)}'}|>"
+        for i in range(first, size)
     ]
-    added = {_LLAMA_3_RANKS + i: (text, True) for i, text in enumerate(special)}
+    added = {first + i: (text, True) for i, text in enumerate(special)}
     tokens = [*(texts[token] for token in ranks), *special]
-    return byte_bpe("llama-bpe", tokens, list(merges), added, _LLAMA_3_RANKS)
+    return byte_bpe("llama-bpe", tokens, list(merges), added, first)
 
 
 def _spelling() -> Mapping[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from llamagen.diagnostics import Diagnostic
 from llamagen.emit.calibrate import built_in_text
+from llamagen.emit.supply import tokenizer_of
+from llamagen.spec.registry import Registry
 from llamagen.weights.byte_bpe import of_ranks
 
 PATTERN = (
@@ -48,6 +52,14 @@ def file_of(ranks: dict[bytes, int]) -> bytes:
 RANKS = ranks_of()
 
 
+def made(data: bytes, spec_id: str = "llama/3.1/8b") -> str:
+    """The tokenizer.json of a model whose file of ranks is ``data``."""
+    spec = Registry().load(spec_id).spec
+    assert spec.tokenizer is not None
+    assert spec.hyperparameters.vocab_size is not None
+    return json.dumps(of_ranks(data, spec.tokenizer.named_tokens, spec.hyperparameters.vocab_size))
+
+
 def encoded(text: str) -> list[int]:
     ids: list[int] = []
     for word in regex.findall(PATTERN, text):
@@ -66,7 +78,7 @@ def encoded(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def ours() -> Tokenizer:
-    return Tokenizer.from_str(json.dumps(of_ranks(file_of(RANKS), later=True)))
+    return Tokenizer.from_str(made(file_of(RANKS)))
 
 
 def test_texts_are_split_as_tiktoken_splits_them(ours: Tokenizer) -> None:
@@ -87,7 +99,7 @@ def test_texts_are_split_as_tiktoken_splits_them(ours: Tokenizer) -> None:
 @pytest.mark.parametrize("later", [False, True])
 def test_special_tokens_follow_the_ranks(later: bool, ours: Tokenizer) -> None:
     """Of Llama 3 and 3.1, by their published tokenizer.json: 256 of them."""
-    found = ours if later else Tokenizer.from_str(json.dumps(of_ranks(file_of(RANKS), later)))
+    found = ours if later else Tokenizer.from_str(made(file_of(RANKS), "llama/3/8b-instruct"))
     names = {
         "begin_of_text": 0, "end_of_text": 1, "start_header_id": 6, "end_header_id": 7, "eot_id": 9,
         **({"finetune_right_pad_id": 4, "eom_id": 8, "python_tag": 10, "reserved_special_token_247": 255} if later
@@ -98,6 +110,22 @@ def test_special_tokens_follow_the_ranks(later: bool, ours: Tokenizer) -> None:
         assert found.token_to_id(f"<|{name}|>") == 128_000 + at
     assert found.encode("<|eot_id|>").ids == [128_000, 128_009]
     assert found.get_vocab_size() == 128_256
+
+
+def test_the_spec_says_what_stands_behind_the_ranks(tmp_path: Path) -> None:
+    """Not the kind of its rope: people extend the context of Llama 3, and take the scaling of 3.1 away."""
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(file_of(RANKS))
+    plain = "hyperparameters: {rope: {kind: default, theta: 5.0e+5}}"
+    for base, eighth in (("llama/3/8b", "reserved_special_token_4"), ("llama/3.1/8b", "eom_id")):
+        spec = Registry().load_text(f"spec: 1\nid: own/model\nextends: {base}\n{plain}\n").spec
+        text = tokenizer_of({file.name: file}, spec)
+        assert isinstance(text, str)
+        assert Tokenizer.from_str(text).token_to_id(f"<|{eighth}|>") == 128_008
+    for other in ("smollm/2/135m-instruct", "llama/4/scout"):
+        note = tokenizer_of({file.name: file}, Registry().load(other).spec)
+        assert isinstance(note, Diagnostic)
+        assert note.code == "LG650"
 
 
 @pytest.mark.parametrize(
@@ -112,4 +140,4 @@ def test_special_tokens_follow_the_ranks(later: bool, ours: Tokenizer) -> None:
 )
 def test_what_is_no_such_file(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        of_ranks(data, later=True)
+        made(data)
