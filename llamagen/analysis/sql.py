@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from llamagen.analysis.cost import devices
 from llamagen.analysis.diff.overlay import leaf_changes, plain_of
@@ -19,8 +20,6 @@ from llamagen.spec.expr import Static
 
 Cell: TypeAlias = "str | int | float | None"
 Row: TypeAlias = tuple[Cell, ...]
-Columns: TypeAlias = frozenset[str]
-"""Columns of a table that a statement reads."""
 
 MAX_STEPS: Final = 50_000_000
 """Virtual machine steps of one statement, about a second."""
@@ -33,11 +32,11 @@ _LIMITS = Limits(seconds=10, memory=512 << 20, answer=64 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``rows`` is run only when a statement reads the table; columns that it does not read may be left empty."""
+    """``rows`` is run only for a statement that names the table."""
 
     columns: tuple[str, ...]
     doc: str
-    rows: Callable[[Sequence[Record], Columns], Iterator[Row]]
+    rows: Callable[[Sequence[Record]], Iterator[Row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +55,12 @@ def _cell(value: Static) -> Cell:
             return value
 
 
-_MODEL_COLUMNS = tuple(COLUMNS)
-
-
-def _models(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
+def _models(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
-        yield tuple(_cell(record[name]) if name in wanted else None for name in _MODEL_COLUMNS)
+        yield tuple(map(_cell, record.values()))
 
 
-def _layers(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _layers(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         if record.architecture is None:
             continue
@@ -81,14 +77,14 @@ def _layers(family: Sequence[Record], _: Columns) -> Iterator[Row]:
             )
 
 
-def _parameters(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _parameters(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         for one in record.architecture.weights if record.architecture is not None else ():
             shape = "×".join(map(str, one.shape))
             yield (record.id, one.path, one.times, shape, one.count, one.times * one.count)
 
 
-def _changes(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _changes(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         base = record.resolved.spec.extends
         if base is None or base.endswith((".yaml", ".yml")):
@@ -104,20 +100,18 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _sources(family: Sequence[Record], wanted: Columns) -> Iterator[Row]:
-    known = known_sources() if "title" in wanted else {}
-    proven = not wanted.isdisjoint(("source", "title"))
+def _sources(family: Sequence[Record]) -> Iterator[Row]:
+    known = known_sources()
     for record in family:
         for path, leaf in record.resolved.leaves:
             if path.startswith(("hyperparameters.", "release.", "training.", "tokenizer.")):
-                source = source_of(record.resolved, path) if proven else None
-                key = source.split("#", 1)[0] if source is not None else None
-                title = known.get(key) if key is not None else None
+                source = source_of(record.resolved, path)
+                title = known.get(source.split("#", 1)[0]) if source is not None else None
                 value = " ".join(leaf.origins[-1].text.split())
                 yield (record.id, path, value, source, title, leaf.origins[-1].spec_id)
 
 
-def _conflicts(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _conflicts(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         for one in conflicts(record.resolved):
             for claim in one.claims:
@@ -125,39 +119,39 @@ def _conflicts(family: Sequence[Record], _: Columns) -> Iterator[Row]:
                 yield (record.id, one.path, claim.value, claim.source, one.choice, reason)
 
 
-def _uncertain(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _uncertain(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         for one in uncertain(record.resolved):
             yield (record.id, one.path, " ".join(one.why.split()))
 
 
-def _lineage(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _lineage(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         lineage = record.resolved.spec.lineage
         for base in lineage.derived_from if lineage is not None else ():
             yield (record.id, base, lineage.how if lineage is not None else None)
 
 
-def _variants(family: Sequence[Record], _: Columns) -> Iterator[Row]:
+def _variants(family: Sequence[Record]) -> Iterator[Row]:
     for record in family:
         training = record.resolved.spec.training
         for variant in (training.weight_variants or ()) if training is not None else ():
             yield (record.id, variant)
 
 
-def _devices(_: Sequence[Record], __: Columns) -> Iterator[Row]:
+def _devices(_: Sequence[Record]) -> Iterator[Row]:
     for name, one in devices().items():
         yield (name, one.title, one.memory_bytes)
 
 
-def _claims(_: Sequence[Record], __: Columns) -> Iterator[Row]:
+def _claims(_: Sequence[Record]) -> Iterator[Row]:
     for number, one in claims().items():
         about, sources = json.dumps(one.about), json.dumps(one.sources)
         yield (int(number), about, one.claim, one.verdict, one.fact, sources, one.see)
 
 
 TABLES: Final[Mapping[str, Table]] = {
-    "models": Table(_MODEL_COLUMNS, "one row a model; the columns of a query", _models),
+    "models": Table(tuple(COLUMNS), "one row a model; the columns of a query", _models),
     "layers": Table(
         ("model", "layer", "path", "kv_heads", "head_dim", "window", "chunk", "rope"),
         "one row a cache slot; window and chunk in tokens, rope 0 or 1",
@@ -203,28 +197,21 @@ TABLES: Final[Mapping[str, Table]] = {
 
 def sql(family: Sequence[Record], statement: str) -> Result:
     """Run one SELECT. Raises LG905 for anything else, for an error of SQL, and for one that takes too much."""
-    request: dict[str, object] = {
+    words = set(re.findall(r"\w+", statement.lower()))
+    request = {
         "statement": statement,
         "tables": {name: table.columns for name, table in TABLES.items()},
+        "rows": {name: list(t.rows(family)) for name, t in TABLES.items() if name in words},
     }
-    (reads,) = _answered(request)
-    request["rows"] = {
-        name: list(TABLES[name].rows(family, frozenset(columns))) for name, columns in reads.items()
-    }
-    columns, *rows = _answered(request)
-    return Result(_columns(columns), tuple(map(tuple, rows)))
-
-
-def _answered(request: Mapping[str, object]) -> list[Any]:
-    """A line a value. Strangers write statements: sqlite has a process of its own."""
-    try:
+    try:  # strangers write statements: sqlite has a process of its own
         question = json.dumps(request).encode()
         answer = confined(_SCRIPT, (str(MAX_STEPS), str(MAX_ROWS)), question, _LIMITS)
     except Stopped as error:
         reason = str(error)
         message = f"the statement cannot be run: {reason}"
         raise LlamagenError.of("LG905", message, help=_help(error.kind, reason)) from None
-    return [json.loads(line) for line in answer.splitlines()]
+    names, *rows = map(json.loads, answer.splitlines())
+    return Result(_columns(names), tuple(map(tuple, rows)))
 
 
 def _help(kind: str, message: str) -> str:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from llamagen.analysis import records
-from llamagen.analysis.records import Architecture, Record, architecture_of, records_of
+from llamagen.analysis.records import Architecture, architecture_of, records_of
 from llamagen.analysis.sql import sql
-from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 
@@ -55,22 +54,3 @@ def test_models_of_one_architecture_are_measured_once(measured: list[str]) -> No
         text = EDITED.replace("id: edited", f"id: {name}")
         architecture_of(Registry().load_text(text, f"{name}.yaml"))
     assert measured == ["a"]
-
-
-def test_a_statement_fills_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: set[str] = set()
-    original = Record.__getitem__
-
-    def spy(self: Record, name: str) -> Static:
-        read.add(name)
-        return original(self, name)
-
-    monkeypatch.setattr(Record, "__getitem__", spy)
-    found = sql(
-        records_of(Registry()), "SELECT a.params FROM models AS a WHERE a.ID = 'llama/3/8b'"
-    )
-    assert found.rows == ((8_030_261_248,),)
-    assert read == {"id", "released", "params"}, "`released` orders the rows"
-    read.clear()
-    assert sql(records_of(Registry()), "SELECT count(*) FROM models").rows == ((54,),)
-    assert read == {"released"}
