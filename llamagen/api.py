@@ -546,7 +546,7 @@ def _wired(target: str) -> dict[str, Graph]:
     from llamagen.ir.elaborate import build_all
 
     model = model_of(target)
-    return model.graphs or build_all(model.resolved)
+    return dict(model.graphs) or build_all(model.resolved)
 
 
 def _chosen(target: str, name: str | None) -> dict[str, Graph]:

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, Graph
+from llamagen.ir.graph import Graph
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.source import Scalar, SourceMap, load_source
@@ -30,21 +30,14 @@ from llamagen.spec.source import Scalar, SourceMap, load_source
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A spec and its graphs. ``graph``, the text model, is none for a record without published wiring."""
+    """A spec and all its graphs by name, the text model (``model``) first; none where no wiring is published."""
 
     resolved: ResolvedSpec
-    graph: Graph | None
-    beside: Mapping[str, Graph] = field(default_factory=dict)
-    """Further graphs by name: encoders, and what joins them to the text."""
+    graphs: Mapping[str, Graph]
 
     @property
     def id(self) -> str:
         return self.resolved.spec.id
-
-    @property
-    def graphs(self) -> dict[str, Graph]:
-        """All graphs by name, ``model`` (the text model) first; empty without wiring."""
-        return {MAIN: self.graph, **self.beside} if self.graph is not None else {}
 
 
 def resolved_of(target: str | Path, registry: Registry | None = None) -> ResolvedSpec:
@@ -57,10 +50,7 @@ def resolved_of(target: str | Path, registry: Registry | None = None) -> Resolve
 
 def built(resolved: ResolvedSpec) -> Model:
     """A spec with its graphs, if its wiring is published."""
-    if resolved.spec.root is None:
-        return Model(resolved, None)
-    graphs = build_all(resolved)
-    return Model(resolved, graphs.pop(MAIN), graphs)
+    return Model(resolved, {} if resolved.spec.root is None else build_all(resolved))
 
 
 # git

@@ -79,7 +79,7 @@ def diff(
     if format == "svg":
         console.out(api.diff_picture(a, b, result))
     elif format == "json":
-        from llamagen.analysis.diff.document import json_text  # its models take long to make
+        from llamagen.analysis.diff.document import json_text
 
         console.out(json_text(result, chosen))
     elif format == "text":

@@ -14,7 +14,7 @@ import pytest
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.render import html_page
 from llamagen.analysis.pictures import explorer_json, mermaid, tower, tower_svg, tower_text
-from llamagen.analysis.targets import Model
+from llamagen.analysis.targets import built
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import emit_onnx
@@ -120,7 +120,7 @@ def same_form(graph: Graph, harmless: Graph) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_page_shows_a_text(place: str) -> None:
     specs = [resolved(hostile(place, text)) for text in ("harmless", TOGETHER)]
-    before, after = (Model(spec, build(spec)) for spec in specs)
+    before, after = (built(spec) for spec in specs)
     page = Page(html_page(diff(before, after)))
     assert page.tags <= PAGE_TAGS
     assert page.attributes <= {"class", "lang", "charset", "title"}

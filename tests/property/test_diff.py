@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from llamagen.analysis.diff.judge import diff
 from llamagen.analysis.diff.overlay import LeafChange, leaf_changes, overlay, plain_of
-from llamagen.analysis.targets import Model
-from llamagen.ir.elaborate import build
+from llamagen.analysis.targets import built
 from llamagen.spec.fmt import format_source
 from llamagen.spec.registry import Registry
 from llamagen.spec.schema import Spec
@@ -179,7 +178,7 @@ def test_changes_applied_to_a_give_b(one: str, two: str) -> None:
 @given(specs(), specs())
 def test_no_difference_means_equal_graphs(one: str, two: str) -> None:
     models_ = [Registry().load_text(t) for t in (one, two)]
-    before, after = (Model(m, build(m)) for m in models_)
+    before, after = (built(m) for m in models_)
     changes = diff(before, after).changes
     back = diff(after, before).changes
     assert len(changes) == len(back)

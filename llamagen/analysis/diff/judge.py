@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -19,7 +19,6 @@ from llamagen.analysis.diff.weights import Transform, candidate, setting_of
 from llamagen.analysis.sources import source_of
 from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
 from llamagen.analysis.targets import Model
-from llamagen.diagnostics import Span
 from llamagen.spec.expr import Static
 from llamagen.spec.schema import Closed
 
@@ -65,7 +64,7 @@ class EffectRule(Closed):
 
     verdict: Verdict
     text: str
-    transform: str | None = None
+    transform: Transform | Literal["candidate"] | None = None
 
 
 class RuleCase(Closed):
@@ -105,25 +104,31 @@ def diff_rules() -> dict[str, DiffRule]:
     return dict(load_table("rules/diff.yaml", DiffRules).rules)
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One end of a change. ``source`` is the provenance key that proves it."""
+class WrittenAt(Closed):
+    file: str
+    line: int = Field(description="1-based.")
+    col: int = Field(description="1-based, in characters.")
 
-    text: str | None
-    span: Span | None
-    source: str | None
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.col}"
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Side(Closed):
+    """One end of a change."""
+
+    text: str | None = Field(description="The value as written; null where this model has none.")
+    place: WrittenAt | None
+    source: str | None = Field(description="Provenance key that proves the value.")
+
+
+class Effect(Closed):
     surface: Surface
     verdict: Verdict
     text: str
-    transform: Transform | None = None
+    transform: Transform | None = Field(description="Conversion of the weights, where one exists.")
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Closed):
     """A value of the spec whose change brought another one about."""
 
     path: str
@@ -132,15 +137,13 @@ class Cause:
     source: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    rule: str
+class Change(Closed):
+    rule: str = Field(description="Id of a rule of spec/rules/diff.yaml.")
     title: str
     kind: Kind
-    path: str
-    times: int
-    layers: str
-    """Which layers, e.g. ``0-31``; empty where there is only one place."""
+    path: str = Field(description="Role path or spec path; `*` stands for layer numbers.")
+    times: int = Field(description="Places with this change.")
+    layers: str = Field(description="Such as `0-31`; empty where there is only one place.")
     before: Side
     after: Side
     effects: tuple[Effect, ...]
@@ -231,7 +234,8 @@ def _with_derived(changes: tuple[Change, ...]) -> tuple[Change, ...]:
                 known is None or effect.verdict.rank > known.verdict.rank
             ):
                 derived[effect.surface] = effect
-        result.append(replace(change, effects=(*change.effects, *derived.values())))
+        effects = (*change.effects, *derived.values())
+        result.append(change.model_copy(update={"effects": effects}))
     return tuple(result)
 
 
@@ -268,37 +272,35 @@ class _Judge:
         causes = tuple(self.causes(pair)) if pair.kind in WIRED else ()
         effects = tuple(
             Effect(
-                surface,
-                e.verdict,
-                fill(e.text, scope),
-                transform
-                if e.transform == "candidate"
-                else Transform(e.transform)
-                if e.transform
-                else None,
+                surface=surface,
+                verdict=e.verdict,
+                text=fill(e.text, scope),
+                transform=transform if e.transform == "candidate" else e.transform,
             )
             for surface, e in rule.effects.items()
         )
         return Change(
-            rule_id,
-            rule.title,
-            pair.kind,
-            pair.path,
-            pair.times,
-            pair.layers,
-            self.side(pair.before, self.before, pair.path, causes),
-            self.side(pair.after, self.after, pair.path, causes),
-            effects,
-            causes,
+            rule=rule_id,
+            title=rule.title,
+            kind=pair.kind,
+            path=pair.path,
+            times=pair.times,
+            layers=pair.layers,
+            before=self.side(pair.before, self.before, pair.path, causes),
+            after=self.side(pair.after, self.after, pair.path, causes),
+            effects=effects,
+            causes=causes,
         )
 
     def side(self, end: Feature | None, model: Model, path: str, causes: tuple[Cause, ...]) -> Side:
         """What one model has at ``path``, proven by the source of the value or else of one of its ``causes``."""
         if end is None:
-            return Side(None, None, None)
+            return Side(text=None, place=None, source=None)
         paths = (path, *(cause.path for cause in causes))
         source = next((s for p in paths if (s := self.source(model, p))), None)
-        return Side(end.text, end.span, source)
+        span = end.span
+        place = WrittenAt(file=span.file, line=span.line, col=span.col) if span else None
+        return Side(text=end.text, place=place, source=source)
 
     def source(self, model: Model, path: str) -> str | None:
         """What proves the value at ``path``; many changes rest on few values."""
@@ -353,10 +355,12 @@ class _Judge:
             if value.path in moving:
                 before, after = value.before, value.after
                 yield Cause(
-                    value.path,
-                    before.text if before is not None else None,
-                    after.text if after is not None else None,
-                    self.source(self.after if after is not None else self.before, value.path),
+                    path=value.path,
+                    before=before.text if before is not None else None,
+                    after=after.text if after is not None else None,
+                    source=self.source(
+                        self.after if after is not None else self.before, value.path
+                    ),
                 )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llamagen import files
-from llamagen.analysis.diff.document import ChangeDocument, DiffDocument
+from llamagen.analysis.diff.document import DiffDocument
 from llamagen.analysis.diff.judge import Change, Diff, DiffRuleId, Verdict, diff_rules
 from llamagen.analysis.tables import chosen
 from llamagen.diagnostics import LlamagenError
@@ -68,9 +68,13 @@ def applied(result: Diff, policy: Policy, baseline: DiffDocument | None = None) 
         )
     ]
     levelled = tuple(
-        replace(
-            change,
-            effects=tuple(replace(e, verdict=policy.levels[change.rule]) for e in change.effects),
+        change.model_copy(
+            update={
+                "effects": tuple(
+                    e.model_copy(update={"verdict": policy.levels[change.rule]})
+                    for e in change.effects
+                )
+            }
         )
         if change.rule in policy.levels
         else change
@@ -80,6 +84,6 @@ def applied(result: Diff, policy: Policy, baseline: DiffDocument | None = None) 
     return replace(result, changes=levelled, ignored=result.ignored + left_out)
 
 
-def _key(change: Change | ChangeDocument) -> tuple[object, ...]:
+def _key(change: Change) -> tuple[object, ...]:
     ends = (change.before.text, change.after.text)
     return change.rule, change.path, change.times, change.layers, *ends

@@ -225,7 +225,7 @@ def _own(change: Change, surface: Surface) -> bool:
 
 
 def _places(change: Change) -> Iterator[str]:
-    ends = [str(s) for s in (change.before.span, change.after.span) if s is not None]
+    ends = [str(s) for s in (change.before.place, change.after.place) if s is not None]
     if ends:
         yield " → ".join(dict.fromkeys(ends))
 
@@ -315,15 +315,15 @@ def github(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:
     lines: list[str] = []
     for c in result.changes:
         touched = [s for s in chosen if any(e.surface is s for e in c.effects)]
-        span = c.after.span or c.before.span
-        if not touched or span is None:
+        at = c.after.place or c.before.place
+        if not touched or at is None:
             continue
         worst = max((c.verdict(s) for s in touched), key=lambda v: v.rank)
         names = ", ".join(s.value for s in touched)
         title = github_property(f"{c.rule} {worst.value}: {names}")
-        file = github_property(span.file)
+        file = github_property(at.file)
         meaning = dict.fromkeys(m for s in touched if (m := consequence(c, s)))
         message = github_data("; ".join((f"{where(c)}: {arrow(c)}", *meaning)))
-        place = f"file={file},line={span.line},col={span.col}"
+        place = f"file={file},line={at.line},col={at.col}"
         lines.append(f"::{_LEVEL[worst]} {place},title={title}::{message}\n")
     return "".join(lines)

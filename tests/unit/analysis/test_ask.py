@@ -47,7 +47,7 @@ def test_a_revision_has_the_bases_of_its_time(repository: Path) -> None:
     )
     (theta,) = [c for c in diff(old, new).changes if c.kind == "value"]
     assert (theta.before.text, theta.after.text) == ("10000.0", "500000.0")
-    assert str(theta.before.span).startswith("HEAD~1:spec/t/base.yaml:")
+    assert str(theta.before.place).startswith("HEAD~1:spec/t/base.yaml:")
 
 
 def test_a_base_that_the_revision_lacks_is_not_that_of_today(repository: Path) -> None:

@@ -22,7 +22,7 @@ from llamagen.analysis.diff.weights import (
 from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import flatten
-from llamagen.ir.graph import Graph
+from llamagen.ir.graph import MAIN, Graph
 from llamagen.ir.reference import evaluate
 from tests.unit.analysis import models
 
@@ -74,8 +74,7 @@ def logits(graph: Graph, weights: Weights) -> NDArray[np.float64]:
 
 
 def graph_of(model: Model) -> Graph:
-    assert model.graph is not None
-    return model.graph
+    return model.graphs[MAIN]
 
 
 def both(before: str, after: str, folder: Path) -> tuple[Model, ...]:

@@ -14,6 +14,7 @@ from llamagen.analysis.diff.document import DiffDocument, document, json_text, s
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict, diff, diff_rules
 from llamagen.analysis.targets import Model
 from llamagen.ir.elaborate import build
+from llamagen.ir.graph import MAIN
 from llamagen.spec.resolve import ResolvedSpec
 from tests.unit.analysis import models
 
@@ -21,7 +22,7 @@ RULES = list(diff_rules())
 
 
 def side(resolved: ResolvedSpec) -> Model:
-    return Model(resolved, build(resolved))
+    return Model(resolved, {MAIN: build(resolved)})
 
 
 def fired(before: str, after: str, folder: Path, on: str | None = None) -> set[str]:

@@ -23,7 +23,7 @@ from llamagen.analysis.pictures import (
     tower_svg,
     tower_text,
 )
-from llamagen.analysis.targets import Model
+from llamagen.analysis.targets import built
 from tests.unit.analysis import models
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -84,7 +84,7 @@ def test_svg_escapes_text() -> None:
 
 
 def test_diff_svg_colours_what_changed() -> None:
-    a, b = (Model(models.spec(s), models.graph(s)) for s in (models.LLAMA_2_7B, models.LLAMA_3_8B))
+    a, b = (built(models.spec(s)) for s in (models.LLAMA_2_7B, models.LLAMA_3_8B))
     marks = changed_paths(diff(a, b))
     assert marks["model.layers.*.self_attn.k_proj"] is Verdict.BREAKING
     assert marks["lm_head"] is Verdict.CONVERTIBLE
