@@ -631,16 +631,24 @@ _TRUE = frozenset({"true", "yes", "on"})  # `y` and `n` are names: no common rea
 _FALSE = frozenset({"false", "no", "off"})
 _WORD_LIMIT = 5  # the longest of the words above
 
-_HEX = re.compile(r"[-+]?0x[0-9a-fA-F_]+")
-_BINARY = re.compile(r"[-+]?0b[01_]+")
-_NEW_OCTAL = re.compile(r"[-+]?0o[0-7]+")
-_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
-_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|nan)", re.IGNORECASE)
-_LOOSE_NUMBER = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+_LOOSE = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+_FIRST = "is a number for YAML 1.1 readers and text for YAML 1.2"
+_SECOND = "is text for YAML 1.1 readers and a number for YAML 1.2"
+_SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), why)
+    for pattern, why in (
+        (r"(?i:[-+]?\.(?:inf|nan))", "is not a finite number"),
+        (r"[-+]?0x[0-9a-fA-F]+", "is hexadecimal, numbers are written in decimal here"),
+        (r"[-+]?0b[01_]*[01]", _FIRST),
+        (r"[-+]?0o[0-7]+", _SECOND),
+        (r"[-+]?0[0-7_]*[0-7]", "is octal for YAML 1.1 readers and decimal for YAML 1.2"),
+        (r"[-+]?0[0-9]+|[-+]?[0-9]+[eE][-+]?[0-9]+", _SECOND),
+        (r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?", f"{_FIRST}: in base 60"),
+        (rf"(?=.*_){_LOOSE}", _FIRST),
+        (_LOOSE, "is not the one spelling that this format has for the number"),
+    )
 )
-_SPELLINGS = (_HEX, _BINARY, _NEW_OCTAL, _LEADING_ZERO, _BASE_60, _LOOSE_NUMBER)
+"""What some YAML version reads as a number, and why it is none here; the first that fits counts."""
 _NUMBER_LIMIT = 64  # longer ones are refused without computing what they would be
 
 
@@ -710,64 +718,27 @@ def _resolve_number(text: str) -> int | float | str | Refusal:
 
 def _refuse_number(text: str) -> Refusal | None:
     """The refusal of a spelling that some YAML version reads as a number, or None for text."""
-    shown = _shortened(text)
-    quoted = "or quote it if you mean the text"
-    digits = text.lstrip("+-").replace("_", "")
-    sign = "-" if text.startswith("-") else ""
-    if len(text) > _NUMBER_LIMIT:
-        if any(spelling.fullmatch(text) for spelling in _SPELLINGS):
-            return Refusal("LG021", f"{shown} is not a number of this format", quoted[3:])
+    why = next((why for spelling, why in _SPELLINGS if spelling.fullmatch(text)), None)
+    if why is None:
         return None
-    if _NOT_FINITE.fullmatch(text):
-        return Refusal("LG021", f"`{shown}` is not a finite number", "write a finite number")
-    if _HEX.fullmatch(text) and digits != "0x":
-        why = f"`{shown}` is hexadecimal, numbers are written in decimal here"
-        return Refusal("LG021", why, f"write `{sign}{int(digits, 16)}`, {quoted}")
-    if _BINARY.fullmatch(text) and digits != "0b":
-        why = f"`{shown}` is {sign}{int(digits, 2)} for YAML 1.1 readers and text for YAML 1.2"
-        return Refusal("LG021", why, f"write `{sign}{int(digits, 2)}`, {quoted}")
-    if _NEW_OCTAL.fullmatch(text):
-        why = f"`{shown}` is text for YAML 1.1 readers and {sign}{int(digits, 8)} for YAML 1.2"
-        return Refusal("LG021", why, f"write `{sign}{int(digits, 8)}`, {quoted}")
-    if _LEADING_ZERO.fullmatch(text):
-        return _refuse_leading_zero(shown, sign, digits)
-    if _BASE_60.fullmatch(text):
-        why = f"`{shown}` is a number in base 60 for YAML 1.1 readers and text for YAML 1.2"
-        return Refusal("LG021", why, f"write `'{shown}'`, or the number in decimal")
-    if _LOOSE_NUMBER.fullmatch(text):
-        return _refuse_loose(text, shown, quoted)
-    return None
-
-
-def _refuse_leading_zero(shown: str, sign: str, digits: str) -> Refusal:
-    decimal = f"{sign}{int(digits)}"
-    if set(digits) <= set("01234567"):
-        octal = f"{sign}{int(digits, 8)}"
-        why = f"`{shown}` is octal ({octal}) for YAML 1.1 readers and {decimal} for YAML 1.2"
-        options = f"write `{octal}` or `{decimal}`" if octal != decimal else f"write `{decimal}`"
-        return Refusal("LG021", why, f"{options}, or quote it if you mean the text")
-    why = f"`{shown}` is text for YAML 1.1 readers and {decimal} for YAML 1.2"
-    return Refusal("LG021", why, f"write `{decimal}`, or quote it if you mean the text")
-
-
-def _refuse_loose(text: str, shown: str, quoted: str) -> Refusal:
-    sign = "-" if text.startswith("-") else ""
-    mantissa, *exponent = re.split("[eE]", text.lstrip("+-").replace("_", ""))
+    shown, options = _shortened(text), ["a finite number in decimal"]
+    digits = text.lstrip("+-").replace("_", "").lower()
+    mantissa, *exponent = digits.split("e")
     whole, dot, fraction = mantissa.partition(".")
-    fixed = f"{sign}{str(int(whole)) if whole else '0'}"
-    if dot or exponent:
-        fixed += f".{fraction or '0'}" + "".join(f"e{power}" for power in exponent)
-    if exponent and not dot:
-        why = f"`{shown}` is text for YAML 1.1 readers and a number for YAML 1.2"
-    elif "_" in text:
-        why = f"`{shown}` is a number for YAML 1.1 readers and text for YAML 1.2"
-    elif text.startswith("+"):
-        why = f"`{shown}` has a sign that says nothing, this format has one spelling per number"
-    elif dot and not (whole and fraction):
-        why = f"`{shown}` needs a digit on both sides of its point"
-    else:
-        why = f"`{shown}` is not the one spelling that this format has for the number"
-    return Refusal("LG021", why, f"write `{fixed}`, {quoted}")
+    if len(text) <= _NUMBER_LIMIT and ":" not in text and fraction not in ("inf", "nan"):
+        if digits[:2] in ("0x", "0b", "0o"):
+            numbers = [str(int(digits, 0))]
+        elif dot or exponent:
+            power = "".join(f"e{one}" for one in exponent)
+            numbers = [f"{int(whole or 0)}.{fraction or 0}{power}"]
+        else:
+            octal = digits[0] == "0" and set(digits) <= set("01234567")
+            numbers = [*([str(int(digits, 8))] if octal else []), str(int(digits))]
+        sign = "-" if text.startswith("-") else ""
+        options = [f"`{sign}{number}`" for number in dict.fromkeys(numbers)]
+    text_of = f"`'{text}'`" if shown == text else "it in quotes"
+    help = f"write {' or '.join(options)}, or {text_of} if you mean the text"
+    return Refusal("LG021", f"`{shown}` {why}", help)
 
 
 def _shortened(text: str) -> str:
