@@ -76,7 +76,7 @@ CONFIGS = ("config.json", "generation_config.json")
 
 
 class Supply(Protocol):
-    """Every parameter of a model, by role path."""
+    """Every parameter of a model, by role path; as a base, one with nothing beside them."""
 
     @property
     def source(self) -> CheckpointSource | RandomSource: ...
@@ -84,14 +84,17 @@ class Supply(Protocol):
     @property
     def companions(self) -> Sequence[Path]:
         """Small files that go into the folder as they are."""
+        return ()
 
     @property
     def texts(self) -> Mapping[str, str]:
         """More of them, by name."""
+        return {}
 
     @property
     def tokenizer(self) -> str | None:
         """The text of a tokenizer.json."""
+        return None
 
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         """The parameter in ``dtype``, from byte ``offset`` of a file on."""
@@ -102,11 +105,13 @@ class Supply(Protocol):
     @property
     def packed(self) -> Mapping[str, str]:
         """Role paths of parameters that are packed in blocks -> GGUF's name of how."""
+        return {}
 
     def packed_rows(
         self, path: str, start: int, stop: int, dtype: TargetDType
     ) -> npt.NDArray[np.uint8]:
         """Rows of one in a type that is kept, [n, bytes], whose numbers ``dtype`` can hold."""
+        raise AssertionError("nothing is packed")
 
     def require_unchanged(self) -> None:
         """To be asked after the last read. Raises LG622 for files that were changed meanwhile."""
@@ -271,7 +276,7 @@ class CheckpointSupply:
 
 
 @dataclass(frozen=True)
-class RandomSupply:
+class RandomSupply(Supply):
     """Unit-scale random weights of ``seed``."""
 
     wanted: Mapping[str, Parameter]
@@ -281,18 +286,6 @@ class RandomSupply:
     def source(self) -> RandomSource:
         return RandomSource(seed=self.seed)
 
-    @property
-    def companions(self) -> Sequence[Path]:
-        return ()
-
-    @property
-    def texts(self) -> Mapping[str, str]:
-        return {}
-
-    @property
-    def tokenizer(self) -> None:
-        return None
-
     def pieces(self, path: str, dtype: TargetDType, offset: int) -> Iterator[Piece]:
         return random_pieces(self.seed, self._tensor(path), dtype, offset)
 
@@ -301,15 +294,6 @@ class RandomSupply:
         rows = random_rows(self.seed, self._tensor(path), start, stop)
         inner = tuple(slice(first, last) for first, last in region[1:])
         return rows[:, *inner] if region else rows.reshape(())
-
-    @property
-    def packed(self) -> Mapping[str, str]:
-        return {}
-
-    def packed_rows(
-        self, path: str, start: int, stop: int, dtype: TargetDType
-    ) -> npt.NDArray[np.uint8]:
-        raise AssertionError("random weights are not packed")
 
     def require_unchanged(self) -> None:
         """Nothing is read."""
