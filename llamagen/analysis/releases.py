@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from llamagen.analysis.records import Record
 from llamagen.analysis.sources import WideClaim, claims
-from llamagen.analysis.tables import static_text
+from llamagen.analysis.tables import fill, holds, load_table, static_text
 from llamagen.ops.op import Role
 from llamagen.ops.table import OPS
 from llamagen.spec.expr import Static
+from llamagen.spec.schema import Closed
 from llamagen.units import count_short
 
 
@@ -39,14 +42,14 @@ def releases(family: Sequence[Record]) -> tuple[Release, ...]:
     for record in family:
         generations.setdefault(static_text(record["generation"]), []).append(record)
     seen: set[str] = set()
-    found: list[Release] = []
+    every: list[Release] = []
     for generation, unsorted in generations.items():
         records = sorted(unsorted, key=_count)
         traits = dict.fromkeys(text for record in records for text in _traits(record))
         new = tuple(text for text in traits if text not in seen)
         seen.update(traits)
         about = tuple((int(n), one) for n, one in claims().items() if generation in one.about)
-        found.append(
+        every.append(
             Release(
                 generation,
                 min(static_text(r["released"]) for r in records),
@@ -58,7 +61,7 @@ def releases(family: Sequence[Record]) -> tuple[Release, ...]:
                 about,
             )
         )
-    return tuple(found)
+    return tuple(every)
 
 
 def _count(record: Record) -> int:
@@ -85,37 +88,32 @@ def _range(values: Sequence[Static]) -> str:
     )
 
 
-_TRAITS: tuple[tuple[str, Callable[[Record], Static]], ...] = (
-    ("RMSNorm before every block", lambda r: r["norm"] == "rms_norm"),
-    ("SwiGLU", lambda r: r["hidden_act"] == "silu"),
-    ("rotary positions (RoPE)", lambda r: r["rope_kind"] is not None),
-    ("grouped-query attention (GQA)", lambda r: r["attention"] == "GQA"),
-    ("a tiktoken tokenizer", lambda r: r["tokenizer"] == "tiktoken"),
-    ("the head tied to the embedding", lambda r: r["tie_embeddings"] is True),
-    ("mixture of experts", lambda r: bool(r["moe_layers"])),
-    ("attention within chunks", lambda r: r["attention_chunk_size"] is not None),
-    ("global layers without positions (NoPE)", lambda r: bool(r["nope_layers"])),
-    ("a temperature of queries", lambda r: r["attention_temperature_scale"] is not None),
-    ("QK norm", lambda r: r["qk_norm"] is True),
-)
+class _Technique(Closed):
+    name: str
+    when: str
+
+
+class _Techniques(Closed):
+    version: Literal[1]
+    techniques: tuple[_Technique, ...]
 
 
 def _traits(record: Record) -> Iterator[str]:
-    yield from (name for name, has in _TRAITS if has(record))
-    if isinstance(vocabulary := record["vocab_size"], int):
-        yield f"a vocabulary of {vocabulary:,}"
-    if record["rope_kind"] not in (None, "default"):
-        yield f"RoPE scaled by {record['rope_kind']} (factor {record['rope_factor']})"
-    if record["vision_params"]:
-        ops = record.architecture.ops if record.architecture is not None else ()
-        fused = any(OPS[op].role is Role.PLACEHOLDERS for op in ops)
-        yield f"images by {'early fusion' if fused else 'cross-attention'}"
+    vocabulary, built = record["vocab_size"], record.architecture
+    early = built is not None and any(OPS[op].role is Role.PLACEHOLDERS for op in built.ops)
+    words: dict[str, Static] = {
+        "vocabulary": f"{vocabulary:,}" if isinstance(vocabulary, int) else None,
+        "fusion": "early fusion" if early else "cross-attention",
+    }
+    for one in load_table("techniques.yaml", _Techniques).techniques:
+        if holds(one.when, record):
+            yield fill(one.name, ChainMap(words, record))
 
 
-def text(found: Sequence[Release]) -> str:
+def text(releases: Sequence[Release]) -> str:
     """A paragraph a release; a claim about several stands with the first of them."""
     said: set[int] = set()
-    return "".join(f"{line}\n" for one in found for line in _lines(one, said)).removeprefix("\n")
+    return "".join(f"{line}\n" for one in releases for line in _lines(one, said)).removeprefix("\n")
 
 
 def _lines(one: Release, said: set[int]) -> Iterator[str]:
@@ -133,10 +131,10 @@ def _lines(one: Release, said: set[int]) -> Iterator[str]:
         yield f"    {claim.verdict:<11} {' '.join(claim.fact.split())} [{'; '.join(claim.sources)}]"
 
 
-def json_text(found: Sequence[Release]) -> str:
+def json_text(releases: Sequence[Release]) -> str:
     """A list of releases; claims with number, verdict, fact, sources and a command."""
     documents = [
         asdict(one) | {"claims": [{"number": n} | c.model_dump() for n, c in one.claims]}
-        for one in found
+        for one in releases
     ]
     return json.dumps({"version": 1, "releases": documents}, indent=2, ensure_ascii=False) + "\n"

@@ -11,11 +11,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, Field
 
 from llamagen import api
-from llamagen.analysis.check import check
 from llamagen.analysis.cost import json_text as cost_text
 from llamagen.analysis.diff.document import DiffDocument, document
 from llamagen.analysis.queries import Answer as Rows
-from llamagen.analysis.records import list_models
 from llamagen.analysis.releases import json_text as releases_text
 from llamagen.analysis.sources import known_sources
 from llamagen.diagnostics import Diagnostic, LlamagenError
@@ -92,21 +90,20 @@ def server() -> Any:
 
     result = MCPServer("llamagen", instructions=INSTRUCTIONS)
     for tool in (
-        models, show, explain, diff, cost, query, timeline, releases, sql, check_specs,
+        list_models, show, explain, diff, cost, query, timeline, releases, sql, check,
     ):  # fmt: skip
-        name = {"models": "list_models", "check_specs": "check"}.get(tool.__name__, tool.__name__)
-        result.tool(name)(answering(tool))
+        result.tool(tool.__name__)(answering(tool))
     return result
 
 
-def models(
+def list_models(
     generation: str | None = None, modality: Literal["text", "vision"] | None = None
 ) -> Table:
     """Every model of the family with date, status, exact parameters, layers, attention, context and licence.
 
     generation: 1, 2, 3, 3.1, 3.2, 3.3, 4, code or guard.
     """
-    rows = list_models(generation=generation, modality=modality)
+    rows = api.list_models(generation=generation, modality=modality)
     return _table(list(asdict(rows[0])) if rows else [], (asdict(r).values() for r in rows))
 
 
@@ -183,9 +180,9 @@ def sql(statement: str) -> Table:
     return _table(list(answer.columns), answer.rows)
 
 
-def check_specs(target: str) -> Findings:
+def check(target: str) -> Findings:
     """Findings about a spec: an id, or a path of a YAML file."""
-    report = check([target])
+    report = api.check([target])
     return Findings(clean=report.clean, findings=[_finding(f) for f in report.findings])
 
 
