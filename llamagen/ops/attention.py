@@ -22,7 +22,11 @@ from llamagen.ops.lazy import ir, np
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
+    Cut,
+    Cuts,
     DType,
+    NeedsCut,
+    NeedsWhole,
     Op,
     Operands,
     Precision,
@@ -234,6 +238,22 @@ def _attention_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
             f"sinks must be one number a head, [{heads}], not {types[4]}",
         )
     return (TensorType(q.dtype, (*q.shape[:3], v.shape[3])),)
+
+
+def _attention_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    """Every rank has some of the query heads, and the key/value heads that they read: its own, or the only one."""
+    q, k, v = cuts[:3]
+    if q is None or q.units == 0:
+        if any(cut is not None and cut.units for cut in (k, v)):
+            raise NeedsWhole("has whole queries of cut keys")
+        return (None,)
+    if q.axis != 1 or any(cut is not None and cut.axis != 1 for cut in (k, v)):
+        raise NeedsWhole("needs whole heads")
+    if operands[1].shape[1] != Dim.of(1) and (k is None or v is None):
+        raise NeedsWhole("has cut queries of whole keys")
+    if len(cuts) > 4 and cuts[4] is None:
+        raise NeedsCut(4, 0)
+    return (Cut(1, math.gcd(*(cut.units for cut in (q, k, v) if cut is not None))),)
 
 
 def _attention_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:
@@ -628,6 +648,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
                 "keep", "int", "tokens that stay for later calls", optional=True, derived=True
             ),
         ),
+        cut=lambda cuts, operands, results, attrs: cuts,
         state=State.SLOT,
     ),
     Op(
@@ -673,6 +694,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         ),
         flops=_attention_flops,
         optional_operands=("mask", "sinks"),
+        cut=_attention_cut,
         cite="arXiv 1706.03762, 2305.13245, 2108.12409 (alibi); facts 4.4",
         role=Role.ATTENTION,
         numpy=_attention_numpy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum, StrEnum
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from llamagen.ops.code import Call, Code, Shared, call
@@ -70,6 +70,30 @@ class Parameter:
 
 class ShapeError(Exception):
     """Operands or attributes that an op cannot take. The message is a sentence; the caller adds the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A value of which each of several ranks has an equal part along ``axis``, in order.
+
+    ``units`` pieces of it stay whole: how many ranks there are must divide them. With 0 units every piece is the same,
+    and there are as many as are wanted (one head for all).
+    """
+
+    axis: int
+    units: int
+
+
+class NeedsWhole(Exception):
+    """An op cannot compute a rank's part of its result from a rank's parts of its operands. The message is why."""
+
+
+class NeedsCut(Exception):
+    """It could if ``operand``, which is whole, were cut along ``axis`` too."""
+
+    def __init__(self, operand: int, axis: int) -> None:
+        super().__init__("joins a cut value and a whole one")
+        self.operand, self.axis = operand, axis
 
 
 class Precision(StrEnum):
@@ -199,6 +223,9 @@ class Operands:
 
 Types: TypeAlias = Sequence[TensorType]
 ShapeRule: TypeAlias = Callable[[Types, Attrs], tuple[TensorType, ...]]
+Cuts: TypeAlias = "Sequence[Cut | None]"
+"""How operands or results are cut, in their order; none is whole."""
+CutRule: TypeAlias = Callable[[Cuts, Types, Types, Attrs], Cuts]
 ParameterRule: TypeAlias = Callable[[Attrs], tuple[Parameter, ...]]
 FlopRule: TypeAlias = Callable[[Types, Types, Attrs], Dim]
 Formula: TypeAlias = Callable[[Operands], "tuple[Array, ...]"]
@@ -252,6 +279,9 @@ class Op:
     state: State | None = None
     elementwise: bool = False
     """Each value of the result is computed from the values at its place."""
+    cut: CutRule | None = None
+    """How the results are cut if the operands are, some of them at least; none needs them whole, unless each value
+    comes from its place. Raises NeedsWhole or NeedsCut."""
     positive: Positive | None = None
     symbol: str = ""
     """How an author writes it: the operator between two operands, or an operand and the attribute ``value``, or
@@ -268,6 +298,15 @@ class Op:
     torch_prelude: Callable[[PreludeSite], Shared] | None = None
     """What is computed once a forward pass."""
     onnx: Lowering | None = None
+
+    def cut_results(self, cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+        """How ``results`` are cut when ``operands`` are as ``cuts``. Raises NeedsWhole or NeedsCut."""
+        rule = self.cut or (cut_elementwise if self.elementwise else None)
+        if rule is not None:
+            return rule(cuts, operands, results, attrs)
+        if any(cut is not None for cut in cuts):
+            raise NeedsWhole("needs whole values")
+        return (None,) * len(results)
 
     def on_each_token(self, operands: Types, results: Types, attrs: Attrs) -> bool:
         """Whether the result for each new token needs no other token, so that some of them can be left out."""
@@ -384,6 +423,34 @@ def broadcast(a: TensorType, b: TensorType) -> tuple[Dim, ...]:
         need(fits, "shapes {} and {} do not fit together ({} and {})", a, b, x, y)
         shape.append(y if x == one else x)
     return tuple(shape)
+
+
+def cut_elementwise(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    """Along one axis of the result; what has one value there may be whole."""
+    rank = len(results[0].shape)
+    here = [(cut, cut.axis - len(t.shape)) for cut, t in zip(cuts, operands, strict=True) if cut]
+    if not here:
+        return (None,)
+    axis = here[0][1]
+    if any(other != axis for _, other in here):
+        raise NeedsWhole("joins values that are cut along different axes")
+    units = gcd(*(cut.units for cut, _ in here))
+    for i, (cut, t) in enumerate(zip(cuts, operands, strict=True)):
+        if cut is None and len(t.shape) >= -axis and t.shape[axis] != Dim.of(1):
+            if units == 0:
+                return (None,)
+            raise NeedsCut(i, axis + len(t.shape))
+    return (Cut(axis + rank, units),)
+
+
+def cut_beside(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    """Along every axis of the operand but that of the op: the last, where it has no other."""
+    (cut,) = cuts
+    if cut is not None and cut.axis == a_int({"axis": -1, **attrs}, "axis") % len(
+        operands[0].shape
+    ):
+        raise NeedsWhole("needs whole values")
+    return (cut,) * len(results)
 
 
 def elements(shape: Sequence[Dim]) -> Dim:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import TYPE_CHECKING
 
 from llamagen.ops.code import (
@@ -20,6 +21,9 @@ from llamagen.ops.lazy import np
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
+    Cut,
+    Cuts,
+    NeedsWhole,
     Op,
     Operands,
     Precision,
@@ -33,6 +37,7 @@ from llamagen.ops.op import (
     axis_attr,
     axis_of,
     broadcast,
+    cut_beside,
     elements,
     int_attr,
     need,
@@ -149,6 +154,70 @@ def _expand_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (wide,)
 
 
+def _split_heads_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    """Features into heads: every rank has some of the heads."""
+    (cut,) = cuts
+    if cut is None:
+        return (None,)
+    if cut.axis != 2:
+        raise NeedsWhole("needs whole tokens")
+    return (Cut(1, a_int(attrs, "heads")),)
+
+
+def _repeat_heads_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    if cuts != (None,):
+        raise NeedsWhole("needs whole values")
+    return (Cut(1, 0),)
+
+
+def _merge_heads_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    (cut,) = cuts
+    if cut is None or cut.units == 0:
+        return (None,)
+    if cut.axis != 1:
+        raise NeedsWhole("needs whole heads")
+    return (Cut(2, cut.units),)
+
+
+def _split_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    """Along its own axis every rank has a part of each piece."""
+    (cut,) = cuts
+    if cut is None or cut.axis != axis_of(attrs, len(operands[0].shape)):
+        return (cut,) * len(results)
+    return tuple(Cut(cut.axis, size) for size in a_ints(attrs, "sizes"))
+
+
+def _concat_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    found = [cut for cut in cuts if cut is not None]
+    units = gcd(*(cut.units for cut in found))
+    if units == 0 and (len(found) < len(cuts) or not found):
+        return (None,)
+    axes = {cut.axis for cut in found}
+    if len(found) < len(cuts) or len(axes) > 1:
+        raise NeedsWhole("joins cut values and whole ones")
+    if axes == {axis_of(attrs, len(operands[0].shape))}:
+        raise NeedsWhole("joins what is cut along the same axis")
+    return (Cut(found[0].axis, units),)
+
+
+def _reshape_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    """The cut axis must begin where one of the result does: the first that is a number, which is left to be found."""
+    (cut,) = cuts
+    if cut is None:
+        return (None,)
+    old, new = operands[0].shape, results[0].shape
+    before = elements(old[: cut.axis])
+    numbers = [i for i, d in enumerate(new) if d.is_static and d.value > 1]
+    if not numbers or elements(new[: numbers[0]]) != before:
+        raise NeedsWhole("needs whole values")
+    return (Cut(numbers[0], gcd(cut.units, new[numbers[0]].value)),)
+
+
+def _permute_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) -> Cuts:
+    (cut,) = cuts
+    return (cut and Cut(a_ints(attrs, "axes").index(cut.axis), cut.units),)
+
+
 def _split_heads_numpy(o: Operands) -> tuple[Array, ...]:
     x, heads = o.real(), o.whole("heads")
     b, s, width = x.shape
@@ -259,6 +328,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.ALONE,
         attrs=(_HEADS,),
+        cut=_split_heads_cut,
         numpy=_split_heads_numpy,
         torch=lambda at, x: call("split_heads", x[0], at.size(at.result_types[0].shape[-1])),
         onnx=_split_heads_onnx,
@@ -273,6 +343,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Tokens.ALONE,
         attrs=(_HEADS,),
         cite="arXiv 2405.04434",
+        cut=_repeat_heads_cut,
         numpy=lambda o: (np.repeat(o.real(), o.whole("heads"), axis=1),),
         torch=lambda at, x: method(
             x[0],
@@ -294,6 +365,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         _merge_heads_shape,
         Precision.EXACT,
         Tokens.ALONE,
+        cut=_merge_heads_cut,
         numpy=_merge_heads_numpy,
         torch=lambda at, x: call("merge_heads", x[0]),
         onnx=_merge_heads_onnx,
@@ -307,6 +379,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.ALONG,
         attrs=(AttrSpec("sizes", "ints", "size of each piece", required=True), axis_attr()),
+        cut=_split_cut,
         role=Role.SPLIT,
         numpy=_split_numpy,
         torch=_split_torch,
@@ -321,6 +394,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.ALONG,
         attrs=(axis_attr(),),
+        cut=_concat_cut,
         variadic=True,
         numpy=lambda o: (
             np.concatenate([o.real(i) for i in range(len(o.tensors))], axis=o.whole("axis")),
@@ -337,6 +411,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.MIXED,
         attrs=(_SHAPE,),
+        cut=_reshape_cut,
         numpy=lambda o: (o.tensors[0].reshape([d.evaluate(o.sizes) for d in parse_dims(o.attrs)]),),
         torch=lambda at, x: method(x[0], "reshape", *at.sizes(parse_dims(at.attrs))),
         onnx=lambda b, site, x: (b.reshape(x[0], site.dims(), site.results[0].shape),),
@@ -350,6 +425,7 @@ SHAPE_OPS: tuple[Op, ...] = (
         Precision.EXACT,
         Tokens.MIXED,
         attrs=(AttrSpec("axes", "ints", "order", required=True),),
+        cut=_permute_cut,
         numpy=lambda o: (o.tensors[0].transpose(a_ints(o.attrs, "axes")),),
         torch=lambda at, x: method(
             x[0], "permute", *(literal(a) for a in a_ints(at.attrs, "axes"))
@@ -369,6 +445,7 @@ SHAPE_OPS: tuple[Op, ...] = (
             int_attr("stop", "index after the last"),
             axis_attr(),
         ),
+        cut=cut_beside,
         numpy=_slice_numpy,
         torch=_slice_torch,
         onnx=_slice_onnx,
@@ -386,6 +463,7 @@ SHAPE_OPS: tuple[Op, ...] = (
             AttrSpec("after", "int", "zeros after", default=0),
             axis_attr(),
         ),
+        cut=cut_beside,
         numpy=_pad_numpy,
         torch=_pad_torch,
         onnx=_pad_onnx,
