@@ -37,6 +37,7 @@ __all__ = [
     "list_models",
     "load",
     "overlay",
+    "parallel",
     "plot",
     "query",
     "random_checkpoint",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.cost import CostReport
     from llamagen.analysis.diff.compat import CompatReport
     from llamagen.analysis.diff.judge import Diff
+    from llamagen.analysis.parallel import ParallelReport
     from llamagen.analysis.queries import Answer, Share, Timeline
     from llamagen.analysis.records import Record
     from llamagen.analysis.records import list_models as list_models
@@ -380,23 +381,59 @@ def cost(
     dtype: str = "bfloat16",
     device: str | None = None,
     tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
     images: int = 1,
     cache: CacheKind = "full",
 ) -> CostReport:
-    """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp`` devices.
+    """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp * pp * ep`` devices.
 
     A model that takes images is counted whole, and what ``images`` of them (or tiles) add for each sequence apart.
 
-    With a ``device`` of spec/hardware.yaml also lower bounds in seconds, and what fits. Raises LG401 for a record
-    without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown device or dtype, or a ``tp``
-    that does not divide the model.
+    With a ``device`` of spec/hardware.yaml, or a YAML file with the fields of one, also lower bounds in seconds, and
+    what fits. Raises LG401 for a record without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an
+    unknown device or dtype, LG906 or LG907 for devices that cannot share the model.
     """
     from llamagen.analysis import cost as costs
+    from llamagen.analysis.parallel import Layout
     from llamagen.ir.bounded import with_caches
 
-    load = costs.workload(context, batch, dtype, tp, images)
+    load = costs.workload(context, batch, dtype, Layout(tp, pp, ep), images)
     chosen = (device, costs.device(device)) if device is not None else None
     return costs.cost_of(with_caches(_wired(target), cache), load, chosen)
+
+
+def parallel(
+    target: str,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
+    gpus: int | None = None,
+    context: int = 4096,
+    batch: int = 1,
+    dtype: str = "bfloat16",
+    cache: CacheKind = "full",
+) -> ParallelReport:
+    """How a model is cut over ``tp * pp * ep`` GPUs: its shard plan, the bytes that each holds, the traffic of a token.
+
+    Raises LG401 for a record without wiring, LG705 for a ``bounded`` cache that cannot be, LG901 for an unknown dtype,
+    LG906 for a degree that does not divide the model, LG907 for more stages than layers, LG908 for ``gpus`` that are
+    not a multiple.
+    """
+    from llamagen.analysis.cost import workload
+    from llamagen.analysis.parallel import Layout, parallel_of
+    from llamagen.ir.bounded import with_caches
+
+    load = workload(context, batch, dtype, Layout(tp, pp, ep))
+    return parallel_of(
+        with_caches(_wired(target), cache),
+        load.layout,
+        context=load.context,
+        batch=load.batch,
+        weights=load.weights,
+        gpus=gpus,
+    )
 
 
 def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:

@@ -17,7 +17,6 @@ from pydantic import Field, StringConstraints
 from llamagen.analysis.numbers import (
     behind,
     count_parameters,
-    tensor_parallel_degrees,
 )
 from llamagen.analysis.sources import known_sources, matches, source_of, uncertain
 from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
@@ -26,6 +25,7 @@ from llamagen.files import is_folder
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, places
 from llamagen.ir.pipeline import pipeline_of
+from llamagen.ir.shard import plan
 from llamagen.ops.op import Role, State, a_int
 from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
@@ -232,7 +232,7 @@ class _Subjects:
                 **self.base,
                 "params": report.total,
                 "active_params": report.active,
-                "tp_degrees": tensor_parallel_degrees(self.graph),
+                "tp_degrees": plan(self.graph).degrees,
                 "attention_layers": len(attentions),
                 "rope_layers": sum(1 for a in attentions if a["rotated"]),
                 "placed": any(map(_is_placed, self.graph.blocks.values())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from llamagen.analysis.numbers import (
     CacheReport,
@@ -22,17 +23,18 @@ from llamagen.analysis.numbers import (
     image_cost,
     peak,
     storage,
-    tensor_parallel_degrees,
     visible_flops,
     weight_bytes,
 )
-from llamagen.analysis.tables import chosen, load_table
+from llamagen.analysis.parallel import ONE_GPU, Held, Holdings, Layout, suits
+from llamagen.analysis.tables import chosen, load_table, read_table
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.graph import MAIN, Graph, OpPart
+from llamagen.ir.shard import plan
 from llamagen.ops.op import Role, a_int
 from llamagen.spec.registry import is_sketch
 from llamagen.spec.schema import Closed
-from llamagen.units import bytes_text, count_text, rate_text, seconds_text
+from llamagen.units import bytes_short, bytes_text, count_text, rate_text, seconds_text
 
 MAX_SEARCH = 2**31
 
@@ -68,7 +70,12 @@ def devices() -> dict[str, Device]:
 
 
 def device(name: str) -> Device:
-    """The device ``name``. Raises LG901 with the nearest known name."""
+    """The device ``name``, or that of a YAML file with the fields of one.
+
+    Raises LG901 with the nearest known name, LG103 for a file that is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_table(Path(name), Device)
     return chosen(devices(), name, "a device of hardware.yaml")
 
 
@@ -81,7 +88,7 @@ class Workload:
     weights: Storage
     cache_bytes: int
     """Bytes of one cached number and of one activation."""
-    tensor_parallel: int = 1
+    layout: Layout = ONE_GPU
     images: int = 1
     """Images (or tiles, where each is an input) of a sequence, for a model that takes any."""
 
@@ -90,16 +97,17 @@ def workload(
     context: int,
     batch: int = 1,
     dtype: str = "bfloat16",
-    tensor_parallel: int = 1,
+    layout: Layout = ONE_GPU,
     images: int = 1,
 ) -> Workload:
     """A workload in the storage format ``dtype``. Raises LG901 for sizes below 1 or an unknown dtype."""
-    sizes = {"context": context, "batch": batch, "tp": tensor_parallel, "images": images}
+    degrees = dict(zip(("tp", "pp", "ep"), layout.sizes, strict=True))
+    sizes = {"context": context, "batch": batch, **degrees, "images": images}
     for name, size in sizes.items():
         if not 1 <= size <= MAX_SEARCH:
             raise LlamagenError.of("LG901", f"{name} must be from 1 to {MAX_SEARCH}, not {size}")
     form = storage(dtype)
-    return Workload(context, batch, form, form.other_bits // 8, tensor_parallel, images)
+    return Workload(context, batch, form, form.other_bits // 8, layout, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,8 @@ class Roofline:
     compute_seconds: float
     memory_seconds: float
     tokens: int
+    stages: int = 1
+    """Passes that are under way at once."""
 
     @property
     def seconds(self) -> float:
@@ -149,7 +159,7 @@ class Roofline:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
+        return self.stages * self.tokens / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +190,10 @@ class CostReport:
     prefill: Phase
     decode: Phase
     tensor_parallel: tuple[int, ...]
-    """Degrees that divide every head count and every feed-forward width."""
+    """Legal degrees (ir/shard.py)."""
+    held: tuple[Held, ...]
+    """Bytes of a GPU of each pipeline stage."""
+    notes: tuple[str, ...]
     device: DeviceReport | None
     images: ImageCost | None
     """For a model that takes images: what they add. All other work and traffic is that of text alone."""
@@ -191,15 +204,12 @@ def cost_of(
 ) -> CostReport:
     """Every number of the text model at ``load``; parameters and weights are those of all graphs.
 
-    Raises LG902 for an illegal tensor-parallel degree, or several images for a model of text.
+    Raises LG902 for several images for a model of text, LG906 or LG907 for devices that cannot share the model.
     """
     graph = graphs[MAIN]
-    degrees = tensor_parallel_degrees(graph)
-    if load.tensor_parallel not in degrees:
-        known = ", ".join(map(str, degrees))
-        message = f"{graph.spec_id} cannot be split {load.tensor_parallel} ways"
-        help = f"degrees that divide its heads and feed-forward widths: {known}"
-        raise LlamagenError.of("LG902", message, help=help)
+    found = plan(graph)
+    notes = suits(found, load.layout)
+    holdings = Holdings(graphs, found, load.layout, load.weights)
     counts = Counts(graphs, load)
     images = image_cost(graphs, load.images, load.batch, load.context, load.cache_bytes)
     if images is None and load.images > 1:
@@ -218,8 +228,12 @@ def cost_of(
         load.batch * counts.cache.needed(load.context, load.cache_bytes),
         prefill,
         decode,
-        degrees,
-        counts.on_device(*device, prefill, decode, kept) if device is not None else None,
+        found.degrees,
+        holdings.at(load.batch, load.context),
+        notes,
+        counts.on_device(*device, holdings, (prefill, decode), kept)
+        if device is not None
+        else None,
         images,
     )
 
@@ -228,6 +242,7 @@ class Counts:
     """What is counted once and evaluated at several workloads."""
 
     def __init__(self, graphs: Mapping[str, Graph], load: Workload) -> None:
+        self.graphs = graphs
         self.graph = graphs[MAIN]
         self.load = load
         self.parameters = count_parameters(graphs)
@@ -271,35 +286,42 @@ class Counts:
         return weight_bytes({MAIN: self.graph}, self.load.weights) - idle - unread
 
     def on_device(
-        self, name: str, device: Device, prefill: Phase, decode: Phase, kept: int
+        self,
+        name: str,
+        device: Device,
+        holdings: Holdings,
+        phases: tuple[Phase, Phase],
+        kept: int,
     ) -> DeviceReport:
         """``kept`` are bytes of images beside each sequence."""
-        load = self.load
+        load, layout = self.load, self.load.layout
         fits: bool | None = None
         max_batch: int | None = None
         max_context: int | None = None
-        if device.memory_bytes is not None:
-            memory = device.memory_bytes * load.tensor_parallel
+        if (memory := device.memory_bytes) is not None:
 
             def fit(batch: int, context: int) -> bool:
-                return self.resident(batch, context) + batch * kept <= memory
+                fullest = max(held.total for held in holdings.at(batch, context))
+                return fullest + -(-batch // layout.ep) * kept <= memory
 
             fits = fit(load.batch, load.context)
             max_batch = largest(lambda b: fit(b, load.context))
             max_context = largest(lambda n: fit(load.batch, n))
 
         def roofline(phase: Phase) -> Roofline:
+            at_once = layout.tp * layout.ep  # stages are one after the other
             return Roofline(
-                phase.least_flops / (device.peak(load.weights.name) * load.tensor_parallel),
-                phase.bytes_moved / (device.bandwidth * load.tensor_parallel),
+                phase.least_flops / (device.peak(load.weights.name) * at_once),
+                phase.bytes_moved / (device.bandwidth * at_once),
                 phase.tokens,
+                layout.pp,
             )
 
-        ends = (fits, max_batch, max_context)
-        return DeviceReport(name, device, roofline(prefill), roofline(decode), *ends)
+        prefill, decode = map(roofline, phases)
+        return DeviceReport(name, device, prefill, decode, fits, max_batch, max_context)
 
     def resident(self, batch: int, context: int) -> int:
-        """Bytes that decode holds at once: weights, the whole cache, activations."""
+        """Bytes that decode holds at once on one device: weights, the whole cache, activations."""
         activations = peak(self.activations, {"B": batch, "S": 1, "P": context})
         cache = batch * self.cache.allocated(context, self.load.cache_bytes)
         return self.weights + cache + activations
@@ -360,6 +382,14 @@ def _lines(report: CostReport) -> Iterator[str]:
         yield from _images(report, report.images)
     degrees = ", ".join(map(str, report.tensor_parallel))
     yield f"tensor parallel       {degrees}"
+    yield from (f"note: {note}" for note in report.notes)
+    if load.layout.gpus > 1:
+        yield f"of each GPU           {load.layout}"
+        for held in report.held:
+            sizes = (held.weights, held.cache, held.activations, held.total)
+            parts = "{} weights, {} KV cache, {} activations: {}".format(*map(bytes_short, sizes))
+            layers = f"layers {held.layers.start}..{held.layers.stop - 1}"
+            yield f"  {layers if load.layout.pp > 1 else 'all alike':<19} {parts}"
     if report.device is not None:
         yield ""
         yield from _device(report, report.device)
@@ -394,7 +424,7 @@ def _images(report: CostReport, images: ImageCost) -> Iterator[str]:
 
 def _device(report: CostReport, on: DeviceReport) -> Iterator[str]:
     device = on.device
-    several = report.workload.tensor_parallel
+    several = report.workload.layout.gpus
     count = f"{several} x " if several > 1 else ""
     yield f"on {count}{device.title} [{device.source}]"
     for name, roof in (("prefill", on.prefill), ("decode", on.decode)):
@@ -430,7 +460,9 @@ def json_text(report: CostReport) -> str:
             "batch": load.batch,
             "weights": load.weights.name,
             "cache_bytes_per_value": load.cache_bytes,
-            "tensor_parallel": load.tensor_parallel,
+            "tensor_parallel": load.layout.tp,
+            "pipeline_parallel": load.layout.pp,
+            "expert_parallel": load.layout.ep,
         },
         "parameters": {
             "total": report.parameters.total,
@@ -449,6 +481,11 @@ def json_text(report: CostReport) -> str:
         "prefill": _phase_json(report.prefill),
         "decode": _phase_json(report.decode),
         "tensor_parallel_degrees": list(report.tensor_parallel),
+        "bytes_of_a_gpu": [
+            {"weights": h.weights, "kv": h.cache, "activations": h.activations, "total": h.total}
+            for h in report.held
+        ],
+        "notes": list(report.notes),
     }
     if (images := report.images) is not None:
         document["images"] = {

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import gcd
 from typing import Final, Generic, TypeVar
 
 from llamagen.analysis.tables import chosen
@@ -94,33 +93,6 @@ def expert_choice(graph: Graph, block: Block, part: OpPart) -> tuple[int, int]:
     return a_int(part.attrs, "num_experts"), max(used, default=0)
 
 
-def tensor_parallel_degrees(graph: Graph) -> tuple[int, ...]:
-    """Into how many equal parts a model can be cut: divisors of every head count, feed-forward and expert width.
-
-    Above the number of key/value heads a head would have to be copied; none of the generated models do that.
-    """
-    sizes: set[int] = set()
-    for block in graph.blocks.values():
-        widths = {
-            v.type.shape[-1].value
-            for v in block.inputs
-            if v.type.shape and v.type.shape[-1].is_static
-        }
-        has_attention = any(node.row.role is Role.ATTENTION for node in block.nodes)
-        for node in block.nodes:
-            if node.row.role is Role.ATTENTION:
-                q, k = graph.operand_types(block, node)[:2]
-                sizes |= {q.shape[1].value, k.shape[1].value}
-            elif node.row.role is Role.EXPERTS:
-                sizes.add(a_int(node.attrs, "intermediate"))
-            elif node.row.role is Role.LINEAR and not has_attention:
-                inner = a_int(node.attrs, "in_features")
-                if a_int(node.attrs, "out_features") in widths and inner not in widths:
-                    sizes.add(inner)
-    common = gcd(*sizes)
-    return tuple(d for d in range(1, min(common, 4096) + 1) if common % d == 0) or (1,)
-
-
 # parameters
 
 
@@ -189,7 +161,7 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
                 of_text.setdefault(here.path, (uses, here.block))
     vision = _without_ids(text.root_block)
     counts: dict[Component, list[int]] = {}
-    for name, path, block, part in _each_weight(graphs):
+    for name, path, block, part in each_weight(graphs):
         if name == MAIN and path.split(".", 1)[0] in vision:
             component = Component.VISION
         elif name in readers:
@@ -209,7 +181,7 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
     return ParameterReport(rows, bool(text.ties))
 
 
-def _each_weight(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str, Block, OpPart]]:
+def each_weight(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str, Block, OpPart]]:
     """(graph, role path, block, part) of every part with parameters; what several graphs share once."""
     known: set[str] = set()
     for name, graph in graphs.items():
@@ -331,7 +303,7 @@ def storage(name: str) -> Storage:
 
 def weight_bytes(graphs: Mapping[str, Graph], form: Storage) -> int:
     """Bytes of the weights of all graphs in ``form``, each weight once."""
-    return sum(_part_bytes(part, form) for *_, part in _each_weight(graphs))
+    return sum(part_bytes(part, form) for *_, part in each_weight(graphs))
 
 
 def expert_bytes(graph: Graph, form: Storage) -> Counter[tuple[int, int]]:
@@ -339,11 +311,11 @@ def expert_bytes(graph: Graph, form: Storage) -> Counter[tuple[int, int]]:
     sizes: Counter[tuple[int, int]] = Counter()
     for _, block, part in graph.op_parts:
         if part.row.role is Role.EXPERTS:
-            sizes[expert_choice(graph, block, part)] += _part_bytes(part, form)
+            sizes[expert_choice(graph, block, part)] += part_bytes(part, form)
     return sizes
 
 
-def _part_bytes(part: OpPart, form: Storage) -> int:
+def part_bytes(part: OpPart, form: Storage) -> int:
     total = 0
     for parameter in part.parameters:
         if parameter.kind != "matrix" or form.matrix_bits == form.other_bits:
@@ -571,16 +543,24 @@ def _pairs(tokens: int, window: int | None, chunk: int | None) -> int:
 # activations
 
 
-def activation_levels(graph: Graph, model_bytes: int) -> tuple[Dim, ...]:
+def activation_levels(
+    graph: Graph, model_bytes: int, part: Callable[[str], int] = lambda value: 1
+) -> tuple[Dim, ...]:
     """Every distinct amount of live bytes of a pass, without weights and cache; ``peak`` is the largest.
+    Of each value a rank has one ``part``-th, where that is whole.
 
     An upper bound: unfused ops one after the other, values freed after their last use, nothing in place, scores
     [B, N, S, T] in float32 while softmax runs. ``model_bytes`` is the size of a value in the dtype of the model.
     """
     flat = flatten(_shortened(graph))
     fixed = {DType.FLOAT32: 4, DType.INT64: 8, DType.BOOL: 1}
+
+    def had(size: Dim, value: str) -> Dim:
+        return size.divided_by(part(value)) or size
+
     size = {
-        name: elements(t.shape) * fixed.get(t.dtype, model_bytes) for name, t in flat.types.items()
+        name: had(elements(t.shape) * fixed.get(t.dtype, model_bytes), name)
+        for name, t in flat.types.items()
     }
     kept_by_cache = {r for node in flat.nodes if node.row.state for r in node.results}
     last_use = {name: i for i, node in enumerate(flat.nodes) for name in node.operands}
@@ -596,7 +576,7 @@ def activation_levels(graph: Graph, model_bytes: int) -> tuple[Dim, ...]:
         scratch = Dim.of(0)
         if node.row.role is Role.ATTENTION:
             q, k = flat.types[node.operands[0]], flat.types[node.operands[1]]
-            scratch = elements(q.shape[:3]) * k.shape[2] * 4
+            scratch = had(elements(q.shape[:3]) * k.shape[2] * 4, node.operands[0])
         levels.setdefault(live + scratch)
         for name in {*node.operands, *node.results}:
             if last_use.get(name, i) == i and name not in kept_by_cache:

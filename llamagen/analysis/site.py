@@ -18,13 +18,14 @@ from llamagen.analysis.diff.align import pairs_of
 from llamagen.analysis.diff.judge import diff_rules
 from llamagen.analysis.diff.match import match
 from llamagen.analysis.diff.summary import summary
-from llamagen.analysis.numbers import STORAGE, cache_of, tensor_parallel_degrees, weight_bytes
+from llamagen.analysis.numbers import STORAGE, cache_of, weight_bytes
 from llamagen.analysis.pictures import tower_svg, towers
 from llamagen.analysis.records import Record
 from llamagen.analysis.releases import releases
 from llamagen.analysis.sources import claims, conflicts, known_sources, source_of, uncertain
 from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics.codes import load_codes
+from llamagen.ir.shard import plan
 from llamagen.ops.dims import Dim
 from llamagen.ops.table import OPS
 from llamagen.resources import data_folder
@@ -153,7 +154,7 @@ def _wiring(model: Model) -> Data:
             "head": _terms(counted.flops.head),
             "live": [_terms(level) for level in counted.activations],
         },
-        "degrees": list(tensor_parallel_degrees(counted.graph)),
+        "degrees": list(plan(counted.graph).degrees),
     }
 
 

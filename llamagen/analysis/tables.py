@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -32,8 +33,13 @@ def load_table(name: str, model: type[T]) -> T:
 
 @cache
 def _load(name: str, model: type[BaseModel]) -> BaseModel:
-    file = f"spec/{name}"
-    text = json.dumps(to_plain(load_source(data_folder("spec") / name, file).root))
+    return read_table(data_folder("spec") / name, model, f"spec/{name}")
+
+
+def read_table(path: Path, model: type[T], shown: str | None = None) -> T:
+    """A YAML file as ``model``, called ``shown`` in messages. Raises LG103 for one that does not fit it."""
+    file = shown or str(path)
+    text = json.dumps(to_plain(load_source(path, file).root))
     try:
         return model.model_validate_json(text)
     except ValidationError as error:

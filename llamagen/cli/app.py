@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "diff": ("compare.diff", "Compare two models, surface by surface."),
     "compat": ("compare.compat", "Say whether A's weights run in B, and where."),
     "cost": ("read.cost", "Count parameters, memory and FLOPs of a workload."),
+    "parallel": ("read.parallel", "Say how a model is cut over GPUs."),
     "plot": ("read.plot", "Draw the KV cache over the context as SVG."),
     "query": ("read.query", "Filter and sort the models with expressions."),
     "timeline": ("read.timeline", "Show how a value moved through the releases."),

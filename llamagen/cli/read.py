@@ -37,6 +37,11 @@ Id = Annotated[
 
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]
+Tp = Annotated[int, typer.Option(min=1, help="Tensor parallel: devices that share each layer.")]
+Pp = Annotated[int, typer.Option(min=1, help="Pipeline: devices that have some layers each.")]
+Ep = Annotated[
+    int, typer.Option(min=1, help="Expert parallel: devices that have some experts each.")
+]
 Dtype = Annotated[
     str,
     typer.Option(help="Storage of the weights: float32, bfloat16, float16, float8, int8, int4."),
@@ -209,9 +214,15 @@ def cost(
     batch: Batch = 1,
     dtype: Dtype = "bfloat16",
     device: Annotated[
-        str | None, typer.Option(help="A device of spec/hardware.yaml: rooflines, and what fits.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A device of spec/hardware.yaml, or a file with its fields: rooflines, and what fits.",
+        ),
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="Devices that share the model.")] = 1,
+    tp: Tp = 1,
+    pp: Pp = 1,
+    ep: Ep = 1,
     images: Annotated[
         int, typer.Option(min=1, help="Images of a sequence, or tiles, for a model that takes any.")
     ] = 1,
@@ -228,10 +239,44 @@ def cost(
         dtype=dtype,
         device=device,
         tp=tp,
+        pp=pp,
+        ep=ep,
         images=images,
         cache=cache,
     )
     console.out(costs.text(report) if format == "text" else costs.json_text(report))
+
+
+def parallel(
+    spec: Id,
+    tp: Tp = 1,
+    pp: Pp = 1,
+    ep: Ep = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs that there are; a multiple of all degrees together."),
+    ] = None,
+    context: Context = 4096,
+    batch: Batch = 1,
+    dtype: Dtype = "bfloat16",
+    cache: Cache = "full",
+    form: Form = "text",
+) -> None:
+    """Say how a model is cut over GPUs: what each part is, bytes of a GPU, traffic of a token."""
+    from llamagen.analysis.parallel import json_text, text
+
+    report = api.parallel(
+        spec,
+        tp=tp,
+        pp=pp,
+        ep=ep,
+        gpus=gpus,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        cache=cache,
+    )
+    console.out((text if form == "text" else json_text)(report))
 
 
 def plot(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamagen.analysis.parallel import plan_text
 from llamagen.analysis.rewrites import profiles_text
 from llamagen.analysis.show import card_text
 from llamagen.emit.config.table import config_files, initializer_range
@@ -16,6 +17,7 @@ from llamagen.ir.bounded import CacheKind, with_caches
 from llamagen.ir.elaborate import build, build_all
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.ir.joined import joined
+from llamagen.ir.shard import plan
 from llamagen.ir.text import render
 from llamagen.ir.verify import verify
 from llamagen.spec.fmt import resolved_text
@@ -53,6 +55,7 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
             return {
                 "resolved.txt": resolved_text(resolved),
                 **{f"{names[name]}.txt": render(graph) for name, graph in graphs.items()},
+                "parallel.txt": plan_text(plan(graphs[MAIN])),
                 "profiles.txt": profiles_text(graphs),
                 "card.md": card_text(resolved),
             }

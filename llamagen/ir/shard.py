@@ -21,6 +21,7 @@ from itertools import pairwise
 from math import gcd
 from typing import TypeAlias
 
+from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
 from llamagen.ops.op import (
     Cut,
@@ -36,6 +37,9 @@ from llamagen.ops.op import (
 
 Key: TypeAlias = tuple[str, str]
 """A block definition and the name of a part of it."""
+
+
+FLOATS = (DType.MODEL, DType.FLOAT32)
 
 
 class Style(Enum):
@@ -98,6 +102,11 @@ class Stack:
     carried: TensorType
     beside: int
     """How many values more cross: operands that every layer reads, states that are collected."""
+    before: tuple[str, ...]
+    """Role paths of the parts that run before the layers, on the first rank."""
+    behind: tuple[str, ...]
+    """And of those behind them, on the last."""
+    span: Span | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +117,16 @@ class ShardPlan:
     shares: Mapping[Key, Share]
     entries: Mapping[str, tuple[Entry, ...]]
     """Block -> whole values whose gradient is summed over the ranks."""
-    reductions: Mapping[str, int]
-    """Block -> sums of activations over the ranks in one forward, those of blocks below not counted."""
+    reductions: Mapping[str, tuple[int, ...]]
+    """Block -> features of the values that are summed over the ranks, those of blocks below left out."""
     statistics: Mapping[str, int]
     """Block -> norms over cut features: a sum of one number a token each."""
+    cut: frozenset[tuple[str, str]]
+    """Block and id of every value of which a rank has a part."""
+    attentions: frozenset[tuple[int, int]]
+    """Heads and key/value heads of every attention whose heads are cut."""
+    keys: frozenset[Key]
+    """Parts that cut keys and values come from."""
     stacks: tuple[Stack, ...]
     experts: tuple[int, ...]
     """Numbers of experts that there are, one for each kind of layer."""
@@ -151,6 +166,18 @@ class ShardPlan:
         """The least size that ``degree`` does not divide."""
         return next((limit for limit in self.limits if limit.size % degree), None)
 
+    def repeats(self, degree: int) -> bool:
+        """Whether ``degree`` needs nothing but key/value heads to be on several ranks each, as engines can do it."""
+        others = (share.units for key, share in self.shares.items() if key not in self.keys)
+        return (
+            self.stopped_by(degree) is not None
+            and all(units % degree == 0 for units in others)
+            and all(
+                heads % degree == 0 and (kv % degree == 0 or degree % kv == 0)
+                for heads, kv in self.attentions
+            )
+        )
+
 
 def divisors(n: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, n + 1) if n % d == 0) or (1,)
@@ -162,26 +189,34 @@ def plan(graph: Graph) -> ShardPlan:
     Where the second may stay cut after it, as queries behind a small projection (DeepSeek), that leaves less to each
     rank: so each column part is tried as whole, and what cuts most weights is kept; of equals what sums less often.
     """
-    sizes: Counter[Key] = Counter()
-    for _, block, part in graph.op_parts:
-        sizes[block.name, part.name] += sum(p.count for p in part.parameters)
+    uses = Counter({graph.root: 1})
+    for block in reversed([*graph.blocks.values()]):
+        for below in block.below:
+            uses[below] += uses[block.name]
+    sizes = {
+        (block.name, part.name): uses[block.name] * sum(p.count for p in part.parameters)
+        for block in graph.blocks.values()
+        for part in block.parts.values()
+        if isinstance(part, OpPart)
+    }
 
     def cut_by(found: ShardPlan) -> tuple[int, int]:
         cut = sum(sizes[key] for key, share in found.shares.items() if share.style in _LESS)
-        return cut, -sum(found.reductions.values())
+        return cut, -sum(map(sum, found.reductions.values()))
 
     best = _derived(graph, {})
     tried: set[Key] = set()
-    while waiting := [
-        key
-        for key, share in best.shares.items()
-        if share.style is Style.COLUMN and key not in tried
-    ]:
-        tried.add(waiting[0])
-        other = _derived(graph, {**best.forced, waiting[0]: "more is cut behind it"})
+    while True:
+        shares = best.shares.items()
+        to_gain = sum(sizes[key] for key, share in shares if share.style is Style.WHOLE)
+        columns = (key for key, share in shares if share.style is Style.COLUMN)
+        key = next((k for k in columns if sizes[k] < to_gain and k not in tried), None)
+        if key is None:
+            return best
+        tried.add(key)
+        other = _derived(graph, {**best.forced, key: "more is cut behind it"})
         if cut_by(other) > cut_by(best):
             best = other
-    return best
 
 
 _LESS = (
@@ -256,8 +291,11 @@ class _Attempt:
     parameters: Mapping[Key, int]
     shares: dict[Key, Share] = field(default_factory=dict)
     entries: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
-    reductions: dict[str, int] = field(default_factory=dict)
+    reductions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
+    cut: set[tuple[str, str]] = field(default_factory=set)
+    attentions: set[tuple[int, int]] = field(default_factory=set)
+    keys: set[Key] = field(default_factory=set)
     units: dict[Key, tuple[int, str]] = field(default_factory=dict)
     """Pieces that stay whole of what is made of a part, and what they are."""
     bounds: dict[Key, set[int]] = field(default_factory=dict)
@@ -280,27 +318,29 @@ class _Attempt:
                 raise _Again(f"{op} reads several pieces of it as one", [source.key])
         self.tied()
         shares = {key: self.finished(key, share) for key, share in self.shares.items()}
-        linear = {
-            (block.name, p.name) for _, block, p in graph.op_parts if p.row.role in _CUT_FIRST
+        parts = {
+            (block.name, part.name): part
+            for block in graph.blocks.values()
+            for part in block.parts.values()
+            if isinstance(part, OpPart)
         }
         unused = {
             key: Share(Style.WHOLE, reason=reason)
             for key, reason in self.whole.items()
-            if key in linear and key not in shares
+            if parts[key].row.role in (Role.LINEAR, Role.EMBEDDING) and key not in shares
         }
-        experts = {
-            a_int(p.attrs, "num_experts")
-            for _, _, p in graph.op_parts
-            if p.row.role is Role.EXPERTS
-        }
+        experts = (part.attrs for part in parts.values() if part.row.role is Role.EXPERTS)
         return ShardPlan(
             graph,
             shares | unused,
             {name: entries for name, entries in self.entries.items() if entries},
             self.reductions,
             self.statistics,
+            frozenset(self.cut),
+            frozenset(self.attentions),
+            frozenset(self.keys),
             tuple(_stacks(graph)),
-            tuple(sorted(experts)),
+            tuple(sorted({a_int(attrs, "num_experts") for attrs in experts})),
         )
 
     def run(self, block: Block, inputs: Sequence[_State]) -> tuple[list[_State], dict[int, _Keys]]:
@@ -314,7 +354,9 @@ class _Attempt:
             body.node(node)
         met = body.gradients()
         self.entries[block.name] = tuple(body.entries)
-        self.reductions[block.name], self.statistics[block.name] = body.sums, body.statistics
+        self.reductions[block.name] = tuple(body.sums)
+        self.statistics[block.name] = body.statistics
+        self.cut |= {(block.name, name) for name, s in body.states.items() if s and s.cut.units}
         return [body.states.get(o) for o in block.outputs], met
 
     def share(self, key: Key, share: Share) -> None:
@@ -334,8 +376,10 @@ class _Attempt:
     def tied(self) -> None:
         """One weight that two parts have is cut once."""
         ways = (Style.VOCABULARY, Style.HEAD, Style.COLUMN)
-        keys = {path: (block.name, part.name) for path, block, part in self.graph.op_parts}
-        for path, part in self.graph.ties.items():
+        ties = self.graph.ties
+        paths = self.graph.op_parts if ties else ()
+        keys = {path: (block.name, part.name) for path, block, part in paths}
+        for path, part in ties.items():
             assert part.tied_to is not None
             pair = [keys[p.removesuffix(".weight")] for p in (path, part.tied_to)]
             shares = [self.shares.get(key) for key in pair]
@@ -355,7 +399,7 @@ class _Body:
     attempt: _Attempt
     block: Block
     states: dict[str, _State] = field(default_factory=dict)
-    sums: int = 0
+    sums: list[int] = field(default_factory=list)
     statistics: int = 0
     met: dict[tuple[str, str], _Keys] = field(default_factory=dict)
     """Whole value and the first result of a node where it meets cut ones -> the parts that those come from."""
@@ -402,7 +446,7 @@ class _Body:
     def embedding(self, node: Node, part: OpPart, states: Sequence[_State]) -> _State:
         if (key := self.key(part)) not in self.attempt.whole:
             self.attempt.share(key, Share(Style.VOCABULARY))
-            self.sums += 1
+            self.sums.append(a_int(part.attrs, "features"))
         return None
 
     def linear(self, node: Node, part: OpPart, states: Sequence[_State]) -> _State:
@@ -423,14 +467,14 @@ class _Body:
             raise _Again(self.attempt.whole[key], _keys(states))
         self.attempt.share(key, Share(Style.ROW, state.cut.units, state.what))
         self.reads(part.op, states)
-        self.sums += 1
+        self.sums.append(width)
         return None
 
     def experts(self, node: Node, part: OpPart, states: Sequence[_State]) -> _State:
         self.whole(part.op, states)
         width = a_int(part.attrs, "intermediate")
-        self.attempt.share(self.key(part), Share(Style.EXPERTS, width, "features of an expert"))
-        self.sums += 1
+        self.attempt.share(self.key(part), Share(Style.EXPERTS, width, "expert features"))
+        self.sums.append(a_int(part.attrs, "features"))
         return None
 
     def parameter(self, node: Node, part: OpPart, states: Sequence[_State]) -> _State:
@@ -475,6 +519,10 @@ class _Body:
         for i, s in enumerate(states if keys else ()):
             if s is None or not s.cut.units:
                 self.meets(node, i, keys)
+        if node.row.role is Role.ATTENTION and cuts[0]:
+            heads, kv = (t.shape[1].value for t in operands[:2])
+            self.attempt.attentions.add((heads, kv))
+            self.attempt.keys |= _keys(states[1:3])
         first = states[0] if states else None
         if (
             node.row.role is Role.SPLIT
@@ -539,7 +587,8 @@ class _Body:
     def made(self, cut: Cut, sources: frozenset[_Source], rank: int) -> _Cut:
         what = "heads" if (cut.axis, rank) == (1, 4) else "features"
         known = [self.attempt.units[s.key] for s in sources if s.key in self.attempt.units]
-        what = next((name for units, name in known if units == cut.units), what)
+        names = {name for units, name in known if units == cut.units}
+        what = "heads" if "heads" in names or (not names and what == "heads") else "features"
         if cut.units:
             keys = frozenset(source.key for source in sources)
             if cut.units == 1:
@@ -566,7 +615,7 @@ class _Body:
     def meets(self, node: Node, i: int, keys: _Keys) -> None:
         value = node.operands[i]
         type_ = self.attempt.graph.type_of(self.block, value)
-        if not value.startswith("@") and type_.dtype in (DType.MODEL, DType.FLOAT32):
+        if not value.startswith("@") and type_.dtype in FLOATS:
             known = self.met.get((value, node.results[0]), frozenset())
             self.met[value, node.results[0]] = known | keys
 
@@ -642,7 +691,6 @@ class _Body:
         return self.block.name, part.name
 
 
-_CUT_FIRST = (Role.LINEAR, Role.EMBEDDING)
 _PARTS = {
     Role.EMBEDDING: _Body.embedding,
     Role.LINEAR: _Body.linear,
@@ -676,16 +724,37 @@ def _heads(graph: Graph) -> Iterator[Key]:
 
 
 def _stacks(graph: Graph) -> Iterator[Stack]:
-    """Stacks that no other holds."""
-    found: list[str] = []
-    for here in graph.instances:
-        for node in here.block.nodes:
-            part = here.block.part_of(node)
-            if isinstance(part, StackPart) and not any(
-                f"{here.path}.".startswith(f) for f in found
-            ):
-                path = join(here.path, part.name)
-                found.append(f"{path}.")
-                carried = graph.type_of(here.block, node.operands[0])
-                beside = len(node.operands) + len(node.results) - 2
-                yield Stack(path, len(part.blocks), carried, beside)
+    """Stacks that no other holds, each with what the blocks around it run before and behind it."""
+
+    def visit(path: str, block: Block) -> Iterator[Stack]:
+        def places(nodes: Iterable[Node]) -> tuple[str, ...]:
+            return tuple(join(path, node.part) for node in nodes if node.part is not None)
+
+        for i, node in enumerate(block.nodes):
+            part, behind = block.part_of(node), block.nodes[i + 1 :]
+            made = {v.id for v in block.inputs} | {r for n in block.nodes[:i] for r in n.results}
+            late = {o for n in behind for o in n.operands if o in made} | (made & {*block.outputs})
+            crossing = sum(block.values[v].type.dtype in FLOATS for v in late)
+            if isinstance(part, StackPart):
+                carried = graph.type_of(block, node.operands[0])
+                crossing += len(node.operands) + len(node.results) - 2
+                ends = places(block.nodes[:i]), places(behind)
+                yield Stack(
+                    join(path, part.name), len(part.blocks), carried, crossing, *ends, part.span
+                )
+            elif isinstance(part, BlockPart):
+                for stack in visit(join(path, part.name), graph.blocks[part.block]):
+                    yield replace(
+                        stack,
+                        beside=stack.beside + crossing,
+                        before=(*places(block.nodes[:i]), *stack.before),
+                        behind=(*stack.behind, *places(behind)),
+                    )
+
+    return visit("", graph.root_block)
+
+
+def stage_layers(layers: int, stages: int) -> tuple[range, ...]:
+    """The layers of each pipeline stage; where parts cannot be equal, some of the later ones have one more."""
+    ends = [layers * i // stages for i in range(stages + 1)]
+    return tuple(range(a, b) for a, b in pairwise(ends))

@@ -22,7 +22,6 @@ from llamagen.ops.lazy import ir, np
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
-    Cut,
     Cuts,
     DType,
     NeedsCut,
@@ -253,7 +252,7 @@ def _attention_cut(cuts: Cuts, operands: Types, results: Types, attrs: Attrs) ->
         raise NeedsWhole("has cut queries of whole keys")
     if len(cuts) > 4 and cuts[4] is None:
         raise NeedsCut(4, 0)
-    return (Cut(1, math.gcd(*(cut.units for cut in (q, k, v) if cut is not None))),)
+    return (q,)
 
 
 def _attention_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:

@@ -55,7 +55,7 @@ def test_a_second_generate_writes_nothing(tmp_path: Path) -> None:
 
     to = tmp_path / "out"
     first = list(api.generate(["llama/3.2/1b"], [Target.TEXT, Target.TORCH], to))
-    made = {"resolved.txt", "graph.txt", "profiles.txt", "card.md", "modeling.py"}
+    made = {"resolved.txt", "graph.txt", "parallel.txt", "profiles.txt", "card.md", "modeling.py"}
     assert set(first[0].written) == made
     times = {p: p.stat().st_mtime_ns for p in to.rglob("*") if p.is_file()}
     second = list(api.generate(["llama/3.2/1b"], [Target.TEXT, Target.TORCH], to))

@@ -14,14 +14,15 @@ from llamagen.analysis.numbers import (
     flops_of,
     peak,
     storage,
-    tensor_parallel_degrees,
     visible_pairs,
     weight_bytes,
 )
+from llamagen.analysis.parallel import Layout
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.bounded import bound_caches
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN
+from llamagen.ir.shard import plan
 from llamagen.ops.table import OPS
 from tests.unit.analysis import models
 
@@ -195,12 +196,16 @@ def test_rooflines_on_a_device() -> None:
 def test_405b_fits_eight_devices_only_in_eight_bit() -> None:
     graph = models.graph(models.LLAMA_31_405B)
     chosen = ("h100-sxm", device("h100-sxm"))
-    wide = cost_of({MAIN: graph}, workload(4096, tensor_parallel=8), chosen).device
-    small = cost_of({MAIN: graph}, workload(4096, dtype="float8", tensor_parallel=8), chosen).device
+    wide = cost_of({MAIN: graph}, workload(4096, layout=Layout(tp=8)), chosen).device
+    small = cost_of(
+        {MAIN: graph}, workload(4096, dtype="float8", layout=Layout(tp=8)), chosen
+    ).device
     assert wide is not None
     assert small is not None
     assert (wide.fits, small.fits) == (False, True)
     assert wide.max_batch == 0
+    staged = cost_of({MAIN: graph}, workload(4096, layout=Layout(tp=8, pp=2)), chosen).device
+    assert staged is not None and staged.fits
 
 
 def test_decode_reads_chosen_experts_only() -> None:
@@ -220,14 +225,14 @@ def test_decode_reads_chosen_experts_only() -> None:
     ],
 )
 def test_tensor_parallel_degrees(source: str, degrees: tuple[int, ...]) -> None:
-    assert tensor_parallel_degrees(models.graph(source)) == degrees
+    assert plan(models.graph(source)).degrees == degrees
 
 
 def test_illegal_degree_names_the_legal_ones() -> None:
     with pytest.raises(LlamagenError) as caught:
-        cost_of({MAIN: models.graph(models.LLAMA_3_8B)}, workload(8, tensor_parallel=16))
+        cost_of({MAIN: models.graph(models.LLAMA_3_8B)}, workload(8, layout=Layout(tp=3)))
     found = caught.value.diagnostics[0]
-    assert found.code == "LG902"
+    assert found.code == "LG906"
     assert found.help is not None
     assert found.help.endswith("1, 2, 4, 8")
 
