@@ -22,7 +22,15 @@ from llamagen.analysis.numbers import (
 )
 from llamagen.diagnostics import LlamagenError, Span
 from llamagen.ir.graph import MAIN, Graph, OpPart
-from llamagen.ir.shard import ShardPlan, Share, Stack, Style, plan, stage_layers
+from llamagen.ir.shard import (
+    ShardPlan,
+    Share,
+    Stack,
+    Style,
+    pipeline_stack,
+    plan,
+    stage_layers,
+)
 from llamagen.ops.op import Role, State, a_bool, a_int
 from llamagen.units import bytes_text
 
@@ -161,13 +169,6 @@ def suits(found: ShardPlan, layout: Layout, gpus: int | None = None) -> tuple[st
 def _span(graph: Graph, part: str) -> Span | None:
     block, _, name = part.partition(".")
     return graph.blocks[block].parts[name].span
-
-
-def pipeline_stack(found: ShardPlan) -> Stack | None:
-    """The layers that stages may share: there is one stack, and one value crosses each cut."""
-    if len(found.stacks) != 1 or found.stacks[0].beside:
-        return None
-    return found.stacks[0]
 
 
 # bytes

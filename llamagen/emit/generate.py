@@ -64,6 +64,13 @@ def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str
 
             model = joined(graphs) or graphs[MAIN]
             return {"modeling.py": emit_torch(model, initializer_range(resolved.spec))}
+        case Target.PARALLEL:
+            from llamagen.emit.torch.module import emit_torch
+            from llamagen.emit.torch.parallel import emit_parallel
+
+            model = joined(graphs) or graphs[MAIN]
+            modeling = emit_torch(model, initializer_range(resolved.spec))
+            return {"parallel.py": emit_parallel(model, graphs[MAIN], modeling)}
         case Target.ONNX:
             from llamagen.emit.onnx import text
             from llamagen.emit.onnx.emit import emit_onnx

@@ -19,6 +19,7 @@ class Target(StrEnum):
 
     TEXT = "text"
     TORCH = "torch"
+    PARALLEL = "parallel"
     ONNX = "onnx"
     CONFIG = "config"
 

@@ -23,6 +23,7 @@ from typing import TypeAlias
 
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
+from llamagen.ops.dims import S
 from llamagen.ops.op import (
     Cut,
     DType,
@@ -123,6 +124,8 @@ class ShardPlan:
     """Block -> norms over cut features: a sum of one number a token each."""
     cut: frozenset[tuple[str, str]]
     """Block and id of every value of which a rank has a part."""
+    split: frozenset[tuple[str, str]]
+    """Block and first result of every op that cuts such a value into pieces."""
     attentions: frozenset[tuple[int, int]]
     """Heads and key/value heads of every attention whose heads are cut."""
     keys: frozenset[Key]
@@ -278,7 +281,7 @@ class _Again(Exception):
         parameters: Mapping[Key, int] | None = None,
     ) -> None:
         super().__init__(reason)
-        self.reason, self.whole, self.parameters = reason, tuple(whole), parameters or {}
+        self.reason, self.whole, self.parameters = reason, sorted(set(whole)), parameters or {}
         assert self.whole or self.parameters, reason
 
 
@@ -294,6 +297,7 @@ class _Attempt:
     reductions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
     cut: set[tuple[str, str]] = field(default_factory=set)
+    split: set[tuple[str, str]] = field(default_factory=set)
     attentions: set[tuple[int, int]] = field(default_factory=set)
     keys: set[Key] = field(default_factory=set)
     units: dict[Key, tuple[int, str]] = field(default_factory=dict)
@@ -337,6 +341,7 @@ class _Attempt:
             self.reductions,
             self.statistics,
             frozenset(self.cut),
+            frozenset(self.split),
             frozenset(self.attentions),
             frozenset(self.keys),
             tuple(_stacks(graph)),
@@ -542,6 +547,9 @@ class _Body:
         """What is computed at once is cut piece by piece: each rank has a part of every piece."""
         results: list[_State] = []
         axis, start = state.cut.axis, 0
+        if axis != len(type_.shape) - 1 and len(set(a_ints(node.attrs, "sizes"))) > 1:
+            raise _Again("is cut into unequal numbers of heads", _keys([state]))
+        self.attempt.split.add((self.block.name, node.results[0]))
         whole = type_.shape[axis].value
         for size in a_ints(node.attrs, "sizes"):
             sources = set()
@@ -705,6 +713,139 @@ def _keys(states: Iterable[_State]) -> _Keys:
     return frozenset(x.key for s in states if s and s.cut.units for x in s.sources)
 
 
+# between cut regions each rank may have some of the tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTokens:
+    """How ranks share the tokens where nothing is cut (sequence parallelism, arXiv 2205.05198)."""
+
+    gathered: Mapping[Key, bool]
+    """Parts before whose first operand the tokens of all ranks come together; whether column linears alone read it,
+    so that its gradient may stay a summand."""
+    shared: frozenset[Key]
+    """Whole parts that see a rank's tokens alone: their gradients are summed."""
+
+
+def sequence_of(found: ShardPlan) -> SharedTokens | str:
+    """How the tokens are shared, or why they cannot be: then with what op a rank's tokens and all of them meet."""
+    tokens = _Tokens(found)
+    try:
+        root = found.graph.root_block
+        if any(tokens.run(root, [False] * len(root.inputs))):
+            return f"{root.name} returns a rank's tokens"
+    except _NotShared as reason:
+        return str(reason)
+    return SharedTokens(tokens.gathered, frozenset(tokens.shared))
+
+
+class _NotShared(Exception):
+    """Where a rank's tokens meet those of all."""
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """A walk over blocks: which values are a rank's tokens (True), in a plan that is not changed any more."""
+
+    found: ShardPlan
+    gathered: dict[Key, bool] = field(default_factory=dict)
+    shared: set[Key] = field(default_factory=set)
+
+    def run(self, block: Block, inputs: Sequence[bool]) -> list[bool]:
+        mine = {v.id: is_mine for v, is_mine in zip(block.inputs, inputs, strict=True)}
+        for node in block.nodes:
+            states = [mine.get(o, False) for o in node.operands]
+            part = block.part_of(node)
+            match part:
+                case BlockPart():
+                    results = self.call(block, node, part, states)
+                case StackPart(blocks=blocks):
+                    several = [
+                        self.run(self.found.graph.blocks[b], states) for b in dict.fromkeys(blocks)
+                    ]
+                    if len(node.results) > 1 or any(r != states[:1] for r in several):
+                        raise _NotShared(
+                            f"layers of {node.part} do not hand on the tokens that they get"
+                        )
+                    results = states[:1]
+                case OpPart():
+                    results = [self.part(block, node, part, states)]
+                case _:
+                    results = [self.op(block, node, states)] * len(node.results)
+            mine.update(zip(node.results, results, strict=True))
+        return [mine.get(o, False) for o in block.outputs]
+
+    def call(self, block: Block, node: Node, part: BlockPart, states: list[bool]) -> list[bool]:
+        """A block that only multiplies its input by column parts gets all tokens, and so does one that must."""
+        below = self.found.graph.blocks[part.block]
+        if states == [True]:
+            users = [n for n in below.nodes if below.inputs[0].id in n.operands]
+            columns = all(
+                share is not None and share.style is Style.COLUMN
+                for share in (self.found.shares.get((below.name, n.part or "")) for n in users)
+            )
+            if not columns:
+                kept = dict(self.gathered), set(self.shared)
+                try:
+                    return self.run(below, states)
+                except _NotShared:
+                    self.gathered, self.shared = kept
+            self.gathered[block.name, part.name] = columns
+            states = [False]
+        return self.run(below, states)
+
+    def part(self, block: Block, node: Node, part: OpPart, states: list[bool]) -> bool:
+        key = (block.name, part.name)
+        share = self.found.shares.get(key)
+        match share.style if share else Style.WHOLE:
+            case Style.VOCABULARY | Style.ROW:
+                return True
+            case Style.COLUMN | Style.HEAD:
+                if states[0]:
+                    self.gathered[key] = True
+                return False
+            case Style.EXPERTS:
+                if not all(states):
+                    raise _NotShared(f"{part.name} of {block.name} reads all tokens")
+                return True
+            case _ if any(states):
+                self.shared.add(key)
+                return self.op(block, node, states)
+            case _:
+                return False
+
+    def parameters_of(self, block: Block, operand: str) -> Iterator[Key]:
+        """Parameters that a value without tokens is made of."""
+        node = next((n for n in block.nodes if operand in n.results), None)
+        if node is None and not operand.startswith("@"):
+            raise _NotShared(f"{block.name} is handed a weight for a rank's tokens")
+        part = block.part_of(node) if node else None
+        if isinstance(part, OpPart) and part.row.role is Role.PARAMETER:
+            if (block.name, part.name) in self.found.shares:
+                raise _NotShared(f"{part.name} of {block.name} is for a rank's tokens and for all")
+            yield block.name, part.name
+        elif node is not None:
+            for below in node.operands:
+                yield from self.parameters_of(block, below)
+
+    def op(self, block: Block, node: Node, states: list[bool]) -> bool:
+        """Of a rank's tokens alone, if every token of the result comes of its own, and stays in the second place."""
+        if not any(states):
+            return False
+        graph = self.found.graph
+        types = graph.operand_types(block, node)
+        results = [block.values[r].type for r in node.results]
+        for operand, t, is_mine in zip(node.operands, types, states, strict=True):
+            if not is_mine and ((len(t.shape) > 1 and t.shape[1] == S) or S in t.shape):
+                raise _NotShared(f"{node.op} of {block.name} joins a rank's tokens and all of them")
+            if not is_mine:
+                self.shared.update(self.parameters_of(block, operand))
+        places = {t.shape.index(S) if S in t.shape else -1 for t in results}
+        if places != {1} or not node.row.on_each_token(types, results, node.attrs):
+            raise _NotShared(f"{node.op} of {block.name} needs the tokens of all ranks")
+        return True
+
+
 def _heads(graph: Graph) -> Iterator[Key]:
     """Linear parts whose results reach those of the model through elementwise ops alone."""
     waiting = [(graph.root_block, output) for output in graph.root_block.outputs]
@@ -752,6 +893,13 @@ def _stacks(graph: Graph) -> Iterator[Stack]:
                     )
 
     return visit("", graph.root_block)
+
+
+def pipeline_stack(found: ShardPlan) -> Stack | None:
+    """The layers that stages may share: there is one stack, and one value crosses each cut."""
+    if len(found.stacks) != 1 or found.stacks[0].beside:
+        return None
+    return found.stacks[0]
 
 
 def stage_layers(layers: int, stages: int) -> tuple[range, ...]:

@@ -263,6 +263,8 @@ def _split_torch(at: TorchSite, x: Sequence[Code]) -> Code:
     heads = [t.shape[1] for t in types if len(t.shape) == 4 and t.shape[1].is_static]
     if len(heads) == len(sizes) and len({t.shape[-1] for t in types}) == 1:
         return call("split_by", x[0], Tuple(tuple(literal(h.value) for h in heads)))
+    if at.of_parts:
+        return call("split_by", x[0], Tuple(tuple(literal(s // gcd(*sizes)) for s in sizes)))
     return method(x[0], "split", Tuple(at.numbers("sizes")), dim=axis)
 
 

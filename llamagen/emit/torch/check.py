@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +44,20 @@ _NAMES = frozenset(
 _ATTRIBUTES = frozenset({"__init__"})
 
 
-def check_source(text: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Besides:
+    """What another kind of file than `modeling.py` may have too."""
+
+    imports: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
+    syntax: tuple[type[ast.AST], ...] = ()
+
+
+_NOTHING = Besides()
+
+
+def check_source(text: str, besides: Besides = _NOTHING) -> None:
     """Raises LlamagenError (LG742) when ``text`` has syntax, an import, a builtin or a dunder outside the list."""
     if not text.isascii():
         raise LlamagenError.of("LG742", "generated code must be ASCII")
@@ -53,9 +67,9 @@ def check_source(text: str) -> None:
         message = f"generated code does not parse, line {error.lineno}: {error.msg}"
         raise LlamagenError.of("LG742", message) from None
     nodes = list(ast.walk(tree))
-    bound = _bound(nodes) | _NAMES
+    bound = _bound(nodes) | _NAMES | besides.names
     for node in nodes:
-        problem = _problem(node, bound)
+        problem = None if isinstance(node, besides.syntax) else _problem(node, bound, besides)
         if problem is not None:
             line = getattr(node, "lineno", 0)
             raise LlamagenError.of(
@@ -78,15 +92,16 @@ def _bound(nodes: Sequence[ast.AST]) -> set[str]:
     return names
 
 
-def _problem(node: ast.AST, bound: set[str]) -> str | None:
+def _problem(node: ast.AST, bound: set[str], besides: Besides) -> str | None:
+    imports, attributes = IMPORTS | besides.imports, _ATTRIBUTES | besides.attributes
     match node:
-        case ast.Import(names=aliases) if {a.name for a in aliases} - IMPORTS:
+        case ast.Import(names=aliases) if {a.name for a in aliases} - imports:
             return f"importing {', '.join(a.name for a in aliases)}"
-        case ast.ImportFrom(module=module, level=level) if level or module not in IMPORTS:
+        case ast.ImportFrom(module=module, level=level) if level or module not in imports:
             return f"importing from {module}"
         case ast.Name(id=name, ctx=ast.Load()) if name not in bound:
             return f"the name `{name}`"
-        case ast.Attribute(attr=name) if name.startswith("_") and name not in _ATTRIBUTES:
+        case ast.Attribute(attr=name) if name.startswith("_") and name not in attributes:
             return f"the attribute `{name}`"
         case _ if not isinstance(node, _NODES):
             return f"{type(node).__name__}"

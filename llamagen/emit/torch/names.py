@@ -49,13 +49,15 @@ MODULE_ATTRIBUTES = frozenset(
         "T_destination", "add_module", "apply", "attend", "bfloat16", "buffers", "call_super_init", "children",
         "compile", "cpu", "cuda", "double", "dtype", "dump_patches", "eval", "extra_repr", "float", "forward",
         "from_pretrained", "generate", "get_buffer", "get_extra_state", "get_parameter", "get_submodule",
-        "half", "ipu", "load_state_dict", "loss", "modules", "mtia", "named_buffers", "named_children", "named_modules",
+        "half", "in_forward",
+        "ipu", "load_state_dict", "loss", "modules", "mtia", "named_buffers", "named_children", "named_modules",
         "named_parameters", "parameters", "register_backward_hook", "register_buffer", "register_forward_hook",
         "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook",
         "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook", "register_module",
         "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook", "requires_grad_",
         "reset_parameters", "see",
-        "set_extra_state", "set_submodule", "share_memory", "slopes", "state_dict", "tie", "to", "to_empty", "train",
+        "set_extra_state", "set_submodule", "share_memory", "slopes", "state_dict",
+        "tensor_parallel", "tie", "to", "to_empty", "train",
         "training", "type", "xpu", "zero_grad",
     }
 )  # fmt: skip

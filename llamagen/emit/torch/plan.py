@@ -9,6 +9,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.names import Constants, class_names, identifier
 from llamagen.emit.torch.place import library
 from llamagen.emit.torch.site import PreludeSite
+from llamagen.ir import shard
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart
 from llamagen.ir.joined import Joined
 from llamagen.ops.activations import ACTIVATIONS
@@ -59,6 +60,8 @@ class Plan:
     attentions: list[tuple[Block, Node]] = field(default_factory=list)
     head: str = ""
     """The block whose last nodes are computed for the kept tokens only; empty if there is none."""
+    pieces: frozenset[tuple[str, str]] = frozenset()
+    """Block and first result of ops that cut what a rank has a part of into pieces."""
     extras: dict[str, Fixed] = field(default_factory=dict)
     """What attention functions take besides q, k, v and the mask."""
 
@@ -199,6 +202,7 @@ def make_plan(model: Graph | Joined) -> Plan:
     for name in way[1:]:
         plan.arguments[name] += ("logits_to_keep",)
     plan.attending = _attending(plan)
+    plan.pieces = shard.plan(graph).split
     return plan
 
 

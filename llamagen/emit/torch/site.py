@@ -71,6 +71,11 @@ class TorchSite:
         return self.body.sizes(dims)
 
     @property
+    def of_parts(self) -> bool:
+        """Whether it cuts a value of which a rank may have a part into pieces."""
+        return (self.body.block.name, self.node.results[0]) in self.body.plan.pieces
+
+    @property
     def attend(self) -> Text:
         """The attention function under a mask."""
         return Text("self.attend" if self.body.plan.choice else "eager")
