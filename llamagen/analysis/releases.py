@@ -107,7 +107,7 @@ def _traits(record: Record) -> Iterator[str]:
     }
     for one in load_table("techniques.yaml", _Techniques).techniques:
         if holds(one.when, record):
-            yield fill(one.name, ChainMap(words, record))
+            yield fill(one.name, ChainMap(words, record))  # type: ignore[arg-type]  # only read
 
 
 def text(releases: Sequence[Release]) -> str:

@@ -77,6 +77,7 @@ CLOCKED = {
     "tests/hardness/__main__.py": "goes on for as long as it is told",
     "tests/hardness/attacks.py": "sends signals at random moments of a run",
     "tests/hardness/test_hardness.py": "a slow test has more time than the others",
+    "tests/parity/test_parallel.py": "several processes that wait for each other end, and a slow test has more time",
     "tests/parity/test_generations.py": "a slow test has more time than the others",
     "tests/test_python.py": "a slow test has more time than the others",
     "tests/mutants/__main__.py": "tells how long is left",
