@@ -194,21 +194,28 @@ class Model:
         adapter: str | Path | None = None,
         progress: Progress = silent,
     ) -> Written:
-        """Write an ONNX folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
+        """Write a folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
-        A checkpoint's own config.json must make the spec's graph, unless ``ignore_config``: then the spec counts, and
-        the folder gets its config.json. ``adapter`` is a LoRA's folder, merged into the weights.
+        For ONNX Runtime, or with the format ``transformers`` of the options for that and engines that build on it. A
+        checkpoint's own config.json must make the spec's graph, unless ``ignore_config``: then the spec counts, and the
+        folder gets its config.json. ``adapter`` is a LoRA's folder, merged into the weights.
         """
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
         job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, _ids)
-        if checkpoint is not None and random_weights is None:
-            lora = None if adapter is None else Path(adapter)
+        lora = None if adapter is None else Path(adapter)
+        if (checkpoint is None) == (random_weights is None):
+            raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
+        if options.format == "transformers":
+            from llamagen.emit.hub import export_hub
+
+            stored = None if checkpoint is None else Path(checkpoint)
+            return export_hub(job, stored, random_weights, self.registry, ignore_config, lora)
+        if checkpoint is not None:
             return export_checkpoint(job, Path(checkpoint), self.registry, ignore_config, lora)
-        if random_weights is not None and checkpoint is None:
-            return export_random(job, random_weights)
-        raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
+        assert random_weights is not None
+        return export_random(job, random_weights)
 
 
 def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
@@ -279,12 +286,13 @@ def show(target: str | Path) -> list[Section]:
 
 
 def explain(subject: str, path: str | None = None) -> str:
-    """Words about a diagnostic code, the ``language``, its ``ops``, an op, a profile's rules, or a value of a model."""
+    """Words about a code, the ``language``, its ``ops``, an op, a profile, an engine, or a value of a model."""
     if path is None and CODE.fullmatch(subject):
         from llamagen.diagnostics.codes import code_text
 
         return code_text(subject)
     from llamagen.analysis import explain as words
+    from llamagen.analysis.engines import ENGINES, engine_text
     from llamagen.analysis.rewrites import REWRITTEN_PROFILES, rules_text
 
     if path is not None:
@@ -297,6 +305,8 @@ def explain(subject: str, path: str | None = None) -> str:
         from llamagen.analysis.language import language
 
         return language()
+    if subject in ENGINES:
+        return engine_text(subject)
     for profile in REWRITTEN_PROFILES:
         if profile == subject:
             return rules_text(profile)

@@ -39,7 +39,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "fmt": ("make.fmt", "Write specs in canonical form."),
     "schema": ("make.schema", "Print the JSON schema of spec files."),
     "generate": ("make.generate", "Write PyTorch code, ONNX graph, configs and texts."),
-    "export": ("work.export", "Write an ONNX folder with weights."),
+    "export": ("work.export", "Write a folder with weights: ONNX, or for transformers and vLLM."),
     "verify": ("verify.verify", "Compare an exported folder with independent witnesses."),
     "run": ("work.run", "Generate with an exported folder."),
     "convert": ("work.convert", "Write A's checkpoint as one of B, where that is exact."),

@@ -67,7 +67,7 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write an ONNX folder with weights, streamed or linked from the checkpoint, whole or not at all."""
+    """Write a folder with weights, for ONNX Runtime or for transformers, whole or not at all."""
     lora = None if adapter is None else api.located(adapter)
     stored = None if checkpoint is None else api.located(checkpoint)
     says_itself = spec.endswith(".gguf") or spec.startswith("hf:") or is_folder(Path(spec))

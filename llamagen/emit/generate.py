@@ -33,13 +33,13 @@ REPORTS = "reports"
 def files_of(
     resolved: ResolvedSpec, targets: Sequence[Target], cache: CacheKind = "full"
 ) -> dict[str, str]:
-    """File name -> text, in the order of ``TARGETS``. Deterministic; reads no weights.
+    """File name -> text, in the order of ``Target``. Deterministic; reads no weights.
 
-    Raises LG705 if caches are to be bounded and cannot be.
+    Raises LG705 if caches are to be bounded and cannot be, LG743 for what cannot be code for transformers.
     """
     verify(build(resolved), thorough=True)
     texts: dict[str, str] = {}
-    for target in TARGETS:
+    for target in Target:
         if target in targets:
             texts |= _texts(resolved, target, cache)
     return texts
@@ -48,6 +48,10 @@ def files_of(
 def _texts(resolved: ResolvedSpec, target: Target, cache: CacheKind) -> dict[str, str]:
     if target is Target.CONFIG:
         return config_files(resolved)
+    if target is Target.TRANSFORMERS:
+        from llamagen.emit.hub import code_files
+
+        return code_files(resolved)
     graphs = with_caches(build_all(resolved), cache)
     match target:
         case Target.TEXT:

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
@@ -330,6 +330,22 @@ class Manifest(Closed):
         return listed.model_dump_json(indent=2, exclude_none=False) + "\n"
 
 
+class HubManifest(Closed):
+    """MANIFEST.json of a folder for transformers."""
+
+    format: Literal["transformers"] = "transformers"
+    llamagen: str = Field(description="Version that wrote the folder.")
+    spec: SpecRecord
+    code: bool = Field(description="false: a class of transformers itself runs it.")
+    weights: WeightsRecord
+    files: dict[str, FileRecord]
+
+    def text(self) -> str:
+        """Canonical JSON, files by name."""
+        listed = self.model_copy(update={"files": dict(sorted(self.files.items()))})
+        return listed.model_dump_json(indent=2) + "\n"
+
+
 def images_record(resolved: ResolvedSpec) -> ImagesRecord | None:
     """None for a model of text. Raises LG407 as ``pipeline_of`` does."""
     if not resolved.spec.graphs:
@@ -365,21 +381,48 @@ def schema_text() -> str:
     return json.dumps(Manifest.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+M = TypeVar("M", Manifest, HubManifest)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an exported folder; no other file is looked at. Raises LG775."""
-    path = folder / MANIFEST
-    data = files.read_bytes(path, files.MANIFEST, within=folder)
+    """The manifest of an ONNX folder; no other file is looked at. Raises LG775."""
+    return _read(folder, Manifest, "`verify DIR --against vllm` looks at such a folder")
+
+
+def read_hub_manifest(folder: Path) -> HubManifest:
+    """The manifest of a folder for transformers; no other file is looked at. Raises LG775."""
+    return _read(folder, HubManifest, "export it with --format transformers")
+
+
+def recorded_files(folder: Path) -> Mapping[str, FileRecord]:
+    """What the manifest of either format lists. Raises LG775."""
+    return (read_hub_manifest if _is_hub(_data(folder)) else read_manifest)(folder).files
+
+
+def _read(folder: Path, kind: type[M], other: str) -> M:
+    data = _data(folder)
+    if _is_hub(data) != (kind is HubManifest):
+        made = "transformers" if _is_hub(data) else "ONNX Runtime"
+        raise LlamagenError.of("LG775", f"{folder} is a folder for {made}", help=other)
     try:
-        return Manifest.model_validate_json(data, strict=True)
+        return kind.model_validate_json(data, strict=True)
     except ValidationError as error:
         raise LlamagenError.of(
             "LG775",
-            f"{path} is not a manifest of this version: {first_fault(error)}",
+            f"{folder / MANIFEST} is not a manifest of this version: {first_fault(error)}",
             help="export the model again with this version of llamagen",
         ) from error
 
 
-EXPORT = Listing(MANIFEST, lambda folder: read_manifest(folder).files)
+def _data(folder: Path) -> bytes:
+    return files.read_bytes(folder / MANIFEST, files.MANIFEST, within=folder)
+
+
+def _is_hub(data: bytes) -> bool:
+    return data.lstrip().startswith(b'{\n  "format": "transformers"')
+
+
+EXPORT = Listing(MANIFEST, recorded_files)
 """How an exported folder says that llamagen wrote it."""
 
 

@@ -22,9 +22,11 @@ class Target(StrEnum):
     PARALLEL = "parallel"
     ONNX = "onnx"
     CONFIG = "config"
+    TRANSFORMERS = "transformers"
+    """Code that transformers and what builds on it load; where it is asked for."""
 
 
-TARGETS: tuple[Target, ...] = tuple(Target)
+TARGETS: tuple[Target, ...] = tuple(one for one in Target if one is not Target.TRANSFORMERS)
 
 WeightMode: TypeAlias = Literal["copy", "reference"]
 """Weights are data files of the folder, or the checkpoint's own files linked into it."""
@@ -171,6 +173,16 @@ class ExportOptions:
     web: Annotated[
         bool,
         Shown("Add index.html, which runs it in a browser; npm fetches transformers.js for that."),
+    ] = False
+    format: Annotated[
+        Literal["onnx", "transformers"],
+        Shown(
+            "onnx, or transformers: a folder for it and for the engines that build on it, such as vLLM."
+        ),
+    ] = "onnx"
+    custom_code: Annotated[
+        bool,
+        Shown("With --format transformers: our code although transformers has a class for it."),
     ] = False
     scan: Annotated[bool, Shown("Read referenced weights: refuse NaN and infinity, hash.")] = False
     quantize: QuantizeOptions = NOT_QUANTIZED

@@ -186,8 +186,10 @@ def divisors(n: int) -> tuple[int, ...]:
     return tuple(d for d in range(1, n + 1) if n % d == 0) or (1,)
 
 
-def plan(graph: Graph) -> ShardPlan:
+def plan(graph: Graph, whole: Mapping[Key, str] | None = None) -> ShardPlan:
     """How ``graph`` is cut; every graph has a plan. Of two linear parts one after the other either can be column.
+
+    Linear parts in ``whole`` stay so, for the reason there.
 
     Where the second may stay cut after it, as queries behind a small projection (DeepSeek), that leaves less to each
     rank: so each column part is tried as whole, and what cuts most weights is kept; of equals what sums less often.
@@ -207,7 +209,7 @@ def plan(graph: Graph) -> ShardPlan:
         cut = sum(sizes[key] for key, share in found.shares.items() if share.style in _LESS)
         return cut, -sum(map(sum, found.reductions.values()))
 
-    best = _derived(graph, {})
+    best = _derived(graph, whole or {})
     tried: set[Key] = set()
     while True:
         shares = best.shares.items()

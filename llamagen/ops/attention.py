@@ -115,8 +115,7 @@ def _causal_mask_prelude(at: PreludeSite) -> Shared:
         at.bounded and function != "padding_mask" and not causal
     ):  # then each takes how many past keys there are at most
         arguments.append(at.kept() or "P")
-    call = f"{function}({', '.join(arguments)})"
-    return Shared("mask", (at.mask_name(),), type_, call, causal)
+    return at.mask(function, arguments, type_, causal)
 
 
 def _slots(b: Builder, new: Dim, total: Dim) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -299,15 +298,7 @@ def slopes_of(heads: int) -> list[float]:
 
 
 def _attention_torch(at: TorchSite, x: Sequence[Code]) -> Code:
-    operands: list[Code] = list(x[:3])
-    function = at.attend
-    if len(x) > 3:
-        operands.append(x[3])
-    else:
-        function = at.unmasked
-        operands += [literal(None)] if function.text == "eager" else []
-    extras = (Keyword(name, _extra(name, at, x)) for name in at.extras)
-    return call(function.text, *operands, *extras)
+    return at.attention(x[:4], [Keyword(name, _extra(name, at, x)) for name in at.extras])
 
 
 def _extra(name: str, at: TorchSite, x: Sequence[Code]) -> Code:

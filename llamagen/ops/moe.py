@@ -37,7 +37,6 @@ from llamagen.ops.op import (
     need_last,
     need_real,
     parameter,
-    part_text,
     same_shape,
 )
 
@@ -376,7 +375,7 @@ EXPERT_OPS: tuple[Op, ...] = (
         cite="facts 4.8",
         role=Role.EXPERTS,
         numpy=_experts_numpy,
-        torch=part_text,
+        torch=lambda at, x: at.routed(x),
         torch_module=_experts_module,
         onnx=_experts_onnx,
     ),

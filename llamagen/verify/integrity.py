@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.manifest import MANIFEST, FileRecord, read_manifest
+from llamagen.emit.manifest import MANIFEST, FileRecord, recorded_files
 from llamagen.emit.written import ByteCounter, Progress, silent
 from llamagen.files import DATA, open_file, read_bytes
 from llamagen.files import MANIFEST as MANIFEST_KIND
@@ -63,12 +63,12 @@ def check_integrity(folder: str | Path, progress: Progress = silent) -> Integrit
     Raises LG775 for a folder without a manifest, or with one that cannot be read.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    recorded = recorded_files(folder)
     present = {p.relative_to(folder).as_posix(): p for p in _entries(folder)}
-    total = sum(record.size for record in manifest.files.values())
+    total = sum(record.size for record in recorded.values())
     counter = ByteCounter(progress, total)
     found: list[FileFinding] = []
-    for name, record in sorted(manifest.files.items()):
+    for name, record in sorted(recorded.items()):
         path = present.pop(name, None)
         if path is None:
             found.append(FileFinding(name, "missing", f"{record.size:,} bytes were written"))
@@ -78,10 +78,10 @@ def check_integrity(folder: str | Path, progress: Progress = silent) -> Integrit
     present.pop(MANIFEST, None)
     found += [FileFinding(name, "extra", "`export` did not write it") for name in sorted(present)]
     data = read_bytes(folder / MANIFEST, MANIFEST_KIND, within=folder)
-    unread = {n: r.size for n, r in sorted(manifest.files.items()) if r.sha256 is None}
+    unread = {n: r.size for n, r in sorted(recorded.items()) if r.sha256 is None}
     return Integrity(
         tuple(found),
-        len(manifest.files),
+        len(recorded),
         total,
         hashlib.sha256(data).hexdigest(),
         tuple(unread),

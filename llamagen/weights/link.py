@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from llamagen.diagnostics import LlamagenError, quoted
+from llamagen.files import WEIGHTS, open_file
 from llamagen.weights.checkpoint import FLOAT8
 from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Bytes, Piece, in_turn
@@ -43,11 +45,11 @@ def as_stored(bindings: Iterable[Binding]) -> dict[str, TensorEntry]:
     return entries
 
 
-def link(entries: Sequence[TensorEntry], folder: Path) -> dict[str, Path]:
+def link(entries: Sequence[TensorEntry], folder: Path, *, or_copy: bool = False) -> dict[str, Path]:
     """Hard-link the safetensors files of ``entries`` into ``folder`` under their own names; name -> path there.
 
-    Symbolic links (the Hub cache is made of them) are followed first. Raises LG641 where the system cannot link, LG622
-    if a file is not any more what ``entries`` say.
+    Symbolic links (the Hub cache is made of them) are followed first. Raises LG641 where the system cannot link, unless
+    it may copy, LG622 if a file is not any more what ``entries`` say.
     """
     linked: dict[str, Path] = {}
     for file in dict.fromkeys(entry.file for entry in entries):
@@ -59,7 +61,10 @@ def link(entries: Sequence[TensorEntry], folder: Path) -> dict[str, Path]:
             message = f"the name of {quoted(str(file))} is not UTF-8, so a graph cannot hold it"
             raise LlamagenError.of("LG641", message, help=f"rename it, or {_COPY}") from error
         except OSError as error:
-            raise _no_link(file, folder, error) from error
+            if not or_copy or error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES):
+                raise _no_link(file, folder, error) from error
+            with open_file(file, WEIGHTS) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
         now = {(t.name, t.dtype, t.shape, t.offset) for t in read_header(target)}
         if any((t.name, t.dtype, t.shape, t.offset) not in now for t in entries if t.file == file):
             message = f"{quoted(str(file))} was changed while it was read"

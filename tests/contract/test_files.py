@@ -72,6 +72,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("verify/witnesses.py", "library.AutoConfig.from_pretrained"): LOOKED_AT,
     ("verify/witnesses.py", "kind.from_pretrained"): "gets the weights, and no folder",
     ("emit/onnx/data.py", "path.open"): OURS,
+    ("weights/link.py", "target.open"): OURS,
     ("weights/safetensors.py", "path.open"): OURS,
     ("emit/onnx/stages.py", "onnx.load"): OURS,
     ("verify/witnesses.py", "stage.open"): NO_FILE,

@@ -136,9 +136,8 @@ class Body:
     def call(self, node: Node) -> Code:
         part = self.part(node)
         assert not isinstance(part, StackPart)
-        below = self.plan.arguments[getattr(part, "block", "")]
         args = [self.read(o) for o in node.operands]
-        return call(f"self.{node.part}", *args, *(Text(a) for a in below))
+        return call(f"self.{node.part}", *args, *self.plan.taken_by(getattr(part, "block", "")))
 
     def put(self, prefix: str, code: Code, spare: str = "") -> list[str]:
         """A statement; a sum of calls or a chain of methods too long for a line is cut at its head, named ``spare``."""
@@ -172,8 +171,7 @@ class Body:
             carried = self.variables[result.id] = self.name(None)
         if start != carried:
             self.lines.append(statement(f"{carried} = ", first, 2))
-        below = self.plan.arguments[part.blocks[0]]
-        step = call("layer", Text(carried), *others, *(Text(a) for a in below))
+        step = call("layer", Text(carried), *others, *self.plan.taken_by(part.blocks[0]))
         self.codes[node.results[0]] = Text(carried)
         if len(node.results) > 1:
             self.collect(node, part, carried, step)
@@ -244,9 +242,12 @@ class Body:
         """``k, v = cache.append(k, v)``, if there is a cache; else its results are its operands."""
         names = self.named(node)
         keep = self.plan.kept(keep_of(node.attrs))
-        arguments = (*map(Text, names), *([Text(keep)] if keep else []))
+        method, more = "append", [Text(keep)] if keep else []
+        if self.plan.config:
+            method, more = "update", [Text("self.layer_idx")]
         self.lines.append("        if cache is not None:")
-        self.lines += self.put(f"    {', '.join(names)} = ", call("cache.append", *arguments))
+        appended = call(f"cache.{method}", *map(Text, names), *more)
+        self.lines += self.put(f"    {', '.join(names)} = ", appended)
 
     def free(self, variable: str) -> bool:
         return all(self.left[k] <= 0 for k, v in self.variables.items() if v == variable)
@@ -329,21 +330,23 @@ class Body:
 def class_text(plan: Plan, block: Block) -> str:
     """The class of ``block``, without its name."""
     attend = block.name in plan.attending
-    parameters = ["attend: Attend"] if attend else []
-    init = init_lines(plan, block, "attend")
+    arguments = plan.attention_arguments if attend else {}
+    parameters = [f"{name}: {type_}" for name, type_ in arguments.items()]
+    init = init_lines(plan, block, ", ".join(plan.attention_arguments))
     body = Body(block, plan)
     inputs = [f"{name}: Tensor" for name in body.input_names]
     types = plan.types(block.name)
     context = [f"{name}: {types[name]}" for name in plan.arguments[block.name]]
+    context += ["**kwargs: object"] if plan.config and attend else []
     count = len(block.outputs)
     results = "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
-    lines = ["(nn.Module):"]
+    lines = [f"({'GradientCheckpointingLayer' if block.name in plan.layers else 'nn.Module'}):"]
     if block.doc:
         lines.append(f'{INDENT}"""{docstring_text(block.doc)}"""')
     if init or attend:
         lines += [f"    def __init__({', '.join(['self', *parameters])}) -> None:"]
         lines += ["        super().__init__()"]
-        lines += ["        self.attend = attend"] if block.name in plan.directly_attending else []
+        lines += _attention_lines(plan, block) if block.name in plan.directly_attending else []
         lines += [*init, ""]
     if start := start_lines(plan, block):
         lines[-1:] = ["        self.reset_parameters()", "", *start, ""]
@@ -352,9 +355,28 @@ def class_text(plan: Plan, block: Block) -> str:
         of_image = next(name for name in plan.arguments[block.name] if name in plan.beside)
         lines += [f"        if {of_image} is None:  # there is no image"]
         lines += [f"            return {body.input_names[0]}"]
+    if plan.config and block.name in plan.directly_attending:
+        named = "self.config._attn_implementation, of_eager"
+        lines += [f"        attend = ALL_ATTENTION_FUNCTIONS.get_interface({named})"]
     body.run_all()
     lines += [*body.lines, *body.put("return ", body.results())]
     return "\n".join(lines)
+
+
+def _attention_lines(plan: Plan, block: Block) -> list[str]:
+    """What a block keeps for its attention; in a file for transformers, under the names that implementations read."""
+    if not plan.config:
+        return ["        self.attend = attend"]
+    (node,) = (n for b, n in plan.attentions if b is block)
+    q, k = (block.values[o].type.shape for o in node.operands[:2])
+    site = TorchSite(Body(block, plan), node)
+    scale = node.attrs["scale"]
+    usual = Binary("**", site.size(q[-1]), literal(-0.5))
+    return [
+        "        self.config, self.layer_idx = config, layer_idx",
+        statement("self.scaling = ", usual if scale is None else site.number("scale"), 2),
+        f"        self.num_key_value_groups = {q[1].value // k[1].value}",
+    ]
 
 
 def init_lines(plan: Plan, block: Block, attend: str) -> list[str]:
@@ -394,11 +416,11 @@ def start_lines(plan: Plan, block: Block) -> list[str]:
 
 def _stack_lines(plan: Plan, part: StackPart, attend: str) -> list[str]:
     count = flat(plan.constants.code(len(part.blocks), part.count_source))
-    arguments = attend if part.blocks[0] in plan.attending else ""
+    arguments = attend.replace("layer_idx", "i") if part.blocks[0] in plan.attending else ""
     kinds = [plan.names[b] for b in part.blocks]
     periods = range(1, len(kinds) + 1)
     period = next(p for p in periods if all(k == kinds[i % p] for i, k in enumerate(kinds)))
-    lines, kind, i = [], kinds[0], "_"
+    lines, kind, i = [], kinds[0], "i" if plan.config else "_"
     if period > 1:
         names = kinds if period > MAX_PERIOD else kinds[:period]
         lines = [f"        kinds = ({', '.join(names)})"]

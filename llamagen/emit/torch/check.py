@@ -49,6 +49,7 @@ class Besides:
     """What another kind of file than `modeling.py` may have too."""
 
     imports: frozenset[str] = frozenset()
+    """Of a file beside it with a dot before."""
     names: frozenset[str] = frozenset()
     attributes: frozenset[str] = frozenset()
     syntax: tuple[type[ast.AST], ...] = ()
@@ -97,7 +98,9 @@ def _problem(node: ast.AST, bound: set[str], besides: Besides) -> str | None:
     match node:
         case ast.Import(names=aliases) if {a.name for a in aliases} - imports:
             return f"importing {', '.join(a.name for a in aliases)}"
-        case ast.ImportFrom(module=module, level=level) if level or module not in imports:
+        case ast.ImportFrom(module=module, level=level) if (
+            "." * level + (module or "") not in imports
+        ):
             return f"importing from {module}"
         case ast.Name(id=name, ctx=ast.Load()) if name not in bound:
             return f"the name `{name}`"

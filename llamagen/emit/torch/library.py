@@ -251,6 +251,24 @@ def merge_heads(x_BNSH: Tensor) -> Tensor:
     return x_BNSH.transpose(1, 2).flatten(2)
 
 
+def by_heads(attended: Tensor, head_dim: int) -> Tensor:
+    """What an implementation of attention returns, [B, S, N, H] or vLLM's [S, N * H] -> [B, N, S, H]"""
+    if attended.dim() == 2:
+        attended = attended.unflatten(-1, (-1, head_dim))[None]
+    return attended.transpose(1, 2)
+
+
+def each_token(
+    experts: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x_BSD: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Experts by rows of tokens, which engines that put their own in the place of ours want."""
+    x, indices, weights = x_BSD.flatten(0, -2), indices.flatten(0, -2), weights.flatten(0, -2)
+    return experts(x, indices, weights).view_as(x_BSD)
+
+
 def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) -> Tensor:
     """x, but rows in order where ids == id; there must be as many of both."""
     if rows is None:

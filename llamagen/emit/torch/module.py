@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 
 from llamagen.diagnostics import LlamagenError
@@ -60,18 +60,21 @@ def formatted(texts: Mapping[str, str]) -> dict[str, str]:
 def source_of(model: Graph | Joined, initializer_range: float | None = None) -> str:
     """The file before it is formatted. Raises LlamagenError (LG740, LG741) for what cannot be a PyTorch module."""
     plan = make_plan(model)
-    blocks = list(_classes(plan))
+    blocks = list(printed_classes(plan, but={plan.graph.root}))
     root = _Model(plan)
-    text = _file(plan, root, [*blocks, root.text()], initializer_range)
+    classes = [*blocks, root.text()]
+    text = assembled(
+        plan, classes, _head(plan, root), "", initializer_range, root.source, root.tables()
+    )
     check_source(text)
     return text
 
 
-def _classes(plan: Plan) -> Iterator[str]:
+def printed_classes(plan: Plan, but: Set[str]) -> Iterator[str]:
     """Blocks that differ in shapes alone read the same: one class is enough. Those below come first."""
     kept: dict[tuple[str, str], str] = {}
     for block in plan.graph.blocks.values():
-        if block.name != plan.graph.root:
+        if block.name not in but:
             text = class_text(plan, block)
             name = kept.setdefault((block.definition, text), plan.names[block.name])
             if name == plan.names[block.name]:
@@ -79,11 +82,20 @@ def _classes(plan: Plan) -> Iterator[str]:
             plan.names[block.name] = name
 
 
-def _file(
-    plan: Plan, model: _Model, classes: Sequence[str], initializer_range: float | None
+def assembled(
+    plan: Plan,
+    classes: Sequence[str],
+    head: str,
+    more_imports: str,
+    initializer_range: float | None,
+    source: str = "input_ids",
+    tables: Iterable[str] = (),
 ) -> str:
-    """The classes with what they name: constants, definitions of the library, imports."""
-    placed = _definitions(plan, model, classes)
+    """The classes with what they name: constants, definitions of the library, imports.
+
+    ``source`` is the variable of the model's first input, ``tables`` what the loader reads.
+    """
+    placed = _definitions(plan, source, classes)
     fresh = placed.pop("INITIALIZER_RANGE", "")
     aliases = [placed.pop(name) for name in ("KeyValue", "Rope", "Attend") if name in placed]
     functions = [placed.pop(name) for name in _FUNCTIONS if name in placed]
@@ -91,19 +103,20 @@ def _file(
     if fresh:
         stated = f"INITIALIZER_RANGE = {initializer_range!r}"
         constants.append(fresh if initializer_range is None else stated)
-    groups = ["\n".join(constants), *model.tables(), "\n".join(aliases)]
+    groups = ["\n".join(constants), *tables, "\n".join(aliases)]
     parts = ["\n\n".join(g for g in groups if g), *placed.values(), *classes, *functions]
     names = frozenset[str]().union(*map(_names, parts))
     body = "\n\n\n".join(parts)
-    return f"{_head(plan, model)}\n{_imports(names)}\n\n{body}\n"
+    imports = "\n".join(text for text in (_imports(names), more_imports) if text)
+    return f"{head}\n{imports}\n\n{body}\n"
 
 
-def _definitions(plan: Plan, model: _Model, classes: Sequence[str]) -> dict[str, str]:
+def _definitions(plan: Plan, source: str, classes: Sequence[str]) -> dict[str, str]:
     """What the library has of the names in the classes and in what is placed for them, in its order."""
     texts: dict[str, str] = {}
     for several in plan.placed.values():
         texts |= several
-    fixed = plan.fixed | {"positions": {"input_ids": Text(model.source)}}
+    fixed = plan.fixed | {"positions": {"input_ids": Text(source)}}
     waiting, placed = [*classes, *texts.values()], dict[str, str]()
     while waiting:
         for name in sorted(_names(waiting.pop()) & library().definitions.keys() - placed.keys()):
@@ -169,7 +182,7 @@ class _Model:
             message = "a PyTorch model takes a tensor first and returns one"
             raise LlamagenError.of("LG741", message, block.span)
         self.name = plan.names[block.name]
-        self.ties = _ties(plan.graph)
+        self.ties = ties_of(plan.graph)
         self.caches = plan.has(State.SLOT)
         self.reads_cross = plan.has(State.READ)
         self.writes_cross = plan.has(State.WRITTEN) and plan.whole is None
@@ -433,7 +446,7 @@ def _shape(dims: Sequence[Dim]) -> str:
     return f"[{', '.join(map(str, dims))}]"
 
 
-def _ties(graph: Graph) -> dict[str, str]:
+def ties_of(graph: Graph) -> dict[str, str]:
     """Path of a parameter -> the path of the one that it is. Raises LlamagenError (LG741) for those in a stack."""
     ties: dict[str, str] = {}
     for path, part in graph.ties.items():

@@ -64,6 +64,8 @@ class Plan:
     """Block and first result of ops that cut what a rank has a part of into pieces."""
     extras: dict[str, Fixed] = field(default_factory=dict)
     """What attention functions take besides q, k, v and the mask."""
+    config: str = ""
+    """In a file for transformers, whose attention and cache its layers use: the class of its configuration."""
 
     def place(
         self, name: str, to: str, fixed: Mapping[str, Fixed], words: Mapping[str, str] | None = None
@@ -77,7 +79,8 @@ class Plan:
     def types(self, block: str) -> dict[str, str]:
         """Context variable -> its type in a block; what comes of images may be absent."""
         cross = "Iterator[KeyValue]" if self.has(State.READ) else "list[KeyValue]"
-        types = {"cache": "KVCache | None", "cross": cross, "logits_to_keep": "int"}
+        cache = "Cache | None" if self.config else "KVCache | None"
+        types = {"cache": cache, "cross": cross, "logits_to_keep": "int"}
         types |= dict.fromkeys(("position_ids", "attention_mask", *self.declared), "Tensor")
         types |= {v: s.type for s in self.shared for v in s.variables}
         if self.whole is not None:
@@ -122,7 +125,25 @@ class Plan:
 
     @property
     def directly_attending(self) -> set[str]:
-        return {b.name for b, n in self.attentions if len(n.operands) > 3} if self.choice else set()
+        own = self.choice or self.config
+        return {b.name for b, n in self.attentions if len(n.operands) > 3} if own else set()
+
+    @property
+    def layers(self) -> set[str]:
+        """Blocks whose activations transformers may compute again in place of keeping them."""
+        parts = (p for b in self.graph.blocks.values() for p in b.parts.values())
+        stacked = {n for p in parts if isinstance(p, StackPart) for n in p.blocks}
+        return stacked if self.config else set()
+
+    @property
+    def attention_arguments(self) -> dict[str, str]:
+        """What a block with attention is made with, by name and type."""
+        return {"config": self.config, "layer_idx": "int"} if self.config else {"attend": "Attend"}
+
+    def taken_by(self, block: str) -> list[Text]:
+        """What a call of ``block`` has after its operands."""
+        words = [Text(a) for a in self.arguments.get(block, ())]
+        return [*words, Text("**kwargs")] if self.config and block in self.attending else words
 
     def norm_class(self, attrs: Attrs) -> str:
         late, offset = a_str(attrs, "cast") == "after_weight", a_float(attrs, "offset")
@@ -165,11 +186,11 @@ class Plan:
         return self.constants.one_below(keep, "sliding_window", "attention_chunk_size")
 
 
-def make_plan(model: Graph | Joined) -> Plan:
+def make_plan(model: Graph | Joined, config: str = "") -> Plan:
     """Raises LlamagenError (LG740, LG741) for names and ops that PyTorch cannot have."""
     whole = model if isinstance(model, Joined) else None
     graph = model.graph if isinstance(model, Joined) else model
-    plan = Plan(graph, Constants(graph.constants), class_names(graph), whole)
+    plan = Plan(graph, Constants(graph.constants), class_names(graph), whole, config=config)
     plan.variables = {"positions": "position_ids", "attention_mask": "attention_mask"}
     plan.declared = tuple(v.id for v in graph.inputs if v.id not in ("input_ids", *plan.variables))
     plan.variables |= {name: identifier(name, "input") for name in plan.declared}
@@ -248,6 +269,8 @@ def _variants(plan: Plan) -> None:
     plan.fixed["sdpa"] = {"mask": mask, "grouped": grouped(masked), "causal": causal, **scale}
     of_eager = grouped(plan.attentions if plan.special else masked) is not False
     plan.fixed["eager"] = {"mask": mask, "grouped": of_eager, **plan.extras}
+    if plan.config:
+        plan.fixed["eager"] |= {"mask": Stay.PRESENT, "scale": Stay.PRESENT}
     plan.fixed["full_attention"] = {"grouped": grouped(plain), **scale}
     if scale:
         plan.words["sdpa"] = plan.words["eager"] = {"/ sqrt(H)": "scale"}

@@ -11,13 +11,36 @@ from llamagen.diagnostics import LlamagenError, Span
 from llamagen.emit.torch.names import identifier
 from llamagen.emit.torch.place import statements_of
 from llamagen.ir.graph import Block, Node, OpPart
-from llamagen.ops.code import Attribute, Code, Fixed, Indexed, Statements, Text, Tuple, literal
+from llamagen.ops.code import (
+    Attribute,
+    Code,
+    Fixed,
+    Indexed,
+    Keyword,
+    Shared,
+    Statements,
+    Text,
+    Tuple,
+    call,
+    literal,
+)
 from llamagen.ops.dims import Dim
 from llamagen.ops.op import Attrs, Role, TensorType, a_str, keep_of
 
 if TYPE_CHECKING:
     from llamagen.emit.torch.blocks import Body
     from llamagen.emit.torch.plan import Plan
+
+
+_INTERFACE: Mapping[str, str] = {"cap": "softcap", "sinks": "s_aux"}
+"""What transformers calls the extras of an attention."""
+
+_MASKS: Mapping[str, str] = {
+    "causal_mask": "create_causal_mask",
+    "sliding_causal_mask": "create_sliding_window_causal_mask",
+    "chunked_causal_mask": "create_chunked_causal_mask",
+}
+"""Its masks: window and chunk are those of the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +99,38 @@ class TorchSite:
         return (self.body.block.name, self.node.results[0]) in self.body.plan.pieces
 
     @property
-    def attend(self) -> Text:
-        """The attention function under a mask."""
-        return Text("self.attend" if self.body.plan.choice else "eager")
-
-    @property
-    def unmasked(self) -> Text:
-        """The attention function without one."""
-        return Text("eager" if self.body.plan.special else "full_attention")
-
-    @property
     def extras(self) -> tuple[str, ...]:
-        """What both take besides q, k, v and the mask."""
+        """What attention functions take besides q, k, v and the mask."""
         return tuple(self.body.plan.extras)
+
+    def attention(self, operands: Sequence[Code], extras: Sequence[Keyword]) -> Code:
+        """The call of the attention function under a mask, or of the one without."""
+        plan = self.body.plan
+        if len(operands) < 4:
+            if plan.special:
+                return call("eager", *operands, literal(None), *extras)
+            return call("full_attention", *operands, *extras)
+        if not plan.config:
+            return call("self.attend" if plan.choice else "eager", *operands, *extras)
+        # vLLM 0.32 reads the scale and the sinks in the text of this call, by these names
+        named = [
+            Keyword(_INTERFACE.get(e.name, e.name), e.value) for e in extras if e.name != "scale"
+        ]
+        named = [Keyword("scaling", Text("self.scaling")), *named]
+        attended = call("attend", Text("self"), *operands[:4], *named, Text("**kwargs"))
+        return call("by_heads", Indexed(attended, "0"), self.size(self.result_types[0].shape[-1]))
 
     def listed(self, x: Sequence[Code]) -> Code:
         """All operands as one argument; states that a loop collected are in a list already."""
         states = self.body.lists.get(self.node.operands)
         return Tuple(tuple(x)) if states is None else Text(states)
+
+    def routed(self, x: Sequence[Code]) -> Code:
+        """The call of the module of experts."""
+        module = f"self.{self.part}"
+        if self.body.plan.config:
+            return call("each_token", Text(module), *x)
+        return call(module, *x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +237,13 @@ class PreludeSite:
         ]
         fixed = {name: numbers[name] if name in numbers else named(name) for name in names}
         return statements_of(function, fixed)
+
+    def mask(self, function: str, arguments: Sequence[str], type_: str, causal: bool) -> Shared:
+        """A mask by a function of the library, or by the one that transformers has in its place."""
+        call = f"{function}({', '.join(arguments)})"
+        if self.plan.config:
+            type_, call = "Tensor | None", f"{_MASKS[function]}(**seen)"
+        return Shared("mask", (self.mask_name(),), type_, call, causal)
 
     def mask_name(self) -> str:
         several = sum(n.row.role is Role.MASK for n in self.plan.graph.prelude) > 1

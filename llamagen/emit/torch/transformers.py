@@ -1,0 +1,474 @@
+"""Graph -> code of a folder for transformers: a modeling file and a configuration, which engines that build on it load.
+
+The blocks are those of the standalone file (module.py); attention, masks and cache are those of transformers, which
+engines put their own in the place of. Numbers are constants here too: the configuration holds what engines read.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from llamagen.analysis.engines import Cutting, Decoder
+from llamagen.diagnostics import LlamagenError
+from llamagen.emit.torch.blocks import Body, init_lines
+from llamagen.emit.torch.check import Besides, check_source
+from llamagen.emit.torch.module import assembled, formatted, printed_classes, ties_of
+from llamagen.emit.torch.names import HUB_ATTRIBUTES, LAYER_ATTRIBUTES, docstring_text
+from llamagen.emit.torch.plan import Plan, last_nodes, make_plan
+from llamagen.ir.graph import Graph, Node, StackPart
+from llamagen.ops.code import Text
+from llamagen.ops.op import Role
+from llamagen.spec.expr import Static
+
+_BESIDES = Besides(
+    imports=frozenset(
+        {
+            "transformers",
+            "transformers.cache_utils",
+            "transformers.masking_utils",
+            "transformers.modeling_layers",
+            "transformers.modeling_outputs",
+            "transformers.modeling_utils",
+            "transformers.utils",
+            "transformers.utils.output_capturing",
+            "vllm.distributed",
+        }
+    ),
+    names=frozenset({"ImportError", "object", "slice"}),
+    attributes=frozenset({"_attn_implementation"}),
+    syntax=(ast.Try, ast.ExceptHandler),
+)
+
+_LAYER_TYPES: Mapping[str, str] = {
+    "create_causal_mask": "full_attention",
+    "create_sliding_window_causal_mask": "sliding_attention",
+    "create_chunked_causal_mask": "chunked_attention",
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the files and classes of a model are called."""
+
+    slug: str
+    stem: str
+
+    @classmethod
+    def of(cls, spec_id: str) -> Names:
+        slug = re.sub(r"[^a-z0-9]+", "_", spec_id.lower()).strip("_")
+        return cls(slug, "".join(word.capitalize() for word in slug.split("_")))
+
+    @property
+    def model_type(self) -> str:
+        return f"llamagen_{self.slug}"
+
+    @property
+    def modeling(self) -> str:
+        return f"modeling_{self.slug}"
+
+    @property
+    def configuration(self) -> str:
+        return f"configuration_{self.slug}"
+
+    @property
+    def config(self) -> str:
+        return f"{self.stem}Config"
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """Class of transformers -> where the folder has the one that it loads in its place."""
+        return {
+            "AutoConfig": f"{self.configuration}.{self.config}",
+            "AutoModel": f"{self.modeling}.{self.stem}Model",
+            "AutoModelForCausalLM": f"{self.modeling}.{self.stem}ForCausalLM",
+        }
+
+
+def emit_transformers(
+    graph: Graph,
+    decoder: Decoder,
+    facts: Mapping[str, Static],
+    cutting: Cutting,
+    initializer_range: float | None = None,
+    *,
+    served: bool = True,
+) -> dict[str, str]:
+    """File name -> text of the code: same graph, same bytes.
+
+    ``facts`` are what the configuration holds and does not let be changed. ``served``: whether vLLM can put its
+    attention in the place of ours. Raises LlamagenError (LG740, LG741) for what cannot be such code.
+    """
+    names = Names.of(graph.spec_id)
+    texts = {
+        names.configuration: _configuration(graph, names, decoder, facts, cutting),
+        names.modeling: _modeling(graph, names, decoder, cutting, initializer_range, served),
+    }
+    beside = replace(_BESIDES, imports=_BESIDES.imports | {f".{names.configuration}"})
+    for text in texts.values():
+        check_source(text, beside)
+    return {f"{name}.py": text for name, text in formatted(texts).items()}
+
+
+# the configuration
+
+
+def _configuration(
+    graph: Graph,
+    names: Names,
+    decoder: Decoder,
+    facts: Mapping[str, Static],
+    cutting: Cutting,
+) -> str:
+    base = graph.blocks[decoder.base.block]
+    stages = {
+        **{
+            name: (["input_ids"], ["inputs_embeds"])
+            for name in _with_weights(base.parts, decoder.before)
+        },
+        decoder.stack.name: (["hidden_states", "attention_mask"], ["hidden_states"]),
+        **{
+            name: (["hidden_states"], ["hidden_states"])
+            for name in _with_weights(base.parts, decoder.after)
+        },
+    }
+    degrees = {engine: list(several) for engine, several in cutting.degrees.items()}
+    listed = {key: list(v) if isinstance(v, tuple) else v for key, v in facts.items()}
+    rows = "".join(f"    {key!r}: {value!r},\n" for key, value in listed.items())
+    return f'''"""The sizes of {docstring_text(graph.spec_id)} and how engines may cut it, generated by llamagen."""
+
+from transformers import PretrainedConfig
+
+# What the code of this folder computes: engines read it here.
+FACTS = {{
+{rows}}}
+
+
+class {names.config}(PretrainedConfig):
+    model_type = "{names.model_type}"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {dict(cutting.styles)!r}
+    base_model_pp_plan = {stages!r}
+    tensor_parallel = {degrees!r}
+
+    def __init__(self, use_cache: bool = True, **kwargs: object) -> None:
+        self.use_cache = use_cache
+        for name, value in FACTS.items():
+            said = kwargs.setdefault(name, value)
+            if said != value:
+                text = f"{{name}} is {{said}}, but the code of this folder is that of a model with {{value}}"
+                raise ValueError(f"{{text}}: change the spec and generate the folder again")
+        super().__init__(**kwargs)
+
+    def require_degree(self, engine: str, degree: int) -> None:
+        """Over how many devices an engine cuts each layer. Raises ValueError where parts would not be whole."""
+        possible = self.tensor_parallel[engine]
+        if degree not in possible:
+            text = f"{{engine}} cannot cut the layers over {{degree}} devices"
+            raise ValueError(f"{{text}}: possible are {{possible}}")
+'''
+
+
+def _with_weights(parts: Mapping[str, object], nodes: Sequence[Node]) -> Iterator[str]:
+    yield from dict.fromkeys(n.part for n in nodes if n.part in parts and n.part)
+
+
+# the model
+
+
+def _modeling(
+    graph: Graph,
+    names: Names,
+    decoder: Decoder,
+    cutting: Cutting,
+    initializer_range: float | None,
+    served: bool,
+) -> str:
+    plan = make_plan(graph, names.config)
+    root, base = graph.root_block, graph.blocks[decoder.base.block]
+    owned = [(part, HUB_ATTRIBUTES) for one in (root, base) for part in one.parts.values()]
+    attending = [graph.blocks[name] for name in sorted(plan.directly_attending)]
+    owned += [(part, LAYER_ATTRIBUTES) for one in attending for part in one.parts.values()]
+    for part, names_owned in owned:
+        if part.name in names_owned:
+            message = f"part `{part.name}` cannot be an attribute there: transformers owns the name"
+            help = (
+                "give the part another name, and map the checkpoint's name to it under `checkpoint`"
+            )
+            raise LlamagenError.of("LG740", message, part.span, help)
+    if [n for n in root.nodes if n.part != decoder.base.name] != list(last_nodes(graph, root))[
+        -len(root.nodes) + 1 :
+    ]:
+        message = "behind the layers something is computed that is not of each token alone"
+        raise LlamagenError.of("LG741", message, root.span)
+    plan.head = ""
+    blocks = list(printed_classes(plan, but={graph.root, base.name}))
+    stems = {names.stem + end for end in ("Model", "ForCausalLM", "PreTrainedModel", "Config")}
+    if clash := stems & set(plan.names.values()):
+        message = f"block `{clash.pop()}` is called as a class of the file"
+        raise LlamagenError.of("LG740", message)
+    classes = [
+        _of_eager(plan),
+        _DEGREE,
+        *blocks,
+        _pretrained(plan, names, decoder, served),
+        _base(plan, names, decoder),
+        _causal(plan, names, decoder, cutting),
+    ]
+    head = f'''"""{docstring_text(graph.spec_id)} for transformers, generated by llamagen.
+
+    model = AutoModelForCausalLM.from_pretrained("path/to/folder", trust_remote_code=True)
+
+Engines put their own attention, cache and linear maps in the place of those named here. Shapes: B batch, S new
+tokens, P past tokens, T = P + S, N heads, K key/value heads, H head_dim, D hidden, V vocab; x_BNSH is a tensor of
+shape [B, N, S, H].
+"""
+'''
+    return assembled(plan, classes, head, _imports(plan, names, blocks), initializer_range)
+
+
+def _imports(plan: Plan, names: Names, blocks: Sequence[str]) -> str:
+    masks = sorted({s.call.partition("(")[0] for s in plan.shared if s.kind == "mask"})
+    return f"""from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import {", ".join(masks)}
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .{names.configuration} import {names.config}"""
+
+
+def _of_eager(plan: Plan) -> str:
+    words = {
+        "cap": ("softcap", "float"),
+        "sinks": ("s_aux", "Tensor"),
+        "slopes": ("slopes", "list[float]"),
+    }
+    extras = [name for name in plan.extras if name != "scale"]
+    parameters = "".join(f"{words[n][0]}: {words[n][1]} | None = None, " for n in extras)
+    arguments = "".join(f", {name}={words[name][0]}" for name in extras)
+    return f'''def of_eager(
+    layer: nn.Module, q_BNSH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Tensor, scaling: float,
+    {parameters}**kwargs: object
+) -> tuple[Tensor, None]:
+    """`eager` as transformers calls attention: masks are 0 where a query may see a key; [B, S, N, H]."""
+    y_BNSH = eager(q_BNSH, k_BKTH, v_BKTH, mask == 0, scale=scaling{arguments})
+    return y_BNSH.transpose(1, 2), None'''
+
+
+_DEGREE = '''def tensor_parallel_degree(config: PretrainedConfig) -> tuple[str, int]:
+    """The engine that makes a model, and over how many devices it cuts each layer."""
+    if config._attn_implementation == "vllm":
+        try:  # transformers asks for every package that is imported elsewhere than here
+            from vllm.distributed import get_tensor_model_parallel_world_size
+        except ImportError:
+            raise
+        return "vllm", get_tensor_model_parallel_world_size()
+    cut = hasattr(config, "distributed_config")
+    return "transformers", config.distributed_config.tp_size if cut else 1'''
+
+
+def _pretrained(plan: Plan, names: Names, decoder: Decoder, served: bool) -> str:
+    plain = not plan.special
+    layers = sorted({plan.names[n] for n in decoder.stack.blocks})
+    windows = any(
+        n.attrs["window"] is not None for n in plan.graph.prelude if n.row.role is Role.MASK
+    )
+    listed = ", ".join(f'"{name}"' for name in layers)
+    recorded = layers[0] if len(layers) == 1 else f"[{', '.join(layers)}]"
+    embedding = decoder.embedding
+    lines = [
+        f"class {names.stem}PreTrainedModel(PreTrainedModel):",
+        f"    config_class = {names.config}",
+        f'    base_model_prefix = "{decoder.base.name}"',
+        *([f'    _input_embed_layer = "{embedding}"'] if embedding != "embed_tokens" else []),
+        "    supports_gradient_checkpointing = True",
+        f"    _no_split_modules = [{listed}]",
+        '    _skip_keys_device_placement = ["past_key_values"]',
+        f"    _supports_sdpa = {plain}",
+        f"    _supports_flex_attn = {plain}",
+        f"    _supports_flash_attn = {plain and not windows}",
+        f"    _supports_attention_backend = {served}",
+        "    _can_compile_fullgraph = True",
+        f'    _can_record_outputs = {{"hidden_states": {recorded}}}',
+        "",
+        "    def _init_weights(self, module: nn.Module) -> None:",
+        "        init_weights(module)",
+    ]
+    return "\n".join(lines)
+
+
+_TAKEN = """
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,"""
+
+
+def _base(plan: Plan, names: Names, decoder: Decoder) -> str:
+    base = plan.graph.blocks[decoder.base.block]
+    body = Body(base, plan)
+    for value in base.inputs:
+        body.variables[value.id] = "input_ids"
+        body.codes[value.id] = Text("input_ids")
+    body.taken |= {"inputs_embeds", "past_key_values", "use_cache", "seen", "given"}
+    body.depth = 3
+    body.run(decoder.before)
+    entering = decoder.before[-1].results[0]
+    embedded = body.put("inputs_embeds = ", body.read(entering))
+    lines = [*body.lines, *embedded]
+    body.lines, body.depth = [], 2
+    run = next(n for n in base.nodes if isinstance(base.part_of(n), StackPart))
+    body.left[entering] += 1
+    body.codes[entering] = Text("inputs_embeds")
+    body.run([run, *decoder.after])
+    result = body.results()
+    init = init_lines(plan, base, "config, layer_idx")
+    masks = [(m.variables[0], m.call) for m in plan.shared if m.kind == "mask"]
+    early = [s for s in plan.shared if s.kind != "mask"]
+    text = f'''class {names.stem}Model({names.stem}PreTrainedModel):
+    """The model without its head."""
+
+    def __init__(self, config: {names.config}) -> None:
+        super().__init__(config)
+        config.require_degree(*tensor_parallel_degree(config))
+{chr(10).join(init)}
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,{_TAKEN}
+        use_cache: bool | None = None,
+        **kwargs: object,
+    ) -> BaseModelOutputWithPast:
+        """What the head reads, [B, S, D], and the cache.
+
+        inputs_embeds [B, S, D], in the place of ids, are what enters the layers.
+        """
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        cache = past_key_values
+        if cache is None and use_cache and not (self.gradient_checkpointing and self.training):
+            cache = DynamicCache(config=self.config)
+        if position_ids is None:
+            P = 0 if cache is None else cache.get_seq_length()
+            position_ids = positions(given, attention_mask, P)
+        if inputs_embeds is None:
+{chr(10).join(lines)}
+'''
+    made = [
+        "        seen = {",
+        '            "config": self.config, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask,',
+        '            "past_key_values": cache, "position_ids": position_ids,',
+        "        }",
+        *(f"        {name} = {call}" for name, call in masks),
+    ]
+    if any("create_causal_mask" not in call for _, call in masks):
+        types = [_LAYER_TYPES[call.partition("(")[0]] for _, call in masks]
+        ready = [
+            f'            {n} = attention_mask["{t}"]'
+            for (n, _), t in zip(masks, types, strict=True)
+        ]
+        made = [
+            "        if isinstance(attention_mask, dict):  # made before, for a cache of fixed size",
+            *ready,
+            "        else:",
+            *(f"    {line}" for line in made),
+        ]
+    shared = [f"        {', '.join(s.variables)} = {s.call}" for s in early]
+    end = body.put("x = ", result) if not isinstance(result, Text) else []
+    last = "x" if end else result.text if isinstance(result, Text) else "x"
+    return text + "\n".join(
+        [
+            *made,
+            *shared,
+            *body.lines,
+            *end,
+            f"        return BaseModelOutputWithPast(last_hidden_state={last}, past_key_values=cache)",
+        ]
+    )
+
+
+def _causal(plan: Plan, names: Names, decoder: Decoder, cutting: Cutting) -> str:
+    graph, root = plan.graph, plan.graph.root_block
+    body = Body(root, plan)
+    (call,) = (n for n in root.nodes if n.part == decoder.base.name)
+    body.codes[call.results[0]] = Text("x")
+    body.variables[call.results[0]] = "x"
+    body.taken |= {"outputs", "keep", "labels", "loss", "past_key_values", "inputs_embeds"}
+    body.run(n for n in root.nodes if n is not call)
+    head = decoder.head.name
+    ties = ties_of(graph)
+    lines = [f"class {names.stem}ForCausalLM({names.stem}PreTrainedModel, GenerationMixin):"]
+    lines += ['    """The whole model."""', ""]
+    if ties:
+        lines.append(f"    _tied_weights_keys = {ties!r}")
+    if cutting.head is not None:
+        lines.append(f"    _tp_plan = {{{head!r}: {cutting.head!r}}}")
+    lines.append(f'    _pp_plan = {{{head!r}: (["hidden_states"], ["logits"])}}')
+    init = init_lines(plan, root, "config, layer_idx")
+    block = plan.names[decoder.base.block]
+    init = [
+        line.replace(f"= {block}(config, layer_idx)", f"= {names.stem}Model(config)")
+        for line in init
+    ]
+    parameters = ["input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds"]
+    passed = ", ".join(f"{name}={name}" for name in (*parameters, "use_cache"))
+    prefix = decoder.base.name
+    lines += [
+        "",
+        f"    def __init__(self, config: {names.config}) -> None:",
+        "        super().__init__(config)",
+        *init,
+        "        self.post_init()",
+        "",
+        *_output_embeddings(head),
+        "    @can_return_tuple",
+        "    def forward(",
+        f"        self,{_TAKEN}",
+        "        labels: Tensor | None = None,",
+        "        use_cache: bool | None = None,",
+        "        logits_to_keep: int | Tensor = 0,",
+        "        **kwargs: object,",
+        "    ) -> CausalLMOutputWithPast:",
+        '        """Logits [B, S, V], of the last logits_to_keep tokens or those at its places."""',
+        f"        outputs = self.{prefix}({passed}, **kwargs)",
+        "        keep = logits_to_keep",
+        "        if isinstance(keep, int):",
+        "            keep = slice(-keep, None)",
+        "        x = outputs.last_hidden_state[:, keep]",
+        *body.lines,
+        *body.put("logits = ", body.results()),
+        "        loss = None",
+        "        if labels is not None:",
+        "            size = logits.shape[-1]",
+        "            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)",
+        "        return CausalLMOutputWithPast(",
+        "            loss=loss,",
+        "            logits=logits,",
+        "            past_key_values=outputs.past_key_values,",
+        "            hidden_states=outputs.hidden_states,",
+        "        )",
+    ]
+    return "\n".join(lines)
+
+
+def _output_embeddings(head: str) -> list[str]:
+    """What finds the head where it is not called as usual."""
+    if head == "lm_head":
+        return []
+    return [
+        "    def get_output_embeddings(self) -> nn.Module:",
+        f"        return self.{head}",
+        "",
+        "    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:",
+        f"        self.{head} = new_embeddings",
+        "",
+    ]
