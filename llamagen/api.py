@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from llamagen.spec.registry import Registry
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.schema import Spec
+    from llamagen.verify.engine import verify_engine as verify_engine
     from llamagen.verify.folder import CaseProgress
     from llamagen.verify.folder import verify_folder as verify_folder
     from llamagen.verify.integrity import check_integrity as check_integrity
@@ -73,6 +74,7 @@ else:
         "runtime.text": ("messages_of",),
         "spec.fmt": ("fmt",),
         "spec.json_schema": ("schema_text", "write_schema"),
+        "verify.engine": ("verify_engine",),
         "verify.folder": ("verify_folder",),
         "verify.integrity": ("check_integrity",),
         "verify.mutants": ("mutate",),

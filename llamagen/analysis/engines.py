@@ -178,7 +178,7 @@ def scope_of(spec: Spec, graph: Graph, decoder: Decoder) -> dict[str, Static]:
     }
     uneven = [name for name, values in each.items() if len(set(values)) > 1]
     kinds = ["chunked" if c else "sliding" if w else "full" for w, c in limits]
-    ropes = [n.attrs for n in graph.prelude if n.row.role is Role.ROPE_TABLE and "kind" in n.attrs]
+    ropes = [n.attrs for n in graph.prelude if "scaling" in n.attrs]
     base = graph.blocks[decoder.base.block]
     scale, cap, others = _of_logits(graph.root_block, decoder)
     settings = spec.hyperparameters
@@ -206,7 +206,7 @@ def scope_of(spec: Spec, graph: Graph, decoder: Decoder) -> dict[str, Static]:
         "odd_offsets": tuple(
             sorted({a_float(p.attrs, "offset") for p in parts if "offset" in p.attrs} - {0.0, 1.0})
         ),
-        "rope_of_call": any(ROPE_KINDS[a_str(a, "kind")].of_call is not None for a in ropes),
+        "rope_of_call": any(ROPE_KINDS[a_str(a, "scaling")].of_call is not None for a in ropes),
     }
 
 
@@ -331,6 +331,11 @@ def cutting_of(graph: Graph, decoder: Decoder) -> Cutting:
     head = shared.at.get(decoder.head.name)
     gathered = head is not None and head.style is Style.HEAD
     return Cutting(styles, "colwise_gather_output" if gathered else None, degrees, reasons)
+
+
+def engine_version(name: str) -> str:
+    """The version of an engine that is known."""
+    return _engine(name).version
 
 
 ENGINES = ("transformers", "vllm")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
 from llamagen.cli.progress import byte_progress, case_progress
 from llamagen.units import bytes_text
+
+if TYPE_CHECKING:
+    from llamagen.verify.report import VerifyReport
 
 VERIFY_COLUMNS = ("against", "case", "max/std", "rms/std", "tolerance", "result")
 MUTATION_COLUMNS = ("caught by", "mutants")
@@ -27,7 +31,7 @@ def verify(
         typer.Option(
             metavar="LIST",
             help="Witnesses, comma-separated: torch, reference, transformers; or your own: "
-            "./oracle.py, ./logits.npz, ./another-export.",
+            "./oracle.py, ./logits.npz, ./another-export. vllm alone, of a folder for transformers.",
         ),
     ] = "torch,reference",
     steps: Annotated[
@@ -74,6 +78,14 @@ def verify(
             help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu.",
         ),
     ] = "cpu",
+    vllm_python: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="With vllm: the interpreter that has it; this one."),
+    ] = None,
+    tp: Annotated[
+        int, typer.Option(min=1, help="With vllm: devices that each layer is cut over.")
+    ] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="With vllm: stages of layers.")] = 1,
     mutants: Annotated[
         bool,
         typer.Option(
@@ -110,6 +122,12 @@ def verify(
     files = report or []
     api.check_report_names(files)
     witnesses = _words(against)
+    if "vllm" in witnesses:
+        if witnesses != ("vllm",):
+            raise typer.BadParameter("vllm looks at folders for transformers, the others at ONNX")
+        served = api.verify_engine(folder, python=vllm_python, tensor=tp, pipeline=pp, seed=seed)
+        _rows(served, files)
+        return
     with case_progress("comparing") as progress:
         verified = api.verify_folder(
             folder,
@@ -124,6 +142,10 @@ def verify(
             save_oracle=save_oracle,
             progress=progress,
         )
+    _rows(verified, files)
+
+
+def _rows(verified: VerifyReport, files: Sequence[Path] = ()) -> None:
     console.table(VERIFY_COLUMNS, [row.cells() for row in verified.rows])
     for row in verified.rows:
         if row.note and row.difference is not None:

@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from llamagen.analysis.engines import cutting_of, facts_of, refusals, require_decoder
@@ -260,22 +260,11 @@ def export_hub(
 
 def _require_fitting(job: ExportJob) -> None:
     """Raises LG744 for options that make an ONNX folder."""
-    options = job.options
-    plain_options = replace(DEFAULTS, format="transformers", dtype=options.dtype)
+    ours = {"format", "custom_code", "dtype"}
     changed = [
-        f"--{name.replace('_', '-')}"
-        for name in (
-            "profile",
-            "cache",
-            "weights",
-            "logits",
-            "max_context",
-            "runtime",
-            "web",
-            "scan",
-            "quantize",
-        )
-        if getattr(options, name) != getattr(plain_options, name)
+        f"--{one.name.replace('_', '-')}"
+        for one in fields(job.options)
+        if one.name not in ours and getattr(job.options, one.name) != getattr(DEFAULTS, one.name)
     ]
     if changed:
         raise LlamagenError.of(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.manifest import SPEC_FILE, read_manifest
+from llamagen.emit.manifest import MANIFEST, SPEC_FILE, read_manifest
 from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import (
@@ -230,7 +230,7 @@ def verify_folder(
     witnesses hold the whole model in float32. ``against`` may name a Python file, an .npz or another export as well;
     transformers runs code of the folder ``trust_code`` alone, and ``save_oracle`` gets what the first witness gives.
     ``progress`` gets (cases done, in all), each once for every backend.
-    Raises LG770 (not an exported folder), LG771 (an
+    Raises LG770 (not an exported folder), LG775 (one for transformers), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
     (weights that do not fit), LG774 (a file that is no witness for these inputs), LG764 (more tokens than the
     model was exported for), LG711 to LG713 (ONNX Runtime refuses the model), LG622 (a file of the
@@ -245,6 +245,8 @@ def verify_folder(
     trusted = None if trust_code is None else Path(trust_code)
     asked = Asked(own, {"prompt-tokens": prompt_tokens, "steps": steps, "seed": seed}, trusted)
     recorded: dict[str, FloatArray] = {}
+    if files.exists(folder / MANIFEST):
+        read_manifest(folder)  # LG775 for a folder of the other kind says what looks at it
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
     plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))

@@ -70,6 +70,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("weights/meta_pth.py", "zipfile.ZipFile"): HANDLE,
     ("emit/onnx/session.py", "ort.InferenceSession"): LOOKED_AT,
     ("verify/witnesses.py", "library.AutoConfig.from_pretrained"): LOOKED_AT,
+    ("verify/engine.py", "kind.from_pretrained"): LOOKED_AT,
     ("verify/witnesses.py", "kind.from_pretrained"): "gets the weights, and no folder",
     ("emit/onnx/data.py", "path.open"): OURS,
     ("weights/link.py", "target.open"): OURS,

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, logging
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    logging,
+)
 from transformers.dynamic_module_utils import get_imports
 
 import llamagen
@@ -25,6 +33,7 @@ from llamagen.emit.torch.check import load_module
 from llamagen.verify.integrity import check_integrity
 from tests.clients.models import TextModel
 from tests.parity.models import FOREIGN
+from tests.real import smollm2
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -229,11 +238,60 @@ def test_weights_are_copied_where_they_cannot_be_linked(
     assert theirs(tmp_path / "out").config.num_hidden_layers == 4
 
 
+@torch.no_grad()
+def test_weights_under_other_names_are_written_as_parameters(tmp_path: Path) -> None:
+    """As the Hub has those of Mixtral: three matrices an expert."""
+    (tmp_path / "hub").mkdir()
+    stored: dict[str, torch.Tensor] = {}
+    for name, value in load_file(folder_of("mixtral") / "model.safetensors").items():
+        path = name.replace(".mlp.", ".block_sparse_moe.")
+        if "experts" not in path:
+            stored[path] = value
+            continue
+        for e, one in enumerate(value):
+            parts = (
+                {"w2": one}
+                if path.endswith("down_proj")
+                else dict(zip(("w1", "w3"), one.chunk(2), strict=True))
+            )
+            stored |= {
+                f"{path.rpartition('.')[0]}.{e}.{w}.weight": part.contiguous()
+                for w, part in parts.items()
+            }
+    save_file(stored, tmp_path / "hub" / "model.safetensors")
+    model = llamagen.load(spec_of("mixtral"))
+    model.export(tmp_path / "out", CODE, checkpoint=tmp_path / "hub")
+    assert read_hub_manifest(tmp_path / "out").weights.mode == "copy"
+    ids = tokens("mixtral", 1, 9)
+    assert torch.equal(theirs(tmp_path / "out")(input_ids=ids).logits, ours("mixtral")(ids))
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_as_run_does(tmp_path: Path) -> None:
+    """SmolLM2 in Q4_1, decoded: as the class of transformers, and as code."""
+    model, asked = llamagen.api.imported(smollm2()), "What is the capital of France?"
+    exact = ExportOptions(quantize=QuantizeOptions(scheme="none"))
+    model.export(tmp_path / "onnx", exact, checkpoint=smollm2())
+    said = "".join(p.text for p in llamagen.api.run(tmp_path / "onnx", asked, chat=True))
+    assert said == "The capital of France is Paris."
+    for name, options in (("native", ExportOptions(format="transformers")), ("code", CODE)):
+        out = tmp_path / name
+        model.export(out, options, checkpoint=smollm2())
+        tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+        messages = [{"role": "user", "content": asked}]
+        words = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        read = tokenizer.apply_chat_template(messages, **words)
+        ids = theirs(out).generate(**read, max_new_tokens=24, do_sample=False)[0]
+        new = ids[read["input_ids"].shape[1] :]
+        assert tokenizer.decode(new, skip_special_tokens=True) == said
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "code", "said"),
     [
         ("llama/3.2/11b-vision", CODE, "LG743", "cannot be code for transformers"),
         ("llama/3.2/1b", ExportOptions(format="transformers", logits="all"), "LG744", "--logits"),
+        ("llama/3.2/1b", ExportOptions(format="transformers", stages=2), "LG744", "--stages"),
         (
             "llama/3.2/1b",
             ExportOptions(format="transformers", quantize=QuantizeOptions(scheme="int4")),
