@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -101,13 +100,14 @@ class _Techniques(Closed):
 def _traits(record: Record) -> Iterator[str]:
     vocabulary, built = record["vocab_size"], record.architecture
     early = built is not None and any(OPS[op].role is Role.PLACEHOLDERS for op in built.ops)
-    words: dict[str, Static] = {
+    scope: dict[str, Static] = {
+        **record,
         "vocabulary": f"{vocabulary:,}" if isinstance(vocabulary, int) else None,
         "fusion": "early fusion" if early else "cross-attention",
     }
     for one in load_table("techniques.yaml", _Techniques).techniques:
         if holds(one.when, record):
-            yield fill(one.name, ChainMap(words, record))  # type: ignore[arg-type]  # only read
+            yield fill(one.name, scope)
 
 
 def text(releases: Sequence[Release]) -> str:
