@@ -20,7 +20,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationMixin,
     LlamaForCausalLM,
+    PreTrainedModel,
     logging,
 )
 from transformers.dynamic_module_utils import get_imports
@@ -30,6 +32,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_hub_manifest, read_manifest
 from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.emit.torch.check import load_module
+from llamagen.emit.torch.names import HUB_ATTRIBUTES, MODULE_ATTRIBUTES
 from llamagen.verify.integrity import check_integrity
 from tests.clients.models import TextModel
 from tests.parity.models import FOREIGN
@@ -163,6 +166,11 @@ def test_a_fact_that_the_code_has_otherwise_is_refused(tmp_path: Path) -> None:
         (tmp_path / file.name).write_text(text if file.suffix == ".json" else file.read_text())
     with pytest.raises(ValueError, match=r"sliding_window is 9, but the code .* a model with 4"):
         AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+def test_names_that_a_model_of_transformers_owns_are_no_parts() -> None:
+    owned = {n for kind in (PreTrainedModel, GenerationMixin) for n in dir(kind) if n[0] != "_"}
+    assert owned - MODULE_ATTRIBUTES <= HUB_ATTRIBUTES
 
 
 def test_code_is_not_run_unasked() -> None:
