@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.calibrate import built_in_text
 from llamagen.emit.options import ExportOptions
 from llamagen.emit.written import Written
-from tests.parity.published import exported, llama, pieces_of, require_equal
+from tests.parity.published import SIZES, exported, llama, pieces_of, require_equal
 from tests.unit.weights.test_byte_bpe import RANKS, file_of
 
 
@@ -126,8 +127,27 @@ def test_no_first_token_where_the_settings_say_so(pieces: Path, tmp_path: Path) 
 
 
 def test_ranks_become_a_tokenizer_json(tmp_path: Path) -> None:
-    """Beside a model of Llama 3 in the Hub's form, whose rope says that it is none of 3.1."""
-    done = written(tmp_path / "model", file_of(RANKS))
+    """What stands behind the ranks is what the spec says; an imported model says nothing of it."""
+    folder = tmp_path / "model"
+    (note,) = (one for one in written(folder, file_of(RANKS)).notes if one.code == "LG650")
+    assert "tokenizer.model" in note.message
+    llama(vocab_size=128_256).save_pretrained(folder)
+    sizes = {**SIZES, "vocab_size": 128_256}
+    names = {
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+        "num_key_value_heads": "num_kv_heads",
+    }
+    known = ("vocab_size", "hidden_size", "intermediate_size", *names)
+    own = {names.get(name, name): sizes[name] for name in known}
+    own |= {"head_dim": own["hidden_size"] // own["num_heads"]}
+    spec = tmp_path / "three.yaml"
+    spec.write_text(
+        "spec: 1\nid: my/three\nextends: llama/3/8b\ninvariants: null\n"
+        f"hyperparameters: {json.dumps(own)}\n"
+    )
+    shutil.rmtree(tmp_path / "out")
+    done = api.load(spec).export(tmp_path / "out", checkpoint=folder, ignore_config=True)
     assert not [note for note in done.notes if note.code == "LG650"]
     ours = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     assert ours.encode("the").ids == [128_000, RANKS[b"the"]]

@@ -40,10 +40,10 @@ _TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(bfloat16)": ml_dtypes.bfloat16,
-    "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
 }
+_BETWEEN: Mapping[str, type[np.generic]] = {"tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+"""Types that one stage of a model may hand to the next."""
 
 V = TypeVar("V")
 
@@ -262,7 +262,7 @@ def _sizes(dims: Iterable[object]) -> bool:
 
 def as_input(value: NDArray[np.generic], kind: str) -> NDArray[np.generic]:
     """An array in the type that an input wants (``tensor(float16)``), contiguous."""
-    array: NDArray[np.generic] = np.ascontiguousarray(value, dtype=_TYPES[kind])
+    array: NDArray[np.generic] = np.ascontiguousarray(value, dtype={**_TYPES, **_BETWEEN}[kind])
     return array
 
 
