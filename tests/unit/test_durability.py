@@ -116,7 +116,7 @@ def test_folders(
 
 
 TEXTS = {
-    "generate": (["generate", "tiny.yaml", "--to", "gen"], 7),
+    "generate": (["generate", "tiny.yaml", "--to", "gen"], 9),
     "fmt": (["fmt", "tiny.yaml"], 1),
     "schema": (["schema", "--to", "schema.json"], 1),
     "import": (["import", "checkpoint", "--to", "new.yaml"], 1),
