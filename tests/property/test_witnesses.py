@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,9 @@ def agree(model: RandomModel, scenario: Scenario, witness: Witness, reference: F
     rounding = difference(scenario.ending(scenario.logits(model.rounded)), reference)
     assume(rounding.max_over_std < 1e-3)
     tolerance = measured_tolerance("float32", rounding)
+    # one token's few logits measure no largest error: that of a hundred is three times their rms
+    largest = max(tolerance.max_over_std or 0.0, 3 * tolerance.rms_over_std)
+    tolerance = replace(tolerance, max_over_std=largest)
     found = difference(scenario.given(witness), reference)
     assert found.within(tolerance), (
         witness.name,
