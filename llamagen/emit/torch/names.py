@@ -90,8 +90,8 @@ HUB_ATTRIBUTES = frozenset(
         "save_distributed_checkpoint", "save_pretrained", "set_adapter", "set_attn_implementation", "set_decoder",
         "set_encoder", "set_experts_implementation", "set_input_embeddings", "set_output_embeddings",
         "set_use_kernels", "should_save_on_this_rank", "supports_context_parallel",
-        "supports_gradient_checkpointing", "supports_pp_plan", "supports_tp_plan", "tie_weights", "tp_plan",
-        "tp_size", "use_kernels", "warn_if_padding_and_no_attention_mask",
+        "smart_apply", "supports_gradient_checkpointing", "supports_pp_plan", "supports_tp_plan", "tie_weights",
+        "tp_plan", "tp_size", "use_kernels", "warn_if_padding_and_no_attention_mask",
     }
 )  # fmt: skip
 """What a model of transformers (5.23) owns beyond that; a test compares it with transformers."""
