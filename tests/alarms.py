@@ -21,7 +21,7 @@ import onnx
 from llamagen.api import load
 from llamagen.emit.onnx.profile import CPU
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import EXACTLY, Comparison, Plan, Subject, subject_of
+from llamagen.verify.folder import Comparison, Plan, Subject, subject_of
 from llamagen.verify.limits import (
     EXACT,
     Difference,
@@ -31,7 +31,7 @@ from llamagen.verify.limits import (
     largest_of,
     measured_tolerance,
 )
-from llamagen.verify.report import Row
+from llamagen.verify.report import EXACTLY, Row
 from llamagen.verify.scenarios import Scenario, Witness
 from tests.reports import REPORTS
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from pydantic import BaseModel
 
 from llamagen.ir.elaborate import AMBIENT, GRAPH_INPUTS, SIZES, SPELLINGS
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.table import OPS
-from llamagen.spec.expr import FUNCTIONS
+from llamagen.spec.expr import FUNCTIONS, SIGNATURES
 from llamagen.spec.schema import (
     AtPattern,
     BlockDefinition,
@@ -40,28 +40,6 @@ or  and  not          of truth values
 f(x, key=value)  a.b  a[i]  [a, b]  1  2.5  1.0e-5  'text'  true  false  none\
 """
 """Loosest first."""
-
-FUNCTION_NOTES: Mapping[str, str] = {
-    "abs": "abs(x)",
-    "all": "all(list)",
-    "any": "any(list)",
-    "ceil": "ceil(x)",
-    "ceil_to": "ceil_to(x, multiple): the least multiple that is not below x",
-    "contains": "contains(text, part)",
-    "count": "count(list, value): how often it is there",
-    "floor": "floor(x)",
-    "int": "int(x): without what is behind the point",
-    "layers_of": "layers_of(pattern, value): the layers that have it",
-    "len": "len(list)",
-    "log2": "log2(x)",
-    "max": "max(list) or max(a, b)",
-    "min": "min(list) or min(a, b)",
-    "range": "range(stop) or range(start, stop)",
-    "round": "round(x, digits)",
-    "sqrt": "sqrt(x)",
-    "startswith": "startswith(text, part)",
-    "sum": "sum(list)",
-}
 
 
 def language() -> str:
@@ -94,7 +72,7 @@ def _page() -> Iterator[str]:
         "Expressions, in equations, parts, invariants and `config`; loosest first", _code(OPERATORS)
     )
     yield from _section(
-        "Functions of numbers, texts and lists", (f"  {FUNCTION_NOTES[name]}" for name in FUNCTIONS)
+        "Functions of numbers, texts and lists", (f"  {SIGNATURES[name]}" for name in FUNCTIONS)
     )
     yield from _section(
         "Ops; `llamagen explain NAME` has operands, attributes and the formula", _ops()

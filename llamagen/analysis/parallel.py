@@ -113,45 +113,45 @@ def parallel_of(
     gpus: int | None = None,
 ) -> ParallelReport:
     """The text model of ``graphs`` over the GPUs of ``layout``. Raises LG906, LG907 or LG908 where it cannot be."""
-    found = plan(graphs[MAIN])
-    notes = suits(found, layout, gpus)
+    sharding = plan(graphs[MAIN])
+    notes = suits(sharding, layout, gpus)
     return ParallelReport(
-        found,
+        sharding,
         layout,
         context,
         batch,
         weights,
-        Holdings(graphs, found, layout, weights).at(batch, context),
-        tuple(_traffic(found, layout, weights.other_bits // 8)),
+        Holdings(graphs, sharding, layout, weights).at(batch, context),
+        tuple(_traffic(sharding, layout, weights.other_bits // 8)),
         notes,
     )
 
 
-def suits(found: ShardPlan, layout: Layout, gpus: int | None = None) -> tuple[str, ...]:
+def suits(sharding: ShardPlan, layout: Layout, gpus: int | None = None) -> tuple[str, ...]:
     """Notes about a layout that is possible.
 
     Raises LG906 for a degree that does not divide the model, LG907 for more stages than it has layers, LG908 for a
     number of GPUs that is not a multiple of the layout's.
     """
-    graph, notes = found.graph, list[str]()
-    stop = found.stopped_by(layout.tp)
-    if stop is not None and found.repeats(layout.tp):
-        least = min(kv for _, kv in found.attentions)
+    graph, notes = sharding.graph, list[str]()
+    stop = sharding.stopped_by(layout.tp)
+    if stop is not None and sharding.repeats(layout.tp):
+        least = min(kv for _, kv in sharding.attentions)
         copies = layout.tp // least
         notes.append(
             f"tp {layout.tp} for {least} key/value heads: engines hold each on {copies} GPUs; parallel.py does not"
         )
     elif stop is not None:
         message = f"{graph.spec_id} cannot be cut {layout.tp} ways: {stop.parts[0]} has {stop.size} {stop.what}"
-        degrees = ", ".join(map(str, found.degrees))
+        degrees = ", ".join(map(str, sharding.degrees))
         help = f"degrees that divide every part: {degrees}"
         raise LlamagenError.of("LG906", message, _span(graph, stop.parts[0]), help=help)
-    if any(n % layout.ep for n in found.experts) or (layout.ep > 1 and not found.experts):
-        count = f"has {found.experts[0]} experts" if found.experts else "has no experts"
+    if any(n % layout.ep for n in sharding.experts) or (layout.ep > 1 and not sharding.experts):
+        count = f"has {sharding.experts[0]} experts" if sharding.experts else "has no experts"
         message = f"{graph.spec_id} {count}, which are not {layout.ep} equal groups"
-        degrees = ", ".join(map(str, found.expert_degrees))
+        degrees = ", ".join(map(str, sharding.expert_degrees))
         raise LlamagenError.of("LG906", message, help=f"numbers of groups that are: {degrees}")
-    stack = pipeline_stack(found)
+    stack = pipeline_stack(sharding)
     if layout.pp > 1 and stack is None:
         message = f"{graph.spec_id} has no layers that hand on one value, so it is no pipeline"
         raise LlamagenError.of("LG907", message, graph.root_block.span, help="cut it with tp alone")
@@ -178,22 +178,22 @@ class Holdings:
     """What GPUs hold, counted once for any workload."""
 
     def __init__(
-        self, graphs: Mapping[str, Graph], found: ShardPlan, layout: Layout, weights: Storage
+        self, graphs: Mapping[str, Graph], sharding: ShardPlan, layout: Layout, weights: Storage
     ) -> None:
-        graph, stack, shares = graphs[MAIN], pipeline_stack(found), found.at
+        graph, stack, shares = graphs[MAIN], pipeline_stack(sharding), sharding.at
         self.layout, self.size = layout, weights.other_bits // 8
         self.stages = stage_layers(stack.layers if stack else 0, layout.pp)
         self.weights = [0] * layout.pp
         for _, path, block, part in each_weight(graphs):
             key = (block.name, part.name)
-            held = _part_held(found, key, part, shares.get(path), layout, weights)
+            held = _part_held(sharding, key, part, shares.get(path), layout, weights)
             self.weights[_stage(stack, self.stages, path)] += held
             if layout.pp > 1 and any(t.tied_to == f"{path}.weight" for t in graph.ties.values()):
                 self.weights[-1] += held
         block_of = {here.path: here.block for here in graph.instances}
 
         def ranks_of(path: str, value: str) -> int:
-            is_cut = path in block_of and (block_of[path].name, value) in found.cut
+            is_cut = path in block_of and (block_of[path].name, value) in sharding.cut
             return layout.tp if is_cut else 1
 
         self.slots: list[tuple[int, int, CacheLayer]] = []
@@ -231,7 +231,7 @@ def _stage(stack: Stack | None, stages: tuple[range, ...], path: str) -> int:
 
 
 def _part_held(
-    found: ShardPlan,
+    sharding: ShardPlan,
     key: tuple[str, str],
     part: OpPart,
     share: Share | None,
@@ -255,12 +255,12 @@ def _part_held(
             return whole + -(-(total - whole) // tp)
         case Style.EXPERTS:
             return -(-total // (tp * layout.ep))
-        case _ if share and key in found.keys and share.units % tp:
+        case _ if share and key in sharding.keys and share.units % tp:
             # engines repeat heads: a rank has at least one
             pieces = share.pieces or (1,)
             heads = [share.units] * len(pieces)
             if len(pieces) > 1:
-                heads[0] = max(n for n, _ in found.attentions)
+                heads[0] = max(n for n, _ in sharding.attentions)
             held = sum(p / min(tp, h) for p, h in zip(pieces, heads, strict=True))
             return -(-int(total * held) // sum(pieces))
         case _:
@@ -270,30 +270,30 @@ def _part_held(
 # traffic
 
 
-def _traffic(found: ShardPlan, layout: Layout, size: int) -> Iterator[Traffic]:
-    blocks = [here.block for here in found.graph.instances]
+def _traffic(sharding: ShardPlan, layout: Layout, size: int) -> Iterator[Traffic]:
+    blocks = [here.block for here in sharding.graph.instances]
     tp, pp, ep = layout.sizes
-    widths = [width for block in blocks for width in found.reductions[block.name]]
+    widths = [width for block in blocks for width in sharding.reductions[block.name]]
     if tp > 1 and widths:
         total = sum(widths) * size
         yield Traffic("all-reduce", len(widths), total, 2 * total * (tp - 1) // tp)
-    norms = sum(found.statistics[block.name] for block in blocks)
+    norms = sum(sharding.statistics[block.name] for block in blocks)
     if tp > 1 and norms:
         yield Traffic("all-reduce of norms", norms, norms * 4, 2 * norms * 4 * (tp - 1) // tp)
-    heads = [key for key, share in found.shares.items() if share.style is Style.HEAD]
+    heads = [key for key, share in sharding.shares.items() if share.style is Style.HEAD]
     for block, name in heads if tp > 1 else ():
-        part = found.graph.blocks[block].parts[name]
+        part = sharding.graph.blocks[block].parts[name]
         assert isinstance(part, OpPart)
         total = a_int(part.attrs, "out_features") * size
         yield Traffic("gather of logits", 1, total, total * (tp - 1) // tp)
-    stack = pipeline_stack(found)
+    stack = pipeline_stack(sharding)
     if pp > 1 and stack is not None:
         width = stack.carried.shape[-1].value * size
         yield Traffic("to the next stage", pp - 1, (pp - 1) * width, width)
     if ep > 1:
         sent = [
-            2 * expert_choice(found.graph, block, part)[1] * a_int(part.attrs, "features") * size
-            for _, block, part in found.graph.op_parts
+            2 * expert_choice(sharding.graph, block, part)[1] * a_int(part.attrs, "features") * size
+            for _, block, part in sharding.graph.op_parts
             if part.row.role is Role.EXPERTS
         ]
         total = sum(sent)
@@ -303,29 +303,29 @@ def _traffic(found: ShardPlan, layout: Layout, size: int) -> Iterator[Traffic]:
 # as text and JSON
 
 
-def plan_text(found: ShardPlan) -> str:
+def plan_text(sharding: ShardPlan) -> str:
     """The plan for any number of ranks: what golden files hold."""
-    return "".join(f"{line}\n" for line in _plan_lines(found))
+    return "".join(f"{line}\n" for line in _plan_lines(sharding))
 
 
-def _plan_lines(found: ShardPlan) -> Iterator[str]:
-    yield f"tensor parallel       {', '.join(map(str, found.degrees))}"
-    for limit in found.limits:
+def _plan_lines(sharding: ShardPlan) -> Iterator[str]:
+    yield f"tensor parallel       {', '.join(map(str, sharding.degrees))}"
+    for limit in sharding.limits:
         by_block = groupby(limit.parts, lambda part: part.partition(".")[0])
         parts = (f"{b}: {', '.join(p.partition('.')[2] for p in ps)}" for b, ps in by_block)
         yield f"  {f'{limit.size:,} {limit.what}':<19} {'; '.join(parts)}"
-    if found.experts:
-        yield f"expert parallel       {', '.join(map(str, found.expert_degrees))}"
-    stack = pipeline_stack(found)
+    if sharding.experts:
+        yield f"expert parallel       {', '.join(map(str, sharding.expert_degrees))}"
+    stack = pipeline_stack(sharding)
     if stack is None:
         yield "pipeline              none: no one value crosses between its layers"
     else:
         yield f"pipeline              up to {stack.layers} stages of {stack.path}, {stack.carried} crosses"
         yield f"  first               {', '.join(stack.before) or 'nothing more'}"
         yield f"  last                {', '.join(stack.behind) or 'nothing more'}"
-    for block in found.graph.blocks.values():
-        shares = {n: s for (b, n), s in found.shares.items() if b == block.name}
-        sums = ", ".join(map(str, found.reductions[block.name]))
+    for block in sharding.graph.blocks.values():
+        shares = {n: s for (b, n), s in sharding.shares.items() if b == block.name}
+        sums = ", ".join(map(str, sharding.reductions[block.name]))
         if not shares:
             continue
         yield ""
@@ -333,7 +333,7 @@ def _plan_lines(found: ShardPlan) -> Iterator[str]:
         for name in block.parts:
             if name in shares:
                 yield f"  {name:<19} {_share_text(shares[name])}"
-        for entry in found.entries.get(block.name, ()):
+        for entry in sharding.entries.get(block.name, ()):
             of = f" {entry.start}..{entry.start + entry.size - 1} of {entry.width}"
             features = "" if entry.size == entry.width else f", features{of}"
             yield f"  gradient of {entry.part}{features} is summed: it meets cut values"
@@ -381,9 +381,9 @@ def _lines(report: ParallelReport) -> Iterator[str]:
 
 def json_text(report: ParallelReport) -> str:
     """Schema version 1; all sizes are ints, bytes unless they say otherwise."""
-    found, stack = report.plan, pipeline_stack(report.plan)
+    sharding, stack = report.plan, pipeline_stack(report.plan)
     parts: dict[str, object] = {}
-    for (block, name), share in found.shares.items():
+    for (block, name), share in sharding.shares.items():
         row: dict[str, object] = {"style": share.style.name.lower()}
         if share.units:
             row["units"] = share.units
@@ -396,12 +396,12 @@ def json_text(report: ParallelReport) -> str:
         parts[f"{block}.{name}"] = row
     document = {
         "version": 1,
-        "id": found.graph.spec_id,
-        "tensor_parallel_degrees": list(found.degrees),
-        "expert_parallel_degrees": list(found.expert_degrees),
+        "id": sharding.graph.spec_id,
+        "tensor_parallel_degrees": list(sharding.degrees),
+        "expert_parallel_degrees": list(sharding.expert_degrees),
         "limits": [
             {"size": limit.size, "what": limit.what, "parts": list(limit.parts)}
-            for limit in found.limits
+            for limit in sharding.limits
         ],
         "pipeline": None
         if stack is None
@@ -418,7 +418,7 @@ def json_text(report: ParallelReport) -> str:
                 {"part": e.part, "start": e.start, "size": e.size, "width": e.width}
                 for e in entries
             ]
-            for block, entries in found.entries.items()
+            for block, entries in sharding.entries.items()
         },
         "layout": dict(zip(("tp", "pp", "ep"), report.layout.sizes, strict=True)),
         "workload": {

@@ -128,6 +128,8 @@ def verify(
         served = api.verify_engine(folder, python=vllm_python, tensor=tp, pipeline=pp, seed=seed)
         _rows(served, files)
         return
+    if (tp, pp) != (1, 1) or vllm_python is not None:
+        raise typer.BadParameter("--tp, --pp and --vllm-python go with --against vllm")
     with case_progress("comparing") as progress:
         verified = api.verify_folder(
             folder,
@@ -152,6 +154,8 @@ def _rows(verified: VerifyReport, files: Sequence[Path] = ()) -> None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
     for limit in verified.facts.limits:
         console.line(str(limit))
+    if verified.facts.profile != "transformers" and not verified.reads_numbers:
+        console.line("epsilons, scales, factors: not read back; `--against reference` does")
     for file in files:
         api.write_verify_report(verified, file)
         console.line(f"wrote {file}")

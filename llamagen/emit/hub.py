@@ -50,7 +50,7 @@ from llamagen.emit.supply import (
 from llamagen.emit.torch.transformers import Names, emit_transformers
 from llamagen.emit.written import ByteCounter, Written, llamagen_version, sizes_of, write_text
 from llamagen.ir.elaborate import build, build_all
-from llamagen.ir.graph import Graph, all_parameters
+from llamagen.ir.graph import all_parameters
 from llamagen.resources import templates
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
@@ -73,7 +73,8 @@ def code_files(resolved: ResolvedSpec) -> dict[str, str]:
     graph = build(resolved)
     decoder = require_decoder(graph)
     facts = facts_of(resolved.spec, graph, decoder)
-    _require_expressible(resolved, graph)
+    if reasons := refusals("transformers", resolved.spec, graph):
+        raise LlamagenError.of("LG743", f"`{resolved.spec.id}`: {'; '.join(reasons)}")
     cutting = cutting_of(graph, decoder)
     texts = emit_transformers(
         graph,
@@ -101,12 +102,6 @@ def code_files(resolved: ResolvedSpec) -> dict[str, str]:
         texts[GENERATION_FILE] = _json({"_from_model_config": True, **ids})
         config |= ids
     return {**texts, CONFIG_FILE: _json(config)}
-
-
-def _require_expressible(resolved: ResolvedSpec, graph: Graph) -> None:
-    """Raises LG743 with every reason why transformers has not what the code would need."""
-    if reasons := refusals("transformers", resolved.spec, graph):
-        raise LlamagenError.of("LG743", f"`{resolved.spec.id}`: {'; '.join(reasons)}")
 
 
 def _json(value: Mapping[str, object]) -> str:

@@ -419,7 +419,11 @@ def _data(folder: Path) -> bytes:
 
 
 def _is_hub(data: bytes) -> bool:
-    return data.lstrip().startswith(b'{\n  "format": "transformers"')
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("format") == "transformers"
 
 
 EXPORT = Listing(MANIFEST, recorded_files)

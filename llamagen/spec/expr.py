@@ -565,6 +565,29 @@ FUNCTIONS: Mapping[str, Callable[..., Static]] = {
 }
 """Functions of the language that need no tensors. Each is total over its types or raises ExpressionError."""
 
+SIGNATURES: Mapping[str, str] = {
+    "abs": "abs(x)",
+    "all": "all(list)",
+    "any": "any(list)",
+    "ceil": "ceil(x)",
+    "ceil_to": "ceil_to(x, multiple): the least multiple that is not below x",
+    "contains": "contains(text, part)",
+    "count": "count(list, value): how often it is there",
+    "floor": "floor(x)",
+    "int": "int(x): without what is behind the point",
+    "layers_of": "layers_of(pattern, value): the layers that have it",
+    "len": "len(list)",
+    "log2": "log2(x)",
+    "max": "max(list) or max(a, b)",
+    "min": "min(list) or min(a, b)",
+    "range": "range(stop) or range(start, stop)",
+    "round": "round(x, digits)",
+    "sqrt": "sqrt(x)",
+    "startswith": "startswith(text, part)",
+    "sum": "sum(list)",
+}
+"""How each is written, for `llamagen explain language`."""
+
 _ARITHMETIC: Mapping[str, Callable[..., Static]] = {
     "+": operator.add,
     "-": operator.sub,

@@ -54,7 +54,15 @@ from llamagen.verify.limits import (
     unmeasured_tolerance,
 )
 from llamagen.verify.oracles import NOT_RECORDED, READS_TEXT, Recorded, Script
-from llamagen.verify.report import WITNESSES, Facts, LayerRow, Row, VerifyReport, WitnessName
+from llamagen.verify.report import (
+    EXACTLY,
+    WITNESSES,
+    Facts,
+    LayerRow,
+    Row,
+    VerifyReport,
+    WitnessName,
+)
 from llamagen.verify.routing import (
     LEAST_DECIDED,
     Router,
@@ -111,9 +119,6 @@ LAYER_CASES = ("prefill", "left padding", "images decode")
 CHOICES = "experts chosen"
 
 NO_PAST = "it is given no keys and values of tokens before"
-
-EXACTLY = ", exactly"
-"""How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
 
 TURNS_BY_CALL = "frequencies that depend on the call are computed in steps of float32"
 """Its angles are those of no table that could be read back."""

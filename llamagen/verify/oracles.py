@@ -79,6 +79,11 @@ class Script:
             message = f"{self.file} gives logits of the shape {list(logits.shape)} for ids of {list(ids.shape)}"
             help = f"give one row a token and one number an id of the vocabulary: {wanted}"
             raise LlamagenError.of("LG774", message, help=help)
+        if not np.isfinite(logits[mask[:, -ids.shape[1] :] > 0]).all():
+            message = f"{self.file} gives logits of real tokens that are no finite numbers"
+            raise LlamagenError.of(
+                "LG774", message, help="what it gives for padding is not looked at"
+            )
         return logits, keeps
 
     def answer(self, question: bytes) -> bytes:

@@ -40,6 +40,9 @@ from llamagen.writing import require_kin, require_writable, write_changed
 
 WitnessName: TypeAlias = str
 """A key of ``WITNESSES``, or the name of a file or folder of the user's."""
+EXACTLY = ", exactly"
+"""How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
+
 Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
@@ -144,6 +147,11 @@ class VerifyReport:
     rows: tuple[Row, ...]
     facts: Facts
     layers: tuple[LayerRow, ...] = ()
+
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether epsilons, scales and other numbers beside the tables were compared, below all rounding."""
+        return any(row.case.endswith(EXACTLY) and row.difference for row in self.rows)
 
     @property
     def passed(self) -> bool:

@@ -14,7 +14,8 @@ from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.folder import DROPS_SEEN, EXACTLY
+from llamagen.verify.folder import DROPS_SEEN
+from llamagen.verify.report import EXACTLY
 from llamagen.verify.witnesses import COUNTS_PADDING
 from tests.parity.llama4 import shrunk
 from tests.parity.models import RandomModel

@@ -13,7 +13,7 @@ from llamagen.emit.options import ExportOptions
 from llamagen.ir.graph import all_parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
-from llamagen.verify.folder import EXACTLY
+from llamagen.verify.report import EXACTLY
 from tests.parity.mllama import WIDE, shrunk
 from tests.parity.models import RandomModel
 

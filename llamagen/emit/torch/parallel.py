@@ -64,10 +64,10 @@ def emit_parallel(model: Graph | Joined, text_model: Graph, modeling: str) -> st
     ``text_model`` is what pipeline stages are of: the model without images. Raises LlamagenError (LG740, LG741) for
     what cannot be a PyTorch module.
     """
-    found = plan(model.graph if isinstance(model, Joined) else model)
+    sharding = plan(model.graph if isinstance(model, Joined) else model)
     stack = pipeline_stack(plan(text_model))
     stage = _Stage(make_plan(model), make_plan(text_model), stack) if stack is not None else None
-    text = _file(found, stage, modeling)
+    text = _file(sharding, stage, modeling)
     check_source(text, _BESIDES)
     return formatted({"": text})[""]
 
@@ -101,14 +101,14 @@ _WORDS = {
 }
 
 
-def _data(found: ShardPlan) -> tuple[dict[str, str], dict[str, object], dict[str, object]]:
+def _data(sharding: ShardPlan) -> tuple[dict[str, str], dict[str, object], dict[str, object]]:
     """PLAN, PIECES and SUMMED."""
     styles: dict[str, str] = {}
     pieces: dict[str, object] = {}
     summed: dict[str, object] = {}
     paths: list[str] = []
-    for path, block, part in found.graph.op_parts:
-        share = found.shares.get((block.name, part.name))
+    for path, block, part in sharding.graph.op_parts:
+        share = sharding.shares.get((block.name, part.name))
         parameters = part.row.parameters(part.attrs)
         paths += [path, *(join(path, p.name) for p in parameters if p.name)]
         if share is None or share.style is Style.WHOLE:
@@ -128,24 +128,24 @@ def _data(found: ShardPlan) -> tuple[dict[str, str], dict[str, object], dict[str
             styles[join(path, "gate_up_proj")] = f"axis {up}"
             styles[join(path, "down_proj")] = f"axis {down}"
             pieces[join(path, "gate_up_proj")] = (up, (width, width))
-    for here in found.graph.instances:
+    for here in sharding.graph.instances:
         paths += [
             join(here.path, part)
             for part in here.block.parts
             if isinstance(here.block.parts[part], BlockPart)
         ]
-        for entry in found.entries.get(here.block.name, ()):
+        for entry in sharding.entries.get(here.block.name, ()):
             summed[join(here.path, entry.part)] = (entry.start, entry.size)
     paths = list(dict.fromkeys(paths))
     return patterns(styles, paths), patterns(pieces, paths), patterns(summed, paths)
 
 
-def _token_data(shared: SharedTokens, found: ShardPlan) -> tuple[dict[str, object], list[str]]:
+def _token_data(shared: SharedTokens, sharding: ShardPlan) -> tuple[dict[str, object], list[str]]:
     """GATHERED and TOKENWISE."""
     gathered: dict[str, object] = {}
     tokenwise: dict[str, object] = {}
     paths: list[str] = []
-    for here in found.graph.instances:
+    for here in sharding.graph.instances:
         for part in here.block.parts:
             path, key = join(here.path, part), (here.block.name, part)
             paths.append(path)
@@ -168,11 +168,11 @@ def _quoted(value: object) -> str:
 # the file
 
 
-def _file(found: ShardPlan, stage: _Stage | None, modeling: str) -> str:
-    styles, pieces, summed = _data(found)
+def _file(sharding: ShardPlan, stage: _Stage | None, modeling: str) -> str:
+    styles, pieces, summed = _data(sharding)
     words = {style.partition(" ")[0] for style in styles.values()}
-    ties = {path: part.tied_to or "" for path, part in found.graph.ties.items()}
-    layers = next((s.path for s in found.stacks), "")
+    ties = {path: part.tied_to or "" for path, part in sharding.graph.ties.items()}
+    layers = next((s.path for s in sharding.stacks), "")
     fixed: dict[str, Fixed] = {
         "EXPERTS": "experts" in words,
         "NORMS": "norm" in words,
@@ -180,7 +180,7 @@ def _file(found: ShardPlan, stage: _Stage | None, modeling: str) -> str:
         "VOCABULARY": "vocabulary" in words,
         "SLOPES": ".slopes" in modeling,
     }
-    shared = sequence_of(found)
+    shared = sequence_of(sharding)
     sequence = not isinstance(shared, str)
     if isinstance(shared, str):
         fixed["sequence"] = False
@@ -201,7 +201,7 @@ def _file(found: ShardPlan, stage: _Stage | None, modeling: str) -> str:
         placed = [_without_pieces(text) for text in placed]
     reasons = [
         f"# {'.'.join(key)} is whole: {share.reason}."
-        for key, share in found.shares.items()
+        for key, share in sharding.shares.items()
         if share.style is Style.WHOLE
     ]
     tables = ["\n".join([*reasons, _table("PLAN", styles)])]
@@ -213,7 +213,7 @@ def _file(found: ShardPlan, stage: _Stage | None, modeling: str) -> str:
         )
         tables.append(comment + _table("SUMMED", summed))
     if not isinstance(shared, str):
-        gathered, tokenwise = _token_data(shared, found)
+        gathered, tokenwise = _token_data(shared, sharding)
         comment = "# Where the tokens of all ranks come together, and whether column parts alone read them.\n"
         tables.append(comment + _table("GATHERED", gathered))
         rows = "".join(f"    {_quoted(path)},\n" for path in tokenwise)
@@ -221,14 +221,13 @@ def _file(found: ShardPlan, stage: _Stage | None, modeling: str) -> str:
         tables.append(
             f"{comment}TOKENWISE = {{\n{rows}}}" if tokenwise else "TOKENWISE: set[str] = set()"
         )
-    degrees = found.degrees if len(found.degrees) < 16 else found.degrees[:16]
-    tables.append(f"TENSOR_PARALLEL_DEGREES = {degrees!r}")
+    tables.append(f"TENSOR_PARALLEL_DEGREES = {sharding.degrees[:16]!r}")
     if ties:
         tables.append(_table("TIED", ties))
     tables.append('Model = TypeVar("Model", bound=nn.Module)')
     own = [stage.text(), stage.function()] if stage is not None else []
     body = "\n\n\n".join(["\n\n".join(tables), *placed, *own])
-    return f"{_head(found, stage)}\n{_imports(body, modeling)}\n\n{body}\n"
+    return f"{_head(sharding, stage)}\n{_imports(body, modeling)}\n\n{body}\n"
 
 
 def _without_pieces(text: str) -> str:
@@ -239,32 +238,8 @@ def _without_pieces(text: str) -> str:
 
 def _imports(body: str, modeling: str) -> str:
     names = {n.id for n in ast.walk(ast.parse(body)) if isinstance(n, ast.Name)}
-    defined = {
-        node.name
-        for node in ast.parse(modeling).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-    defined |= {
-        target.id
-        for node in ast.parse(modeling).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    own = {
-        node.name
-        for node in ast.parse(body).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-    own |= {
-        t.id
-        for n in ast.parse(body).body
-        if isinstance(n, ast.Assign)
-        for t in n.targets
-        if isinstance(t, ast.Name)
-    }
     lines: list[str] = []
-    ours = sorted((names & defined) - own)
+    ours = sorted((names & _defined(modeling)) - _defined(body))
     for line in _library().imports:
         aliases = [a for a in line.names if (a.asname or a.name.partition(".")[0]) in names]
         if not aliases:
@@ -280,9 +255,20 @@ def _imports(body: str, modeling: str) -> str:
     return "\n".join(lines)
 
 
-def _head(found: ShardPlan, stage: _Stage | None) -> str:
-    degree = found.degrees[-1] if len(found.degrees) < 5 else found.degrees[3]
-    name = docstring_text(found.graph.spec_id)
+def _defined(text: str) -> set[str]:
+    """Functions, classes and constants of a file."""
+    found: set[str] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _head(sharding: ShardPlan, stage: _Stage | None) -> str:
+    degree = sharding.degrees[-1] if len(sharding.degrees) < 5 else sharding.degrees[3]
+    name = docstring_text(sharding.graph.spec_id)
     model = "model" if stage is None else stage.model
     pipeline = ""
     if stage is not None:

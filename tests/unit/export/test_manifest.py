@@ -115,3 +115,11 @@ def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LlamagenError) as caught:
         read_manifest(tmp_path)
     assert caught.value.diagnostics[0].code == "LG775"
+
+
+def test_a_folder_of_the_other_kind_is_told_however_its_manifest_is_laid_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / MANIFEST).write_text('{"llamagen":"0","format":"transformers"}')
+    with pytest.raises(LlamagenError, match="is a folder for transformers"):
+        read_manifest(tmp_path)

@@ -11,8 +11,9 @@ import torch
 from llamagen.cli import main
 from llamagen.emit.onnx.session import OpenOptions
 from llamagen.runtime.session import Session
-from llamagen.verify.folder import EXACTLY, verify_folder
+from llamagen.verify.folder import verify_folder
 from llamagen.verify.limits import TOLERANCES, difference, largest_of
+from llamagen.verify.report import EXACTLY
 from tests.unit.export.checkpoints import REDUCED, ROUTES, Reduced
 from tests.unit.verify.test_folder import CASES
 

@@ -18,8 +18,9 @@ from llamagen.api import load, measure_quality, random_checkpoint, run
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import CHOICES, EXACTLY, ONE_ROW, verify_folder
+from llamagen.verify.folder import CHOICES, ONE_ROW, verify_folder
 from llamagen.verify.limits import difference
+from llamagen.verify.report import EXACTLY
 from llamagen.verify.scenarios import scenarios
 from llamagen.verify.witnesses import OnnxWitness
 from tests.parity.models import SPECS, RandomModel

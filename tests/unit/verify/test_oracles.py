@@ -111,6 +111,7 @@ NUMBERS = "import numpy as np\ndef logits(input_ids, position_ids, attention_mas
         (f"{NUMBERS}return past[0]", "TypeError: 'NoneType' object is not subscriptable, line 3"),
         (f"{NUMBERS}return np.zeros((*input_ids.shape, 61))", "logits of the shape [1, 15, 61]"),
         (f"{NUMBERS}return np.zeros(3)", "logits of the shape [3] for ids of [1, 15]"),
+        (f"{NUMBERS}return np.full((*input_ids.shape, 60), np.nan)", "no finite numbers"),
         (f"{NUMBERS}return 'words'", "ValueError: could not convert string to float"),
         (f"{NUMBERS}import os; os._exit(7)", "its process ended with 7"),
         (

@@ -16,8 +16,9 @@ from llamagen.api import load
 from llamagen.cli import main
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import EXACTLY, verify_folder
+from llamagen.verify.folder import verify_folder
 from llamagen.verify.report import (
+    EXACTLY,
     ReportDocument,
     Row,
     VerifyReport,

@@ -17,10 +17,10 @@ from llamagen.api import load
 from llamagen.emit.onnx.session import AS_IT_IS
 from llamagen.emit.options import ExportOptions
 from llamagen.spec.fmt import resolved_text
-from llamagen.verify.folder import CHOICES, EXACTLY
+from llamagen.verify.folder import CHOICES
 from llamagen.verify.graph_copies import open_graph
 from llamagen.verify.limits import Tolerance, difference, for_few_tokens
-from llamagen.verify.report import Row, VerifyReport
+from llamagen.verify.report import EXACTLY, Row, VerifyReport
 from llamagen.verify.routing import Router, Routers, RoutersDiffer, compared, measured_reach
 from llamagen.verify.scenarios import scenarios
 from llamagen.verify.witnesses import GraphsWitness, OnnxWitness
