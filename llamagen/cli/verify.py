@@ -154,8 +154,6 @@ def _rows(verified: VerifyReport, files: Sequence[Path] = ()) -> None:
             console.line(f"{row.witness}, {row.case}: {row.note}")
     for limit in verified.facts.limits:
         console.line(str(limit))
-    if verified.facts.profile != "transformers" and not verified.reads_numbers:
-        console.line("epsilons, scales, factors: not read back; `--against reference` does")
     for file in files:
         api.write_verify_report(verified, file)
         console.line(f"wrote {file}")

@@ -123,6 +123,8 @@ NO_PAST = "it is given no keys and values of tokens before"
 TURNS_BY_CALL = "frequencies that depend on the call are computed in steps of float32"
 """Its angles are those of no table that could be read back."""
 
+MAX_READ_BACK = 10_000_000_000
+"""Of a larger model no case is evaluated exactly: it would take longer than all others."""
 MAX_EXACT_PARAMETERS = 50_000_000
 """Of a larger model cases of many calls are not evaluated exactly as well: each call widens every weight."""
 FEW_CALLS = 5
@@ -255,9 +257,10 @@ def verify_folder(
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
     plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))
+    every = "reference" in names
+    exactly = [cases_exactly(subject, plan.cases, every) for plan in plans]
     done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
-    if "reference" in names:
-        total += sum(len(plan.cases) for plan in plans)
+    total += sum(len(cases) for cases in exactly)
 
     def step(what: str) -> None:
         nonlocal done
@@ -265,15 +268,20 @@ def verify_folder(
         progress(done, total, what)
 
     rows: list[Row] = []
+    read = True  # the tables, and each row is the spec's
     layer_rows: list[LayerRow] = []
-    for plan in plans:
+    for plan, again in zip(plans, exactly, strict=True):
         comparison = Comparison(subject, plan, step, asked)
-        rows += comparison.constants()
-        rows += comparison.staged()
+        tables = list(comparison.constants())
+        read = read and all(row.verdict == "equal" for row in tables)
+        rows += (*tables, *comparison.staged())
         for name in names:
             for row in comparison.rows(name):
                 rows.append(row)
                 step(f"{name}, {row.case}")
+        for row in comparison.meanings(again):
+            rows.append(row)
+            step(f"spec, {row.case}")
         layer_rows += comparison.layer_rows(names) if layers else ()
         for name in names[:1]:
             recorded |= comparison.expected.get(name, {})
@@ -284,7 +292,6 @@ def verify_folder(
     flat = flatten(main)
     cases = tuple(case for plan in plans for case in plan.cases)
     compared = [case for case in cases if any(row.is_of(case.name) for row in rows)]
-    read = all(row.verdict == "equal" for row in rows if row.witness == "spec")
     whole = not any(row.witness == names[0] and row.missing for row in rows)
     if recording is not None and whole:
         oracles.save(recording, names[0], recorded, cases, asked.options)
@@ -411,6 +418,22 @@ def plans_of(
         yield without(pipeline.graphs, f"images: {long}, and the model was exported for {limit:,}")
         return
     yield plan(pipeline.graphs, cases)
+
+
+def cases_exactly(subject: Subject, cases: Sequence[Scenario], every: bool) -> tuple[Scenario, ...]:
+    """Those whose meaning is compared, with no rounding: ``every`` one where the reference is a witness.
+
+    Whatever the witness, a prompt reads every number of the graph, and what is around a limit the numbers that matter
+    nowhere else; of a model too large for the reference the prompt has to do.
+    """
+    if subject.too_large:
+        return tuple(cases[:1])
+    few = subject.size <= MAX_EXACT_PARAMETERS
+    return tuple(
+        case
+        for case in cases
+        if (case is cases[0] or case.before or every) and (few or len(case.splits) <= FEW_CALLS)
+    )
 
 
 AnyWitness: TypeAlias = GraphsWitness | TransformersWitness | Script | Recorded
@@ -687,8 +710,6 @@ class Comparison:
                 yield self.failed(name, case.name, error)
         if self.routed and name not in self.asked.own:
             yield self.choices(name, [self.cases[case] for case in known])
-        if name == "reference":
-            yield from self.meanings()
 
     def failed(self, name: WitnessName, case: str, error: LlamagenError) -> Row:
         """Of a witness that cannot run. Raises ``error`` where it is about something else."""
@@ -731,21 +752,24 @@ class Comparison:
                 found = case.given(GraphsWitness("stages", {MAIN: in_turn}))
                 yield Row("spec", f"{case.name}, in stages", difference(found, expected), EXACT)
 
-    def meanings(self) -> Iterator[Row]:
+    def meanings(self, cases: Sequence[Scenario]) -> Iterator[Row]:
         """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
-        assert self.exactly is not None
+        size = self.subject.size
+        why = ""
         if self.turns_by_call:
-            yield Row("reference", f"all{EXACTLY}", None, None, TURNS_BY_CALL)
+            why = TURNS_BY_CALL
+        elif size > MAX_READ_BACK:
+            why = f"{size:,} parameters are too many to compute with all of them in float64"
+        if why and self.cases:
+            yield Row("spec", f"all{EXACTLY}", None, None, why)
             return
-        for case in self.cases.values():
-            if self.unfit("reference", case) or (
-                self.subject.size > MAX_EXACT_PARAMETERS and len(case.splits) > FEW_CALLS
-            ):
-                continue
-            expected = self.expected_exactly(case)
-            found = case.given(self.exactly)
-            away = difference(found, case.ending(expected))
-            yield Row("reference", f"{case.name}{EXACTLY}", away, EXACT)
+        for case in cases:
+            if not self.unfit("reference", case):
+                assert self.exactly is not None
+                expected = self.expected_exactly(case)
+                found = case.given(self.exactly)
+                away = difference(found, case.ending(expected))
+                yield Row("spec", f"{case.name}{EXACTLY}", away, EXACT)
 
     def in_one_call(self, case: Scenario) -> Scenario:
         """What the reference is asked: fewer calls, the same logits, unless what a call has changes them."""

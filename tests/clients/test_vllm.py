@@ -173,6 +173,7 @@ def test_a_fact_that_is_missing_is_found_before_anything_runs(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("name", "devices"),
     [
@@ -194,6 +195,7 @@ def test_vllm_computes_the_model(name: str, devices: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # vLLM compiles as it starts, and the first of these tests installs it
 def test_our_code_is_the_class_of_vllm(tmp_path: Path) -> None:
     for custom in (False, True):
         options = ExportOptions(format="transformers", custom_code=custom)
@@ -202,6 +204,7 @@ def test_our_code_is_the_class_of_vllm(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "fact"), [("odd", "logit_scale"), ("gemma2", "layer_types")])
 def test_vllm_is_wrong_without_a_fact_and_that_is_seen(
     name: str, fact: str, tmp_path: Path

@@ -74,6 +74,7 @@ CLOCKED = {
     "tests/conftest.py": "turns the deadlines of hypothesis off",
     "tests/fuzz/engine.py": "goes on for as long as it is told",
     "tests/fuzz/test_fuzz.py": "a slow test has more time than the others",
+    "tests/clients/test_vllm.py": "a slow test has more time than the others",
     "tests/hardness/__main__.py": "goes on for as long as it is told",
     "tests/hardness/attacks.py": "sends signals at random moments of a run",
     "tests/hardness/test_hardness.py": "a slow test has more time than the others",

@@ -51,8 +51,9 @@ def test_an_export_equals_its_witnesses(dtype: str, tmp_path: Path) -> None:
     exactly = [f"{case}{EXACTLY}" for case in CASES]
     assert [(r.witness, r.case, r.verdict) for r in report.rows] == [
         ("spec", "table /cos/inv_freq", "equal"),
+        *(("spec", case, "equal") for case in exactly),
         *(("torch", case, "equal") for case in cases),
-        *(("reference", case, "equal") for case in (*cases, *exactly)),
+        *(("reference", case, "equal") for case in cases),
     ]
     assert report.passed
     shifts = {case.name: case.shift for case in report.facts.cases}
@@ -264,9 +265,14 @@ def test_a_model_too_large_for_the_reference_is_not_called_equal(
     report = verify_folder(mistral, ["reference"], steps=1)
     assert [(row.witness, row.verdict) for row in report.rows] == [
         ("spec", "equal"),
+        ("spec", "equal"),
         ("reference", "skipped"),
     ]
+    assert [row.case for row in report.rows] == ["table /cos/inv_freq", f"prefill{EXACTLY}", "all"]
     assert not report.passed
+    monkeypatch.setattr("llamagen.verify.folder.MAX_READ_BACK", 10)
+    (row,) = (r for r in verify_folder(mistral, ["torch"], steps=1).rows if EXACTLY in r.case)
+    assert row.verdict == "skipped" and "too many" in row.note
 
 
 @pytest.mark.parametrize(
@@ -346,7 +352,8 @@ def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
     assert {row.note for row in report.rows if row.case in skipped} == (
         {ONE_ROW} if skipped else set()
     )
-    assert done[-1] == (2 * len(CASES), 2 * len(CASES), f"torch, {CASES[-1]}")
+    total = 2 * len(CASES) + 1
+    assert done[-1] == (total, total, f"spec, prefill{EXACTLY}")
 
 
 def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.options import ExportOptions
 from llamagen.verify.folder import COUNTS_ITSELF, NO_PAST, verify_folder
-from llamagen.verify.report import document
+from llamagen.verify.report import EXACTLY, document
 
 MODEL = """
 spec: 1
@@ -82,10 +82,20 @@ def test_a_function_is_a_witness_with_a_past_and_without(home: Path, tmp_path: P
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "epsilon":
-                attribute.f = 1e-3
+                attribute.f *= 1.001
     (wrong / "model.onnx").write_bytes(model.SerializeToString())
-    assert "different" in verdicts(wrong, str(recorded))
-    assert "different" in verdicts(wrong, str(home / "portable"))
+    for witness in (str(recorded), written(tmp_path, WHOLE), str(home / "portable")):
+        rows = verify_folder(wrong, [witness], steps=3).rows
+        different = {row.case for row in rows if row.verdict == "different"}
+        exactly = {f"prefill{EXACTLY}", f"around 8,192{EXACTLY}"}
+        assert different == exactly, "no logit shows it"
+    for attribute in (a for node in model.graph.node for a in node.attribute):
+        if attribute.name == "epsilon":
+            attribute.f = 1e-3
+    (wrong / "model.onnx").write_bytes(model.SerializeToString())
+    for witness in (str(recorded), str(home / "portable")):
+        rows = [r for r in verify_folder(wrong, [witness], steps=3).rows if r.witness != "spec"]
+        assert "different" in {row.verdict for row in rows}
     with pytest.raises(LlamagenError, match="recorded of other inputs") as caught:
         verify_folder(home / "portable", [str(recorded)], steps=3, seed=1)
     assert (
