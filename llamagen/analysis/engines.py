@@ -271,7 +271,7 @@ class Cutting:
     degrees: Mapping[str, tuple[int, ...]]
     """Engine -> over how many devices each layer may be cut."""
     reasons: Mapping[str, str]
-    """Engine -> why not over more than one, where the graph itself may be."""
+    """Engine -> what keeps it from more: something of the engine, or the sizes that have to be divided."""
 
 
 _STYLES: Mapping[Style, str] = {
@@ -328,6 +328,8 @@ def cutting_of(graph: Graph, decoder: Decoder) -> Cutting:
     if differing := [name for name, several in seen.items() if len(several) > 1]:
         reasons |= dict.fromkeys(ENGINES, f"`{differing[0]}` is not cut alike in all layers")
     degrees = {e: (1,) if e in reasons else shared.degrees for e in ENGINES}
+    sizes = ", ".join(f"{one.parts[0]} has {one.size} {one.what}" for one in shared.limits)
+    reasons = {**dict.fromkeys(ENGINES, sizes or _FUSED), **reasons}
     head = shared.at.get(decoder.head.name)
     gathered = head is not None and head.style is Style.HEAD
     return Cutting(styles, "colwise_gather_output" if gathered else None, degrees, reasons)

@@ -50,6 +50,7 @@ _PROCESS = Path(__file__).with_name("vllm_process.py")
 _HOURS = 3600
 _SETTINGS: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -140,8 +141,7 @@ def _require_degrees(graph: Graph, devices: Devices) -> None:
     layers = len(decoder.stack.blocks)
     if devices.tensor not in cutting.degrees[VLLM]:
         possible = ", ".join(map(str, cutting.degrees[VLLM]))
-        why = f": {cutting.reasons[VLLM]}" if VLLM in cutting.reasons else ""
-        message = f"the layers cannot be cut over {devices.tensor} devices{why}"
+        message = f"the layers cannot be cut over {devices.tensor} devices: {cutting.reasons[VLLM]}"
         raise LlamagenError.of("LG906", message, help=f"possible are {possible}")
     if not 1 <= devices.pipeline <= layers:
         message = f"{layers} layers cannot be {devices.pipeline} stages"

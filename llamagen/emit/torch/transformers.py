@@ -152,6 +152,7 @@ class {names.config}(PretrainedConfig):
     base_model_tp_plan = {dict(cutting.styles)!r}
     base_model_pp_plan = {stages!r}
     tensor_parallel = {degrees!r}
+    no_further = {dict(cutting.reasons)!r}
 
     def __init__(self, use_cache: bool = True, **kwargs: object) -> None:
         self.use_cache = use_cache
@@ -166,8 +167,8 @@ class {names.config}(PretrainedConfig):
         """Over how many devices an engine cuts each layer. Raises ValueError where parts would not be whole."""
         possible = self.tensor_parallel[engine]
         if degree not in possible:
-            text = f"{{engine}} cannot cut the layers over {{degree}} devices"
-            raise ValueError(f"{{text}}: possible are {{possible}}")
+            text = f"{{engine}} cannot cut the layers over {{degree}} devices, but over {{possible}}"
+            raise ValueError(f"{{text}}: {{self.no_further[engine]}}")
 '''
 
 

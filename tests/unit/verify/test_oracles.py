@@ -94,8 +94,8 @@ def test_a_function_is_a_witness_with_a_past_and_without(home: Path, tmp_path: P
             attribute.f = 1e-3
     (wrong / "model.onnx").write_bytes(model.SerializeToString())
     for witness in (str(recorded), str(home / "portable")):
-        rows = [r for r in verify_folder(wrong, [witness], steps=3).rows if r.witness != "spec"]
-        assert "different" in {row.verdict for row in rows}
+        found = verify_folder(wrong, [witness], steps=3).rows
+        assert "different" in {row.verdict for row in found if row.witness != "spec"}
     with pytest.raises(LlamagenError, match="recorded of other inputs") as caught:
         verify_folder(home / "portable", [str(recorded)], steps=3, seed=1)
     assert (
