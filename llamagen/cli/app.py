@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -72,11 +73,10 @@ def _root(
 
 def app_of(words: Sequence[str]) -> typer.Typer:
     """The parser of a command line: of the command that it names alone, whose module is loaded."""
-    first = next((word for word in words if word not in ("--traceback", "--")), None)
+    first = next((w for w in words or _to_complete() if w not in ("--traceback", "--")), None)
     app = typer.Typer(
         name="llamagen",
         help="LLaMA architectures as YAML specs: check and explain them, generate PyTorch and ONNX from them.",
-        add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -95,6 +95,12 @@ def app_of(words: Sequence[str]) -> typer.Typer:
         elif first not in COMMANDS:  # nothing is run: the help, or what is no command
             app.command(name, short_help=summary)(_not_run)
     return app
+
+
+def _to_complete() -> Sequence[str]:
+    """Words of a line that a shell asks to complete: it gives them in the environment."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    return line.split()[1:]
 
 
 def _not_run() -> None:

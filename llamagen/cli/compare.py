@@ -14,7 +14,7 @@ from llamagen.analysis.diff import render
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
-from llamagen.cli.read import Batch, Context, Dtype
+from llamagen.cli.read import Batch, Context, Dtype, known_ids
 
 Form: TypeAlias = Literal["text", "markdown", "html", "json", "github", "svg"]
 
@@ -25,8 +25,8 @@ _FORMS: Mapping[str, Callable[[Diff, tuple[Surface, ...]], str]] = {
 }
 
 _SIDE = "An id, a YAML file, REVISION:PATH of a spec in git, a config.json or a folder with one."
-A = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
-B = Annotated[str, typer.Argument(metavar="B", help="The same.")]
+A = Annotated[str, typer.Argument(metavar="A", help=_SIDE, autocompletion=known_ids)]
+B = Annotated[str, typer.Argument(metavar="B", help="The same.", autocompletion=known_ids)]
 
 
 def diff(

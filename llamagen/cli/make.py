@@ -11,7 +11,7 @@ from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS, INVALID
 from llamagen.cli.progress import case_progress
-from llamagen.cli.read import Cache
+from llamagen.cli.read import Cache, known_ids
 from llamagen.emit.options import Target
 from llamagen.resources import data_text
 
@@ -60,7 +60,11 @@ def schema(
 def generate(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID", help="Ids or YAML files; every model by default."),
+        typer.Argument(
+            metavar="ID",
+            help="Ids or YAML files; every model by default.",
+            autocompletion=known_ids,
+        ),
     ] = None,
     target: Annotated[
         list[Target] | None, typer.Option("--target", help="What to write; everything by default.")

@@ -31,8 +31,23 @@ Cache = Annotated[
     Literal["full", "bounded"],
     typer.Option(help="Layers with a window or chunks keep every key, or those still visible."),
 ]
+
+
+def known_ids(incomplete: str) -> list[str]:
+    """Those that a shell completes."""
+    from llamagen.spec.registry import Registry
+
+    known = Registry().ids(abstract=False, sketches=True)
+    return [one for one in known if one.startswith(incomplete)]
+
+
 Id = Annotated[
-    str, typer.Argument(metavar="ID", help="An id such as llama/3.2/1b, or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="An id such as llama/3.2/1b, or a YAML file.",
+        autocompletion=known_ids,
+    ),
 ]
 
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
@@ -430,6 +445,7 @@ def import_config(
         Path | None,
         typer.Option("--to", metavar="FILE", help="Write the spec here instead of stdout."),
     ] = None,
+    form: Form = "text",
 ) -> None:
     """Turn a config.json, params.json or checkpoint folder into a spec, and say which known model it is."""
     from llamagen.writing import require_kin, write_changed
@@ -437,10 +453,29 @@ def import_config(
     if to is not None:
         require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
     imported = api.import_config(source, id)
-    _report(imported)
-    if to is None:
-        console.out(imported.text)
+    if form == "json":
+        nearest = imported.nearest
+        _json(
+            {
+                "version": 1,
+                "spec": imported.resolved.plain,
+                "exact": imported.exact,
+                "alike": imported.alike,
+                "nearest": {
+                    "id": nearest.id,
+                    "differences": [asdict(one) for one in (*nearest.differences, *nearest.marks)],
+                },
+                "handled": imported.handled,
+                "ignored": imported.ignored,
+                "dropped": imported.dropped,
+                "notes": imported.notes,
+            }
+        )
     else:
+        _report(imported)
+    if to is None and form == "text":
+        console.out(imported.text)
+    elif to is not None:
         reads = list(source.iterdir()) if source.is_dir() else [source]
         written, _ = write_changed(to.parent, {to.name: imported.text}, reads)
         console.line(f"{'wrote' if written else 'unchanged'} {to}")

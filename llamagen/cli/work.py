@@ -14,7 +14,7 @@ from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.options import spread
 from llamagen.cli.progress import byte_progress
-from llamagen.cli.read import Id
+from llamagen.cli.read import Id, known_ids
 from llamagen.cli.verify import Folder
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.options import DEFAULTS, ExportOptions
@@ -33,6 +33,7 @@ def export(
             metavar="ID|CHECKPOINT",
             help="An id such as llama/3.2/1b, a YAML file, or a checkpoint that says itself what it is: a folder with "
             "config.json, a .gguf file, hf:ORG/NAME[@REVISION] on the Hugging Face Hub.",
+            autocompletion=known_ids,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],

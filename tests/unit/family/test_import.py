@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llamagen import api
+from llamagen.cli import main
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.json_source import parse_json
@@ -397,3 +398,17 @@ def sparse_safetensors(path: Path, header: dict[str, dict[str, Any]]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + at)
+
+
+def test_for_a_program_it_is_one_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / CONFIG_FILE
+    file.write_text(json.dumps({**configs()["llama-3.2-1b"], "rms_norm_eps": 1e-6}))
+    assert main(["import", str(file), "--id", "my/model", "--format", "json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["nearest"]["id"], said["exact"]) == ("llama/3.2/1b", [])
+    (change,) = said["nearest"]["differences"]
+    assert (change["key"], change["here"], change["known"]) == ("rms_norm_eps", 1e-6, 1e-5)
+    assert said["spec"]["hyperparameters"]["norm_eps"] == 1e-6
+    assert api.imported(tmp_path).resolved.plain["blocks"] == said["spec"]["blocks"]
