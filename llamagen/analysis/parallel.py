@@ -153,7 +153,7 @@ def suits(sharding: ShardPlan, layout: Layout, gpus: int | None = None) -> tuple
         raise LlamagenError.of("LG906", message, help=f"numbers of groups that are: {degrees}")
     stack = pipeline_stack(sharding)
     if layout.pp > 1 and stack is None:
-        message = f"{graph.spec_id} has no layers that hand on one value, so it is no pipeline"
+        message = f"{graph.spec_id} is no pipeline: it has no layers that hand on one value, with weights of their own"
         raise LlamagenError.of("LG907", message, graph.root_block.span, help="cut it with tp alone")
     if stack is not None and layout.pp > stack.layers:
         message = f"{graph.spec_id} has {stack.layers} layers, not enough for {layout.pp} stages"

@@ -898,10 +898,11 @@ def _stacks(graph: Graph) -> Iterator[Stack]:
 
 
 def pipeline_stack(found: ShardPlan) -> Stack | None:
-    """The layers that stages may share: there is one stack, and one value crosses each cut."""
-    if len(found.stacks) != 1 or found.stacks[0].beside:
+    """The layers that stages may share: there is one stack, one value crosses each cut, and each weight has a stage."""
+    if len(found.stacks) != 1:
         return None
-    return found.stacks[0]
+    (stack,) = found.stacks
+    return None if stack.beside or set(stack.before) & set(stack.behind) else stack
 
 
 def stage_layers(layers: int, stages: int) -> tuple[range, ...]:

@@ -26,7 +26,7 @@ from llamagen.emit.torch.parallel import emit_parallel
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN
 from llamagen.ir.joined import Joined, joined
-from llamagen.ir.shard import ShardPlan, Style, plan, sequence_of
+from llamagen.ir.shard import ShardPlan, Style, pipeline_stack, plan, sequence_of
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from tests.parity.models import FOREIGN, SPECS
@@ -127,6 +127,33 @@ def test_two_ranks_compute_the_model_and_its_gradients(tmp_path: Path) -> None:
     found = answers(tmp_path, 2, cases)
     check(found)
     assert all(found[name]["tensor_parallel"]["share"] < 0.6 for name in FEW)
+
+
+OWN_WEIGHTS = """
+spec: 1
+id: t/own-weights
+extends: foreign/_decoder
+hyperparameters: {num_layers: 4, num_heads: 4, num_kv_heads: 2}
+blocks:
+  CausalLM:
+    parts:
+      gain: parameter(vocab_size, kind='bias')
+    forward: |
+      return lm_head(model(input_ids)) + gain
+  Decoder:
+    parts:
+      shift: parameter(hidden_size, kind='bias')
+    forward: |
+      return norm(layers(embed_tokens(input_ids) + shift))
+"""
+
+
+def test_weights_of_the_blocks_around_the_layers_are_on_one_stage_each(tmp_path: Path) -> None:
+    cases = {"own": (loaded(OWN_WEIGHTS), ["tensor_parallel", "pipeline"])}
+    check(answers(tmp_path, 2, cases))
+    assert pipeline_stack(plan_of(loaded(OWN_WEIGHTS))) is not None
+    twice = OWN_WEIGHTS.replace("+ shift))", "+ shift) + shift)")
+    assert pipeline_stack(plan_of(loaded(twice))) is None, "no stage has `shift` alone"
 
 
 IMAGES = ("llama-3.2-11b-vision", "llama-4-maverick", "llama-4-scout")

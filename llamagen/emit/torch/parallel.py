@@ -19,7 +19,7 @@ from llamagen.emit.torch.module import formatted
 from llamagen.emit.torch.names import docstring_text
 from llamagen.emit.torch.place import Library
 from llamagen.emit.torch.plan import Plan, make_plan
-from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
+from llamagen.ir.graph import Block, BlockPart, Graph, Node, StackPart, join
 from llamagen.ir.joined import Joined
 from llamagen.ir.shard import (
     ShardPlan,
@@ -31,7 +31,7 @@ from llamagen.ir.shard import (
     sequence_of,
 )
 from llamagen.ops.code import Code, Fixed, Stay, Text, flat
-from llamagen.ops.op import Role, a_int, a_str
+from llamagen.ops.op import a_int, a_str
 
 T = TypeVar("T")
 
@@ -325,23 +325,12 @@ class _Stage:
             f"        {inner}.{layers} = nn.ModuleDict({{str(i): layers[i] for i in range(first, end)}})",
         ]
         for where, parts in (("first", stack.before), ("last", stack.behind)):
-            removable = [p for p in parts if self._module(p)]
-            if removable:
+            if parts:
                 lines.append(f"        if not self.{where}:")
-                lines += [f"            model.{path} = None" for path in removable]
+                lines += [f"            model.{path} = None" for path in parts]
         images = [p for p in self.whole.graph.root_block.parts if p not in self.way[0][0].parts]
         lines += [f"        model.{name} = None" for name in images]
         return "\n".join([*lines, "", *self.forward()])
-
-    def _module(self, path: str) -> bool:
-        """Whether a part is a module, which a stage may be without."""
-        block, *names = self.graph.root_block, *path.split(".")
-        for name in names[:-1]:
-            part = block.parts[name]
-            assert isinstance(part, BlockPart)
-            block = self.graph.blocks[part.block]
-        last = block.parts[names[-1]]
-        return not (isinstance(last, OpPart) and last.row.role is Role.PARAMETER)
 
     def forward(self) -> Iterator[str]:
         plan, bodies = self.plan, [Body(block, self.plan) for block, _ in self.way]
