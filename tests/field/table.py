@@ -1,4 +1,4 @@
-"""``python -m tests.field.table``: writes docs/providers.md from generated/reports/field.json."""
+"""``python -m tests.field.table``: docs/providers.md from generated/reports/field.json; prints the table of README."""
 
 from __future__ import annotations
 
@@ -61,6 +61,31 @@ def text() -> str:
     return "\n".join(parts)
 
 
+def summary() -> str:
+    """The table of README: each engine, on how many specs it is equal, and why not on the others."""
+    known = json.loads(FIELD.read_text())["vllm"]["models"]
+    lines = ["| engine | equal | it cannot |", "|---|---|---|"]
+    for column in next(iter(known.values()))["engines"]:
+        cells = {name: row["engines"][column] for name, row in known.items()}
+        equal = sum(cell.startswith("equal") for cell in cells.values())
+        why: dict[str, list[str]] = {}
+        for name, cell in cells.items():
+            if not cell.startswith("equal"):
+                reason = cell.partition(": ")[2].partition("; ")[0]
+                why.setdefault(_short(reason), []).append(name)
+        said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in why.items())
+        lines.append(f"| {column} | {equal} of {len(cells)} | {said} |")
+    return "\n".join(lines)
+
+
+def _short(reason: str) -> str:
+    """What is said of a degree, or of an engine, without the words that the row has."""
+    for before, after in (("cannot express ", " as custom code"), (": ", "")):
+        if before in reason:
+            return reason.partition(before)[2].partition(after or "\n")[0]
+    return reason
+
+
 def engines(known: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
     yield ENGINES.format(date=known["date"], versions=versions).rstrip() + "\n"
@@ -70,10 +95,10 @@ def engines(known: dict[str, Any]) -> Iterator[str]:
     for name, row in known["models"].items():
         cells = []
         for column, cell in row["engines"].items():
-            _, _, rest = cell.partition(": ")
-            cells.append(cell.replace("equal, ", "equal (") + ")" if not rest else "-")
-            if rest:
-                why.setdefault(f"{column}: {rest}", []).append(name)
+            equal = cell.startswith("equal")
+            cells.append(f"{cell.replace(', ', ' (')})" if equal else "-")
+            if not equal:
+                why.setdefault(f"{column}: {cell.partition(': ')[2]}", []).append(name)
         yield f"| {name} | {' | '.join(cells)} |"
     yield ""
     for reason, names in why.items():
@@ -103,3 +128,4 @@ def cuda(known: dict[str, Any]) -> Iterator[str]:
 
 if __name__ == "__main__":
     FILE.write_text(text(), encoding="utf-8")
+    print(summary())

@@ -45,8 +45,10 @@ def test_what_was_recorded_is_of_these_witnesses_and_models() -> None:
         assert one["versions"] and all(row["result"] in GOOD for row in one["models"].values())
 
 
-def test_the_table_of_providers_is_of_that_record() -> None:
+def test_the_tables_are_of_that_record() -> None:
     assert table.FILE.read_text() == table.text(), "run `python -m tests.field.table`"
+    readme = (ROOT / "README.md").read_text()
+    assert table.summary() in readme, "`python -m tests.field.table` prints README's table"
 
 
 @pytest.mark.slow

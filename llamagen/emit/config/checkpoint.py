@@ -247,8 +247,6 @@ _USUAL: Mapping[str, str] = {
     **NAME_ALIASES,
     "hidden_act": "hidden_act",
     "hidden_activation": "hidden_act",
-    "partial_rotary_factor": "rope.partial",
-    "num_experts_per_tok": "num_experts_per_token",
     "moe_intermediate_size": "expert_intermediate_size",
     "attn_logit_softcapping": "attention_softcap",
     "final_logit_softcapping": "logit_softcap",

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean, nearest
+from llamagen.diagnostics import (
+    NAME_ALIASES,
+    Diagnostic,
+    LlamagenError,
+    Related,
+    Span,
+    did_you_mean,
+    nearest,
+)
+from llamagen.spec.schema import Hyperparameters, RopeBase
 
 
 def test_span_defaults_to_one_character() -> None:
@@ -82,3 +91,9 @@ def test_import_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_another_dialect_leads_to_one_of_ours() -> None:
+    leaves = {**Hyperparameters.model_fields, **RopeBase.model_fields, "kind": None}
+    for target in NAME_ALIASES.values():
+        assert all(step in leaves for step in target.split(".")), target
