@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,22 +64,35 @@ def check(
     findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}
     for path in paths:
-        try:
-            resolved = registry.load(path)
-            findings.update(dict.fromkeys(resolved.warnings))
-            # rules about the wiring see the same places in every variant of an architecture
-            first = resolved.digest not in graphs
-            if first:
-                # every graph is built; what cannot be built by itself has none
-                concrete = not resolved.spec.abstract and resolved.spec.root is not None
-                several = build_all(resolved) if concrete else {}
-                pipeline_of(several)
-                graphs[resolved.digest] = several.get(MAIN)
-            findings.update(dict.fromkeys(_lint(resolved, graphs[resolved.digest], wiring=first)))
-        except LlamagenError as error:
-            findings.update(dict.fromkeys(error.diagnostics))
+        findings.update(dict.fromkeys(_findings(partial(registry.load, path), graphs)))
     kept = (one for one in findings if notes or one.severity != "note")
     return CheckReport(len(paths), tuple(kept))
+
+
+def check_text(text: str, name: str) -> CheckReport:
+    """The same about one spec that is given as YAML text; ``name`` stands for its file. Notes are there."""
+    found = dict.fromkeys(_findings(lambda: Registry().load_text(text, name), {}))
+    return CheckReport(1, tuple(found))
+
+
+def _findings(
+    load: Callable[[], ResolvedSpec], graphs: dict[str, Graph | None]
+) -> Iterator[Diagnostic]:
+    """``graphs`` has those of the wirings that were looked at, by their digest."""
+    try:
+        resolved = load()
+        yield from resolved.warnings
+        # rules about the wiring see the same places in every variant of an architecture
+        first = resolved.digest not in graphs
+        if first:
+            # every graph is built; what cannot be built by itself has none
+            concrete = not resolved.spec.abstract and resolved.spec.root is not None
+            several = build_all(resolved) if concrete else {}
+            pipeline_of(several)
+            graphs[resolved.digest] = several.get(MAIN)
+        yield from _lint(resolved, graphs[resolved.digest], wiring=first)
+    except LlamagenError as error:
+        yield from error.diagnostics
 
 
 def _lint(resolved: ResolvedSpec, graph: Graph | None, *, wiring: bool) -> Iterator[Diagnostic]:

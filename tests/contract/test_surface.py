@@ -72,6 +72,7 @@ COMMANDS = [
     "sql",
     "site",
     "mcp",
+    "lsp",
     "import",
     "fmt",
     "schema",
