@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from math import ceil, floor, log2
+from textwrap import wrap
 
 from llamagen.analysis.diff.equations import equations, option_values
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict
@@ -34,6 +35,19 @@ from llamagen.units import bytes_short, count_short
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """How what is inside a box hangs together: rows from top to bottom, each a box by its number or the name of an op
+    in which several come together. A wire leads from row to row; -1 is what the box is given, and the number of rows
+    what it returns."""
+
+    rows: tuple[int | str, ...] = ()
+    wires: tuple[tuple[int, int], ...] = ()
+
+
+NO_FLOW = Flow()
+
+
+@dataclass(frozen=True, slots=True)
 class Box:
     """A part of a model. ``parameters`` are those of one instance, everything inside included."""
 
@@ -44,6 +58,8 @@ class Box:
     parameters: int
     times: int
     inside: tuple[Box, ...]
+    """In the order in which they run."""
+    flow: Flow = NO_FLOW
 
 
 def towers(graphs: Mapping[str, Graph]) -> tuple[Box, ...]:
@@ -62,7 +78,7 @@ def towers(graphs: Mapping[str, Graph]) -> tuple[Box, ...]:
 
 def _once(box: Box, drawn: set[Box]) -> Box:
     if box in drawn and box.inside:
-        return replace(box, lines=("as in the text model",), inside=())
+        return replace(box, lines=("as in the text model",), inside=(), flow=NO_FLOW)
     return replace(box, inside=tuple(_once(inner, drawn) for inner in box.inside))
 
 
@@ -79,23 +95,61 @@ def tower(graph: Graph, name: str = MAIN) -> Box:
 
 
 def _box(graph: Graph, block: Block, path: str, title: str, times: int) -> Box:
-    inside = tuple(_parts(graph, block, path))
+    of_parts = {name: tuple(_parts(graph, block, path, name)) for name in _in_order(block)}
+    flow = _flow_of(block, {name: len(boxes) for name, boxes in of_parts.items()})
+    inside = tuple(box for boxes in of_parts.values() for box in boxes)
     lines = tuple(e.text for e in equations(graph, block))
     total = sum(b.parameters * b.times for b in inside)
-    return Box(collapse(path)[0], title, lines, total, times, inside)
+    return Box(collapse(path)[0], title, lines, total, times, inside, flow)
 
 
-def _parts(graph: Graph, block: Block, path: str) -> Iterator[Box]:
-    for part in block.parts.values():
-        here = join(path, part.name)
-        match part:
-            case OpPart():
-                yield _leaf(part, here)
-            case BlockPart(name=name, block=below):
-                inner = graph.blocks[below]
-                yield _box(graph, inner, here, _title(name, inner), 1)
-            case StackPart(blocks=names):
-                yield from _stack(graph, part.name, names, here)
+def _in_order(block: Block) -> Iterator[str]:
+    """Parts as they are first run; then those that nothing runs by itself."""
+    run = (node.part for node in block.nodes if node.part in block.parts)
+    yield from dict.fromkeys((*filter(None, run), *block.parts))
+
+
+def _flow_of(block: Block, counts: Mapping[str, int]) -> Flow:
+    """``counts`` says of how many boxes, one after the other, a part is."""
+    rows: list[int | str] = []
+    wires: dict[tuple[int, int], None] = {}
+    first = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
+    ends: dict[str, tuple[int, int]] = {}
+    known = {value.id: frozenset({-1}) for value in block.inputs}
+    for node in block.nodes:
+        sources = [known[o] for o in node.operands if known.get(o)]
+        into = frozenset[int]().union(*sources)
+        if node.part is not None and counts.get(node.part):
+            if node.part not in ends:
+                begin, count = len(rows), counts[node.part]
+                rows += range(first[node.part], first[node.part] + count)
+                wires |= dict.fromkeys((n, n + 1) for n in range(begin, len(rows) - 1))
+                ends[node.part] = begin, len(rows) - 1
+            begin, end = ends[node.part]
+            wires |= dict.fromkeys((source, begin) for source in sorted(into))
+            out = frozenset({end})
+        elif len(set(sources)) > 1:
+            wires |= dict.fromkeys((source, len(rows)) for source in sorted(into))
+            out = frozenset({len(rows)})
+            rows.append(_SIGNS.get(node.row.symbol, node.row.symbol) or node.op)
+        else:
+            out = into
+        known |= dict.fromkeys(node.results, out)
+    into = frozenset[int]().union(*(known.get(o, ()) for o in block.outputs))
+    wires |= dict.fromkeys((source, len(rows)) for source in sorted(into))
+    return Flow(tuple(rows), tuple(wires))
+
+
+def _parts(graph: Graph, block: Block, path: str, name: str) -> Iterator[Box]:
+    part, here = block.parts[name], join(path, name)
+    match part:
+        case OpPart():
+            yield _leaf(part, here)
+        case BlockPart(block=below):
+            inner = graph.blocks[below]
+            yield _box(graph, inner, here, _title(name, inner), 1)
+        case StackPart(blocks=names):
+            yield from _stack(graph, name, names, here)
 
 
 def _stack(graph: Graph, name: str, names: Sequence[str], here: str) -> Iterator[Box]:
@@ -107,13 +161,13 @@ def _stack(graph: Graph, name: str, names: Sequence[str], here: str) -> Iterator
             boxes.append(_box(graph, block, join(here, str(start + offset)), title, repeated))
         if len(boxes) == 1:
             only = boxes[0]
-            yield Box(
-                only.path, only.title, only.lines, only.parameters, only.times * times, only.inside
-            )
+            yield replace(only, times=only.times * times)
         else:
             total = sum(b.parameters * b.times for b in boxes)
             title = f"{name}: {len(pattern)} layers in turn"
-            yield Box(collapse(f"{here}.{start}")[0], title, (), total, times, tuple(boxes))
+            flow = Flow(tuple(range(len(boxes))), tuple((i - 1, i) for i in range(len(boxes) + 1)))
+            at = collapse(f"{here}.{start}")[0]
+            yield Box(at, title, (), total, times, tuple(boxes), flow)
 
 
 def _equal(names: Sequence[str]) -> Iterator[tuple[int, str, int]]:
@@ -190,8 +244,14 @@ def changed_paths(result: Diff) -> Mapping[str, Verdict]:
 _PAD = 10
 _LINE = 16
 _CHAR = 7.2
-_GAP = 8
+_GAP = 12
 _MIN = 260.0
+_WIDEST = 84
+"""Characters of an equation; what is longer goes on in a further line."""
+_LANE = 12
+_SIGN = 20
+_WIRE = "#44506a"
+_SIGNS = {"*": "×", "/": "÷"}
 
 _FILL = ("#ffffff", "#f3f6fb", "#e7edf7", "#dbe4f2", "#d0dbee")
 _CHANGED: Mapping[Verdict, str] = {
@@ -209,16 +269,39 @@ class _Placed:
     width: float
     height: float
     inside: tuple[_Placed, ...]
+    lanes: Mapping[tuple[int, int], int]
+    """Of wires that pass a row: how far right they run."""
+
+    @property
+    def margin(self) -> float:
+        """On the right, for those wires."""
+        return _LANE * (max(self.lanes.values()) + 1) if self.lanes else 0.0
 
 
 def _place(box: Box) -> _Placed:
     inside = tuple(_place(b) for b in box.inside)
-    lines = (_head(box), *box.lines)
+    folded = (
+        wrap(line, _WIDEST, subsequent_indent="\u00a0\u00a0\u00a0\u00a0") for line in box.lines
+    )
+    lines = (_head(box), *chain.from_iterable(folded))
     gap = len(_count(box)) + 3
     text = max(len(lines[0]) + gap, *map(len, lines)) * _CHAR + 2 * _PAD
-    width = max([text, _MIN, *(p.width + 2 * _PAD for p in inside)])
-    height = 2 * _PAD + len(lines) * _LINE + sum(p.height + _GAP for p in inside)
-    return _Placed(box, lines, width, height, inside)
+    lanes = _lanes(box.flow)
+    margin = _LANE * (max(lanes.values()) + 1) if lanes else 0.0
+    width = max([text, _MIN, *(p.width + 2 * _PAD + margin for p in inside)])
+    rows = [inside[row].height if isinstance(row, int) else _SIGN for row in box.flow.rows]
+    height = 2 * _PAD + len(lines) * _LINE + sum(row + _GAP for row in rows) + _GAP * bool(rows)
+    return _Placed(box, lines, width, height, inside, lanes)
+
+
+def _lanes(flow: Flow) -> dict[tuple[int, int], int]:
+    """Wires that pass a row, the shortest nearest; two that run side by side have two lanes."""
+    found: dict[tuple[int, int], int] = {}
+    for wire in sorted((w for w in flow.wires if w[1] - w[0] != 1), key=lambda w: w[1] - w[0]):
+        start, end = sorted(wire)
+        beside = {n for (a, b), n in found.items() if min(a, b) < end and start < max(a, b)}
+        found[wire] = next(n for n in range(len(found) + 1) if n not in beside)
+    return found
 
 
 def _head(box: Box) -> str:
@@ -250,11 +333,62 @@ def _draw(
             right = f'x="{x + width - _PAD:g}" y="{at:g}" text-anchor="end" fill="#44506a"'
             shapes.append(f"<text {right}>{escape(count)}</text>")
         at += _LINE
-    top = at - 12 + _GAP
-    for inner in placed.inside:
-        shapes += _draw(inner, x + _PAD, top, width - 2 * _PAD, depth + 1, marks)
-        top += inner.height + _GAP
+    shapes += _rows(placed, x + _PAD, at - 12, width - 2 * _PAD, depth, marks)
     return shapes
+
+
+def _rows(
+    placed: _Placed, x: float, top: float, width: float, depth: int, marks: Mapping[str, Verdict]
+) -> Iterator[str]:
+    """What is inside a box, and the wires between."""
+    inner = width - placed.margin
+    middle, right = x + inner / 2, x + inner
+    spans = [(top, top)]
+    """From where to where a row goes, top to bottom, those of the box's input and result too."""
+    at = top + _GAP
+    for row in placed.box.flow.rows:
+        if isinstance(row, int):
+            box = placed.inside[row]
+            yield from _draw(box, x, at, inner, depth + 1, marks)
+            spans.append((at, at + box.height))
+        else:
+            half = max(_SIGN, len(row) * _CHAR + _PAD) / 2
+            yield (
+                f'<rect x="{middle - half:g}" y="{at:g}" width="{2 * half:g}" height="{_SIGN}" rx="{_SIGN / 2:g}" '
+                f'fill="#ffffff" stroke="{_WIRE}"/><text x="{middle:g}" y="{at + 14:g}" text-anchor="middle">'
+                f"{escape(row)}</text>"
+            )
+            spans.append((at, at + _SIGN))
+        at = spans[-1][1] + _GAP
+    spans.append((at, at))
+    for wire in placed.box.flow.wires:
+        (start, begin), (end, finish) = spans[wire[0] + 1], spans[wire[1] + 1]
+        if wire not in placed.lanes:
+            yield _wire(f"M{middle:g} {begin:g}V{end:g}", middle, end, down=True)
+            continue
+        lane = right + _LANE * (placed.lanes[wire] + 0.6)
+        last = wire[1] == len(placed.box.flow.rows)
+        out = start if wire[0] < 0 else (start + begin) / 2 + 3
+        into = finish if last else (end + finish) / 2 - 3
+        edge = {True: middle, False: right}
+        leave, arrive = edge[wire[0] < 0], edge[last]
+        for number, of_row in ((wire[0], "leave"), (wire[1], "arrive")):
+            rows = placed.box.flow.rows
+            if 0 <= number < len(rows) and isinstance(sign := rows[number], str):
+                side = middle + max(_SIGN, len(sign) * _CHAR + _PAD) / 2
+                leave, arrive = (side, arrive) if of_row == "leave" else (leave, side)
+        path = f"M{leave:g} {out:g}H{lane:g}V{into:g}H{arrive:g}"
+        yield _wire(path, arrive, into, down=False)
+
+
+def _wire(path: str, x: float, y: float, *, down: bool) -> str:
+    """A line, and the head of an arrow at its end."""
+    head = (
+        f"{x - 3:g},{y - 6:g} {x + 3:g},{y - 6:g}"
+        if down
+        else f"{x + 6:g},{y - 3:g} {x + 6:g},{y + 3:g}"
+    )
+    return f'<path d="{path}" fill="none" stroke="{_WIRE}"/><polygon points="{x:g},{y:g} {head}" fill="{_WIRE}"/>'
 
 
 def tower_svg(boxes: Sequence[Box]) -> str:

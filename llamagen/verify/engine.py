@@ -167,6 +167,7 @@ def rows_of(
         return [_missing(answer)]
     rows: list[Row] = []
     margins: list[tuple[Floats, Floats]] = []
+    every: list[Floats] = []
     widest = Tolerance(0.0, 0.0, "measured")
     for file in folder.glob("*.safetensors"):
         files.checked(file, files.WEIGHTS, within=folder)
@@ -181,11 +182,18 @@ def rows_of(
         tolerance = measured_tolerance("float32", _apart(rounded, reference))
         rows.append(Row(VLLM, f"prompt of {len(prompt)}", _apart(found, reference), tolerance))
         margins.append((reference[len(prompt) - 1 :], best[len(prompt) - 1 :]))
+        every.append(reference)
         widest = max(widest, tolerance, key=lambda one: one.rms_over_std)
     chosen, likeliest = (np.concatenate(several) for several in zip(*margins, strict=True))
     same = int((chosen == likeliest).sum())
     note = f"{same} of {len(chosen)} tokens are the likeliest, the others within rounding"
-    rows.append(Row(VLLM, "greedy tokens", _apart(chosen, likeliest), widest, note))
+    short = likeliest - chosen
+    # relative to all of them: a model can be so sure of each that it writes that these do not differ
+    spread = float(np.concatenate(every).std())
+    missed = Difference(
+        float(short.max()), float(np.sqrt(np.square(short).mean())), spread, short.size, 0.0
+    )
+    rows.append(Row(VLLM, "greedy tokens", missed, widest, note))
     return rows
 
 

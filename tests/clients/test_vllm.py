@@ -81,6 +81,14 @@ def test_right_answers_are_equal_and_wrong_ones_different(tmp_path: Path) -> Non
     assert verdicts == ["equal", "different", "equal", "equal"]
 
 
+def test_a_model_that_is_sure_of_every_token_is_measured(tmp_path: Path) -> None:
+    """Log probabilities of what it writes are all zero: they have no spread of their own."""
+    texts = right_answers("gemma3")
+    assert all(abs(value) < 1e-6 for text in texts for value in text["logprobs"][-12:])
+    python = stand_in(tmp_path, f"{{'version': '0.32.0', 'texts': {texts!r}}}")
+    assert verify_engine(folder("gemma3"), python=python).passed
+
+
 def test_the_command_writes_its_evidence(tmp_path: Path) -> None:
     texts = right_answers("odd")
     python = stand_in(tmp_path, f"{{'version': '0.32.0', 'texts': {texts!r}}}")

@@ -69,7 +69,8 @@ def by_vllm(out: Path, devices: int) -> str:
     try:
         report = verify_engine(out, python=environment("vllm"), tensor=devices)
     except llamagen.LlamagenError as error:
-        return f"refused: {error.diagnostics[0].message}"
+        word = "refused" if error.diagnostics[0].code == "LG906" else "different"
+        return f"{word}: {error.diagnostics[0].message}"
     for row in report.rows:
         if row.verdict != "equal":
             return f"{row.verdict}: {row.case} {row.note}"
