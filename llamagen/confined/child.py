@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import BinaryIO
 
 try:
     import resource
@@ -20,32 +21,33 @@ def main(
         limit(resource.RLIMIT_AS, int(memory))
         limit(resource.RLIMIT_FSIZE, int(file))
         limit(resource.RLIMIT_CORE, 0)
-    said = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what nobody reads
+    said, target = os.dup(2), os.fdopen(os.dup(1), "wb")
+    for printed in (1, 2):  # scripts and libraries print what nobody reads
+        os.dup2(os.open(os.devnull, os.O_WRONLY), printed)
     sys.path += [folder for folder in path.split(os.pathsep) if folder not in sys.path]
     names: dict[str, object] = {"__name__": "confined", "__file__": script}
     try:
         with open(script, "rb") as source:
             exec(compile(source.read(), script, "exec"), names)
         if mode == "many":
-            many(names["answering"], arguments, int(seconds))
+            many(names["answering"], arguments, int(seconds), target)
             return
         answer = names["answer"]
         assert callable(answer)
         for piece in answer(arguments):
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+            target.write(piece)
+        target.flush()
     except BaseException as error:  # whatever an engine raises, a panic of Rust too
         os.write(said, reason(error))
         os._exit(_REFUSED)
     os._exit(0)
 
 
-def many(opened: object, arguments: tuple[str, ...], seconds: int) -> None:
+def many(opened: object, arguments: tuple[str, ...], seconds: int, target: BinaryIO) -> None:
     """Questions and answers are behind their length; an answer behind whether it is the text of an exception."""
     assert callable(opened)
     answering = opened(arguments)
-    source, target = sys.stdin.buffer, sys.stdout.buffer
+    source = sys.stdin.buffer
     while head := source.read(8):
         question = source.read(int.from_bytes(head, "little"))
         if resource is not None:

@@ -147,6 +147,7 @@ class Role(Enum):
     ROPE_TABLE = "angles of positions"
     TEMPERATURE = "grows with the position"
     SPLIT = "cuts a dimension"
+    BOUND = "keeps values within `low` and `high`"
     PLACEHOLDERS = "puts rows where ids stand for them"
     CHOSEN_ROWS = "picks rows of its first operand"
     PACKING = "real tokens first"

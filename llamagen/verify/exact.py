@@ -408,6 +408,10 @@ _LAST_BITS = 10
 specs, a theta of 500,001 for 500,000 by 17."""
 _DIGITS: Mapping[RunDType, float] = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Of numbers near 1."""
+_LEAST: Mapping[RunDType, int] = {"float32": -126, "float16": -14, "bfloat16": -126}
+"""Exponent below which all numbers have the same last digit."""
+_HALF = 0.501
+"""Of a last digit, where a number was rounded once."""
 _ROWS_AT_ONCE = 4096
 _TRIED_ROWS = 64
 
@@ -452,15 +456,15 @@ def read_back(graph: ExactGraph, flat: FlatGraph, dtype: RunDType) -> tuple[Cons
             continue  # computed by nodes, which are evaluated
         tables = [constants[cosine], constants[sine]]
         fits = [
-            (_farthest(tables, frequencies, factor), frequencies, factor)
+            (_farthest(tables, frequencies, factor, dtype), frequencies, factor)
             for frequencies, factor in spec
             if len(frequencies) == tables[0].shape[1]
         ]
         best = min(fits, key=lambda fit: fit[0], default=None)
         count = sum(t.size for t in tables)
-        digit = 1.001 * _DIGITS[dtype] / 2
-        found.append(Constants(f"{cosine}, {sine}", count, best[0] if best else math.inf, digit))
-        if best is not None and best[0] <= digit:
+        allowed = _HALF * _DIGITS[_rounded_to(tables, dtype)]
+        found.append(Constants(f"{cosine}, {sine}", count, best[0] if best else math.inf, allowed))
+        if best is not None and best[0] <= allowed:
             for name, function in ((cosine, np.cos), (sine, np.sin)):
                 constants[name] = _Table(best[1], best[2], function)
     for name in sorted(_frequency_names(evaluator)):
@@ -483,11 +487,36 @@ def read_back(graph: ExactGraph, flat: FlatGraph, dtype: RunDType) -> tuple[Cons
         if farthest <= digit:
             evaluator.rt_inits_[name] = table
     _restore_digits(evaluator, _numbers(flat), graph.weights)
+    here, right = sorted(_bounds(evaluator)), sorted(_bounds_of(flat))
+    if here or right:
+        apart = [0.0 if a == b else abs(a - b) for a, b in zip(here, right, strict=False)]
+        farthest = max(apart, default=0.0) if len(here) == len(right) else math.inf
+        found.append(Constants("of bounds", len(right), farthest, _DIGITS["float32"] / 2))
     return tuple(found)
+
+
+def _bounds(evaluator: Evaluator) -> Iterator[float]:
+    """Lower and upper ones of all that clips numbers: no logit shows a bound that no value reaches."""
+    for node in _nodes(evaluator):
+        if node.op_type == "Clip":
+            given = [*node.onnx_node.input, "", ""][1:3]
+            known = [evaluator.rt_inits_.get(name) for name in given]
+            if all(not name or value is not None for name, value in zip(given, known, strict=True)):
+                for value, absent in zip(known, (-math.inf, math.inf), strict=True):
+                    if value is None or value.dtype == np.float64:
+                        yield absent if value is None else float(value.reshape(-1)[0])
+
+
+def _bounds_of(flat: FlatGraph) -> Iterator[float]:
+    for node in flat.nodes:
+        if node.row.role is Role.BOUND:
+            for name, absent in (("low", -math.inf), ("high", math.inf)):
+                yield absent if node.attrs[name] is None else a_float(node.attrs, name)
 
 
 def _fixed(evaluator: Evaluator, flat: FlatGraph) -> Iterator[tuple[str, Array]]:
     """Constants that are tables of no operand: places of a grid, slopes of heads. Each with the nearest of the spec."""
+    weights = {path for node in flat.nodes for path in node.parameters.values()}
     tables: list[Array] = []
     for node in flat.nodes:
         if node.row.role is Role.ATTENTION and node.attrs.get("alibi") is True:
@@ -497,6 +526,8 @@ def _fixed(evaluator: Evaluator, flat: FlatGraph) -> Iterator[tuple[str, Array]]
             operands = Operands([], node.attrs, {}, lambda name: np.zeros(0))
             tables += [t for t in node.row.numpy(operands) if t.dtype == np.float64]
     for name, stored in evaluator.rt_inits_.items():
+        if name in weights:
+            continue
         if getattr(stored, "dtype", None) in _NARROW and stored.size > 1 and np.any(stored):
             shaped = [t.reshape(stored.shape) for t in tables if t.size == stored.size]
             if shaped:
@@ -536,31 +567,43 @@ def _frequency_names(evaluator: Evaluator) -> set[str]:
     }
 
 
-def _farthest(tables: Sequence[Array], frequencies: Array, factor: float) -> float:
+def _rounded_to(tables: Sequence[Array], dtype: RunDType) -> RunDType:
+    """``dtype`` where all numbers are of that, float32 otherwise."""
+    narrow = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    exact = all(np.array_equal(t.astype(narrow).astype(t.dtype), t) for t in tables)
+    return dtype if exact else "float32"
+
+
+def _farthest(tables: Sequence[Array], frequencies: Array, factor: float, dtype: RunDType) -> float:
     """From ``factor`` times cosines and sines of angles that are rounded to float32, as models are trained and served;
-    the frequency of each pair is one float32 number near the spec's."""
+    the frequency of each pair is one float32 number near the spec's. Relative to each number, by the size of its last
+    digit."""
+    dtype = _rounded_to(tables, dtype)
     near = frequencies.astype(np.float32)
     steps = np.arange(-_LAST_BITS, _LAST_BITS + 1)[:, None]
     tried = (near.astype(np.float64) + steps * np.spacing(near)).astype(np.float32)
-    length = len(tables[0])
+    length, pairs = len(tables[0]), np.broadcast_to(np.arange(len(near)), tried.shape)
 
-    def away(rows: Array, of: Array) -> Array:
-        """[..., rows, pairs] of float32 frequencies [..., pairs]."""
-        angles = rows.astype(np.float32)[:, None] * of[..., None, :]
-        parts = (
-            np.abs(wide(table[rows]) - factor * function(angles.astype(np.float64)))
-            for table, function in zip(tables, (np.cos, np.sin), strict=True)
-        )
-        farther: Array = np.maximum(*parts)
-        return farther
+    def away(rows: Array, pairs: Array, frequencies: Array) -> Array:
+        """[C] of the worst of ``rows``, for pairs [C] with float32 frequencies [C]."""
+        angles = (rows.astype(np.float32)[:, None] * frequencies).astype(np.float64)
+        worst = np.zeros(len(pairs))
+        for table, function in zip(tables, (np.cos, np.sin), strict=True):
+            right = factor * function(angles)
+            exponents = np.maximum(np.frexp(right)[1] - 1, _LEAST[dtype])
+            error = np.ldexp(np.abs(wide(table[rows][:, pairs]) - right), -exponents)
+            worst = np.maximum(worst, error.max(axis=0))
+        return worst
 
     some = np.unique(np.linspace(0, length - 1, _TRIED_ROWS).astype(np.int64))
-    best = away(some, tried).max(axis=1).argmin(axis=0)
-    own = np.take_along_axis(tried, best[None], axis=0)[0]
-    starts = range(0, length, _ROWS_AT_ONCE)
-    rows = (np.arange(start, min(start + _ROWS_AT_ONCE, length)) for start in starts)
-    farthest = max(float(away(some_rows, own).max()) for some_rows in rows)
-    return farthest / factor
+    worst = away(some, pairs.ravel(), tried.ravel()).reshape(tried.shape)
+    fit = worst <= np.maximum(worst.min(axis=0), _HALF * _DIGITS[dtype])
+    pairs, tried = pairs[fit], tried[fit]
+    best = np.zeros(len(tried))
+    for start in range(0, length, _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, length))
+        best = np.maximum(best, away(rows, pairs, tried))
+    return max(float(best[pairs == pair].min()) for pair in range(len(near)))
 
 
 def _numbers(flat: FlatGraph) -> Array:

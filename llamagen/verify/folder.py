@@ -56,6 +56,7 @@ from llamagen.verify.limits import (
 from llamagen.verify.oracles import NOT_RECORDED, READS_TEXT, Recorded, Script
 from llamagen.verify.report import (
     EXACTLY,
+    SPEC,
     WITNESSES,
     Facts,
     LayerRow,
@@ -208,6 +209,7 @@ def subject_of(folder: Path, provider: str) -> Subject:
             raise LlamagenError.of("LG772", message, help="export the model again")
         own.require(graph.parameters, file)
         stored = stored.joined(own)
+    stored.require_dtype()
     manifest = read_manifest(folder)
     settings = {NO_SPINNING: "0", **manifest.session}
     options = OpenOptions(provider=provider, settings=settings, made_for=manifest.made_for)
@@ -246,6 +248,9 @@ def verify_folder(
     folder = Path(folder)
     own = _own(against)
     names = [Path(n).name if oracles.is_path(n) else _known(n) for n in dict.fromkeys(against)]
+    if not names:
+        help = f"name {', '.join(name for name in WITNESSES if name != SPEC)}, or a file of yours"
+        raise LlamagenError.of("LG771", "no witness is named", help=help)
     recording = None if save_oracle is None else Path(save_oracle)
     if recording is not None:
         oracles.require_recordable(recording)
@@ -286,12 +291,13 @@ def verify_folder(
         for name in names[:1]:
             recorded |= comparison.expected.get(name, {})
     require_unchanged(before)
-    order = ("spec", *names)
+    order = (SPEC, *names)
     rows.sort(key=lambda row: order.index(row.witness))  # of one witness, text comes first
     main = subject.graphs[MAIN]
     flat = flatten(main)
     cases = tuple(case for plan in plans for case in plan.cases)
-    compared = [case for case in cases if any(row.is_of(case.name) for row in rows)]
+    ran = [case for case in cases if any(row.is_of(case.name) for row in rows)]
+    meant = [case for case in cases if any(row.is_of(case.name, exactly=True) for row in rows)]
     whole = not any(row.witness == names[0] and row.missing for row in rows)
     if recording is not None and whole:
         oracles.save(recording, names[0], recorded, cases, asked.options)
@@ -303,7 +309,7 @@ def verify_folder(
         tied=tuple(sorted(_tied(flat))),
         seed=seed,
         cases=cases,
-        limits=limits_of(flat, subject.context, compared, read=read),
+        limits=limits_of(flat, subject.context, ran, meant, read=read),
     )
     return VerifyReport(main.spec_id, tuple(rows), facts, tuple(layer_rows))
 
@@ -335,11 +341,11 @@ def _own(against: Sequence[str]) -> dict[WitnessName, Path]:
 
 
 def _known(name: str) -> WitnessName:
-    for witness in WITNESSES:
-        if witness == name:
-            return witness
-    others = f"witnesses are {', '.join(WITNESSES)}; a file or folder has a slash: `./{name}`"
-    help = did_you_mean(name, WITNESSES, others)
+    known = [witness for witness in WITNESSES if witness != SPEC]
+    if name in known:
+        return name
+    others = f"witnesses are {', '.join(known)}; a file or folder has a slash: `./{name}`"
+    help = did_you_mean(name, known, others)
     raise LlamagenError.of("LG771", f"there is no witness `{name}`", help=help)
 
 
@@ -590,7 +596,7 @@ class Comparison:
                 return Script.of(path, self.subject.folder, width)
             case ".npz":
                 cases = [case for case in self.cases.values() if not case.images]
-                return Recorded.read(path, cases, self.asked.options)
+                return Recorded.read(path, cases, width, self.asked.options)
         other = self.beside[name] = subject_of(path, self.subject.options.provider)
         if (theirs := width_of(other.graphs[MAIN])) != width:
             message = (
@@ -733,7 +739,7 @@ class Comparison:
             for table in read_back(exact, flatten(graph), self.dtype):
                 away = Difference(table.farthest, table.farthest, 1.0, table.count, 0.0)
                 allowed = Tolerance(table.allowed, table.allowed)
-                yield Row("spec", f"table {table.name}", away, allowed)
+                yield Row(SPEC, f"table {table.name}", away, allowed)
         self.exactly = GraphsWitness("exact", graphs, self.subject.pipeline)
 
     def staged(self) -> Iterator[Row]:
@@ -750,7 +756,7 @@ class Comparison:
             if not self.refused(case):
                 expected = case.given(GraphsWitness("whole", {MAIN: whole}))
                 found = case.given(GraphsWitness("stages", {MAIN: in_turn}))
-                yield Row("spec", f"{case.name}, in stages", difference(found, expected), EXACT)
+                yield Row(SPEC, f"{case.name}, in stages", difference(found, expected), EXACT)
 
     def meanings(self, cases: Sequence[Scenario]) -> Iterator[Row]:
         """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
@@ -761,15 +767,21 @@ class Comparison:
         elif size > MAX_READ_BACK:
             why = f"{size:,} parameters are too many to compute with all of them in float64"
         if why and self.cases:
-            yield Row("spec", f"all{EXACTLY}", None, None, why)
-            return
+            yield Row(SPEC, f"all{EXACTLY}", None, None, why)
+            cases = (self.one_token(),) if self.turns_by_call and size <= MAX_READ_BACK else ()
         for case in cases:
             if not self.unfit("reference", case):
                 assert self.exactly is not None
                 expected = self.expected_exactly(case)
                 found = case.given(self.exactly)
                 away = difference(found, case.ending(expected))
-                yield Row("spec", f"{case.name}{EXACTLY}", away, EXACT)
+                yield Row(SPEC, f"{case.name}{EXACTLY}", away, EXACT)
+
+    def one_token(self) -> Scenario:
+        """Texts of one token, at position 0, where no frequency turns anything."""
+        ids = next(iter(self.cases.values())).input_ids[:1, :8].T
+        case = Scenario("one token", ids, np.ones_like(ids), (1,))
+        return case.of_last() if self.subject.says("logits") == "last" else case
 
     def in_one_call(self, case: Scenario) -> Scenario:
         """What the reference is asked: fewer calls, the same logits, unless what a call has changes them."""
@@ -777,7 +789,7 @@ class Comparison:
 
     def expected_exactly(self, case: Scenario) -> FloatArray:
         """Logits of the reference with the experts of its own choice."""
-        if not self.routed:
+        if not self.routed and case.name in self.cases:
             return self.logits("reference", case)
         rows = case.alone(self.subject.pipeline) if self.by_token(case) else (case,)
         reference = self.reference()

@@ -206,7 +206,7 @@ def for_few_tokens(bound: Tolerance, rounding: Difference, tokens: int) -> Toler
 LimitKind: TypeAlias = Literal[
     "sliding window", "chunk", "temperature floor", "original context of rope", "context"
 ]
-Proof: TypeAlias = Literal["run", "read back", "out of reach", "none"]
+Proof: TypeAlias = Literal["run", "exactly", "read back", "out of reach", "none"]
 
 _LIMITS: tuple[tuple[Role, str, LimitKind], ...] = (
     (Role.MASK, "window", "sliding window"),
@@ -242,6 +242,7 @@ class Limit:
 
 _PROOFS: Mapping[Proof, str] = {
     "run": "crossed by a case",
+    "exactly": "crossed by the graph's nodes in float64, by no run",
     "read back": "every row of the tables is the spec's",
     "out of reach": "beyond what the folder accepts",
     "none": "NOT PROVEN: no case crosses it",
@@ -253,22 +254,36 @@ def limit_text(kind: LimitKind, size: int, proof: Proof) -> str:
 
 
 def limits_of(
-    flat: FlatGraph, context: int | None, cases: Sequence[Scenario], *, read: bool
+    flat: FlatGraph,
+    context: int | None,
+    ran: Sequence[Scenario],
+    meant: Sequence[Scenario] = (),
+    *,
+    read: bool,
 ) -> tuple[Limit, ...]:
-    """Of a folder that accepts ``context`` tokens. ``cases`` were compared; ``read`` are all tables the spec's."""
-    slots = max((case.before + case.input_ids.shape[1] for case in cases), default=0)
-    positions = max((1 + int(call[2].max()) for case in cases for call in case.calls()), default=0)
+    """Of a folder that accepts ``context`` tokens. Cases were run and compared, or evaluated exactly alone; all tables
+    are the spec's where ``read``."""
+
+    def reached(kind: LimitKind, cases: Sequence[Scenario]) -> int:
+        if kind in ("sliding window", "chunk"):
+            return max((case.before + case.input_ids.shape[1] for case in cases), default=0)
+        calls = (call for case in cases for call in case.calls())
+        return max((1 + int(call[2].max()) for call in calls), default=0)
+
+    def crossed(kind: LimitKind, size: int, cases: Sequence[Scenario]) -> bool:
+        return reached(kind, cases) > size or (kind == "context" and reached(kind, cases) == size)
 
     def limit(kind: LimitKind, size: int) -> Limit:
-        reached = slots if kind in ("sliding window", "chunk") else positions
         proof: Proof = "none"
-        if reached > size or (kind == "context" and reached == size):
+        if crossed(kind, size, ran):
             proof = "run"
+        elif crossed(kind, size, meant):
+            proof = "exactly"
         elif kind != "context" and context is not None and size >= context:
             proof = "out of reach"
         elif kind in _IN_TABLES and read:
             proof = "read back"
-        return Limit(kind, size, reached, proof)
+        return Limit(kind, size, reached(kind, ran), proof)
 
     return tuple(limit(kind, size) for kind, size in _all_sizes(flat, context))
 

@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
@@ -23,14 +22,14 @@ def answering(arguments: Sequence[str]) -> Callable[[bytes], bytes]:
     sys.path.insert(0, os.path.dirname(file))
 
     def run(function: Callable[..., Any], *values: object) -> Any:
-        """What it prints goes nowhere: stdout carries answers. Errors say where in the file they come from."""
+        """Errors say where in the file they come from."""
         try:
-            with redirect_stdout(sys.stderr):
-                return function(*values)
-        except Exception as error:
+            return function(*values)
+        except (Exception, SystemExit) as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
             place = f", line {frames[-1].lineno}" if frames else ""
-            raise RuntimeError(f"{type(error).__name__}: {error}{place}") from error
+            said = f": {error}" if str(error) else ""
+            raise RuntimeError(f"{type(error).__name__}{said}{place}") from error
 
     function: Callable[..., Any] | None = None
     past: Any = None
@@ -60,9 +59,13 @@ def answering(arguments: Sequence[str]) -> Callable[[bytes], bytes]:
         keeps = isinstance(result, tuple) and len(result) == 2
         logits, past = result if keeps else (result, None)
         if hasattr(logits, "detach"):
-            logits = logits.detach().cpu().double()
+            logits = logits.detach().cpu()
+            logits = logits.double() if logits.is_floating_point() else logits
+        numbers = run(np.asarray, logits)
+        if numbers.dtype.kind not in "fiub" and numbers.dtype.name != "bfloat16":
+            raise RuntimeError(f"its logits are {numbers.dtype}, not real numbers")
         answered = io.BytesIO()
-        np.savez(answered, logits=run(np.asarray, logits, np.float64), keeps=keeps)
+        np.savez(answered, logits=numbers.astype(np.float64), keeps=keeps)
         return answered.getvalue()
 
     return answer

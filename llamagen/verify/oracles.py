@@ -147,7 +147,9 @@ class Recorded:
         return self.logits[case.name]
 
     @staticmethod
-    def read(file: Path, cases: Sequence[Scenario], asked: Mapping[str, int]) -> Recorded:
+    def read(
+        file: Path, cases: Sequence[Scenario], width: int, asked: Mapping[str, int]
+    ) -> Recorded:
         """Raises LG774 for what is no such file, or was recorded of other inputs."""
         found: dict[str, FloatArray] = {}
         try:
@@ -166,7 +168,12 @@ class Recorded:
                             raise LlamagenError.of(
                                 "LG774", message, help=f"ask as it did: {options}"
                             )
-                        found[case.name] = arrays[f"{case.name}/logits"].astype(np.float64)
+                        logits = arrays[f"{case.name}/logits"]
+                        if logits.shape != (case.tokens, width) or logits.dtype.kind != "f":
+                            wanted = f"{[case.tokens, width]} in float"
+                            held = f"{list(logits.shape)} in {logits.dtype}"
+                            raise ValueError(f"of `{case.name}` it has {held}, not {wanted}")
+                        found[case.name] = logits.astype(np.float64)
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             help = "`verify DIR --against WITNESS --save-oracle FILE.npz` writes one"
             message = f"{file} is no file of recorded logits: {error}"

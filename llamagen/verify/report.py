@@ -43,13 +43,16 @@ WitnessName: TypeAlias = str
 EXACTLY = ", exactly"
 """How rows end that compare what the graph means, with no rounding, in place of what ONNX Runtime computes."""
 
+SPEC = "spec"
+"""The witness of rows that nobody asks for."""
+
 Verdict: TypeAlias = Literal["equal", "different", "skipped", "not compared"]
 
 WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
-    "spec": "the spec in float64: tables of the graphs, relative to each number, and what nodes mean with no rounding",
+    SPEC: "the spec in float64: tables of the graphs, relative to each number, and what nodes mean with no rounding",
 }
 
 OWN_WITNESS = "an oracle that the caller gave"
@@ -82,10 +85,11 @@ class Row:
     missing: bool = False
     """Something of the model was not compared at all, or its witness failed."""
 
-    def is_of(self, case: str) -> bool:
-        """Whether it says something of a case."""
+    def is_of(self, case: str, exactly: bool = False) -> bool:
+        """Whether it says something of a case: of what ONNX Runtime computes there, or ``exactly`` of what is meant."""
         name = self.case.partition(", ")[0]
-        return name == case and self.verdict in ("equal", "different")
+        said = name == case and self.verdict in ("equal", "different")
+        return said and self.case.endswith(EXACTLY) is exactly
 
     @property
     def verdict(self) -> Verdict:
@@ -153,7 +157,7 @@ class VerifyReport:
         """Nothing is different or missing, something was compared, and no limit of the model is without a proof."""
         verdicts = {row.verdict for row in self.rows}
         proven = all(limit.proof != "none" for limit in self.facts.limits)
-        compared = any(row.verdict == "equal" for row in self.rows if row.witness != "spec")
+        compared = any(row.verdict == "equal" for row in self.rows if row.witness != SPEC)
         return not verdicts & {"different", "not compared"} and compared and proven
 
 

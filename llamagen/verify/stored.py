@@ -168,6 +168,13 @@ class StoredWeights:
         """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
         return self.places[path].read()
 
+    def require_dtype(self) -> None:
+        """Raises LG773 where the graph says a dtype that none of its weights has: it chooses the tolerances."""
+        found = {p.dtype.name for p in self.places.values() if isinstance(p, Place)}
+        if found and self.dtype not in found:
+            message = f"the model says that it is in {self.dtype}, its weights are {', '.join(sorted(found))}"
+            raise LlamagenError.of("LG773", message, help=_AGAIN)
+
     def joined(self, other: StoredWeights) -> StoredWeights:
         """With the weights that only another graph of the folder has."""
         return replace(self, places={**other.places, **self.places})

@@ -61,6 +61,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("analysis/statement.py", "sqlite3.connect"): "of a database in memory",
     ("confined/child.py", "open"): "a script of ours",
     ("confined/child.py", "os.open"): "the null device",
+    ("confined/child.py", "os.fdopen"): "the pipe of answers",
     ("cli/entry.py", "os.open"): "the null device",
     ("cli/surroundings.py", "os.open"): "the null device",
     ("cli/surroundings.py", "open"): "the number of a stream",

@@ -181,6 +181,84 @@ def test_every_row_of_a_table_is_read_back(dtype: str, tmp_path: Path) -> None:
     assert not report.passed
 
 
+@pytest.mark.parametrize("wrong", ["zeros", "scaled"])
+def test_a_table_in_two_bytes_is_the_rounded_one_in_small_numbers_too(
+    wrong: str, tmp_path: Path
+) -> None:
+    """Sines near zero that are zero, and numbers off by less than a last digit that are none of the dtype."""
+
+    def sines(graph: onnx.GraphProto) -> int:
+        (table,) = (t for t in graph.initializer if "sin_cache" in t.name and t.data_location != 1)
+        values = numpy_helper.to_array(table).copy()
+        assert values.dtype == np.float32
+        values = (
+            np.where(np.abs(values) < 0.0038, 0, values)
+            if wrong == "zeros"
+            else values * np.float32(1.0019)
+        )
+        table.CopyFrom(numpy_helper.from_array(values.astype(np.float32), table.name))
+        return 1
+
+    folder = exported(FUSED, tmp_path, profile="ort-cpu", dtype="bfloat16")
+    report = verify_folder(edited(folder, sines), ["torch"], steps=2)
+    different = {row.case for row in report.rows if row.verdict == "different"}
+    assert "table /rope/cos_cache, /rope/sin_cache" in different
+    assert f"prefill{EXACTLY}" in different, "it is not put right either"
+
+
+CLIPPED = """\
+spec: 1
+id: clipped
+extends: foreign/mpt
+constants: {clip: 8.0}
+"""
+
+
+def test_a_bound_that_nothing_reaches_is_read_back(tmp_path: Path) -> None:
+    folder = exported(CLIPPED, tmp_path)
+    assert verify_folder(folder, ["torch"], steps=2).passed
+    report = verify_folder(edited(folder, number("Clip", 8.0, 9.0)), ["torch"], steps=2)
+    assert [r.case for r in report.rows if r.verdict == "different"] == ["table of bounds"]
+
+
+SLOPED = """\
+spec: 1
+id: sloped
+extends: foreign/mpt
+hyperparameters: {hidden_size: 16, num_heads: 4}
+blocks:
+  Layer:
+    parts:
+      q_norm: rms_norm(4, eps=norm_eps)
+    forward: |
+      h = x + reshape(q_norm(reshape(attn(norm_1(x)), [B, S, 4, 4])), [B, S, 16])
+      return h + ffn(norm_2(h))
+"""
+
+
+def test_a_weight_as_long_as_there_are_heads_is_no_slope(tmp_path: Path) -> None:
+    report = verify_folder(exported(SLOPED, tmp_path), ["torch"], steps=2)
+    assert report.passed, [row.cells() for row in report.rows if row.verdict != "equal"]
+
+
+DYNAMIC = """\
+spec: 1
+id: dynamic
+extends: foreign/mistral
+hyperparameters: {rope: {kind: dynamic, theta: 10000.0, factor: 4.0}}
+"""
+
+
+def test_where_frequencies_are_of_the_call_one_token_reads_the_numbers(tmp_path: Path) -> None:
+    folder = exported(DYNAMIC, tmp_path)
+    report = verify_folder(
+        edited(folder, attribute("epsilon", lambda e: e * 1.1)), ["torch"], steps=2
+    )
+    exactly = {row.case: row.verdict for row in report.rows if row.case.endswith(EXACTLY)}
+    assert exactly == {f"all{EXACTLY}": "skipped", f"one token{EXACTLY}": "different"}
+    assert verify_folder(folder, ["torch"], steps=2).passed
+
+
 def test_a_window_that_the_spec_has_not_is_seen(tmp_path: Path) -> None:
     """Beyond the texts: in what is around a limit."""
 

@@ -356,6 +356,17 @@ def test_what_a_runtime_cannot_do_is_said_and_the_rest_is_compared(
     assert done[-1] == (total, total, f"spec, prefill{EXACTLY}")
 
 
+def test_a_dtype_that_no_weight_has_is_not_believed(mistral: Path, tmp_path: Path) -> None:
+    """It would choose the tolerances."""
+    out = shutil.copytree(mistral, tmp_path / "out")
+    model = onnx.load(str(out / "model.onnx"), load_external_data=False)
+    (said,) = (p for p in model.metadata_props if p.key == "llamagen.dtype")
+    said.value = "bfloat16"
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(LlamagenError, match="in bfloat16, its weights are float32"):
+        verify_folder(out, ["torch"], steps=1)
+
+
 def test_a_model_of_zeros_cannot_be_measured(tmp_path: Path) -> None:
     spec, checkpoint, out = (
         SPECS / "reduced" / "llama-3.1-8b.yaml",

@@ -26,6 +26,7 @@ tokenizer: {bos_id: 1, eos_ids: [2], special_tokens: null}
 invariants: null
 """
 ORACLE = """
+import os
 from pathlib import Path
 
 from llamagen.verify.folder import subject_of
@@ -42,6 +43,7 @@ def load(folder):
 
 def logits(input_ids, position_ids, attention_mask, past):
     print("and this")
+    os.write(1, b"and what a library in C prints")
     session = past or model.start()
     answer = session.step(input_ids, attention_mask, position_ids)
     return RESULT
@@ -122,7 +124,9 @@ NUMBERS = "import numpy as np\ndef logits(input_ids, position_ids, attention_mas
         (f"{NUMBERS}return np.zeros((*input_ids.shape, 61))", "logits of the shape [1, 15, 61]"),
         (f"{NUMBERS}return np.zeros(3)", "logits of the shape [3] for ids of [1, 15]"),
         (f"{NUMBERS}return np.full((*input_ids.shape, 60), np.nan)", "no finite numbers"),
-        (f"{NUMBERS}return 'words'", "ValueError: could not convert string to float"),
+        (f"{NUMBERS}return 'words'", "its logits are <U5, not real numbers"),
+        (f"{NUMBERS}return np.zeros((*input_ids.shape, 60)) * 1j", "complex128, not real numbers"),
+        (f"{NUMBERS}raise SystemExit", "SystemExit, line 3"),
         (f"{NUMBERS}import os; os._exit(7)", "its process ended with 7"),
         (
             f"{NUMBERS}z = np.random.rand(*input_ids.shape, 60); return (z, 1) if past is None else z",
@@ -165,6 +169,8 @@ def test_a_case_that_fails_leaves_the_others(home: Path, tmp_path: Path) -> None
         (["./nowhere.py"], "nowhere.py"),
         (["./nowhere.npz"], "nowhere.npz"),
         (["nowhere"], "there is no witness `nowhere`"),
+        (["spec"], "there is no witness `spec`"),
+        ([], "no witness is named"),
         (["a/oracle.py", "b/oracle.py"], "would both be called `oracle.py`"),
     ],
 )
@@ -181,6 +187,13 @@ def test_files_of_others_are_neither_read_nor_replaced(home: Path, tmp_path: Pat
         verify_folder(home / "portable", [str(other)], steps=1)
     with pytest.raises(LlamagenError, match="holds no recorded logits"):
         verify_folder(home / "portable", ["torch"], steps=1, save_oracle=other)
+    narrow = tmp_path / "narrow.npz"
+    verify_folder(home / "portable", ["torch"], steps=1, save_oracle=narrow)
+    with np.load(narrow) as arrays:
+        kept = dict(arrays)
+    np.savez(narrow, **{**kept, "decode/logits": kept["decode/logits"][:, 1:]})
+    with pytest.raises(LlamagenError, match=r"of `decode` it has \[13, 59\] in float32, not"):
+        verify_folder(home / "portable", [str(narrow)], steps=1)
     with pytest.raises(LlamagenError, match=r"named .npz"):
         verify_folder(home / "portable", ["torch"], steps=1, save_oracle=tmp_path / "logits.bin")
 
