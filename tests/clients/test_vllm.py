@@ -207,7 +207,9 @@ def test_vllm_computes_the_model(name: str, devices: dict[str, Any]) -> None:
 def test_our_code_is_the_class_of_vllm(tmp_path: Path) -> None:
     for custom in (False, True):
         options = ExportOptions(format="transformers", custom_code=custom)
-        out = folder_of("llama", tmp_path / str(custom), options)
+        place = tmp_path / f"{custom}"
+        place.mkdir()
+        out = folder_of("llama", place, options)
         assert verify_engine(out, python=environment("vllm")).passed
 
 
