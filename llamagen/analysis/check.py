@@ -274,7 +274,8 @@ class _Subjects:
                     "source": source,
                     "written_in": leaf.origins[-1].spec_id,
                     "own": leaf.origins[-1].spec_id == self.resolved.spec.id,
-                    "read": path.split(".")[1] in {"max_positions", *words},
+                    "read": path.removeprefix(f"{section}.").partition(".")[0]
+                    in {"max_positions", *words},
                     "sketch": sketch,
                     "doubted": any(matches(doubt.path, path) for doubt in doubts),
                 }
@@ -318,6 +319,7 @@ class _Subjects:
         mask = graph.mask_of(node)
         return {
             **self.base,
+            "predicts": "logits" in graph.output_names,
             "heads": q.shape[1].value,
             "kv_heads": k.shape[1].value,
             "key_dim": k.shape[3].value,

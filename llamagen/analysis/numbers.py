@@ -230,7 +230,8 @@ class Uses:
 
 
 def _heads(graph: Graph) -> Iterator[tuple[str, str]]:
-    """(block, part) of the linear parts whose result, but for functions of each value, is an output of the model."""
+    """(block, part) of the linear parts whose result, but for functions of each value, is an output of the model,
+    or the row of a token of it."""
     waiting = [(graph.root_block, v) for v in graph.root_block.outputs]
     while waiting:
         block, value = waiting.pop()
@@ -243,7 +244,9 @@ def _heads(graph: Graph) -> Iterator[tuple[str, str]]:
             case BlockPart(block=below):
                 inner = graph.blocks[below]
                 waiting.append((inner, inner.outputs[node.results.index(value)]))
-            case None if node.row.elementwise and len(node.operands) == 1:
+            case None if node.row.role is Role.CHOSEN_ROWS or (
+                node.row.elementwise and len(node.operands) == 1
+            ):
                 waiting.append((block, node.operands[0]))
             case _:
                 pass

@@ -179,6 +179,10 @@ class ExportJob:
                     file=f"{name}.onnx",
                     digest=one.model.metadata_props["llamagen.spec_digest"],
                     opset={domain or "ai.onnx": v for domain, v in sorted(one.opsets.items())},
+                    outputs={
+                        output: f"[{', '.join(map(str, type_.shape))}]"
+                        for output, type_ in self.graphs[name].outputs
+                    },
                 )
                 for name, one in emitted.items()
             },
@@ -282,6 +286,8 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
     notes += without_effect(job.options, emitted)
     if any(i.part and not i.part.encoding.packing for i in entries):
         help = f"`llamagen verify {job.out} --quality {source}` measures it"
+        if "logits" not in job.graphs[MAIN].output_names:
+            help = "compare its outputs with those of an export with `--quantize none`"
         message = "what quantising cost was not measured"
         notes += (Diagnostic("LG644", "note", message, help=help),)
     return notes

@@ -88,6 +88,10 @@ class GraphRecord(Closed):
     opset: dict[str, Annotated[int, Field(ge=1, le=1_000)]] = Field(
         description="Operator set domain, `ai.onnx` written out -> version."
     )
+    outputs: dict[str, str] = Field(
+        default={},
+        description="Name -> shape of what it gives beside caches: B texts, S new tokens, I images.",
+    )
 
 
 class AdapterRecord(Closed):

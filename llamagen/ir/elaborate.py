@@ -278,7 +278,19 @@ class _Model:
         assert root is not None, "a block that fails leaves a finding"
         graph = self.graph(root, inputs)
         verify(graph)
+        if self.definition is None:
+            self.require_outputs(graph)
         return graph
+
+    def require_outputs(self, graph: Graph) -> None:
+        """Raises LG408 for an output of the text model that is no number of its tokens or texts."""
+        for name, type_ in graph.outputs:
+            fits = type_.shape[:-1] in ((B, S), (B,)) and type_.shape[-1].is_static
+            if not fits or type_.dtype in (DType.INT64, DType.BOOL):
+                message = f"output `{name}` is {type_}: outputs are numbers [B, S, n] or [B, n]"
+                help = "n for each token, or for each text after `last_token` or `mean_tokens`"
+                place = self.resolved.place("outputs") or graph.root_block.span
+                raise LlamagenError.of("LG408", message, span=place, help=help)
 
     def declare_inputs(self) -> None:
         """The shapes that the graph's definition gives to inputs of its own."""
@@ -404,7 +416,7 @@ class _Model:
             prelude_values={n: Value(n, t, named=True) for n, t in self.computed.items()},
             blocks=blocks,
             root=names[root.key],
-            output_names=self.definition.outputs if self.definition is not None else ("logits",),
+            output_names=(self.definition or self.spec).outputs,
             constants=scalars,
             names_read=frozenset(self.scope.read),
         )

@@ -242,16 +242,13 @@ def crossing(graph: Graph, way: Literal["read", "write"]) -> dict[str, TensorTyp
 
 
 def known_ids(main: Graph) -> int:
-    """How many ids a text can be of: the vocabulary that the spec states, and no more than the embedding has rows."""
+    """How many ids a text can be of: the vocabulary that the spec states, and no more than the embedding has rows.
+
+    Where neither says it, as many as there are logits.
+    """
     stated = main.constants.get("vocab_size")
     counts = [*rows_of(main, "input_ids"), *([stated] if isinstance(stated, int) else [])]
-    return min(counts) if counts else width_of(main)
-
-
-def width_of(main: Graph) -> int:
-    """Of the logits."""
-    flat = flatten(main)
-    return flat.types[flat.outputs[0]].shape[-1].value
+    return min(counts) if counts else dict(main.outputs)["logits"].shape[-1].value
 
 
 def rows_of(graph: Graph, ids: str) -> list[int]:

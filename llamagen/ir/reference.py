@@ -163,10 +163,11 @@ def _evaluate(
     for name, value in arrays.items():
         run.put(handed.get(name, name), _as_array(value))
     last_use = {} if keep_values else _last_uses(flat)
-    for i, node in enumerate(flat.nodes):
-        run.apply(node)
-        for name in last_use.get(i, ()):
-            run.values.pop(name, None)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of padding: numbers of no meaning
+        for i, node in enumerate(flat.nodes):
+            run.apply(node)
+            for name in last_use.get(i, ()):
+                run.values.pop(name, None)
     outputs = tuple(run.values[o] for o in flat.outputs)
     values = run.values if keep_values else {}
     return ReferenceResult(outputs, tuple(run.present), values, run.written)

@@ -134,7 +134,7 @@ def _one_output(graph: Graph) -> Iterator[Finding]:
     if graph.output_names and len(outputs) != len(graph.output_names):
         want = ", ".join(graph.output_names)
         yield (
-            f"the root block returns {len(outputs)} values, it must return: {want}",
+            f"the root block returns {len(outputs)} values, and its `outputs` are: {want}",
             graph.root_block.span,
         )
     for name, type_ in graph.outputs:

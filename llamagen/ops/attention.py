@@ -478,7 +478,7 @@ def _tables(b: Builder, site: Site) -> Values:
 _ROPE = frozenset(a.name for a in rope_attrs(ROPE_KINDS)) | {"dim"}
 
 
-def _new_mask(b: Builder, mask: ir.Value) -> ir.Value:
+def new_mask(b: Builder, mask: ir.Value) -> ir.Value:
     """int64[B, S]: 1 for the real tokens of this call."""
     if "new mask" not in b.shared:
         with b.within("/rows"):
@@ -491,7 +491,7 @@ def _padding(b: Builder, mask: ir.Value) -> ir.Value:
     """int64[B, S]: 1 for what is no token of this call."""
     if "padding" not in b.shared:
         with b.within("/rows"):
-            b.shared["padding"] = b.op("Sub", b.whole(1), _new_mask(b, mask))
+            b.shared["padding"] = b.op("Sub", b.whole(1), new_mask(b, mask))
     return b.shared["padding"]
 
 
@@ -518,7 +518,7 @@ def _chunk_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, ir.V
         with b.within("/rows"):
             along = b.ints([1])
             real = b.op("ReduceSum", mask, along, keepdims=0)
-            new = b.op("ReduceSum", _new_mask(b, mask), along, keepdims=0)
+            new = b.op("ReduceSum", new_mask(b, mask), along, keepdims=0)
             last = b.op("Sub", b.op("Max", real, b.whole(1)), b.whole(1))
             added = b.op("Sub", b.op("Add", last, b.whole(1)), b.op("Sub", real, new))
             total = b.op("Squeeze", b.size(T), b.ints([0]))
@@ -528,11 +528,11 @@ def _chunk_lengths(b: Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value, ir.V
     return b.shared["row lengths"], b.shared["total length"], b.shared["new lengths"]
 
 
-_LONGEST = 1 << 32
+LONGEST = 1 << 32
 """More tokens than a call has; a constant, as a size lies on the host and would be copied to a GPU in every call."""
 
 
-def _places(b: Builder) -> ir.Value:
+def new_places(b: Builder) -> ir.Value:
     """int64[S]: 0, 1, ..."""
     if "new places" not in b.shared:
         with b.within("/rows"):
@@ -546,8 +546,8 @@ def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
     rows, mask = x
     if "packed order" not in b.shared:
         with b.within("/rows"):
-            behind = b.op("Mul", _padding(b, mask), b.whole(_LONGEST))
-            key = b.op("Add", behind, _places(b))
+            behind = b.op("Mul", _padding(b, mask), b.whole(LONGEST))
+            key = b.op("Add", behind, new_places(b))
             _, order = b.ops("TopK", key, b.size(S), dtypes=(b.INT64, b.INT64), axis=1, largest=0)
             b.shared["packed order"] = order
     order = b.shared["packed order"]
@@ -566,9 +566,9 @@ def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
     dtype = b.element(site.results[0].dtype)
     if "places" not in b.shared:
         with b.within("/rows"):
-            before = b.op("Sub", b.op("CumSum", _new_mask(b, mask), b.whole(1)), b.whole(1))
+            before = b.op("Sub", b.op("CumSum", new_mask(b, mask), b.whole(1)), b.whole(1))
             b.shared["places"] = b.op("Unsqueeze", b.op("Max", before, b.whole(0)), b.ints([2]))
-            real = b.to(_new_mask(b, mask), b.BOOL)
+            real = b.to(new_mask(b, mask), b.BOOL)
             b.shared["real tokens"] = b.op("Unsqueeze", real, b.ints([2]))
     unpacked = b.op("GatherND", rows, b.shared["places"], batch_dims=1)
     zero = b.number(0.0, dtype)
@@ -578,13 +578,13 @@ def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
 def _last_row_onnx(b: Builder, site: Site, x: Values) -> Values:
     """The row of the last real token of this call, [B, 1, D]; of a row that has none, any."""
     rows, mask = x
-    new = _new_mask(b, mask)
+    new = new_mask(b, mask)
     if a_bool(site.attrs, "packed"):
         count = b.op("ReduceSum", new, b.ints([1]), keepdims=1)
         place = b.op("Max", b.op("Sub", count, b.whole(1)), b.whole(0))
     else:
         # of whole numbers CUDA has no ArgMax, and its ReduceMax wants cuDNN
-        places = b.op("Mul", new, _places(b))
+        places = b.op("Mul", new, new_places(b))
         place, _ = b.ops("TopK", places, b.ints([1]), dtypes=(b.INT64, b.INT64), axis=1)
     return (b.op("GatherND", rows, b.op("Unsqueeze", place, b.ints([2])), batch_dims=1),)
 

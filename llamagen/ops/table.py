@@ -12,6 +12,7 @@ from llamagen.ops.linear import LINEAR_OPS
 from llamagen.ops.moe import EXPERT_OPS
 from llamagen.ops.norms import NORM_OPS
 from llamagen.ops.op import Attrs, Op, Precision, ShapeError, TensorType, Tokens, Types
+from llamagen.ops.pooling import POOLING_OPS
 from llamagen.ops.rope import ROPE_OPS
 from llamagen.ops.shapes import SHAPE_OPS
 
@@ -35,6 +36,7 @@ _FAMILIES = (
     ARITHMETIC_OPS,
     SHAPE_OPS,
     IMAGE_OPS,
+    POOLING_OPS,
 )
 _ROWS = [op for family in _FAMILIES for op in family]
 

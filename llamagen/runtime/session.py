@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 NOTHING: Values = {}
 
+NOT_GENERATED = (
+    "README.md of the folder shows a call in ONNX Runtime; `llamagen verify` compares what it gives"
+)
+
 
 class Cache(Protocol):
     """What a model remembers of the tokens so far."""
@@ -208,12 +212,22 @@ class Session:
         for graph in self.before:
             outputs = {o.name for o in graph.session.get_outputs()} & known
             require_interface(graph.session, graph.file, known, outputs)
+        self.require_logits()
         require_interface(self.last.session, self.last.file, known, ("logits",))
         read = {name for graph in (*self.before, self.last) for name in graph.inputs}
         for name, one in (self.record.hand_overs if self.record is not None else {}).items():
             if self.record is not None and one.made_by in self.record.once and name not in read:
                 message = f"no graph of {str(self.folder)!r} reads {quoted(name)} of the images"
                 raise LlamagenError.of("LG760", message, help="export the model again")
+
+    def require_logits(self) -> None:
+        """Raises LG786 for a model that says nothing of the next token."""
+        session = self.last.session
+        gives = [o.name for o in session.get_outputs() if not o.name.startswith("present.")]
+        if gives and "logits" not in gives:
+            named = ", ".join(map(quoted, gives))
+            message = f"{self.last.file} gives {named}, and no logits: there is no next token"
+            raise LlamagenError.of("LG786", message, help=NOT_GENERATED)
 
     @property
     def placeholders(self) -> dict[str, HandOver]:

@@ -16,7 +16,7 @@ from llamagen.spec.source import Key, Map, Node, Plain, Scalar, Seq, SourceMap, 
 if TYPE_CHECKING:
     from llamagen.ir.graph import Graph
 
-ARCHITECTURE = ("root", "graphs", "hyperparameters", "constants", "patterns", "blocks")
+ARCHITECTURE = ("root", "outputs", "graphs", "hyperparameters", "constants", "patterns", "blocks")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -288,6 +289,21 @@ class BlockDefinition(Closed):
     forward: str = Field(description="Equations, one a line; the last is `return ...`.")
 
 
+def _no_name_twice(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What goes in and what comes out are told apart by their names."""
+    taken = {"input_ids", "attention_mask", "positions", "position_ids"}
+    for name in names:
+        if name in taken:
+            raise ValueError(
+                f"`{name}` is an input, or named before: outputs have names of their own"
+            )
+        taken.add(name)
+    return names
+
+
+OutputNames: TypeAlias = Annotated[tuple[Identifier, ...], AfterValidator(_no_name_twice)]
+
+
 class GraphDefinition(Closed):
     """One of the graphs of a model that is run in pieces. An output of one is the input of that name of another."""
 
@@ -298,7 +314,7 @@ class GraphDefinition(Closed):
         description="Shapes of inputs beside `input_ids` and `attention_mask`, which every equation may name: "
         "`[I, 3, vision.image_size]` or `int64([B, I])`, I images.",
     )
-    outputs: tuple[Identifier, ...] = Field(
+    outputs: OutputNames = Field(
         default=("logits",),
         description="Names of what the block returns; empty if all it hands over is what `cross_cache_write` wrote.",
     )
@@ -705,6 +721,11 @@ class Spec(Closed):
     root: BlockName | None = Field(
         default=None,
         description="The block that is the model; absent while the wiring is not published.",
+    )
+    outputs: Annotated[OutputNames, Field(min_length=1)] = Field(
+        default=("logits",),
+        description="Names of what the root returns, in its order: numbers [B, S, n] for each token, or [B, n] for "
+        "each text. `logits` are scores of the next token, [B, S, n]; only they are generated from.",
     )
     graphs: dict[Identifier, GraphDefinition] = Field(
         default={},

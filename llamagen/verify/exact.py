@@ -716,7 +716,8 @@ class _OpenExact:
         feeds = {n: v for n, v in {**named, **self.past}.items() if n in wanted}
         names = graph.evaluator.output_names
         try:
-            results = graph.evaluator.run(None, feeds)
+            with np.errstate(divide="ignore", invalid="ignore"):  # of padding
+                results = graph.evaluator.run(None, feeds)
         except Exception as error:  # a graph that somebody edited can be wrong in any way
             message = f"{graph.file} cannot be evaluated exactly: {type(error).__name__}: {error}"
             raise LlamagenError.of("LG714", message[:400]) from error

@@ -27,7 +27,7 @@ from llamagen.emit.onnx.session import (
     table_context,
 )
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.flatten import FlatGraph, crossing, flatten, known_ids, width_of
+from llamagen.ir.flatten import FlatGraph, crossing, flatten, known_ids
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.ir.pipeline import Pipeline, pipeline_of
 from llamagen.ir.reference import Rounding
@@ -103,6 +103,8 @@ MAX_REFERENCE_PARAMETERS = 300_000_000
 
 DROPS_SEEN = "a bounded cache of chunks is fed without padding between tokens: pad on the left"
 """It keeps places, and chunks count tokens: padding in between pushes out what can still be seen."""
+
+LOGITS_ALONE = "compare with torch, the reference or another export, which give every output"
 
 COUNTS_ITSELF = "this model counts the tokens of its mask and takes no positions"
 """Positions that jump cannot be given to it; a real text has none."""
@@ -264,8 +266,10 @@ def verify_folder(
     plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))
     every = "reference" in names
     exactly = [cases_exactly(subject, plan.cases, every) for plan in plans]
-    done, total = 0, (1 + len(names)) * sum(len(plan.cases) for plan in plans)
-    total += sum(len(cases) for cases in exactly)
+    outputs = len(subject.graphs[MAIN].output_names)
+    compared_cases = len(names) * sum(len(plan.cases) for plan in plans)
+    done, total = 0, sum(len(plan.cases) for plan in plans)
+    total += outputs * (compared_cases + sum(len(cases) for cases in exactly))
 
     def step(what: str) -> None:
         nonlocal done
@@ -449,6 +453,30 @@ Scores: TypeAlias = tuple[FloatArray, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """One of what a model gives, and the columns it has beside the others."""
+
+    name: str
+    columns: slice
+    of_text: bool
+    """Whether it has numbers for a text, the same for all its tokens in a call."""
+
+    def part(self, case: Scenario, everything: FloatArray) -> FloatArray:
+        """Its rows and columns of what a model gives for all tokens, or for those that end a call."""
+        own = everything[:, self.columns]
+        return case.of_texts(own) if self.of_text and len(own) == case.tokens else own
+
+
+def outputs_of(graph: Graph) -> tuple[Output, ...]:
+    outputs: list[Output] = []
+    end = 0
+    for name, type_ in graph.outputs:
+        start, end = end, end + type_.shape[-1].value
+        outputs.append(Output(name, slice(start, end), of_text=len(type_.shape) == 2))
+    return tuple(outputs)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerId:
     """A layer of one of the graphs of a model."""
 
@@ -475,6 +503,13 @@ class Comparison:
         self.dtype = subject.stored.dtype
         self.skipped, self.missing = plan.skipped, plan.missing
         self.graphs = {name: subject.graphs[name] for name in plan.graphs}
+        gives = next(
+            (g for g in reversed(self.graphs.values()) if "logits" in g.output_names),
+            subject.graphs[MAIN],
+        )
+        self.outputs = outputs_of(gives)
+        self.width = self.outputs[-1].columns.stop
+        self.only_logits = [output.name for output in self.outputs] == ["logits"]
         self.cases = {case.name: case for case in plan.cases}
         nodes = [node for graph in self.graphs.values() for node in flatten(graph).nodes]
         chunked = any(node.attrs.get("chunk") is not None for node in nodes)
@@ -490,6 +525,7 @@ class Comparison:
             node.row.role is Role.MASK and node.attrs.get("padding") is not None for node in nodes
         )
         self.sees_by_call = attends and (unordered or not main.slots)
+        self.sees_by_call |= any(output.of_text for output in self.outputs)
         """Whether what a token sees depends on the call it is in: nothing before it without a cache, or all of it."""
         self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
         self.made_exact = False
@@ -501,7 +537,8 @@ class Comparison:
         """Logits of a case by a witness, or by the reference that bounds are measured with."""
         self.scores: dict[tuple[WitnessName, str], Scores] = {}
         self.witnesses: dict[str, AnyWitness] = {}
-        self.bounds: dict[str, tuple[Tolerance, Difference | None]] = {}
+        self.bounds: dict[tuple[str, str], tuple[Tolerance, Difference | None]] = {}
+        """By the names of a case and of an output."""
         self.reach: dict[str, tuple[float, ...]] = {}
         self.ran = ran
         self.exactly: GraphsWitness | None = None
@@ -522,7 +559,6 @@ class Comparison:
     def run_onnx(self) -> None:
         """Every case, and on the way the experts that are chosen."""
         subject, sessions, decoded = self.subject, {}, {}
-        width = width_of(subject.graphs[MAIN])
         long = any(len(case.splits) > FEW_CALLS for case in self.cases.values())
         for name, graph in self.graphs.items():
             file = subject.folder / f"{name}.onnx"
@@ -530,7 +566,7 @@ class Comparison:
             self.made_exact |= exact
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
             writes = (*graph.output_names, *crossing(graph, "write"))
-            require_interface(one.session, file, reads, writes, width)
+            require_interface(one.session, file, reads, writes, dict(graph.outputs))
             sessions[name] = one
             if long and 0 < in_eight_bits(file) <= MAX_DECODED:
                 again = open_graph(file, subject.options, routers=self.routed, decoded=True)
@@ -541,7 +577,7 @@ class Comparison:
                 opened = {**sessions, **decoded} if many else sessions
                 chosen: dict[str, dict[str, list[IntArray]]] = {name: {} for name in opened}
                 told = {n: replace(one, told=_into(chosen[n])) for n, one in opened.items()}
-                self.given[case.name] = case.given(GraphsWitness("onnx", told, subject.pipeline))
+                self.given[case.name] = case.given(self.model("onnx", told))
                 self.routing[case.name] = Routing(
                     {
                         graph: tuple(np.concatenate(calls, axis=1) for calls in routers.values())
@@ -556,13 +592,18 @@ class Comparison:
 
     # Witnesses
 
+    def model(self, name: WitnessName, graphs: Mapping[str, OneGraph]) -> GraphsWitness:
+        """The graphs as one model that gives every output."""
+        names = tuple(output.name for output in self.outputs)
+        return GraphsWitness(name, graphs, self.subject.pipeline, names)
+
     def reference(self, rounding: Rounding = None, float32_angles: bool = False) -> GraphsWitness:
         read = self.subject.stored.read
         graphs: dict[str, OneGraph] = {
             name: ReferenceWitness.of_graph(graph, read, rounding, float32_angles)
             for name, graph in self.graphs.items()
         }
-        return GraphsWitness("reference", graphs, self.subject.pipeline)
+        return self.model("reference", graphs)
 
     def witness(self, name: WitnessName) -> AnyWitness:
         """Built once: torch and transformers hold all weights."""
@@ -577,8 +618,9 @@ class Comparison:
                     graphs: dict[str, OneGraph] = {
                         n: TorchWitness.of_graph(g, read) for n, g in self.graphs.items()
                     }
-                    self.witnesses[name] = GraphsWitness(name, graphs, subject.pipeline)
+                    self.witnesses[name] = self.model(name, graphs)
                 case "transformers":
+                    self.require_logits("transformers")
                     paths = list(all_parameters(subject.graphs))
                     images = subject.pipeline is not None
                     self.witnesses[name] = TransformersWitness.of_folder(
@@ -590,25 +632,33 @@ class Comparison:
 
     def own(self, name: WitnessName, path: Path) -> AnyWitness:
         """One that the caller brings. Raises LG774, and as for any export."""
-        width = width_of(self.subject.graphs[MAIN])
         match path.suffix:
             case ".py":
-                return Script.of(path, self.subject.folder, width)
+                self.require_logits(name)
+                return Script.of(path, self.subject.folder, self.width)
             case ".npz":
+                self.require_logits(name)
                 cases = [case for case in self.cases.values() if not case.images]
-                return Recorded.read(path, cases, width, self.asked.options)
+                return Recorded.read(path, cases, self.width, self.asked.options)
         other = self.beside[name] = subject_of(path, self.subject.options.provider)
-        if (theirs := width_of(other.graphs[MAIN])) != width:
-            message = (
-                f"{path} gives {theirs:,} logits a token, {self.subject.folder} gives {width:,}"
-            )
+        theirs, own = (_gives(one.graphs[MAIN]) for one in (other, self.subject))
+        if theirs != own:
+            message = f"{path} gives {theirs}, {self.subject.folder} gives {own}"
             raise LlamagenError.of("LG774", message, help="compare exports of one vocabulary")
         graphs: dict[str, OneGraph] = {
             graph: open_graph(path / f"{graph}.onnx", other.options)[0]
             for graph in self.graphs
             if graph in other.graphs
         }
-        return GraphsWitness(name, graphs, other.pipeline)
+        names = tuple(output.name for output in self.outputs)
+        return GraphsWitness(name, graphs, other.pipeline, names)
+
+    def require_logits(self, name: WitnessName) -> None:
+        """Raises LG774 for a witness that is asked for logits."""
+        if not self.only_logits:
+            gives = ", ".join(f"`{output.name}`" for output in self.outputs)
+            message = f"`{name}` is asked for logits alone, and this model gives {gives}"
+            raise LlamagenError.of("LG774", message, help=LOGITS_ALONE)
 
     def by_token(self, case: Scenario) -> bool:
         """Whether windows count tokens where the case has padding between them: then rows are fed one by one."""
@@ -646,7 +696,7 @@ class Comparison:
         batch = [case]
         if self.routed or case.images or case.before or name not in (*REFERENCES, "torch"):
             return batch
-        width, tokens = width_of(self.graphs[MAIN]), case.input_ids.size
+        tokens = case.input_ids.size
         splits = self.fed(name, case).splits
         for one in self.cases.values():
             alike = (
@@ -658,7 +708,7 @@ class Comparison:
             known = {self.fed(name, other).read for other in batch}
             if alike and self.fed(name, one).read not in known:
                 tokens += one.input_ids.size
-                if tokens * width <= MAX_TOGETHER:
+                if tokens * self.width <= MAX_TOGETHER:
                     batch.append(one)
         return batch
 
@@ -709,7 +759,7 @@ class Comparison:
                 yield Row(name, case.name, None, None, note)
                 continue
             try:
-                yield self.row(name, case, known)
+                yield from self.of_outputs(name, case, known)
             except RoutersDiffer as error:
                 yield Row(name, case.name, None, None, f"{name} chooses experts otherwise: {error}")
             except LlamagenError as error:
@@ -740,7 +790,7 @@ class Comparison:
                 away = Difference(table.farthest, table.farthest, 1.0, table.count, 0.0)
                 allowed = Tolerance(table.allowed, table.allowed)
                 yield Row(SPEC, f"table {table.name}", away, allowed)
-        self.exactly = GraphsWitness("exact", graphs, self.subject.pipeline)
+        self.exactly = self.model("exact", graphs)
 
     def staged(self) -> Iterator[Row]:
         """The stages in turn beside the whole model, as both lie in the folder."""
@@ -754,9 +804,12 @@ class Comparison:
         whole, in_turn = opened[0], StagedGraph(tuple(opened[1:]))
         for case in self.cases.values():
             if not self.refused(case):
-                expected = case.given(GraphsWitness("whole", {MAIN: whole}))
-                found = case.given(GraphsWitness("stages", {MAIN: in_turn}))
-                yield Row(SPEC, f"{case.name}, in stages", difference(found, expected), EXACT)
+                expected = case.given(self.model("whole", {MAIN: whole}))
+                found = case.given(self.model("stages", {MAIN: in_turn}))
+                for output in self.outputs:
+                    away = self.away(output, case, found, expected, self.given.__getitem__)
+                    what = f"{self.label(case, output)}, in stages"
+                    yield Row(SPEC, what, away, EXACT)
 
     def meanings(self, cases: Sequence[Scenario]) -> Iterator[Row]:
         """The graphs in exact arithmetic, with the cache that they keep, against the reference."""
@@ -774,8 +827,11 @@ class Comparison:
                 assert self.exactly is not None
                 expected = self.expected_exactly(case)
                 found = case.given(self.exactly)
-                away = difference(found, case.ending(expected))
-                yield Row(SPEC, f"{case.name}{EXACTLY}", away, EXACT)
+                for output in self.outputs:
+                    away = self.away(
+                        output, case, found, case.ending(expected), self.given.__getitem__
+                    )
+                    yield Row(SPEC, f"{self.label(case, output)}{EXACTLY}", away, EXACT)
 
     def one_token(self) -> Scenario:
         """Texts of one token, at position 0, where no frequency turns anything."""
@@ -816,14 +872,46 @@ class Comparison:
                 return COUNTS_ITSELF
         return COUNTS_PLACES if name == "transformers" and self.stretched and case.shift else ""
 
-    def row(self, name: WitnessName, case: Scenario, known: dict[str, FloatArray]) -> Row:
-        """One comparison; logits of the witness go to ``known``, except those that another case has."""
+    def label(self, case: Scenario, output: Output) -> str:
+        return case.name if self.only_logits else f"{case.name}, {output.name}"
+
+    def by_reference(self, case: str) -> FloatArray:
+        return self.logits("reference", self.cases[case])
+
+    def away(
+        self,
+        output: Output,
+        case: Scenario,
+        found: FloatArray,
+        expected: FloatArray,
+        known: Callable[[str], FloatArray],
+    ) -> Difference:
+        """How far an output is from what it should be, by what is ``known`` of a case by its name.
+
+        A case may have one text with one score: errors of what texts have are in units of a batch of them.
+        """
+        std: float | None = None
+        if output.of_text:
+            batch = next(one for one in self.cases.values() if len(one.mask) > 1)
+            std = float(output.part(batch, known(batch.name)).std())
+            std = std if 0 < std < np.inf else None
+        own, wanted = (output.part(case, array) for array in (found, expected))
+        return difference(own, wanted, output.name, std)
+
+    def of_outputs(
+        self, name: WitnessName, case: Scenario, known: dict[str, FloatArray]
+    ) -> Iterator[Row]:
+        """A comparison of every output; what the witness gives goes to ``known``, except what another case has."""
         padded = name == "transformers" and self.stretched and not case.mask.all()
         if name in self.beside and self.beside[name].says("logits") == "last":
             ends = case.of_last()
             own = self.given[case.name] if case.last else ends.ending(self.given[case.name])
             theirs = ends.given(cast("GraphsWitness", self.witness(name)))
-            return Row(name, case.name, difference(own, theirs), self.tolerance(name, ends))
+            for output in self.outputs:
+                away = self.away(output, ends, own, theirs, self.given.__getitem__)
+                what = self.label(case, output)
+                yield Row(name, what, away, self.tolerance(name, ends, output))
+            return
         if case.same_as in known and self.is_same(case):
             expected = case.moved(known[case.same_as])
         else:
@@ -835,11 +923,20 @@ class Comparison:
         found = self.given[case.name]
         if not note and name == "transformers" and case.images:
             note = self.departures(case, found)
-        what = f"{case.name}, float products" if self.made_exact else case.name
-        bound, away = self.tolerance(name, case), difference(found, case.ending(expected))
-        if self.dtype == "float32":
-            bound = largest_of(bound, away.count, self.bounds[case.same_as or case.name][1])
-        return Row(name, what, away, bound, note)
+        for output in self.outputs:
+            what = self.label(case, output) + ", float products" * self.made_exact
+            bound = self.tolerance(name, case, output)
+            away = self.away(
+                output,
+                case,
+                found,
+                case.ending(expected),
+                lambda batch: self.logits(name, self.cases[batch]),
+            )
+            if self.dtype == "float32":
+                rounding = self.bounds[case.same_as or case.name, output.name][1]
+                bound = largest_of(bound, away.count, rounding)
+            yield Row(name, what, away, bound, note)
 
     def is_same(self, case: Scenario) -> bool:
         """Whether ``case`` has the logits of another one: its tokens, and the same experts for each of them."""
@@ -868,22 +965,23 @@ class Comparison:
             notes.append(f"{one.name}{apart}")
         return f"corrected in transformers: {', '.join(notes)}" if notes else ""
 
-    def tolerance(self, name: WitnessName, case: Scenario) -> Tolerance:
+    def tolerance(self, name: WitnessName, case: Scenario, output: Output) -> Tolerance:
         """One bound a case for all witnesses; only between two float32 results is it wider."""
-        tokens = case.same_as or case.name
-        if tokens not in self.bounds:
-            self.bounds[tokens] = self.bound(self.cases[tokens])
-        bound, rounding = self.bounds[tokens]
+        key = case.same_as or case.name, output.name
+        if key not in self.bounds:
+            self.bounds[key] = self.bound(self.cases[key[0]], output)
+        bound, rounding = self.bounds[key]
         if case.last and self.dtype != "float32" and rounding is not None:
             bound = for_few_tokens(bound, rounding, int(case.mask[:, case.ends].sum()))
         return bound if name == "reference" else between_float32(self.dtype, bound)
 
-    def bound(self, case: Scenario) -> tuple[Tolerance, Difference | None]:
+    def bound(self, case: Scenario, output: Output) -> tuple[Tolerance, Difference | None]:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
         if self.subject.too_large:
             return unmeasured_tolerance(self.dtype, self.subject.stored.coded), None
         name = FAR_ROUNDED if case.shift or case.before else ROUNDED
-        rounding = difference(self.logits(name, case), self.logits("reference", case))
+        rounded, exact = self.logits(name, case), self.logits("reference", case)
+        rounding = self.away(output, case, rounded, exact, self.by_reference)
         if self.routed:
             scores = self.scores["reference", case.name], self.scores[name, case.name]
             self.reach[case.name] = measured_reach(*scores)
@@ -932,7 +1030,7 @@ class Comparison:
         basis: Literal["reference", "torch"] = "torch" if large else "reference"
         folder, options = self.subject.folder, self.subject.options
         opened = {n: open_graph(folder / f"{n}.onnx", options, layers=True) for n in self.graphs}
-        onnx = GraphsWitness("onnx", {n: o[0] for n, o in opened.items()}, self.subject.pipeline)
+        onnx = self.model("onnx", {n: o[0] for n, o in opened.items()})
         marked = any(tapped for _, _, tapped in opened.values())
         for case in cases:
             exact = self.layers(self.witness(basis), case)
@@ -973,6 +1071,13 @@ class Comparison:
             else case.of_tokens(values)
             for layer, values in seen.items()
         }
+
+
+def _gives(graph: Graph) -> str:
+    """``61 logits a token and 3 scores a text``"""
+    per = {2: "text", 3: "token"}
+    each = (f"{t.shape[-1].value:,} {name} a {per[len(t.shape)]}" for name, t in graph.outputs)
+    return " and ".join(each)
 
 
 def _into(chosen: dict[str, list[IntArray]]) -> Callable[[str, NDArray[np.generic]], None]:

@@ -114,16 +114,18 @@ class Difference:
         return small and self.rms_over_std <= tolerance.rms_over_std
 
 
-def difference(found: FloatArray, reference: FloatArray) -> Difference:
-    """Compare arrays [tokens, V] of one shape.
+def difference(
+    found: FloatArray, reference: FloatArray, what: str = "logits", std: float | None = None
+) -> Difference:
+    """Compare arrays [tokens, V] of one shape, in units of ``std``: none is that of ``reference``.
 
     Raises ValueError for another shape, LG777 for a reference that is constant or not finite.
     """
     if found.shape != reference.shape or not found.size:
         raise ValueError(f"cannot compare {found.shape} with {reference.shape}")
-    std = float(reference.std())
+    std = float(reference.std()) if std is None else std
     if not 0 < std < math.inf:
-        message = "logits of the reference are constant or not finite: nothing can be measured"
+        message = f"{what} of the reference are constant or not finite: nothing can be measured"
         raise LlamagenError.of("LG777", message, help=DAMAGED)
     error = np.abs(found - reference)
     squares = np.square(error).mean(axis=1)

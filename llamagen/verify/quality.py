@@ -100,8 +100,8 @@ def measure_quality(
 
     Raises LG775 for a folder without a manifest, LG773 for one whose weights cannot be read, LG764 for a model whose
     context is shorter than the inputs, LG761 for a text without a tokenizer, LG778 for a text that is not there, not
-    UTF-8 or too short, for weights that cannot be had or held or are not the folder's, LG622 for a file that changed
-    meanwhile, and as an export does for a checkpoint that does not fit.
+    UTF-8 or too short, for a model without logits, for weights that cannot be had or held or are not the folder's,
+    LG622 for a file that changed meanwhile, and as an export does for a checkpoint that does not fit.
     """
     before = stamps_of(folder)
     manifest = read_manifest(folder)
@@ -114,6 +114,12 @@ def measure_quality(
     registry = Registry()
     resolved = registry.load_text(spec_text(folder), f"{folder / SPEC_FILE}")
     graph = build(resolved)
+    if "logits" not in graph.output_names:
+        gives = ", ".join(f"`{name}`" for name in graph.output_names)
+        message = f"the model gives {gives} and no logits, whose distributions are compared"
+        raise LlamagenError.of(
+            "LG778", message, help="`llamagen verify DIR` compares what it gives"
+        )
     inputs = _inputs(folder, manifest, known_ids(graph), text, encode)
     _fits_memory(graph, manifest)
     supply: Supply

@@ -36,7 +36,8 @@ class Session(Protocol):
     def step(
         self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING
     ) -> FloatArray:
-        """Logits [B, S, V] for ids and positions [B, S]; mask [B, T] covers the past too.
+        """Logits [B, S, V], or all that the model gives side by side, for ids and positions [B, S]; mask [B, T] covers
+        the past too.
 
         ``beside`` are further inputs with one entry a token, [B, S, ...].
         """
@@ -166,6 +167,13 @@ class Scenario:
             return of_tokens
         ends = np.isin(np.arange(self.mask.shape[1]), self.ends)
         return of_tokens[np.broadcast_to(ends, self.mask.shape)[self.mask > 0]]
+
+    def of_texts(self, of_tokens: NDArray[N]) -> NDArray[N]:
+        """Of [tokens, N] one row for each text in each call: what is the same for all its tokens there."""
+        calls = np.repeat(np.arange(len(self.splits)), self.splits)
+        row, slot = np.nonzero(self.mask)
+        _, first = np.unique(row * len(self.splits) + calls[slot], return_index=True)
+        return of_tokens[first]
 
     def of_tokens(self, pieces: Sequence[FloatArray]) -> FloatArray:
         """Results [B, S, N] of all calls -> [tokens, N], padding left out."""

@@ -91,11 +91,13 @@ class GraphsWitness:
     name: str
     graphs: Mapping[str, OneGraph]
     pipeline: Pipeline | None = None
+    outputs: tuple[str, ...] = ("logits",)
+    """Of the text model, side by side: what a session of text gives."""
 
     def start(self, images: Values = NOTHING, past: Values = NOTHING) -> Session:
         """Run what is run once, if there are images; text goes through the graph ``model``."""
         if not images:
-            return TextSession(self.graphs[MAIN].open(past))
+            return TextSession(self.graphs[MAIN].open(past), self.outputs)
         if self.pipeline is None:
             raise ValueError(f"{self.name} has no graphs for images")
         return ImageSession(self.graphs, self.pipeline, images)
@@ -103,15 +105,41 @@ class GraphsWitness:
 
 @dataclass
 class TextSession:
-    """One graph from ids to logits."""
+    """One graph from ids to logits, or to several outputs side by side."""
 
     graph: OpenGraph
+    outputs: tuple[str, ...] = ("logits",)
 
     def step(
         self, input_ids: IntArray, mask: IntArray, positions: IntArray, beside: Values = NOTHING
     ) -> FloatArray:
         values = {"input_ids": input_ids, "attention_mask": mask, "positions": positions, **beside}
-        return np.asarray(self.graph.run(values)["logits"], dtype=np.float64)
+        results = self.graph.run(values)
+        return side_by_side({name: results[name] for name in self.outputs}, input_ids.shape)
+
+
+def side_by_side(outputs: Values, call: tuple[int, ...]) -> FloatArray:
+    """Numbers of tokens [B, S, n] and of texts [B, n], which are those of each token of ``call`` [B, S]: [B, S, all n].
+
+    A row for the last token of the call alone where one of the outputs has no other. Raises LG760 for other shapes.
+    """
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in outputs.items()}
+    rows = call[1]
+    for name, array in arrays.items():
+        if array.ndim == 3 and array.shape[1] == 1:
+            rows = 1
+        if array.ndim not in (2, 3) or array.shape[:-1] not in (call[:1], call, (call[0], 1)):
+            message = (
+                f"the model gives {name} of the shape {list(array.shape)} for {list(call)} tokens"
+            )
+            raise LlamagenError.of("LG760", message, help="export the model again")
+    return np.concatenate(
+        [
+            np.repeat(array[:, None], rows, axis=1) if array.ndim == 2 else array[:, -rows:]
+            for array in arrays.values()
+        ],
+        axis=-1,
+    )
 
 
 class ImageSession:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten
+from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten, known_ids
 from llamagen.ir.graph import Graph
 from llamagen.ops.dims import Dim
 from llamagen.ops.op import Role, TensorType
@@ -41,9 +41,10 @@ class Unfit:
 
     reasons: tuple[str, ...]
     plain: bool
-    """It takes nothing but what every decoder takes and returns logits, so that a loop over a session runs it."""
+    """It takes nothing but what every decoder takes, so that a session runs it; a loop where it returns logits."""
     inputs: tuple[str, ...]
     vocab_size: int
+    """Ids of a text."""
 
 
 Contract: TypeAlias = Decoder | Unfit
@@ -59,12 +60,12 @@ def contract_of(graph: Graph) -> Contract:
     if foreign:
         beside = ", ".join(f"`{name}`" for name in foreign)
         reasons.append(f"takes {beside} beside token ids")
+    plain = not reasons
     if "logits" not in graph.output_names:
         reasons.append("does not return `logits`")
     elif graph.output_names != ("logits",):
         others = ", ".join(f"`{name}`" for name in graph.output_names if name != "logits")
         reasons.append(f"returns {others} beside `logits`")
-    plain = not reasons
     if not flat.slots:
         reasons.append("keeps no keys and values between steps")
     shapes = {shape for slot in flat.slots for shape in _cache_shapes(slot)}
@@ -78,7 +79,9 @@ def contract_of(graph: Graph) -> Contract:
         reasons.append(f"keeps {bounds_text(flat)}; clients want pasts of one length")
     inputs = tuple(_FED.get(name, name) for name in flat.inputs)
     named = dict(zip(graph.output_names, flat.outputs, strict=True))
-    vocab_size = _fixed(flat.types[named["logits"]], axis=-1) if "logits" in named else 0
+    if "logits" not in named:
+        return Unfit(tuple(reasons), plain, inputs, known_ids(graph))
+    vocab_size = _fixed(flat.types[named["logits"]], axis=-1)
     if reasons:
         return Unfit(tuple(reasons), plain, inputs, vocab_size)
     ((kv_heads, head_dim),) = shapes

@@ -132,6 +132,10 @@ class Page:
     stop: tuple[int, ...]
     pad: int | None
     feeds: tuple[str, ...]
+    predicts: bool
+    """It gives logits, and can be run token by token."""
+    loop: bool
+    """It gives nothing else, so that what is left are its caches."""
     cache_dtype: str
     several_graphs: bool
     provider: str
@@ -172,6 +176,8 @@ def page_of(exported: Exported) -> Page:
         stop=tokens.eos,
         pad=tokens.pad if tokens.pad is not None else next(iter(tokens.eos), None),
         feeds=contract.inputs,
+        predicts="logits" in exported.graphs[MAIN].output_names,
+        loop=exported.graphs[MAIN].output_names == ("logits",),
         cache_dtype=model.profile.io_dtypes[model.dtype],
         several_graphs=len(exported.graphs) > 1,
         provider=model.profile.provider,
@@ -237,7 +243,13 @@ def _facts(exported: Exported) -> Iterator[Row]:
     profile = model.profile
     since = f"; needs onnxruntime {model.runtime} or later" if model.fused_attention else ""
     yield Row("operators", f"profile {profile.name}, opset {profile.opset}{since}")
-    yield Row("logits and caches", profile.io_dtypes[model.dtype])
+    outputs = exported.graphs[MAIN].outputs
+    if [name for name, _ in outputs] == ["logits"]:
+        yield Row("logits and caches", profile.io_dtypes[model.dtype])
+    else:
+        shapes = (f"{code(name)} [{', '.join(map(str, t.shape))}]" for name, t in outputs)
+        per = f"{', '.join(shapes)}; B texts, S new tokens; {profile.io_dtypes[model.dtype]}"
+        yield Row("outputs", per)
     if not model.batched_chunks:
         yield Row("calls of several rows", ONE_ROW)
     flat = flatten(exported.graphs[MAIN])

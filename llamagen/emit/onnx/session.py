@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU, is_older, needed
+from llamagen.ops.op import TensorType
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -44,6 +45,8 @@ _TYPES: Mapping[str, type[np.generic]] = {
 }
 _BETWEEN: Mapping[str, type[np.generic]] = {"tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 """Types that one stage of a model may hand to the next."""
+
+NO_TYPES: Mapping[str, TensorType] = {}
 
 V = TypeVar("V")
 
@@ -171,9 +174,9 @@ def require_interface(
     file: Path,
     inputs: Container[str],
     outputs: Iterable[str],
-    vocab_size: int | None = None,
+    types: Mapping[str, TensorType] = NO_TYPES,
 ) -> None:
-    """The graph of ``file`` reads nothing but ``inputs`` and caches, and gives ``outputs``, logits for a vocabulary.
+    """The graph of ``file`` reads nothing but ``inputs`` and caches, and gives ``outputs``, of ``types`` if known.
 
     Raises LG760.
     """
@@ -197,10 +200,13 @@ def require_interface(
         if name not in gives or gives[name].type not in _TYPES:
             raise refused(f"it does not give {quoted(name)}")
         shape = gives[name].shape
-        if name == "logits" and not (
-            len(shape) == 3 and isinstance(shape[-1], int) and vocab_size in (None, shape[-1])
-        ):
-            raise refused(f"it gives logits of the shape {shape}")
+        wrong = name == "logits" and not (len(shape) == 3 and isinstance(shape[-1], int))
+        if name in types:
+            dims = types[name].shape
+            wrong |= len(shape) != len(dims)
+            wrong = wrong or (dims[-1].is_static and dims[-1].value != shape[-1])
+        if wrong:
+            raise refused(f"it gives {name} of the shape {shape}")
 
 
 def table_context(metadata: Mapping[str, str], file: Path) -> int | None:

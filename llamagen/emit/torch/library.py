@@ -278,6 +278,27 @@ def replace_rows(x_BSD: Tensor, rows: Tensor | None, ids_BS: Tensor, id: int) ->
     return y_BSD
 
 
+def first_token(x_BSD: Tensor, attention_mask: Tensor) -> Tensor:
+    """The row of the first real token of each text, [B, D]."""
+    real = attention_mask[:, -x_BSD.shape[1] :] != 0
+    return x_BSD[torch.arange(len(real), device=real.device), real.int().argmax(1)]
+
+
+def last_token(x_BSD: Tensor, attention_mask: Tensor) -> Tensor:
+    """The row of the last real token of each text, [B, D]."""
+    S = x_BSD.shape[1]
+    real = attention_mask[:, -S:] != 0
+    last = S - 1 - real.flip(1).int().argmax(1)
+    return x_BSD[torch.arange(len(last), device=last.device), last]
+
+
+def mean_tokens(x_BSD: Tensor, attention_mask: Tensor) -> Tensor:
+    """The mean of the rows of real tokens of each text, [B, D], in float32."""
+    real_BS1 = attention_mask[:, -x_BSD.shape[1] :, None] != 0
+    total = x_BSD.float().masked_fill(~real_BS1, 0.0).sum(1)
+    return (total / real_BS1.sum(1).clamp(min=1)).to(x_BSD.dtype)
+
+
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension, in float32."""
     y = x.float()

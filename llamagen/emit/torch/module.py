@@ -175,11 +175,12 @@ class _Model:
     """The class of the root: its parts and forward, and what every model has (loading, caching, generating)."""
 
     def __init__(self, plan: Plan) -> None:
-        """Raises LlamagenError (LG741) for a model with no input or two results."""
+        """Raises LlamagenError (LG741) for a model with no input, or with several results beside keys and values."""
         self.plan = plan
-        block = plan.graph.root_block
-        if not block.inputs or len(block.outputs) != 1:
-            message = "a PyTorch model takes a tensor first and returns one"
+        block, outputs = plan.graph.root_block, plan.graph.output_names
+        self.several = len(block.outputs) > 1
+        if not block.inputs or (self.several and plan.has(State.WRITTEN)):
+            message = "a PyTorch model takes a tensor first, and returns one where it writes keys and values"
             raise LlamagenError.of("LG741", message, block.span)
         self.name = plan.names[block.name]
         self.ties = ties_of(plan.graph)
@@ -191,7 +192,6 @@ class _Model:
         self.of_images, self.shared = plan.shared[:encoders], plan.shared[encoders:]
         self.places = any(s.kind in ("rope", "mask", "temperature") for s in self.shared)
         self.places |= "position_ids" in plan.arguments[block.name]
-        outputs = plan.graph.output_names
         self.piece = outputs != ("logits",) and not self.places and not self.caches
         """Whether it has neither tokens in order nor a cache: an encoder, what joins embeddings."""
         self.body = Body(block, plan)
@@ -213,7 +213,13 @@ class _Model:
 
     @property
     def generates(self) -> bool:
-        return self.caches and self.source == "input_ids" and not self.more
+        tokens = self.source == "input_ids" and "logits" in self.plan.graph.output_names
+        return self.caches and tokens and not self.more
+
+    @property
+    def result(self) -> str:
+        """What a call of the model gives, as an assignment names it."""
+        return ", ".join(self.plan.graph.output_names)
 
     def tables(self) -> Iterator[str]:
         """What the loader reads."""
@@ -229,23 +235,25 @@ class _Model:
             lines = [f"{', '.join(results)} = model({', '.join(self.inputs)})"]
         elif self.generates:
             lines = [
-                "logits = model(input_ids)",
-                "logits = model(input_ids, cache=cache)  # after what cache = KVCache() has seen",
+                f"{self.result} = model(input_ids)",
+                f"{self.result} = model(input_ids, cache=cache)  # after what cache = KVCache() has seen",
                 "ids = model.generate(input_ids, max_new_tokens=32)",
                 "loss = model.loss(input_ids, labels=input_ids)",
             ]
             if self.images:
                 named = ", ".join(f"{name}={name}" for name in (*self.images, *self.beside))
                 lines += [
-                    f"logits = model(input_ids, {named})  # images, beside the ids of their tokens"
+                    f"{self.result} = model(input_ids, {named})  # images, beside the ids of their tokens"
                 ]
-        elif self.caches:
+        elif self.caches and (self.more or self.source != "input_ids"):
             lines = [
                 "cache = KVCache()",
-                f"logits = model({call}, cache=cache)",
+                f"{self.result} = model({call}, cache=cache)",
             ]
+        elif self.reads_mask or any(s.kind == "mask" for s in self.shared):
+            lines = [f"{self.result} = model(input_ids, attention_mask=attention_mask)"]
         else:
-            lines = ["logits = model(input_ids)"]
+            lines = [f"{self.result} = model(input_ids)"]
         return "\n".join(f"    {line}".rstrip() for line in lines)
 
     def text(self) -> str:
@@ -270,7 +278,8 @@ class _Model:
             *self.tie(),
         ]
         if self.generates:
-            lines += ["", self.with_images("Model.loss"), "", self.with_images("Model.generate")]
+            methods = (self.with_images(f"Model.{name}") for name in ("loss", "generate"))
+            lines += [line for method in methods for line in ("", self.with_outputs(method))]
         fixed: dict[str, Fixed] = {"TIED": Stay.PRESENT if self.ties else None}
         if not plan.choice:
             fixed["attention"] = Stay.LEFT_OUT
@@ -289,6 +298,14 @@ class _Model:
                 text = text.replace(usage, ", ".join(usages))
             text = re.sub(rf"\b{one}\b(?= = | is |\[)", several[0] if several else one, text)
         return text
+
+    def with_outputs(self, method: str) -> str:
+        """A method of the library that takes the logits out of what this model gives."""
+        if not self.several:
+            return method
+        names = ("logits" if name == "logits" else "_" for name in self.plan.graph.output_names)
+        method = re.sub(r"\blogits_to_keep=1,?", "", method)
+        return method.replace("logits = self(", f"{', '.join(names)} = self(")
 
     def doc(self) -> Iterator[str]:
         if not self.piece:
@@ -324,7 +341,7 @@ class _Model:
 
     def piece_forward(self) -> Iterator[str]:
         body, outputs = self.body, self.plan.graph.output_names
-        results = ["Tensor"] * bool(outputs) + ["list[KeyValue]"] * self.writes_cross
+        results = ["Tensor"] * len(outputs) + ["list[KeyValue]"] * self.writes_cross
         type_ = results[0] if len(results) == 1 else f"tuple[{', '.join(results)}]"
         inputs = [f"{i}: Tensor" for i in self.inputs]
         yield f"    def forward({', '.join(['self', *inputs])}) -> {type_}:"
@@ -357,15 +374,19 @@ class _Model:
         parameters += [f"{name}: Tensor | None = None" for name in (*self.images, *self.beside)]
         parameters += ["position_ids: Tensor | None = None", "attention_mask: Tensor | None = None"]
         parameters += ["cache: KVCache | None = None"] * self.caches
-        parameters += ["logits_to_keep: int = 0"]
+        logits = plan.graph.output_names == ("logits",)
+        parameters += ["logits_to_keep: int = 0"] * logits
+        result = f"tuple[{', '.join(['Tensor'] * len(self.body.block.outputs))}]"
         ids = "input_ids and position_ids are [B, S]"
         if self.source != "input_ids":
             ids = f"{self.source} are [B, S, D], position_ids [B, S]"
-        yield f"    def forward(self, {', '.join(parameters)}) -> Tensor:"
-        yield '        """Logits [B, S, V].'
+        yield f"    def forward(self, {', '.join(parameters)}) -> {result if self.several else 'Tensor'}:"
+        gives = (f"{name} {_shape(type_.shape)}" for name, type_ in plan.graph.outputs)
+        yield f'        """{"Logits [B, S, V]" if logits else ", ".join(gives)}.'
         yield ""
         yield f"        {ids}; attention_mask is [B, T], 0 for padding, which goes"
-        yield "        on the left. With logits_to_keep only that many last positions get logits."
+        kept = " With logits_to_keep only that many last positions get logits." * logits
+        yield f"        on the left.{kept}"
         if self.reads_cross:
             yield "        cross_key_values are what the graph that reads the images returned."
         if self.images:
@@ -387,17 +408,18 @@ class _Model:
             yield f"            {plan.handed} = self.see({arguments})"
         body = self.body
         body.run_all()
-        logits = body.results()
-        if not plan.head:
-            logits = body.last_tokens(logits, body.type(body.block.outputs[0]))
+        found = body.results()
+        if logits and not plan.head:
+            found = body.last_tokens(found, body.type(body.block.outputs[0]))
         yield from body.lines
         if self.caches:
-            yield from body.put("logits = ", logits)
+            name = "logits" if logits else "result"
+            yield from body.put(f"{name} = ", found)
             yield "        if cache is not None:"
             yield "            cache.finish()"
-            yield "        return logits"
+            yield f"        return {name}"
         else:
-            yield from body.put("return ", logits)
+            yield from body.put("return ", found)
 
     def by_place(self) -> Iterator[str]:
         """What depends on positions, and what they depend on."""
@@ -415,10 +437,6 @@ class _Model:
         if self.places:
             yield "        if position_ids is None:"
             yield f"            position_ids = positions({self.source}, attention_mask, P)"
-        if self.reads_mask:
-            yield "        if attention_mask is None:"
-            ones = f"torch.ones({self.source}.shape[0], P + S, device=device)"
-            yield f"            attention_mask = {ones}"
         for mask in masks:
             variable, later = mask.variables[0], " or (P > 0 and S > 1)" * self.caches
             if mask.causal and plan.choice:
@@ -427,6 +445,10 @@ class _Model:
                 yield f"            {variable} = {mask.call}"
             else:
                 yield f"        {variable} = {mask.call}"
+        if self.reads_mask:
+            yield "        if attention_mask is None:"
+            ones = f"torch.ones({self.source}.shape[0], P + S, device=device)"
+            yield f"            attention_mask = {ones}"
         yield from self.prologue("grid", "rope", "tiles", "temperature")
 
 

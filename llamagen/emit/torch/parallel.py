@@ -227,7 +227,8 @@ def _file(sharding: ShardPlan, stage: _Stage | None, modeling: str) -> str:
     tables.append('Model = TypeVar("Model", bound=nn.Module)')
     own = [stage.text(), stage.function()] if stage is not None else []
     body = "\n\n\n".join(["\n\n".join(tables), *placed, *own])
-    return f"{_head(sharding, stage)}\n{_imports(body, modeling)}\n\n{body}\n"
+    head = _head(sharding, stage, trains="def loss(" in modeling)
+    return f"{head}\n{_imports(body, modeling)}\n\n{body}\n"
 
 
 def _without_pieces(text: str) -> str:
@@ -266,10 +267,14 @@ def _defined(text: str) -> set[str]:
     return found
 
 
-def _head(sharding: ShardPlan, stage: _Stage | None) -> str:
+def _head(sharding: ShardPlan, stage: _Stage | None, *, trains: bool) -> str:
+    """``trains`` says whether the model has a loss of its own."""
     degree = sharding.degrees[-1] if len(sharding.degrees) < 5 else sharding.degrees[3]
     name = docstring_text(sharding.graph.spec_id)
     model = "model" if stage is None else stage.model
+    call = f"{', '.join(sharding.graph.output_names)} = model(input_ids)"
+    if trains:
+        call = "model.loss(input_ids, labels=input_ids).backward()"
     pipeline = ""
     if stage is not None:
         pipeline = """
@@ -292,7 +297,7 @@ Tensor parallel, and FSDP2 over its groups (torchrun --nproc-per-node {2 * degre
     fully_shard_layers(model, mesh["dp"])
     model.to_empty(device="cuda")
     load(model, "path/to/checkpoint")
-    model.loss(input_ids, labels=input_ids).backward()
+    {call}
 {pipeline}"""
 '''
 
@@ -310,11 +315,12 @@ class _Stage:
         stack = self.stack
         owner, _, layers = stack.path.rpartition(".")
         inner = "model." + owner if owner else "model"
+        gives = ", ".join(self.graph.output_names)
         lines = [
             "class Stage(nn.Module):",
             '    """The layers of one pipeline stage, under the names that they have in `model`.',
             "",
-            "    The first stage takes ids [B, S], the others hidden states [B, S, D]; the last gives logits.",
+            f"    The first stage takes ids [B, S], the others hidden states [B, S, D]; the last gives {gives}.",
             '    """',
             "",
             f"    def __init__(self, model: {self.model}, rank: int, of: int) -> None:",
@@ -334,7 +340,8 @@ class _Stage:
 
     def forward(self) -> Iterator[str]:
         plan, bodies = self.plan, [Body(block, self.plan) for block, _ in self.way]
-        yield "    def forward(self, x: Tensor) -> Tensor:"
+        several = " | tuple[Tensor, ...]" * (len(self.graph.output_names) > 1)
+        yield f"    def forward(self, x: Tensor) -> Tensor{several}:"
         source = bodies[0].block.inputs[0].id
         yield "        model, S, P, device = self.model, x.shape[1], 0, x.device"
         if any("attention_mask" in s.call for s in plan.shared):
@@ -349,6 +356,8 @@ class _Stage:
                 yield f"            {one.variables[0]} = {call}"
             else:
                 yield f"        {', '.join(one.variables)} = {call}"
+        if "attention_mask" in plan.arguments[self.graph.root]:
+            yield "        attention_mask = torch.ones(x.shape[0], S, device=device)"
         yield "        if self.first:"
         path, x = "model", Text("x")
         places: list[str] = []

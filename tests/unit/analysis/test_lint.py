@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llamagen import api
@@ -51,6 +53,24 @@ def test_learned_and_biased_positions_are_positions(name: str) -> None:
     """No false LG532: a table of positions, a bias of the scores by distance."""
     report = api.check([SPECS / "foreign" / f"{name}.yaml"])
     assert [one.code for one in report.findings] == []
+
+
+def test_an_encoder_is_no_decoder_that_was_written_wrongly() -> None:
+    """No false LG530 and LG531: it gives no logits, and is run on whole texts."""
+    report = api.check([SPECS / "outputs"])
+    assert report.specs == 3
+    assert [one.code for one in report.findings] == []
+
+
+def test_a_section_that_is_taken_away_is_no_value(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        f"{BASE}constants: {{gain: 2.0}}\ninvariants: {{g: gain > 1}}\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "spec: 1\nid: t/own\nextends: base.yaml\nconstants: null\ninvariants: null\n"
+    )
+    report = api.check([tmp_path / "own.yaml"])
+    assert {one.code for one in report.findings} <= {"LG510"}
 
 
 def test_no_shipped_spec_restates_what_it_inherits() -> None:

@@ -147,6 +147,10 @@ def test_every_node_points_to_its_equation(graph: Graph) -> None:
         (("linear(hidden_size, intermediate_size)", "linear(hidden_size)"), "LG410", "linear(hidden_size)", "out_features"),
         (("return lm_head(model(input_ids))", "x = 1"), "LG411", "x = 1", "return"),
         (("mlp: SwiGLU", "mlp: stack(4096, Wide)"), "LG420", "CausalLM:", "blocks, more than"),
+        (("root: CausalLM", "root: CausalLM\noutputs: [logits, hidden]"), "LG420", "CausalLM:", "returns 1 values.* logits, hidden"),
+        (("root: CausalLM", "root: CausalLM\noutputs: [scores, scores]"), "LG103", "outputs: [scores", "named before"),
+        (("root: CausalLM", "root: CausalLM\noutputs: [position_ids]"), "LG103", "outputs: [position", "is an input"),
+        (("root: CausalLM", "root: CausalLM\noutputs: []"), "LG103", "outputs: []", "at least 1"),
         (("root: CausalLM", "root: CausalLM\ninvariants: {w: intermediate_size == 49}"), "LG302", "invariants", "does not hold"),
         (("'model.embed_tokens.weight' if tie_embeddings else none", "'model.norm.weight'"), "LG420", "lm_head:", "model.norm.weight"),
     ],
@@ -173,6 +177,22 @@ def test_a_block_with_the_same_operands_inside_itself_is_a_circle() -> None:
     )  # fmt: skip
     assert finding.code == "LG404"
     assert "SwiGLU -> SwiGLU" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("returned", "type_"),
+    [
+        ("split_heads(lm_head(h), 2)", "model[B, 2, S, 48]"),
+        ("topk(lm_head(h), k=2)", "int64[B, S, 2]"),
+    ],
+)
+def test_an_output_is_numbers_of_a_token_or_of_a_text(returned: str, type_: str) -> None:
+    several = "_, heads" if "topk" in returned else "heads"
+    (finding,) = findings_of(
+        ("root: CausalLM", "root: CausalLM\noutputs: [heads]"),
+        ("return lm_head(model(input_ids))", f"h = model(input_ids)\n      {several} = {returned}\n      return heads"),
+    )  # fmt: skip
+    assert finding.code == "LG408" and f"`heads` is {type_}" in finding.message
 
 
 def test_several_mistakes_are_reported_together() -> None:

@@ -184,6 +184,7 @@ CASES = (
     Case("attention", (HEADS, CACHED, CACHED), {"alibi": True}),
     Case("attention", (HEADS, CACHED, CACHED, MASK, model(4)), {"softcap": 2.5}),
     Case("attention", (HEADS, CACHED, CACHED, MASK, model(4)), {"alibi": True, "scale": 0.2}),
+    *(Case(op, (X, int64("B", "P + S"))) for op in ("first_token", "last_token", "mean_tokens")),
     Case("attention_temperature", (int64("B", "S"),), {"scale": 0.1, "floor_scale": 3}),
     *(
         Case(
@@ -224,6 +225,10 @@ def operands_of(case: Case) -> list[Array]:
             case "causal_mask", _ if i == 1:
                 mask = np.ones(shape, np.int64)
                 mask[1, : P + 1] = 0  # the first new token of row 1 is padding: it sees nothing
+                arrays.append(mask)
+            case "first_token" | "last_token" | "mean_tokens", DType.INT64:
+                mask = np.ones(shape, np.int64)
+                mask[0, -1] = mask[1, P] = 0  # the last token of this call is padding, or the first
                 arrays.append(mask)
             case _, DType.INT64:
                 arrays.append(np.arange(P, P + S) + np.array([[0], [7]]))

@@ -103,6 +103,10 @@ FORMS = {
     "softplus": "softplus(gate_proj(x)) * up_proj(x)",
     "relu": "relu(gate_proj(x)) * up_proj(x)",
     "mean": "gate_proj(x) * mean(up_proj(x))",
+    **{
+        op: f"gate_proj(x) * reshape({op}(up_proj(x), attention_mask), shape=[B, 1, intermediate_size])"
+        for op in ("first_token", "last_token", "mean_tokens")
+    },
 }
 """Ops that stand in no other compared model, each where a mistake in it reaches the logits."""
 
