@@ -9,11 +9,13 @@ weight[n, k] = code[k, n] * scale[n].
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +57,21 @@ class Place:
         """The tensor's pages, mapped; nothing is copied. Raises LG622 where the file has no such bytes any more."""
         try:
             with files.open_file(self.file, files.DATA, within=self.file.parent) as file:
-                found: NDArray[np.generic] = np.memmap(
-                    file, self.dtype, mode="r", offset=self.offset, shape=self.shape
-                )
+                about = os.fstat(file.fileno())
+                key = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+                whole = _MAPPED.get(key)
+                if whole is None:
+                    whole = _MAPPED[key] = np.memmap(file, np.uint8, mode="r")
+            end = self.offset + prod(self.shape) * self.dtype.itemsize
+            found: NDArray[np.generic] = whole[self.offset : end].view(self.dtype)
+            return found.reshape(self.shape)
         except (OSError, ValueError) as error:
             message = f"{quoted(str(self.file))} was changed while it was read: {error}"
             raise LlamagenError.of("LG622", message) from error
-        return found
+
+
+_MAPPED: WeakValueDictionary[tuple[int, ...], NDArray[np.uint8]] = WeakValueDictionary()
+"""Files whose tensors are in use: a map holds a file open, and a model has more tensors than a process may have files."""
 
 
 @dataclass(frozen=True, slots=True)
