@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.manifest import MANIFEST, SPEC_FILE, read_manifest
-from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.manifest import MANIFEST, SPEC_FILE, graph_path, read_manifest
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import (
     OpenOptions,
@@ -179,7 +178,7 @@ class Subject:
     @property
     def context(self) -> int | None:
         """Tokens that its tables of positions cover: those of rope, or learned ones. None without a table."""
-        tables = table_context(self.stored.metadata, self.folder / MODEL_FILE)
+        tables = table_context(self.stored.metadata, graph_path(self.folder))
         main = self.graphs[MAIN]
         learned = main.constants.get("max_positions")
         if tables is None and isinstance(learned, int) and has_learned_positions(flatten(main)):
@@ -199,8 +198,8 @@ def subject_of(folder: Path, provider: str) -> Subject:
     stored = stored_weights(folder)
     graphs = build_all(Registry().load_text(spec_text(folder), f"{folder / SPEC_FILE}"))
     for name, graph in graphs.items():
-        file = f"{name}.onnx"
-        own = stored if file == MODEL_FILE else stored_weights(folder, file)
+        own = stored if name == MAIN else stored_weights(folder, name)
+        file = graph_path(folder, name).name
         if graph.digest != own.metadata.get("llamagen.spec_digest"):
             message = f"{SPEC_FILE} is not the spec that {file} was made from"
             raise LlamagenError.of("LG772", message, help="export the model again")
@@ -496,7 +495,7 @@ class Comparison:
         width = width_of(subject.graphs[MAIN])
         long = any(len(case.splits) > FEW_CALLS for case in self.cases.values())
         for name, graph in self.graphs.items():
-            file = subject.folder / f"{name}.onnx"
+            file = graph_path(subject.folder, name)
             one, exact, _ = open_graph(file, subject.options, routers=self.routed)
             self.made_exact |= exact
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
@@ -575,7 +574,7 @@ class Comparison:
             )
             raise LlamagenError.of("LG774", message, help="compare exports of one vocabulary")
         graphs: dict[str, OneGraph] = {
-            graph: open_graph(path / f"{graph}.onnx", other.options)[0]
+            graph: open_graph(graph_path(path, graph), other.options)[0]
             for graph in self.graphs
             if graph in other.graphs
         }
@@ -706,7 +705,7 @@ class Comparison:
             return
         graphs: dict[str, OneGraph] = {}
         for name, graph in self.graphs.items():
-            file = self.subject.folder / f"{name}.onnx"
+            file = graph_path(self.subject.folder, name)
             exact = ExactGraph.of_model(*exact_model(file), str(file))
             graphs[name] = exact
             for table in read_back(exact, flatten(graph), self.dtype):
@@ -721,8 +720,8 @@ class Comparison:
         if not subject.stages:
             return
         opened = [
-            OnnxWitness(open_session(subject.folder / f"{name}.onnx", subject.options))
-            for name in (MODEL_FILE.removesuffix(".onnx"), *subject.stages)
+            OnnxWitness(open_session(graph_path(subject.folder, name), subject.options))
+            for name in (MAIN, *subject.stages)
         ]
         whole, in_turn = opened[0], StagedGraph(tuple(opened[1:]))
         for case in self.cases.values():
@@ -895,7 +894,7 @@ class Comparison:
             return
         basis: Literal["reference", "torch"] = "torch" if large else "reference"
         folder, options = self.subject.folder, self.subject.options
-        opened = {n: open_graph(folder / f"{n}.onnx", options, layers=True) for n in self.graphs}
+        opened = {n: open_graph(graph_path(folder, n), options, layers=True) for n in self.graphs}
         onnx = GraphsWitness("onnx", {n: o[0] for n, o in opened.items()}, self.subject.pipeline)
         marked = any(tapped for _, _, tapped in opened.values())
         for case in cases:
