@@ -108,6 +108,10 @@ COUNTS_ITSELF = "this model counts the tokens of its mask and takes no positions
 ONE_ROW = "this model goes on with several tokens for one row only, as onnxruntime before 1.32 does"
 """The attention refuses such a call; a folder made with --runtime 1.32 takes it."""
 
+ROUNDS_ACTIVATIONS = (
+    "it rounds activations to int8 as the folder does, and both are compared without that"
+)
+
 WINDOWS_COUNT_TOKENS = (
     "row by row: windows of the fused attention count tokens, not padding between them"
 )
@@ -316,7 +320,7 @@ NOTHING_MORE = Asked({}, {}, None)
 
 def _own(against: Sequence[str]) -> dict[WitnessName, Path]:
     """Raises LG771 for two of one name."""
-    own: dict[WitnessName, Path] = {}
+    own = {name: file for name, file in oracles.READERS.items() if name in against}
     for name in filter(oracles.is_path, dict.fromkeys(against)):
         path = Path(name)
         if path.name in own:
@@ -462,6 +466,7 @@ class Comparison:
         self.sees_by_call = attends and (unordered or not main.slots)
         """Whether what a token sees depends on the call it is in: nothing before it without a cache, or all of it."""
         self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
+        self.rounds_activations = subject.stored.rounds_activations
         self.made_exact = False
         """Whether products of a quantised model are computed in float32 here."""
         self.given: dict[str, FloatArray] = {}
@@ -478,7 +483,7 @@ class Comparison:
         """The graphs of the folder in exact arithmetic, once ``constants`` has read their tables back."""
         if self.cases:
             for name, path in asked.own.items():
-                if not path.suffix or self.reads_text_alone:
+                if name not in oracles.READERS and (not path.suffix or self.reads_text_alone):
                     self.witness(
                         name
                     )  # what is wrong with its file is said before anything is computed
@@ -561,6 +566,8 @@ class Comparison:
     def own(self, name: WitnessName, path: Path) -> AnyWitness:
         """One that the caller brings. Raises LG774, and as for any export."""
         width = width_of(self.subject.graphs[MAIN])
+        if name in oracles.READERS:
+            return Script.of_reader(name, graph_path(self.subject.folder), width)
         match path.suffix:
             case ".py":
                 return Script.of(path, self.subject.folder, width)
@@ -762,6 +769,8 @@ class Comparison:
         """Why a case cannot be compared with a witness."""
         if self.refused(case):
             return ONE_ROW
+        if name in oracles.READERS and self.rounds_activations:
+            return ROUNDS_ACTIVATIONS
         if self.drops_seen and case.has_holes:
             return DROPS_SEEN
         if case.before and isinstance(self.witness(name), TransformersWitness | Script):
@@ -839,7 +848,9 @@ class Comparison:
         bound, rounding = self.bounds[tokens]
         if case.last and self.dtype != "float32" and rounding is not None:
             bound = for_few_tokens(bound, rounding, int(case.mask[:, case.ends].sum()))
-        return bound if name == "reference" else between_float32(self.dtype, bound)
+        # a reader of the graph rounds where the folder does, in whatever dtype
+        rounds = "float32" if name in oracles.READERS else self.dtype
+        return bound if name == "reference" else between_float32(rounds, bound)
 
     def bound(self, case: Scenario) -> tuple[Tolerance, Difference | None]:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""

@@ -49,6 +49,7 @@ WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
+    "openvino": "OpenVINO, which reads the text graph of the folder by itself; of an architecture it knows nothing",
     "spec": "the formulas of the spec in float64, for tables that the graphs store; relative to each number",
 }
 
@@ -56,7 +57,7 @@ OWN_WITNESS = "an oracle that the caller gave"
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
 
-PACKAGES = ("llamagen", "onnxruntime", "onnx", "torch", "transformers", "numpy")
+PACKAGES = ("llamagen", "onnxruntime", "onnx", "torch", "transformers", "openvino", "numpy")
 """Those whose versions can change a result."""
 
 SUFFIXES = (".html", ".json")

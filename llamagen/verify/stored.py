@@ -166,6 +166,12 @@ class StoredWeights:
         """Whether some weight is stored in codes."""
         return any(isinstance(place, CodedPlace) for place in self.places.values())
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the graph itself rounds what some weight is multiplied with, as w8a8 does."""
+        coded = (place for place in self.places.values() if isinstance(place, CodedPlace))
+        return any(place.record.kind == "channels" for place in coded)
+
     def read(self, path: str) -> NDArray[np.generic]:
         """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
         return self.places[path].read()

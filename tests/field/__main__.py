@@ -89,12 +89,6 @@ SCALED = TextModel("llama/3.2/1b")
 WITNESSES: Mapping[str, Witness] = {
     # its factor of scaled frequencies is 8, that of 3.2 is 32, for which it is no authority
     "meta": Witness("meta_model.py", ("llama-models", "fairscale", "torch"), GENERATIONS),
-    # reads the folder's own graph: an authority for ONNX, not for models
-    "openvino": Witness(
-        "openvino_reader.py",
-        ("openvino",),
-        (TextModel("llama/2/70b", LLAMA_2), TextModel("llama/3.2/1b")),
-    ),
     "meta4": Witness(
         "meta4_model.py",
         ("llama-models", "fairscale", "torch"),

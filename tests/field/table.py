@@ -22,7 +22,9 @@ rounding sets for this model; the last column is the largest part of that bound 
 
 The CPU provider of onnxruntime 1.32 is what all tests run. In a browser (`export --web`), transformers.js writes the
 same tokens as `llamagen run` on WebAssembly and on WebGPU, in headless Chromium (tests/clients/test_page.py).
-OpenVINO and llama.cpp: [verify.md](verify.md). WebGPU is computed by SwiftShader, software that has no float16.
+WebGPU is computed by SwiftShader, software that has no float16. `openvino` is `verify --against openvino`, two readers
+of one graph: it has none of ONNX Runtime's own operators (profiles ort-cpu and ort-cuda), no Scan that it can convert
+(experts), and reads the text graph alone. llama.cpp: [verify.md](verify.md).
 """
 
 CUDA = """\
