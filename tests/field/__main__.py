@@ -26,7 +26,7 @@ from typing import Any
 from bench.environments import environment
 from tests.clients import vllm_models
 from tests.clients.models import LLAMA_2, TextModel
-from tests.field import cuda, providers
+from tests.field import browser, cuda, providers
 from tests.field.providers import PROVIDERS as ALL_PROVIDERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,14 +109,17 @@ WITNESSES: Mapping[str, Witness] = {
 Rows = Callable[[], dict[str, Any]]
 PROVIDERS: Mapping[str, tuple[tuple[str, ...], Rows]] = {
     "cuda": (cuda.PACKAGES, cuda.rows),
+    "browser": ((), browser.rows),
     **{name: (one.packages, partial(providers.rows, name)) for name, one in ALL_PROVIDERS.items()},
 }
-"""What is no oracle, but runs our folders: its packages, and the rows of its record."""
+"""What is no oracle, but runs our folders: its packages of PyPI, and the rows of its record."""
 GOOD = ("equal", "accepted")
 
 
 def missing(name: str) -> str:
     """Why the environment of a witness cannot be made, or nothing."""
+    if name == "browser":
+        return browser.missing()
     if name in ALL_PROVIDERS and (why := providers.missing(name)):
         return why
     try:
@@ -176,6 +179,8 @@ def _llamagen(python: str, *words: str) -> int:
 
 
 def versions(name: str) -> dict[str, str]:
+    if name == "browser":
+        return browser.versions()
     code = "import sys, importlib.metadata as m; print(*(m.version(n) for n in sys.argv[1:]))"
     packages = PROVIDERS[name][0] if name in PROVIDERS else WITNESSES[name].packages
     words = [str(environment(name)), "-c", code, *packages]
