@@ -30,7 +30,7 @@ def verify(
         str,
         typer.Option(
             metavar="LIST",
-            help="Witnesses, comma-separated: torch, reference, transformers; or your own: "
+            help="Witnesses, comma-separated: torch, reference, transformers, openvino; or your own: "
             "./oracle.py, ./logits.npz, ./another-export. vllm alone, of a folder for transformers.",
         ),
     ] = "torch,reference",

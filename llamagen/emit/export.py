@@ -40,6 +40,7 @@ from llamagen.emit.onnx.data import byte_count, together_initializers, write_gra
 from llamagen.emit.onnx.emit import AS_EXPORTED, UNPACKED, OnnxModel, emit_onnx
 from llamagen.emit.onnx.encode import encoded_pieces
 from llamagen.emit.onnx.initializers import Initializer, Placement
+from llamagen.emit.onnx.layout import FLAT, Layout, layout_of
 from llamagen.emit.onnx.profile import OnnxDType, dtype_named
 from llamagen.emit.onnx.stages import Stage, write_stages
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, one_of
@@ -114,7 +115,11 @@ class ExportJob:
 
     @contextmanager
     def published(
-        self, emitted: Mapping[str, OnnxModel], supply: Supply, weights: WeightsRecord
+        self,
+        emitted: Mapping[str, OnnxModel],
+        supply: Supply,
+        weights: WeightsRecord,
+        layout: Layout = FLAT,
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
         """The staging folder and the records of its files, which the body fills; then all other files are added.
 
@@ -138,10 +143,11 @@ class ExportJob:
                 write_page(staging, self.resolved, emitted[MAIN], packages)
             stages = self.cut(staging)
             write_client_files(
-                staging, self.resolved, self.graphs, emitted[MAIN], weights.source, stages
+                staging, self.resolved, self.graphs, emitted[MAIN], weights.source, stages, layout
             )
             files = all_files(staging, known)
-            write_text(staging / MANIFEST, self.manifest(emitted, weights, files, stages).text())
+            manifest = self.manifest(emitted, weights, files, stages, layout)
+            write_text(staging / MANIFEST, manifest.text())
 
     def cut(self, folder: Path) -> tuple[Stage, ...]:
         """The graphs of layers that are asked for. Raises LG724."""
@@ -158,6 +164,7 @@ class ExportJob:
         weights: WeightsRecord,
         files: dict[str, FileRecord],
         stages: Sequence[Stage],
+        layout: Layout,
     ) -> Manifest:
         main = emitted[MAIN]
         return Manifest(
@@ -176,7 +183,7 @@ class ExportJob:
             session=dict(main.session_settings),
             graphs={
                 name: GraphRecord(
-                    file=f"{name}.onnx",
+                    file=layout.file(name),
                     digest=one.model.metadata_props["llamagen.spec_digest"],
                     opset={domain or "ai.onnx": v for domain, v in sorted(one.opsets.items())},
                     outputs={
@@ -269,6 +276,9 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
             record = main.quantization.model_copy(update=about)
             emitted[MAIN] = replace(main, quantization=record)
 
+    layout = layout_of(job.options, emitted[MAIN])
+    stems = {layout.stem(name): one for name, one in emitted.items()}
+
     def weights(spots: Sequence[Placement]) -> Iterator[Piece]:
         if spots[0].initializer.part is not None:
             packed = partial(supply.packed_rows, dtype=target)
@@ -281,8 +291,11 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
                 offset += piece.length
 
     source_of = WeightsRecord(mode="copy", scanned=True, source=supply.source)
-    with job.published(emitted, supply, source_of) as (staging, known):
-        known |= write_models(emitted, staging, weights, report=counter.add)
+    with job.published(emitted, supply, source_of, layout) as (staging, known):
+        place = staging / layout.folder
+        place.mkdir(exist_ok=True)
+        written = write_models(stems, place, weights, report=counter.add)
+        known |= {layout.path(name): record for name, record in written.items()}
     notes += without_effect(job.options, emitted)
     if any(i.part and not i.part.encoding.packing for i in entries):
         help = f"`llamagen verify {job.out} --quality {source}` measures it"
@@ -386,6 +399,7 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
     entries = as_stored(supply.bindings.values())
     target, scanned = job.stored_as, job.options.scan
     emitted = job.emitted(_readable(entries, target, scanned))
+    layout_of(job.options, emitted[MAIN])
     if job.options.web:
         require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
     places: list[Placement] = []

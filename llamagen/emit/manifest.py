@@ -20,6 +20,7 @@ from llamagen.emit.options import WeightMode
 from llamagen.images.recipe import MAX_TOKENS, Recipe, TilesRecipe, TokenId, recipe_of
 from llamagen.ir.bounded import CacheKind
 from llamagen.ir.elaborate import build_all
+from llamagen.ir.graph import MAIN
 from llamagen.ir.pipeline import pipeline_of
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Closed, first_fault
@@ -304,7 +305,9 @@ class Manifest(Closed):
         if strange:
             raise ValueError(f"{strange[0]!r} is not a file of the folder")
         for name, graph in self.graphs.items():
-            if not _NAME.fullmatch(name) or graph.file != f"{name}.onnx":
+            if not _NAME.fullmatch(name) or not re.fullmatch(
+                rf"{name}\.onnx|onnx/{name}(_[a-z0-9]+)?\.onnx", graph.file
+            ):
                 raise ValueError(f"the graph {name!r} is not in {graph.file!r}")
         if lacking := [name for name in self.stages if f"{name}.onnx" not in self.files]:
             raise ValueError(f"the stage {lacking[0]!r} is no file of the folder")
@@ -391,6 +394,24 @@ M = TypeVar("M", Manifest, HubManifest)
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an ONNX folder; no other file is looked at. Raises LG775."""
     return _read(folder, Manifest, "`verify DIR --against vllm` looks at such a folder")
+
+
+def graph_path(folder: Path, name: str = MAIN) -> Path:
+    """Where a graph of an exported folder lies, as its manifest says; NAME.onnx in a folder without one.
+
+    Raises LG775 for a manifest that cannot be read, or where a link stands for the folder between.
+    """
+    file = f"{name}.onnx"
+    if files.exists(folder / MANIFEST):
+        graphs = read_manifest(folder).graphs
+        file = graphs[name].file if name in graphs else file
+    path = folder / file
+    if path.parent != folder and path.parent.is_symlink():
+        message = f"{str(path.parent)!r} is a link, and graphs are read in their own folder alone"
+        raise LlamagenError.of(
+            "LG775", message, help="if you trust it, put the folder itself there"
+        )
+    return path
 
 
 def read_hub_manifest(folder: Path) -> HubManifest:

@@ -174,6 +174,12 @@ class ExportOptions:
         bool,
         Shown("Add index.html, which runs it in a browser; npm fetches transformers.js for that."),
     ] = False
+    layout: Annotated[
+        Literal["flat", "hub"],
+        Shown(
+            "flat: model.onnx beside the rest; hub: onnx/model_q4.onnx and so on, as on the Hugging Face Hub."
+        ),
+    ] = "flat"
     format: Annotated[
         Literal["onnx", "transformers"],
         Shown(
@@ -186,6 +192,11 @@ class ExportOptions:
     ] = False
     scan: Annotated[bool, Shown("Read referenced weights: refuse NaN and infinity, hash.")] = False
     quantize: QuantizeOptions = NOT_QUANTIZED
+
+    @property
+    def for_browsers(self) -> bool:
+        """Whether what a browser lacks is to be avoided: on the Hub transformers.js looks for models."""
+        return self.web or (self.layout == "hub" and self.profile == "portable")
 
     @property
     def mode(self) -> WeightMode:

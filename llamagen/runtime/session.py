@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.manifest import HandOver, ImagesRecord, graph_path
 from llamagen.emit.onnx.session import (
     AS_IT_IS,
     OpenOptions,
@@ -28,12 +28,11 @@ from llamagen.emit.onnx.session import (
     vocabulary_of,
 )
 from llamagen.images.prepare import Values
+from llamagen.ir.graph import MAIN
 
 if TYPE_CHECKING:
     import onnxruntime as ort
     from onnxruntime import OrtValue
-
-    from llamagen.emit.manifest import HandOver, ImagesRecord
 
 NOTHING: Values = {}
 
@@ -190,8 +189,8 @@ class Session:
         self.folder = folder
         self.options = options
         self.record = record
-        files = [MODEL_FILE] if record is None else [f"{name}.onnx" for name in record.steps]
-        *self.before, self.last = (Graph(folder / file, options) for file in files)
+        names = (MAIN,) if record is None else record.steps
+        *self.before, self.last = (Graph(graph_path(folder, name), options) for name in names)
         self.require_graphs()
         session = self.last.session
         self.width: int = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
@@ -253,7 +252,7 @@ class Session:
         assert self.record is not None, "a session of text sees no images"
         made: dict[str, OrtValue] = {}
         for name in self.record.once:
-            graph = Graph(self.folder / f"{name}.onnx", self.options)
+            graph = Graph(graph_path(self.folder, name), self.options)
             require_interface(graph.session, graph.file, {*images, *made}, ())
             made.update(graph.run(graph.feeds(images, made)))
         for name in self.placeholders:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.manifest import MANIFEST, SPEC_FILE, read_manifest
-from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.manifest import MANIFEST, SPEC_FILE, graph_path, read_manifest
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.session import (
     OpenOptions,
@@ -112,6 +111,10 @@ COUNTS_ITSELF = "this model counts the tokens of its mask and takes no positions
 ONE_ROW = "this model goes on with several tokens for one row only, as onnxruntime before 1.32 does"
 """The attention refuses such a call; a folder made with --runtime 1.32 takes it."""
 
+ROUNDS_ACTIVATIONS = (
+    "it rounds activations to int8 as the folder does, and both are compared without that"
+)
+
 WINDOWS_COUNT_TOKENS = (
     "row by row: windows of the fused attention count tokens, not padding between them"
 )
@@ -184,7 +187,7 @@ class Subject:
     @property
     def context(self) -> int | None:
         """Tokens that its tables of positions cover: those of rope, or learned ones. None without a table."""
-        tables = table_context(self.stored.metadata, self.folder / MODEL_FILE)
+        tables = table_context(self.stored.metadata, graph_path(self.folder))
         main = self.graphs[MAIN]
         learned = main.constants.get("max_positions")
         if tables is None and isinstance(learned, int) and has_learned_positions(flatten(main)):
@@ -204,8 +207,8 @@ def subject_of(folder: Path, provider: str) -> Subject:
     stored = stored_weights(folder)
     graphs = build_all(Registry().load_text(spec_text(folder), f"{folder / SPEC_FILE}"))
     for name, graph in graphs.items():
-        file = f"{name}.onnx"
-        own = stored if file == MODEL_FILE else stored_weights(folder, file)
+        own = stored if name == MAIN else stored_weights(folder, name)
+        file = graph_path(folder, name).name
         if graph.digest != own.metadata.get("llamagen.spec_digest"):
             message = f"{SPEC_FILE} is not the spec that {file} was made from"
             raise LlamagenError.of("LG772", message, help="export the model again")
@@ -334,7 +337,7 @@ NOTHING_MORE = Asked({}, {}, None)
 
 def _own(against: Sequence[str]) -> dict[WitnessName, Path]:
     """Raises LG771 for two of one name."""
-    own: dict[WitnessName, Path] = {}
+    own = {name: file for name, file in oracles.READERS.items() if name in against}
     for name in filter(oracles.is_path, dict.fromkeys(against)):
         path = Path(name)
         if path.name in own:
@@ -528,6 +531,7 @@ class Comparison:
         self.sees_by_call |= any(output.of_text for output in self.outputs)
         """Whether what a token sees depends on the call it is in: nothing before it without a cache, or all of it."""
         self.routed = self.dtype != "float32" and any(n.row.role is Role.CHOICE for n in nodes)
+        self.rounds_activations = subject.stored.rounds_activations
         self.made_exact = False
         """Whether products of a quantised model are computed in float32 here."""
         self.given: dict[str, FloatArray] = {}
@@ -545,7 +549,7 @@ class Comparison:
         """The graphs of the folder in exact arithmetic, once ``constants`` has read their tables back."""
         if self.cases:
             for name, path in asked.own.items():
-                if not path.suffix or self.reads_text_alone:
+                if name not in oracles.READERS and (not path.suffix or self.reads_text_alone):
                     self.witness(
                         name
                     )  # what is wrong with its file is said before anything is computed
@@ -561,7 +565,7 @@ class Comparison:
         subject, sessions, decoded = self.subject, {}, {}
         long = any(len(case.splits) > FEW_CALLS for case in self.cases.values())
         for name, graph in self.graphs.items():
-            file = subject.folder / f"{name}.onnx"
+            file = graph_path(subject.folder, name)
             one, exact, _ = open_graph(file, subject.options, routers=self.routed)
             self.made_exact |= exact
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
@@ -632,6 +636,9 @@ class Comparison:
 
     def own(self, name: WitnessName, path: Path) -> AnyWitness:
         """One that the caller brings. Raises LG774, and as for any export."""
+        if name in oracles.READERS:
+            self.require_logits(name)
+            return Script.of_reader(name, graph_path(self.subject.folder), self.width)
         match path.suffix:
             case ".py":
                 self.require_logits(name)
@@ -646,7 +653,7 @@ class Comparison:
             message = f"{path} gives {theirs}, {self.subject.folder} gives {own}"
             raise LlamagenError.of("LG774", message, help="compare exports of one vocabulary")
         graphs: dict[str, OneGraph] = {
-            graph: open_graph(path / f"{graph}.onnx", other.options)[0]
+            graph: open_graph(graph_path(path, graph), other.options)[0]
             for graph in self.graphs
             if graph in other.graphs
         }
@@ -783,7 +790,7 @@ class Comparison:
             return
         graphs: dict[str, OneGraph] = {}
         for name, graph in self.graphs.items():
-            file = self.subject.folder / f"{name}.onnx"
+            file = graph_path(self.subject.folder, name)
             exact = ExactGraph.of_model(*exact_model(file), str(file))
             graphs[name] = exact
             for table in read_back(exact, flatten(graph), self.dtype):
@@ -798,8 +805,8 @@ class Comparison:
         if not subject.stages:
             return
         opened = [
-            OnnxWitness(open_session(subject.folder / f"{name}.onnx", subject.options))
-            for name in (MODEL_FILE.removesuffix(".onnx"), *subject.stages)
+            OnnxWitness(open_session(graph_path(subject.folder, name), subject.options))
+            for name in (MAIN, *subject.stages)
         ]
         whole, in_turn = opened[0], StagedGraph(tuple(opened[1:]))
         for case in self.cases.values():
@@ -855,6 +862,8 @@ class Comparison:
         """Why a case cannot be compared with a witness."""
         if self.refused(case):
             return ONE_ROW
+        if name in oracles.READERS and self.rounds_activations:
+            return ROUNDS_ACTIVATIONS
         if self.drops_seen and case.has_holes:
             return DROPS_SEEN
         if case.before and isinstance(self.witness(name), TransformersWitness | Script):
@@ -973,7 +982,9 @@ class Comparison:
         bound, rounding = self.bounds[key]
         if case.last and self.dtype != "float32" and rounding is not None:
             bound = for_few_tokens(bound, rounding, int(case.mask[:, case.ends].sum()))
-        return bound if name == "reference" else between_float32(self.dtype, bound)
+        # a reader of the graph rounds where the folder does, in whatever dtype
+        rounds = "float32" if name in oracles.READERS else self.dtype
+        return bound if name == "reference" else between_float32(rounds, bound)
 
     def bound(self, case: Scenario, output: Output) -> tuple[Tolerance, Difference | None]:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
@@ -1029,7 +1040,7 @@ class Comparison:
             return
         basis: Literal["reference", "torch"] = "torch" if large else "reference"
         folder, options = self.subject.folder, self.subject.options
-        opened = {n: open_graph(folder / f"{n}.onnx", options, layers=True) for n in self.graphs}
+        opened = {n: open_graph(graph_path(folder, n), options, layers=True) for n in self.graphs}
         onnx = self.model("onnx", {n: o[0] for n, o in opened.items()})
         marked = any(tapped for _, _, tapped in opened.values())
         for case in cases:

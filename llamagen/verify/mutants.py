@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.manifest import graph_path
 from llamagen.emit.onnx.session import provider_of
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import MAIN
@@ -116,7 +116,7 @@ def mutate(
     subject = subject_of(folder, provider_of("cpu"))
     graph = subject.graphs[MAIN]
     flat, dtype = flatten(graph), subject.stored.dtype
-    model, weights = exact_model(folder / MODEL_FILE)
+    model, weights = exact_model(graph_path(folder))
     text = next(plans_of(subject, PROMPT_TOKENS, 4, seed)).cases
     cases = _chosen(text, subject.says("positions") or "")
     reference = ReferenceWitness.of_graph(graph, subject.stored.read)
@@ -165,7 +165,7 @@ def _caught(
     """By what; nothing when everything is equal."""
     try:
         with np.errstate(all="ignore"):
-            graph = ExactGraph.of_model(model, weights, MODEL_FILE)
+            graph = ExactGraph.of_model(model, weights, "model")
             tables: Sequence[Constants] = read_back(graph, flat, dtype)  # type: ignore[arg-type]
             if any(not table.farthest <= table.allowed for table in tables):
                 return "a table read back"

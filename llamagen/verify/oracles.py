@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from llamagen.verify.scenarios import NOTHING, FloatArray, IntArray, Scenario, S
 from llamagen.writing import require_writable, translated
 
 _PROCESS = Path(__file__).with_name("oracle_process.py")
+
+OPENVINO = "openvino"
+READERS: Mapping[str, Path] = {OPENVINO: Path(__file__).with_name("openvino_reader.py")}
+"""Engines of others that read the graph of the folder themselves, by the package that each of them is."""
 _LIMITS = Limits(seconds=3600, memory=1 << 47, answer=1 << 42, file=1 << 47)
 """Of each call. The file is the user's own: it may take what the machine has, but not hang or crash `verify`."""
 
@@ -50,6 +55,15 @@ class Script:
         files.checked(file, files.ORACLE)
         words = [str(file.resolve()), str(folder.resolve())]
         return Script(file, width, Companion(_PROCESS, words, _LIMITS))
+
+    @staticmethod
+    def of_reader(package: str, graph: Path, width: int) -> Script:
+        """One of ``READERS``. Raises LG774 where it is not installed."""
+        if find_spec(package) is None:
+            help = f"`pip install {package}` beside llamagen, or leave this witness out"
+            raise LlamagenError.of("LG774", f"{package} is not installed", help=help)
+        words = [str(READERS[package]), str(graph.resolve())]
+        return Script(Path(package), width, Companion(_PROCESS, words, _LIMITS))
 
     @property
     def name(self) -> str:
@@ -90,7 +104,9 @@ class Script:
         try:
             return self.child.ask(question)
         except Stopped as error:
-            help = "docs/verify.md says what the function gets and returns"
+            help = "docs/verify.md says what it reads"
+            if self.name not in READERS:
+                help = "docs/verify.md says what the function gets and returns"
             message = f"{self.file} cannot be asked: {error}"
             raise LlamagenError.of("LG774", message, help=help) from None
 

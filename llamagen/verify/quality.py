@@ -29,9 +29,9 @@ from llamagen.emit.manifest import (
     Manifest,
     QualityRecord,
     RandomSource,
+    graph_path,
     read_manifest,
 )
-from llamagen.emit.onnx.data import MODEL_FILE
 from llamagen.emit.onnx.session import OpenOptions, open_session
 from llamagen.emit.supply import TOKENIZER_FILE, CheckpointSupply, RandomSupply, Supply
 from llamagen.ir.elaborate import build
@@ -198,7 +198,7 @@ def _seed(manifest: Manifest) -> int:
 def _of_this(folder: Path, graph: Graph, supply: Supply, searched: bool) -> None:
     """The weights are those of ``supply``, as far as rounding to its dtype or its codes lets them."""
     stored, wanted = stored_weights(folder), graph.parameters
-    stored.require(wanted)
+    stored.require(wanted, graph_path(folder).name)
     for path in wanted:
         if not _same(path, stored.places[path], supply, searched):
             raise LlamagenError.of(
@@ -252,8 +252,8 @@ def _measured(
         return supply.part(path, whole(shapes[path]))
 
     options = OpenOptions(settings=manifest.session, made_for=manifest.made_for)
-    session = open_session(folder / MODEL_FILE, options)
-    own = OnnxWitness(session, file=str(folder / MODEL_FILE), made_for=manifest.made_for)
+    file = graph_path(folder)
+    own = OnnxWitness(open_session(file, options), file=str(file), made_for=manifest.made_for)
     exact = TorchWitness.of_graph(graph, read)
     size, call = (1, CALL) if manifest.logits == "all" else (ROWS, 1)
     last = inputs.rows.shape[1] - 1

@@ -52,6 +52,7 @@ WITNESSES: dict[WitnessName, str] = {
     "torch": "the PyTorch module that llamagen generates, run with the folder's weights in float32",
     "reference": "a float64 interpreter in numpy, written from the formulas; shares no code with a backend",
     "transformers": "transformers' own model of the folder's config.json, in float32 with eager attention",
+    "openvino": "OpenVINO, which reads the text graph of the folder by itself; of an architecture it knows nothing",
     SPEC: "the spec in float64: tables of the graphs, relative to each number, and what nodes mean with no rounding",
 }
 
@@ -59,7 +60,7 @@ OWN_WITNESS = "an oracle that the caller gave"
 
 TOO_WIDE = "rounding alone moves this model so far that nothing can be told"
 
-PACKAGES = ("llamagen", "onnxruntime", "onnx", "torch", "transformers", "numpy")
+PACKAGES = ("llamagen", "onnxruntime", "onnx", "torch", "transformers", "openvino", "numpy")
 """Those whose versions can change a result."""
 
 SUFFIXES = (".html", ".json")

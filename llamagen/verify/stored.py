@@ -23,8 +23,10 @@ from pydantic import TypeAdapter
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.emit.onnx.data import ENCODING, MODEL_FILE, SOURCES
+from llamagen.emit.manifest import graph_path
+from llamagen.emit.onnx.data import ENCODING, SOURCES
 from llamagen.emit.onnx.initializers import EncodingRecord
+from llamagen.ir.graph import MAIN
 from llamagen.ops.op import Parameter
 from llamagen.verify.limits import RunDType
 
@@ -71,7 +73,7 @@ class Place:
 
 
 _MAPPED: WeakValueDictionary[tuple[int, ...], NDArray[np.uint8]] = WeakValueDictionary()
-"""Files whose tensors are in use: a map holds a file open, and a model has more tensors than a process may have files."""
+"""Files whose tensors are in use: a map holds a file open, and a model has more tensors than a process may open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,12 @@ class StoredWeights:
         """Whether some weight is stored in codes."""
         return any(isinstance(place, CodedPlace) for place in self.places.values())
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the graph itself rounds what some weight is multiplied with, as w8a8 does."""
+        coded = (place for place in self.places.values() if isinstance(place, CodedPlace))
+        return any(place.record.kind == "channels" for place in coded)
+
     def read(self, path: str) -> NDArray[np.generic]:
         """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
         return self.places[path].read()
@@ -189,7 +197,7 @@ class StoredWeights:
         """With the weights that only another graph of the folder has."""
         return replace(self, places={**other.places, **self.places})
 
-    def require(self, wanted: Mapping[str, Parameter], file: str = MODEL_FILE) -> None:
+    def require(self, wanted: Mapping[str, Parameter], file: str) -> None:
         """Raises LG773 unless there is each parameter in its shape, whole in its file."""
         for path, parameter in wanted.items():
             place = self.places.get(path)
@@ -204,13 +212,14 @@ class StoredWeights:
                     raise LlamagenError.of("LG773", f"{part.file.name} ends inside `{path}`")
 
 
-def stored_weights(folder: Path, file: str = MODEL_FILE) -> StoredWeights:
-    """What ``model.onnx``, or another graph of ``folder``, points at. Raises LG713, LG770, LG773."""
-    if not files.exists(folder / file):
+def stored_weights(folder: Path, name: str = MAIN) -> StoredWeights:
+    """What the text model, or another graph of ``folder``, points at. Raises LG713, LG770, LG773, LG775."""
+    file = graph_path(folder, name)
+    if not files.exists(file):
         help = "`llamagen export ID --checkpoint DIR --out DIR` writes such a folder"
-        raise LlamagenError.of("LG770", f"{str(folder)!r} has no {file}", help=help)
-    model = graph_of(folder / file)
-    plain = external_places(folder, model)
+        raise LlamagenError.of("LG770", f"{str(file.parent)!r} has no {file.name}", help=help)
+    model = graph_of(file)
+    plain = external_places(file.parent, model)
     places: dict[str, Place | CodedPlace] = {}
     for tensor in model.graph.initializer:
         if tensor.name not in plain:

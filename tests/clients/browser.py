@@ -25,7 +25,9 @@ PAGE = """<!doctype html>
 <base href="/model/">
 <script type="importmap">{"imports": {"@huggingface/transformers": "/lib/transformers.js"}}</script>
 <script type="module">
-const say = (kind, words) => fetch("/said", {method: "POST", body: kind + " " + words.map(String).join(" ")});
+let last = Promise.resolve();  // one after the other, or the end may arrive before a line does
+const say = (kind, words) =>
+  last = last.then(() => fetch("/said", {method: "POST", body: kind + " " + words.map(String).join(" ")}));
 window.onerror = (message) => say("error", [message]);
 window.onunhandledrejection = (event) => say("error", [event.reason?.stack ?? event.reason]);
 console.log = (...words) => say("log", words);
@@ -46,7 +48,7 @@ def in_browser(folder: Path, script: str) -> list[str]:
     """
     modules = environment("transformers.js") / "node_modules"
     said: queue.Queue[str] = queue.Queue()
-    with tempfile.TemporaryDirectory(prefix="browser-") as name:
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as name:
         site = Path(name) / "site"
         (site / "lib").mkdir(parents=True)
         for package in ("@huggingface/transformers", "onnxruntime-web"):

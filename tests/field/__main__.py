@@ -25,7 +25,7 @@ from typing import Any
 
 from bench.environments import environment
 from tests.clients.models import LLAMA_2, TextModel
-from tests.field import cuda, engines, providers
+from tests.field import browser, cuda, engines, providers
 from tests.field.providers import PROVIDERS as ALL_PROVIDERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,12 +76,6 @@ SCALED = TextModel("llama/3.2/1b")
 WITNESSES: Mapping[str, Witness] = {
     # its factor of scaled frequencies is 8, that of 3.2 is 32, for which it is no authority
     "meta": Witness("meta_model.py", ("llama-models", "fairscale", "torch"), GENERATIONS),
-    # reads the folder's own graph: an authority for ONNX, not for models
-    "openvino": Witness(
-        "openvino_reader.py",
-        ("openvino",),
-        (TextModel("llama/2/70b", LLAMA_2), TextModel("llama/3.2/1b")),
-    ),
     "meta4": Witness(
         "meta4_model.py",
         ("llama-models", "fairscale", "torch"),
@@ -97,14 +91,17 @@ Rows = Callable[[], dict[str, Any]]
 PROVIDERS: Mapping[str, tuple[tuple[str, ...], Rows]] = {
     "cuda": (cuda.PACKAGES, cuda.rows),
     "vllm": (engines.PACKAGES, engines.rows),
+    "browser": ((), browser.rows),
     **{name: (one.packages, partial(providers.rows, name)) for name, one in ALL_PROVIDERS.items()},
 }
-"""What is no oracle, but runs our folders: its packages, and the rows of its record."""
+"""What is no oracle, but runs our folders: its packages of PyPI, and the rows of its record."""
 GOOD = ("equal", "accepted")
 
 
 def missing(name: str) -> str:
     """Why the environment of a witness cannot be made, or nothing."""
+    if name == "browser":
+        return browser.missing()
     if name in ALL_PROVIDERS and (why := providers.missing(name)):
         return why
     try:
@@ -160,6 +157,8 @@ def _llamagen(python: str, *words: str) -> int:
 
 
 def versions(name: str) -> dict[str, str]:
+    if name == "browser":
+        return browser.versions()
     code = "import sys, importlib.metadata as m; print(*(m.version(n) for n in sys.argv[1:]))"
     packages = PROVIDERS[name][0] if name in PROVIDERS else WITNESSES[name].packages
     words = [str(environment(name)), "-c", code, *packages]

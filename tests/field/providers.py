@@ -1,7 +1,8 @@
-"""``python -m tests.field cpu-1.27 cpu-1.31 webgpu``: what other builds of ONNX Runtime make of exported folders.
+"""``python -m tests.field cpu-1.27 cpu-1.31 openvino webgpu``: what other builds and engines make of exported folders.
 
-Each build is installed into an environment of its own, in which `verify` runs the folder and compares it with the
-generated PyTorch, case by case. WebGPU computes on SwiftShader, the software Vulkan that comes with Chromium.
+Each is installed into an environment of its own, in which `verify` runs the folder and compares it with the generated
+PyTorch, or ONNX Runtime's CPU with the other engine, case by case. WebGPU computes on SwiftShader, the software Vulkan
+that comes with Chromium.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A build, what `--provider` calls it, and the oldest runtime that its folders are exported for."""
+    """A build, and the oldest runtime that its folders are exported for."""
 
     packages: tuple[str, ...]
-    word: str
+    asked: tuple[str, ...]
+    """How `verify` compares: ONNX Runtime by a provider with torch, or on the CPU with another reader of the graph."""
     runtime: str
     folders: tuple[Folder, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+CPU = ("--provider", "cpu", "--against", "torch")
 DENSE, IMAGES, EXPERTS = "llama-3.2-1b", "llama-3.2-11b-vision", "llama-4-scout"
 FUSED = (
     *(Folder(DENSE, "ort-cpu", "float32", codes) for codes in CODES),
@@ -76,11 +79,23 @@ def software_vulkan() -> dict[str, str]:
 
 
 PROVIDERS: Mapping[str, Provider] = {
-    "cpu-1.27": Provider(("onnxruntime",), "cpu", "1.27", FUSED),
-    "cpu-1.31": Provider(("onnxruntime",), "cpu", "1.31", FUSED),
+    "cpu-1.27": Provider(("onnxruntime",), CPU, "1.27", FUSED),
+    "cpu-1.31": Provider(("onnxruntime",), CPU, "1.31", FUSED),
+    # no operators of ONNX Runtime (FusedMatMul, GroupQueryAttention, QuickGelu), and no Scan, which experts are
+    "openvino": Provider(
+        ("openvino",),
+        ("--against", "openvino"),
+        "1.31",
+        (
+            *(Folder(DENSE, "portable", "float32", codes) for codes in CODES),
+            *(Folder(DENSE, "portable", dtype) for dtype in ("float16", "bfloat16")),
+            Folder(DENSE, "portable", "float16", "int4"),
+            Folder(IMAGES, "portable", "float32"),
+        ),
+    ),
     "webgpu": Provider(
         ("onnxruntime", "onnxruntime-ep-webgpu"),
-        "webgpu",
+        ("--provider", "webgpu", "--against", "torch"),
         "1.31",
         (
             *(Folder(DENSE, "portable", "float32", codes) for codes in CODES),
@@ -95,7 +110,7 @@ PROVIDERS: Mapping[str, Provider] = {
 
 def missing(name: str) -> str:
     """Why a provider cannot be tried here, or nothing."""
-    needs_vulkan = PROVIDERS[name].word == "webgpu" and not PROVIDERS[name].settings
+    needs_vulkan = name == "webgpu" and not PROVIDERS[name].settings
     return "webgpu needs Chromium's vk_swiftshader_icd.json" if needs_vulkan else ""
 
 
@@ -121,7 +136,7 @@ def compared(name: str, folder: Folder) -> dict[str, Any]:
         )
         spec = SPECS / "reduced" / f"{folder.model}.yaml"
         api.load(spec).export(out, options, random_weights=3)
-        words = ("verify", str(out), "--provider", provider.word, "--against", "torch")
+        words = ("verify", str(out), *provider.asked)
         done = subprocess.run(
             [environment(name), "-m", "llamagen", *words, "--report", str(report)],
             env={**os.environ, **provider.settings, "PYTHONPATH": str(ROOT)},
@@ -134,7 +149,11 @@ def compared(name: str, folder: Folder) -> dict[str, Any]:
             )
             return {"result": "refused", "reason": reason.replace(str(out), "DIR")[:300]}
         comparisons = json.loads(report.read_text())["comparisons"]
-    equal = [row for row in comparisons if row["verdict"] == "equal" and row["witness"] == "torch"]
+    equal = [
+        row
+        for row in comparisons
+        if row["verdict"] == "equal" and row["witness"] == provider.asked[-1]
+    ]
     parts = [row["error"]["rms_over_std"] / row["tolerance"]["rms_over_std"] for row in equal]
     return {
         "result": "equal" if done.returncode == 0 and equal else "different",

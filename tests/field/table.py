@@ -20,9 +20,20 @@ without a GPU. Models are reduced in size and random in weights; wirings, operat
 *Equal* is `verify --provider`: prompts, batches, padding, decoding, cut anywhere, each within the bound that float32
 rounding sets for this model; the last column is the largest part of that bound that was taken.
 
-The CPU provider of onnxruntime 1.32 is what all tests run. In a browser (`export --web`), transformers.js writes the
-same tokens as `llamagen run` on WebAssembly and on WebGPU, in headless Chromium (tests/clients/test_page.py).
-OpenVINO and llama.cpp: [verify.md](verify.md). WebGPU is computed by SwiftShader, software that has no float16.
+The CPU provider of onnxruntime 1.32 is what all tests run. WebGPU is computed by SwiftShader, software that has no
+float16. `openvino` is `verify --against openvino`, two readers of one graph: it has none of ONNX Runtime's own
+operators (profiles ort-cpu and ort-cuda), no Scan that it can convert (experts), and reads the text graph alone.
+llama.cpp: [verify.md](verify.md).
+"""
+
+BROWSER = """\
+## In a browser: Chromium {chromium}, transformers.js {@huggingface/transformers}, {date}
+
+The page of `export --web` (profile portable, float32) in headless Chromium, without a network, with onnxruntime-web
+{onnxruntime-web}: *equal* are all tokens that it writes to those of `llamagen run`.
+
+| model | on | codes | result | tokens |
+|---|---|---|---|---|
 """
 
 CUDA = """\
@@ -53,6 +64,12 @@ def text() -> str:
     parts = [HEAD]
     for name in PROVIDERS:
         parts.append("\n".join(table(name, field[name])) + "\n")
+    known = field["browser"]
+    rows = (
+        f"| {' | '.join(name.split())} | {row['result']} | {row['tokens']} |\n"
+        for name, row in known["models"].items()
+    )
+    parts.append(BROWSER.format(date=known["date"], **known["versions"]) + "".join(rows))
     known = field["cuda"]
     parts.append(
         CUDA.format(date=known["date"], **known["versions"]) + "\n".join(cuda(known)) + "\n"

@@ -12,7 +12,7 @@ import pytest
 from bench.environments import environment
 from llamagen import api
 from llamagen.emit.options import ExportOptions
-from tests.field import cuda, engines, table
+from tests.field import browser, cuda, engines, table
 from tests.field.__main__ import FILE, GOOD, ROOT, WITNESSES, compared, missing
 from tests.field.cuda_stub import build, site_of
 from tests.field.providers import PROVIDERS as ALL_PROVIDERS
@@ -37,6 +37,7 @@ def test_what_was_recorded_is_of_these_witnesses_and_models() -> None:
     assert text == json.dumps(found, indent=2, sort_keys=True) + "\n"
     asked = {name: sorted(model.id for model in of.models) for name, of in WITNESSES.items()}
     asked |= {"cuda": sorted(cuda.models()), "vllm": sorted(engines.NAMES)}
+    asked |= {"browser": sorted(browser.ROWS)}
     asked |= {name: sorted(map(str, of.folders)) for name, of in ALL_PROVIDERS.items()}
     assert {name: list(one["models"]) for name, one in found.items()} == asked, (
         "run `python -m tests.field`"

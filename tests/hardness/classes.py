@@ -350,7 +350,14 @@ def manifest(generator: random.Random, folder: Path) -> Iterator[Case]:
         yield file("a session key of " + key[:20], "LG775", changed(table, "session", to={key: "1"}))  # fmt: skip
     two = changed(table, "session", to={"session.disable_prepacking": "2"})
     yield file("a session value of 2", "LG775", two)
-    for graph in ("../model.onnx", "/model.onnx", "other.onnx", "model.bin"):
+    for graph in (
+        "../model.onnx",
+        "/model.onnx",
+        "other.onnx",
+        "onnx/other.onnx",
+        "web/model.onnx",
+        "model.bin",
+    ):
         yield file(f"a graph in {graph}", "LG775", changed(table, "graphs", "model", "file", to=graph))  # fmt: skip
     strange = {**table["graphs"]["model"], "file": "../x.onnx"}
     yield file("a graph named ../x", "LG775", changed(table, "graphs", "../x", to=strange))

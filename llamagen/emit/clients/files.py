@@ -13,8 +13,9 @@ from llamagen.emit.clients.readme import Exported, readme_text
 from llamagen.emit.config.settings import Settings, SpecialTokens, special_tokens
 from llamagen.emit.config.table import CONFIG_FILE
 from llamagen.emit.manifest import Source
-from llamagen.emit.onnx.data import MODEL_FILE
+from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
+from llamagen.emit.onnx.layout import FLAT, Layout
 from llamagen.emit.onnx.profile import CPU, CUDA
 from llamagen.emit.onnx.stages import Stage
 from llamagen.emit.written import write_text
@@ -49,6 +50,7 @@ def genai_config(
     context: int,
     hidden_size: int | None,
     stages: Sequence[Stage] = (),
+    layout: Layout = FLAT,
 ) -> str:
     """genai_config.json: what onnxruntime-genai must know to generate with a folder.
 
@@ -69,7 +71,7 @@ def genai_config(
         "eos_token_id": tokens.eos[0] if len(tokens.eos) == 1 else list(tokens.eos) or None,
         "pad_token_id": pad,
         "decoder": {
-            **({"pipeline": pipeline} if stages else {"filename": MODEL_FILE}),
+            **({"pipeline": pipeline} if stages else {"filename": layout.file(MAIN)}),
             "session_options": {
                 "log_id": "onnxruntime-genai",
                 **emitted.session_settings,
@@ -130,6 +132,7 @@ def write_client_files(
     model: OnnxModel,
     source: Source,
     stages: Sequence[Stage] = (),
+    layout: Layout = FLAT,
 ) -> None:
     """Write what clients read, last of all: the files of the checkpoint in ``folder`` decide.
 
@@ -154,16 +157,27 @@ def write_client_files(
         assert context is not None
         width = spec.hyperparameters.hidden_size
         text = genai_config(
-            contract, tokens, settings, model, context=context, hidden_size=width, stages=stages
+            contract,
+            tokens,
+            settings,
+            model,
+            context=context,
+            hidden_size=width,
+            stages=stages,
+            layout=layout,
         )
         write_text(folder / GENAI_FILE, text)
-    chunks = len(list(folder.glob(f"{MODEL_FILE}_data*")))
+    chunks = len(list(folder.glob(layout.path(f"{layout.stem(MAIN)}{DATA_SUFFIX}*"))))
     if settings.config and chunks:
-        # to transformers.js `model.onnx` is fp32, and what is beside it is fetched by number
-        said = {"dtype": "fp32", "use_external_data_format": {MODEL_FILE: chunks}}
+        # to transformers.js `model.onnx` is fp32, and what is beside it is fetched by number; by the name without dtype
+        # config.json stays right when a graph of another dtype is put beside this one
+        of_file = MAIN if layout.folder else f"{MAIN}.onnx"
+        said = {"dtype": layout.dtype, "use_external_data_format": {of_file: chunks}}
         config = {**settings.config, "transformers.js_config": said}
         write_text(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     paths = (path for path in folder.rglob("*") if path.is_file())
     names = frozenset(path.relative_to(folder).as_posix() for path in paths)
-    exported = Exported(resolved, graphs, model, source, contract, tokens, settings, names, context)
+    exported = Exported(
+        resolved, graphs, model, source, contract, tokens, settings, names, context, layout
+    )
     write_text(folder / README_FILE, readme_text(exported))

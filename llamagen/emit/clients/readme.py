@@ -16,6 +16,7 @@ from llamagen.emit.manifest import RandomSource, Source
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializers import Encoding, Initializer
+from llamagen.emit.onnx.layout import Layout
 from llamagen.emit.onnx.profile import CPU
 from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import flatten
@@ -97,6 +98,7 @@ class Exported:
     names: frozenset[str]
     context: int | None
     """Tokens that the model can read."""
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,9 @@ class Page:
     """It gives nothing else, so that what is left are its caches."""
     cache_dtype: str
     several_graphs: bool
+    file: str
+    """The text model."""
+    layout: Layout
     provider: str
     session: Mapping[str, str]
     gpu: bool
@@ -180,6 +185,8 @@ def page_of(exported: Exported) -> Page:
         loop=exported.graphs[MAIN].output_names == ("logits",),
         cache_dtype=model.profile.io_dtypes[model.dtype],
         several_graphs=len(exported.graphs) > 1,
+        file=exported.layout.file(MAIN),
+        layout=exported.layout,
         provider=model.profile.provider,
         session=model.session_settings,
         gpu=model.profile.provider != CPU,
@@ -294,12 +301,11 @@ def _encoding(how: Encoding) -> str:
 
 
 def _files(exported: Exported) -> Iterator[Row]:
-    for stem in exported.graphs:
-        yield Row(
-            code(f"{stem}.onnx"),
-            "the model's graph" if stem == MAIN else "one of the graphs for images",
-        )
-        yield Row(code(f"{stem}.onnx.txt"), "the same to read")
+    for name in exported.graphs:
+        file = exported.layout.file(name)
+        purpose = "the model's graph" if name == MAIN else "one of the graphs for images"
+        yield Row(code(file), purpose)
+        yield Row(code(f"{file}.txt"), "the same to read")
     for name in sorted(n for n in exported.names if re.fullmatch(r"stage_\d+\.onnx", n)):
         yield Row(code(name), "some of its layers, for a device of their own")
     for name in sorted(n for n in exported.names if _is_data(n)):

@@ -193,15 +193,15 @@ def write_models(
     limit: int = MAX_DATA_FILE_BYTES,
     report: Callable[[int], None] = _silent,
 ) -> dict[str, FileRecord]:
-    """Write ``NAME.onnx`` and ``NAME.onnx.txt`` of each graph of a model, and its data file or files, into ``folder``.
+    """Write ``STEM.onnx`` and ``STEM.onnx.txt`` of each graph of a model, and its data file or files, into ``folder``.
 
-    A weight that two graphs read is stored once. Returns the files by name. The same model and weights give the same
-    bytes. Space for the data is claimed before the first weight is read, so that a disk too small is found at once.
-    OSErrors and what ``weights`` raises pass through; ``report`` gets the bytes of every piece. Raises LG710 when
-    ``weights`` gives another number of bytes than the tensor has.
+    A weight that two graphs read is stored once, in data of the first. Returns the files by name. The same model and
+    weights give the same bytes. Space for the data is claimed before the first weight is read, so that a disk too small
+    is found at once. OSErrors and what ``weights`` raises pass through; ``report`` gets the bytes of every piece.
+    Raises LG710 when ``weights`` gives another number of bytes than the tensor has.
     """
     together = together_initializers(models.values())
-    placements = plan(together, limit=limit)
+    placements = plan(together, next(iter(models)), limit)
     written: dict[str, FileRecord] = {}
     for location, group in groupby(placements, key=lambda spot: spot.location):
         written[location] = _write_data(folder / location, list(group), weights, report)
@@ -211,7 +211,7 @@ def write_models(
 def write_graphs(
     models: Mapping[str, OnnxModel], placements: Sequence[Placement], folder: Path
 ) -> dict[str, FileRecord]:
-    """``NAME.onnx`` and ``NAME.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``.
+    """``STEM.onnx`` and ``STEM.onnx.txt`` of each model, whose weights lie at ``placements`` in files of ``folder``.
 
     Large tables of a model that no checkpoint has go into its next data file.
     """

@@ -161,13 +161,13 @@ class _Emitter:
         )
         # What was packed by others is computed as exactly as it is kept. WebAssembly knows no other products, and a
         # browser's GPU is then as exact: its kernels of level 4 were off by up to 0.9 of the logits' spread
-        in_float32 = bool(packed) or options.web
+        in_float32 = bool(packed) or options.for_browsers
         self.quantization = quantization_of(options.quantize, profile, in_float32)
         dtype = dtype_named(options.dtype)
         self.graph = graph
         # half the bytes of float32, and codes are chosen for scales as they are; a runtime casts them at load
         half: OnnxDType = (
-            "float16" if options.web else "bfloat16"
+            "float16" if options.for_browsers else "bfloat16"
         )  # no browser's operator reads bfloat16
         self.scales: OnnxDType = half if dtype == "float32" else dtype
         self.stored = stored

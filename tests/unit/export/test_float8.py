@@ -110,7 +110,7 @@ def test_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
     assert "quantization_config" not in config
     stored_here = stored_weights(tmp_path / "out")
     for graph in ("vision_encoder", "embedding", "decoder"):
-        stored_here = stored_here.joined(stored_weights(tmp_path / "out", f"{graph}.onnx"))
+        stored_here = stored_here.joined(stored_weights(tmp_path / "out", graph))
     assert set(stored_here.places) == set(expected)
     for path, values in expected.items():
         assert np.array_equal(stored_here.read(path), values), path

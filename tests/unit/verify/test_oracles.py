@@ -12,8 +12,9 @@ import pytest
 
 from llamagen.api import load, random_checkpoint
 from llamagen.diagnostics import LlamagenError
-from llamagen.emit.options import ExportOptions
-from llamagen.verify.folder import COUNTS_ITSELF, NO_PAST, verify_folder
+from llamagen.emit.options import ExportOptions, QuantizeOptions
+from llamagen.verify import oracles
+from llamagen.verify.folder import COUNTS_ITSELF, NO_PAST, ROUNDS_ACTIVATIONS, verify_folder
 from llamagen.verify.report import EXACTLY, document
 
 MODEL = """
@@ -220,3 +221,61 @@ def test_code_of_a_checkpoint_runs_only_when_told_so(home: Path, tmp_path: Path)
     assert report.rows[-1].verdict == "equal" and not report.passed
     notes = {row.note for row in report.rows if row.witness == "transformers"}
     assert "LG774: transformers cannot run its model: OSError: no" in notes
+
+
+def test_a_reader_that_is_not_installed_is_told_and_nothing_passes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oracles, "find_spec", lambda name: None)
+    report = verify_folder(home / "portable", ["openvino", "torch"], 2)
+    (row,) = (row for row in report.rows if row.witness == "openvino")
+    assert row.verdict == "not compared" and not report.passed
+    assert row.note.startswith("LG774: openvino is not installed; `pip install openvino`")
+    assert any(one.witness == "torch" and one.verdict == "equal" for one in report.rows)
+
+
+FAKE = """
+from llamagen.verify.folder import subject_of
+from llamagen.verify.witnesses import ReferenceWitness
+from pathlib import Path
+
+
+def load(file):
+    global model
+    assert file.endswith("/portable/model.onnx"), file
+    subject = subject_of(Path(file).parent, "CPUExecutionProvider")
+    model = ReferenceWitness.of_graph(subject.graphs["model"], subject.stored.read)
+
+
+def logits(input_ids, position_ids, attention_mask, past):
+    session = past or model.start()
+    return session.step(input_ids, attention_mask, position_ids), session
+"""
+
+
+def test_a_reader_gets_the_graph_of_the_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = tmp_path / "reader.py"
+    reader.write_text(FAKE)
+    monkeypatch.setattr(oracles, "find_spec", lambda name: True)
+    monkeypatch.setattr(oracles, "READERS", {"openvino": reader})
+    report = verify_folder(home / "portable", ["openvino"], 2)
+    assert report.passed
+    assert sum(row.witness == "openvino" and row.verdict == "equal" for row in report.rows) >= 8
+
+
+def test_a_graph_that_rounds_activations_itself_is_not_compared_with_its_reader(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`verify` runs products of w8a8 without that."""
+    options = ExportOptions(quantize=QuantizeOptions("w8a8"))
+    load(home / "my.yaml").export(tmp_path / "portable", options, random_weights=1)
+    reader = tmp_path / "reader.py"
+    reader.write_text(FAKE)
+    monkeypatch.setattr(oracles, "find_spec", lambda name: True)
+    monkeypatch.setattr(oracles, "READERS", {"openvino": reader})
+    report = verify_folder(tmp_path / "portable", ["openvino"], 2)
+    rows = [row for row in report.rows if row.witness == "openvino"]
+    assert {row.note for row in rows} == {ROUNDS_ACTIVATIONS}
+    assert not report.passed

@@ -62,7 +62,7 @@ def copy(spots: Sequence[Placement]) -> Iterator[Piece]:
 def test_parameters_are_read_out_of_a_joined_tensor(tmp_path: Path) -> None:
     write_models({"model": model()}, tmp_path, copy)
     stored = stored_weights(tmp_path)
-    stored.require(WANTED)
+    stored.require(WANTED, "model.onnx")
     assert set(stored.places) == set(WEIGHTS)
     for name, array in WEIGHTS.items():
         assert np.array_equal(stored.read(name), array)
