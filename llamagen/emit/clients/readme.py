@@ -172,7 +172,7 @@ def page_of(exported: Exported) -> Page:
         stop=tokens.eos,
         pad=tokens.pad if tokens.pad is not None else next(iter(tokens.eos), None),
         feeds=contract.inputs,
-        cache_dtype=model.profile.io_dtypes[model.dtype],
+        cache_dtype=model.cache_dtype,
         several_graphs=len(exported.graphs) > 1,
         provider=model.profile.provider,
         session=model.session_settings,
@@ -237,7 +237,11 @@ def _facts(exported: Exported) -> Iterator[Row]:
     profile = model.profile
     since = f"; needs onnxruntime {model.runtime} or later" if model.fused_attention else ""
     yield Row("operators", f"profile {profile.name}, opset {profile.opset}{since}")
-    yield Row("logits and caches", profile.io_dtypes[model.dtype])
+    if model.cache_dtype == profile.io_dtypes[model.dtype]:
+        yield Row("logits and caches", model.cache_dtype)
+    else:
+        yield Row("logits", profile.io_dtypes[model.dtype])
+        yield Row("caches", f"{model.cache_dtype}, scaled by feature of each head")
     if not model.batched_chunks:
         yield Row("calls of several rows", ONE_ROW)
     flat = flatten(exported.graphs[MAIN])
