@@ -264,7 +264,7 @@ def _imatrix(
     part = lambda path, region: state[path][tuple(slice(*one) for one in region)]  # noqa: E731
     found = calibrated(graph, part, ids)
     assert not isinstance(found, str), found
-    return found
+    return found.squares
 
 
 def table(results: Mapping[str, Mapping[str, Row]]) -> str:

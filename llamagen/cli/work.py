@@ -204,6 +204,9 @@ def run(
         str | None,
         typer.Option(metavar="FILE", help="A prompt on each line, answered in turn; - is stdin."),
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", help="So many of --prompts side by side.")
+    ] = 1,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="End before this text; repeat it for more."),
@@ -237,6 +240,8 @@ def run(
         raise typer.BadParameter("--chat needs --prompt TEXT")
     if system is not None and not chat and messages is None:
         raise typer.BadParameter("--system needs --chat or --messages FILE")
+    if batch > 1 and prompts is None:
+        raise typer.BadParameter("--batch goes with --prompts FILE")
     if image and prompts is not None:
         raise typer.BadParameter("--image goes with one prompt")
     asked: list[str | Sequence[int] | Sequence[Message]]
@@ -249,6 +254,29 @@ def run(
     else:
         asked = [prompt if prompt is not None else _ids(ids or "")]
     runner = api.Runner(folder, threads=threads, provider=provider)
+    if batch > 1:
+        lines = [words for words in asked if isinstance(words, str)]
+        for start in range(0, len(lines), batch):
+            answers = runner.run_batch(
+                lines[start : start + batch],
+                chat=chat,
+                system=system,
+                stop=stop or (),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+            for number, (one, text) in enumerate(answers, start):
+                if format == "json":
+                    console.out(json.dumps(one.record(text), ensure_ascii=False) + "\n")
+                else:
+                    if number:
+                        console.line()
+                    console.line(text)
+                    console.note(one.summary())
+        return
     for number, words in enumerate(asked):
         stream = runner.run(
             words,

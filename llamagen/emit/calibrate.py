@@ -1,4 +1,4 @@
-"""What the projections of a model are multiplied with on a text: how much each column of a weight counts.
+"""What a model computes on a text: how much each column of a weight counts, and how large keys and values become.
 
 The graph is evaluated op by op in float32, and weights are read some rows at a time: memory is activations, whatever
 the size of the model. A weight that the text model does not have, and stacked experts, have no numbers here.
@@ -19,7 +19,7 @@ from llamagen.ir.flatten import FlatNode, flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import TOKEN_INPUTS
 from llamagen.ir.reference import evaluate_graph
-from llamagen.ops.op import Array, Role
+from llamagen.ops.op import Array, Role, State
 from llamagen.resources import data_text
 from llamagen.weights.tensors import Region, Shape, whole
 
@@ -40,8 +40,17 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Mapping[str, Floats] | str:
-    """Role path of a weight [N, K] -> mean square of each of the K inputs over ``ids``; or why there are none."""
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """``squares``: role path of a weight [N, K] -> mean square of each of the K inputs. ``ranges``: name of a past ->
+    the largest magnitude of each feature of each head, [K, H], wherever in a text the tokens stand."""
+
+    squares: Mapping[str, Floats]
+    ranges: Mapping[str, Floats]
+
+
+def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Activations | str:
+    """What ``graph`` computes over ``ids``; or why that is not known."""
     flat = flatten(graph)
     shapes = {path: p.shape for path, p in graph.parameters.items()}
     tables = {n.parameters["weight"] for n in flat.nodes if n.row.role is Role.EMBEDDING}
@@ -56,8 +65,19 @@ def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Mapping[str, Flo
     # nothing is asked of the head, the largest product of all
     last = max((i for i in products if flat.nodes[i].parameters["weight"] not in heads), default=-1)
     squares: dict[str, Floats] = {}
+    ranges: dict[str, Floats] = {}
+    caches = (node for node in flat.nodes if node.row.state is State.SLOT)
+    slots = dict(zip((node.results[0] for node in caches), flat.slots, strict=True))
+    turned = {n.results[0]: n for n in flat.nodes if n.row.role is Role.ROTATION}
 
     def seen(node: FlatNode, operands: Sequence[Array]) -> None:
+        if node.row.state is State.SLOT:
+            slot, key = slots[node.results[0]], operands[0]
+            if (rotation := turned.get(node.operands[0])) is not None:
+                width = 2 * flat.types[rotation.operands[1]].shape[-1].value
+                key = _any_angle(key, width, interleaved=rotation.attrs["layout"] != "half")
+            for name, values in ((slot.past_key, key), (slot.past_value, operands[1])):
+                ranges[name] = np.abs(values).max(axis=(0, 2)).astype(np.float32)
         if node.row.role is Role.LINEAR:
             x, path = operands[0], node.parameters["weight"]
             mean = np.square(x.reshape(-1, x.shape[-1])).mean(axis=0, dtype=np.float32)
@@ -73,9 +93,21 @@ def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Mapping[str, Flo
             single=True,
             seen=seen,
         )
-    if not all(np.isfinite(one).all() for one in squares.values()):
+    if not all(np.isfinite(one).all() for one in (*squares.values(), *ranges.values())):
         return "what the model computes on the text is not finite in float32"
-    return squares
+    return Activations(squares, ranges)
+
+
+def _any_angle(keys: Array, width: int, *, interleaved: bool) -> Array:
+    """Magnitudes that keys [B, K, S, H] can have at any position: a rotation keeps the length of each pair alone.
+
+    Slow pairs turn by little in a short text, and are elsewhere in a long one.
+    """
+    pairs = (slice(0, width, 2), slice(1, width, 2))
+    first, second = pairs if interleaved else (slice(width // 2), slice(width // 2, width))
+    lengths: Array = np.abs(keys)
+    lengths[..., first] = lengths[..., second] = np.hypot(keys[..., first], keys[..., second])
+    return lengths
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
-from llamagen.emit.calibrate import built_in_text, calibrated, digest_of
+from llamagen.emit.calibrate import MOST, Activations, built_in_text, calibrated, digest_of
 from llamagen.emit.clients.files import write_client_files
 from llamagen.emit.clients.web import fetched, require_runnable, write_page
 from llamagen.emit.config.checkpoint import fit
@@ -27,17 +27,26 @@ from llamagen.emit.manifest import (
     EXPORT,
     MANIFEST,
     SPEC_FILE,
+    CodedCacheRecord,
     FileRecord,
     GraphRecord,
     Manifest,
     MethodName,
+    RandomSource,
     SpecRecord,
     WeightsRecord,
     all_files,
     images_record,
 )
 from llamagen.emit.onnx.data import byte_count, together_initializers, write_graphs, write_models
-from llamagen.emit.onnx.emit import AS_EXPORTED, UNPACKED, OnnxModel, emit_onnx
+from llamagen.emit.onnx.emit import (
+    AS_EXPORTED,
+    NO_RANGES,
+    UNPACKED,
+    OnnxModel,
+    emit_onnx,
+    require_codes,
+)
 from llamagen.emit.onnx.encode import encoded_pieces
 from llamagen.emit.onnx.initializers import Initializer, Placement
 from llamagen.emit.onnx.layout import FLAT, Layout, layout_of
@@ -56,6 +65,7 @@ from llamagen.emit.written import (
 from llamagen.files import TEXT, read_text
 from llamagen.ir.bounded import with_caches
 from llamagen.ir.elaborate import build_all
+from llamagen.ir.flatten import flatten, known_ids
 from llamagen.ir.graph import MAIN, Graph, all_parameters
 from llamagen.spec.fmt import resolved_text
 from llamagen.spec.registry import Registry
@@ -101,14 +111,22 @@ class ExportJob:
         self,
         stored: Mapping[str, OnnxDType] = AS_EXPORTED,
         packed: Mapping[str, str] = UNPACKED,
+        ranges: Mapping[str, Floats] = NO_RANGES,
     ) -> dict[str, OnnxModel]:
-        """The text model, and a model of each further graph of the spec, by name. Raises LG701 to LG709, LG717."""
+        """The text model, and a model of each further graph of the spec, by name.
+
+        Raises LG701 to LG709, LG717, LG725, LG726.
+        """
         main = set(self.graphs[MAIN].parameters)
         exact = replace(self.options, quantize=NOT_QUANTIZED)
         return {
             # a graph that shares weights with the text model has the same codes; one for pixels stays as it is
             name: emit_onnx(
-                graph, exact if main.isdisjoint(graph.parameters) else self.options, stored, packed
+                graph,
+                exact if main.isdisjoint(graph.parameters) else self.options,
+                stored,
+                packed,
+                ranges,
             )
             for name, graph in self.graphs.items()
         }
@@ -119,6 +137,7 @@ class ExportJob:
         emitted: Mapping[str, OnnxModel],
         supply: Supply,
         weights: WeightsRecord,
+        cache: CodedCacheRecord | None,
         layout: Layout = FLAT,
     ) -> Iterator[tuple[Path, dict[str, FileRecord]]]:
         """The staging folder and the records of its files, which the body fills; then all other files are added.
@@ -146,7 +165,7 @@ class ExportJob:
                 staging, self.resolved, self.graphs, emitted[MAIN], weights.source, stages, layout
             )
             files = all_files(staging, known)
-            manifest = self.manifest(emitted, weights, files, stages, layout)
+            manifest = self.manifest(emitted, weights, cache, files, stages, layout)
             write_text(staging / MANIFEST, manifest.text())
 
     def cut(self, folder: Path) -> tuple[Stage, ...]:
@@ -162,6 +181,7 @@ class ExportJob:
         self,
         emitted: Mapping[str, OnnxModel],
         weights: WeightsRecord,
+        cache: CodedCacheRecord | None,
         files: dict[str, FileRecord],
         stages: Sequence[Stage],
         layout: Layout,
@@ -178,6 +198,7 @@ class ExportJob:
             runtime=main.runtime,
             batched_chunks=main.batched_chunks,
             cache=self.options.cache,
+            coded_cache=cache,
             weights=weights,
             quantization=main.quantization if main.quantization.any else None,
             session=dict(main.session_settings),
@@ -255,7 +276,9 @@ def export_random(job: ExportJob, seed: int) -> Written:
 def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ...]:
     """Stream the weights into data files; what is worth saying about it."""
     target = job.stored_as
-    emitted = job.emitted(packed=_kept(job, supply, source))
+    observed = _observed(job, supply)
+    ranges = NO_RANGES if observed is None else observed.activations.ranges
+    emitted = job.emitted(packed=_kept(job, supply, source), ranges=ranges)
     if job.options.web:
         require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
     entries = together_initializers(emitted.values())
@@ -267,7 +290,7 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
         main = emitted[MAIN]
         emitted[MAIN] = replace(main, quantization=main.quantization.model_copy(update=became))
     importance: Mapping[str, Floats] = {}
-    match _calibrated(job, supply, entries):
+    match _calibrated(job, supply, entries, observed):
         case Diagnostic() as note:
             notes += (note,)
         case (digest, importance):
@@ -291,7 +314,8 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
                 offset += piece.length
 
     source_of = WeightsRecord(mode="copy", scanned=True, source=supply.source)
-    with job.published(emitted, supply, source_of, layout) as (staging, known):
+    coded = _coded_cache(observed)
+    with job.published(emitted, supply, source_of, coded, layout) as (staging, known):
         place = staging / layout.folder
         place.mkdir(exist_ok=True)
         written = write_models(stems, place, weights, report=counter.add)
@@ -348,8 +372,55 @@ def _told(became: Mapping[str, Mapping[str, Sequence[str]]], dtype: str) -> Diag
     return Diagnostic("LG651", "note", message, help="MANIFEST.json names them")
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the model computes on a text, and the digest of that; None of random ids."""
+
+    activations: Activations
+    text: str | None
+
+
+def _read(job: ExportJob, supply: Supply) -> Observed | str:
+    """What the model computes on the text of the options, or on ours; or why that is not known."""
+    given = job.options.quantize.calibrate
+    if supply.tokenizer is None:
+        return "without a tokenizer.json beside the weights no text can be read"
+    text = built_in_text() if given is None else read_text(given, TEXT)
+    ids = job.encode(supply.tokenizer, text)
+    found = calibrated(job.graphs[MAIN], supply.part, ids)
+    return found if isinstance(found, str) else Observed(found, digest_of(text))
+
+
+def _observed(job: ExportJob, supply: Supply) -> Observed | None:
+    """What keys and values in codes must hold, where they are asked for.
+
+    Ids that are drawn stand for a text of random weights, to which all ids are alike; a trained model makes of them
+    other keys than of any text (bench/README.md). Raises LG726 where there can be no codes, or no text.
+    """
+    if job.options.cache_dtype is None:
+        return None
+    graph = job.graphs[MAIN]
+    require_codes(graph, job.options)
+    found: Observed | str = "the model keeps none"
+    if flatten(graph).slots:
+        found = _read(job, supply)
+    if isinstance(found, str) and isinstance(supply.source, RandomSource):
+        ids = np.random.default_rng(supply.source.seed).integers(0, known_ids(graph), MOST)
+        drawn = calibrated(graph, supply.part, ids.tolist())
+        found = drawn if isinstance(drawn, str) else Observed(drawn, None)
+    if isinstance(found, str):
+        message = f"keys and values cannot be kept in {job.options.cache_dtype}: {found}"
+        help = "how large they become is seen on a text; leave out --cache-dtype"
+        raise LlamagenError.of("LG726", message, help=help)
+    return found
+
+
+def _coded_cache(observed: Observed | None) -> CodedCacheRecord | None:
+    return None if observed is None else CodedCacheRecord(calibration=observed.text)
+
+
 def _calibrated(
-    job: ExportJob, supply: Supply, entries: Sequence[Initializer]
+    job: ExportJob, supply: Supply, entries: Sequence[Initializer], observed: Observed | None
 ) -> tuple[str, Mapping[str, Floats]] | Diagnostic | None:
     """The digest of a text, and what it says each column of a weight counts; None where nobody asks.
 
@@ -365,15 +436,13 @@ def _calibrated(
         why = "--method rtn looks at no text"
     elif not four:
         why = "no projection has four bits"
-    elif supply.tokenizer is None:
-        why = "without a tokenizer.json beside the weights no text can be read"
     else:
-        text = built_in_text() if options.calibrate is None else read_text(options.calibrate, TEXT)
-        importance = calibrated(job.graphs[MAIN], supply.part, job.encode(supply.tokenizer, text))
-        if not isinstance(importance, str):
-            return digest_of(text), importance
-        why = importance
-    if asked == "search" or options.calibrate is not None:
+        found = _read(job, supply) if observed is None or observed.text is None else observed
+        if not isinstance(found, str):
+            assert found.text is not None
+            return found.text, found.activations.squares
+        why = found
+    if asked == "search" or (options.calibrate is not None and job.options.cache_dtype is None):
         raise LlamagenError.of("LG718", f"scales cannot be searched: {why}")
     if asked or not four:
         return None
@@ -390,7 +459,7 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
     Nothing but headers is read, unless the options ask for a scan. Raises LG640 to LG642 for what cannot be
     referenced, LG620 and LG621 for what a scan finds.
     """
-    if job.options.quantize.chosen:
+    if job.options.quantizes:
         raise LlamagenError.of(
             "LG707",
             "quantised weights are computed, so they cannot be references into the checkpoint",
@@ -398,7 +467,9 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
         )
     entries = as_stored(supply.bindings.values())
     target, scanned = job.stored_as, job.options.scan
-    emitted = job.emitted(_readable(entries, target, scanned))
+    observed = _observed(job, supply)
+    ranges = NO_RANGES if observed is None else observed.activations.ranges
+    emitted = job.emitted(_readable(entries, target, scanned), ranges=ranges)
     layout_of(job.options, emitted[MAIN])
     if job.options.web:
         require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
@@ -407,7 +478,7 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
         entry = entries[initializer.name]
         places.append(Placement(initializer, entry.file.name, entry.offset, entry.nbytes))
     record = WeightsRecord(mode="reference", scanned=scanned, source=supply.source)
-    with job.published(emitted, supply, record) as (staging, known):
+    with job.published(emitted, supply, record, _coded_cache(observed)) as (staging, known):
         linked = link(list(entries.values()), staging)
         counter = ByteCounter(job.progress, sum(path.stat().st_size for path in linked.values()))
         for name, path in linked.items():
@@ -478,7 +549,7 @@ def without_effect(
             "--runtime changes nothing: every version that it takes has the operators of this model"
         )
         notes.append((text, "leave it out"))
-    if quantize.chosen and not any(i.part for m in models for i in m.initializers):
+    if options.quantizes and not any(i.part for m in models for i in m.initializers):
         if not quantize.asked - {"none"}:  # only how to quantise was said, not what
             notes.append(("the weights are not quantised", "add --quantize int4, int8 or w8a8"))
         else:

@@ -178,6 +178,15 @@ class QuantizationRecord(Closed):
         return set(schemes) != {"none"} or bool(self.kept)
 
 
+class CodedCacheRecord(Closed):
+    """Keys and values are codes with a scale for each feature of each head, which the graph has."""
+
+    dtype: Literal["int8"] = "int8"
+    calibration: Sha256 | None = Field(
+        description="Of the text that scales were chosen with; null: random ids, of random weights."
+    )
+
+
 class QualityRecord(Closed):
     """The folder as it runs against the float32 model; `llamagen verify DIR --quality CHECKPOINT` measures it."""
 
@@ -263,7 +272,10 @@ class Manifest(Closed):
         default="full",
         description="`bounded`: inputs past_key_values.N of dimension `past_sequence_length_K` take K tokens at most.",
     )
-    io_dtype: DTypeName = Field(description="Of logits and key/value caches.")
+    io_dtype: DTypeName = Field(description="Of logits, and of key/value caches that are no codes.")
+    coded_cache: CodedCacheRecord | None = Field(
+        default=None, description="null: caches are of `io_dtype`."
+    )
     logits: Literal["last", "all"] = Field(
         description="After the last real token of a call, or after every one."
     )

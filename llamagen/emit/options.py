@@ -108,7 +108,8 @@ class QuantizeOptions:
     ] = None
     """None: search, where there is a tokenizer."""
     calibrate: Annotated[
-        Path | None, Shown("The text to search with, in place of one of ours.", "FILE")
+        Path | None,
+        Shown("The text to search with, or for --cache-dtype, in place of one of ours.", "FILE"),
     ] = None
     requantize: Annotated[
         bool, Shown("Quantise what a packed file decodes to, which rounds a second time.")
@@ -141,6 +142,14 @@ class ExportOptions:
         Literal["full", "bounded"],
         Shown("Layers with a window or chunks keep every key, or those still visible."),
     ] = "full"
+    cache_dtype: Annotated[
+        str | None,
+        Shown(
+            "Of keys and values: int8, with ort-cpu; as logits by default.",
+            "int8",
+        ),
+    ] = None
+    """None: that of the profile for logits and caches."""
     weights: Annotated[
         str, Shown("copy: into data files; reference: link the checkpoint's safetensors.")
     ] = "copy"
@@ -204,6 +213,14 @@ class ExportOptions:
         modes: tuple[WeightMode, ...] = get_args(WeightMode)
         message = f"weights cannot be given by {self.weights!r}; known: {', '.join(modes)}"
         return one_of(self.weights, modes, "LG703", message)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether something was said about weights in codes; a text may be for the cache alone."""
+        for_cache = self.cache_dtype is not None
+        return replace(
+            self.quantize, calibrate=None if for_cache else self.quantize.calibrate
+        ).chosen
 
 
 DEFAULTS = ExportOptions()

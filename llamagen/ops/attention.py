@@ -424,6 +424,8 @@ def _fused_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 CHUNKS = "GroupQueryAttention", "query_seqlens"
 """The input that says how many tokens of a call each row has."""
+CODES = "GroupQueryAttention", "k_scale"
+"""The input that a cache of 8 bits comes with."""
 
 
 def _fused_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -431,25 +433,31 @@ def _fused_onnx(b: Builder, site: Site, x: Values) -> Values:
 
     ``query_seqlens`` is what makes a batch of several tokens after the first call possible; without it the kernel
     refuses such a call, and appends the padding behind the real tokens too. None of them sees it, and the next call
-    writes over it.
+    writes over it. A cache in codes is code * scale, of each feature of each head its own scale; it codes new keys and
+    values before it reads them.
     """
     query, key, value, past_key, past_value, mask, sinks = (*site.given, None)[:7]
-    assert mask is not None
+    assert past_key is not None and past_value is not None and mask is not None
     window, scale, softcap = (site.attrs[n] for n in ("window", "scale", "softcap"))
     rotary = a_bool(site.attrs, "rotary")
     tables: tuple[ir.Value | None, ...] = _tables(b, site) if rotary else (None, None)
     lengths = _chunk_lengths(b, mask) if b.has_input(*CHUNKS) else _row_lengths(b, mask)
     until, total, new = lengths
+    scales = b.cache_scales.get(past_key.name), b.cache_scales.get(past_value.name)
+    codes = None if scales[0] is None else "PER_CHANNEL"
     return b.ops(
         "GroupQueryAttention",
         *(query, key, value, past_key, past_value, until, total, *tables),
-        *(None, None, sinks, None, None, None, None, new),
-        dtypes=(b.model, b.io, b.io),
+        *(None, None, sinks, *scales, None, None, new),
+        dtypes=(b.model, past_key.dtype, past_value.dtype),
         num_heads=a_int(site.attrs, "heads"),
         kv_num_heads=a_int(site.attrs, "kv_heads"),
         scale=None if scale is None else a_float(site.attrs, "scale"),
         softcap=None if softcap is None else a_float(site.attrs, "softcap"),
         local_window_size=None if window is None else a_int(site.attrs, "window"),
+        kv_cache_bit_width=None if codes is None else 8,
+        k_quant_type=codes,
+        v_quant_type=codes,
         do_rotary=int(rotary),
         rotary_interleaved=int(rotary and a_str(site.attrs, "layout") == "interleaved") or None,
     )

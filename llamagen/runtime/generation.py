@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from llamagen.emit.config.settings import Settings
 from llamagen.emit.manifest import MANIFEST, ImagesRecord, read_manifest
 from llamagen.emit.onnx.session import OpenOptions, provider_of
 from llamagen.images.decode import read_image
-from llamagen.images.prepare import Prompt, prompt_of
+from llamagen.images.prepare import Prompt, Values, prompt_of
 from llamagen.images.recipe import Recipe
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import NOTHING, Batch, Session
 from llamagen.runtime.text import TOKENIZER_FILE, Message, Stops, Text, chat_text, require_utf8
 from llamagen.units import rate_text
 from llamagen.weights.checkpoint import require_no_adapter
@@ -82,6 +82,17 @@ class Added:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Tokens that a generation wants the model to read next."""
+
+    ids: Sequence[int]
+    beside: Values
+
+
+Logits: TypeAlias = npt.NDArray[np.floating]
+
+
 @dataclass
 class Generation:
     """Iterate it once to get the text; the times are complete afterwards."""
@@ -104,14 +115,24 @@ class Generation:
     decode_seconds: float = 0.0
 
     def __iter__(self) -> Iterator[Added]:
-        sampler = Sampler(self.sampling)
-        prompt = self.prompt
-        if prompt.images:
+        if self.prompt.images:
             started = time.perf_counter()
-            self.session.see(prompt.images)
+            self.session.see(self.prompt.images)
             self.image_seconds = time.perf_counter() - started
+        steps = self.steps()
+        wanted = next(steps)
+        while wanted is not None:
+            if isinstance(wanted, Added):
+                yield wanted
+                wanted = next(steps, None)
+            else:
+                wanted = steps.send(self.session.step(wanted.ids, wanted.beside))
+
+    def steps(self) -> Generator[Added | Read | None, Logits | None, None]:
+        """What is added, and what is to be read: it wants to be sent the logits [V] after that. None at the end."""
+        sampler, prompt = Sampler(self.sampling), self.prompt
         started = time.perf_counter()
-        logits = self.session.step(prompt.input_ids, prompt.beside)
+        logits = yield Read(prompt.input_ids, prompt.beside)
         self.prefill_seconds = time.perf_counter() - started
         room = self.max_new_tokens
         limit: Literal["length", "context"] = "length"
@@ -119,6 +140,7 @@ class Generation:
             room, limit = self.context - len(prompt.input_ids), "context"
         never = sorted(self.session.never)
         while len(self.tokens) < room:
+            assert logits is not None
             if never:
                 logits = logits.copy()
                 logits[never] = -np.inf
@@ -139,7 +161,7 @@ class Generation:
                 break
             if len(self.tokens) < room:
                 started = time.perf_counter()
-                logits = self.session.step((token,))
+                logits = yield Read((token,), NOTHING)
                 self.decode_seconds += time.perf_counter() - started
         rest = "" if self.text is None else self.text.flush()
         if self.stops is not None:
@@ -150,6 +172,7 @@ class Generation:
         self.ended = self.ended or limit
         if rest:
             yield Added(None, rest)
+        yield None
 
     @property
     def decode_rate(self) -> float:
@@ -265,6 +288,62 @@ class Runner:
             len(images),
             stops,
         )
+
+    def run_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        chat: bool = False,
+        system: str | None = None,
+        stop: Sequence[str] = (),
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[tuple[Generation, str]]:
+        """Each prompt's generation, at its end, and its text: all read and written side by side, each as alone.
+
+        A kernel may sum a batch in another order than one row, so that equally likely tokens may change places. Where
+        padding and new tokens together are beyond the context, prompts are answered in turn.
+        """
+
+        def stream(prompt: str | Sequence[int]) -> Generation:
+            return self.run(
+                prompt,
+                chat=chat,
+                system=system,
+                stop=stop,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+
+        streams = [stream(prompt) for prompt in prompts]
+        total = max(len(one.prompt.input_ids) for one in streams) + max_new_tokens
+        texts = [""] * len(streams)
+        if any(one.context is not None and total > one.context for one in streams):
+            for i, prompt in enumerate(prompts):
+                streams[i] = stream(prompt)
+                texts[i] = "".join(piece.text for piece in streams[i])
+            return list(zip(streams, texts, strict=True))
+        assert self.session is not None
+        batch, steps = Batch(self.session, len(streams), total), [one.steps() for one in streams]
+        wanted = [next(one) for one in steps]
+        while any(wanted):
+            for i, one in enumerate(steps):
+                while isinstance(added := wanted[i], Added):
+                    texts[i] += added.text
+                    wanted[i] = next(one)
+            if any(wanted):
+                # a text that has ended goes on with any token: nobody looks at it
+                rows = [one.ids if isinstance(one, Read) else (0,) for one in wanted]
+                logits = batch.step(rows)
+                for i, one in enumerate(steps):
+                    wanted[i] = one.send(logits[i]) if wanted[i] is not None else None
+        return list(zip(streams, texts, strict=True))
 
     def _encoded(
         self,

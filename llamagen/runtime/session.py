@@ -51,28 +51,29 @@ class Cache(Protocol):
         """Make room for ``total`` tokens, so that no call has to."""
 
     def run(self, feeds: Mapping[str, OrtValue], total: int) -> npt.NDArray[np.floating]:
-        """One call; ``total`` counts all tokens with the new ones. The logits, [1, S, V] or [1, 1, V]."""
+        """One call; ``total`` counts all tokens with the new ones. The logits, [B, S, V] or [B, 1, V]."""
 
 
-def cache_of(session: ort.InferenceSession) -> Cache:
+def cache_of(session: ort.InferenceSession, rows: int = 1) -> Cache:
     """In place where the model can append to a buffer that numpy can hold, else one that grows."""
     in_place = session.get_modelmeta().custom_metadata_map.get("llamagen.in_place") == "true"
     held = all("bfloat16" not in i.type for i in session.get_inputs())
-    return BufferCache(session) if in_place and held else GrowingCache(session)
+    return BufferCache(session, rows) if in_place and held else GrowingCache(session, rows)
 
 
 class GrowingCache:
     """Every call reads the past and returns past and new tokens as a new tensor; no copy is made here."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, rows: int = 1) -> None:
         self.session = session
+        self.rows = rows
         self.device = device_of(session)
         self.outputs = [o.name for o in session.get_outputs()]
         self.past: dict[str, OrtValue] = {}
         self.reset()
 
     def reset(self) -> None:
-        empty = empty_cache(self.session, batch=1)
+        empty = empty_cache(self.session, batch=self.rows)
         self.past = {name: value_of(array, self.device) for name, array in empty.items()}
 
     def reserve(self, total: int) -> None:
@@ -97,14 +98,14 @@ class BufferCache:
     A call for which it is too small moves everything once, to one of twice the size.
     """
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, rows: int = 1) -> None:
         self.session = session
+        self.rows = rows
         self.device = device_of(session)
         self.capacity = 0
         self.binding = session.io_binding()
         self.buffers: dict[str, OrtValue] = {}
         self.length = 0
-        self.binding.bind_output("logits")
 
     def reset(self) -> None:
         """The buffers stay as they are: no token is read that was not written since."""
@@ -124,16 +125,19 @@ class BufferCache:
         self.reserve(total)
         for name, value in feeds.items():
             self.binding.bind_ortvalue_input(name, value)
+        self.binding.bind_output(
+            "logits"
+        )  # again: of another number of tokens they are other memory
         self.session.run_with_iobinding(self.binding)
         self.length = total
-        # In the order of binding: logits were bound first.
-        logits: npt.NDArray[np.floating] = self.binding.get_outputs()[0].numpy()
+        # in the order of the first binding: logits are the last
+        logits: npt.NDArray[np.floating] = self.binding.get_outputs()[-1].numpy()
         return logits
 
     def _empty(self) -> dict[str, npt.NDArray[np.generic]]:
         return {
             name: np.zeros((*array.shape[:2], self.capacity, array.shape[3]), array.dtype)
-            for name, array in empty_cache(self.session, batch=1).items()
+            for name, array in empty_cache(self.session, batch=self.rows).items()
         }
 
     def _bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -211,7 +215,7 @@ class Session:
         for graph in self.before:
             outputs = {o.name for o in graph.session.get_outputs()} & known
             require_interface(graph.session, graph.file, known, outputs)
-        self.require_logits()
+        self.require_next_token()
         require_interface(self.last.session, self.last.file, known, ("logits",))
         read = {name for graph in (*self.before, self.last) for name in graph.inputs}
         for name, one in (self.record.hand_overs if self.record is not None else {}).items():
@@ -219,7 +223,7 @@ class Session:
                 message = f"no graph of {str(self.folder)!r} reads {quoted(name)} of the images"
                 raise LlamagenError.of("LG760", message, help="export the model again")
 
-    def require_logits(self) -> None:
+    def require_next_token(self) -> None:
         """Raises LG786 for a model that says nothing of the next token."""
         session = self.last.session
         gives = [o.name for o in session.get_outputs() if not o.name.startswith("present.")]
@@ -290,17 +294,23 @@ class Session:
             logits = self.cache.run(self.last.feeds(arrays, made), end)
             # The next call writes its logits into the same memory.
             last: npt.NDArray[np.floating] = logits[0, -1].copy()
-        if last.shape != (self.width,):
-            message = f"{self.last.file} gives {last.shape} logits, and says {self.width:,}"
+        self.require_logits(last, (self.width,), end)
+        self.length = end
+        return last[: self.vocab_size]
+
+    def require_logits(
+        self, logits: npt.NDArray[np.floating], shape: tuple[int, ...], tokens: int
+    ) -> None:
+        """Raises LG760 for those of another shape, LG768 for what is no number."""
+        if logits.shape != shape:
+            message = f"{self.last.file} gives {logits.shape} logits, and says {self.width:,}"
             raise LlamagenError.of("LG760", message, help="export the model again")
-        if not np.isfinite(last).all():
-            message = f"{self.last.file} gives logits that are not finite after {end:,} tokens"
+        if not np.isfinite(logits).all():
+            message = f"{self.last.file} gives logits that are not finite after {tokens:,} tokens"
             help = (
                 "weights are damaged, or too large for the dtype; `llamagen verify DIR` tells more"
             )
             raise LlamagenError.of("LG768", message, help=help)
-        self.length = end
-        return last[: self.vocab_size]
 
     def reserve(self, total: int) -> None:
         """Make room for ``total`` tokens. Raises LG714."""
@@ -332,3 +342,39 @@ class Session:
             count = sum(token == one.placeholder for token in ids) // (one.rows or 1)
             found[name], self.rows[name] = np.split(self.rows[name], [count])
         return found
+
+
+class Batch:
+    """Several texts side by side in ``session``, padded on the left, with a cache of their own."""
+
+    def __init__(self, session: Session, rows: int, total: int) -> None:
+        """With room for ``total`` tokens, padding included, in each. Raises LG714."""
+        self.session = session
+        self.mask = np.zeros((rows, 0), np.int64)
+        self.cache = cache_of(session.last.session, rows)
+        with computing(f"caches of {rows} x {total:,} tokens", session.options):
+            self.cache.reserve(total)
+
+    def step(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.floating]:
+        """Append tokens to every text; the logits after the last one of each, [B, V].
+
+        Raises LG763 for ids outside the vocabulary, LG768 for logits that are no numbers.
+        """
+        session, length = self.session, max(map(len, rows))
+        for ids in rows:
+            session.require(ids, NOTHING)
+        given = [[0] * (length - len(ids)) + [*ids] for ids in rows]
+        real = [[0] * (length - len(ids)) + [1] * len(ids) for ids in rows]
+        self.mask = np.concatenate([self.mask, np.array(real, np.int64)], axis=1)
+        positions = np.maximum(self.mask.cumsum(axis=1) - 1, 0)[:, -length:]
+        arrays: dict[str, npt.NDArray[np.generic]] = {
+            "input_ids": np.array(given, np.int64),
+            "attention_mask": self.mask,
+            "position_ids": positions,
+        }
+        end = self.mask.shape[1]
+        with computing(str(session.last.file), session.options):
+            logits = self.cache.run(session.last.feeds(arrays, {}), end)
+            last: npt.NDArray[np.floating] = logits[:, -1].copy()
+        session.require_logits(last, (len(rows), session.width), end)
+        return last[:, : session.vocab_size]

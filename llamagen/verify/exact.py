@@ -32,7 +32,7 @@ from llamagen.ops.attention import slopes_of
 from llamagen.ops.op import Operands, Role, a_float, a_str
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.rope import frequencies as frequencies_of
-from llamagen.verify.graph_copies import DEQUANTIZED, make_exact
+from llamagen.verify.graph_copies import DEQUANTIZED, make_cache_float, make_exact
 from llamagen.verify.limits import RunDType
 from llamagen.verify.scenarios import NOTHING, Values
 from llamagen.verify.stored import external_places, graph_of, numbers_of
@@ -686,8 +686,9 @@ def _mark_dequantized(graph: onnx.GraphProto) -> None:
 
 
 def exact_model(file: Path) -> tuple[onnx.ModelProto, Values]:
-    """The graph in ``file`` with products as numbers, without its weights, and these, mapped."""
+    """The graph in ``file`` with products and caches as numbers, without its weights, and these, mapped."""
     model = graph_of(file)
+    make_cache_float(model.graph)
     if make_exact(model.graph):
         _mark_dequantized(model.graph)
     for node in model.graph.node:

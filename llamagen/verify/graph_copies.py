@@ -1,7 +1,9 @@
-"""Copies of exported graphs, in memory: products in float32 so that they can be compared tightly, and more outputs.
+"""Copies of exported graphs, in memory: products and caches in float32 so that they can be compared tightly, and more
+outputs.
 
 Fast kernels round activations to 8 bits as well, which moves logits by some hundredths of their spread. The same
 operators with the same codes can multiply in float32; what differs then is a defect of the graph, not a rounding.
+So it is with keys and values that are kept in codes.
 
 A router is a TopK whose places other operators read, so that nothing can be fused across a new output: tests compare
 the logits of copy and model bit by bit. A copy with an output a layer may be fused differently than its model.
@@ -43,18 +45,20 @@ def open_graph(
     routers: bool = False,
     layers: bool = False,
     decoded: bool = False,
+    coded_cache: bool = False,
 ) -> tuple[OnnxWitness, bool, bool]:
     """A session of ``file``, whether products were made exact for it, and whether it tells something.
 
     With ``routers`` or ``layers`` it tells which experts were chosen, or what layers hand on; ``decoded`` are products
-    ``in_eight_bits`` when it is opened. Raises LG711 to LG713.
+    ``in_eight_bits`` when it is opened; a ``coded_cache`` stays as it is. Raises LG711 to LG713.
     """
     model = graph_of(file)
     exact = make_exact(model.graph)
+    floats = not coded_cache and make_cache_float(model.graph)
     if decoded:
         _replace(model.graph, lambda node: _decoded_product(node) if _is_slow(node) else None)
     tapped = (routers and _tap_routers(model.graph)) | (layers and _tap_layers(model.graph))
-    if exact or tapped or decoded:
+    if exact or floats or tapped or decoded:
         session = open_session(model.SerializeToString(), options, file.parent)
     else:
         session = open_session(file, options)
@@ -119,6 +123,28 @@ def _whole(node: onnx.NodeProto, name: str) -> int:
 def make_exact(graph: onnx.GraphProto) -> bool:
     """Let the quantised products of ``graph`` be in float32; whether there were any."""
     return _replace(graph, _exact)
+
+
+_SCALES = 12, 13
+"""Inputs of GroupQueryAttention that say what codes of its cache stand for."""
+_CODES = frozenset({"kv_cache_bit_width", "k_quant_type", "v_quant_type"})
+
+
+def make_cache_float(graph: onnx.GraphProto) -> bool:
+    """Keep keys and values of ``graph`` as they are computed; whether they were codes."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    cached: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention" and any(node.input[_SCALES[0] : _SCALES[1] + 1]):
+            for place in _SCALES:
+                node.input[place] = ""
+            for attribute in [a for a in node.attribute if a.name in _CODES]:
+                node.attribute.remove(attribute)
+            cached |= dict.fromkeys((*node.input[3:5], *node.output[1:3]), types[node.output[0]])
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.name in cached:
+            value.type.tensor_type.elem_type = cached[value.name]
+    return bool(cached)
 
 
 def _replace(

@@ -290,8 +290,8 @@ class OnnxWitness(OneGraph):
         attach_arrays(emitted, lambda path: weights(path).astype(np.float32, copy=False))
         return OnnxWitness(open_session(serialize(emitted), OpenOptions(threads)))
 
-    def open(self, past: Values = NOTHING) -> OpenGraph:
-        return _OpenOnnx(self, past)
+    def open(self, past: Values = NOTHING) -> OpenOnnx:
+        return OpenOnnx(self, past)
 
 
 @dataclass(frozen=True)
@@ -315,26 +315,23 @@ class _OpenStages:
         return values
 
 
-class _OpenOnnx:
+class OpenOnnx:
+    """A session in use."""
+
     def __init__(self, witness: OnnxWitness, past: Values = NOTHING) -> None:
         self.witness = witness
         inputs = witness.session.get_inputs()
         self.inputs = {i.name: i.type for i in inputs}
-        self.past: dict[str, NDArray[np.generic]] | None = None
-        if past:
-            self.past = {
-                i.name: kept(past[i.name], kept_tokens(i.shape[2]))
-                for i in inputs
-                if i.name in past
-            }
+        self.past: dict[str, NDArray[np.generic]] = {
+            i.name: kept(past[i.name], kept_tokens(i.shape[2])) for i in inputs if i.name in past
+        }
+        """Keys and values of the tokens so far; nothing before the first call."""
 
     def run(self, values: Values) -> Values:
         witness = self.witness
         named = {INPUT_NAMES.get(name, name): value for name, value in values.items()}
         batch = len(next(iter(named.values())))
-        if self.past is None:
-            self.past = empty_cache(witness.session, batch)
-        named |= self.past
+        named |= self.past or empty_cache(witness.session, batch)
         feeds = {n: as_input(named[n], kind) for n, kind in self.inputs.items() if n in named}
         with computing(witness.file, OpenOptions(made_for=witness.made_for)):
             results = computed(witness.session, feeds)

@@ -70,6 +70,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("verify/stored.py", "np.memmap"): HANDLE,
     ("weights/meta_pth.py", "zipfile.ZipFile"): HANDLE,
     ("emit/onnx/session.py", "ort.InferenceSession"): LOOKED_AT,
+    ("verify/folder.py", "codes.open"): NO_FILE,
+    ("verify/folder.py", "floats.open"): NO_FILE,
     ("verify/witnesses.py", "library.AutoConfig.from_pretrained"): LOOKED_AT,
     ("verify/engine.py", "kind.from_pretrained"): LOOKED_AT,
     ("verify/witnesses.py", "kind.from_pretrained"): "gets the weights, and no folder",

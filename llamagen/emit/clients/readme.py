@@ -183,7 +183,7 @@ def page_of(exported: Exported) -> Page:
         feeds=contract.inputs,
         predicts="logits" in exported.graphs[MAIN].output_names,
         loop=exported.graphs[MAIN].output_names == ("logits",),
-        cache_dtype=model.profile.io_dtypes[model.dtype],
+        cache_dtype=model.cache_dtype,
         several_graphs=len(exported.graphs) > 1,
         file=exported.layout.file(MAIN),
         layout=exported.layout,
@@ -251,12 +251,15 @@ def _facts(exported: Exported) -> Iterator[Row]:
     since = f"; needs onnxruntime {model.runtime} or later" if model.fused_attention else ""
     yield Row("operators", f"profile {profile.name}, opset {profile.opset}{since}")
     outputs = exported.graphs[MAIN].outputs
+    coded = model.cache_dtype != profile.io_dtypes[model.dtype]
     if [name for name, _ in outputs] == ["logits"]:
-        yield Row("logits and caches", profile.io_dtypes[model.dtype])
+        yield Row("logits" if coded else "logits and caches", profile.io_dtypes[model.dtype])
     else:
         shapes = (f"{code(name)} [{', '.join(map(str, t.shape))}]" for name, t in outputs)
         per = f"{', '.join(shapes)}; B texts, S new tokens; {profile.io_dtypes[model.dtype]}"
         yield Row("outputs", per)
+    if coded:
+        yield Row("caches", f"{model.cache_dtype}, scaled by feature of each head")
     if not model.batched_chunks:
         yield Row("calls of several rows", ONE_ROW)
     flat = flatten(exported.graphs[MAIN])

@@ -239,6 +239,8 @@ class Builder:
         self._root: Builder = parent._root if parent else self
         self.shared: dict[str, ir.Value] = {}
         """Values that several lowerings make alike, by a key of theirs."""
+        self.cache_scales: dict[str | None, ir.Value] = {}
+        """By the name of a past that is in codes, float32[1, K, 1, H]."""
         self._used: dict[str, int] = parent._used if parent else {}
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}

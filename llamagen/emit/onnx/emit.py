@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from llamagen.analysis.rewrites import Export, Logits, rewrite
 from llamagen.diagnostics import LlamagenError
@@ -37,7 +39,7 @@ from llamagen.emit.options import DEFAULTS, ExportOptions, one_of
 from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten, known_ids
 from llamagen.ir.graph import Graph
-from llamagen.ops.attention import CHUNKS, append_to_cache
+from llamagen.ops.attention import CHUNKS, CODES, append_to_cache
 from llamagen.ops.dims import Dim, P
 from llamagen.ops.op import Role, State, TensorType
 
@@ -54,7 +56,13 @@ INPUT_ORDER = ("input_ids", "attention_mask", "position_ids")
 
 AS_EXPORTED: Mapping[str, OnnxDType] = MappingProxyType({})
 UNPACKED: Mapping[str, str] = MappingProxyType({})
+NO_RANGES: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
 
+CacheDType: TypeAlias = Literal["int8"]
+"""Of codes; without any a cache has the dtype of logits."""
+
+LARGEST_CODE = 127
+"""Of 8 bits; the kernel writes -128 too, for what is beyond the range."""
 
 DEFAULT_MAX_CONTEXT = 131_072
 """The tables of a head of 128 features then take 64 MiB in float32; those of Scout's 10M tokens would take 5 GiB."""
@@ -96,6 +104,12 @@ class OnnxModel:
         return self.model.metadata_props.get("llamagen.in_place") == "true"
 
     @property
+    def cache_dtype(self) -> OnnxDType | CacheDType:
+        """Of keys and values outside the graph."""
+        coded = "llamagen.cache_dtype" in self.model.metadata_props
+        return "int8" if coded else self.profile.io_dtypes[self.dtype]
+
+    @property
     def session_settings(self) -> Mapping[str, str]:
         """Configuration entries of ONNX Runtime's session that suit the model.
 
@@ -119,14 +133,21 @@ def emit_onnx(
     options: ExportOptions = DEFAULTS,
     stored: Mapping[str, OnnxDType] = AS_EXPORTED,
     packed: Mapping[str, str] = UNPACKED,
+    ranges: Mapping[str, NDArray[np.float32]] = NO_RANGES,
 ) -> OnnxModel:
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
 
     ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
-    in the graph. ``packed`` gives the types of GGUF in which parameters stay. Raises LG701 to LG709 and LG717 for
-    options that are not possible.
+    in the graph. ``packed`` gives the types of GGUF in which parameters stay. ``ranges`` [K, H], by the names of pasts,
+    are the largest keys and values that a cache in codes must hold. Raises LG701 to LG709, LG717 and LG726 for options
+    that are not possible.
     """
-    return _Emitter(graph, options, stored, packed).run()
+    return _Emitter(graph, options, stored, packed, ranges).run()
+
+
+def require_codes(graph: Graph, options: ExportOptions) -> None:
+    """Raises LG726 where keys and values of ``graph`` cannot be kept as the options say; needs no ranges."""
+    _Emitter(graph, options, AS_EXPORTED, UNPACKED, NO_RANGES).require_codes()
 
 
 def _max_context(graph: Graph, wanted: int | None) -> int:
@@ -147,8 +168,14 @@ class _Emitter:
         options: ExportOptions,
         stored: Mapping[str, OnnxDType],
         packed: Mapping[str, str],
+        ranges: Mapping[str, NDArray[np.float32]],
     ) -> None:
         profile = profile_named(options.profile)
+        self.cache_dtype: CacheDType | None = None
+        if (kept := options.cache_dtype) is not None:
+            message = f"keys and values cannot be kept in {kept!r}; known: int8"
+            self.cache_dtype = one_of(kept, get_args(CacheDType), "LG726", message)
+        self.ranges = ranges
         self.max_context = _max_context(graph, options.max_context)
         self.logits: Logits = profile.logits
         if (name := options.logits) is not None:
@@ -189,7 +216,26 @@ class _Emitter:
         """Results of attention that keeps its own cache, which the caller may hold in a longer buffer."""
         self.bounded = any(slot.keep is not None for slot in self.slots)
 
+    def require_codes(self) -> None:
+        if self.cache_dtype is None or not self.slots:
+            return
+        apart = [slot.path for slot in self.slots if slot.present_key not in self.fused]
+        help = f"leave out --cache-dtype {self.cache_dtype}"
+        if self.b.profile.name != "ort-cpu":
+            why = f"operators of {self.b.profile.name} have no such cache"
+            help = "--profile ort-cpu"
+        elif not self.b.has_input(*CODES):
+            why = f"onnxruntime {self.runtime} has no kernel for it"
+            help = "--runtime 1.32"
+        elif apart:
+            why = f"the attention of `{apart[0]}` is not {CODES[0]}"
+        else:
+            return
+        message = f"keys and values cannot be kept in {self.cache_dtype}: {why}"
+        raise LlamagenError.of("LG726", message, help=help)
+
     def run(self) -> OnnxModel:
+        self.require_codes()
         b, dtype = self.b, self.b.dtype
         inputs = self.inputs()
         taken = {value.name for value in inputs}
@@ -228,6 +274,7 @@ class _Emitter:
                 "llamagen.cache": "bounded" if self.bounded else "full",
                 "llamagen.io_dtype": b.profile.io_dtypes[dtype],
                 "llamagen.logits": self.logits,
+                **({"llamagen.cache_dtype": str(self.cache_dtype)} if b.cache_scales else {}),
                 **self.vocabulary(),
                 **({} if context is None else {"llamagen.max_context": str(context)}),
                 **({"llamagen.in_place": "true"} if self.in_place() else {}),
@@ -356,7 +403,7 @@ class _Emitter:
         for slot in self.slots:
             for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
                 shape = (*new.shape[:2], slot.past, new.shape[3])
-                self.values[name] = self.input(name, TensorType(new.dtype, shape))
+                self.values[name] = self.past(name, TensorType(new.dtype, shape))
                 if slot.present_key in self.fused:
                     self.values[name].shape = _buffer(shape, "past_buffer")
                     inputs.append(self.values[name])
@@ -366,6 +413,15 @@ class _Emitter:
                 dims.append((self.values[name], shape))
         self.sizes(dims)
         return inputs
+
+    def past(self, name: str, of: TensorType) -> ir.Value:
+        if self.cache_dtype is None:
+            return self.input(name, of)
+        largest = self.ranges[name]
+        steps = np.where(largest > 0, largest, 1) / np.float32(LARGEST_CODE)
+        scale = self.b.constant(f"{name}_scale", steps.astype(np.float32)[None, :, None])
+        self.b.cache_scales[name] = scale
+        return self.b.value(name, ir.DataType.INT8, onnx_shape(of.shape))
 
     def input(self, name: str, of: TensorType) -> ir.Value:
         element = self.b.element(of.dtype)

@@ -42,6 +42,7 @@ _TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float16)": np.float16,
     "tensor(bfloat16)": ml_dtypes.bfloat16,
     "tensor(int64)": np.int64,
+    "tensor(int8)": np.int8,
 }
 _BETWEEN: Mapping[str, type[np.generic]] = {"tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 """Types that one stage of a model may hand to the next."""

@@ -39,8 +39,9 @@ def test_mean_squares_are_those_of_the_reference(name: str) -> None:
         read[path] = max(read.get(path, 0), found.size)
         return found
 
-    squares = calibrated(model.graph, part, ids)
-    assert not isinstance(squares, str)
+    found = calibrated(model.graph, part, ids)
+    assert not isinstance(found, str)
+    squares = found.squares
     rows = np.asarray(ids[: 2 * WINDOW]).reshape(2, WINDOW)
     values = evaluate(model.flat, model.weight, rows, keep_values=True).values
     heads = 0
@@ -60,9 +61,9 @@ def test_mean_squares_are_those_of_the_reference(name: str) -> None:
     assert read[table] == model.parameters[table].shape[1], "one row at a time"
 
 
-def checkpoint(folder: Path, words: int = 50) -> Path:
+def checkpoint(folder: Path, words: int = 50, spec: Path = DENSE) -> Path:
     """Random weights, and a tokenizer of single letters."""
-    random_checkpoint(DENSE, folder, seed=1)
+    random_checkpoint(spec, folder, seed=1)
     letters = [chr(33 + i) for i in range(words)]
     model = WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="!")
     tokenizer = Tokenizer(model)

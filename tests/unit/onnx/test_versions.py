@@ -142,9 +142,12 @@ def test_a_damaged_model_is_not_called_too_new(tmp_path: Path) -> None:
 
 def test_what_a_graph_needs_is_found_inside_branches(model: RandomModel) -> None:
     helper = onnx.helper
-    new = helper.make_node(ATTENTION, ["x"] * 17, ["y"], domain="com.microsoft")
-    old = helper.make_node(ATTENTION, ["x"] * 16 + [""], ["y"], domain="com.microsoft")
-    for inner, wanted in ((new, ["1.32"]), (old, [])):
+    given = ["x"] * 12
+    new, codes, old = (
+        helper.make_node(ATTENTION, [*given, *more], ["y"], domain="com.microsoft")
+        for more in (["", "", "", "", "x"], ["x", "x"], ["", "", "x", "x", ""])
+    )
+    for inner, wanted in ((new, ["1.32"]), (codes, ["1.32", "1.32"]), (old, [])):
         branch = helper.make_graph([inner], "branch", [], [])
         node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
         found = needed(helper.make_model(helper.make_graph([node], "g", [], [])))

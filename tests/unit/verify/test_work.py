@@ -54,7 +54,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count("sessions", graph_copies, "open_session")
     count("reference", witnesses, "evaluate_graph")
     count("torch", witnesses._OpenTorch, "run")
-    count("onnxruntime", witnesses._OpenOnnx, "run")
+    count("onnxruntime", witnesses.OpenOnnx, "run")
     count("decoded", exact, "_decoded")
     return seen
 
