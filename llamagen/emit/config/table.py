@@ -564,7 +564,7 @@ def _write_inverse_square(scale: Static) -> Static:
 def _read_inverse_square(value: Json) -> Json:
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise CodecError("is no number above 0")
-    return float(value) ** -0.5
+    return 1 / math.sqrt(value)
 
 
 CODECS: Mapping[str, Codec] = MappingProxyType(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from llamagen.emit.config.json_source import Json, parse_json
 from llamagen.emit.config.table import CONFIG_FILE, config_files, flat, plain, value_of
 from llamagen.ir.elaborate import build
 from llamagen.spec.registry import Registry
-from tests.unit.family.importing import KINDS, MODELS, REGISTRY
+from tests.unit.family.facts import REGISTRY
+from tests.unit.family.importing import KINDS, MODELS
 
 IDS = (
     "gemma/2/27b",
@@ -98,7 +100,7 @@ def test_parameters_are_those_of_transformers(spec_id: str) -> None:
 @pytest.mark.parametrize("spec_id", IDS)
 def test_what_absence_means_is_what_transformers_takes(spec_id: str) -> None:
     (table,) = (one for one in MODELS if one.spec.id == spec_id)
-    beside: dict[str, Json] = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 5}
+    beside = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 5}
     made = AutoConfig.for_model(table.kind, **beside)
     rope = made.rope_parameters
     for key, text in flat(table.mapping.absent).items():
@@ -204,7 +206,7 @@ def test_the_scale_of_queries_is_written_as_its_inverse_square() -> None:
     assert config_of("gemma/2/27b")["query_pre_attn_scalar"] == 144
     config = {**config_of("gemma/2/9b"), "query_pre_attn_scalar": 224}
     scale = read(config).resolved.spec.hyperparameters.attention_scale
-    assert scale == 224**-0.5
+    assert scale == 1 / math.sqrt(224)
     for wrong in (0, -1, True, "256", None):
         assert "query_pre_attn_scalar" in refused({**config, "query_pre_attn_scalar": wrong})
 
