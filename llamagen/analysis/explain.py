@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamagen.analysis.sources import conflicts, known_sources, matches, source_of, uncertain
+from llamagen.analysis.records import FAMILY
+from llamagen.analysis.sources import (
+    conflicts,
+    family_of,
+    known_sources,
+    matches,
+    source_of,
+    uncertain,
+)
 from llamagen.diagnostics import LlamagenError, did_you_mean, nearest
 from llamagen.ir.elaborate import SPELLINGS
 from llamagen.ops.op import AttrSpec, Op
@@ -181,7 +189,10 @@ def _company(
 ) -> Iterator[str]:
     value = value_to_plain(leaf)
     same: list[tuple[str, str]] = []
+    families = {FAMILY, family_of(resolved.spec.id)}
     for spec_id in registry.ids(abstract=False):
+        if family_of(spec_id) not in families:
+            continue
         other = registry.load(spec_id)
         tree = other.find(*steps)
         if isinstance(tree, Leaf) and value_to_plain(tree) == value:

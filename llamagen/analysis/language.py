@@ -51,7 +51,8 @@ def _page() -> Iterator[str]:
     yield from _words(
         "A spec is a YAML file, one model. It extends another (`extends: llama/3.2/1b`, or a path) and says what "
         "is different, or stands by itself: `spec`, `id`, `hyperparameters`, `root` and `blocks` are a model. "
-        "Mappings are merged key by key, anything else is replaced; `null` takes away what a base has."
+        "Mappings are merged key by key, anything else is replaced; `null` takes away what a base has; its equations "
+        "read such a hyperparameter as none."
     )
     yield from _section("Keys of a spec", _keys(Spec))
     yield from _section(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.analysis.parallel import plan_text
+from llamagen.analysis.records import records_of
 from llamagen.analysis.rewrites import profiles_text
 from llamagen.analysis.show import card_text
 from llamagen.emit.config.table import config_files, initializer_range
@@ -117,7 +118,8 @@ def generate(
 ) -> Iterator[Generated]:
     """Write what differs from the files below ``to``, model by model.
 
-    Without ``ids`` every model that has an architecture, and an index of shared folders; every target without any.
+    Without ``ids`` every model of the family that has an architecture, and an index of shared folders; every target
+    without any.
     """
     registry = Registry()
     owners = _owners(registry, ids)
@@ -174,8 +176,8 @@ def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedS
     models: dict[str, ResolvedSpec] = {}
     first: dict[str, tuple[str, int, str]] = {}
     wiring: dict[str, str] = {}
-    for spec_id in registry.ids(abstract=False):
-        resolved = registry.load(spec_id)
+    for record in records_of(registry):
+        spec_id, resolved = record.id, record.resolved
         if resolved.spec.root is not None:
             models[spec_id] = resolved
             wiring[spec_id] = "".join(map(wiring_of, build_all(resolved).values()))

@@ -65,7 +65,7 @@ from llamagen.spec.expr import (
     unparse_static,
 )
 from llamagen.spec.expr import names as names_in
-from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.resolve import Branch, ResolvedSpec
 from llamagen.spec.schema import MAX_LAYERS
 
 MAX_BLOCK_DEPTH = 16
@@ -227,6 +227,14 @@ class _Declared:
         return self.op is None and not self.blocks
 
 
+def _taken_away(resolved: ResolvedSpec) -> dict[str, Static]:
+    """Hyperparameters that a base's equations may read and the spec states as null: no window, no bound."""
+    written = resolved.find("hyperparameters")
+    names = written.entries if isinstance(written, Branch) else ()
+    nodes = {name: resolved.scalar("hyperparameters", name) for name in names}
+    return {name: None for name, node in nodes.items() if node is not None and node.value is None}
+
+
 class _Model:
     """One graph. Findings are collected, so that one run reports every broken block."""
 
@@ -236,7 +244,7 @@ class _Model:
         self.spec = resolved.spec
         self.name = name
         self.definition = resolved.spec.graphs[name] if name is not None else None
-        self.scope = _Scope(scope_of(resolved.spec), set())
+        self.scope = _Scope({**_taken_away(resolved), **scope_of(resolved.spec)}, set())
         self.findings: dict[Diagnostic, None] = {}
         self.done: dict[object, _Specialised | None] = {}
         self.blocks: dict[str, Block] = {}

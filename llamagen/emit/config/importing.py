@@ -22,6 +22,7 @@ from llamagen.emit.config.table import (
     flat,
     leaf_for,
     leaf_of,
+    may_be_null,
     nested,
     plain,
     same,
@@ -233,7 +234,11 @@ class _Writer:
         for one in self.match.differences:
             if one.key not in expressions:
                 continue
-            optional = one.key in self.base.mapping.omits or absent.get(one.key) == "none"
+            optional = (
+                one.key in self.base.mapping.omits
+                or absent.get(one.key) == "none"
+                or may_be_null(expressions[one.key])
+            )
             try:
                 if one.here is None and not optional:
                     raise CodecError("is no value")

@@ -7,6 +7,7 @@ functions of such expressions, ``CODECS``, have an inverse each.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from llamagen.spec.expr import (
     Call,
     Expr,
     ExpressionError,
+    Literal_,
     Name,
     Scope,
     Static,
@@ -381,6 +383,15 @@ def leaf_for(expression: str, value: Json, spec: Spec) -> tuple[tuple[str, ...],
             raise CodecError(f"follows from other values: `{expression}`")
 
 
+def may_be_null(expression: str) -> bool:
+    """Whether null is a value of its own: of `given(NAME, none)`."""
+    match parse(expression):
+        case Call(function=Name(id="given"), arguments=(_, Literal_(value=None))):
+            return True
+        case _:
+            return False
+
+
 def leaf_of(expr: Expr, spec: Spec) -> tuple[str, ...]:
     """Path of the leaf that a name stands for."""
     match expr:
@@ -531,12 +542,39 @@ def _read_regular(value: Json, kind: Static) -> Json:
     return _read_step(step, kind)
 
 
+def _write_cycle(layers: Static, words: Static) -> Static:
+    assert isinstance(layers, int)
+    assert isinstance(words, tuple)
+    return tuple(words[i % len(words)] for i in range(layers))
+
+
+def _read_cycle(value: Json, words: Static) -> Json:
+    """How many layers there are."""
+    if not isinstance(value, list) or value != plain(_write_cycle(len(value), words)):
+        raise CodecError(f"is not {json.dumps(plain(words))}, again and again")
+    return len(value)
+
+
+def _write_inverse_square(scale: Static) -> Static:
+    assert isinstance(scale, float)
+    exact = scale**-2
+    return round(exact) if math.isclose(exact, round(exact), rel_tol=1e-12) else exact
+
+
+def _read_inverse_square(value: Json) -> Json:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise CodecError("is no number above 0")
+    return 1 / math.sqrt(value)
+
+
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
+        "cycle": Codec(_write_cycle, _read_cycle),
         "given": Codec(
             lambda value, default: default if value is None else value,
             lambda value, default: None if value == default else value,
         ),
+        "inverse_square": Codec(_write_inverse_square, _read_inverse_square),
         "layer_step": Codec(_write_step, _read_step),
         "layers_of": Codec(_write_layers, _read_layers),
         "one_or_many": Codec(_write_ids, _read_ids),

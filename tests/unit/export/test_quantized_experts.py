@@ -49,13 +49,10 @@ def scout(folder: Path) -> Path:
 
 def mixtral(folder: Path) -> Path:
     """Experts stored [E, out, in], two a token, whose results are weighed."""
-    for name in ("_decoder", "mixtral"):
-        text = (SPECS / f"foreign/{name}.yaml").read_text(encoding="utf-8")
-        text = text.replace("foreign/_decoder", "_decoder.yaml").replace(
-            "hidden_size: 24", "hidden_size: 32"
-        )
-        text = text.replace("expert_intermediate_size: 14", "expert_intermediate_size: 48")
-        (folder / f"{name}.yaml").write_text(text)
+    text = (SPECS / "foreign/mixtral.yaml").read_text(encoding="utf-8")
+    text = text.replace("hidden_size: 24", "hidden_size: 32").replace("head_dim: 6", "head_dim: 8")
+    text = text.replace("expert_intermediate_size: 14", "expert_intermediate_size: 48")
+    (folder / "mixtral.yaml").write_text(text)
     assert load(folder / "mixtral.yaml").spec.hyperparameters.hidden_size == 32
     return folder / "mixtral.yaml"
 

@@ -12,7 +12,7 @@ from llamagen.emit.config.table import CONFIG_FILE, config_files, known_tables
 from tests.unit.family.facts import REGISTRY, configs
 
 MODELS = known_tables(REGISTRY)
-KINDS = ["llama", "llama4", "mllama"]
+KINDS = sorted({one.kind for one in MODELS})
 
 
 def imported(config: object) -> Imported:

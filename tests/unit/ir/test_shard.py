@@ -41,12 +41,12 @@ def test_a_plain_decoder_is_cut_as_megatron_does() -> None:
         "Decoder.embed_tokens": Style.VOCABULARY,
         **{f"Attention.{n}_proj": Style.COLUMN for n in "qkv"},
         "Attention.o_proj": Style.ROW,
-        "FeedForward.gate_proj": Style.COLUMN,
-        "FeedForward.up_proj": Style.COLUMN,
-        "FeedForward.down_proj": Style.ROW,
+        "SwiGLU.gate_proj": Style.COLUMN,
+        "SwiGLU.up_proj": Style.COLUMN,
+        "SwiGLU.down_proj": Style.ROW,
         "CausalLM.lm_head": Style.HEAD,
     }
-    assert found.reductions["Attention"] == found.reductions["FeedForward"] == (24,)
+    assert found.reductions["Attention"] == found.reductions["SwiGLU"] == (24,)
     assert found.at["model.layers.1.self_attn.o_proj"].style is Style.ROW
     (stack,) = found.stacks
     assert (stack.path, stack.layers, str(stack.carried)) == ("model.layers", 2, "model[B, S, 24]")
