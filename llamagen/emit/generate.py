@@ -176,7 +176,7 @@ def _owners(registry: Registry, ids: Sequence[str]) -> dict[str, tuple[ResolvedS
     models: dict[str, ResolvedSpec] = {}
     first: dict[str, tuple[str, int, str]] = {}
     wiring: dict[str, str] = {}
-    for record in records_of(registry):
+    for record in sorted(records_of(registry), key=lambda one: one.id):
         spec_id, resolved = record.id, record.resolved
         if resolved.spec.root is not None:
             models[spec_id] = resolved
