@@ -209,6 +209,9 @@ class Model:
         lora = None if adapter is None else Path(adapter)
         if (checkpoint is None) == (random_weights is None):
             raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
+        if options.custom_code and options.format != "transformers":
+            message = "--custom-code makes a folder for transformers, and --format onnx another"
+            raise LlamagenError.of("LG744", message, help="add --format transformers")
         if options.format == "transformers":
             from llamagen.emit.hub import export_hub
 

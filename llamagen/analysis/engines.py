@@ -46,6 +46,8 @@ class Engine(Closed):
     title: str
     version: str
     refuses: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()
+    """What it cannot on some machines."""
 
 
 class Engines(Closed):
@@ -85,7 +87,9 @@ def decoder_of(graph: Graph) -> Decoder | tuple[str, ...]:
     calls = [(n, p) for n in root.nodes if isinstance(p := root.part_of(n), BlockPart)]
     heads = [p for n in root.nodes if isinstance(p := root.part_of(n), OpPart)]
     if len(calls) != 1 or len(heads) != 1 or heads[0].row.role is not Role.LINEAR:
-        reasons.append("is not one block of layers and a linear head behind it")
+        reasons.append(
+            f"is not one block of layers and a linear head behind it alone, in `{root.name}`"
+        )
         return tuple(reasons)
     ((call, base),) = calls
     rest = [n for n in root.nodes if n is not call]
@@ -102,7 +106,9 @@ def decoder_of(graph: Graph) -> Decoder | tuple[str, ...]:
     if len(run.operands) != 1 or len(run.results) != 1 or len(block.inputs) != 1:
         reasons.append("hands more than one value from layer to layer")
     elif any(o not in _made(after, run.results) for n in after for o in n.operands):
-        reasons.append("reads behind its layers what was computed before them")
+        reasons.append(
+            "reads behind its layers a parameter of their block, or what was computed before them"
+        )
     ids = {v.id for v in block.inputs} | {"@input_ids"}
     readers = [n for n in block.nodes if ids & set(n.operands)]
     if len(readers) != 1 or readers[0].row.role is not Role.EMBEDDING:
@@ -144,7 +150,8 @@ def require_decoder(graph: Graph) -> Decoder:
     raise LlamagenError.of(
         "LG743",
         f"`{graph.spec_id}` cannot be code for transformers: the model {'; it '.join(decoder)}",
-        help="`llamagen generate --target torch` has no such limit",
+        graph.root_block.span,
+        "`llamagen generate --target torch` has no such limit; `llamagen explain LG743` says what a decoder is here",
     )
 
 
@@ -361,6 +368,8 @@ def engine_text(name: str) -> str:
     for refusal in engine.refuses:
         own = f"; it has a class of its own, {refusal.own}" if refusal.own else ""
         lines.append(f"  {refusal.why}{own}")
+    lines.append("  what is not one decoder of text: `llamagen explain LG743`")
+    lines += ["", *(f"{note}." for note in engine.notes)]
     lines += [
         "",
         f"Names are those of spec/rules/engines.yaml, read off the graph. Version {engine.version}.",

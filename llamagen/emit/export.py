@@ -541,9 +541,6 @@ def without_effect(
     if options.max_context is not None and all(m.max_context is None for m in models):
         text = "--max-context bounds nothing: no operator of this model reads a table of positions"
         notes.append((text, "the length of a generation is up to who runs the model"))
-    if options.custom_code:
-        text = "--custom-code changes nothing: an ONNX folder has no code"
-        notes.append((text, "add --format transformers"))
     if options.runtime is not None and not any(m.fused_attention for m in models):
         text = (
             "--runtime changes nothing: every version that it takes has the operators of this model"

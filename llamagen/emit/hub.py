@@ -93,7 +93,11 @@ def code_files(resolved: ResolvedSpec) -> dict[str, str]:
         "llamagen": {
             "spec": resolved.spec.id,
             "digest": resolved.digest,
-            "tensor_parallel": {e: list(several) for e, several in cutting.degrees.items()},
+            "tensor_parallel": {
+                engine: list(several)
+                for engine, several in cutting.degrees.items()
+                if not refusals(engine, resolved.spec, graph)
+            },
         },
     }
     if tokens is not None:
@@ -265,7 +269,7 @@ def _require_fitting(job: ExportJob) -> None:
         raise LlamagenError.of(
             "LG744",
             f"{', '.join(changed)} makes an ONNX folder, and --format transformers another",
-            help="leave it out: weights stay as the checkpoint stores them",
+            help="leave it out: such a folder has the whole model, its weights as the checkpoint stores them",
         )
 
 
@@ -283,13 +287,15 @@ def _readme(resolved: ResolvedSpec, staging: Path, *, code: bool) -> str:
     ours = {f"{Names.of(resolved.spec.id).modeling}.py": "the model"}
     ours[f"{Names.of(resolved.spec.id).configuration}.py"] = "its configuration"
     purposes = {**_PURPOSES, **ours}
+    cutting = cutting_of(graph, require_decoder(graph)) if code else None
     page = {
         "title": cell(resolved.spec.title or resolved.spec.id),
         "id": resolved.spec.id,
         "code": code,
         "text": TOKENIZER_FILE in names,
         "files": [{"name": cell(n), "value": purposes.get(n, "weights")} for n in names],
-        "degrees": cutting_of(graph, require_decoder(graph)).degrees if code else {},
+        "degrees": cutting.degrees if cutting else {},
+        "reasons": cutting.reasons if cutting else {},
         "refusals": refusals("vllm", resolved.spec, graph) if code else (),
     }
     return templates("docs").get_template("hub.md.j2").render(folder=page)

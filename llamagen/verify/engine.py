@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -267,7 +268,16 @@ def _asked(
         return f"vLLM is not installed in {quoted(interpreter)}; {help}"
     if said["version"] != wanted:
         return f"vLLM {said['version']} is there, and {wanted} is the version that is known; {help}"
-    return f"vLLM: {said['error']}" if "error" in said else dict(said)
+    if "error" not in said:
+        return dict(said)
+    # of several processes the first that fails names the cause, and the one that is asked that there is one
+    causes = re.findall(r"(\w*(?:Error|Exception): .*)", done.stderr)
+    first = (
+        f"; it began with {causes[0].strip()}"
+        if causes and causes[0] not in str(said["error"])
+        else ""
+    )
+    return f"vLLM: {said['error']}{first}"
 
 
 def _loaded(kind: Any, folder: Path, dtype: str) -> Any:

@@ -144,7 +144,9 @@ blocks:
     parts:
       shift: parameter(hidden_size, kind='bias')
     forward: |
-      return norm(layers(embed_tokens(input_ids) + shift))
+      x = embed_tokens(input_ids)
+      layer = x + shift
+      return norm(layers(layer))
 """
 
 
@@ -152,7 +154,7 @@ def test_weights_of_the_blocks_around_the_layers_are_on_one_stage_each(tmp_path:
     cases = {"own": (loaded(OWN_WEIGHTS), ["tensor_parallel", "pipeline"])}
     check(answers(tmp_path, 2, cases))
     assert pipeline_stack(plan_of(loaded(OWN_WEIGHTS))) is not None
-    twice = OWN_WEIGHTS.replace("+ shift))", "+ shift) + shift)")
+    twice = OWN_WEIGHTS.replace("layers(layer))", "layers(layer) + shift)")
     assert pipeline_stack(plan_of(loaded(twice))) is None, "no stage has `shift` alone"
 
 

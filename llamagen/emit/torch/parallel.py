@@ -362,8 +362,10 @@ class _Stage:
         path, x = "model", Text("x")
         places: list[str] = []
         codes: list[Code] = []
+        begun: list[str] = []
         for i, (body, (block, node)) in enumerate(zip(bodies, self.way, strict=True)):
             body.depth = 3
+            body.taken |= {"model", "S", "P", "device", "layer"}
             if i:
                 body.codes.update({v.id: code for v, code in zip(block.inputs, codes, strict=True)})
             else:
@@ -371,14 +373,15 @@ class _Stage:
                 body.codes[source] = x
             body.run(block.nodes[: block.nodes.index(node)])
             codes = [body.read(o) for o in node.operands]
-            yield from _at(body.lines, path)
+            begun += _at(body.lines, path)
             body.lines = []
             places.append(path)
             path = f"{path}.{node.part}"
         last_block, last_node = self.way[-1]
         first = flat(codes[0])
-        own = _at([f"            x = {first}"], places[-1])
-        yield from own if first != "x" else ["            pass"]
+        if first != "x":
+            begun += _at([f"            x = {first}"], places[-1])
+        yield from begun or ["            pass"]
         part = last_block.parts[last_node.part or ""]
         assert isinstance(part, StackPart)
         handed = {v for s in shared for v in s.variables} | {"position_ids", "attention_mask"}
