@@ -223,8 +223,9 @@ def subject_of(folder: Path, provider: str) -> Subject:
             raise LlamagenError.of("LG772", message, help="export the model again")
         own.require(graph.parameters, file)
         stored = stored.joined(own)
-    stored.require_dtype()
     manifest = read_manifest(folder)
+    if manifest.weights.mode == "copy":  # those of a checkpoint's own files are cast in the graph
+        stored.require_dtype()
     settings = {NO_SPINNING: "0", **manifest.session}
     options = OpenOptions(provider=provider, settings=settings, made_for=manifest.made_for)
     return Subject(folder, graphs, pipeline_of(graphs), stored, options, manifest.stages)

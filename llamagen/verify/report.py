@@ -400,7 +400,7 @@ def document(report: VerifyReport) -> ReportDocument:
 
 
 def _versions(report: VerifyReport) -> tuple[VersionDocument, ...]:
-    unused = {"torch", "transformers"} - {row.witness for row in report.rows}
+    unused = {"torch", "transformers", "openvino"} - {row.witness for row in report.rows}
     versions: list[VersionDocument] = []
     for package in (one for one in PACKAGES if one not in unused):
         try:

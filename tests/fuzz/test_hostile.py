@@ -67,9 +67,12 @@ def lines(text: str) -> int:
     return len(text.splitlines())
 
 
+SHAPES = {"svg", "title", "rect", "g", "text", "path", "polygon"}
+
+
 def assert_only_shapes(svg: str) -> None:
     for element in ElementTree.fromstring(svg).iter():
-        assert element.tag.rpartition("}")[2] in {"svg", "title", "rect", "g", "text"}
+        assert element.tag.rpartition("}")[2] in SHAPES
         assert not any(name.startswith("on") or "href" in name for name in element.attrib)
 
 

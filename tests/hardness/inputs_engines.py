@@ -553,7 +553,7 @@ def changes() -> Iterator[Case]:
     yield case("images.once", ["other"])
     yield case("images.once", ["../model"])
     yield case("images.steps", [])
-    yield case("images.steps", ["vision_encoder"], "LG760")
+    yield case("images.steps", ["vision_encoder"], "LG786")
     yield case("images.steps", ["model"], "LG760")
     yield case("images.inputs", [], None)  # only said
     yield case("images.hand_overs", {}, "LG760")
@@ -734,7 +734,7 @@ _GRAPHS: Mapping[str, tuple[Change, str | None]] = {
     },
     "a context of 2": (_metadata("llamagen.max_context", "2"), "LG764"),
     "in place": (_metadata("llamagen.in_place", "true"), "LG714"),
-    "no logits": (_renamed("logits", "other"), "LG760"),
+    "no logits": (_renamed("logits", "other"), "LG786"),
     "no output": (_without("logits"), "LG760"),
     "ids of another name": (_renamed("input_ids", "ids"), "LG760"),
     "ids of int32": (_typed("input_ids", 6, ("B", "S")), "LG760"),
@@ -804,6 +804,7 @@ _VERIFIED: Mapping[str, str | None] = {
     "infinity": "differs",
     "no graph": "LG772",
     "half a graph": "LG770",
+    "no logits": "LG760",
 }
 
 

@@ -150,7 +150,8 @@ def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
     elif name == "rope_parameters" and isinstance(value, Mapping):
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]
-        scaling = _scaling({key: one for key, one in value.items() if key != "rope_theta"})
+        whole = {"rope_theta", *([_SHARE] if value.get(_SHARE) == 1 else [])}  # all of it rotates
+        scaling = _scaling({key: one for key, one in value.items() if key not in whole})
         if scaling:  # transformers takes a missing kind for the plain one
             yield f"{lead}rope_scaling", scaling
     elif name == "attn_temperature_tuning" and type(value) is int:

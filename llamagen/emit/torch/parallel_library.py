@@ -160,10 +160,8 @@ def sum_gradient(module: nn.Module, mesh: DeviceMesh, start: int, size: int) -> 
 def whole_parts(model: nn.Module, inputs: tuple[Tensor]) -> None:
     """Every rank has as many tokens."""
     if inputs[0].shape[1] % model.tensor_parallel:
-        tokens = (
-            f"{inputs[0].shape[1]} tokens are not as many for each of {model.tensor_parallel} ranks"
-        )
-        raise ValueError(f"{tokens}: pad the batch, or leave out `sequence`")
+        tokens, ranks = inputs[0].shape[1], model.tensor_parallel
+        raise ValueError(f"{tokens} tokens for {ranks} ranks: pad them, or leave out `sequence`")
 
 
 def gather_tokens(module: nn.Module, mesh: DeviceMesh, columns: bool) -> None:

@@ -240,12 +240,16 @@ def test_layers_that_are_gone_are_due_to_their_number(tmp_path: Path) -> None:
 
 
 def test_a_cause_is_what_changes_it_alone_not_what_has_its_name() -> None:
-    """Without its chunk size Scout cannot be built; what takes its chunks away is the pattern of its layers."""
+    """What takes Scout's chunks away is that it has no size for them, and the pattern of its layers."""
     result = diff(models.model_of("llama/4/scout"), models.model_of("llama/guard/4-12b"))
     chunks = [c for c in result.changes if c.path.endswith("attention:chunk")]
     causes = [(x.path, x.source) for c in chunks for x in c.causes]
     pattern = "patterns.layer_kinds"
-    assert causes == [(f"{pattern}.value", "conv-4"), (f"{pattern}.otherwise", "conv-4")]
+    assert causes == [
+        ("hyperparameters.attention_chunk_size", "l4code"),
+        (f"{pattern}.value", "conv-4"),
+        (f"{pattern}.otherwise", "conv-4"),
+    ]
 
 
 def test_experts_that_vanish_are_due_to_their_pattern_others_to_their_number() -> None:

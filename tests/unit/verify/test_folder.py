@@ -313,8 +313,8 @@ def test_unknown_witness(mistral: Path) -> None:
     assert caught.value.diagnostics[0].code == "LG771"
 
 
-def test_transformers_needs_a_configuration(mistral: Path) -> None:
-    report = verify_folder(mistral, ["transformers"])
+def test_transformers_needs_a_configuration(tmp_path: Path) -> None:
+    report = verify_folder(exported("granite", tmp_path / "out"), ["transformers"])
     (row,) = [row for row in report.rows if row.witness == "transformers"]
     assert "no config.json" in row.note and row.verdict == "not compared" and not report.passed
 

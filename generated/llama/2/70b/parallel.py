@@ -150,7 +150,8 @@ def distribute(
 def whole_parts(model: nn.Module, inputs: tuple[Tensor]) -> None:
     """Every rank has as many tokens."""
     if inputs[0].shape[1] % model.tensor_parallel:
-        raise ValueError(f"{inputs[0].shape[1]} tokens for {model.tensor_parallel} ranks")
+        tokens, ranks = inputs[0].shape[1], model.tensor_parallel
+        raise ValueError(f"{tokens} tokens for {ranks} ranks: pad them, or leave out `sequence`")
 
 
 def gather_tokens(module: nn.Module, mesh: DeviceMesh, columns: bool) -> None:
