@@ -14,7 +14,7 @@ from llamagen.analysis.check import check_text
 from llamagen.analysis.explain import explain_named, explain_value
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.ir.elaborate import SPELLINGS, build
-from llamagen.ir.graph import Graph, OpPart
+from llamagen.ir.graph import OpPart
 from llamagen.ops.table import OPS
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
@@ -213,9 +213,12 @@ def _words(at: Cursor) -> str | None:
 
 def _of_block(spec: ResolvedSpec, block: str, word: str) -> str | None:
     """A part with its weights, or a value of the equations with its shape, of every variant of the block."""
-    graph = _graph(spec)
+    try:
+        graph = build(spec)
+    except LlamagenError:  # it is among the findings
+        return None
     lines: list[str] = []
-    for one in graph.blocks.values() if graph is not None else ():
+    for one in graph.blocks.values():
         if one.definition != block:
             continue
         part = one.parts.get(word)
@@ -225,13 +228,6 @@ def _of_block(spec: ResolvedSpec, block: str, word: str) -> str | None:
         elif word in one.values:
             lines.append(f"{word}: {one.values[word].type}")
     return "\n".join(dict.fromkeys(lines)) or None
-
-
-def _graph(spec: ResolvedSpec) -> Graph | None:
-    try:
-        return build(spec)
-    except LlamagenError:
-        return None
 
 
 def _definition(at: Cursor) -> Span | None:

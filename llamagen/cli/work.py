@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -254,20 +254,20 @@ def run(
     else:
         asked = [prompt if prompt is not None else _ids(ids or "")]
     runner = api.Runner(folder, threads=threads, provider=provider)
+    how: dict[str, Any] = {
+        "chat": chat,
+        "system": system,
+        "stop": stop or (),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
     if batch > 1:
         lines = [words for words in asked if isinstance(words, str)]
         for start in range(0, len(lines), batch):
-            answers = runner.run_batch(
-                lines[start : start + batch],
-                chat=chat,
-                system=system,
-                stop=stop or (),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-            )
+            answers = runner.run_batch(lines[start : start + batch], **how)
             for number, (one, text) in enumerate(answers, start):
                 if format == "json":
                     console.out(json.dumps(one.record(text), ensure_ascii=False) + "\n")
@@ -278,18 +278,7 @@ def run(
                     console.note(one.summary())
         return
     for number, words in enumerate(asked):
-        stream = runner.run(
-            words,
-            images=image or (),
-            chat=chat,
-            system=system,
-            stop=stop or (),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        stream = runner.run(words, images=image or (), **how)
         if format == "json":
             about = stream.record("".join(piece.text for piece in stream))
             console.out(json.dumps(about, ensure_ascii=False) + "\n")

@@ -125,9 +125,8 @@ class BufferCache:
         self.reserve(total)
         for name, value in feeds.items():
             self.binding.bind_ortvalue_input(name, value)
-        self.binding.bind_output(
-            "logits"
-        )  # again: of another number of tokens they are other memory
+        # again: of another number of tokens they are other memory
+        self.binding.bind_output("logits")
         self.session.run_with_iobinding(self.binding)
         self.length = total
         # in the order of the first binding: logits are the last
