@@ -60,7 +60,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "llama.cpp f32": Contender("f32", "llamacpp", "llama.cpp f32", "llama.cpp"),
     "genai builder int4 in genai": Contender("int4", "genai", "genai int4", "genai"),
     "genai builder int4 in onnxruntime": Contender("int4", "ort", "genai int4"),
-    "llamagen int4": Contender("int4", "llamagen", "llamagen int4 block 32", ours=True),
+    "llamagen int4 block 32": Contender("int4", "llamagen", "llamagen int4 block 32", ours=True),
+    "llamagen int4": Contender("int4", "llamagen", "llamagen int4", ours=True),
     "llamagen int4 in genai": Contender(
         "int4", "genai", "llamagen int4 block 32", "genai", ours=True
     ),

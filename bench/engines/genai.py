@@ -12,8 +12,6 @@ import onnxruntime_genai as og
 
 from bench.engines.protocol import Engine, serve
 
-LENGTH = 1024
-
 
 class Genai(Engine):
     def __init__(self, folder: Path, threads: int) -> None:
@@ -21,21 +19,19 @@ class Genai(Engine):
         session = {"intra_op_num_threads": threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
-        context = json.loads((folder / "genai_config.json").read_text())["model"]["context_length"]
-        self.length = min(LENGTH, context)
-        self.reset()
 
-    def reset(self) -> None:
+    def reset(self, rows: int, total: int) -> None:
         params = og.GeneratorParams(self.model)
-        params.set_search_options(max_length=self.length, do_sample=False)
+        params.set_search_options(max_length=total, batch_size=rows, do_sample=False)
         self.generator = og.Generator(self.model, params)
+        self.last: list[int] = []
 
-    def step(self, ids: Sequence[int]) -> int:
-        # of a single token that this generator chose itself, the cache knows already
-        if self.generator.token_count() == 0 or list(ids) != [self.last]:
-            self.generator.append_tokens(np.array([ids], np.int32))
+    def step(self, ids: Sequence[Sequence[int]]) -> list[int]:
+        # of single tokens that this generator chose itself, the cache knows already
+        if [[token] for token in self.last] != [list(row) for row in ids]:
+            self.generator.append_tokens(np.array(ids, np.int32))
         self.generator.generate_next_token()
-        self.last: int = int(self.generator.get_sequence(0)[-1])
+        self.last = [int(self.generator.get_sequence(row)[-1]) for row in range(len(ids))]
         return self.last
 
 

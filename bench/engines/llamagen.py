@@ -9,18 +9,18 @@ from pathlib import Path
 from bench.engines.protocol import Engine, serve
 from llamagen.emit.manifest import read_manifest
 from llamagen.emit.onnx.session import OpenOptions
-from llamagen.runtime.session import Session
+from llamagen.runtime.session import Batch, Session
 
 
 class Ours(Engine):
     def __init__(self, folder: Path, threads: int) -> None:
         self.session = Session(folder, OpenOptions(threads, settings=read_manifest(folder).session))
 
-    def reset(self) -> None:
-        self.session.reset()
+    def reset(self, rows: int, total: int) -> None:
+        self.batch = Batch(self.session, rows, total)
 
-    def step(self, ids: Sequence[int]) -> int:
-        return int(self.session.step(ids).argmax())
+    def step(self, ids: Sequence[Sequence[int]]) -> list[int]:
+        return [int(token) for token in self.batch.step(ids).argmax(axis=1)]
 
 
 if __name__ == "__main__":

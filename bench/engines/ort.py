@@ -27,10 +27,9 @@ class Ort(Engine):
         settings = model.parent / "genai_config.json"
         if settings.is_file():
             self.head_size = json.loads(settings.read_text())["model"]["decoder"]["head_size"]
-        self.reset()
 
-    def reset(self) -> None:
-        self.length = 0
+    def reset(self, rows: int, total: int) -> None:
+        self.rows, self.length = rows, 0
         self.past = {
             name: ort.OrtValue.ortvalue_from_numpy(np.zeros(self._empty(name), self._type(name)))
             for name in self.caches
@@ -39,17 +38,18 @@ class Ort(Engine):
     def _empty(self, name: str) -> tuple[int, ...]:
         _, heads, _, size = self.inputs[name].shape
         # transformers' exporter writes digits as names, genai's builder no head size at all
-        return (1, int(heads), 0, int(size) if str(size).isdigit() else self.head_size)
+        return (self.rows, int(heads), 0, int(size) if str(size).isdigit() else self.head_size)
 
     def _type(self, name: str) -> type:
         return TYPES[self.inputs[name].type]
 
-    def step(self, ids: Sequence[int]) -> int:
-        end = self.length + len(ids)
+    def step(self, ids: Sequence[Sequence[int]]) -> list[int]:
+        end = self.length + len(ids[0])
+        positions = np.arange(self.length, end, dtype=np.int64)
         feeds = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, end), np.int64),
-            "position_ids": np.arange(self.length, end, dtype=np.int64)[None],
+            "input_ids": np.array(ids, np.int64),
+            "attention_mask": np.ones((self.rows, end), np.int64),
+            "position_ids": np.tile(positions, (self.rows, 1)),
         }
         values = {
             name: ort.OrtValue.ortvalue_from_numpy(array)
@@ -61,7 +61,7 @@ class Ort(Engine):
         logits = named.pop("logits").numpy()
         self.past = dict(zip(self.caches, named.values(), strict=True))
         self.length = end
-        return int(logits[0, -1].argmax())
+        return [int(token) for token in logits[:, -1].argmax(axis=1)]
 
 
 if __name__ == "__main__":

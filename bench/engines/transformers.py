@@ -20,16 +20,16 @@ class Transformers(Engine):
         ).eval()
         self.past = None
 
-    def reset(self) -> None:
+    def reset(self, rows: int, total: int) -> None:
         self.past = None
 
     @torch.inference_mode()
-    def step(self, ids: Sequence[int]) -> int:
+    def step(self, ids: Sequence[Sequence[int]]) -> list[int]:
         found = self.model(
-            torch.tensor([list(ids)]), past_key_values=self.past, use_cache=True, logits_to_keep=1
+            torch.tensor(ids), past_key_values=self.past, use_cache=True, logits_to_keep=1
         )
         self.past = found.past_key_values
-        return int(found.logits[0, -1].argmax())
+        return [int(token) for token in found.logits[:, -1].argmax(dim=1)]
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def verify(
     provider: Annotated[
         str,
         typer.Option(
-            metavar="cpu|cuda|webgpu",
-            help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu.",
+            metavar="cpu|cuda|webgpu|PATH",
+            help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu; PATH is the library of another.",
         ),
     ] = "cpu",
     vllm_python: Annotated[

@@ -222,8 +222,8 @@ def run(
     provider: Annotated[
         str,
         typer.Option(
-            metavar="cpu|cuda|webgpu",
-            help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu.",
+            metavar="cpu|cuda|webgpu|PATH",
+            help="cuda needs onnxruntime-gpu, webgpu onnxruntime-ep-webgpu; PATH is the library of another.",
         ),
     ] = "cpu",
     format: Annotated[

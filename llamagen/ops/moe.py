@@ -234,27 +234,28 @@ def _halves(b: Builder, site: Site, both: ir.Value, *, paired: bool) -> Values:
 
 
 _LEAST = 1e-37
-"""A weight that rounds to 0 stays a number with a logarithm."""
+"""A share that rounds to 0 stays a number with a logarithm."""
 
 
-_NOT_CHOSEN = -1e30
-"""The logarithm of no weight at all; finite, so that no difference of two of them is undefined."""
+_NOT_CHOSEN = -6e4
+"""The logarithm of no weight at all: its exponential is 0, and float16 can hold it."""
 
 
 def _mixture_onnx(b: Builder, site: Site, x: Values) -> Values:
-    routed = _routed(b, site, x)
+    routed = _routed(b, site, x, b.model)
     up, down = _stacked(b, site)
     inputs = (routed.tokens, routed.logits, up, None, down)
     return (_whole(b, site, routed, _swiglu(b, "MoE", inputs, site)),)
 
 
 def _quantized_mixture_onnx(b: Builder, site: Site, x: Values) -> Values:
-    """In float32 whatever the model's dtype is: the CPU kernel has no faster way, and logarithms want the digits."""
-    routed = _routed(b, site, x)
+    """On the CPU in float32 whatever the model's dtype is: its kernel has no faster way."""
+    dtype = b.FLOAT if b.profile.name == "ort-cpu" else b.model
+    routed = _routed(b, site, x, dtype)
     up, down = (_parts(b, site, name) for name in ("gate_up_proj", "down_proj"))
     inputs = (
-        *(routed.tokens, routed.logits, up.codes, b.to(up.scales, b.FLOAT), None),
-        *(down.codes, b.to(down.scales, b.FLOAT), None, None, None, None),
+        *(routed.tokens, routed.logits, up.codes, b.to(up.scales, dtype), None),
+        *(down.codes, b.to(down.scales, dtype), None, None, None, None),
         *(up.zero_points, down.zero_points),
     )
     return (_whole(b, site, routed, _swiglu(b, "QMoE", inputs, site, up.encoding)),)
@@ -286,39 +287,42 @@ def _swiglu(
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """What the operators get, float32: tokens [n, D] and logits [n, E]; ``factor`` [n, 1] multiplies their result."""
+    """What the operators get: tokens [n, D] and logits [n, E]; ``factor`` [n, 1], float32, multiplies their result."""
 
     tokens: ir.Value
     logits: ir.Value
     factor: ir.Value | None
 
 
-def _routed(b: Builder, site: Site, x: Values) -> _Routed:
+def _routed(b: Builder, site: Site, x: Values, dtype: ir.DataType) -> _Routed:
     """The operators' weights are softmax(logits) over its k largest, so log(w) gives w / sum(w).
 
+    It gets log(w / sum(w)): rounding that to two bytes costs at most u/e of the sum of weights, since r |log r| <= 1/e.
     One expert has weight 1 there; its own weight goes to the side that the model scales.
     """
     tokens, chosen, weights = (b.flat(t, site.dims(i)) for i, t in enumerate(x))
     experts, k = a_int(site.attrs, "num_experts"), a_int(site.attrs, "k")
-    tokens, wide = b.to(tokens, b.FLOAT), b.to(weights, b.FLOAT)
+    wide = b.to(weights, b.FLOAT)
+    total = b.op("ReduceSum", wide, b.ints([1]), keepdims=1)
     if k == 1:
         logs = b.op("Mul", wide, b.number(0.0, b.FLOAT))
     else:
-        logs = b.op("Log", b.op("Max", wide, b.number(_LEAST, b.FLOAT)))
+        logs = b.op("Log", b.op("Max", b.op("Div", wide, total), b.number(_LEAST, b.FLOAT)))
     count = b.op("Shape", chosen, dtype=b.INT64, start=0, end=1)
     shape = b.op("Concat", count, b.ints([experts]), axis=0)
     nothing = ir.Tensor(np.array([_NOT_CHOSEN], dtype=np.float32))
     empty = b.op("ConstantOfShape", shape, dtype=b.FLOAT, value=nothing)
-    logits = b.op("ScatterElements", empty, chosen, logs, axis=1)
+    logits = b.to(b.op("ScatterElements", empty, chosen, logs, axis=1), dtype)
     if k == 1 and a_str(site.attrs, "scale") == "input":
-        return _Routed(b.op("Mul", tokens, wide), logits, None)
-    return _Routed(tokens, logits, b.op("ReduceSum", wide, b.ints([1]), keepdims=1))
+        scaled = b.op("Mul", b.to(tokens, b.FLOAT), wide)
+        return _Routed(b.to(scaled, dtype), logits, None)
+    return _Routed(b.to(tokens, dtype), logits, total)
 
 
 def _whole(b: Builder, site: Site, routed: _Routed, result: ir.Value) -> ir.Value:
     """The result of the model's experts, in its dtype and shape."""
     if routed.factor is not None:
-        result = b.op("Mul", result, routed.factor)
+        result = b.op("Mul", b.to(result, b.FLOAT), routed.factor)
     result = b.to(result, b.element(site.results[0].dtype))
     dims = site.dims()
     return result if len(dims) == 2 else b.op("Reshape", result, b.shape(dims))

@@ -189,7 +189,7 @@ def _float_products(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
 
 
 def _float_experts(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
-    """QMoE itself for 4 bits; its kernel for 8 rounds activations at every level, so that MoE takes its place."""
+    """QMoE itself for 4 bits; its kernel for 8 rounds activations at every level: MoE in float32 takes its place."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if attributes["expert_weight_bits"] == 4:
         return _float_products(node)
@@ -203,9 +203,9 @@ def _float_experts(node: onnx.NodeProto) -> Sequence[onnx.NodeProto] | None:
         for codes, scales, points in ((rest[0], rest[1], rest[9]), (rest[3], rest[4], rest[10]))
     )
     kept = {name: value for name, value in attributes.items() if name in _SHARED}
-    inputs = [x, logits, up, "", down]
-    moe = helper.make_node("MoE", inputs, list(node.output), domain=node.domain, **kept)
-    return [*nodes.all, moe]
+    inputs = [nodes.wide(x), nodes.wide(logits), up, "", down]
+    result = nodes.add("MoE", *inputs, domain=node.domain, **kept)
+    return [*nodes.all, helper.make_node("CastLike", [result, x], list(node.output))]
 
 
 def _decoded_product(node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
@@ -239,15 +239,17 @@ class _Nodes:
     def constant(self, values: object, dtype: type[np.generic]) -> str:
         return self.add("Constant", value=numpy_helper.from_array(np.array(values, dtype)))
 
+    def wide(self, value: str) -> str:
+        return self.add("Cast", value, to=TensorProto.FLOAT)
+
     def decoded(self, codes: str, scales: str, points: str, blocks: Sequence[int]) -> str:
         """8-bit codes, seen as ``blocks`` that end with the elements of a block, as float32."""
         of_blocks = self.constant([*blocks[:-1], 1], np.int64)
-        numbers = self.add("Cast", codes, to=TensorProto.FLOAT)
         middle = self.constant(128.0, np.float32)
         if points:
-            middle = self.add("Reshape", self.add("Cast", points, to=TensorProto.FLOAT), of_blocks)
-        numbers = self.add("Reshape", numbers, self.constant(blocks, np.int64))
-        factors = self.add("Reshape", scales, of_blocks)
+            middle = self.add("Reshape", self.wide(points), of_blocks)
+        numbers = self.add("Reshape", self.wide(codes), self.constant(blocks, np.int64))
+        factors = self.add("Reshape", self.wide(scales), of_blocks)
         name = f"{self.name}/{len(self.all)}/{DEQUANTIZED}"
         return self.add("Mul", self.add("Sub", numbers, middle), factors, name=name)
 

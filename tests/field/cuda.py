@@ -13,29 +13,33 @@ import os
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bench.environments import environment
 from llamagen import api
-from llamagen.emit.onnx.profile import ONNX_DTYPES, OnnxDType
+from llamagen.emit.onnx.profile import ONNX_DTYPES
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
+from tests.clients.vllm_models import spec_of
 from tests.field.cuda_stub import build, site_of
 from tests.parity.models import FOREIGN, SPECS
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime-genai-cuda")
 REDUCED = tuple(sorted(path.stem for path in (SPECS / "reduced").glob("*.yaml")))
+EXPERTS = "deepseek_v3", "llama4_text", "mixtral", "olmoe", "qwen3_moe"
+NAMES = (
+    *(f"reduced/{name}" for name in REDUCED),
+    *(f"foreign/{name}" for name in FOREIGN),
+    *(f"resized/{name}" for name in EXPERTS),
+)
+"""Models with experts once more in sizes that the provider's kernels of experts take."""
 CODES = {
     "none": NOT_QUANTIZED,
-    "int4": QuantizeOptions("int4", 16, embedding="none"),
-    "int8": QuantizeOptions("int8", 16, embedding="none"),
+    "int4": QuantizeOptions("int4", embedding="none"),
+    "int8": QuantizeOptions("int8", embedding="none"),
 }
-
-
-def models() -> dict[str, Path]:
-    names = (*(f"reduced/{name}" for name in REDUCED), *(f"foreign/{name}" for name in FOREIGN))
-    return {name: SPECS / f"{name}.yaml" for name in names}
 
 
 class Provider:
@@ -74,30 +78,27 @@ def rows() -> dict[str, Any]:
     provider = Provider()
     try:
         found = {}
-        for name, spec in models().items():
-            found[name] = summary(probed(provider, spec))
+        for name in NAMES:
+            found[name] = summary(probed(provider, name))
             print(f"cuda, {name}: {found[name]['result']}", flush=True)
         return found
     finally:
         provider.close()
 
 
-def probed(provider: Provider, spec: Path) -> dict[str, Any]:
+def probed(provider: Provider, name: str) -> dict[str, Any]:
     """Of one model: its folders by dtype and codes, and what is to be said of any of their graphs."""
     rows = {}
-    for dtype, codes in choices():
+    resized = name.startswith("resized/")
+    for dtype, (kind, codes) in product(ONNX_DTYPES, CODES.items()):
         with tempfile.TemporaryDirectory(prefix="cuda-") as place:
             out = Path(place) / "out"
-            options = ExportOptions("ort-cuda", dtype, max_context=64, quantize=CODES[codes])
+            spec = spec_of(Path(name).name, Path(place)) if resized else SPECS / f"{name}.yaml"
+            quantize = replace(codes, block_size=32 if resized else 16)
+            options = ExportOptions("ort-cuda", dtype, max_context=64, quantize=quantize)
             api.load(spec, [SPECS]).export(out, options, random_weights=3)
-            rows[f"{dtype} {codes}"] = provider.ask(out)
+            rows[f"{dtype} {kind}"] = provider.ask(out)
     return rows
-
-
-def choices() -> Iterator[tuple[OnnxDType, str]]:
-    for dtype in ONNX_DTYPES:
-        for codes in CODES:
-            yield dtype, codes
 
 
 def summary(rows: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:

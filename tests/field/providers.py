@@ -21,6 +21,7 @@ from bench.environments import environment
 from llamagen import api
 from llamagen.emit.onnx.profile import OnnxDType
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
+from tests.clients.vllm_models import spec_of
 from tests.parity.models import SPECS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,8 @@ class Provider:
 
 CPU = ("--provider", "cpu", "--against", "torch")
 DENSE, IMAGES, EXPERTS = "llama-3.2-1b", "llama-3.2-11b-vision", "llama-4-scout"
+RESIZED = "mixtral", "llama4_text"
+"""Of others, in sizes that kernels of experts take."""
 FUSED = (
     *(Folder(DENSE, "ort-cpu", "float32", codes) for codes in CODES),
     *(Folder(DENSE, "portable", dtype) for dtype in ("float32", "float16", "bfloat16")),
@@ -102,6 +105,7 @@ PROVIDERS: Mapping[str, Provider] = {
             Folder(DENSE, "portable", "bfloat16"),
             *(Folder(DENSE, "ort-cuda", "float32", codes) for codes in CODES),
             *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS)),
+            *(Folder(model, "ort-cuda", "float32") for model in RESIZED),
         ),
         software_vulkan(),
     ),
@@ -135,6 +139,8 @@ def compared(name: str, folder: Folder) -> dict[str, Any]:
             runtime=provider.runtime,
         )
         spec = SPECS / "reduced" / f"{folder.model}.yaml"
+        if folder.model in RESIZED:
+            spec = spec_of(folder.model, Path(place))
         api.load(spec).export(out, options, random_weights=3)
         words = ("verify", str(out), *provider.asked)
         done = subprocess.run(

@@ -21,8 +21,9 @@ without a GPU. Models are reduced in size and random in weights; wirings, operat
 rounding sets for this model; the last column is the largest part of that bound that was taken.
 
 The CPU provider of onnxruntime 1.32 is what all tests run. WebGPU is computed by SwiftShader, software that has no
-float16. `openvino` is `verify --against openvino`, two readers of one graph: it has none of ONNX Runtime's own
-operators (profiles ort-cpu and ort-cuda), no Scan that it can convert (experts), and reads the text graph alone.
+float16; the operator of experts (MoE) is the CPU's there. `openvino` is `verify --against openvino`, two readers of
+one graph: it has none of ONNX Runtime's own operators (profiles ort-cpu and ort-cuda), no Scan that it can convert
+(experts), and reads the text graph alone.
 llama.cpp: [verify.md](verify.md).
 """
 

@@ -17,6 +17,7 @@ from tests.field.__main__ import FILE, GOOD, ROOT, WITNESSES, compared, missing
 from tests.field.cuda_stub import build, site_of
 from tests.field.providers import PROVIDERS as ALL_PROVIDERS
 from tests.field.providers import compared as compared_by
+from tests.parity.models import SPECS
 
 ROWS = [(name, model) for name, witness in WITNESSES.items() for model in witness.models]
 
@@ -36,7 +37,7 @@ def test_what_was_recorded_is_of_these_witnesses_and_models() -> None:
     found = json.loads(text)
     assert text == json.dumps(found, indent=2, sort_keys=True) + "\n"
     asked = {name: sorted(model.id for model in of.models) for name, of in WITNESSES.items()}
-    asked |= {"cuda": sorted(cuda.models()), "vllm": sorted(engines.NAMES)}
+    asked |= {"cuda": sorted(cuda.NAMES), "vllm": sorted(engines.NAMES)}
     asked |= {"browser": sorted(browser.ROWS)}
     asked |= {name: sorted(map(str, of.folders)) for name, of in ALL_PROVIDERS.items()}
     assert {name: list(one["models"]) for name, one in found.items()} == asked, (
@@ -62,13 +63,15 @@ def test_a_provider_agrees(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["reduced/llama-3.2-1b", "reduced/llama-3.2-11b-vision"])
+@pytest.mark.parametrize(
+    "name", ["reduced/llama-3.2-1b", "reduced/llama-3.2-11b-vision", "resized/mixtral"]
+)
 def test_the_cuda_provider_takes_every_graph_and_captures_it(name: str) -> None:
     if why := missing("cuda"):
         pytest.skip(why)
     provider = cuda.Provider()
     try:
-        said = cuda.summary(cuda.probed(provider, cuda.models()[name]))
+        said = cuda.summary(cuda.probed(provider, name))
     finally:
         provider.close()
     assert said["result"] == "accepted" and said["graphs"] >= 9, said
@@ -96,8 +99,9 @@ def test_runners_come_to_an_end_on_the_cuda_provider(tmp_path: Path) -> None:
     if why := missing("cuda"):
         pytest.skip(why)
     out = tmp_path / "out"
-    spec = cuda.models()["reduced/llama-3.2-1b"]
-    api.load(spec).export(out, ExportOptions("ort-cuda", "float16"), random_weights=1)
+    api.load(SPECS / "reduced" / "llama-3.2-1b.yaml").export(
+        out, ExportOptions("ort-cuda", "float16"), random_weights=1
+    )
     python = environment("cuda")
     site = site_of(python)
     libraries = build(site, python.parents[1] / "stub"), site / "onnxruntime" / "capi"

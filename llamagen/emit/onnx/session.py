@@ -59,6 +59,7 @@ class OpenOptions:
     threads: int = 0
     """0 lets it choose."""
     provider: str = CPU
+    """Its name in ONNX Runtime, or the path of a library that has one."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Configuration entries of the session."""
     made_for: str = ""
@@ -81,7 +82,9 @@ def open_session(
     import onnxruntime as ort
 
     provider = options.provider
-    plugged = _plugged(provider) if provider in PLUGINS else None
+    plugged = _plugged(provider) if provider in PLUGINS or _is_library(provider) else None
+    if plugged is not None:
+        provider = plugged.ep_name
     available = ort.get_available_providers()
     if plugged is None and provider not in available:
         raise LlamagenError.of(
@@ -122,29 +125,42 @@ def open_session(
 
 
 def _plugged(provider: str) -> ort.OrtEpDevice:
-    """The first device of a provider that is a package of its own. Raises LG711."""
+    """The first device of a provider that is a library of its own. Raises LG711."""
     import onnxruntime as ort
 
-    package = PLUGINS[provider]
-
-    def devices() -> list[ort.OrtEpDevice]:
-        return [device for device in ort.get_ep_devices() if device.ep_name == provider]
-
     try:
-        if not devices():
-            library: str = importlib.import_module(package).get_library_path()
-            ort.register_execution_provider_library(provider, library)
+        library = (
+            provider
+            if _is_library(provider)
+            else importlib.import_module(PLUGINS[provider]).get_library_path()
+        )
+        if library not in _devices:
+            known = ort.get_ep_devices()
+            found = [device for device in known if device.ep_name == provider]
+            if not found:
+                ort.register_execution_provider_library(provider, library)
+                before = {device.ep_name for device in known}
+                found = [d for d in ort.get_ep_devices() if d.ep_name not in before]
+            _devices[library] = found
     except ModuleNotFoundError:
         message = f"{provider} is not installed"
-        help = f"install the package {package.replace('_', '-')}, or use the CPU"
+        help = f"install the package {PLUGINS[provider].replace('_', '-')}, or use the CPU"
         raise LlamagenError.of("LG711", message, help=help) from None
     except Exception as error:  # onnxruntime's exceptions share no base class
         message = f"{provider} does not load: {str(error).splitlines()[0]}"
         raise LlamagenError.of("LG711", message, help="or use the CPU") from None
-    if found := devices():
-        return found[0]
+    if _devices[library]:
+        return _devices[library][0]
     message = f"{provider} finds no device on this machine"
     raise LlamagenError.of("LG711", message, help="is the driver of a GPU here? Or use the CPU")
+
+
+_devices: dict[str, list[ort.OrtEpDevice]] = {}
+"""Of libraries that were registered in this process, which is done once."""
+
+
+def _is_library(provider: str) -> bool:
+    return Path(provider).name != provider
 
 
 def _require_utf8(path: Path | None) -> None:
@@ -157,12 +173,14 @@ def _require_utf8(path: Path | None) -> None:
 
 
 def provider_of(word: str) -> str:
-    """The execution provider of ``cpu``, ``cuda`` or ``webgpu``. Raises LG711 for another word."""
-    if word not in PROVIDERS:
-        raise LlamagenError.of(
-            "LG711", f"there is no provider {word!r}", help=f"there are {', '.join(PROVIDERS)}"
-        )
-    return PROVIDERS[word]
+    """The provider of ``cpu``, ``cuda``, ``webgpu``, or the path of a library of one. Raises LG711 for another word."""
+    if word in PROVIDERS:
+        return PROVIDERS[word]
+    if _is_library(word) and Path(word).is_file():
+        return str(Path(word).resolve())
+    message = f"there is no provider {word!r}"
+    help = f"there are {', '.join(PROVIDERS)}, and paths of libraries of others"
+    raise LlamagenError.of("LG711", message, help=help)
 
 
 def device_of(session: ort.InferenceSession) -> str:

@@ -16,13 +16,14 @@ from llamagen.emit.onnx import encode
 from llamagen.emit.onnx.data import groups
 from llamagen.emit.onnx.initializers import Encoding, Initializer, Placement, encoded
 from llamagen.emit.onnx.session import OpenOptions
-from llamagen.emit.options import ExportOptions, QuantizeOptions
+from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, QuantizeOptions
 from llamagen.runtime.session import Session
 from llamagen.verify.folder import verify_folder
 from llamagen.verify.integrity import check_integrity
 from llamagen.verify.stored import stored_weights
 from llamagen.weights.random import random_values
 from llamagen.weights.tensors import Region
+from tests.clients.vllm_models import spec_of
 from tests.parity.models import SPECS
 
 INT4, INT8 = QuantizeOptions("int4", 16), QuantizeOptions("int8", 16)
@@ -123,12 +124,35 @@ def test_other_dtypes(profile: str, dtype: str, tmp_path: Path) -> None:
     assert verify_folder(out, ("reference",), steps=3).passed
 
 
-def test_cuda_reads_codes_one_expert_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codes", [NOT_QUANTIZED, QuantizeOptions("int4"), QuantizeOptions("int8")])
+@pytest.mark.parametrize("model", ["mixtral", "llama4_text"])
+def test_the_graph_for_cuda_is_proven_on_the_cpus_kernels(
+    model: str, codes: QuantizeOptions, tmp_path: Path
+) -> None:
+    """In float16, which both have: logarithms of weights are rounded to it."""
     out = tmp_path / "out"
-    load(scout(tmp_path)).export(
-        out, ExportOptions(quantize=INT4, profile="ort-cuda", dtype="float16"), random_weights=1
+    options = ExportOptions("ort-cuda", "float16", quantize=codes, max_context=64, runtime="1.32")
+    load(spec_of(model, tmp_path)).export(out, options, random_weights=1)
+    found = operators(out / "model.onnx")
+    fused = "MoE" if codes is NOT_QUANTIZED else "QMoE"
+    assert found[fused] >= 2 and found["Scan"] == 0
+    report = verify_folder(out, ("reference",), steps=3)
+    assert report.passed, [row.cells() for row in report.rows]
+
+
+@pytest.mark.parametrize(
+    ("codes", "operator"), [(NOT_QUANTIZED, "Gemm"), (INT4, "MatMulNBits"), (INT8, "MatMulNBits")]
+)
+def test_sizes_without_a_kernel_stay_apart(
+    codes: QuantizeOptions, operator: str, tmp_path: Path
+) -> None:
+    """Experts of 12 features, and blocks of 16: one expert at a time."""
+    out = tmp_path / "out"
+    load(SPECS / "reduced/llama-4-scout.yaml").export(
+        out, ExportOptions("ort-cuda", "float16", quantize=codes), random_weights=1
     )
-    assert operators(out / "model.onnx")["QMoE"] == 0
+    found = operators(out / "model.onnx")
+    assert found["MoE"] == found["QMoE"] == 0 and found["Scan"] == 8
     model = onnx.load(str(out / "model.onnx"), load_external_data=False)
     inner = Counter(
         node.op_type
@@ -138,7 +162,7 @@ def test_cuda_reads_codes_one_expert_at_a_time(tmp_path: Path) -> None:
         if chosen.op_type == "If"
         for node in next(a.g for a in chosen.attribute if a.name == "then_branch").node
     )
-    assert inner["MatMulNBits"] == 2 * 8 and not inner["Gemm"]
+    assert inner[operator] == 2 * 8
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -159,6 +159,8 @@ def test_bfloat16_crosses_the_border(tmp_path: Path) -> None:
     ("word", "has", "reason"),
     [
         ("gpu", [], "there is no provider 'gpu'"),
+        ("./libgpu.so", [], "there is no provider './libgpu.so'"),
+        (__file__, [], "does not load"),
         ("cuda", ["CPUExecutionProvider"], "this ONNX Runtime has no CUDAExecutionProvider"),
         ("cuda", ["CUDAExecutionProvider"], "CUDAExecutionProvider does not start"),
     ],
