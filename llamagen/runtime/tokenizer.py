@@ -18,6 +18,8 @@ _BYTES = 3
 """Of a character, that may be there before the last one comes; each may be a token, and is shown as ``_INCOMPLETE``."""
 _WINDOW = 8
 """Tokens that the text of the next one may depend on: a decoder joins bytes, and strips the first space of a text."""
+_RUN = 128
+"""Tokens that are decoded again while they are bytes in a row, which a decoder of SentencePiece reads as one text."""
 
 
 def answering(arguments: Sequence[str]) -> Callable[[bytes], bytes]:
@@ -53,25 +55,43 @@ class Stream:
         self.ids: list[int] = []
         self.told = ""
         """Of the text of ``ids``."""
+        self.late = 0
+        """Tokens at the end of ``ids`` with which what was told is no character any more."""
 
     def push(self, token: int) -> str:
         """Raises ValueError where the text of the tokens before it becomes another one."""
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
-        if not text.startswith(self.told):
-            raise ValueError(f"token {token} changes the text before it")
+        if text.startswith(self.told):
+            self.late = 0
+        else:
+            # byte tokens in a row are characters all of them or none: those that were told come back with the last byte
+            self.late += 1
+            broken = self.told.startswith(text.rstrip(_INCOMPLETE))
+            if broken and self.late <= _BYTES:
+                return ""
+            if not broken and self.late == 1:
+                raise ValueError(f"token {token} changes the text before it")
+            text = self._apart()
         held = min(len(text) - len(text.rstrip(_INCOMPLETE)), _BYTES, len(text) - len(self.told))
         added = text[len(self.told) : len(text) - held]
         self.told += added
         if len(self.ids) >= 2 * _WINDOW:
-            self.ids = self.ids[-_WINDOW:]
-            text = self.tokenizer.decode(self.ids)
-            self.told = text[: len(text) - held]
+            ids = self.ids[-_WINDOW:]
+            last = self.tokenizer.decode(ids)
+            if text.endswith(last) or len(self.ids) >= _RUN:
+                self.ids, self.told = ids, last[: len(last) - held]
         return added
 
     def flush(self) -> str:
         """What was held back."""
-        text: str = self.tokenizer.decode(self.ids)
+        text = self._apart() if self.late else self.tokenizer.decode(self.ids)
         added = text[len(self.told) :]
         self.ids, self.told = [], ""
         return added
+
+    def _apart(self) -> str:
+        """The text of the late tokens, which are from now on all that there are."""
+        self.ids, self.told, self.late = self.ids[-self.late :], "", 0
+        text: str = self.tokenizer.decode(self.ids)
+        return text

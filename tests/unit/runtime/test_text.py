@@ -47,6 +47,25 @@ def of_bytes(decoder: decoders.Decoder | None = None) -> Tokenizer:
     return made
 
 
+A = 256
+"""The token of a word."""
+
+
+def bytes_of_sentencepiece() -> Tokenizer:
+    """The bytes, and a word behind them, with the decoder of Llama 1 and 2."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁b": A, "<unk>": A + 1}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    return made
+
+
 @given(
     st.lists(
         st.sampled_from(["a", " b", "é", "日本", "🦙", "\ufffd", b"\xff", b"\xf0\x9f"]), max_size=40
@@ -77,6 +96,28 @@ def test_pushed_tokens_are_the_text_of_all(words: list[str | bytes]) -> None:
         == data.decode("utf-8", "replace")
     )
     assert counted.decoded <= 32 * (len(ids) + 1), "every token would be decoded with all before it"
+
+
+@given(st.text(st.sampled_from("aé日🦙"), max_size=40))
+@settings(max_examples=60)
+def test_characters_in_bytes_of_sentencepiece(words: str) -> None:
+    """Its decoder reads byte tokens in a row as one text, which is none while the last character is incomplete."""
+    made = bytes_of_sentencepiece()
+    stream = Stream(made)
+    pushed = [stream.push(token) for token in words.encode()]
+    assert "".join(pushed) + stream.flush() == words
+    assert max(map(len, pushed), default=0) <= 1, "what is whole is told at once"
+
+
+@pytest.mark.parametrize("end", [[], [A], [A, *"é🦙".encode()]], ids=["end", "text", "more"])
+@pytest.mark.parametrize("broken", [b"\xff", b"\xf0\x9f", b"\xf0\x9f\xa6", b"\xff" * 5])
+def test_bytes_that_become_no_character(broken: bytes, end: list[int]) -> None:
+    """What was shown stays, and the bytes that break it are shown as such."""
+    stream = Stream(bytes_of_sentencepiece())
+    ids = [*"aé🦙".encode(), *broken, *end]
+    said = "".join(map(stream.push, ids)) + stream.flush()
+    assert said.startswith("aé🦙\ufffd")
+    assert said.endswith({0: "\ufffd", 1: " b"}.get(len(end), " bé🦙"))
 
 
 def test_nothing_is_lost_of_a_decoder_that_strips(tmp_path: Path) -> None:
