@@ -280,7 +280,7 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
     ranges = NO_RANGES if observed is None else observed.activations.ranges
     emitted = job.emitted(packed=_kept(job, supply, source), ranges=ranges)
     if job.options.web:
-        require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
+        require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply)
     entries = together_initializers(emitted.values())
     counter = ByteCounter(job.progress, sum(map(byte_count, entries)))
     notes: tuple[Diagnostic, ...] = ()
@@ -472,7 +472,7 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
     emitted = job.emitted(_readable(entries, target, scanned), ranges=ranges)
     layout_of(job.options, emitted[MAIN])
     if job.options.web:
-        require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply.tokenizer)
+        require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply)
     places: list[Placement] = []
     for initializer in together_initializers(emitted.values()):
         entry = entries[initializer.name]

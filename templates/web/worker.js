@@ -13,8 +13,7 @@ env.useBrowserCache = false; // files of one's own server; a copy would outlive 
 env.backends.onnx.wasm.wasmPaths = new URL("./", import.meta.url).href;
 
 const stopping = new InterruptableStoppingCriteria();
-const settings = await (await fetch("../config.json")).json();
-let tokenizer, model;
+let settings, tokenizer, model;
 
 async function load(device, session) {
   const files = {};
@@ -41,22 +40,28 @@ async function load(device, session) {
   await model.generate({ inputs: input_ids, max_new_tokens: 1, do_sample: false });
 }
 
+// a server's page for what is not there is no file of the model
+async function fetched(name, options) {
+  const answer = await fetch("../" + name, options);
+  if (!answer.ok) throw new Error(`${name} is not beside the page (${answer.status})`);
+  return answer;
+}
+
 // a file that is not there may end a load in transformers.js without ending the promise of it
 async function everythingIsThere() {
   const parts = settings["transformers.js_config"]?.use_external_data_format ?? 0;
   const count = typeof parts === "object" ? Math.max(0, ...Object.values(parts).map(Number)) : Number(parts);
   const data = Array.from({ length: count }, (_, i) => "model.onnx_data" + (i ? `_${i}` : ""));
-  for (const name of ["model.onnx", ...data]) {
-    const answer = await fetch("../" + name, { method: "HEAD", cache: "no-store" });
-    if (!answer.ok) throw new Error(`${name} is not beside the page (${answer.status})`);
-  }
+  for (const name of ["tokenizer.json", "tokenizer_config.json", "model.onnx", ...data])
+    await fetched(name, { method: "HEAD", cache: "no-store" });
 }
 
 async function start({ device: asked, session, template }) {
+  settings = await (await fetched("config.json")).json();
   await everythingIsThere();
   tokenizer = await AutoTokenizer.from_pretrained(folder);
   // transformers.js looks for one in tokenizer_config.json alone
-  if (template) tokenizer.chat_template = await (await fetch("../" + template)).text();
+  if (template) tokenizer.chat_template = await (await fetched(template)).text();
   let reason = asked === "wasm" ? "" : "this browser offers none";
   if (asked !== "wasm" && (await navigator.gpu?.requestAdapter().catch(() => null))) {
     try {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_without_a_gpu_the_page_computes_on_the_cpu_and_says_so(
 
 
 @pytest.mark.slow
+def test_the_page_says_which_file_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    """A server answers with a page of its own, which is no configuration, template or tokenizer."""
+    out = exported(checkpoint, tmp_path / "out", ExportOptions(web=True))
+    names = "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+    with page_of(out) as page:
+        for name in names:
+            data = (out / name).read_bytes()
+            (out / name).unlink()
+            page.open(f"?device=wasm&without={name}")
+            with pytest.raises(RuntimeError, match=f"{name} is not beside the page"):
+                page.until(READY)
+            (out / name).write_bytes(data)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["kept", "float32", "int4"])
 def test_a_trained_model_answers_on_its_page(tmp_path: Path, quantize: str) -> None:
     """As it is packed, decoded, and quantised by us."""
@@ -134,6 +150,19 @@ def test_a_folder_that_no_browser_runs_has_no_page(
     assert line.startswith(f"LG720 the folder {why}")
     without = replace(options, web=False)
     assert not (exported(checkpoint, tmp_path / "out", without) / "index.html").exists()
+
+
+def test_a_tokenizer_without_its_settings_has_no_page(checkpoint: Path, tmp_path: Path) -> None:
+    """As of Meta's folders. transformers.js opens none, so the README gives it token ids."""
+    bare = shutil.copytree(checkpoint.parent, tmp_path / "model") / checkpoint.name
+    (bare / "tokenizer_config.json").unlink()
+    (line,) = refused(bare, tmp_path / "out", ExportOptions(web=True))
+    assert line.startswith("LG720 the folder has no tokenizer_config.json")
+    readme = (exported(bare, tmp_path / "out", ExportOptions()) / "README.md").read_text()
+    assert "const prompt = [" in readme and 'pipeline("text-generation"' not in readme
+    (bare / "tokenizer_config.json").write_text("{}")
+    readme = (exported(bare, tmp_path / "other", ExportOptions()) / "README.md").read_text()
+    assert 'pipeline("text-generation"' in readme
 
 
 def test_a_model_that_is_too_large_has_no_page(

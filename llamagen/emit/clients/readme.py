@@ -52,6 +52,9 @@ ONE_ROW = (
 TESTED_TYPES = frozenset({"llama"})
 """``model_type`` of the folders that optimum and transformers.js are tested with."""
 
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+"""Without it transformers.js opens no tokenizer."""
+
 PROMPT = "The capital of France is"
 WORDS = (9906, 1917)
 """Hello world in the vocabulary of Llama 3; any ids will do for a folder without a tokenizer."""
@@ -62,7 +65,7 @@ PURPOSES: tuple[tuple[str, str], ...] = (
     ("config.json", "settings of transformers, optimum and transformers.js"),
     ("generation_config.json", "special tokens and sampling"),
     ("tokenizer.json", "the tokenizer"),
-    ("tokenizer_config.json", "its settings"),
+    (TOKENIZER_SETTINGS, "its settings"),
     ("special_tokens_map.json", "its special tokens"),
     ("added_tokens.json", "tokens beyond its own"),
     ("vocab.json", "its tokens, for older readers"),
@@ -128,6 +131,8 @@ class Page:
     tested: Mapping[str, str]
     text: bool
     """There is a tokenizer."""
+    text_in_js: bool
+    """And what transformers.js reads beside it."""
     prompt: str
     ids: tuple[int, ...]
     bos: int | None
@@ -175,6 +180,7 @@ def page_of(exported: Exported) -> Page:
         refusals=refusals,
         tested=TESTED,
         text="tokenizer.json" in exported.names,
+        text_in_js={"tokenizer.json", TOKENIZER_SETTINGS} <= exported.names,
         prompt=PROMPT,
         ids=(*first, *words),
         bos=tokens.bos,

@@ -21,12 +21,18 @@ from pathlib import Path
 from llamagen import files
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.emit.clients.contract import Unfit, contract_of
-from llamagen.emit.clients.readme import PAGE_FILE, TESTED_TYPES, WEB_FOLDER
+from llamagen.emit.clients.readme import (
+    PAGE_FILE,
+    TESTED_TYPES,
+    TOKENIZER_SETTINGS,
+    WEB_FOLDER,
+)
 from llamagen.emit.config.table import CONFIG_FILE, config_files
 from llamagen.emit.onnx.data import byte_count
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.profile import PORTABLE
 from llamagen.emit.options import ExportOptions
+from llamagen.emit.supply import Supply
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.resources import data_text, templates
@@ -78,9 +84,10 @@ def require_runnable(
     resolved: ResolvedSpec,
     graphs: Mapping[str, Graph],
     model: OnnxModel,
-    tokenizer: str | None,
+    supply: Supply,
 ) -> None:
     """Raises LG720 with every reason why a browser, by transformers.js, would not run the folder."""
+    beside = {*supply.texts, *(path.name for path in supply.companions)}
     contract = contract_of(graphs[MAIN])
     kind = json.loads(config_files(resolved).get(CONFIG_FILE, "{}")).get("model_type")
     schemes = (model.quantization.linear, model.quantization.head, model.quantization.sensitive)
@@ -109,7 +116,12 @@ def require_runnable(
             f"is {'a ' + kind if kind else 'of a kind that transformers has not'}, which was not tested there",
             "run it with onnxruntime",
         ),
-        (tokenizer is None, "has no tokenizer.json", "put it beside the weights"),
+        (supply.tokenizer is None, "has no tokenizer.json", "put it beside the weights"),
+        (
+            supply.tokenizer is not None and TOKENIZER_SETTINGS not in beside,
+            f"has no {TOKENIZER_SETTINGS}, which transformers.js reads",
+            "put it beside the weights; {} will do where the model has none",
+        ),
         (
             size > MAX_BYTES,
             f"has {bytes_text(size)} of weights; a browser holds {bytes_text(MAX_BYTES)}",
