@@ -326,6 +326,13 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     return tuple(slopes[:heads])
 
 
+_UNSEEN = -3.4028234663852886e38
+"""The lowest float32, added to a score.
+
+With -inf ONNX Runtime 1.27 gives NaN to padding, which sees nothing, and so to all behind it.
+"""
+
+
 def _attention_onnx(b: Builder, site: Site, x: Values) -> Values:
     """Keys and values come whole: past inputs of Attention are three times slower than Concat before it."""
     if a_bool(site.attrs, "alibi") or len(x) > 4:
@@ -345,7 +352,7 @@ def _plain_attention(b: Builder, site: Site, x: Values) -> ir.Value:
 
 
 def _attention_with_scores_added(b: Builder, site: Site, x: Values) -> Values:
-    """Alibi and sinks as an additive mask [B, N, S, T], in float32: distances and -inf do not fit float16.
+    """Alibi and sinks as an additive mask [B, N, S, T], in float32: distances and ``_UNSEEN`` do not fit float16.
 
     A sink is one more key, of zeros, whose score comes from the mask; its value is zero.
     """
@@ -364,7 +371,7 @@ def _attention_with_scores_added(b: Builder, site: Site, x: Values) -> Values:
 
 
 def _added_scores(b: Builder, site: Site, mask: ir.Value | None) -> ir.Value:
-    """float32[B, N, S, T] (or broadcastable to it): the bias by distance where a key is seen, -inf elsewhere."""
+    """float32[B, N, S, T] (or broadcastable to it): the bias by distance where a key is seen, ``_UNSEEN`` elsewhere."""
     heads = site.dims()[1].value
     alibi = a_bool(site.attrs, "alibi")
     key = f"added scores {id(mask)} {heads} {alibi}"
@@ -385,7 +392,7 @@ def _bias(b: Builder, site: Site, heads: int, alibi: bool, mask: ir.Value | None
         bias = b.constant(f"/constants/zeros[{heads},1,1]", zeros)
     if mask is None:
         return bias
-    return b.op("Where", mask, bias, b.number(-math.inf, b.FLOAT), dtype=b.FLOAT)
+    return b.op("Where", mask, bias, b.number(_UNSEEN, b.FLOAT), dtype=b.FLOAT)
 
 
 def _temperature_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

@@ -58,12 +58,12 @@ class Provider:
 
 CPU = ("--provider", "cpu", "--against", "torch")
 DENSE, IMAGES, EXPERTS = "llama-3.2-1b", "llama-3.2-11b-vision", "llama-4-scout"
-RESIZED = "mixtral", "llama4_text"
-"""Of others, in sizes that kernels of experts take."""
+RESIZED = "mixtral", "llama4_text", "mpt"
+"""Of others, in sizes that kernels of experts take; the last has scores added to those of attention, and no experts."""
 FUSED = (
     *(Folder(DENSE, "ort-cpu", "float32", codes) for codes in CODES),
     *(Folder(DENSE, "portable", dtype) for dtype in ("float32", "float16", "bfloat16")),
-    *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS)),
+    *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS, "mpt")),
 )
 
 
@@ -105,7 +105,7 @@ PROVIDERS: Mapping[str, Provider] = {
             Folder(DENSE, "portable", "bfloat16"),
             *(Folder(DENSE, "ort-cuda", "float32", codes) for codes in CODES),
             *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS)),
-            *(Folder(model, "ort-cuda", "float32") for model in RESIZED),
+            *(Folder(model, "ort-cuda", "float32") for model in RESIZED[:2]),
         ),
         software_vulkan(),
     ),

@@ -43,7 +43,9 @@ CUDA = """\
 Over libraries that compute nothing ([cuda_stub.c](../tests/field/cuda_stub.c)): kernels are registered, chosen and
 constructed, and check the inputs of their calls. **No number of a GPU is proven by this, nor speed.** Every model for
 ort-cuda in float32, float16 and bfloat16, plain, int4 and int8. No graph needs cuDNN; on the CPU is what computes
-sizes.
+sizes. Experts are one operator in sizes that the provider's kernels take (`resized`), but in codes with float32, for
+which it has no kernel. Elsewhere they are a Scan whose sizes are computed: opened, not called over such libraries, and
+no graph to be captured.
 
 | model | graphs | opened, called | captured (`enable_cuda_graph=1`) | tensors copied in a call |
 |---|---|---|---|---|
