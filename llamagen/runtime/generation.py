@@ -387,7 +387,8 @@ def run(
     ``prompt`` is a text, token ids, or a conversation: mappings with ``role`` and ``content``. With ``chat`` a text is
     the first message of one; the folder's chat template writes it, behind the message ``system`` if there is one.
     ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
-    The text ends before the first of the strings ``stop``. ``provider`` is ``cpu``, ``cuda`` or ``webgpu``.
+    The text ends before the first of the strings ``stop``. ``provider`` is ``cpu``, ``cuda``, ``webgpu`` or
+    the path of a library that ONNX Runtime can load as one.
 
     Raises LG623 (the folder holds an adapter), LG711 (ONNX Runtime has no such ``provider``), LG760 (not an
     exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the

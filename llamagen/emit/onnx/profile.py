@@ -1,7 +1,7 @@
 """What an ONNX file is made for: the operator set it may use and how each dtype is stored.
 
-``portable`` uses ai.onnx operators only and runs on every execution provider, the CPU's first. Measured with ONNX
-Runtime 1.32: opset 24 is the newest whose Attention the CPU runs natively (opset 25 inlines its function body), and
+``portable`` uses ai.onnx operators only; docs/providers.md tells where it was run. Measured with ONNX Runtime 1.32:
+opset 24 is the newest whose Attention the CPU runs natively (opset 25 inlines its function body), and
 no arithmetic operator of the CPU provider takes bfloat16. ``ort-cpu`` and ``ort-cuda`` are rewritten by the rules of
 spec/rules/rewrites.yaml for operators that only ONNX Runtime has.
 """
