@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.diff.judge import Diff
     from llamagen.analysis.explain import Explanation
     from llamagen.analysis.parallel import ParallelReport
+    from llamagen.analysis.pictures import png as png
     from llamagen.analysis.queries import Answer, Share, Timeline
     from llamagen.analysis.records import Record
     from llamagen.analysis.records import list_models as list_models
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 else:
     _HOMES = {
         "analysis.check": ("check",),
+        "analysis.pictures": ("png",),
         "analysis.records": ("list_models", "numbers_text", "save_numbers"),
         "emit.checkpoints": ("convert", "random_checkpoint"),
         "emit.generate": ("generate", "generate_check"),

@@ -223,10 +223,10 @@ def explain(
 def graph(
     spec: Id,
     form: Annotated[
-        Literal["text", "mermaid", "tower", "svg", "explorer"],
+        Literal["text", "mermaid", "tower", "svg", "png", "explorer"],
         typer.Option(
             "--as",
-            help="Canonical text, a Mermaid flowchart, a tower as text or SVG, JSON for Model Explorer.",
+            help="Canonical text, a Mermaid flowchart, a tower as text or picture, JSON for Model Explorer.",
         ),
     ] = "text",
     name: Annotated[
@@ -235,6 +235,9 @@ def graph(
     ] = None,
 ) -> None:
     """Print the typed graphs of a model."""
+    if form == "png":
+        console.picture(api.png(api.graph_svg(spec, name)))
+        return
     draw = {
         "text": api.graph_text,
         "mermaid": api.graph_mermaid,
@@ -332,9 +335,14 @@ def plot(
         int, typer.Option("--context", min=2048, help="Longest context, tokens.")
     ] = 131072,
     family: Family = FAMILY,
+    format: Annotated[Literal["svg", "png"], typer.Option(help="How it is drawn.")] = "svg",
 ) -> None:
-    """Draw the KV cache over the context as SVG."""
-    console.out(api.plot(specs or (), longest=longest, family=family))
+    """Draw the KV cache over the context as SVG, or as PNG."""
+    svg = api.plot(specs or (), longest=longest, family=family)
+    if format == "png":
+        console.picture(api.png(svg))
+    else:
+        console.out(svg)
 
 
 def query(
