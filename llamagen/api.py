@@ -21,6 +21,7 @@ from llamagen.emit.options import DEFAULTS, TARGETS, Target
 from llamagen.emit.options import ExportOptions as ExportOptions
 from llamagen.emit.options import QuantizeOptions as QuantizeOptions
 from llamagen.emit.written import Progress, Written, silent
+from llamagen.spec.families import EVERY_FAMILY, FAMILY
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from llamagen.analysis.cost import CostReport
     from llamagen.analysis.diff.compat import CompatReport
     from llamagen.analysis.diff.judge import Diff
+    from llamagen.analysis.explain import Explanation
     from llamagen.analysis.parallel import ParallelReport
+    from llamagen.analysis.pictures import png as png
     from llamagen.analysis.queries import Answer, Share, Timeline
     from llamagen.analysis.records import Record
     from llamagen.analysis.records import list_models as list_models
@@ -52,8 +55,6 @@ if TYPE_CHECKING:
     from llamagen.runtime.text import messages_of as messages_of
     from llamagen.spec.fmt import OriginRow
     from llamagen.spec.fmt import fmt as fmt
-    from llamagen.spec.json_schema import schema_text as schema_text
-    from llamagen.spec.json_schema import write_schema as write_schema
     from llamagen.spec.registry import Registry
     from llamagen.spec.resolve import ResolvedSpec
     from llamagen.spec.schema import Spec
@@ -67,13 +68,13 @@ if TYPE_CHECKING:
 else:
     _HOMES = {
         "analysis.check": ("check",),
+        "analysis.pictures": ("png",),
         "analysis.records": ("list_models", "numbers_text", "save_numbers"),
         "emit.checkpoints": ("convert", "random_checkpoint"),
         "emit.generate": ("generate", "generate_check"),
         "runtime.generation": ("Runner", "run"),
         "runtime.text": ("messages_of",),
         "spec.fmt": ("fmt",),
-        "spec.json_schema": ("schema_text", "write_schema"),
         "verify.engine": ("verify_engine",),
         "verify.folder": ("verify_folder",),
         "verify.integrity": ("check_integrity",),
@@ -301,9 +302,7 @@ def explain(subject: str, path: str | None = None) -> str:
     from llamagen.analysis.rewrites import REWRITTEN_PROFILES, rules_text
 
     if path is not None:
-        from llamagen.spec.registry import Registry
-
-        return words.explain_value(Registry(), resolved_of(subject), path)
+        return words.explanation_text(explanation(subject, path))
     if subject == "ops":
         return words.explain_ops()
     if subject == "language":
@@ -316,6 +315,38 @@ def explain(subject: str, path: str | None = None) -> str:
         if profile == subject:
             return rules_text(profile)
     return words.explain_named(subject)
+
+
+def explanation(target: str | Path, path: str) -> Explanation:
+    """What is known of a value of a model: who wrote it, its source, who disagrees, who else has it. Raises LG901."""
+    from llamagen.analysis.explain import explained
+    from llamagen.spec.registry import Registry
+
+    return explained(Registry(), resolved_of(target), path)
+
+
+def schema_text(command: str | None = None) -> str:
+    """The JSON schema of spec files, or of what a command prints with ``--format json``. Raises LG901."""
+    if command is None:
+        from llamagen.spec.json_schema import schema_text as of_specs
+
+        return of_specs()
+    from llamagen.analysis.documents import DOCUMENTS, document_schema
+    from llamagen.analysis.tables import chosen
+
+    chosen(DOCUMENTS, command, "a command with a schema")
+    return document_schema(command)
+
+
+def write_schema(path: Path, command: str | None = None) -> bool:
+    """Write a schema unless the file has it already; whether it was written. Raises LG634 over another file."""
+    from llamagen.writing import require_kin, write_changed
+
+    of = "spec" if command is None else command
+    what = "a schema of specs" if command is None else f"a schema of `{command}`"
+    require_kin(path, lambda text: f'"title": "llamagen {of}"' in text, what)
+    written, _ = write_changed(path.parent, {path.name: schema_text(command)})
+    return bool(written)
 
 
 def model_of(target: str | Path) -> Built:
@@ -400,8 +431,11 @@ def cost(
     ep: int = 1,
     images: int = 1,
     cache: CacheKind = "full",
+    cache_dtype: str | None = None,
 ) -> CostReport:
     """Exact parameters, bytes and FLOPs of ``batch`` sequences of ``context`` tokens over ``tp * pp * ep`` devices.
+
+    Keys and values are kept in ``cache_dtype``, by default in 16 bit, or float32 with weights in that.
 
     A model that takes images is counted whole, and what ``images`` of them (or tiles) add for each sequence apart.
 
@@ -413,9 +447,11 @@ def cost(
     from llamagen.analysis.parallel import Layout
     from llamagen.ir.bounded import with_caches
 
-    load = costs.workload(context, batch, dtype, Layout(tp, pp, ep), images)
+    load = costs.workload(context, batch, dtype, Layout(tp, pp, ep), images, cache_dtype)
     chosen = (device, costs.device(device)) if device is not None else None
-    return costs.cost_of(with_caches(_wired(target), cache), load, chosen)
+    model = model_of(target)
+    graphs = with_caches(_graphs_of(model), cache)
+    return costs.cost_of(graphs, load, chosen, model.resolved.spec.context)
 
 
 def parallel(
@@ -451,8 +487,8 @@ def parallel(
     )
 
 
-def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
-    """SVG of the KV cache, bytes over tokens up to ``longest``; every model with a graph by default."""
+def plot(targets: Sequence[str] = (), *, longest: int = 131072, family: str = FAMILY) -> str:
+    """SVG of the KV cache, bytes over tokens up to ``longest``; every model of ``family`` with a graph by default."""
     from llamagen.analysis.numbers import cache_of
     from llamagen.analysis.pictures import CONTEXTS, cache_plot
     from llamagen.ir.graph import MAIN
@@ -460,7 +496,9 @@ def plot(targets: Sequence[str] = (), *, longest: int = 131072) -> str:
     if targets:
         caches = [(name, cache_of(_wired(name)[MAIN])) for name in targets]
     else:
-        caches = [(r.id, r.architecture.cache) for r in _family() if r.architecture is not None]
+        caches = [
+            (r.id, r.architecture.cache) for r in _family(family) if r.architecture is not None
+        ]
     contexts = [n for n in CONTEXTS if n < longest]
     return cache_plot(caches, contexts=(*contexts, longest))
 
@@ -471,55 +509,62 @@ def query(
     select: Sequence[str] = ("id", "released", "params"),
     sort: str | None = None,
     first: int | None = None,
+    family: str = FAMILY,
 ) -> Answer:
     """Models for which ``where`` is true, by release date or ``sort``; a column for each expression of ``select``.
 
-    Raises LG905 for an expression that cannot be evaluated.
+    ``family`` is that of an id (``qwen`` of ``qwen/3/8b``), or ``all``. Raises LG905 for an expression that cannot be
+    evaluated, LG901 for an unknown family.
     """
     from llamagen.analysis.queries import query as ask
 
-    return ask(_family(), where, select=select, sort=sort, first=first)
+    return ask(_family(family), where, select=select, sort=sort, first=first)
 
 
-def share(path: str, where: str = "true") -> tuple[Share, ...]:
-    """How many of the models have each value of ``path``, the most frequent first. Raises LG905."""
+def share(path: str, where: str = "true", *, family: str = FAMILY) -> tuple[Share, ...]:
+    """How many of the models have each value of ``path``, the most frequent first. Raises LG901, LG905."""
     from llamagen.analysis.queries import share as shares
 
-    return shares(_family(), path, where)
+    return shares(_family(family), path, where)
 
 
-def timeline(path: str, where: str = MAINLINE) -> Timeline:
-    """When the value of ``path`` changed over the releases. Raises LG905."""
+def timeline(path: str, where: str = MAINLINE, *, family: str = FAMILY) -> Timeline:
+    """When the value of ``path`` changed over the releases of a family, or of ``all``. Raises LG901, LG905."""
     from llamagen.analysis.queries import timeline as follow
 
-    return follow(_family(), path, where)
+    return follow(_family(family), path, where)
 
 
-def history(where: str = MAINLINE) -> tuple[Timeline, ...]:
-    """A timeline of every hyperparameter that some model sets. Raises LG905."""
+def history(where: str = MAINLINE, *, family: str = FAMILY) -> tuple[Timeline, ...]:
+    """A timeline of every hyperparameter that some model sets. Raises LG901, LG905."""
     from llamagen.analysis.queries import history as follow
 
-    return follow(_family(), where)
+    return follow(_family(family), where)
 
 
-def releases() -> tuple[Release, ...]:
-    """The releases of the main line by date: sizes, what was new, and wide-spread claims with what is right."""
+def releases(*, family: str = FAMILY) -> tuple[Release, ...]:
+    """The releases of the main line by date: sizes, what was new, and wide-spread claims with what is right.
+
+    Raises LG901 for an unknown family.
+    """
     from llamagen.analysis.queries import holds
     from llamagen.analysis.releases import releases as every
 
-    return every([record for record in _family() if holds(record, MAINLINE)])
+    return every([record for record in _family(family) if holds(record, MAINLINE)])
 
 
 def site(
     out: str | Path,
     *,
     only: Sequence[str] = (),
+    family: str = FAMILY,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> None:
-    """Write the atlas: static files that show the family in a browser, from disk; of the models ``only``, if any.
+    """Write the atlas: static files that show a family in a browser, from disk; or the models ``only``, of any.
 
-    Raises LG201 for an unknown id, LG630 and others where ``out`` cannot be written or is not ours to replace.
+    Raises LG201 for an unknown id, LG901 for an unknown family, LG630 and others where ``out`` cannot be written or is
+    not ours to replace.
     """
     from llamagen.analysis.queries import holds
     from llamagen.analysis.site import write_site
@@ -527,17 +572,18 @@ def site(
 
     for one in only:
         resolved_of(one)  # LG201 with the nearest id
-    family = [record for record in _family() if not only or record.id in only]
-    mainline = [record for record in family if holds(record, MAINLINE)]
+    named = [record for record in _family(EVERY_FAMILY) if record.id in only]
+    shown = named or _family(family)
+    mainline = [record for record in shown if holds(record, MAINLINE)]
     with recorded_folder(Path(out), "llamagen site 1", overwrite) as staging:
-        write_site(staging, family, mainline, progress)
+        write_site(staging, shown, mainline, progress)
 
 
-def sql(statement: str) -> Result:
-    """Rows of one SELECT over the tables that `llamagen sql` lists. Raises LG905."""
+def sql(statement: str, *, family: str = FAMILY) -> Result:
+    """Rows of one SELECT over the tables that `llamagen sql` lists, of a family or of ``all``. Raises LG901, LG905."""
     from llamagen.analysis.sql import sql as run
 
-    return run(_family(), statement)
+    return run(_family(family), statement)
 
 
 def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
@@ -585,19 +631,22 @@ def graph_explorer(target: str, graph: str | None = None) -> str:
     return explorer_json(_chosen(target, graph), {"B": 1, "S": 1, "P": 0, "I": 1})
 
 
-def _family() -> list[Record]:
-    """The shipped models."""
+def _family(name: str) -> list[Record]:
+    """The shipped models of a family. Raises LG901 for an unknown one."""
     from llamagen.analysis.records import records_of
     from llamagen.spec.registry import Registry
 
-    return records_of(Registry())
+    return records_of(Registry(), family=name)
 
 
 def _wired(target: str) -> dict[str, Graph]:
     """All graphs of a target. Raises LG401 for a record without wiring."""
+    return _graphs_of(model_of(target))
+
+
+def _graphs_of(model: Built) -> dict[str, Graph]:
     from llamagen.ir.elaborate import build_all
 
-    model = model_of(target)
     return dict(model.graphs) or build_all(model.resolved)
 
 

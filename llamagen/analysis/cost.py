@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamagen.analysis.numbers import (
+    CACHE_BYTES,
     CacheReport,
     Component,
     Flops,
@@ -87,7 +88,9 @@ class Workload:
     batch: int
     weights: Storage
     cache_bytes: int
-    """Bytes of one cached number and of one activation."""
+    """Bytes of one cached number."""
+    activation_bytes: int
+    """Bytes of one activation, and of what is kept of images."""
     layout: Layout = ONE_GPU
     images: int = 1
     """Images (or tiles, where each is an input) of a sequence, for a model that takes any."""
@@ -99,15 +102,21 @@ def workload(
     dtype: str = "bfloat16",
     layout: Layout = ONE_GPU,
     images: int = 1,
+    cache_dtype: str | None = None,
 ) -> Workload:
-    """A workload in the storage format ``dtype``. Raises LG901 for sizes below 1 or an unknown dtype."""
+    """A workload in the storage format ``dtype``, keys and values in ``cache_dtype``, by default that of activations.
+
+    Raises LG901 for sizes below 1 or an unknown dtype.
+    """
     degrees = dict(zip(("tp", "pp", "ep"), layout.sizes, strict=True))
     sizes = {"context": context, "batch": batch, **degrees, "images": images}
     for name, size in sizes.items():
         if not 1 <= size <= MAX_SEARCH:
             raise LlamagenError.of("LG901", f"{name} must be from 1 to {MAX_SEARCH}, not {size}")
     form = storage(dtype)
-    return Workload(context, batch, form, form.other_bits // 8, layout, images)
+    live = form.other_bits // 8
+    kept = live if cache_dtype is None else chosen(CACHE_BYTES, cache_dtype, "a dtype of a cache")
+    return Workload(context, batch, form, kept, live, layout, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +182,7 @@ class DeviceReport:
     max_batch: int | None
     """Sequences at the stated context."""
     max_context: int | None
-    """Tokens a sequence at the stated batch; the model's own limit is not applied."""
+    """Tokens a sequence at the stated batch; the model's own limit is not applied, but told beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +202,8 @@ class CostReport:
     """Legal degrees (ir/shard.py)."""
     held: tuple[Held, ...]
     """Bytes of a GPU of each pipeline stage."""
+    own_context: int | None
+    """Tokens that its publisher promises, or its positions; none where that is not known."""
     notes: tuple[str, ...]
     device: DeviceReport | None
     images: ImageCost | None
@@ -200,18 +211,23 @@ class CostReport:
 
 
 def cost_of(
-    graphs: Mapping[str, Graph], load: Workload, device: tuple[str, Device] | None = None
+    graphs: Mapping[str, Graph],
+    load: Workload,
+    device: tuple[str, Device] | None = None,
+    own_context: int | None = None,
 ) -> CostReport:
     """Every number of the text model at ``load``; parameters and weights are those of all graphs.
+
+    A workload beyond ``own_context`` is counted all the same, and marked.
 
     Raises LG902 for several images for a model of text, LG906 or LG907 for devices that cannot share the model.
     """
     graph = graphs[MAIN]
     found = plan(graph)
     notes = suits(found, load.layout)
-    holdings = Holdings(graphs, found, load.layout, load.weights)
+    holdings = Holdings(graphs, found, load.layout, load.weights, load.cache_bytes)
     counts = Counts(graphs, load)
-    images = image_cost(graphs, load.images, load.batch, load.context, load.cache_bytes)
+    images = image_cost(graphs, load.images, load.batch, load.context, load.activation_bytes)
     if images is None and load.images > 1:
         message = f"{graph.spec_id} takes no images"
         raise LlamagenError.of("LG902", message, help="leave the number of images out")
@@ -230,6 +246,7 @@ def cost_of(
         decode,
         found.degrees,
         holdings.at(load.batch, load.context),
+        own_context,
         notes,
         counts.on_device(*device, holdings, (prefill, decode), kept)
         if device is not None
@@ -249,7 +266,7 @@ class Counts:
         self.weights = weight_bytes(graphs, load.weights)
         self.cache = cache_of(self.graph)
         self.flops = flops_of(self.graph)
-        self.activations = activation_levels(self.graph, load.cache_bytes)
+        self.activations = activation_levels(self.graph, load.activation_bytes)
 
     def phase(self, batch: int, new: int, past: int) -> Phase:
         load = self.load
@@ -349,6 +366,8 @@ def _lines(report: CostReport) -> Iterator[str]:
     load = report.workload
     size = 8 * load.cache_bytes
     yield f"{report.spec_id} at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}"
+    if report.own_context is not None and load.context > report.own_context:
+        yield f"beyond the {report.own_context:,} tokens that the model is made for"
     if is_sketch(report.spec_id):
         yield "a sketch: every dimension is assumed, so no number below is a fact about a model"
     yield ""
@@ -439,7 +458,9 @@ def _device(report: CostReport, on: DeviceReport) -> Iterator[str]:
         many = "images" if report.images.count > 1 else "image"
         seen = f", each sequence with {report.images.count} {many}"
     yield f"  largest batch       {on.max_batch} at {report.workload.context} tokens{seen}"
-    yield f"  longest context     {on.max_context:,} tokens at batch {report.workload.batch}{seen}"
+    own, most = report.own_context, on.max_context or 0
+    beyond = f"; the model is made for {own:,}" if own is not None and most > own else ""
+    yield f"  longest context     {most:,} tokens at batch {report.workload.batch}{seen}{beyond}"
 
 
 def _duration(seconds: float) -> str:
@@ -460,6 +481,7 @@ def json_text(report: CostReport) -> str:
             "batch": load.batch,
             "weights": load.weights.name,
             "cache_bytes_per_value": load.cache_bytes,
+            "activation_bytes_per_value": load.activation_bytes,
             "tensor_parallel": load.layout.tp,
             "pipeline_parallel": load.layout.pp,
             "expert_parallel": load.layout.ep,
@@ -485,6 +507,7 @@ def json_text(report: CostReport) -> str:
             {"weights": h.weights, "kv": h.cache, "activations": h.activations, "total": h.total}
             for h in report.held
         ],
+        "own_context": report.own_context,
         "notes": list(report.notes),
     }
     if (images := report.images) is not None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from llamagen.analysis.records import FAMILY
 from llamagen.analysis.sources import (
     conflicts,
-    family_of,
     known_sources,
     matches,
     source_of,
@@ -18,6 +17,7 @@ from llamagen.ir.elaborate import SPELLINGS
 from llamagen.ops.op import AttrSpec, Op
 from llamagen.ops.table import OPS
 from llamagen.spec.expr import FUNCTIONS, ExpressionError, names, parse
+from llamagen.spec.families import FAMILY, family_of
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import Branch, Leaf, ResolvedSpec, Tree, value_to_plain
 from llamagen.spec.schema import Hyperparameters
@@ -98,25 +98,135 @@ def _first_line(text: str) -> str:
     return text.strip().split("\n", 1)[0]
 
 
-def explain_value(registry: Registry, resolved: ResolvedSpec, path: str) -> str:
-    """A value of a spec: who wrote it, from which source, what ties it, who else has it. Raises LG901."""
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A place that wrote a value: the last of them counts."""
+
+    place: str
+    spec: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """Authorities that disagree about a value, and which was followed."""
+
+    path: str
+    choice: str
+    reason: str
+    claims: tuple[tuple[str, str], ...]
+    """Values and the sources that have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is known of one value of a spec, or of a section of it."""
+
+    id: str
+    path: str
+    value: str | None
+    """None of a section."""
+    section: tuple[str, ...]
+    """Names in it."""
+    meaning: str | None
+    written: tuple[Writing, ...]
+    """The one that counts first."""
+    source: str | None
+    """Key of spec/sources.yaml, with a place in it."""
+    source_title: str | None
+    uncertain: tuple[str, ...]
+    """Why it is an inference."""
+    disputes: tuple[Dispute, ...]
+    invariants: tuple[tuple[str, str], ...]
+    """Names and formulas that it stands in."""
+    first: str | None
+    """The earliest model of the family that has this value; none where nobody else has it."""
+    first_date: str | None
+    same: tuple[str, ...]
+    """Others that have it."""
+
+
+def explained(registry: Registry, resolved: ResolvedSpec, path: str) -> Explanation:
+    """What is known of a value: who wrote it, from which source, what ties it, who else has it. Raises LG901."""
     steps, tree = _find(resolved, path)
     dotted = ".".join(steps)
-    lines = [f"{resolved.spec.id}: {dotted}"]
+    disputes = tuple(_disputes(resolved, dotted))
     if isinstance(tree, Branch):
-        lines.append("a section with:")
-        lines += [f"  {name}" for name in tree.entries]
-        lines += _disputes(resolved, dotted)
-        return "".join(f"{line}\n" for line in lines)
-    lines[0] += f" = {_shortened(tree.origins[-1].text)}"
-    lines += _meaning(steps)
-    lines.append("written by:")
-    for origin in reversed(tree.origins):
-        lines.append(f"  {origin.span} ({origin.spec_id}): {_shortened(origin.text)}")
-    lines += _sources(resolved, dotted)
-    lines += _ties(resolved, steps)
-    lines += _company(registry, resolved, steps, tree)
-    return "".join(f"{line}\n" for line in lines)
+        names_in = tuple(tree.entries)
+        return Explanation(
+            resolved.spec.id, dotted, None, names_in, None, (), None, None, (), disputes, (), None, None, ()
+        )  # fmt: skip
+    key = source_of(resolved, dotted)
+    first, same = _company(registry, resolved, steps, tree)
+    return Explanation(
+        id=resolved.spec.id,
+        path=dotted,
+        value=tree.origins[-1].text,
+        section=(),
+        meaning=_meaning(steps),
+        written=tuple(Writing(str(o.span), o.spec_id, o.text) for o in reversed(tree.origins)),
+        source=key,
+        source_title=known_sources().get(key.split("#", 1)[0]) if key is not None else None,
+        uncertain=tuple(
+            " ".join(doubt.why.split())
+            for doubt in uncertain(resolved)
+            if matches(doubt.path, dotted)
+        ),
+        disputes=disputes,
+        invariants=tuple(_ties(resolved, steps)),
+        first=first[1] if first is not None else None,
+        first_date=first[0] if first is not None and first[0] < _NO_DATE else None,
+        same=same,
+    )
+
+
+def explain_value(registry: Registry, resolved: ResolvedSpec, path: str) -> str:
+    """What is known of a value, for people. Raises LG901."""
+    return explanation_text(explained(registry, resolved, path))
+
+
+def explanation_text(one: Explanation) -> str:
+    """For people: a line each."""
+    return "".join(f"{line}\n" for line in _explanation_lines(one))
+
+
+def _explanation_lines(one: Explanation) -> Iterator[str]:
+    if one.value is None:
+        yield f"{one.id}: {one.path}"
+        yield "a section with:"
+        yield from (f"  {name}" for name in one.section)
+        yield from _disputes_said(one)
+        return
+    yield f"{one.id}: {one.path} = {_shortened(one.value)}"
+    if one.meaning is not None:
+        yield f"meaning: {one.meaning}"
+    yield "written by:"
+    for by in one.written:
+        yield f"  {by.place} ({by.spec}): {_shortened(by.text)}"
+    if one.source is None:
+        yield "source: none; only `provenance` of the file that wrote it, or of an heir, can name one"
+    else:
+        yield f"source: {one.source}" + (f" ({one.source_title})" if one.source_title else "")
+    yield from (f"uncertain: {why}" for why in one.uncertain)
+    yield from _disputes_said(one)
+    yield from (f"invariant {name}: {formula}" for name, formula in one.invariants)
+    if one.first is None:
+        yield "nobody else has this value"
+        return
+    yield f"first: {one.first}" + (f", {one.first_date}" if one.first_date else "")
+    more = f" and {len(one.same) - _SHOWN_IDS} more" if len(one.same) > _SHOWN_IDS else ""
+    yield f"the same in {len(one.same)}: {', '.join(one.same[:_SHOWN_IDS])}{more}"
+
+
+def _disputes_said(one: Explanation) -> Iterator[str]:
+    for dispute in one.disputes:
+        about = (
+            f" {dispute.path.removeprefix(f'{one.path}.')}"
+            if dispute.path.startswith(f"{one.path}.")
+            else ""
+        )
+        yield f"disputed{about}: {dispute.choice} was chosen, {dispute.reason}"
+        yield from (f"  {value}, says {source}" for value, source in dispute.claims)
 
 
 def _find(resolved: ResolvedSpec, path: str) -> tuple[tuple[str, ...], Tree]:
@@ -142,38 +252,23 @@ def _shortened(text: str) -> str:
     return f"{first} ..." if rest.strip() else first
 
 
-def _meaning(steps: tuple[str, ...]) -> Iterator[str]:
+def _meaning(steps: tuple[str, ...]) -> str | None:
     if steps[0] != "hyperparameters" or len(steps) < 2:
-        return
+        return None
     field = Hyperparameters.model_fields.get(steps[1])
-    if field is not None and field.description:
-        yield f"meaning: {field.description}"
+    return field.description if field is not None else None
 
 
-def _sources(resolved: ResolvedSpec, dotted: str) -> Iterator[str]:
-    key = source_of(resolved, dotted)
-    if key is None:
-        yield "source: none; only `provenance` of the file that wrote it, or of an heir, can name one"
-    else:
-        about = known_sources().get(key.split("#", 1)[0])
-        yield f"source: {key}" + (f" ({about})" if about else "")
-    for doubt in uncertain(resolved):
-        if matches(doubt.path, dotted):
-            yield f"uncertain: {' '.join(doubt.why.split())}"
-    yield from _disputes(resolved, dotted)
-
-
-def _disputes(resolved: ResolvedSpec, dotted: str) -> Iterator[str]:
+def _disputes(resolved: ResolvedSpec, dotted: str) -> Iterator[Dispute]:
     """About a value, or about anything in a section."""
     for conflict in conflicts(resolved):
-        inside = conflict.path.startswith(f"{dotted}.")
-        if inside or matches(conflict.path, dotted):
-            about = f" {conflict.path.removeprefix(f'{dotted}.')}" if inside else ""
-            yield f"disputed{about}: {conflict.choice} was chosen, {' '.join(conflict.reason.split())}"
-            yield from (f"  {claim.value}, says {claim.source}" for claim in conflict.claims)
+        if conflict.path.startswith(f"{dotted}.") or matches(conflict.path, dotted):
+            said = tuple((str(claim.value), claim.source) for claim in conflict.claims)
+            reason = " ".join(conflict.reason.split())
+            yield Dispute(conflict.path, str(conflict.choice), reason, said)
 
 
-def _ties(resolved: ResolvedSpec, steps: tuple[str, ...]) -> Iterator[str]:
+def _ties(resolved: ResolvedSpec, steps: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     name = steps[1] if len(steps) > 1 else steps[0]
     for key, text in resolved.spec.invariants.items():
         try:
@@ -181,12 +276,13 @@ def _ties(resolved: ResolvedSpec, steps: tuple[str, ...]) -> Iterator[str]:
         except ExpressionError:
             continue
         if name in used:
-            yield f"invariant {key}: {text.strip()}"
+            yield key, text.strip()
 
 
 def _company(
     registry: Registry, resolved: ResolvedSpec, steps: tuple[str, ...], leaf: Leaf
-) -> Iterator[str]:
+) -> tuple[tuple[str, str] | None, tuple[str, ...]]:
+    """Date and id of the first that has the value, and who else has it."""
     value = value_to_plain(leaf)
     same: list[tuple[str, str]] = []
     families = {FAMILY, family_of(resolved.spec.id)}
@@ -197,14 +293,8 @@ def _company(
         tree = other.find(*steps)
         if isinstance(tree, Leaf) and value_to_plain(tree) == value:
             same.append((_date(other), spec_id))
-    others = sorted(spec_id for _, spec_id in same if spec_id != resolved.spec.id)
-    if not others:
-        yield "nobody else has this value"
-        return
-    date, first = min(same)
-    more = f" and {len(others) - _SHOWN_IDS} more" if len(others) > _SHOWN_IDS else ""
-    yield f"first: {first}" + (f", {date}" if date < _NO_DATE else "")
-    yield f"the same in {len(others)}: {', '.join(others[:_SHOWN_IDS])}{more}"
+    others = tuple(sorted(spec_id for _, spec_id in same if spec_id != resolved.spec.id))
+    return (min(same) if others else None), others
 
 
 def _date(resolved: ResolvedSpec) -> str:

@@ -43,7 +43,7 @@ class Facts:
     positions: str | None
     """How else it knows them."""
     attention: Settings
-    """What the scores are computed with."""
+    """What the scores are computed with; without a scale that is the usual 1/√head_dim."""
     layout: str | None
     """Which values of a head are turned together."""
     temperature: Settings | None
@@ -53,6 +53,9 @@ class Facts:
     """Of the dense feed-forward, or of the shared expert."""
     activation: str | None
     norms: tuple[int, str]
+    """How many, and by which op."""
+    normed: str | None
+    """Where they stand: before attention and feed-forward, behind them, or on the sum with what went in."""
     eps: str
     biases: str | None
 
@@ -65,6 +68,7 @@ class Facts:
             *(one is None for one in has),
             self.qk_norm,
             self.norms,
+            self.normed,
             self.biases,
         )
 
@@ -108,7 +112,8 @@ def _facts(graph: Graph, layer: Block) -> Facts:
             query, key = (t.shape for t in graph.operand_types(attending[0], node)[:2])
             heads = Heads(query[1].value, key[1].value, query[3].value)
             limits = graph.limits(node)
-            settings = dict(node.attrs)
+            usual = heads.dim**-0.5
+            settings = {n: v for n, v in node.attrs.items() if (n, v) != ("scale", usual)}
             cross = graph.mask_of(node) is None and len(node.operands) > 3
     prelude = {f"@{r}": node for node in graph.prelude for r in node.results}
     read = [prelude[o] for n in nodes for o in n.operands if o in prelude]
@@ -143,6 +148,7 @@ def _facts(graph: Graph, layer: Block) -> Facts:
             n.op for block, _ in dense for n in block.nodes if _activates(graph, block, n)
         ),
         norms=(len(norms), _names(p.op for p in norms) or ""),
+        normed=_places_of_norms(others),
         eps=_names(str(p.attrs.get("eps")) for p in norms) or "",
         biases=_names(p.name for p in linear if any(q.kind == "bias" for q in p.parameters)),
     )
@@ -163,6 +169,23 @@ def _after_projections(graph: Graph, block: Block, values: Sequence[str]) -> Ite
         if isinstance(part, BlockPart):
             yield from (n for b in _below(graph, graph.blocks[part.block]) for n in b.nodes)
         waiting += node.operands
+
+
+def _places_of_norms(blocks: Sequence[Block]) -> str | None:
+    """Of the norms that are parts of ``blocks``; the residual stream is what goes in and what is added up."""
+    found: set[str] = set()
+    for block in blocks:
+        made = {r: node for node in block.nodes for r in node.results}
+        for node in block.nodes:
+            if node.part is None or node.row.role is not Role.NORM:
+                continue
+            source = made.get(node.operands[0])
+            stream = source is None or source.row.symbol == "+"
+            goes_on = node.results[0] in block.outputs or any(
+                n.row.symbol == "+" and node.results[0] in n.operands for n in block.nodes
+            )
+            found.add("behind" if not stream else "on the sum of" if goes_on else "before")
+    return " and ".join(w for w in ("before", "behind", "on the sum of") if w in found) or None
 
 
 def _activates(graph: Graph, block: Block, node: Node) -> bool:

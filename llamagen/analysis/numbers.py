@@ -299,6 +299,12 @@ STORAGE: Final[Mapping[str, Storage]] = {
 """int8 and int4 are symmetric, blocks of 32 along the input, float16 scales (MatMulNBits); float8 has no scales."""
 
 
+CACHE_BYTES: Final[Mapping[str, int]] = {
+    s.name: s.matrix_bits // 8 for s in STORAGE.values() if s.matrix_bits >= 8
+}
+"""Bytes of a cached number by its dtype; scales, where there are any, are one for many and not counted."""
+
+
 def storage(name: str) -> Storage:
     """The storage format ``name``. Raises LG901."""
     return chosen(STORAGE, name, "a storage format")

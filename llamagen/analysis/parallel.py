@@ -115,14 +115,15 @@ def parallel_of(
     """The text model of ``graphs`` over the GPUs of ``layout``. Raises LG906, LG907 or LG908 where it cannot be."""
     sharding = plan(graphs[MAIN])
     notes = suits(sharding, layout, gpus)
+    size = weights.other_bits // 8
     return ParallelReport(
         sharding,
         layout,
         context,
         batch,
         weights,
-        Holdings(graphs, sharding, layout, weights).at(batch, context),
-        tuple(_traffic(sharding, layout, weights.other_bits // 8)),
+        Holdings(graphs, sharding, layout, weights, size).at(batch, context),
+        tuple(_traffic(sharding, layout, size)),
         notes,
     )
 
@@ -178,10 +179,16 @@ class Holdings:
     """What GPUs hold, counted once for any workload."""
 
     def __init__(
-        self, graphs: Mapping[str, Graph], sharding: ShardPlan, layout: Layout, weights: Storage
+        self,
+        graphs: Mapping[str, Graph],
+        sharding: ShardPlan,
+        layout: Layout,
+        weights: Storage,
+        cache_bytes: int,
     ) -> None:
+        """``cache_bytes`` are those of a cached number."""
         graph, stack, shares = graphs[MAIN], pipeline_stack(sharding), sharding.at
-        self.layout, self.size = layout, weights.other_bits // 8
+        self.layout, self.cache_bytes = layout, cache_bytes
         self.stages = stage_layers(stack.layers if stack else 0, layout.pp)
         self.weights = [0] * layout.pp
         for _, path, block, part in each_weight(graphs):
@@ -203,7 +210,7 @@ class Holdings:
             heads = -(-slot.kv_heads // ranks_of(slot.path, node.results[0]))
             self.slots.append((_stage(stack, self.stages, slot.path), heads, slot))
         self.live = activation_levels(
-            graph, self.size, lambda value: ranks_of(*value.rpartition("/")[::2])
+            graph, weights.other_bits // 8, lambda value: ranks_of(*value.rpartition("/")[::2])
         )
 
     def at(self, batch: int, context: int) -> tuple[Held, ...]:
@@ -212,7 +219,7 @@ class Holdings:
         cache = [0] * self.layout.pp
         for stage, heads, slot in self.slots:
             values = heads * (slot.key_dim + slot.value_dim) * slot.kept(context)
-            cache[stage] += sequences * self.size * values
+            cache[stage] += sequences * self.cache_bytes * values
         live = peak(self.live, {"B": sequences, "S": 1, "P": context})
         return tuple(
             Held(layers, self.weights[i], cache[i], live) for i, layers in enumerate(self.stages)

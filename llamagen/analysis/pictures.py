@@ -690,3 +690,17 @@ def _node(
             for k, type_ in enumerate(results)
         ],
     }
+
+
+PIXELS = 2.0
+"""Of a PNG for each unit of the drawing."""
+
+
+def png(svg: str) -> bytes:
+    """A drawing as PNG, twice as many pixels as it has units, on white. Raises LG901 without what draws it."""
+    try:
+        from resvg_py import svg_to_bytes
+    except ImportError:
+        help = "`pip install 'llamagen[png]'`, or take the SVG"
+        raise LlamagenError.of("LG901", "a PNG needs resvg-py", help=help) from None
+    return bytes(svg_to_bytes(svg_string=svg, zoom=PIXELS, background="#ffffff"))

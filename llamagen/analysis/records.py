@@ -34,7 +34,7 @@ from llamagen.analysis.numbers import (
     flops_of,
     rotates,
 )
-from llamagen.analysis.sources import conflicts, family_of, matches, uncertain
+from llamagen.analysis.sources import conflicts, matches, uncertain
 from llamagen.analysis.tables import chosen
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.graph import MAIN, all_parameters, places
@@ -43,6 +43,7 @@ from llamagen.ops.rope import ROPE_KINDS
 from llamagen.resources import data_folder, data_text
 from llamagen.spec.checks import expand
 from llamagen.spec.expr import Static
+from llamagen.spec.families import EVERY_FAMILY, FAMILY, family_of, within
 from llamagen.spec.registry import Registry, is_sketch
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Hyperparameters, Spec
@@ -77,6 +78,8 @@ class Architecture:
     """Of the dense feed-forward, or of the shared expert."""
     norm: str | None
     """Of the layers."""
+    norms_at: str | None
+    """Where these stand: before attention and feed-forward, behind them, on the sum of both, or some of it."""
     cache: CacheReport
     """Of the text model."""
     weights: tuple[Weight, ...]
@@ -113,6 +116,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         tuple(graphs),
         next((one.activation for one in layers if one.activation), None),
         next((one.norms[1] for one in layers if one.norms[1]), None),
+        next((one.normed for one in layers if one.normed), None),
         cache,
         tuple(folded),
     )
@@ -154,6 +158,7 @@ def _read(saved: Mapping[str, Any]) -> Architecture:
         tuple(saved["graphs"]),
         saved["activation"],
         saved["norm"],
+        saved["norms_at"],
         CacheReport(tuple(CacheLayer(*row) for row in saved["layers"])),
         tuple(Weight(path, times, tuple(shape)) for path, times, shape in saved["weights"]),
     )
@@ -179,6 +184,7 @@ def numbers_text() -> str:
                 "graphs": built.graphs,
                 "activation": built.activation,
                 "norm": built.norm,
+                "norms_at": built.norms_at,
                 "layers": [astuple(layer)[:-1] for layer in built.cache.layers],
                 "weights": [astuple(weight) for weight in built.weights],
             }
@@ -225,17 +231,18 @@ class Record(Mapping[str, Static]):
         return architecture_of(self.resolved)
 
 
-FAMILY = "llama"
-"""What lists, queries and histories are of, unless another family is named: a history through two is none."""
-EVERY_FAMILY = "all"
-
-
 def records_of(registry: Registry, *, sketches: bool = False, family: str = FAMILY) -> list[Record]:
-    """The concrete models of a family by release date, then id; models without a date last."""
+    """The concrete models of a family by release date, then id; models without a date last.
+
+    Raises LG901 for an unknown family.
+    """
+    ids = registry.ids(abstract=False, sketches=sketches)
+    families = dict.fromkeys((EVERY_FAMILY, *map(family_of, ids)))
+    chosen(families, family, "a family")
     records = [
         Record(resolved, registry)
-        for spec_id in registry.ids(abstract=False, sketches=sketches)
-        if family in (EVERY_FAMILY, family_of(spec_id)) or is_sketch(spec_id)
+        for spec_id in ids
+        if within(family, spec_id) or is_sketch(spec_id)
         if not (resolved := registry.load(spec_id)).spec.abstract
     ]
     return sorted(records, key=lambda r: (str(r["released"] or "9999"), r.id))
@@ -301,6 +308,7 @@ def _total(name: str, doc: str) -> Column:
 
 COLUMNS: Mapping[str, Column] = {
     "id": Column("the spec's id", "id"),
+    "family": Column("first word of the id: llama, qwen ...", lambda r: family_of(r.id)),
     "generation": Column(
         "second word of the id: 1, 2, 3, 3.1, 3.2, 3.3, 4, code, guard", _generation
     ),
@@ -342,6 +350,11 @@ COLUMNS: Mapping[str, Column] = {
     "norm": Column(
         "op that normalises in the layers",
         lambda r: r.architecture.norm if r.architecture is not None else None,
+        from_graph=True,
+    ),
+    "norms_at": Column(
+        "where the layers' norms stand: before or behind attention and feed-forward, or both",
+        lambda r: r.architecture.norms_at if r.architecture is not None else None,
         from_graph=True,
     ),
     "rope_theta": Column("base of the rotary frequencies", "hyperparameters.rope.theta"),
@@ -458,16 +471,13 @@ def list_models(
 
     Raises LG901 for an unknown family or generation.
     """
-    registry = Registry()
-    ids = registry.ids()
-    chosen({EVERY_FAMILY: None} | {family_of(i): None for i in ids}, family, "a family")
+    records = records_of(Registry(), sketches=status == "sketch", family=family)
     if generation is not None:
-        of_family = (i for i in ids if family in (EVERY_FAMILY, family_of(i)))
-        known = {word: None for i in of_family for word in i.split("/")[1:-1]}
+        known = {word: None for record in records for word in record.id.split("/")[1:-1]}
         chosen(known, generation, "a generation")
     return [
         row
-        for record in records_of(registry, sketches=status == "sketch", family=family)
+        for record in records
         if generation is None or generation in record.id.split("/")[1:-1]
         if status is None or record["status"] == status
         if modality is None or _input(record) == modality
@@ -477,7 +487,7 @@ def list_models(
 
 def _row(record: Record) -> Row:
     spec, built = record.resolved.spec, record.architecture
-    values, release, training = spec.hyperparameters, spec.release, spec.training
+    values, release = spec.hyperparameters, spec.release
     heads, kv_heads = values.num_heads, values.num_kv_heads
     attention = None
     if heads is not None:
@@ -496,8 +506,7 @@ def _row(record: Record) -> Row:
         layers=values.num_layers,
         hidden=values.hidden_size,
         attention=attention,
-        context=(training.advertised_context if training is not None else None)
-        or values.max_positions,
+        context=spec.context,
         input=_input(record),
         licence=release.licence if release is not None else None,
         uncertain=", ".join(u.path for u in uncertain(record.resolved)) or None,

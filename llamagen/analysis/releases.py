@@ -1,4 +1,4 @@
-"""The history of the family at one look: every release, what was new in it, and what is often said wrongly about it."""
+"""The history of a family at one look: every release, what was new in it, and what is often said wrongly about it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from llamagen.analysis.tables import fill, holds, load_table, static_text
 from llamagen.ops.op import Role
 from llamagen.ops.table import OPS
 from llamagen.spec.expr import Static
+from llamagen.spec.families import FAMILY
 from llamagen.spec.schema import Closed
 from llamagen.units import count_short
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The models of one generation."""
+    """The models of one generation of a family."""
 
+    family: str
     generation: str
     date: str
     ids: tuple[str, ...]
@@ -28,7 +30,7 @@ class Release:
     """Parameters, and those a token uses where that is not all."""
     architecture: str
     context: str
-    """Tokens that its publisher promises."""
+    """Tokens that its publisher promises, or else the positions that it has."""
     techniques: tuple[str, ...]
     """What no earlier release had."""
     claims: tuple[tuple[int, WideClaim], ...]
@@ -37,25 +39,31 @@ class Release:
 
 def releases(family: Sequence[Record]) -> tuple[Release, ...]:
     """One of each generation of released models of the main line, by date."""
-    generations: dict[str, list[Record]] = {}
+    generations: dict[tuple[str, str], list[Record]] = {}
     for record in family:
-        generations.setdefault(static_text(record["generation"]), []).append(record)
+        key = static_text(record["family"]), static_text(record["generation"])
+        generations.setdefault(key, []).append(record)
     seen: set[str] = set()
     every: list[Release] = []
-    for generation, unsorted in generations.items():
+    for (name, generation), unsorted in generations.items():
         records = sorted(unsorted, key=_count)
         traits = dict.fromkeys(text for record in records for text in _traits(record))
         new = tuple(text for text in traits if text not in seen)
         seen.update(traits)
-        about = tuple((int(n), one) for n, one in claims().items() if generation in one.about)
+        about = tuple(
+            (int(n), one)
+            for n, one in claims().items()
+            if name == FAMILY and generation in one.about
+        )
         every.append(
             Release(
+                name,
                 generation,
-                min(static_text(r["released"]) for r in records),
+                min(static_text(r["released"]) if r["released"] else "no date" for r in records),
                 tuple(r.id for r in records),
                 tuple(dict.fromkeys(map(_size, records))),
                 ", ".join(dict.fromkeys(map(_kind, records))),
-                _range([r["context"] for r in records]),
+                _range([r.resolved.spec.context for r in records]),
                 new,
                 about,
             )
@@ -118,7 +126,7 @@ def text(releases: Sequence[Release]) -> str:
 
 def _lines(one: Release, said: set[int]) -> Iterator[str]:
     yield ""
-    yield f"LLaMA {one.generation}  {one.date}"
+    yield f"{one.family} {one.generation}  {one.date}"
     yield f"  sizes         {', '.join(one.sizes)}"
     yield f"  architecture  {one.architecture}"
     yield f"  context       {one.context} tokens"

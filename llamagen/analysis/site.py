@@ -20,7 +20,7 @@ from llamagen.analysis.diff.match import match
 from llamagen.analysis.diff.summary import summary
 from llamagen.analysis.numbers import STORAGE, cache_of, weight_bytes
 from llamagen.analysis.pictures import tower_svg, towers
-from llamagen.analysis.records import Record
+from llamagen.analysis.records import Record, architecture_of
 from llamagen.analysis.releases import releases
 from llamagen.analysis.sources import claims, conflicts, known_sources, source_of, uncertain
 from llamagen.analysis.targets import Model, built
@@ -139,7 +139,10 @@ def _wiring(model: Model) -> Data:
     graphs = model.graphs
     counted = Counts(graphs, workload(1))
     cache = cache_of(counted.graph)
+    architecture = architecture_of(model.resolved)
+    assert architecture is not None
     return {
+        "parameters": [[one.path, one.times, one.count] for one in architecture.weights],
         "components": [
             [c.component.value, c.count, c.active] for c in counted.parameters.components
         ],

@@ -37,11 +37,6 @@ def source_of(resolved: ResolvedSpec, path: str) -> str | None:
     return best[1] if best is not None else None
 
 
-def family_of(spec_id: str) -> str:
-    """``llama`` of ``llama/3/8b``."""
-    return spec_id.split("/", 1)[0]
-
-
 def matches(glob: str, path: str) -> bool:
     """Whether ``path`` is what ``glob`` says or lies below it."""
     start, pattern = _pattern(glob)

@@ -16,7 +16,7 @@ from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS
 from llamagen.cli.read import Batch, Context, Dtype, known_ids
 
-Form: TypeAlias = Literal["text", "markdown", "html", "json", "github", "svg"]
+Form: TypeAlias = Literal["text", "markdown", "html", "json", "github", "svg", "png"]
 
 _FORMS: Mapping[str, Callable[[Diff, tuple[Surface, ...]], str]] = {
     "markdown": render.markdown,
@@ -78,6 +78,8 @@ def diff(
         )
     if format == "svg":
         console.out(api.diff_picture(a, b, result))
+    elif format == "png":
+        console.picture(api.png(api.diff_picture(a, b, result)))
     elif format == "json":
         from llamagen.analysis.diff.document import json_text
 

@@ -27,6 +27,15 @@ def out(text: str) -> None:
     sys.stdout.write(text)
 
 
+def picture(png: bytes) -> None:
+    """Bytes of a picture. Raises LG901 for a terminal, which would show them as text."""
+    if sys.stdout.isatty():
+        raise LlamagenError.of("LG901", "a PNG is no text", help="send it to a file: `> FILE.png`")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(png)
+    sys.stdout.buffer.flush()
+
+
 def line(text: str = "") -> None:
     sys.stdout.write(_escaped(text) + "\n")
 

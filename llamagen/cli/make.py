@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,11 @@ from llamagen import api
 from llamagen.cli import console
 from llamagen.cli.exit_codes import FINDINGS, INVALID
 from llamagen.cli.progress import case_progress
-from llamagen.cli.read import Cache, known_ids
+from llamagen.cli.read import Cache, Family, Form, known_ids
+from llamagen.diagnostics.render import to_json
 from llamagen.emit.options import Target
 from llamagen.resources import data_text
+from llamagen.spec.families import FAMILY
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 
@@ -23,12 +26,21 @@ def fmt(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not canonical.")
     ] = False,
+    form: Form = "text",
 ) -> None:
     """Write specs in canonical form, comments kept."""
     report = api.fmt(files, write=not check)
-    for path in report.changed:
-        console.line(f"{'would change' if check else 'changed'} {path}")
-    console.diagnostics(report.findings)
+    if form == "json":
+        from llamagen.analysis.documents import FmtDocument
+
+        found = to_json(report.findings, Path.cwd())
+        changed = [str(path) for path in report.changed]
+        document = json.dumps({**found, "changed": changed, "written": not check})
+        console.out(FmtDocument.model_validate_json(document).json_text())
+    else:
+        for path in report.changed:
+            console.line(f"{'would change' if check else 'changed'} {path}")
+        console.diagnostics(report.findings)
     if report.failed:
         raise typer.Exit(INVALID)
     if check and report.changed:
@@ -36,25 +48,32 @@ def fmt(
 
 
 def schema(
+    command: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[COMMAND]",
+            help="Of what this command prints with --format json; of spec files by default.",
+        ),
+    ] = None,
     to: Annotated[
         Path | None,
         typer.Option("--to", metavar="FILE", help="Write to this file instead of stdout."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit 1 if the shipped spec/schema.json is out of date.")
+        bool, typer.Option("--check", help="Exit 1 if the shipped schema is out of date.")
     ] = False,
 ) -> None:
-    """Print the JSON schema of spec files, for completion and hovers in editors."""
+    """Print the JSON schema of spec files, for completion and hovers in editors, or of what a command prints."""
     if check:
-        if data_text("spec", "schema.json") != api.schema_text():
-            console.note(
-                "spec/schema.json is out of date: run `llamagen schema --to spec/schema.json`"
-            )
+        name = "schema.json" if command is None else f"{command}.schema.json"
+        if data_text("spec", name) != api.schema_text(command):
+            words = " ".join(filter(None, ("llamagen schema", command, f"--to spec/{name}")))
+            console.note(f"spec/{name} is out of date: run `{words}`")
             raise typer.Exit(FINDINGS)
     elif to is None:
-        console.out(api.schema_text())
+        console.out(api.schema_text(command))
     else:
-        console.line(f"{'wrote' if api.write_schema(to) else 'unchanged'} {to}")
+        console.line(f"{'wrote' if api.write_schema(to, command) else 'unchanged'} {to}")
 
 
 def generate(
@@ -103,11 +122,12 @@ def site(
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="ID", help="Only this model; may repeat.")
     ] = None,
+    family: Family = FAMILY,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder that an earlier site wrote.")
     ] = False,
 ) -> None:
     """Write the atlas of the family: static files that open in a browser from disk, without a network."""
     with case_progress("comparing models", "pairs") as progress:
-        api.site(out, only=only or (), overwrite=overwrite, progress=progress)
+        api.site(out, only=only or (), family=family, overwrite=overwrite, progress=progress)
     console.line(f"{out}: open {out / 'index.html'}")

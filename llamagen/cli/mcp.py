@@ -19,6 +19,7 @@ from llamagen.analysis.sources import known_sources
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.diagnostics.render import render
 from llamagen.spec.expr import Static
+from llamagen.spec.families import FAMILY
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +41,9 @@ class Table(BaseModel):
 
 class Text(BaseModel):
     text: str
+    sources: dict[str, str] = Field(
+        default={}, description="What the source keys in the text stand for."
+    )
 
 
 class Document(BaseModel):
@@ -97,13 +101,15 @@ def server() -> Any:
 
 
 def list_models(
-    generation: str | None = None, modality: Literal["text", "vision"] | None = None
+    generation: str | None = None,
+    modality: Literal["text", "vision"] | None = None,
+    family: str = FAMILY,
 ) -> Table:
-    """Every model of the family with date, status, exact parameters, layers, attention, context and licence.
+    """Every model of a family with date, status, exact parameters, layers, attention, context and licence.
 
-    generation: 1, 2, 3, 3.1, 3.2, 3.3, 4, code or guard.
+    generation: 1, 2, 3, 3.1, 3.2, 3.3, 4, code or guard of LLaMA. family: the first word of an id (`qwen`), or `all`.
     """
-    rows = api.list_models(generation=generation, modality=modality)
+    rows = api.list_models(generation=generation, modality=modality, family=family)
     return _table(list(asdict(rows[0])) if rows else [], (asdict(r).values() for r in rows))
 
 
@@ -117,7 +123,12 @@ def explain(subject: str, path: str | None = None) -> Text:
 
     With a path (`rope.theta`, `training.tokens`) subject is an id; alone it is an op, or a diagnostic code (LG404).
     """
-    return Text(text=api.explain(subject, path))
+    text = api.explain(subject, path)
+    if path is None:
+        return Text(text=text)
+    value = api.explanation(subject, path)
+    cited = [value.source, *(source for one in value.disputes for _, source in one.claims)]
+    return Text(text=text, sources=_sources([key for key in cited if key is not None]))
 
 
 def diff(before: str, after: str, everything: bool = False) -> DiffDocument:
@@ -140,43 +151,67 @@ def cost(
     dtype: str = "bfloat16",
     device: str | None = None,
     tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    cache_dtype: str | None = None,
 ) -> Document:
-    """Parameters, bytes and FLOPs of a workload, counted on the graph; what fits a device, such as `h100-80gb`."""
+    """Parameters, bytes and FLOPs of a workload, counted on the graph; what fits a device, such as `h100-sxm`.
+
+    cache_dtype is that of keys and values, 16 bit by default. A device is one of `SELECT name FROM devices`.
+    """
     report = api.cost(
-        id, context=context, batch=batch, dtype=dtype, device=device, tp=tensor_parallel
+        id,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        tp=tensor_parallel,
+        pp=pipeline_parallel,
+        cache_dtype=cache_dtype,
     )
     return Document(content=json.loads(cost_text(report)))
 
 
-def query(where: str = "true", select: list[str] | None = None, sort: str | None = None) -> Table:
+def query(
+    where: str = "true",
+    select: list[str] | None = None,
+    sort: str | None = None,
+    family: str = FAMILY,
+) -> Table:
     """Models for which an expression is true: where=`num_experts != none`, select=[`id`, `params`], sort=`-params`.
 
     Names: id, generation, released, params, active_params, context, vocab_size, num_kv_heads, attention, rope_theta ...
-    An unknown name is answered with the nearest one.
+    An unknown name is answered with the nearest one. family: the first word of an id (`qwen`), or `all`.
     """
     columns = select or ["id", "released", "params"]
-    answer: Rows = api.query(where, select=columns, sort=sort)
+    answer: Rows = api.query(where, select=columns, sort=sort, family=family)
     return _table(list(answer.columns), answer.rows)
 
 
-def timeline(expression: str) -> Document:
-    """When a value (`num_kv_heads`, `vocab_size`, `context`) first appeared in the releases, and when it changed."""
-    history = api.timeline(expression)
+def timeline(expression: str, family: str = FAMILY) -> Document:
+    """When a value (`num_kv_heads`, `vocab_size`, `context`) first appeared in the releases, and when it changed.
+
+    family: the first word of an id (`qwen`), or `all`.
+    """
+    history = api.timeline(expression, family=family)
     return Document(content=asdict(history))
 
 
-def releases() -> Document:
-    """The seven releases: date, sizes, context, what was new, and wide-spread claims about them with what is right."""
-    content = json.loads(releases_text(api.releases()))
+def releases(family: str = FAMILY) -> Document:
+    """The seven releases: date, sizes, context, what was new, and wide-spread claims about them with what is right.
+
+    family: of another one instead (`qwen`), or of `all`.
+    """
+    content = json.loads(releases_text(api.releases(family=family)))
     return Document(content=content, sources=_sources(content))
 
 
-def sql(statement: str) -> Table:
+def sql(statement: str, family: str = FAMILY) -> Table:
     """One SELECT over models, layers, parameters, changes, sources, conflicts, uncertain, lineage, variants, devices.
 
-    `SELECT * FROM sources WHERE model = 'llama/3/8b'` has each value with its source.
+    `SELECT * FROM sources WHERE model = 'llama/3/8b'` has each value with its source. family: whose models the tables
+    have, the first word of an id (`qwen`), or `all`.
     """
-    answer = api.sql(statement)
+    answer = api.sql(statement, family=family)
     return _table(list(answer.columns), answer.rows)
 
 

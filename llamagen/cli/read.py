@@ -16,6 +16,7 @@ from llamagen.api import MAINLINE
 from llamagen.cli import console
 from llamagen.cli.console import Cell, DiagnosticFormat, TableFormat
 from llamagen.cli.exit_codes import FINDINGS
+from llamagen.spec.families import EVERY_FAMILY, FAMILY, family_of
 
 if TYPE_CHECKING:
     from llamagen.emit.config.importing import Imported
@@ -50,6 +51,23 @@ Id = Annotated[
     ),
 ]
 
+
+def known_families(incomplete: str) -> list[str]:
+    """Those that a shell completes."""
+    from llamagen.spec.registry import Registry
+
+    known = dict.fromkeys((EVERY_FAMILY, *map(family_of, Registry().ids(abstract=False))))
+    return [one for one in known if one.startswith(incomplete)]
+
+
+Family = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Of this family, the first word of an id, or of `all`.",
+        autocompletion=known_families,
+    ),
+]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of each sequence.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences.")]
 Tp = Annotated[int, typer.Option(min=1, help="Tensor parallel: devices that share each layer.")]
@@ -91,9 +109,7 @@ def check(
 
 
 def list_models(
-    family: Annotated[
-        str, typer.Option(metavar="NAME", help="Of this family, or of all.")
-    ] = "llama",
+    family: Family = FAMILY,
     generation: Annotated[
         str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
     ] = None,
@@ -128,17 +144,13 @@ def list_models(
 Form = Annotated[Literal["text", "json"], typer.Option("--format", help="How it is printed.")]
 
 
-def _json(document: object) -> None:
-    console.out(json.dumps(document, indent=2, ensure_ascii=False, default=dict) + "\n")
-
-
 def show(spec: Id, form: Form = "text") -> None:
     """Show one model: sizes, parameters, memory, history."""
     sections = api.show(spec)
     if form == "json":
-        _json(
-            {"version": 1, "sections": {s.title: [list(row) for row in s.rows] for s in sections}}
-        )
+        from llamagen.analysis.documents import ShowDocument
+
+        console.out(ShowDocument(sections={s.title: s.rows for s in sections}).json_text())
         return
     for section in sections:
         console.section(section.title, section.rows)
@@ -155,14 +167,16 @@ def resolve(
     """Print a spec with everything it inherits, as one canonical YAML file."""
     model = api.load(spec)
     if form == "json":
+        from llamagen.analysis import documents
+
         rows = (
-            {"path": r.path, "text": r.text, "place": str(r.span), "spec": r.spec_id}
+            documents.Origin(path=r.path, text=r.text, place=str(r.span), spec=r.spec_id)
             for r in model.origins
         )
-        _json(
-            {"version": 1, "values": list(rows)}
+        console.out(
+            documents.OriginsDocument(values=tuple(rows)).json_text()
             if origins
-            else {"version": 1, "spec": model.resolved.plain}
+            else documents.ResolveDocument(spec=model.resolved.plain).json_text()
         )
         return
     if not origins:
@@ -192,19 +206,27 @@ def explain(
             metavar="PATH", help="With an id: the path of a value, e.g. hyperparameters.rope.theta."
         ),
     ] = None,
+    form: Form = "text",
 ) -> None:
     """Explain a value of a model (ID PATH), a diagnostic code (LG021), an op, or a profile's rewrites."""
+    text = api.explain(subject, path)
+    if form == "text":
+        console.out(text)
+        return
+    from llamagen.analysis.documents import ExplainDocument
 
-    console.out(api.explain(subject, path))
+    value = api.explanation(subject, path) if path is not None else None
+    document = ExplainDocument(subject=subject, path=path, text=text, value=value)
+    console.out(document.json_text())
 
 
 def graph(
     spec: Id,
     form: Annotated[
-        Literal["text", "mermaid", "tower", "svg", "explorer"],
+        Literal["text", "mermaid", "tower", "svg", "png", "explorer"],
         typer.Option(
             "--as",
-            help="Canonical text, a Mermaid flowchart, a tower as text or SVG, JSON for Model Explorer.",
+            help="Canonical text, a Mermaid flowchart, a tower as text or picture, JSON for Model Explorer.",
         ),
     ] = "text",
     name: Annotated[
@@ -213,6 +235,9 @@ def graph(
     ] = None,
 ) -> None:
     """Print the typed graphs of a model."""
+    if form == "png":
+        console.picture(api.png(api.graph_svg(spec, name)))
+        return
     draw = {
         "text": api.graph_text,
         "mermaid": api.graph_mermaid,
@@ -242,6 +267,12 @@ def cost(
         int, typer.Option(min=1, help="Images of a sequence, or tiles, for a model that takes any.")
     ] = 1,
     cache: Cache = "full",
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of keys and values: float32, bfloat16, float16, float8, int8; as activations by default."
+        ),
+    ] = None,
     format: Annotated[Literal["text", "json"], typer.Option(help="How it is printed.")] = "text",
 ) -> None:
     """Count parameters, memory and FLOPs of a workload, exactly; bounds on a device."""
@@ -258,6 +289,7 @@ def cost(
         ep=ep,
         images=images,
         cache=cache,
+        cache_dtype=cache_dtype,
     )
     console.out(costs.text(report) if format == "text" else costs.json_text(report))
 
@@ -302,9 +334,15 @@ def plot(
     longest: Annotated[
         int, typer.Option("--context", min=2048, help="Longest context, tokens.")
     ] = 131072,
+    family: Family = FAMILY,
+    format: Annotated[Literal["svg", "png"], typer.Option(help="How it is drawn.")] = "svg",
 ) -> None:
-    """Draw the KV cache over the context as SVG."""
-    console.out(api.plot(specs or (), longest=longest))
+    """Draw the KV cache over the context as SVG, or as PNG."""
+    svg = api.plot(specs or (), longest=longest, family=family)
+    if format == "png":
+        console.picture(api.png(svg))
+    else:
+        console.out(svg)
 
 
 def query(
@@ -325,6 +363,7 @@ def query(
     columns: Annotated[
         bool, typer.Option("--columns", help="List the names that expressions may use.")
     ] = False,
+    family: Family = FAMILY,
     format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
 ) -> None:
     """Filter, sort and count the models with expressions over their sizes, numbers and history."""
@@ -334,7 +373,7 @@ def query(
         console.table(["name", "meaning"], [(n, c.doc) for n, c in COLUMNS.items()], format)
         return
     if share is not None:
-        shares = api.share(share, where)
+        shares = api.share(share, where, family=family)
         heads = (share, "models", "share", "ids")
         if format == "json":
             console.records(heads, [(s.value, s.count, float(s.fraction), s.ids) for s in shares])
@@ -345,7 +384,7 @@ def query(
         console.table(heads, rows, format)
         return
     names = _expressions(select)
-    answer = api.query(where, select=names, sort=sort, first=first)
+    answer = api.query(where, select=names, sort=sort, first=first, family=family)
     _answer(answer.columns, answer.rows, format)
     if not answer.rows:
         console.note("no model matches")
@@ -396,6 +435,7 @@ def timeline(
         bool,
         typer.Option("--releases", help="Every release: sizes, what was new, what is often said."),
     ] = False,
+    family: Family = FAMILY,
     form: Form = "text",
 ) -> None:
     """Show when a value changed over the releases, when it first appeared, or that it never changed."""
@@ -404,14 +444,21 @@ def timeline(
     if releases:
         from llamagen.analysis.releases import json_text, text
 
-        console.out((text if form == "text" else json_text)(api.releases()))
+        console.out((text if form == "text" else json_text)(api.releases(family=family)))
     elif form == "json":
-        histories = api.history(where) if path is None else (api.timeline(path, where),)
-        _json({"version": 1, "timelines": [asdict(one) for one in histories]})
+        histories = (
+            api.history(where, family=family)
+            if path is None
+            else (api.timeline(path, where, family=family),)
+        )
+        from llamagen.analysis.documents import TimelineDocument
+
+        plain = json.dumps({"timelines": [asdict(one) for one in histories]}, default=dict)
+        console.out(TimelineDocument.model_validate_json(plain).json_text())
     elif path is None:
-        console.out(history_text(api.history(where)))
+        console.out(history_text(api.history(where, family=family)))
     else:
-        console.out(timeline_text(api.timeline(path, where)))
+        console.out(timeline_text(api.timeline(path, where, family=family)))
 
 
 def sql(
@@ -419,6 +466,7 @@ def sql(
         str | None,
         typer.Argument(metavar="[SELECT]", help="One SELECT; without it the tables are listed."),
     ] = None,
+    family: Family = FAMILY,
     format: Annotated[TableFormat, typer.Option(help="How the answer is printed.")] = "table",
 ) -> None:
     """Ask in SQL, read only; without a statement the tables are listed."""
@@ -428,7 +476,7 @@ def sql(
         tables = [(name, t.doc, ", ".join(t.columns)) for name, t in TABLES.items()]
         console.table(["table", "rows", "columns"], tables, format)
         return
-    result = api.sql(statement)
+    result = api.sql(statement, family=family)
     _answer(result.columns, result.rows, format)
 
 
@@ -454,23 +502,22 @@ def import_config(
         require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
     imported = api.import_config(source, id)
     if form == "json":
-        nearest = imported.nearest
-        _json(
-            {
-                "version": 1,
-                "spec": imported.resolved.plain,
-                "exact": imported.exact,
-                "alike": imported.alike,
-                "nearest": {
-                    "id": nearest.id,
-                    "differences": [asdict(one) for one in (*nearest.differences, *nearest.marks)],
-                },
-                "handled": imported.handled,
-                "ignored": imported.ignored,
-                "dropped": imported.dropped,
-                "notes": imported.notes,
-            }
+        from llamagen.analysis.documents import Difference, ImportDocument, Nearest
+
+        known = imported.nearest
+        differences = (*known.differences, *known.marks)
+        rows = tuple(Difference.model_validate(asdict(one)) for one in differences)
+        document = ImportDocument(
+            spec=imported.resolved.plain,
+            exact=imported.exact,
+            alike=imported.alike,
+            nearest=Nearest(id=known.id, differences=rows),
+            handled=imported.handled,
+            ignored=dict(imported.ignored),
+            dropped=imported.dropped,
+            notes=imported.notes,
         )
+        console.out(document.json_text())
     else:
         _report(imported)
     if to is None and form == "text":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TypeAlias
 
 from llamagen.spec.schema import Spec
-from llamagen.writing import require_kin, write_changed
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -33,13 +31,6 @@ def schema_text() -> str:
     return (
         json.dumps({**head, **{k: v for k, v in loosened.items() if k != "title"}}, indent=2) + "\n"
     )
-
-
-def write_schema(path: Path) -> bool:
-    """Write the schema unless the file has it already; whether it was written. Raises LG634 over another file."""
-    require_kin(path, lambda text: '"title": "llamagen spec"' in text, "a schema of specs")
-    written, _ = write_changed(path.parent, {path.name: schema_text()})
-    return bool(written)
 
 
 def _loosened(schema: Json) -> Json:

@@ -747,3 +747,9 @@ class Spec(Closed):
         default=(), description="Where sources disagree, and which one counts."
     )
     uncertain: tuple[Uncertain, ...] = Field(default=(), description="What was inferred.")
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that its publisher promises, or else its positions; none where neither is stated."""
+        promised = self.training.advertised_context if self.training is not None else None
+        return promised or self.hyperparameters.max_positions

@@ -72,7 +72,7 @@ function cost(wiring, load) {
   const wide = load.dtype === "float32" ? 4 : 2;
   const flops = (sizes) => ["matmul", "attention", "head"].reduce((sum, kind) => sum + evaluate(one.work[kind], sizes), 0);
   const weights = one.weights[load.dtype];
-  const cache = load.batch * load.context * one.cache_values * wide;
+  const cache = load.batch * load.context * one.cache_values * (load.kept === "8 bit" ? 1 : wide);
   const sizes = { B: load.batch, S: 1, P: load.context };
   // counted for values of 16 bit; wider ones are not offered beside a device
   const live = wide === 2 ? Math.max(...one.work.live.map((level) => evaluate(level, sizes))) : 0;
@@ -91,11 +91,13 @@ const PAGES = {
 
 function timeline() {
   const news = ATLAS.data.releases;
+  const families = [...new Set(news.map((one) => one.family))];
+  const called = (family) => (family === "llama" ? "LLaMA" : family);
   return [
-    h("h1", {}, "How LLaMA changed, release by release"),
+    h("h1", {}, `How ${families.map(called).join(", ") || "LLaMA"} changed, release by release`),
     h("p", { class: "lead" }, "What no earlier release had stands in the coloured labels. What is often said wrongly is below each release, with what its primary sources say."),
     h("ol", { class: "timeline" }, news.map((one) => h("li", {}, h("article", { class: "card" },
-      h("h2", {}, `LLaMA ${one.generation}`, h("time", { datetime: one.date }, one.date)),
+      h("h2", {}, `${called(one.family)} ${one.generation}`, h("time", { datetime: one.date }, one.date)),
       h("ul", { class: "chips", "aria-label": "new" }, one.techniques.length ? one.techniques.map((t) => h("li", {}, t)) : h("li", { class: "none" }, "nothing new in the architecture")),
       h("dl", { class: "facts" },
         h("dt", {}, "sizes"), h("dd", {}, one.sizes.join(", ")),
@@ -186,7 +188,7 @@ function model(id) {
     ].map(([name, text, exact]) => h("div", { class: "card" }, h("p", {}, name), h("p", { class: "big", title: number(exact) }, text)))),
     h("p", {}, base ? [h("a", { href: `#/compare/${base}..${m.id}` }, `What changed since ${base}`), " · "] : "", w ? h("a", { href: `#/cost/${m.id}` }, "What it costs to run") : ""),
     m.derived_how ? h("p", { class: "note" }, `From ${m.derived_from.join(", ")}: ${m.derived_how}`) : null,
-    w ? [h("h2", {}, "Where the parameters are"), treemap(w.components), h("h2", {}, "The model as boxes"), tower(m.wiring, m.id)] : h("p", { class: "note" }, "Its wiring is not published."),
+    w ? [h("h2", {}, "Where the parameters are"), treemap(w), h("h2", {}, "The model as boxes"), tower(m.wiring, m.id)] : h("p", { class: "note" }, "Its wiring is not published."),
     h("h2", {}, "Facts and their sources"),
     Object.entries(sections).map(([section, rows]) => h("details", { open: section === "hyperparameters" }, h("summary", {}, `${section} (${rows.length})`),
       table(["value", "", "source"].map((t) => h("th", { scope: "col" }, t)), rows.map(([path, value, key]) => {
@@ -206,16 +208,63 @@ function nearest(m) {
   return list.length ? list[0].id : null;
 }
 
-function treemap(components) {
+// squarified treemap (Bruls, Huizing, van Wijk 2000): rectangles of `items` in a box, as square as can be
+function squarify(items, box) {
+  let rest = [...items].sort((a, b) => b.size - a.size);
+  let { x, y, w, h: tall } = box;
+  const scale = (w * tall) / rest.reduce((sum, one) => sum + one.size, 0);
+  const laid = [];
+  while (rest.length) {
+    const side = Math.min(w, tall);
+    let [row, best] = [[], Infinity];
+    for (const one of rest) {
+      const next = [...row, one.size * scale];
+      const area = next.reduce((sum, a) => sum + a, 0);
+      const worst = Math.max(...next.map((a) => Math.max((side * side * a) / (area * area), (area * area) / (side * side * a))));
+      if (worst > best) break;
+      [row, best] = [next, worst];
+    }
+    const thick = row.reduce((sum, a) => sum + a, 0) / side;
+    let at = 0;
+    row.forEach((area, i) => {
+      const long = area / thick;
+      laid.push({ ...rest[i], box: w >= tall ? { x, y: y + at, w: thick, h: long } : { x: x + at, y, w: long, h: thick } });
+      at += long;
+    });
+    if (w >= tall) [x, w] = [x + thick, w - thick];
+    else [y, tall] = [y + thick, tall - thick];
+    rest = rest.slice(row.length);
+  }
+  return laid;
+}
+
+function treemap({ components, parameters }) {
   const total = components.reduce((sum, [, count]) => sum + count, 0);
-  const parts = components.filter(([, count]) => count > 0).map((c, i) => [...c, `var(--c${i % 8})`]);
+  const parts = components.filter(([, count]) => count > 0);
+  const groups = new Map();
+  for (const [path, times, count] of parameters) {
+    const part = path.replace(/\.(weight|bias)$/, "");
+    const cut = part.lastIndexOf(".");
+    const name = (cut < 0 ? part : part.slice(0, cut)).replace(/^(language_model\.)?model\./, "");
+    const [key, leaf] = cut < 0 || name === "model" ? [part.slice(cut + 1), part.slice(cut + 1)] : [name, part.slice(cut + 1)];
+    const group = groups.get(key) || { key, size: 0, leaves: [] };
+    group.size += times * count;
+    group.leaves.push({ path, leaf, times, size: times * count });
+    groups.set(key, group);
+  }
+  const WIDE = 240, HIGH = 100;
+  const percent = (box) => `left:${(100 * box.x) / WIDE}%;top:${(100 * box.y) / HIGH}%;width:${(100 * box.w) / WIDE}%;height:${(100 * box.h) / HIGH}%`;
+  const tiles = squarify([...groups.values()], { x: 0, y: 0, w: WIDE, h: HIGH }).flatMap((group, i) =>
+    squarify(group.leaves, group.box).map((one) => {
+      const many = one.times > 1 ? `${one.times} × ${number(one.size / one.times)}` : number(one.size);
+      const roomy = one.box.w > 24 && one.box.h > 9;
+      return h("div", { style: `${percent(one.box)};background:var(--c${i % 8})`, title: `${one.path}: ${many} parameters, ${((100 * one.size) / total).toFixed(2)} %` },
+        roomy ? h("span", {}, one.leaf, one.leaf === group.key ? null : h("small", {}, group.key), h("small", {}, short(one.size))) : null);
+    }));
   return [
-    h("div", { class: "map", "aria-hidden": "true" }, parts.map(([name, count, , colour]) => h("div", {
-      style: `flex:0 0 ${(100 * count) / total}%;width:${(100 * count) / total}%;background:${colour}`,
-      title: `${name}: ${number(count)}`,
-    }, count / total > 0.06 ? name : ""))),
+    h("div", { class: "map", "aria-hidden": "true" }, tiles),
     table(["part", "parameters", "share", "a token uses"].map((t, i) => h("th", { scope: "col", class: i ? "num" : null }, t)),
-      parts.map(([name, count, active, colour]) => h("tr", {}, h("td", { style: `--swatch:${colour}` }, h("span", { style: `color:${colour}` }, "■ "), name), h("td", { class: "num" }, number(count)), h("td", { class: "num" }, `${((100 * count) / total).toFixed(1)} %`), h("td", { class: "num" }, number(active))))),
+      parts.map(([name, count, active]) => h("tr", {}, h("td", {}, name), h("td", { class: "num" }, number(count)), h("td", { class: "num" }, `${((100 * count) / total).toFixed(1)} %`), h("td", { class: "num" }, number(active))))),
   ];
 }
 
@@ -259,7 +308,7 @@ function sayings(a, b) {
   return indices ? indices.map((i) => ATLAS.said.sentences[i]) : [];
 }
 
-const load = { context: 8192, batch: 1, dtype: "bfloat16", device: "h100-sxm", count: 1 };
+const load = { context: 8192, batch: 1, dtype: "bfloat16", kept: "as activations", device: "h100-sxm", count: 1 };
 
 function costs(rest) {
   const [id, query] = (rest || "").split("?");
@@ -276,7 +325,8 @@ function costs(rest) {
   const c = cost(m.wiring, load);
   const memory = device.memory_bytes * load.count;
   const fits = c.resident <= memory;
-  const legal = w.degrees.includes(load.count);
+  const tp = Math.max(...w.degrees.filter((degree) => load.count % degree === 0));
+  const stages = load.count / tp;
   const card = (name, text, exact) => h("div", { class: "card" }, h("p", {}, name), h("p", { class: "big", title: exact }, text));
   const beyond = m.context && load.context > m.context;
   return [
@@ -285,6 +335,7 @@ function costs(rest) {
       select("model", wired.map((o) => [o.id, o.id]), m.id, (v) => go({ id: v })),
       whole("tokens a sequence", "context", 1), whole("sequences", "batch", 1),
       select("weights", Object.keys(w.weights).map((k) => [k, k]), load.dtype, (v) => go({ dtype: v })),
+      select("keys and values", ["as activations", "8 bit"].map((k) => [k, k]), load.kept, (v) => go({ kept: v })),
       select("device", Object.entries(ATLAS.data.devices).map(([k, d]) => [k, d.title]), load.device, (v) => go({ device: v })),
       whole("devices", "count", 1),
     ),
@@ -295,10 +346,12 @@ function costs(rest) {
       card("a prompt of that length", flop(c.prefill), number(c.prefill)), card("one more token", flop(c.decode), number(c.decode)),
       card(`${load.count} × ${device.title}`, fits ? "fits" : `does not fit: ${bytes(memory)}`, number(memory)),
     ),
-    h("p", { class: "note" }, legal || load.count === 1
-      ? `Tensor parallel over ${load.count} is possible.`
-      : `Tensor parallel over ${load.count} is not: key/value heads and sizes allow ${w.degrees.join(", ")}. More devices need pipeline stages, or repeated heads.`,
-    " How long it takes at least: ", h("code", {}, `llamagen cost ${m.id} --context ${load.context} --batch ${load.batch} --dtype ${load.dtype} --device ${load.device}`)),
+    h("p", { class: "note" }, stages === 1
+      ? `${load.count === 1 ? "One device holds it whole" : `Each layer is cut over the ${load.count} devices (tensor parallel)`}.`
+      : stages <= w.layers.length
+        ? `Each layer is cut over ${tp} devices (tensor parallel: heads and sizes allow ${w.degrees.join(", ")}), and the layers over ${stages} pipeline stages.`
+        : `${load.count} devices cannot share it: heads and sizes allow ${w.degrees.join(", ")} for a layer, and there are ${w.layers.length} layers.`,
+    " How long it takes at least: ", h("code", {}, `llamagen cost ${m.id} --context ${load.context} --batch ${load.batch} --dtype ${load.dtype} --device ${load.device}${tp > 1 ? ` --tp ${tp}` : ""}${stages > 1 ? ` --pp ${stages}` : ""}${load.kept === "8 bit" ? " --cache-dtype float8" : ""}`)),
     h("h2", {}, "Cache over the context, 16 bit"),
     curves(m),
   ];

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import logging
 
-from llamagen.analysis.sources import family_of
+from llamagen.spec.families import family_of
 from llamagen.spec.registry import Registry
 from llamagen.verify.limits import difference, largest_of, measured_tolerance
 from llamagen.verify.scenarios import scenarios

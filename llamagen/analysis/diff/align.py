@@ -58,8 +58,13 @@ def pairs_of(before: Model, after: Model, same: Matching, load: Workload) -> Ite
     plain = _folded(
         [f for f in a if isinstance(f, Feature)], [f for f in b if isinstance(f, Feature)]
     )
-    # A place that one model lacks is one change; settings of its ops would only repeat it.
-    whole = {Kind.SETTING} if wired else {Kind.SETTING, Kind.VALUE, Kind.TOKENIZER, Kind.NAMING}
+    # A place that one model lacks is one change; settings of its ops would only repeat it. Of a runtime that knows one
+    # of them alone nothing is known to differ.
+    whole = (
+        {Kind.SETTING, Kind.RUNTIME}
+        if wired
+        else {Kind.SETTING, Kind.VALUE, Kind.TOKENIZER, Kind.NAMING}
+    )
     kept = [p for p in plain if p.kind not in whole or (p.before and p.after)]
     grouped, fused = _grouped(kept)
     lines = _folded_equations(

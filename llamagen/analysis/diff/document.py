@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Literal
 
@@ -59,11 +58,6 @@ def document(result: Diff, surfaces: tuple[Surface, ...] = tuple(Surface)) -> Di
         ignored=result.ignored,
         changes=tuple(c for c in result.changes if c.touches(surfaces)),
     )
-
-
-def schema_text() -> str:
-    """The JSON schema of the form: spec/diff.schema.json."""
-    return json.dumps(DiffDocument.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def json_text(result: Diff, surfaces: Iterable[Surface] = tuple(Surface)) -> str:

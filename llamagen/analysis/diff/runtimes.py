@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from llamagen.analysis.numbers import cache_of
-from llamagen.analysis.sources import family_of
 from llamagen.analysis.tables import chosen, holds, hyperparameter_scope, load_table
 from llamagen.ir.graph import MAIN, Graph, OpPart, places
 from llamagen.ops.op import Role
 from llamagen.spec.expr import Static
+from llamagen.spec.families import family_of
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import Closed
 

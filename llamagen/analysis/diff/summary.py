@@ -6,6 +6,7 @@ the graph.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,13 +20,15 @@ from llamagen.analysis.numbers import Component, count_parameters, encoder_flops
 from llamagen.analysis.records import attention_kind
 from llamagen.analysis.tables import hyperparameter_scope
 from llamagen.analysis.targets import Model
-from llamagen.ir.graph import MAIN, Graph
+from llamagen.ir.graph import MAIN, Graph, places
 from llamagen.ops.op import AttrValue, Role
 from llamagen.spec.expr import unparse_static
 from llamagen.units import bytes_short, count_short
 
 MOST = 10
 """Sentences; of more the least telling are left out."""
+
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 BESIDE = (Kind.RECORD, Kind.NAMING, Kind.TOKENIZER, Kind.RUNTIME)
 """Differences that leave the architecture the same."""
@@ -40,24 +43,32 @@ def summary(
     if not (before.graphs and after.graphs):
         return ()
     both = _both(before, after, match)
-    said = [
-        *_layers_said(both, pairs),
-        *_experts_said(both),
-        *_attention_said(both),
-        *_positions_said(both),
-        *_feed_forward_said(both),
-        *_sizes_said(before, after),
-        *_images_said(before, after),
-        *_paths_said(both, pairs),
-        *_details_said(both),
-    ]
-    said += _equations_said(both, pairs)
     numbers = list(_numbers_said(before, after, load))
-    if said or numbers:
-        return (*said[: MOST - len(numbers)], *numbers)
+    made = list(_lineage_said(before, after))
+    told: list[tuple[int, str]] = [
+        (rank, sentence)
+        for rank, sentences in (
+            (0, _layers_said(both, pairs)),
+            (0, _experts_said(both)),
+            (0, _attention_said(both)),
+            (1, _positions_said(both)),
+            (0, _scores_said(both)),
+            (1, _feed_forward_said(both)),
+            (0, _sizes_said(before, after)),
+            (0, _images_said(before, after)),
+            (1, _paths_said(both, pairs)),
+            (1, made),
+            (2, _details_said(both)),
+            (2, _equations_said(both, pairs)),
+        )
+        for sentence in sentences
+    ]
+    if len(told) > len(made) or numbers:
+        kept = sorted(range(len(told)), key=lambda i: told[i][0])[: MOST - len(numbers)]
+        return (*(told[i][1] for i in sorted(kept)), *numbers)
     if any(p.kind not in BESIDE for p in pairs):
         return ()
-    return ("the same architecture", *_record_said(before, after, pairs))[:MOST]
+    return ("the same architecture", *made, *_record_said(before, after, pairs))[:MOST]
 
 
 def _both(before: Model, after: Model, match: Matching) -> _Both:
@@ -149,13 +160,14 @@ def _changes_layers(both: _Both, pair: Pair) -> bool:
 
 
 def _experts_said(both: _Both) -> Iterator[str]:
-    for (x, _), (y, shared), where in both.changes(lambda f: (f.experts, f.width)):
+    for (x, alone), (y, shared), where in both.changes(lambda f: (f.experts, f.width)):
+        beside = f" beside a shared one of {shared:,}" if shared else ""
         if x == y:
-            continue
-        if y is None:
+            if x is not None:
+                yield f"experts{beside or ' without a shared one'}{where}"
+        elif y is None:
             yield f"no experts, a dense feed-forward of {shared or 0:,}{where}"
         elif x is None:
-            beside = f" beside a shared one of {shared:,}" if shared else ""
             yield (
                 f"mixture of experts{where}: {y.count} experts of {y.width:,}, a token uses "
                 f"{y.used}{beside}"
@@ -163,7 +175,9 @@ def _experts_said(both: _Both) -> Iterator[str]:
         else:
             ends = [f"{e.count} experts of {e.width:,}, {e.used} a token" for e in (x, y)]
             only = x.width == y.width and x.used == y.used
-            yield f"{x.count} → {y.count} experts{where}" if only else f"{' → '.join(ends)}{where}"
+            many = f"{x.count} → {y.count} experts" if only else " → ".join(ends)
+            one = "" if shared == alone else beside or ", no shared one any more"
+            yield f"{many}{one}{where}"
 
 
 def _attention_said(both: _Both) -> Iterator[str]:
@@ -205,7 +219,8 @@ def _positions_said(both: _Both) -> Iterator[str]:
         if first is None or second is None:
             continue  # no attention
         (x, warm, how), (y, warm2, how2) = first, second
-        if warm != warm2:
+        turned = x is None and y is not None
+        if warm != warm2 and not (turned and warm2 is None):
             yield _temperature_said(y is None and x is not None, warm2, where)
         elif y is None and x is not None:
             yield f"no rotary positions{f', but {how2}' if how2 else ' (NoPE)'}{where}"
@@ -214,7 +229,8 @@ def _positions_said(both: _Both) -> Iterator[str]:
         if x == y or y is None:
             continue
         if x is None:
-            yield f"rotary positions{f' instead of {how}' * bool(how)}{where}: {_rope_said(y)}"
+            cold = " and no temperature of queries any more" * (warm is not None and warm2 is None)
+            yield f"rotary positions{f' instead of {how}' * bool(how)}{where}{cold}: {_rope_said(y)}"
         else:
             yield f"RoPE {_rope_change(x, y)}{where}"
 
@@ -227,16 +243,24 @@ def _temperature_said(unrotated: bool, warm: Settings | None, where: str) -> str
     return f"{first}queries that grow with the log of their position{where} (temperature: {text})"
 
 
+def _scores_said(both: _Both) -> Iterator[str]:
+    for settings, settings2, where in both.changes(lambda f: f.attention):
+        names = {**settings, **settings2} if settings and settings2 else {}
+        texts: list[str] = []
+        for name in [n for n in names if n != "alibi"]:
+            ends = [one.get(name) for one in (settings, settings2)]
+            if ends[0] != ends[1]:
+                usual = "1/√head_dim" if name == "scale" else "none"
+                shown = [_plain(end) if end is not None else usual for end in ends]
+                texts.append(f"{name} {' → '.join(shown)}")
+        if texts:
+            yield f"attention's {', '.join(texts)}{where}"
+
+
 def _details_said(both: _Both) -> Iterator[str]:
     for first, second, where in both.changes(lambda f: f.layout):
         if first is not None and second is not None:
             yield f"rotary pairs are {second}, no longer {first}{where}: q and k rows are permuted"
-    for settings, settings2, where in both.changes(lambda f: f.attention):
-        names = {**settings, **settings2} if settings and settings2 else {}
-        for name in [n for n in names if n != "alibi"]:
-            ends = [one.get(name) for one in (settings, settings2)]
-            if ends[0] != ends[1]:
-                yield f"attention's {name} {_plain(ends[0])} → {_plain(ends[1])}{where}"
     for eps, eps2, where in both.changes(lambda f: f.eps):
         yield f"norm eps {eps} → {eps2}{where}"
 
@@ -269,14 +293,21 @@ def _feed_forward_said(both: _Both) -> Iterator[str]:
         if a is not None and b is not None and moe == moe2:
             what = "shared expert" if moe else "feed-forward"
             yield f"{what} {a:,} → {b:,} wide{where}"
-        elif moe == moe2:
+        elif moe == moe2 and not moe:
             yield f"{'a' if b else 'no'} dense feed-forward{where}"
     for act, act2, where in both.changes(lambda f: f.activation):
         if act is not None and act2 is not None:
             yield f"activation {act} → {act2}{where}"
-    for norms, norms2, where in both.changes(lambda f: f.norms):
+    for (norms, at), (norms2, at2), where in both.changes(lambda f: (f.norms, f.normed)):
+        if norms == norms2:
+            yield f"norms {at2} attention and feed-forward, no longer {at} them{where}"
+            continue
         many = "norm" + "s" * (norms[0] != 1)
-        yield f"{norms[0]} {many} a layer ({norms[1]}) → {norms2[0]} ({norms2[1]}){where}"
+        ends = [
+            f"({op}{f', {place} attention and feed-forward' if at != at2 and place else ''})"
+            for (_, op), place in ((norms, at), (norms2, at2))
+        ]
+        yield f"{norms[0]} {many} a layer {ends[0]} → {norms2[0]} {ends[1]}{where}"
     for bias, bias2, where in both.changes(lambda f: f.biases):
         yield f"biases: {bias or 'none'} → {bias2 or 'none'}{where}"
 
@@ -286,7 +317,8 @@ def _sizes_said(before: Model, after: Model) -> Iterator[str]:
     rows = [_rows(model.graphs[MAIN]) for model in (before, after)]
     tokenizers = [model.resolved.spec.tokenizer for model in (before, after)]
     kinds = [str(one.kind) if one is not None else "unknown" for one in tokenizers]
-    other = f", another tokenizer ({kinds[0]} → {kinds[1]})" if kinds[0] != kinds[1] else ""
+    known = kinds[0] != kinds[1] and "unknown" not in kinds
+    other = f", another tokenizer ({kinds[0]} → {kinds[1]})" if known else ""
     sizes: list[str] = []
     if a["hidden_size"] != b["hidden_size"]:
         sizes.append(f"hidden size {a['hidden_size']:,} → {b['hidden_size']:,}")
@@ -311,12 +343,28 @@ def _rows(graph: Graph) -> int:
 
 
 def _images_said(before: Model, after: Model) -> Iterator[str]:
+    a, b = (_vision(model) for model in (before, after))
     sees = [encoder_flops(model.graphs) is not None for model in (before, after)]
     if sees == [False, True]:
         weights = count_parameters(after.graphs).of(Component.VISION)
         yield f"images: a vision tower of {count_short(weights)} parameters"
     elif sees == [True, False]:
         yield "no images any more"
+    elif all(sees):
+        among = [
+            any(any(places(g, Role.PLACEHOLDERS)) for g in m.graphs.values())
+            for m in (before, after)
+        ]
+        if among[0] != among[1]:
+            how = ["by cross-attention", "among the text (early fusion)"]
+            yield f"images {how[among[1]]}, no longer {how[among[0]]}"
+        elif a != b:
+            yield f"images: {', '.join(f'{n} {_plain(a[n])} → {_plain(b[n])}' for n in b if a.get(n) != b[n])}"
+
+
+def _vision(model: Model) -> Settings:
+    vision = model.resolved.spec.hyperparameters.vision
+    return vision.model_dump() if vision is not None else {}
 
 
 def _paths_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
@@ -350,11 +398,23 @@ def _equations_said(both: _Both, pairs: Sequence[Pair]) -> Iterator[str]:
         if pair.kind is Kind.EQUATION:
             ends = [end.text if end is not None else "nothing" for end in (pair.before, pair.after)]
             same = " (the same)" * pair.regrouped + " (the same up to rounding)" * pair.reordered
-            yield f"{pair.path or ROOT}{where}: `{ends[0]}` → `{ends[1]}`{same}"
+            numbers = [_NUMBER.findall(end) for end in ends]
+            changed = [(x, y) for x, y in zip(*numbers, strict=False) if x != y]
+            if _NUMBER.sub("0", ends[0]) == _NUMBER.sub("0", ends[1]) and len(changed) == 1:
+                values = " → ".join(_plain(float(n)) for n in changed[0])
+                yield f"{pair.path or ROOT}{where}: {values} in `{ends[1]}`"
+            else:
+                yield f"{pair.path or ROOT}{where}: `{ends[0]}` → `{ends[1]}`{same}"
         elif pair.kind is Kind.BLOCK and _changes_layers(both, pair):
             end, how = (pair.before, "gone") if pair.before is not None else (pair.after, "new")
             named = f" ({end.text})" if end is not None else ""
             yield f"block `{pair.path}`{named} is {how}{where}"
+
+
+def _lineage_said(before: Model, after: Model) -> Iterator[str]:
+    lineage = after.resolved.spec.lineage
+    if lineage is not None and before.resolved.spec.id in lineage.derived_from:
+        yield f"made from it{f': {lineage.how}' if lineage.how else ''}"
 
 
 def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamagen.analysis.cost import cost_of, device, devices, largest, workload
+from llamagen.analysis.cost import cost_of, device, devices, largest, text, workload
 from llamagen.analysis.numbers import (
     Component,
     activation_levels,
@@ -254,3 +254,25 @@ def test_unknown_names_and_sizes(call: object) -> None:
 
 def test_every_device_has_a_source() -> None:
     assert all(d.source and d.bandwidth > 0 and d.peak("bfloat16") > 0 for d in devices().values())
+
+
+def test_keys_and_values_in_another_dtype_than_activations() -> None:
+    graphs = {MAIN: models.graph(models.LLAMA_3_8B)}
+    wide, narrow = (cost_of(graphs, workload(4096, cache_dtype=name)) for name in (None, "float8"))
+    assert wide.cache_bytes == 2 * narrow.cache_bytes
+    assert [h.cache for h in wide.held] == [2 * h.cache for h in narrow.held]
+    assert wide.decode.activation_peak == narrow.decode.activation_peak
+    assert wide.weight_bytes == narrow.weight_bytes
+    assert wide.decode.cache_bytes_read == 2 * narrow.decode.cache_bytes_read
+    with pytest.raises(LlamagenError, match="LG901"):
+        workload(1, cache_dtype="int4")
+
+
+def test_a_context_beyond_the_model_is_counted_and_marked() -> None:
+    graphs, device_ = {MAIN: models.graph(models.LLAMA_3_8B)}, ("h200-sxm", device("h200-sxm"))
+    within, beyond = (
+        text(cost_of(graphs, workload(context), device_, 8192)) for context in (8192, 8193)
+    )
+    assert "beyond the 8,192 tokens that the model is made for" in beyond
+    assert "beyond" not in within
+    assert "at batch 1; the model is made for 8,192" in within

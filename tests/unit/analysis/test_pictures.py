@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+import llamagen
 from llamagen.analysis.diff.equations import equations
 from llamagen.analysis.diff.judge import Verdict, diff
 from llamagen.analysis.numbers import cache_of
@@ -24,6 +27,7 @@ from llamagen.analysis.pictures import (
     tower_text,
 )
 from llamagen.analysis.targets import built
+from llamagen.cli import main
 from tests.unit.analysis import models
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -145,3 +149,36 @@ def test_mermaid_folds_layers_in_turn() -> None:
     )
     assert label.count(" x ") == 3
     assert "12 x (3 x " in label
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "graph llama/3.2/1b --as png",
+        "plot llama/3.2/1b --format png",
+        "diff llama/3/8b llama/3.1/8b --format png",
+    ],
+)
+def test_a_png_without_what_draws_it_says_what_to_install(
+    line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    assert main(line.split()) == 2
+    said = capfd.readouterr()
+    assert not said.out
+    assert "llamagen[png]" in said.err
+
+
+def test_a_png_is_the_svg_drawn(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    drawn: list[str] = []
+
+    def svg_to_bytes(*, svg_string: str, zoom: float, background: str) -> bytes:
+        drawn.append(svg_string)
+        return b"\x89PNG"
+
+    monkeypatch.setitem(sys.modules, "resvg_py", SimpleNamespace(svg_to_bytes=svg_to_bytes))
+    assert main(["plot", "llama/3.2/1b", "--format", "png"]) == 0
+    assert capfdbinary.readouterr().out == b"\x89PNG"
+    assert drawn == [llamagen.plot(["llama/3.2/1b"])]

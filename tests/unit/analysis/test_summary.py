@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.judge import Diff, Surface, Verdict, diff
 from llamagen.analysis.diff.render import LINES, text
 from llamagen.analysis.targets import Model, built
@@ -102,8 +103,8 @@ EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
         "no experts, a dense feed-forward of 8,192",
         "layers.*.feed_forward.shared_expert` is now `language_model.model.layers.*.feed_forward` in 48 layers",
         "attention no longer within chunks of 8,192",
-        "no temperature of queries any more in 12 layers (3,7,...,47)",
-        "rotary positions in 12 layers (3,7,...,47)",
+        "rotary positions in 12 layers (3,7,...,47) and no temperature of queries any more: unscaled (theta 500,000)",
+        "made from it: dense, pruned: shared expert kept as the MLP",
     ),
     ("llama/3.1/8b", "llama/3.2/1b"): (
         "32 layers → 16",
@@ -127,6 +128,44 @@ EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
         "attention within a window of 4,096",
         "feed-forward 11,008 → 14,336 wide",
         "context 4,096 → 32,768",
+    ),
+    ("mistral/0.1/7b", "llama/3/8b"): (
+        "attention no longer within a window of 4,096",
+        "RoPE theta 10,000 → 500,000",
+        "vocabulary 32,000 → 128,256, another tokenizer (sentencepiece → tiktoken); context 32,768 → 8,192",
+    ),
+    ("mixtral/0.1/8x7b", "llama/4/scout"): (
+        "8 experts of 14,336, 2 a token → 16 experts of 8,192, 1 a token beside a shared one of 8,192",
+        "attention within chunks of 8,192 in 36 layers",
+        "no rotary positions (NoPE)",
+        "images: a vision tower of",
+    ),
+    ("gemma/2/9b", "gemma/2/27b"): (
+        "42 layers → 46",
+        "attention's scale 1/√head_dim → 0.0833333",
+        "model: 59.8665 → 67.8823 in `return norm(",
+    ),
+    ("gemma/2/9b", "llama/3.1/8b"): (
+        "attention no longer within a window of 4,096 in 16 layers (0,2,...,30)",
+        "attention's softcap 50 → none",
+        "activation gelu → silu",
+        "the head is no longer tied to the embedding",
+    ),
+    ("qwen/2/7b", "qwen/3/8b"): (
+        "28 layers → 36",
+        "queries and keys are normalised (rms_norm)",
+        "biases: k_proj, q_proj, v_proj → none",
+    ),
+    ("llama/2/7b", "olmo/2/7b"): (
+        "norms behind attention and feed-forward, no longer before them",
+        "queries and keys are normalised (rms_norm)",
+    ),
+    ("llama/3.2/11b-vision", "llama/guard/3-11b-vision"): (
+        "images: image_size 448 → 560",
+        "made from it",
+    ),
+    ("llama/3.2/90b-vision", "llama/4/scout"): (
+        "images among the text (early fusion), no longer by cross-attention",
     ),
     ("llama/3.2/1b", EQUATION): (
         "activation silu → relu",
@@ -181,6 +220,26 @@ def test_the_text_fits_a_screen_unless_all_is_asked_for(pair: tuple[str, str]) -
 @pytest.mark.parametrize("source", ["llama/3.2/1b", "llama/4/scout", "llama/3.2/11b-vision"])
 def test_of_a_model_and_itself_nothing_is_said_to_differ(source: str) -> None:
     assert compared((source, source)).summary == ("the same architecture",)
+
+
+def test_a_runtime_that_knows_one_of_them_alone_is_no_difference() -> None:
+    assert not [c for c in compared(("llama/3.2/1b", SCALED)).changes if c.kind is Kind.RUNTIME]
+
+
+def test_where_norms_stand_is_told_with_their_number() -> None:
+    text = """blocks:
+  DecoderLayer:
+    parts: {a: "rms_norm(hidden_size, eps=norm_eps)", b: "rms_norm(hidden_size, eps=norm_eps)"}
+    forward: |
+      h = x + a(self_attn(input_layernorm(x)))
+      return h + b(mlp(post_attention_layernorm(h)))
+"""
+    said = compared(("llama/3.2/1b", edited(text))).summary
+    before = "before attention and feed-forward"
+    assert (
+        f"2 norms a layer (rms_norm, {before}) → 4 (rms_norm, before and behind attention and feed-forward)"
+        in said
+    )
 
 
 def test_the_other_way_says_the_opposite() -> None:

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import llamagen
-from llamagen.analysis.records import EVERY_FAMILY, FAMILY, architecture_of
-from llamagen.analysis.sources import conflicts, family_of, known_sources, source_of
+from llamagen.analysis.records import architecture_of
+from llamagen.analysis.sources import conflicts, known_sources, source_of
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.checkpoint import import_path
 from llamagen.emit.config.foreign import read_config
@@ -21,6 +21,7 @@ from llamagen.emit.config.importing import Imported, import_foreign
 from llamagen.emit.config.json_source import Json, parse_json
 from llamagen.emit.config.table import CONFIG_FILE, config_files, flat, plain, value_of
 from llamagen.ir.elaborate import build
+from llamagen.spec.families import EVERY_FAMILY, FAMILY, family_of
 from llamagen.spec.registry import Registry
 from tests.unit.family.facts import REGISTRY
 from tests.unit.family.importing import KINDS, MODELS
@@ -29,9 +30,15 @@ IDS = (
     "gemma/2/27b",
     "gemma/2/9b",
     "mistral/0.1/7b",
+    "mistral/small-3/24b",
     "mixtral/0.1/8x7b",
     "olmo/2/7b",
+    "phi/3/mini-4k-instruct",
+    "phi/4/14b",
     "qwen/2/7b",
+    "qwen/3/0.6b",
+    "qwen/3/30b-a3b",
+    "qwen/3/32b",
     "qwen/3/8b",
 )
 OWN = {one: family_of(one) for one in IDS}
@@ -39,9 +46,15 @@ TOTALS = {
     "gemma/2/27b": 27_227_128_320,
     "gemma/2/9b": 9_241_705_984,
     "mistral/0.1/7b": 7_241_732_096,
+    "mistral/small-3/24b": 23_572_403_200,
     "mixtral/0.1/8x7b": 46_702_792_704,
     "olmo/2/7b": 7_298_617_344,
+    "phi/3/mini-4k-instruct": 3_821_079_552,
+    "phi/4/14b": 14_659_507_200,
     "qwen/2/7b": 7_615_616_512,
+    "qwen/3/0.6b": 596_049_920,
+    "qwen/3/30b-a3b": 30_532_122_624,
+    "qwen/3/32b": 32_762_123_264,
     "qwen/3/8b": 8_190_735_360,
 }
 """What transformers counts: see test_parameters_are_those_of_transformers."""
@@ -106,7 +119,10 @@ def test_what_absence_means_is_what_transformers_takes(spec_id: str) -> None:
     for key, text in flat(table.mapping.absent).items():
         if key in ("architectures", "rope_scaling"):
             continue
-        value = plain(value_of(text, beside))
+        experts = {
+            n: v for n in ("num_experts", "num_local_experts") if (v := getattr(made, n, None))
+        }
+        value = plain(value_of(text, {**experts, **beside}))
         taken = rope["rope_theta"] if key == "rope_theta" else getattr(made, key, None)
         if key == "head_dim" and taken is None:  # its modelling code divides
             taken = made.hidden_size // made.num_attention_heads
@@ -183,7 +199,10 @@ def test_a_folder_that_transformers_saved_is_read_without_a_spec(
     kind = REGISTRY.load(spec_id).spec.config
     assert kind is not None
     window = {"sliding_window": 8} if "sliding_window" in kind.fields else {}
-    config = AutoConfig.for_model(kind.kind, **SMALL, **window)
+    written = config_of(spec_id)
+    wired = {key: written[key] for key in kind.fixed if key in written and key != "architectures"}
+    lengths = {key: 64 for key, text in kind.fields.items() if text == "max_positions"}
+    config = AutoConfig.for_model(kind.kind, **{**SMALL, **window, **wired, **lengths})
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     found = import_path(tmp_path)
     assert family_of(found.nearest.id) == OWN[spec_id]
@@ -251,3 +270,36 @@ def test_all_families_are_listed_only_when_asked_for() -> None:
     listed = {row.id for row in llamagen.list_models(family=EVERY_FAMILY)}
     assert set(IDS) <= listed
     assert not {row.id for row in llamagen.list_models()} & set(IDS)
+
+
+def test_questions_are_of_one_family_of_another_or_of_all() -> None:
+    ours = {row[0] for row in llamagen.query(select=["family"]).rows}
+    assert ours == {FAMILY}
+    every = llamagen.query(family=EVERY_FAMILY, select=["id", "family"]).rows
+    assert {(one, family_of(one)) for one in IDS} <= set(every)
+    assert {row[0] for row in llamagen.query(family="qwen", select=["family"]).rows} == {"qwen"}
+    count = "select family, count(*) from models group by family"
+    assert {row[0] for row in llamagen.sql(count, family=EVERY_FAMILY).rows} > {FAMILY, "qwen"}
+    assert [row[0] for row in llamagen.sql(count).rows] == [FAMILY]
+    steps = llamagen.timeline("qk_norm", family="qwen").steps
+    assert [step.held[0].value for step in steps] == [None, True]
+    assert {one.family for one in llamagen.releases(family=EVERY_FAMILY)} > {FAMILY, "gemma"}
+    assert {s.value for s in llamagen.share("attention", family="olmo")} == {"MHA"}
+
+
+def test_an_unknown_family_leads_to_the_nearest() -> None:
+    for ask in (llamagen.query, llamagen.list_models, llamagen.releases, llamagen.history):
+        with pytest.raises(LlamagenError) as caught:
+            ask(family="qwenn")
+        (one,) = caught.value.diagnostics
+        assert (one.code, one.help) == ("LG901", "did you mean `qwen`?")
+
+
+def test_a_release_of_another_family_has_what_was_new_in_it_and_no_claims_about_llama() -> None:
+    found = {(one.family, one.generation): one for one in llamagen.releases(family=EVERY_FAMILY)}
+    assert "attention within a window of 4096" in found["mistral", "0.1"].techniques
+    assert "norms before and behind every block" in found["gemma", "2"].techniques
+    assert "norms behind every block" in found["olmo", "2"].techniques
+    assert "biases" in found["qwen", "2"].techniques
+    assert not found["qwen", "2"].claims
+    assert found[FAMILY, "2"].claims

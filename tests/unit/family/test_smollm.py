@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import prod
 
 import llamagen
-from llamagen.analysis.records import EVERY_FAMILY, architecture_of, records_of
+from llamagen.analysis.records import architecture_of, records_of
 from llamagen.emit.config.checkpoint import check_checkpoint, import_path
+from llamagen.spec.families import EVERY_FAMILY
 from llamagen.spec.registry import Registry
 from llamagen.weights.gguf_file import read_gguf
 from tests.real import smollm2
