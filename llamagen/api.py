@@ -236,9 +236,10 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
 
 
 def located(checkpoint: str) -> Path:
-    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
+    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, ``hf:ORG/NAME[@REVISION]``, an address.
 
-    The last is fetched where the cache has it not; see ``llamagen.weights.hub``.
+    Of the Hub it is fetched where the cache has it not. For an address (https://, s3://, hf://) a folder of this
+    process stands, whose weights are read there by ranges; see ``llamagen.weights.hub``.
     """
     from llamagen.emit.supply import COMPANIONS
     from llamagen.weights.hub import located

@@ -74,6 +74,7 @@ from llamagen.weights.link import as_stored, link, scan
 from llamagen.weights.pieces import Piece
 from llamagen.weights.quantize import KEPT
 from llamagen.weights.random import require_seed
+from llamagen.weights.remote import named
 from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
 from llamagen.weights.values import overflow_magnitude
 from llamagen.writing import staged_folder
@@ -251,7 +252,7 @@ def export_checkpoint(
     supply = CheckpointSupply.of(fitted, ignore_config=ignore_config, adapter=adapter)
     reads = (*job.reads, checkpoint, *supply.stamps)
     job = replace(job, resolved=fitted.resolved, reads=reads)
-    notes = _copied(job, supply, str(checkpoint)) if copies else _referenced(job, supply)
+    notes = _copied(job, supply, named(checkpoint)) if copies else _referenced(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, (*supply.notes, *notes))
 
 
