@@ -93,7 +93,7 @@ MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
 """The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 
-def _ids(tokenizer: str, text: str) -> Sequence[int]:
+def ids_of(tokenizer: str, text: str) -> Sequence[int]:
     """The ids of ``text`` by a tokenizer.json."""
     from llamagen.runtime.text import Text
 
@@ -205,7 +205,7 @@ class Model:
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
-        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, _ids)
+        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, ids_of)
         lora = None if adapter is None else Path(adapter)
         if (checkpoint is None) == (random_weights is None):
             raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
@@ -273,7 +273,7 @@ def measure_quality(
     from llamagen.verify.folder import silent
     from llamagen.verify.quality import measure_quality
 
-    return measure_quality(Path(folder), checkpoint, text, _ids, progress or silent)
+    return measure_quality(Path(folder), checkpoint, text, ids_of, progress or silent)
 
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:

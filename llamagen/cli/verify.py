@@ -142,6 +142,7 @@ def verify(
             leave_out=_words(leave_out),
             trust_code=trust_code,
             save_oracle=save_oracle,
+            encode=api.ids_of,
             progress=progress,
         )
     _rows(verified, files)

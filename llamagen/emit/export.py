@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
-from llamagen.emit.calibrate import MOST, Activations, built_in_text, calibrated, digest_of
+from llamagen.emit.calibrate import Activations, built_in_text, calibrated, digest_of, drawn_ids
 from llamagen.emit.clients.files import write_client_files
 from llamagen.emit.clients.web import fetched, require_runnable, write_page
 from llamagen.emit.config.checkpoint import fit
@@ -406,8 +406,8 @@ def _observed(job: ExportJob, supply: Supply) -> Observed | None:
     if flatten(graph).slots:
         found = _read(job, supply)
     if isinstance(found, str) and isinstance(supply.source, RandomSource):
-        ids = np.random.default_rng(supply.source.seed).integers(0, known_ids(graph), MOST)
-        drawn = calibrated(graph, supply.part, ids.tolist())
+        ids = drawn_ids(supply.source.seed, known_ids(graph))
+        drawn = calibrated(graph, supply.part, ids)
         found = drawn if isinstance(drawn, str) else Observed(drawn, None)
     if isinstance(found, str):
         message = f"keys and values cannot be kept in {job.options.cache_dtype}: {found}"
