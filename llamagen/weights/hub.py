@@ -54,11 +54,12 @@ def located(checkpoint: str, beside: Sequence[str]) -> Path:
             "LG652", "models of the Hub take the package huggingface_hub", help=help
         ) from None
     repo, revision = named["repo"], named["revision"]
-    with _refusals(checkpoint, repo):
-        if by_ranges:
-            about = hub.HfApi().model_info(repo, revision=revision)
+    if by_ranges:
+        with _refusals(checkpoint, repo):
             # another commit may become `main` meanwhile
-            return standing_for(f"hf://{repo}@{about.sha}{named['file'] or ''}", beside)
+            commit = hub.HfApi().model_info(repo, revision=revision).sha
+        return standing_for(f"hf://{repo}@{commit}{named['file'] or ''}", beside)
+    with _refusals(checkpoint, repo):
         for weights in _WEIGHTS:
             patterns = [*weights, *beside]
             folder = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
@@ -85,12 +86,13 @@ def _refusals(checkpoint: str, repo: str) -> Iterator[None]:
         of = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model"
         help = "check the name; a private one needs `hf auth login`"
         raise LlamagenError.of("LG655", f"the Hub has no such {of}: {shown}", help=help) from None
-    except (errors.LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of the system, of the cache, of whichever httpx it is
         help = "connect, or give a folder; with HF_HUB_OFFLINE=1 only what is in the cache is read"
         if getattr(error, "errno", None) == errno.ENOSPC:
             help = f"the Hub's cache has no room; hf://{repo} is read by ranges, without a copy"
         first = str(error).strip().splitlines()[:1]
-        message = f"{shown} cannot be fetched, and is not in the cache: {' '.join(first)[:200]}"
+        lacks = "" if checkpoint.startswith(f"{PREFIX}//") else ", and is not in the cache"
+        message = f"{shown} cannot be fetched{lacks}: {' '.join(first)[:200]}"
         raise LlamagenError.of("LG654", message, help=help) from None
 
 

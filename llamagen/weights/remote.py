@@ -256,7 +256,7 @@ def _refusal(address: str, error: BaseException) -> LlamagenError | None:
         help = "wait until the upload is complete, then run the command again"
         return LlamagenError.of("LG622", message, help=help)
     if status in (401, 403) or isinstance(error, PermissionError):
-        help = "ask its owner for access; an address may carry a token of its own (`?token=...`)"
+        help = "ask its owner for access (of the Hub, then `hf auth login`); an address may carry a token, `?token=...`"
         message = f"{_shown(address)} is not given to this account"
         return LlamagenError.of("LG653", message, help=help)
     # of http:// a lost connection is a FileNotFoundError too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -197,10 +198,22 @@ def test_what_the_hub_does_not_give(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["hf:org/model", "hf://org/model"])
 @pytest.mark.parametrize("offline", ["", "1"])
-def test_without_a_network_it_is_said(offline: str, tmp_path: Path) -> None:
-    rc, said = export("hf:org/model", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
+def test_without_a_network_it_is_said(offline: str, name: str, tmp_path: Path) -> None:
+    rc, said = export(name, tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
     assert rc == 3 and "LG654" in said and "HF_HUB_OFFLINE" in said, said
+
+
+def test_a_cache_without_room_says_what_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(LlamagenError, match="No space left") as caught:
+        located("hf:org/model", ())
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "LG654" and finding.help is not None and "hf://org/model" in finding.help
 
 
 def test_ids_of_specs_ask_nobody(hub: Hub, tmp_path: Path) -> None:
