@@ -94,7 +94,7 @@ MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
 """The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 
-def _ids(tokenizer: str, text: str) -> Sequence[int]:
+def ids_of(tokenizer: str, text: str) -> Sequence[int]:
     """The ids of ``text`` by a tokenizer.json."""
     from llamagen.runtime.text import Text
 
@@ -206,7 +206,7 @@ class Model:
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
-        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, _ids)
+        job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, ids_of)
         lora = None if adapter is None else Path(adapter)
         if (checkpoint is None) == (random_weights is None):
             raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
@@ -237,9 +237,10 @@ def load(target: str | Path, roots: Sequence[Path] = ()) -> Model:
 
 
 def located(checkpoint: str) -> Path:
-    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
+    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, ``hf:ORG/NAME[@REVISION]``, an address.
 
-    The last is fetched where the cache has it not; see ``llamagen.weights.hub``.
+    Of the Hub it is fetched where the cache has it not. For an address (https://, s3://, hf://) a folder of this
+    process stands, whose weights are read there by ranges; see ``llamagen.weights.hub``.
     """
     from llamagen.emit.supply import COMPANIONS
     from llamagen.weights.hub import located
@@ -273,7 +274,7 @@ def measure_quality(
     from llamagen.verify.folder import silent
     from llamagen.verify.quality import measure_quality
 
-    return measure_quality(Path(folder), checkpoint, text, _ids, progress or silent)
+    return measure_quality(Path(folder), checkpoint, text, ids_of, progress or silent)
 
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:

@@ -14,10 +14,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from llamagen.diagnostics import LlamagenError, quoted
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Opening a pipe must not wait, a terminal must not become ours, a link must not have been put there since it was looked
 # at, and Windows, which has none of these, must not translate line ends.
@@ -72,6 +76,64 @@ PACKAGE = Kind("LG722", 1 << 30, "try again")
 TEMPLATE = Kind("LG784", 1 << 20, "leave out --chat, or copy the model's template there")
 
 
+class Elsewhere(Protocol):
+    """A file that a server has: its address, its size, and any part of its bytes."""
+
+    address: str
+    size: int
+
+    def read(self, start: int, stop: int) -> bytes: ...
+
+
+_elsewhere: dict[Path, Elsewhere] = {}
+
+
+def stand_for(path: Path, there: Elsewhere) -> None:
+    """Put an empty file at ``path``; from now on who opens it reads what is ``there``."""
+    path.touch(exist_ok=False)
+    _elsewhere[path] = there
+
+
+def is_here(path: Path) -> bool:
+    """Whether the bytes of a file are on this machine."""
+    return path not in _elsewhere
+
+
+def size_of(file: BinaryIO) -> int:
+    """Of an open file, in bytes; its position is then the beginning."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+class _Stream(RawIOBase):
+    """A file that is elsewhere, as one that is open."""
+
+    def __init__(self, there: Elsewhere) -> None:
+        self.there = there
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.there.size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.position = base + offset
+        return self.position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        into = memoryview(buffer).cast("B")
+        data = self.there.read(self.position, min(self.position + len(into), self.there.size))
+        into[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
 def open_file(
     path: Path, kind: Kind, *, within: Path | None = None, name: str | None = None
 ) -> BufferedReader:
@@ -79,8 +141,10 @@ def open_file(
 
     Links that a user names himself are followed. With ``within``, the folder of others in which the file was looked up,
     they are followed inside of it, and from a snapshot of the Hub's cache to the blobs of the same model. Raises the
-    codes of ``kind``.
+    codes of ``kind``, and of a file that is elsewhere what reading it there raises.
     """
+    if (there := _elsewhere.get(path)) is not None:
+        return BufferedReader(_Stream(there))
     return os.fdopen(_Asked(path, kind, within, name or str(path)).opened(), "rb")
 
 

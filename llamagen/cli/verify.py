@@ -117,7 +117,7 @@ def verify(
         _mutants(folder, seed)
         return
     if quality is not None:
-        _quality(folder, None if quality == "random" else Path(quality), text)
+        _quality(folder, None if quality == "random" else api.located(quality), text)
         return
     files = report or []
     api.check_report_names(files)
@@ -142,6 +142,7 @@ def verify(
             leave_out=_words(leave_out),
             trust_code=trust_code,
             save_oracle=save_oracle,
+            encode=api.ids_of,
             progress=progress,
         )
     _rows(verified, files)

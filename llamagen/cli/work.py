@@ -20,6 +20,7 @@ from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.files import PROMPTS, is_folder, read_text
 from llamagen.units import parse_bytes
+from llamagen.weights.checkpoint import WEIGHTS_FILES
 
 if TYPE_CHECKING:
     from llamagen.runtime.text import Message
@@ -32,7 +33,8 @@ def export(
         typer.Argument(
             metavar="ID|CHECKPOINT",
             help="An id such as llama/3.2/1b, a YAML file, or a checkpoint that says itself what it is: a folder with "
-            "config.json, a .gguf file, hf:ORG/NAME[@REVISION] on the Hugging Face Hub.",
+            "config.json or its file of weights, a .gguf file, hf:ORG/NAME[@REVISION] on the Hugging "
+            "Face Hub, an address (https://, s3://, hf://).",
             autocompletion=known_ids,
         ),
     ],
@@ -42,7 +44,7 @@ def export(
         typer.Option(
             "--checkpoint",
             metavar="DIR",
-            help="Hub folder, Meta folder, a .safetensors or a .gguf file, or hf:ORG/NAME.",
+            help="Hub folder, Meta folder, a .safetensors or a .gguf file, hf:ORG/NAME, an address (read by ranges).",
         ),
     ] = None,
     adapter: Annotated[
@@ -71,7 +73,8 @@ def export(
     """Write a folder with weights, for ONNX Runtime or for transformers, whole or not at all."""
     lora = None if adapter is None else api.located(adapter)
     stored = None if checkpoint is None else api.located(checkpoint)
-    says_itself = spec.endswith(".gguf") or spec.startswith("hf:") or is_folder(Path(spec))
+    elsewhere = spec.startswith("hf:") or "://" in spec
+    says_itself = elsewhere or spec.endswith((".gguf", *WEIGHTS_FILES)) or is_folder(Path(spec))
     if stored is None and random_weights is None and says_itself:
         stored = api.located(spec)
         model = api.imported(stored, lora)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.emit.onnx.initializers import heads_of
-from llamagen.ir.flatten import FlatNode, flatten
+from llamagen.ir.flatten import FlatGraph, FlatNode, flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import TOKEN_INPUTS
 from llamagen.ir.reference import evaluate_graph
@@ -34,6 +34,12 @@ LEAST, MOST = WINDOW, 8 * WINDOW
 
 def built_in_text() -> str:
     return data_text("spec", "calibration.txt")
+
+
+def drawn_ids(seed: int, vocabulary: int) -> list[int]:
+    """What stands for a text of random weights of ``seed``, to which all ids are alike."""
+    drawn: list[int] = np.random.default_rng(seed).integers(0, vocabulary, MOST).tolist()
+    return drawn
 
 
 def digest_of(text: str) -> str:
@@ -68,14 +74,13 @@ def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Activations | st
     ranges: dict[str, Floats] = {}
     caches = (node for node in flat.nodes if node.row.state is State.SLOT)
     slots = dict(zip((node.results[0] for node in caches), flat.slots, strict=True))
-    turned = {n.results[0]: n for n in flat.nodes if n.row.role is Role.ROTATION}
+    turned = turned_keys(flat)
 
     def seen(node: FlatNode, operands: Sequence[Array]) -> None:
         if node.row.state is State.SLOT:
             slot, key = slots[node.results[0]], operands[0]
-            if (rotation := turned.get(node.operands[0])) is not None:
-                width = 2 * flat.types[rotation.operands[1]].shape[-1].value
-                key = _any_angle(key, width, interleaved=rotation.attrs["layout"] != "half")
+            if (pairs := turned.get(slot.past_key)) is not None:
+                key = any_angle(key, pairs)
             for name, values in ((slot.past_key, key), (slot.past_value, operands[1])):
                 ranges[name] = np.abs(values).max(axis=(0, 2)).astype(np.float32)
         if node.row.role is Role.LINEAR:
@@ -98,13 +103,30 @@ def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Activations | st
     return Activations(squares, ranges)
 
 
-def _any_angle(keys: Array, width: int, *, interleaved: bool) -> Array:
+Pairs = tuple[slice, slice]
+"""Features of a head that a rotation turns together: the first ones, and the second ones."""
+
+
+def turned_keys(flat: FlatGraph) -> dict[str, Pairs]:
+    """Of the pasts whose keys a rotation turned."""
+    rotations = {n.results[0]: n for n in flat.nodes if n.row.role is Role.ROTATION}
+    caches = (node for node in flat.nodes if node.row.state is State.SLOT)
+    found: dict[str, Pairs] = {}
+    for node, slot in zip(caches, flat.slots, strict=True):
+        if (rotation := rotations.get(node.operands[0])) is not None:
+            width = 2 * flat.types[rotation.operands[1]].shape[-1].value
+            halves = slice(width // 2), slice(width // 2, width)
+            both = slice(0, width, 2), slice(1, width, 2)
+            found[slot.past_key] = halves if rotation.attrs["layout"] == "half" else both
+    return found
+
+
+def any_angle(keys: Array, pairs: Pairs) -> Array:
     """Magnitudes that keys [B, K, S, H] can have at any position: a rotation keeps the length of each pair alone.
 
     Slow pairs turn by little in a short text, and are elsewhere in a long one.
     """
-    pairs = (slice(0, width, 2), slice(1, width, 2))
-    first, second = pairs if interleaved else (slice(width // 2), slice(width // 2, width))
+    first, second = pairs
     lengths: Array = np.abs(keys)
     lengths[..., first] = lengths[..., second] = np.hypot(keys[..., first], keys[..., second])
     return lengths

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, quoted
-from llamagen.emit.calibrate import MOST, Activations, built_in_text, calibrated, digest_of
+from llamagen.emit.calibrate import Activations, built_in_text, calibrated, digest_of, drawn_ids
 from llamagen.emit.clients.files import write_client_files
 from llamagen.emit.clients.web import fetched, require_runnable, write_page
 from llamagen.emit.config.checkpoint import fit
@@ -74,6 +74,7 @@ from llamagen.weights.link import as_stored, link, scan
 from llamagen.weights.pieces import Piece
 from llamagen.weights.quantize import KEPT
 from llamagen.weights.random import require_seed
+from llamagen.weights.remote import named
 from llamagen.weights.safetensors import TargetDType, TensorEntry, header_digest
 from llamagen.weights.values import overflow_magnitude
 from llamagen.writing import staged_folder
@@ -251,7 +252,7 @@ def export_checkpoint(
     supply = CheckpointSupply.of(fitted, ignore_config=ignore_config, adapter=adapter)
     reads = (*job.reads, checkpoint, *supply.stamps)
     job = replace(job, resolved=fitted.resolved, reads=reads)
-    notes = _copied(job, supply, str(checkpoint)) if copies else _referenced(job, supply)
+    notes = _copied(job, supply, named(checkpoint)) if copies else _referenced(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, (*supply.notes, *notes))
 
 
@@ -405,8 +406,8 @@ def _observed(job: ExportJob, supply: Supply) -> Observed | None:
     if flatten(graph).slots:
         found = _read(job, supply)
     if isinstance(found, str) and isinstance(supply.source, RandomSource):
-        ids = np.random.default_rng(supply.source.seed).integers(0, known_ids(graph), MOST)
-        drawn = calibrated(graph, supply.part, ids.tolist())
+        ids = drawn_ids(supply.source.seed, known_ids(graph))
+        drawn = calibrated(graph, supply.part, ids)
         found = drawn if isinstance(drawn, str) else Observed(drawn, None)
     if isinstance(found, str):
         message = f"keys and values cannot be kept in {job.options.cache_dtype}: {found}"

@@ -134,7 +134,7 @@ class QuantizationRecord(Closed):
     sensitive: SchemeName = Field(
         default="none",
         description="Down projections and what attention reads, in the first, the last and every third layer; beside "
-        "w8a8 in every layer, and what reads attention.",
+        "w8a8 in every layer, and what reads attention, and in those layers what makes the input of down projections.",
     )
     experts: SchemeName = Field(
         default="none",

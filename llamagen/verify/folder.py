@@ -6,6 +6,7 @@ computation. That the weights are the checkpoint's is the exporter's contract (l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,21 @@ from typing import Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, did_you_mean
-from llamagen.emit.manifest import MANIFEST, SPEC_FILE, graph_path, read_manifest
+from llamagen.emit.calibrate import (
+    MOST,
+    WINDOW,
+    any_angle,
+    built_in_text,
+    digest_of,
+    drawn_ids,
+    turned_keys,
+)
+from llamagen.emit.export import Encode
+from llamagen.emit.manifest import MANIFEST, SPEC_FILE, RandomSource, graph_path, read_manifest
 from llamagen.emit.onnx.emit import INPUT_NAMES, LARGEST_CODE
 from llamagen.emit.onnx.session import (
     OpenOptions,
@@ -25,6 +37,7 @@ from llamagen.emit.onnx.session import (
     require_interface,
     table_context,
 )
+from llamagen.emit.supply import TOKENIZER_FILE
 from llamagen.ir.elaborate import build_all
 from llamagen.ir.flatten import FlatGraph, crossing, flatten, known_ids
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -80,7 +93,7 @@ from llamagen.verify.scenarios import (
     image_scenarios,
     scenarios,
 )
-from llamagen.verify.stored import StoredWeights, stored_weights
+from llamagen.verify.stored import StoredWeights, graph_of, stored_weights
 from llamagen.verify.witnesses import (
     COUNTS_PADDING,
     COUNTS_PLACES,
@@ -130,6 +143,9 @@ CODES_FACTOR = 6.0
 """By how much rounding may be more than that of codes with scales of just these keys and values. Scales of a text are
 larger than it wants, and random ids make keys beyond them: 1.2 to 1.8 times as much in random models, 3.2 times in
 SmolLM2-135M-Instruct. Scales of a half: 11 to 70 times; of four times the size: 6.9."""
+
+SCALES_APART = Tolerance(0.5, 0.2)
+"""Weights in four bits make other keys than those before them, by which scales were chosen; half a scale is 1."""
 
 CHOICES = "experts chosen"
 
@@ -231,6 +247,11 @@ def subject_of(folder: Path, provider: str) -> Subject:
     return Subject(folder, graphs, pipeline_of(graphs), stored, options, manifest.stages)
 
 
+def no_ids(_: str, __: str) -> Sequence[int]:
+    """For who has no tokenizer at hand."""
+    return ()
+
+
 def verify_folder(
     folder: str | Path,
     against: Sequence[str] = ("torch", "reference"),
@@ -243,6 +264,7 @@ def verify_folder(
     leave_out: Collection[str] = (),
     trust_code: str | Path | None = None,
     save_oracle: str | Path | None = None,
+    encode: Encode = no_ids,
     progress: CaseProgress = silent,
 ) -> VerifyReport:
     """Compare with each witness what ``scenarios`` feeds: prompts, ``steps`` decode steps, ids of ``seed``.
@@ -253,6 +275,7 @@ def verify_folder(
     a model too large for it, with torch. Weights are read lazily, but the torch and transformers
     witnesses hold the whole model in float32. ``against`` may name a Python file, an .npz or another export as well;
     transformers runs code of the folder ``trust_code`` alone, and ``save_oracle`` gets what the first witness gives.
+    ``encode`` reads the text that scales of keys and values were chosen with.
     ``progress`` gets (cases done, in all), each once for every backend.
     Raises LG770 (not an exported folder), LG775 (one for transformers), LG771 (an
     unknown witness), LG772 (the folder's spec is not the one the model was made from), LG773
@@ -296,7 +319,7 @@ def verify_folder(
         comparison = Comparison(subject, plan, step, asked)
         tables = list(comparison.constants())
         read = read and all(row.verdict == "equal" for row in tables)
-        rows += (*tables, *comparison.in_codes(), *comparison.staged())
+        rows += (*tables, *comparison.in_codes(encode), *comparison.staged())
         for name in names:
             for row in comparison.rows(name):
                 rows.append(row)
@@ -811,9 +834,9 @@ class Comparison:
                 yield Row(SPEC, f"table {table.name}", away, allowed)
         self.exactly = self.model("exact", graphs)
 
-    def in_codes(self) -> Iterator[Row]:
+    def in_codes(self, encode: Encode) -> Iterator[Row]:
         """Keys and values in codes beside floats, token by token: how far that rounds, where it may round as far as
-        codes do whose scales hold just what this text makes."""
+        codes do whose scales hold just what this text makes; then the scales themselves."""
         if not self.coded_cache or CODED_CASE not in self.cases:
             return
         case = self.cases[CODED_CASE]
@@ -838,6 +861,49 @@ class Comparison:
         found = difference(_token_by_token(case, codes.open()), expected)
         bound = Tolerance(None, CODES_FACTOR * fitting.rms_over_std, "measured")
         yield Row(SPEC, f"{case.name}, cache in {self.subject.says('cache_dtype')}", found, bound)
+        yield self.cache_scales(floats, encode)
+
+    def cache_scales(self, floats: OnnxWitness, encode: Encode) -> Row:
+        """Scales beside the largest keys and values that the folder makes of the text that they were chosen with, as
+        logarithms to base 2: of each past the root of the mean square, of which the largest counts."""
+        folder, graph, case = self.subject.folder, self.graphs[MAIN], "scales of the cache"
+        manifest = read_manifest(folder)
+        assert manifest.coded_cache is not None
+        digest, source = manifest.coded_cache.calibration, manifest.weights.source
+        if digest is None and isinstance(source, RandomSource):
+            ids = drawn_ids(source.seed, known_ids(graph))
+        elif digest != digest_of(built_in_text()) or not files.exists(folder / TOKENIZER_FILE):
+            return Row(SPEC, case, None, None, "the text that they were chosen with is not here")
+        else:
+            tokenizer = files.read_text(folder / TOKENIZER_FILE, files.TOKENIZER, within=folder)
+            ids = list(encode(tokenizer, built_in_text()))
+        if len(ids) < WINDOW:
+            return Row(SPEC, case, None, None, "no text was read")
+        turned = turned_keys(flatten(graph))
+        largest: dict[str, FloatArray] = {}
+        for row in np.asarray(ids[: min(len(ids), MOST) // WINDOW * WINDOW]).reshape(-1, 1, WINDOW):
+            text = Scenario(case, row, np.ones_like(row), (WINDOW,)).of_last()
+            given = floats.open()
+            session = TextSession(given)
+            for call in text.calls():
+                session.step(*call)
+            for name, past in given.past.items():
+                exact = past.astype(np.float64)
+                seen = any_angle(exact, turned[name]) if name in turned else np.abs(exact)
+                most: FloatArray = seen.max(axis=(0, 2))
+                largest[name] = np.maximum(largest.get(name, most), most)
+        model = graph_of(graph_path(folder))
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        farthest, squares = 0.0, 0.0
+        for name, most in largest.items():
+            steps = np.where(most > 0, most, 1) / LARGEST_CODE
+            scales = numpy_helper.to_array(stored[f"{name}_scale"])
+            apart = np.log2(scales.reshape(steps.shape) / steps)
+            farthest = max(farthest, float(np.sqrt(np.square(apart).mean())))
+            squares += float(np.square(apart).sum())
+        count = sum(most.size for most in largest.values())
+        found = Difference(farthest, math.sqrt(squares / count), 1.0, count, 0.0)
+        return Row(SPEC, case, found, SCALES_APART)
 
     def staged(self) -> Iterator[Row]:
         """The stages in turn beside the whole model, as both lie in the folder."""

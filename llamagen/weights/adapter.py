@@ -18,6 +18,7 @@ from llamagen.diagnostics import Diagnostic, LlamagenError, did_you_mean, quoted
 from llamagen.files import CONFIG, exists, read_bytes
 from llamagen.weights.checkpoint import Checkpoint, Stamp, StoredTensor, stamp_of
 from llamagen.weights.names import Binding
+from llamagen.weights.remote import named
 from llamagen.weights.safetensors import WEIGHT_DTYPES, parse_strict, shape_text
 from llamagen.weights.tensors import low_rank, stored, swap_last
 
@@ -108,8 +109,8 @@ class Adapter:
         if not changed:
             raise _refused(self.folder, "has no tensors", "is the download complete?")
         on = self.config.get("base_model_name_or_path")
-        message = f"{len(changed)} weights have {quoted(str(self.folder))} merged into them"
-        help = f"it was trained on {quoted(str(on))}: is that what {quoted(str(checkpoint))} is?"
+        message = f"{len(changed)} weights have {quoted(named(self.folder))} merged into them"
+        help = f"it was trained on {quoted(str(on))}: is that what {quoted(named(checkpoint))} is?"
         return {**bindings, **changed}, Diagnostic("LG626", "note", message, help=help)
 
     def require_base(self, checkpoint: Path) -> None:

@@ -43,6 +43,8 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PAIRS = ((_SINGLE, _INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 """One file, or shards by an index: as transformers looks for them, and in this order."""
+WEIGHTS_FILES = (".safetensors", ".bin", ".pth", ".index.json")
+"""How a file ends that a configuration lies beside."""
 _BARE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _META_SHARD = re.compile(r"consolidated(?:\.([0-9]{2}))?\.pth")
 _ADAPTER = re.compile(
@@ -166,7 +168,7 @@ class Checkpoint:
                 if exists(single):
                     return cls._of_hub(place, {single: None})
                 if exists(index):
-                    return cls._of_hub(place, _read_index(index, place))
+                    return cls._of_hub(place, read_index(index, place))
             if shards := _meta_shards(place):
                 return cls._of_meta(place, shards)
             loose = [
@@ -180,7 +182,7 @@ class Checkpoint:
                 help=f"it has {listed}; point at the file itself" if loose else None,
             )
         if place.name.endswith((".safetensors.index.json", ".bin.index.json")):
-            return cls._of_hub(place, _read_index(place))
+            return cls._of_hub(place, read_index(place))
         if place.suffix == ".pth":
             return cls._of_meta(place, (place,))
         if place.suffix == ".gguf":
@@ -312,7 +314,8 @@ def _index_mismatch(file: Path, names: set[str], announced: frozenset[str]) -> D
     return Diagnostic("LG604", "error", message, help=help)
 
 
-def _read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset[str]]:
+def read_index(index: Path, within: Path | None = None) -> dict[Path, frozenset[str]]:
+    """The shards that an index names, beside it, and the tensors of each. Raises LG604."""
     where = quoted(str(index))
     try:
         table = parse_strict(read_bytes(index, INDEX, within=within))

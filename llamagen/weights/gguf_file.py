@@ -8,7 +8,6 @@ bytes that are not its own.
 
 from __future__ import annotations
 
-import os
 import struct
 from array import array
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from types import MappingProxyType
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.files import WEIGHTS, open_file
+from llamagen.files import WEIGHTS, open_file, size_of
 from llamagen.weights.safetensors import TensorEntry, shape_text
 
 HEADER_LIMIT = 1 << 28
@@ -59,15 +58,25 @@ PACKINGS = MappingProxyType(
         12: Packing("Q4_K", 256, 144),
         13: Packing("Q5_K", 256, 176),
         14: Packing("Q6_K", 256, 210),
+        16: Packing("IQ2_XXS", 256, 66),
+        17: Packing("IQ2_XS", 256, 74),
+        18: Packing("IQ3_XXS", 256, 98),
+        19: Packing("IQ1_S", 256, 50),
+        20: Packing("IQ4_NL", 32, 18),
+        21: Packing("IQ3_S", 256, 110),
+        22: Packing("IQ2_S", 256, 82),
+        23: Packing("IQ4_XS", 256, 136),
+        29: Packing("IQ1_M", 256, 56),
         30: Packing("BF16", 1, 2),
+        34: Packing("TQ1_0", 256, 54),
+        35: Packing("TQ2_0", 256, 66),
+        39: Packing("MXFP4", 32, 17),
     }
 )
 PACKED = frozenset(one.dtype for one in PACKINGS.values() if one.elements > 1)
 _OTHERS = MappingProxyType(
-    {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
-     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-     35: "TQ2_0", 39: "MXFP4"}
-)  # fmt: skip
+    {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 40: "NVFP4"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ class _Reader:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self.file = file
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = size_of(file)
         self.position = 0
         self.texts = 0
 

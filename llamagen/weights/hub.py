@@ -1,20 +1,26 @@
-"""Models of the Hugging Face Hub, by name and only where one is asked for by `hf:`; and folders of the Hub's cache.
+"""Where a checkpoint is that is no path: the Hugging Face Hub, by `hf:`, the folders of its cache, or an address.
 
 `huggingface_hub` finds, fetches and resumes, with the token of its own store; `HF_ENDPOINT`, `HF_HOME` and
-`HF_HUB_OFFLINE` are its own too.
+`HF_HUB_OFFLINE` are its own too. `hf:` fetches into its cache; `hf://`, as any address, is read by ranges.
 """
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.files import TEXT, exists, is_folder, read_text
+from llamagen.weights.remote import standing_for
 
 PREFIX = "hf:"
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_ADDRESS = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(?P<file>/[\w./-]+)?"
+)
 _WEIGHTS = (
     ("model*.safetensors", "model.safetensors.index.json"),
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
@@ -24,55 +30,70 @@ _WEIGHTS = (
 
 
 def located(checkpoint: str, beside: Sequence[str]) -> Path:
-    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, or ``hf:ORG/NAME[@REVISION]``.
+    """Where a checkpoint is: a path, a repository's folder in the Hub's cache, ``hf:ORG/NAME[@REVISION]``, an address.
 
-    Of the Hub only weights and the small files ``beside`` them are fetched. Raises LG652 to LG655.
+    Only weights and the small files ``beside`` them are fetched; of an address (https://, s3://, hf://) the weights are
+    not, a folder stands for it while this process runs. Raises LG622 and LG652 to LG656.
     """
     if not checkpoint.startswith(PREFIX):
-        return _snapshot(Path(checkpoint))
-    named = _NAME.fullmatch(checkpoint)
+        return (
+            standing_for(checkpoint, beside) if "://" in checkpoint else _snapshot(Path(checkpoint))
+        )
+    by_ranges = checkpoint.startswith(f"{PREFIX}//")
+    named = (_ADDRESS if by_ranges else _NAME).fullmatch(checkpoint)
     if named is None:
-        help = "as in hf:meta-llama/Llama-3.2-1B or hf:meta-llama/Llama-3.2-1B@main"
+        help = "as in hf:meta-llama/Llama-3.2-1B, hf:meta-llama/Llama-3.2-1B@main, hf://meta-llama/Llama-3.2-1B"
         raise LlamagenError.of(
             "LG655", f"{quoted(checkpoint)} names no model of the Hub", help=help
         )
     try:
         import huggingface_hub as hub
-        from huggingface_hub import errors
     except ImportError:
         help = "pip install 'llamagen[hub]', or give the folder of a download"
         raise LlamagenError.of(
             "LG652", "models of the Hub take the package huggingface_hub", help=help
         ) from None
     repo, revision = named["repo"], named["revision"]
-    shown = quoted(checkpoint)
-    try:
-        folder = Path()
+    if by_ranges:
+        with _refusals(checkpoint, repo):
+            # another commit may become `main` meanwhile
+            commit = hub.HfApi().model_info(repo, revision=revision).sha
+        return standing_for(f"hf://{repo}@{commit}{named['file'] or ''}", beside)
+    with _refusals(checkpoint, repo):
         for weights in _WEIGHTS:
             patterns = [*weights, *beside]
             folder = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
             if any(list(folder.glob(pattern)) for pattern in weights):
                 return folder
+    help = "safetensors and pytorch_model.bin are fetched; of another file give the address, hf://ORG/NAME/FILE"
+    message = f"{quoted(checkpoint)} has no weights of a name that is known"
+    raise LlamagenError.of("LG655", message, help=help)
+
+
+@contextmanager
+def _refusals(checkpoint: str, repo: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    shown = quoted(checkpoint)
+    try:
+        yield
     except errors.GatedRepoError:
         help = f"ask for access on the page of {repo}, then `hf auth login`"
         raise LlamagenError.of(
             "LG653", f"{shown} is gated, and this account has no access", help=help
         ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        what = (
-            "no such revision"
-            if isinstance(error, errors.RevisionNotFoundError)
-            else "no such model"
-        )
+        of = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model"
         help = "check the name; a private one needs `hf auth login`"
-        raise LlamagenError.of("LG655", f"the Hub has {what}: {shown}", help=help) from None
-    except (errors.LocalEntryNotFoundError, OSError) as error:
+        raise LlamagenError.of("LG655", f"the Hub has no such {of}: {shown}", help=help) from None
+    except Exception as error:  # of the system, of the cache, of whichever httpx it is
         help = "connect, or give a folder; with HF_HUB_OFFLINE=1 only what is in the cache is read"
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            help = f"the Hub's cache has no room; hf://{repo} is read by ranges, without a copy"
         first = str(error).strip().splitlines()[:1]
-        message = f"{shown} cannot be fetched, and is not in the cache: {' '.join(first)[:200]}"
+        lacks = "" if checkpoint.startswith(f"{PREFIX}//") else ", and is not in the cache"
+        message = f"{shown} cannot be fetched{lacks}: {' '.join(first)[:200]}"
         raise LlamagenError.of("LG654", message, help=help) from None
-    help = "safetensors and pytorch_model.bin are fetched; download another file and give its path"
-    raise LlamagenError.of("LG655", f"{shown} has no weights of a name that is known", help=help)
 
 
 def _snapshot(path: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.files import WEIGHTS, open_file
+from llamagen.files import WEIGHTS, is_here, open_file
 from llamagen.weights.checkpoint import FLOAT8
 from llamagen.weights.names import Binding
 from llamagen.weights.pieces import Bytes, Piece, in_turn
@@ -34,12 +34,15 @@ def as_stored(bindings: Iterable[Binding]) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
     for binding in bindings:
         first, *others = binding.tensor.entries
-        if binding.tensor.in_order and not others and first.file.suffix == ".safetensors":
+        here = is_here(first.file)
+        if binding.tensor.in_order and not others and first.file.suffix == ".safetensors" and here:
             entries[binding.name] = first
             continue
         reason = f"it is made of {', '.join(map(quoted, binding.sources[:2]))}"
         if binding.tensor.in_order and first.dtype == FLOAT8:
             reason = "it is float8, and each value is a product with a scale"
+        elif not here:
+            reason = "its file is not on this machine"
         message = f"{quoted(binding.name)} cannot be read in place: {reason}"
         raise LlamagenError.of("LG640", message, help=_COPY)
     return entries

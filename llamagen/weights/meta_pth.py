@@ -9,7 +9,6 @@ so both are streamed by the same code.
 
 from __future__ import annotations
 
-import os
 import pickletools
 import zipfile
 import zlib
@@ -20,7 +19,7 @@ from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.files import WEIGHTS, open_file
+from llamagen.files import WEIGHTS, open_file, size_of
 from llamagen.weights.safetensors import ITEM_SIZES, TensorEntry, shape_text
 
 _PICKLE_LIMIT = 8 << 20
@@ -291,7 +290,7 @@ def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> tuple[Te
     if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
         raise LlamagenError.of("LG605", f"{quoted(str(path))} was written on a big-endian machine")
     state = _state_dict(path, archive.read(pickles[0]))
-    size = os.fstat(stream.fileno()).st_size
+    size = size_of(stream)
     entries: list[TensorEntry] = []
     for name, tensor in state.items():
         info = records.get(f"{prefix}data/{tensor.storage.key}")

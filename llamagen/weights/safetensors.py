@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +18,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from llamagen.diagnostics import LlamagenError, quoted
-from llamagen.files import WEIGHTS, open_file
+from llamagen.files import WEIGHTS, open_file, size_of
 
 WeightDType = Literal["F32", "F16", "BF16", "F8_E4M3"]
 """Types that a weight can be read from."""
@@ -103,7 +102,7 @@ def read_header(path: Path, within: Path | None = None) -> tuple[TensorEntry, ..
     where = quoted(str(path))
     try:
         with open_file(path, WEIGHTS, within=within) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = size_of(file)
             length = _header_length(where, file.read(8), size)
             text = file.read(length)
     except OSError as error:

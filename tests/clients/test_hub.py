@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -23,7 +25,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name: files by name. ``asked`` are the files that were fetched."""
+    """Repositories by name: files by name. ``asked`` are the files that were fetched, ``parts`` the bytes of parts."""
 
     daemon_threads = True
 
@@ -31,6 +33,12 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.repositories = repositories
         self.asked: list[str] = []
+        self.parts = 0
+
+
+def entry(name: str, data: bytes) -> dict[str, object]:
+    oid = hashlib.sha1(data).hexdigest()
+    return {"type": "file", "path": name, "size": len(data), "oid": oid}
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -44,6 +52,13 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer(head=False)
+
+    def do_POST(self) -> None:
+        """`paths-info`: which of some paths there are."""
+        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        files = self.server.repositories["/".join(self.path.strip("/").split("/")[2:4])]
+        found = [n for n in asked["paths"] if n in files]
+        self.send(json.dumps([entry(n, files[n]) for n in found]).encode(), head=False)
 
     def answer(self, head: bool) -> None:
         path = self.path.partition("?")[0].strip("/")
@@ -65,10 +80,7 @@ class Answers(BaseHTTPRequestHandler):
                 self.server.asked.append("/".join(rest))
             return self.send(data, head)
         if kind == "tree":
-            listed = [
-                {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
-                for n, d in files.items()
-            ]
+            listed = [entry(n, d) for n, d in files.items()]
             return self.send(json.dumps(listed).encode(), head)
         siblings = [{"rfilename": n} for n in files]
         about = {
@@ -82,7 +94,12 @@ class Answers(BaseHTTPRequestHandler):
         return self.send(json.dumps(about).encode(), head)
 
     def send(self, data: bytes, head: bool) -> None:
-        self.send_response(200)
+        asked = self.headers.get("Range")
+        self.send_response(200 if asked is None else 206)
+        if asked is not None:
+            first, last = (int(one) for one in asked.removeprefix("bytes=").split("-"))
+            data = data[first : last + 1]
+            self.server.parts += len(data)
         self.send_header("X-Repo-Commit", REVISION)
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
         self.send_header("Content-Length", str(len(data)))
@@ -143,13 +160,33 @@ def test_a_model_is_fetched_once_and_only_what_it_needs(hub: Hub, tmp_path: Path
     assert code == 0, said
 
 
+@pytest.mark.parametrize("name", ["hf://org/model", "hf://org/model@main/model.safetensors"])
+def test_by_ranges_nothing_is_kept(name: str, hub: Hub, tmp_path: Path) -> None:
+    hub.asked.clear()
+    hub.parts = 0
+    code, said = export(name, tmp_path, address(hub))
+    assert code == 0, said
+    assert "as imported/model" in said, said
+    require_equal(tmp_path / "out", llama())
+    weights = len(hub.repositories["org/model"]["model.safetensors"])
+    assert set(hub.asked) <= {"model.safetensors", *COMPANIONS}
+    assert weights < hub.parts < weights + 10_000
+    kept = tmp_path / "home" / "hub"
+    assert not any(path.is_file() for path in kept.rglob("*")), "in the Hub's cache"
+
+
 @pytest.mark.parametrize(
     ("name", "code", "step"),
     [
+        ("hf://org/absent", "LG655", "check the name"),
+        ("hf://org/model@v9", "LG655", "check the name"),
+        ("hf://org", "LG655", "hf:meta-llama"),
+        ("hf://org/empty", "LG655", "give the address of the file itself"),
+        ("hf://org/gated", "LG653", "ask for access"),
         ("hf:org/absent", "LG655", "check the name"),
         ("hf:org/model@v9", "LG655", "check the name"),
         ("hf:org", "LG655", "hf:meta-llama"),
-        ("hf:org/empty", "LG655", "download another"),
+        ("hf:org/empty", "LG655", "hf://ORG/NAME/FILE"),
         ("hf:org/gated", "LG653", "ask for access"),
     ],
 )
@@ -161,10 +198,22 @@ def test_what_the_hub_does_not_give(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["hf:org/model", "hf://org/model"])
 @pytest.mark.parametrize("offline", ["", "1"])
-def test_without_a_network_it_is_said(offline: str, tmp_path: Path) -> None:
-    rc, said = export("hf:org/model", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
+def test_without_a_network_it_is_said(offline: str, name: str, tmp_path: Path) -> None:
+    rc, said = export(name, tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
     assert rc == 3 and "LG654" in said and "HF_HUB_OFFLINE" in said, said
+
+
+def test_a_cache_without_room_says_what_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(LlamagenError, match="No space left") as caught:
+        located("hf:org/model", ())
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "LG654" and finding.help is not None and "hf://org/model" in finding.help
 
 
 def test_ids_of_specs_ask_nobody(hub: Hub, tmp_path: Path) -> None:

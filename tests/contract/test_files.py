@@ -77,6 +77,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("verify/witnesses.py", "kind.from_pretrained"): "gets the weights, and no folder",
     ("emit/onnx/data.py", "path.open"): OURS,
     ("weights/link.py", "target.open"): OURS,
+    ("weights/remote.py", "system.open"): "asks a server",
     ("weights/safetensors.py", "path.open"): OURS,
     ("emit/onnx/stages.py", "onnx.load"): OURS,
     ("verify/witnesses.py", "stage.open"): NO_FILE,

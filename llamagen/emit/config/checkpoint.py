@@ -40,7 +40,7 @@ from llamagen.spec.expr import names, parse
 from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import ResolvedSpec
 from llamagen.spec.schema import ConfigMapping
-from llamagen.weights.checkpoint import Checkpoint
+from llamagen.weights.checkpoint import WEIGHTS_FILES, Checkpoint
 from llamagen.weights.names import Resolution, best_fit, bind, explained, listed
 
 _FAR = 4
@@ -369,29 +369,31 @@ def _sizes(all_differences: Sequence[Difference]) -> str:
 
 
 def import_path(path: Path, spec_id: str | None = None, adapter: Path | None = None) -> Imported:
-    """The spec of a config.json, a params.json, or a folder with one, under ``spec_id`` or a name made from the path.
+    """The spec of a config.json, a params.json, a folder with one or a file of weights beside one, under ``spec_id`` or
+    a name made from the path.
 
-    A folder's weights are compared with the spec by their headers; it may be that of ``adapter`` too.
+    Weights are compared with the spec by their headers; their folder may be that of ``adapter`` too.
 
-    Raises LG106 to LG109, LG102, LG103 for what the
-    file says, LG6xx for a checkpoint that does not fit it.
+    Raises LG106 to LG109, LG102, LG103 for what the file says, LG6xx for a checkpoint that does not fit it.
     """
     registry = Registry()
-    folder = path if files.is_folder(path) else None
+    weights = path.name.endswith(WEIGHTS_FILES)
+    folder = path.parent if weights else path if files.is_folder(path) else None
     file = path
     if path.suffix == ".gguf":
         return _of_gguf(path, spec_id, registry)
     if folder is not None:
         present = (folder / name for name in FILES if files.exists(folder / name))
         if (config := next(present, None)) is None:
-            return _by_shapes(folder, spec_id or id_of(folder / FILES[0]), registry)
+            return _by_shapes(path, spec_id or id_of(folder / FILES[0]), registry)
         file = config
     tables = known_tables(registry)
     foreign = foreign_of(read_json(file, within=folder), (one.kind for one in tables))
     imported = import_foreign(foreign, spec_id or id_of(file), tables, registry)
-    if folder is None or imported.resolved.spec.root is None or not _has_weights(folder):
+    has = weights or (folder is not None and _has_weights(folder))
+    if not has or imported.resolved.spec.root is None:
         return imported
-    return _checked(imported, folder, registry, adapter)
+    return _checked(imported, path, registry, adapter)
 
 
 def _of_gguf(path: Path, spec_id: str | None, registry: Registry) -> Imported:
@@ -413,12 +415,13 @@ def _checked(
     return replace(imported, notes=(*imported.notes, *(one.message for one in report.findings)))
 
 
-def _by_shapes(folder: Path, spec_id: str, registry: Registry) -> Imported:
-    """A folder of weights alone: the known models that have exactly these names and shapes."""
+def _by_shapes(path: Path, spec_id: str, registry: Registry) -> Imported:
+    """Weights alone: the known models that have exactly these names and shapes."""
+    folder = path if files.is_folder(path) else path.parent
     missing = f"the folder `{folder}` has neither config.json nor params.json"
-    if not _has_weights(folder):
+    if path == folder and not _has_weights(folder):
         raise LlamagenError.of("LG106", missing, help="give the configuration file itself")
-    fit = best_fit(Checkpoint.open(folder), registry)
+    fit = best_fit(Checkpoint.open(path), registry)
     if fit is None or not fit.exact:
         near = f"; the nearest is `{fit.ids[0]}`" if fit is not None else ""
         message = f"{missing}, and its tensors are those of no known model{near}"

@@ -65,7 +65,10 @@ def foreign_of(source: JsonSource, kinds: Iterable[str]) -> Foreign:
 
 def id_of(file: Path) -> str:
     """An id for the spec of a configuration file, made from its folder's name."""
-    folder = file.absolute().parent.name if file.name in FILES else file.stem
+    above = file.absolute().parent
+    folder = above.name if file.name in FILES else file.stem
+    if above.parent.name == "snapshots":  # of the Hub's cache: models--ORG--NAME/snapshots/COMMIT
+        folder = above.parent.parent.name.rpartition("--")[2]
     name = re.sub(r"[^a-z0-9._-]+", "-", folder.lower()).strip("-._")
     return f"imported/{name or 'model'}"
 

@@ -347,12 +347,14 @@ def sensitive_of(flat: FlatGraph, linear: SchemeName) -> set[str]:
     A down projection multiplies what other projections of its layer make, element by element. With w8a8 those of every
     layer, and what reads attention: one scale serves all inputs of a token, and few of these are far larger than the
     others (arXiv 2208.07339, 2402.17762). With four bits those of the first, the last and every third layer; llama.cpp
-    (Q4_K_M) and the builder of onnxruntime-genai (k_quant_mixed) choose layers alike.
+    (Q4_K_M) and the builder of onnxruntime-genai (k_quant_mixed) choose layers alike. With w8a8 these layers have the
+    makers of what goes down too, gate and up projections.
     """
     makers = {r: n for n in flat.nodes for r in n.results}
     paths = [layer.path for layer in flat.layers]
     last, every = len(paths) - 1, linear == "w8a8"
-    chosen = {p for i, p in enumerate(paths) if every or i in (0, last) or i % 3 == 2}
+    thirds = {p for i, p in enumerate(paths) if i in (0, last) or i % 3 == 2}
+    chosen = set(paths) if every else thirds
 
     def within(node: FlatNode) -> str | None:
         return next((p for p in paths if node.path.startswith(f"{p}.")), None)
@@ -389,10 +391,12 @@ def sensitive_of(flat: FlatGraph, linear: SchemeName) -> set[str]:
             continue
         if attends(node):
             found |= {n.parameters["weight"] for n in read_by(node) if not attends(n)}
-        elif node.row.role is Role.LINEAR and (
-            of_projections(node.operands[0]) or (every and any(map(attends, read_by(node))))
-        ):
-            found.add(node.parameters["weight"])
+        elif node.row.role is Role.LINEAR:
+            down = of_projections(node.operands[0])
+            if down or (every and any(map(attends, read_by(node)))):
+                found.add(node.parameters["weight"])
+            if down and every and within(node) in thirds:
+                found |= {n.parameters["weight"] for n in read_by(node) if not attends(n)}
     return found
 
 

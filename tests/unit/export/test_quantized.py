@@ -127,7 +127,8 @@ def test_halves_are_the_same_codes(spec: str, asymmetric: bool, tmp_path: Path) 
 def test_what_suffers_most_has_eight_bits(tmp_path: Path) -> None:
     """The head, and what goes down and into attention in some layers, whatever it is called.
 
-    With four bits the first, the last and every third; beside w8a8 all, and the head is as the others.
+    With four bits the first, the last and every third; beside w8a8 all, there gate and up too, and the head is as the
+    others.
     """
 
     def in_blocks_of_8_bits(spec: Path, quantize: QuantizeOptions, profile: str) -> set[str]:
@@ -150,7 +151,12 @@ def test_what_suffers_most_has_eight_bits(tmp_path: Path) -> None:
         assert wide == {"lm_head.weight", *thirds}
         wide = in_blocks_of_8_bits(spec, W8A8, profile)
         every = (*parts, "self_attn.o_proj")
-        assert wide == {f"model.layers.{i}.{part}.weight" for i in range(5) for part in every}
+        more = {
+            f"model.layers.{i}.mlp.{name}_proj.weight" for i in (0, 2, 4) for name in ("gate", "up")
+        }
+        assert wide == more | {
+            f"model.layers.{i}.{part}.weight" for i in range(5) for part in every
+        }
     neox = FOREIGN / "gpt_neox.yaml"
     wide = in_blocks_of_8_bits(neox, QuantizeOptions("int4", head="int4"), "portable")
     assert {p.split(".", 3)[-1] for p in wide} == {

@@ -164,7 +164,7 @@ HOSTILE = {
     "no dimensions": (header(tensors=1, infos=info(b"t", (), 0, 0)), "dimensions"),
     "a dimension of 0": (header(tensors=1, infos=info(b"t", (0,), 0, 0)), "impossible shape"),
     "half a block": (header(tensors=1, infos=info(b"t", (33,), 2, 0) + bytes(99)), "impossible shape"),
-    "IQ2_XXS": (header(tensors=1, infos=info(b"t", (256,), 16, 0) + bytes(99)), "IQ2_XXS"),
+    "NVFP4": (header(tensors=1, infos=info(b"t", (256,), 40, 0) + bytes(99)), "NVFP4"),
     "type 999": (header(tensors=1, infos=info(b"t", (256,), 999, 0) + bytes(99)), "number 999"),
     "shared bytes": (header(tensors=2, infos=info(b"t", (8,), 0, 0) + info(b"u", (8,), 0, 0) + bytes(64)), "begins"),
     "not aligned": (header(tensors=1, infos=info(b"t", (8,), 0, 8) + bytes(99)), "not aligned"),
