@@ -233,8 +233,8 @@ def _halves(b: Builder, site: Site, both: ir.Value, *, paired: bool) -> Values:
     return tuple(b.op("Gather", turns, b.whole(i), axis=2) for i in range(2))
 
 
-_LEAST = 1e-37
-"""A share that rounds to 0 stays a number with a logarithm."""
+_LEAST = 1e-30
+"""A weight that rounded to 0 has a share with a logarithm."""
 
 
 _NOT_CHOSEN = -6e4
@@ -303,11 +303,12 @@ def _routed(b: Builder, site: Site, x: Values, dtype: ir.DataType) -> _Routed:
     tokens, chosen, weights = (b.flat(t, site.dims(i)) for i, t in enumerate(x))
     experts, k = a_int(site.attrs, "num_experts"), a_int(site.attrs, "k")
     wide = b.to(weights, b.FLOAT)
-    total = b.op("ReduceSum", wide, b.ints([1]), keepdims=1)
     if k == 1:
-        logs = b.op("Mul", wide, b.number(0.0, b.FLOAT))
+        total, logs = wide, b.op("Mul", wide, b.number(0.0, b.FLOAT))
     else:
-        logs = b.op("Log", b.op("Max", b.op("Div", wide, total), b.number(_LEAST, b.FLOAT)))
+        wide = b.op("Max", wide, b.number(_LEAST, b.FLOAT))
+        total = b.op("ReduceSum", wide, b.ints([1]), keepdims=1)
+        logs = b.op("Log", b.op("Div", wide, total))
     count = b.op("Shape", chosen, dtype=b.INT64, start=0, end=1)
     shape = b.op("Concat", count, b.ints([experts]), axis=0)
     nothing = ir.Tensor(np.array([_NOT_CHOSEN], dtype=np.float32))
