@@ -70,9 +70,9 @@ MEMORY_SHARE = 0.8
 
 ELEMENTS = 1 << 18
 """Compared of each tensor: its first rows, of at most so many elements, or one."""
-_CLIPPED, _SEARCHED = 1.0, 4.0
+_CLIPPED = 1.0
 """Steps between codes that a weight may be from what it is stored as, where codes are the nearest or a block's largest
-weight is clipped; and where scales were searched, by a third more (FACTORS)."""
+weight is clipped. Where scales were searched, any weights may be that are beyond the codes of their block."""
 _SCALE = 2**-9
 """How far a scale is rounded, relatively: it is kept in bfloat16, and a code is up to 2^bits of it."""
 
@@ -218,11 +218,11 @@ def _same(path: str, place: Place | CodedPlace, supply: Supply, searched: bool) 
         case Place() as plain:
             return np.array_equal(plain.read(), given.astype(plain.dtype))
         case CodedPlace() as coded:
-            away = np.abs(coded.read() - given)
-            kind, bits = coded.record.kind, coded.record.bits
-            moved = searched and (kind, bits) == ("blocks", 4)  # no others are
-            allowed = (_SEARCHED if moved else _CLIPPED) + 2**bits * _SCALE
-            return bool((away <= allowed * coded.steps()).all())
+            values, kind, bits = coded.read(), coded.record.kind, coded.record.bits
+            near = np.abs(values - given) <= (_CLIPPED + 2**bits * _SCALE) * coded.steps()
+            if searched and (kind, bits) == ("blocks", 4):  # no others are
+                near |= coded.at_ends() & (values * given > 0) & (np.abs(given) > np.abs(values))
+            return bool(near.all())
 
 
 def _fits_memory(graph: Graph, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -39,6 +39,9 @@ _AGAIN = "is the file whole and unchanged? `llamagen verify DIR --integrity` tel
 _PARTS: TypeAdapter[list[tuple[str, tuple[int, ...]]]] = TypeAdapter(
     list[tuple[str, tuple[int, ...]]]
 )
+
+
+N = TypeVar("N", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,15 @@ class CodedPlace:
         shape = (*scales.shape, self.record.block)
         return self._as_parameter(np.broadcast_to(scales[..., None], shape))
 
-    def _as_parameter(self, blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+    def at_ends(self) -> NDArray[np.bool_]:
+        """Which elements have the least or the largest code of their block: what is beyond is clipped to it."""
+        assert self.record.block is not None
+        part = slice(self.first, self.first + self.shape[0])
+        scales = self.scales.read()[part]
+        codes = self._numbers(self.codes, self.low_codes, (*scales.shape, -1))
+        return self._as_parameter((codes == 0) | (codes == 2**self.record.bits - 1))
+
+    def _as_parameter(self, blocks: NDArray[N]) -> NDArray[N]:
         """Elements [..., rows, blocks, elements of a block] in the parameter's order, without what fills up rows."""
         *before, count, size = blocks.shape
         inputs = self.shape[-2 if self.record.transposed else -1]
