@@ -66,18 +66,17 @@ def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Activations | st
     last = max((i for i in products if flat.nodes[i].parameters["weight"] not in heads), default=-1)
     squares: dict[str, Floats] = {}
     ranges: dict[str, Floats] = {}
-    caches = (node for node in flat.nodes if node.row.state is State.SLOT)
-    slots = dict(zip((node.results[0] for node in caches), flat.slots, strict=True))
+    slots = flat.slots_of
     turned = {n.results[0]: n for n in flat.nodes if n.row.role is Role.ROTATION}
 
     def seen(node: FlatNode, operands: Sequence[Array]) -> None:
         if node.row.state is State.SLOT:
-            slot, key = slots[node.results[0]], operands[0]
+            names, key = slots[node.results[0]], operands[0]
             if (rotation := turned.get(node.operands[0])) is not None:
                 width = 2 * flat.types[rotation.operands[1]].shape[-1].value
                 key = _any_angle(key, width, interleaved=rotation.attrs["layout"] != "half")
-            for name, values in ((slot.past_key, key), (slot.past_value, operands[1])):
-                ranges[name] = np.abs(values).max(axis=(0, 2)).astype(np.float32)
+            for slot, values in zip(names, (key, operands[1]), strict=True):
+                ranges[slot.past] = np.abs(values).max(axis=(0, 2)).astype(np.float32)
         if node.row.role is Role.LINEAR:
             x, path = operands[0], node.parameters["weight"]
             mean = np.square(x.reshape(-1, x.shape[-1])).mean(axis=0, dtype=np.float32)

@@ -22,6 +22,7 @@ from llamagen.ops.lazy import ir, np
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
+    Carried,
     Cuts,
     DType,
     NeedsCut,
@@ -177,18 +178,34 @@ def _cache_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return tuple(results)
 
 
-def append_to_cache(
-    b: Builder, new: ir.Value, past: ir.Value, keep: int | None
-) -> tuple[ir.Value, ir.Value]:
-    """``past`` and ``new`` joined along tokens: what is kept, in the dtype outside, and all of it in the model's."""
-    joined = b.op("Concat", past, b.to(new, b.io), axis=2)
-    inside = b.inside(joined, DType.MODEL)
-    if keep is None:
-        return joined, inside
-    # a start beyond the first token, or an end, is cut to what is there
-    end = b.ints([np.iinfo(np.int64).max])
-    start = b.ints([-keep]) if keep else end
-    return b.op("Slice", joined, start, end, b.ints([2])), inside
+def _cache_states(types: Types, attrs: Attrs) -> tuple[Carried, ...]:
+    past = past_of(keep_of(attrs))
+    found = (TensorType(t.dtype, (*t.shape[:2], past, t.shape[3])) for t in types)
+    return tuple(map(Carried, ("key", "value"), found, _cache_shape(types, attrs)))
+
+
+def _cache_numpy(o: Operands) -> tuple[Array, ...]:
+    whole = [np.concatenate([o.states[i], o.real(i)], axis=2) for i in range(2)]
+    total = whole[0].shape[2]
+    keep = total if (limit := keep_of(o.attrs)) is None else min(limit, total)
+    return (*whole, *(x[:, :, total - keep :] for x in whole))
+
+
+def _cache_onnx(b: Builder, site: Site, x: Values) -> Values:
+    """Joined along tokens in the dtype outside; all of it is read in the model's."""
+    whole: list[ir.Value] = []
+    kept: list[ir.Value] = []
+    keep = keep_of(site.attrs)
+    for past, new in zip(site.states, x, strict=True):
+        joined = b.op("Concat", past, b.to(new, b.io), axis=2)
+        whole.append(b.inside(joined, DType.MODEL))
+        if keep is not None:
+            # a start beyond the first token, or an end, is cut to what is there
+            end = b.ints([np.iinfo(np.int64).max])
+            start = b.ints([-keep]) if keep else end
+            joined = b.op("Slice", joined, start, end, b.ints([2]))
+        kept.append(joined)
+    return (*whole, *kept)
 
 
 def _cross_write_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -648,6 +665,9 @@ ATTENTION_OPS: tuple[Op, ...] = (
         ),
         cut=lambda cuts, operands, results, attrs: cuts,
         state=State.SLOT,
+        carries=_cache_states,
+        numpy=_cache_numpy,
+        onnx=_cache_onnx,
     ),
     Op(
         "cross_cache_write",
