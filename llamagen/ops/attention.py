@@ -566,9 +566,8 @@ def new_places(b: Builder) -> ir.Value:
     return b.shared["new places"]
 
 
-def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
+def pack_rows(b: Builder, rows: ir.Value, mask: ir.Value, rank: int = 3) -> ir.Value:
     """Real tokens first, each part in its order: a sort by (padding, place)."""
-    rows, mask = x
     if "packed order" not in b.shared:
         with b.within("/rows"):
             behind = b.op("Mul", _padding(b, mask), b.whole(LONGEST))
@@ -576,19 +575,19 @@ def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
             _, order = b.ops("TopK", key, b.size(S), dtypes=(b.INT64, b.INT64), axis=1, largest=0)
             b.shared["packed order"] = order
     order = b.shared["packed order"]
-    if len(site.dims()) == 2:
-        return (b.op("GatherElements", rows, order, axis=1),)
-    return (b.op("GatherND", rows, b.op("Unsqueeze", order, b.ints([2])), batch_dims=1),)
+    if rank == 2:
+        return b.op("GatherElements", rows, order, axis=1)
+    return b.op("GatherND", rows, b.op("Unsqueeze", order, b.ints([2])), batch_dims=1)
 
 
-def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
+def unpack_rows(b: Builder, rows: ir.Value, mask: ir.Value) -> ir.Value:
     """Each token's row where the caller had it; zeros for padding.
 
     The kernel writes no row of a call that has no real token: it may be NaN, and a layer with a cache of its own would
     keep it, from where even a weight of 0 brings it back.
     """
-    rows, mask = x
-    dtype = b.element(site.results[0].dtype)
+    dtype = rows.dtype
+    assert dtype is not None
     if "places" not in b.shared:
         with b.within("/rows"):
             before = b.op("Sub", b.op("CumSum", new_mask(b, mask), b.whole(1)), b.whole(1))
@@ -597,7 +596,7 @@ def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
             b.shared["real tokens"] = b.op("Unsqueeze", real, b.ints([2]))
     unpacked = b.op("GatherND", rows, b.shared["places"], batch_dims=1)
     zero = b.number(0.0, dtype)
-    return (b.op("Where", b.shared["real tokens"], unpacked, zero, dtype=dtype),)
+    return b.op("Where", b.shared["real tokens"], unpacked, zero, dtype=dtype)
 
 
 def _last_row_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -761,7 +760,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         Tokens.MIXED,
         fused=True,
         role=Role.PACKING,
-        onnx=_pack_rows_onnx,
+        onnx=lambda b, site, x: (pack_rows(b, x[0], x[1], len(site.dims())),),
     ),
     Op(
         "unpack_rows",
@@ -773,7 +772,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         Tokens.MIXED,
         fused=True,
         role=Role.CHOSEN_ROWS,
-        onnx=_unpack_rows_onnx,
+        onnx=lambda b, site, x: (unpack_rows(b, x[0], x[1]),),
     ),
     Op(
         "last_row",

@@ -144,6 +144,7 @@ class Role(Enum):
     CHOICE = "chooses experts"
     ATTENTION = "queries see keys"
     MASK = "which keys a query sees, by `window` and `chunk`"
+    RECURRENCE = "a state of matrices that tokens write to and read"
     ROTATION = "turns pairs by a table of angles; an author writes `rope`"
     ROPE_TABLE = "angles of positions"
     TEMPERATURE = "grows with the position"
