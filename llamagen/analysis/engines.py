@@ -128,6 +128,9 @@ def _made(nodes: Sequence[Node], given: Sequence[str]) -> set[str]:
 
 def _of_layers(graph: Graph, path: str, count: int) -> Iterator[str]:
     """Why they are not one attention with one cache each."""
+    if (other := next(places(graph, State.FIXED), None)) is not None:
+        yield f"keeps a state of `{other.node.op}`, and caches of transformers are used for keys and values only"
+        return
     for what, trait in (("attention", Role.ATTENTION), ("cache", State.SLOT)):
         found = [one.path for one in places(graph, trait)]
         layers = [p.removeprefix(f"{path}.").partition(".")[0] for p in found]

@@ -33,6 +33,7 @@ from llamagen.ops.op import (
     DType,
     Role,
     State,
+    TensorType,
     a_int,
     elements,
     keep_of,
@@ -381,6 +382,8 @@ class CacheReport:
     """The cache of a graph. Sizes are for one sequence; a batch of B needs B times as much."""
 
     layers: tuple[CacheLayer, ...]
+    states: tuple[TensorType, ...] = ()
+    """What else a sequence keeps, whose size no token adds to."""
 
     @property
     def bounded(self) -> bool:
@@ -398,11 +401,21 @@ class CacheReport:
 
     def needed(self, context: int, bytes_per_value: int) -> int:
         """Bytes at ``context`` tokens if local layers drop what no later query can see."""
-        return bytes_per_value * sum(s.values_per_token * s.tokens(context) for s in self.layers)
+        tokens = sum(s.values_per_token * s.tokens(context) for s in self.layers)
+        return bytes_per_value * tokens + self.fixed(bytes_per_value)
 
     def allocated(self, context: int, bytes_per_value: int) -> int:
         """Bytes at ``context`` tokens as the generated model keeps it: every token, but in bounded slots."""
-        return bytes_per_value * sum(s.values_per_token * s.kept(context) for s in self.layers)
+        tokens = sum(s.values_per_token * s.kept(context) for s in self.layers)
+        return bytes_per_value * tokens + self.fixed(bytes_per_value)
+
+    def fixed(self, bytes_per_value: int) -> int:
+        """Bytes of states that have the same size at every context; some are float32 whatever a cache is."""
+        return sum(
+            elements(s.shape).evaluate({"B": 1})
+            * (4 if s.dtype is DType.FLOAT32 else bytes_per_value)
+            for s in self.states
+        )
 
 
 def cache_of(graph: Graph) -> CacheReport:
@@ -414,7 +427,14 @@ def cache_of(graph: Graph) -> CacheReport:
         if slot not in alike:
             alike[slot] = _layer(graph, here)
         layers.append(replace(alike[slot], path=here.path))
-    return CacheReport(tuple(layers))
+    states = (
+        one.found
+        for here in places(graph, State.FIXED)
+        for one in here.node.row.carries(
+            graph.operand_types(here.block, here.node), here.node.attrs
+        )
+    )
+    return CacheReport(tuple(layers), tuple(states))
 
 
 def _layer(graph: Graph, here: Place) -> CacheLayer:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from llamagen.analysis.tables import fill, holds, load_table, value_of
 from llamagen.diagnostics import LlamagenError
-from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten
+from llamagen.ir.flatten import FlatGraph, FlatNode, Slot, flatten
 from llamagen.ir.graph import Graph
 from llamagen.ops.dims import B, S
 from llamagen.ops.op import AttrValue, Positive, Role, State, TensorType, Tokens, a_float
@@ -152,7 +152,7 @@ class Index:
         nodes: tuple[FlatNode, ...],
         types: Mapping[str, TensorType],
         outputs: tuple[str, ...],
-        slots: Mapping[str, CacheSlot],
+        slots: Mapping[str, tuple[Slot, ...]],
     ) -> None:
         self.nodes = nodes
         self.types = types
@@ -235,14 +235,14 @@ def match_at(rule: Rule, root: int, index: Index) -> Match | None:
     match.taken = {match.nodes[line.results[0]] for line in rule.pattern}
     for line in rule.pattern:
         if line.op is not None and NODES[line.op].state is State.SLOT:
-            slot = index.slots[match.values[line.results[0]]]
+            key, value = index.slots[match.values[line.results[0]]]
             match.values |= {
-                "past_key": slot.past_key,
-                "past_value": slot.past_value,
-                "present_key": slot.present_key,
-                "present_value": slot.present_value,
+                "past_key": key.past,
+                "past_value": value.past,
+                "present_key": key.present,
+                "present_value": value.present,
             }
-            match.bounded = slot.keep is not None
+            match.bounded = key.keep is not None
     return match if _private(match, index) else None
 
 
@@ -314,8 +314,8 @@ class Rewritten:
     """``joined`` maps a new weight's name to the role paths that make it, first to last along the first axis."""
 
     flat: FlatGraph
-    slots: Mapping[str, CacheSlot]
-    """First result of each ``cache`` op that is left -> its slot."""
+    slots: Mapping[str, tuple[Slot, ...]]
+    """First result of each op with states in the graph before -> its slots."""
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fired: Mapping[str, int] = field(default_factory=dict)
     """Rule -> places."""
@@ -329,7 +329,7 @@ def rewrite(flat: FlatGraph, export: Export, outputs: Sequence[str] = (LOGITS,))
     ``outputs`` are the names of the graph's outputs: only one of the name ``logits`` can be cut to the last row.
     """
     if export.profile == "portable":
-        return _with_logits(Rewritten(flat, cache_slots(flat)), export, outputs, packed=False)
+        return _with_logits(Rewritten(flat, flat.slots_of), export, outputs, packed=False)
     names = tuple(n for n, r in rewrite_rules().items() if export.profile in r.row.profiles)
     done = _Rewriter(flat, export).run(names)
     if any(node.row.state is State.OWN_SLOT for node in done.flat.nodes):
@@ -358,12 +358,6 @@ def _with_logits(
     return replace(done, flat=flat, fired=fired)
 
 
-def cache_slots(flat: FlatGraph) -> dict[str, CacheSlot]:
-    """First result of each ``cache`` op -> its slot."""
-    caches = (n.results[0] for n in flat.nodes if n.row.state is State.SLOT)
-    return dict(zip(caches, flat.slots, strict=True))
-
-
 class _Rewriter:
     def __init__(self, flat: FlatGraph, export: Export) -> None:
         self.flat = flat
@@ -371,15 +365,9 @@ class _Rewriter:
         self.nodes = flat.nodes
         self.types = dict(flat.types)
         self.outputs = flat.outputs
-        self.slots = cache_slots(flat)
+        self.slots = flat.slots_of
         for slot in flat.slots:
-            for new, past, present in (
-                (slot.key, slot.past_key, slot.present_key),
-                (slot.value, slot.past_value, slot.present_value),
-            ):
-                self.types[past] = TensorType(new.dtype, (*new.shape[:2], slot.past, new.shape[3]))
-                shape = (*new.shape[:2], new.shape[2] + slot.past, new.shape[3])
-                self.types[present] = TensorType(new.dtype, shape)
+            self.types |= {slot.past: slot.found, slot.present: slot.left}
         self.joined: dict[str, tuple[str, ...]] = {}
         self.fired: Counter[str] = Counter()
         self.stopped: dict[str, Counter[str]] = {}
@@ -392,8 +380,8 @@ class _Rewriter:
         return Rewritten(flat, self.slots, self.joined, dict(self.fired), self.stopped)
 
     def presents(self) -> tuple[str, ...]:
-        """What the caches leave: they stay, whoever reads them."""
-        leaving = (State.SLOT, State.OWN_SLOT, State.WRITTEN)
+        """What ops leave for later calls and other graphs: it stays, whoever reads them."""
+        leaving = (State.SLOT, State.FIXED, State.OWN_SLOT, State.WRITTEN)
         return tuple(r for node in self.nodes if node.row.state in leaving for r in node.results)
 
     def apply(self, rule: Rule) -> None:

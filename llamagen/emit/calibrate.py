@@ -72,17 +72,15 @@ def calibrated(graph: Graph, part: Part, ids: Sequence[int]) -> Activations | st
     last = max((i for i in products if flat.nodes[i].parameters["weight"] not in heads), default=-1)
     squares: dict[str, Floats] = {}
     ranges: dict[str, Floats] = {}
-    caches = (node for node in flat.nodes if node.row.state is State.SLOT)
-    slots = dict(zip((node.results[0] for node in caches), flat.slots, strict=True))
-    turned = turned_keys(flat)
+    slots, turned = flat.slots_of, turned_keys(flat)
 
     def seen(node: FlatNode, operands: Sequence[Array]) -> None:
         if node.row.state is State.SLOT:
-            slot, key = slots[node.results[0]], operands[0]
-            if (pairs := turned.get(slot.past_key)) is not None:
+            names, key = slots[node.results[0]], operands[0]
+            if (pairs := turned.get(names[0].past)) is not None:
                 key = any_angle(key, pairs)
-            for name, values in ((slot.past_key, key), (slot.past_value, operands[1])):
-                ranges[name] = np.abs(values).max(axis=(0, 2)).astype(np.float32)
+            for slot, values in zip(names, (key, operands[1]), strict=True):
+                ranges[slot.past] = np.abs(values).max(axis=(0, 2)).astype(np.float32)
         if node.row.role is Role.LINEAR:
             x, path = operands[0], node.parameters["weight"]
             mean = np.square(x.reshape(-1, x.shape[-1])).mean(axis=0, dtype=np.float32)
@@ -110,14 +108,16 @@ Pairs = tuple[slice, slice]
 def turned_keys(flat: FlatGraph) -> dict[str, Pairs]:
     """Of the pasts whose keys a rotation turned."""
     rotations = {n.results[0]: n for n in flat.nodes if n.row.role is Role.ROTATION}
-    caches = (node for node in flat.nodes if node.row.state is State.SLOT)
+    slots = flat.slots_of
     found: dict[str, Pairs] = {}
-    for node, slot in zip(caches, flat.slots, strict=True):
-        if (rotation := rotations.get(node.operands[0])) is not None:
+    for node in flat.nodes:
+        rotation = rotations.get(node.operands[0]) if node.row.state is State.SLOT else None
+        if rotation is not None:
             width = 2 * flat.types[rotation.operands[1]].shape[-1].value
             halves = slice(width // 2), slice(width // 2, width)
             both = slice(0, width, 2), slice(1, width, 2)
-            found[slot.past_key] = halves if rotation.attrs["layout"] == "half" else both
+            key = slots[node.results[0]][0]
+            found[key.past] = halves if rotation.attrs["layout"] == "half" else both
     return found
 
 

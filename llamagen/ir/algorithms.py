@@ -53,7 +53,7 @@ def unused(flat: FlatGraph) -> set[str]:
     for name in flat.outputs:
         kept |= nx.ancestors(graph, name)
     for slot_node in flat.nodes:
-        if slot_node.row.state in (State.SLOT, State.WRITTEN):
+        if slot_node.row.state in (State.SLOT, State.FIXED, State.WRITTEN):
             kept.update(slot_node.results)
             for operand in slot_node.operands:
                 kept |= {operand} | nx.ancestors(graph, operand)

@@ -11,9 +11,11 @@ from typing import Literal, assert_never
 
 from llamagen.diagnostics import Span
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join, places
-from llamagen.ops.dims import Dim, past_of
 from llamagen.ops.op import Attrs, Op, Role, State, TensorType, a_int, keep_of
 from llamagen.ops.table import NODES
+
+PAST, PRESENT = "past_key_values", "present"
+"""What the names of states begin with outside, as inputs and as outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +38,27 @@ class FlatNode:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheSlot:
-    """One use of ``cache``: the types of the new keys and values [B, K, S, H] and where it happens.
+class Slot:
+    """One state of one op: keys, values, or what else it carries from call to call. It begins as zeros.
 
-    ``keep`` is how many tokens it hands to the next call at most; none is all of them.
+    ``keep`` is how many tokens keys or values hand to the next call at most; none is all of them.
     """
 
     path: str
-    key: TensorType
-    value: TensorType
-    past_key: str
-    past_value: str
-    present_key: str
-    present_value: str
+    maker: str
+    """The first result of the op that makes the next state of it."""
+    state: State
+    past: str
+    """What it is called outside as an input, and as an output."""
+    present: str
+    found: TensorType
+    left: TensorType
     keep: int | None = None
 
     @property
-    def past(self) -> Dim:
-        """Tokens before the new ones that it brings along."""
-        return past_of(self.keep)
+    def of_tokens(self) -> bool:
+        """Keys or values, [B, K, P, H]."""
+        return self.state is State.SLOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,22 @@ class FlatGraph:
     types: Mapping[str, TensorType]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    slots: tuple[CacheSlot, ...]
-    """Cache slots in execution order; slot i is ``past_key_values.i`` outside."""
+    slots: tuple[Slot, ...]
+    """States in execution order; those of the i-th op that has any are ``past_key_values.i.*`` outside."""
     layers: tuple[LayerOutput, ...]
     """Outputs of the layers of all stacks, in execution order."""
     cross_reads: tuple[CrossSlot, ...] = ()
     """Keys and values from another graph, in execution order: further inputs, ``cross_key_values.i`` outside."""
     cross_writes: tuple[CrossSlot, ...] = ()
     """The same for another graph: further outputs."""
+
+    @property
+    def slots_of(self) -> dict[str, tuple[Slot, ...]]:
+        """First result of each op with states -> its slots, in execution order."""
+        found: dict[str, tuple[Slot, ...]] = {}
+        for slot in self.slots:
+            found[slot.maker] = (*found.get(slot.maker, ()), slot)
+        return found
 
     @property
     def handed_in(self) -> dict[str, str]:
@@ -111,7 +123,8 @@ class _Flattener:
         self.graph = graph
         self.nodes: list[FlatNode] = []
         self.types: dict[str, TensorType] = {}
-        self.slots: list[CacheSlot] = []
+        self.slots: list[Slot] = []
+        self.stateful = 0
         self.cross: dict[State, list[CrossSlot]] = {State.READ: [], State.WRITTEN: []}
         self.layers: list[LayerOutput] = []
 
@@ -194,12 +207,15 @@ class _Flattener:
             FlatNode(node.op, place, operands, results, node.attrs, parameters, node.span)
         )
         state = node.row.state
-        if state is State.SLOT:
-            i = len(self.slots)
-            of_key, of_value = (self.types[o] for o in operands)
-            past = f"past_key_values.{i}"
-            names = (f"{past}.key", f"{past}.value", f"present.{i}.key", f"present.{i}.value")
-            self.slots.append(CacheSlot(path, of_key, of_value, *names, keep_of(node.attrs)))
+        carried = node.row.carries([self.types[o] for o in operands], node.attrs)
+        for one in carried:
+            assert state is not None, node.op
+            past, present = (f"{way}.{self.stateful}.{one.name}" for way in (PAST, PRESENT))
+            kept = keep_of(node.attrs)
+            self.slots.append(
+                Slot(path, results[0], state, past, present, one.found, one.left, kept)
+            )
+        self.stateful += bool(carried)
         if state in self.cross:
             crossing = self.cross[state]
             key, value = results

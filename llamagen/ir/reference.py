@@ -27,8 +27,8 @@ from llamagen.ops.op import (
 WeightSource: TypeAlias = Callable[[str], NDArray[np.generic]] | Mapping[str, NDArray[np.generic]]
 """Role path -> tensor of any real dtype that numpy converts to float64."""
 
-Cache: TypeAlias = Sequence[tuple[Real, Real]]
-"""Keys and values [B, K, P, H] of each cache slot, in the order of ``FlatGraph.slots``."""
+States: TypeAlias = Sequence[Real]
+"""What each slot holds, in the order of ``FlatGraph.slots``: keys and values are [B, K, P, H]."""
 
 Rounding: TypeAlias = Literal["float32", "float16", "bfloat16"] | None
 
@@ -41,11 +41,11 @@ Chooser: TypeAlias = Callable[[Real], Ints]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """``outputs`` in the graph's order, the cache after this step, what it wrote for other graphs by name, and all
+    """``outputs`` in the graph's order, the states after this step, what it wrote for other graphs by name, and all
     values if asked for."""
 
     outputs: tuple[Array, ...]
-    present: tuple[tuple[Real, Real], ...]
+    present: tuple[Real, ...]
     values: Mapping[str, Array] = field(default_factory=dict)
     cross: Mapping[str, Real] = field(default_factory=dict)
 
@@ -61,13 +61,13 @@ def evaluate(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     positions: ArrayLike | None = None,
-    past: Cache | None = None,
+    past: States | None = None,
     *,
     inputs: Mapping[str, ArrayLike] | None = None,
     keep_values: bool = False,
     rounding: Rounding = None,
 ) -> ReferenceResult:
-    """Run ``flat`` on ``input_ids`` [B, S] after ``past`` (none: an empty cache).
+    """Run ``flat`` on ``input_ids`` [B, S] after ``past`` (none: nothing before).
 
     ``attention_mask`` [B, T] is 1 for tokens and 0 for padding; none means no padding.
     ``positions`` [B, S] default to the number of tokens before each one. ``inputs`` are further
@@ -102,7 +102,7 @@ def evaluate_graph(
     flat: FlatGraph,
     weights: WeightSource,
     inputs: Mapping[str, ArrayLike],
-    past: Cache | None = None,
+    past: States | None = None,
     *,
     keep_values: bool = False,
     rounding: Rounding = None,
@@ -138,14 +138,14 @@ def _read_sizes(flat: FlatGraph, arrays: Mapping[str, ArrayLike], sizes: dict[st
             sizes.setdefault(str(dim), size)
 
 
-def _past(flat: FlatGraph, past: Cache | None, by_mask: int | None) -> int:
+def _past(flat: FlatGraph, past: States | None, by_mask: int | None) -> int:
     """Tokens of earlier calls: a slot that keeps all of them can tell, else the attention mask."""
     slots = zip(past or (), flat.slots, strict=bool(past))
-    whole: list[int] = [k.shape[2] for (k, _), slot in slots if slot.keep is None]
+    whole: list[int] = [x.shape[2] for x, slot in slots if slot.of_tokens and slot.keep is None]
     if whole:
         return whole[0]
     if past and by_mask is None:
-        raise ValueError("every cache slot is bounded: give an attention_mask over all tokens")
+        raise ValueError("no slot keeps every token: give an attention_mask over all of them")
     return by_mask or 0
 
 
@@ -154,7 +154,7 @@ def _evaluate(
     weights: WeightSource,
     arrays: Mapping[str, ArrayLike],
     sizes: Mapping[str, int],
-    past: Cache | None,
+    past: States | None,
     keep_values: bool,
     manner: _Manner,
 ) -> ReferenceResult:
@@ -188,16 +188,17 @@ class _Run:
         flat: FlatGraph,
         weights: WeightSource,
         sizes: Mapping[str, int],
-        past: Cache | None,
+        past: States | None,
         manner: _Manner,
     ) -> None:
         self.flat = flat
+        self.slots_of = flat.slots_of
         self.weights = weights
         self.sizes = sizes
         self.past = past
         self.manner = manner
         self.values: dict[str, Array] = {}
-        self.present: list[tuple[Real, Real]] = []
+        self.present: list[Real] = []
         self.written: dict[str, Real] = {}
 
     def apply(self, node: FlatNode) -> None:
@@ -213,12 +214,16 @@ class _Run:
         if manner.seen is not None:
             manner.seen(node, tensors)
         operands = Operands(
-            tensors, node.attrs, self.sizes, stored, manner.float32_angles, manner.single
+            tensors,
+            node.attrs,
+            self.sizes,
+            stored,
+            manner.float32_angles,
+            manner.single,
+            self.found(node),
         )
         results: tuple[Array, ...]
-        if row.state is State.SLOT:
-            results = self.cache(operands)
-        elif row.state is State.WRITTEN:
+        if row.state is State.WRITTEN:
             results = self.write(operands)
         elif row.role is Role.CHOICE and self.manner.choose is not None:
             scores = operands.real()
@@ -227,24 +232,24 @@ class _Run:
         else:
             assert row.numpy is not None, node.op
             results = row.numpy(operands)
-        for name, result in zip(node.results, results, strict=True):
+        count = len(node.results)
+        self.present += (cast("Real", left) for left in results[count:])
+        for name, result in zip(node.results, results[:count], strict=True):
             self.put(name, result)
+
+    def found(self, node: FlatNode) -> list[Real]:
+        """What the op finds of its states: zeros, of no token, in the first call."""
+        start, slots = len(self.present), self.slots_of.get(node.results[0], ())
+        if self.past is not None:
+            return list(self.past[start : start + len(slots)])
+        dtype = np.float32 if self.manner.single else np.float64
+        shapes = [[d.evaluate(self.sizes) for d in slot.found.shape] for slot in slots]
+        return [np.zeros(shape, dtype) for shape in shapes]
 
     def write(self, o: Operands) -> tuple[Real, Real]:
         slot = self.flat.cross_writes[len(self.written) // 2]
         k, v = o.real(0), o.real(1)
         self.written |= {slot.key_name: k, slot.value_name: v}
-        return k, v
-
-    def cache(self, o: Operands) -> tuple[Real, Real]:
-        slot = len(self.present)
-        k, v = o.real(0), o.real(1)
-        if self.past is not None:
-            old_k, old_v = self.past[slot]
-            k, v = np.concatenate([old_k, k], axis=2), np.concatenate([old_v, v], axis=2)
-        total = k.shape[2]
-        keep = total if (limit := self.flat.slots[slot].keep) is None else min(limit, total)
-        self.present.append((k[:, :, total - keep :], v[:, :, total - keep :]))
         return k, v
 
     def put(self, name: str, value: Array) -> None:

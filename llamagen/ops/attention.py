@@ -22,6 +22,7 @@ from llamagen.ops.lazy import ir, np
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
+    Carried,
     Cuts,
     DType,
     NeedsCut,
@@ -177,18 +178,34 @@ def _cache_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return tuple(results)
 
 
-def append_to_cache(
-    b: Builder, new: ir.Value, past: ir.Value, keep: int | None
-) -> tuple[ir.Value, ir.Value]:
-    """``past`` and ``new`` joined along tokens: what is kept, in the dtype outside, and all of it in the model's."""
-    joined = b.op("Concat", past, b.to(new, b.io), axis=2)
-    inside = b.inside(joined, DType.MODEL)
-    if keep is None:
-        return joined, inside
-    # a start beyond the first token, or an end, is cut to what is there
-    end = b.ints([np.iinfo(np.int64).max])
-    start = b.ints([-keep]) if keep else end
-    return b.op("Slice", joined, start, end, b.ints([2])), inside
+def _cache_states(types: Types, attrs: Attrs) -> tuple[Carried, ...]:
+    past = past_of(keep_of(attrs))
+    found = (TensorType(t.dtype, (*t.shape[:2], past, t.shape[3])) for t in types)
+    return tuple(map(Carried, ("key", "value"), found, _cache_shape(types, attrs)))
+
+
+def _cache_numpy(o: Operands) -> tuple[Array, ...]:
+    whole = [np.concatenate([o.states[i], o.real(i)], axis=2) for i in range(2)]
+    total = whole[0].shape[2]
+    keep = total if (limit := keep_of(o.attrs)) is None else min(limit, total)
+    return (*whole, *(x[:, :, total - keep :] for x in whole))
+
+
+def _cache_onnx(b: Builder, site: Site, x: Values) -> Values:
+    """Joined along tokens in the dtype outside; all of it is read in the model's."""
+    whole: list[ir.Value] = []
+    kept: list[ir.Value] = []
+    keep = keep_of(site.attrs)
+    for past, new in zip(site.states, x, strict=True):
+        joined = b.op("Concat", past, b.to(new, b.io), axis=2)
+        whole.append(b.inside(joined, DType.MODEL))
+        if keep is not None:
+            # a start beyond the first token, or an end, is cut to what is there
+            end = b.ints([np.iinfo(np.int64).max])
+            start = b.ints([-keep]) if keep else end
+            joined = b.op("Slice", joined, start, end, b.ints([2]))
+        kept.append(joined)
+    return (*whole, *kept)
 
 
 def _cross_write_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -556,9 +573,8 @@ def new_places(b: Builder) -> ir.Value:
     return b.shared["new places"]
 
 
-def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
+def pack_rows(b: Builder, rows: ir.Value, mask: ir.Value, rank: int = 3) -> ir.Value:
     """Real tokens first, each part in its order: a sort by (padding, place)."""
-    rows, mask = x
     if "packed order" not in b.shared:
         with b.within("/rows"):
             behind = b.op("Mul", _padding(b, mask), b.whole(LONGEST))
@@ -566,19 +582,19 @@ def _pack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
             _, order = b.ops("TopK", key, b.size(S), dtypes=(b.INT64, b.INT64), axis=1, largest=0)
             b.shared["packed order"] = order
     order = b.shared["packed order"]
-    if len(site.dims()) == 2:
-        return (b.op("GatherElements", rows, order, axis=1),)
-    return (b.op("GatherND", rows, b.op("Unsqueeze", order, b.ints([2])), batch_dims=1),)
+    if rank == 2:
+        return b.op("GatherElements", rows, order, axis=1)
+    return b.op("GatherND", rows, b.op("Unsqueeze", order, b.ints([2])), batch_dims=1)
 
 
-def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
+def unpack_rows(b: Builder, rows: ir.Value, mask: ir.Value) -> ir.Value:
     """Each token's row where the caller had it; zeros for padding.
 
     The kernel writes no row of a call that has no real token: it may be NaN, and a layer with a cache of its own would
     keep it, from where even a weight of 0 brings it back.
     """
-    rows, mask = x
-    dtype = b.element(site.results[0].dtype)
+    dtype = rows.dtype
+    assert dtype is not None
     if "places" not in b.shared:
         with b.within("/rows"):
             before = b.op("Sub", b.op("CumSum", new_mask(b, mask), b.whole(1)), b.whole(1))
@@ -587,7 +603,7 @@ def _unpack_rows_onnx(b: Builder, site: Site, x: Values) -> Values:
             b.shared["real tokens"] = b.op("Unsqueeze", real, b.ints([2]))
     unpacked = b.op("GatherND", rows, b.shared["places"], batch_dims=1)
     zero = b.number(0.0, dtype)
-    return (b.op("Where", b.shared["real tokens"], unpacked, zero, dtype=dtype),)
+    return b.op("Where", b.shared["real tokens"], unpacked, zero, dtype=dtype)
 
 
 def _last_row_onnx(b: Builder, site: Site, x: Values) -> Values:
@@ -655,6 +671,9 @@ ATTENTION_OPS: tuple[Op, ...] = (
         ),
         cut=lambda cuts, operands, results, attrs: cuts,
         state=State.SLOT,
+        carries=_cache_states,
+        numpy=_cache_numpy,
+        onnx=_cache_onnx,
     ),
     Op(
         "cross_cache_write",
@@ -748,7 +767,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         Tokens.MIXED,
         fused=True,
         role=Role.PACKING,
-        onnx=_pack_rows_onnx,
+        onnx=lambda b, site, x: (pack_rows(b, x[0], x[1], len(site.dims())),),
     ),
     Op(
         "unpack_rows",
@@ -760,7 +779,7 @@ ATTENTION_OPS: tuple[Op, ...] = (
         Tokens.MIXED,
         fused=True,
         role=Role.CHOSEN_ROWS,
-        onnx=_unpack_rows_onnx,
+        onnx=lambda b, site, x: (unpack_rows(b, x[0], x[1]),),
     ),
     Op(
         "last_row",

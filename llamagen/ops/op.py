@@ -126,6 +126,7 @@ class State(Enum):
     """What an op hands to later calls or other graphs, or takes from them."""
 
     SLOT = "appends to a slot of the key/value cache"
+    FIXED = "keeps a state whose size no token adds to"
     OWN_SLOT = "the same inside one operator, in the buffers that the caller gives it"
     WRITTEN = "writes keys and values for another graph"
     READ = "reads keys and values that another graph wrote: its results are inputs"
@@ -143,6 +144,7 @@ class Role(Enum):
     CHOICE = "chooses experts"
     ATTENTION = "queries see keys"
     MASK = "which keys a query sees, by `window` and `chunk`"
+    RECURRENCE = "a state of matrices that tokens write to and read"
     ROTATION = "turns pairs by a table of angles; an author writes `rope`"
     ROPE_TABLE = "angles of positions"
     TEMPERATURE = "grows with the position"
@@ -192,6 +194,8 @@ class Operands:
     float32_angles: bool = False
     single: bool = False
     """Computed in float32: where a mean over many tokens is wanted, soon."""
+    states: Sequence[Array] = ()
+    """What this call finds of what the op carries."""
 
     def real(self, i: int = 0) -> Real:
         array = self.tensors[i]
@@ -228,11 +232,22 @@ Cuts: TypeAlias = "Sequence[Cut | None]"
 """How operands or results are cut, in their order; none is whole."""
 CutRule: TypeAlias = Callable[[Cuts, Types, Types, Attrs], Cuts]
 ParameterRule: TypeAlias = Callable[[Attrs], tuple[Parameter, ...]]
+StateRule: TypeAlias = "Callable[[Types, Attrs], tuple[Carried, ...]]"
 FlopRule: TypeAlias = Callable[[Types, Types, Attrs], Dim]
 Formula: TypeAlias = Callable[[Operands], "tuple[Array, ...]"]
 TorchText: TypeAlias = "Callable[[TorchSite, Sequence[Code]], Code]"
 Values: TypeAlias = "tuple[ir.Value, ...]"
 Lowering: TypeAlias = "Callable[[Builder, Site, Values], Values]"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A state of an op: a call finds it as the call before left it, the first one as zeros."""
+
+    name: str
+    found: TensorType
+    left: TensorType
+    """At most: a bounded cache drops tokens."""
 
 
 def no_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:
@@ -241,6 +256,10 @@ def no_flops(operands: Types, results: Types, attrs: Attrs) -> Dim:
 
 
 def no_parameters(attrs: Attrs) -> tuple[Parameter, ...]:
+    return ()
+
+
+def no_states(operands: Types, attrs: Attrs) -> tuple[Carried, ...]:
     return ()
 
 
@@ -278,6 +297,8 @@ class Op:
 
     role: Role | None = None
     state: State | None = None
+    carries: StateRule = no_states
+    """Its states. Formula and lowering get what the call finds, and give what it leaves after the results."""
     elementwise: bool = False
     """Each value of the result is computed from the values at its place."""
     cut: CutRule | None = None

@@ -15,6 +15,7 @@ from llamagen.ops.op import Attrs, Op, Precision, ShapeError, TensorType, Tokens
 from llamagen.ops.pooling import POOLING_OPS
 from llamagen.ops.rope import ROPE_OPS
 from llamagen.ops.shapes import SHAPE_OPS
+from llamagen.ops.states import STATE_OPS
 
 
 def _no_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -37,6 +38,7 @@ _FAMILIES = (
     SHAPE_OPS,
     IMAGE_OPS,
     POOLING_OPS,
+    STATE_OPS,
 )
 _ROWS = [op for family in _FAMILIES for op in family]
 

@@ -27,7 +27,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.onnx.emit import INPUT_NAMES
 from llamagen.emit.onnx.profile import CONTRIB_DOMAIN, MOVES
 from llamagen.emit.onnx.session import as_past
-from llamagen.ir.flatten import FlatGraph, FlatNode
+from llamagen.ir.flatten import PAST, FlatGraph, FlatNode
 from llamagen.ops.attention import slopes_of
 from llamagen.ops.op import Operands, Role, a_float, a_str
 from llamagen.ops.rope import ROPE_KINDS
@@ -641,8 +641,8 @@ class ExactGraph(OneGraph):
     evaluator: Evaluator
     weights: frozenset[str]
     """What is stored in data files, large tables too."""
-    caches: Mapping[str, tuple[int, int, int | None]]
-    """Of each past, heads, features, and how many tokens it has at most."""
+    pasts: Mapping[str, tuple[int | str, ...]]
+    """Sizes of what each past is for one text: a number, or the name of one that is 0 at first."""
     name: str = "graph"
     file: str = "the model"
 
@@ -650,13 +650,9 @@ class ExactGraph(OneGraph):
     def of_model(model: onnx.ModelProto, weights: Values, file: str) -> ExactGraph:
         """``model`` without the initializers that ``weights`` has; raises LG713 for operators nobody here knows."""
         pasts = {
-            i.name: i.type.tensor_type.shape.dim
+            i.name: tuple(d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim[1:])
             for i in model.graph.input
-            if i.name.startswith("past_key_values.")
-        }
-        caches = {
-            name: (dims[1].dim_value, dims[3].dim_value, kept_tokens(dims[2].dim_param))
-            for name, dims in pasts.items()
+            if i.name.startswith(f"{PAST}.")
         }
         try:
             evaluator = Evaluator(model, new_ops=list(_OPERATORS))
@@ -669,11 +665,11 @@ class ExactGraph(OneGraph):
             message = f"{file} has nodes that cannot be evaluated exactly: {error}"
             raise LlamagenError.of("LG713", message) from error
         evaluator.rt_inits_.update(weights)
-        return ExactGraph(evaluator, frozenset(weights), caches, file=file)
+        return ExactGraph(evaluator, frozenset(weights), pasts, file=file)
 
     def open(self, past: Values = NOTHING) -> OpenGraph:
-        caches = self.caches
-        return _OpenExact(self, {n: kept(past[n], caches[n][2]) for n in caches if n in past})
+        found = {n: kept(past[n], kept_tokens(d[1])) for n, d in self.pasts.items() if n in past}
+        return _OpenExact(self, found)
 
 
 def _mark_dequantized(graph: onnx.GraphProto) -> None:
@@ -712,7 +708,10 @@ class _OpenExact:
         named = {INPUT_NAMES.get(name, name): np.asarray(value) for name, value in values.items()}
         batch = len(next(iter(named.values())))
         if not self.past:
-            self.past = {n: np.zeros((batch, k, 0, h)) for n, (k, h, _) in graph.caches.items()}
+            shapes = {
+                n: [d if isinstance(d, int) else 0 for d in p] for n, p in graph.pasts.items()
+            }
+            self.past = {name: np.zeros((batch, *shape)) for name, shape in shapes.items()}
         wanted = graph.evaluator.input_names
         feeds = {n: v for n, v in {**named, **self.past}.items() if n in wanted}
         names = graph.evaluator.output_names

@@ -18,7 +18,7 @@ import numpy as np
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.flatten import FlatGraph, flatten
 from llamagen.ir.graph import Graph
-from llamagen.ops.op import Role
+from llamagen.ops.op import Role, elements
 from llamagen.verify.scenarios import FAR, FloatArray, Scenario
 
 RunDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
@@ -295,25 +295,22 @@ def limit_scenarios(
 ) -> tuple[Scenario, ...]:
     """Five tokens across each limit that the folder accepts, behind random keys and values of all tokens before, unless
     these take more memory than is right for a model of so many ``parameters``."""
-    caches = {
-        name: (of.shape[1].value, of.shape[3].value)
-        for slot in flat.slots
-        for name, of in ((slot.past_key, slot.key), (slot.past_value, slot.value))
-    }
+    states = {slot.past: slot.found.shape for slot in flat.slots}
     generator = np.random.default_rng(seed + 2)
     found: dict[int, Scenario] = {}
-    for kind, size in _all_sizes(flat, context) if caches else ():
+    for kind, size in _all_sizes(flat, context) if states else ():
         end = size + 3 if context is None else min(size + 3, context)
         count = min(5, end - 1)
         before = end - count
-        taken = 4 * sum(heads * width for heads, width in caches.values()) * before
+        sizes = {"B": 1, "P": before}
+        taken = 4 * sum(elements(shape).evaluate(sizes) for shape in states.values())
         bound = _CHEAP_PAST_BYTES if kind in _IN_TABLES else max(MAX_PAST_BYTES, 4 * parameters)
         if taken > bound or before < 1 or (context is not None and size > context):
             continue
         ids = generator.integers(0, vocab_size, (1, count), dtype=np.int64)
         calls = (2, 1, 2) if count == 5 else (count,)
         case = Scenario(
-            f"around {size:,}", ids, np.ones_like(ids), calls, before=before, caches=caches
+            f"around {size:,}", ids, np.ones_like(ids), calls, before=before, states=states
         )
         found.setdefault(end, case)
     return tuple(found.values())

@@ -13,6 +13,7 @@ from llamagen.images.prepare import spans
 from llamagen.ir.flatten import rows_of
 from llamagen.ir.graph import Graph
 from llamagen.ir.pipeline import Pipeline
+from llamagen.ops.dims import Dim
 from llamagen.ops.op import DType, TensorType
 
 N = TypeVar("N", bound=np.generic)
@@ -82,9 +83,9 @@ class Scenario:
     last: bool = False
     """The model gives only the logits after the last token of each call."""
     before: int = 0
-    """Tokens before these, of which there are keys and values only, drawn at random."""
-    caches: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Heads and features of each cache, by its name outside, that ``before`` is drawn for."""
+    """Tokens before these, of which there is only what the model keeps of them, drawn at random."""
+    states: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
+    """Shapes of what it keeps, by the names outside: keys and values of every token, other states."""
 
     def __post_init__(self) -> None:
         if sum(self.splits) != self.input_ids.shape[1] or min(self.splits) < 1:
@@ -137,15 +138,13 @@ class Scenario:
         return witness.start(self.images, self.past() if self.before else NOTHING)
 
     def past(self) -> Values:
-        """Keys and values of the tokens before, which every dtype holds exactly."""
+        """What is kept of the tokens before, in values which every dtype holds exactly."""
         generator = np.random.default_rng(self.before)
-        batch = len(self.mask)
+        sizes = {"B": len(self.mask), "P": self.before}
+        shapes = {n: [d.evaluate(sizes) for d in shape] for n, shape in self.states.items()}
         return {
-            name: np.round(
-                8 * generator.standard_normal((batch, heads, self.before, size), np.float32)
-            )
-            / 8
-            for name, (heads, size) in self.caches.items()
+            name: np.round(8 * generator.standard_normal(shape, np.float32)) / 8
+            for name, shape in shapes.items()
         }
 
     def given(self, model: Witness) -> FloatArray:

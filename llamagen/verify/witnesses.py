@@ -37,7 +37,7 @@ from llamagen.emit.options import DEFAULTS, ExportOptions
 from llamagen.emit.torch.check import load_module
 from llamagen.emit.torch.module import emit_torch
 from llamagen.emit.torch.names import class_names
-from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten
+from llamagen.ir.flatten import FlatGraph, Slot, flatten
 from llamagen.ir.graph import MAIN, Graph
 from llamagen.ir.pipeline import Pipeline
 from llamagen.ir.reference import Rounding, evaluate_graph
@@ -233,14 +233,10 @@ class ReferenceWitness(OneGraph):
 class _OpenReference:
     def __init__(self, witness: ReferenceWitness, past: Values = NOTHING) -> None:
         self.witness = witness
-        self.past: tuple[tuple[FloatArray, FloatArray], ...] | None = None
+        self.past: tuple[FloatArray, ...] | None = None
         if past:
             self.past = tuple(
-                (
-                    kept(past[slot.past_key], slot.keep).astype(np.float64),
-                    kept(past[slot.past_value], slot.keep).astype(np.float64),
-                )
-                for slot in witness.flat.slots
+                kept(past[slot.past], slot.keep).astype(np.float64) for slot in witness.flat.slots
             )
         self.script = witness.routers.open() if witness.routers is not None else None
 
@@ -365,7 +361,7 @@ class TorchWitness(OneGraph):
     name: str = "torch"
     outputs: tuple[str, ...] = ("logits",)
     """What the graph calls its results."""
-    slots: tuple[CacheSlot, ...] = ()
+    slots: tuple[Slot, ...] = ()
     told: Told | None = None
     routers: Routers | None = None
     """The experts to take, in place of those that its own scores are for."""
@@ -402,9 +398,8 @@ class _OpenTorch:
         if "cache" in self.arguments:
             cache = modules[type(witness.model).__module__].KVCache()
             for slot in witness.slots if past else ():
-                for name in (slot.past_key, slot.past_value):
-                    cache.slots.append(self.tensor(kept(past[name], slot.keep)))
-                    cache.tokens = past[name].shape[2]
+                cache.slots.append(self.tensor(kept(past[slot.past], slot.keep)))
+                cache.tokens = past[slot.past].shape[2]
             self.cache = cache
         self.script = witness.routers.open() if witness.routers is not None else None
 

@@ -94,6 +94,8 @@ class Peer:
     """Last parts of the names whose matrices the peer stores as [in, out]."""
     counts_slots: bool = False
     """Takes left padding for tokens (facts 4.8): a padded batch cannot be compared with it."""
+    states: bool = False
+    """Padding behind a token gets into its states: rows with such padding are compared one by one, without it."""
     zeroed: tuple[str, ...] = ()
     """Names of the peer with this in them are not in the spec and set to zero."""
 
@@ -307,6 +309,31 @@ PEERS: Mapping[str, Peer] = {
         zeroed=(".mlp.", "post_attention_layernorm"),
     ),
     "llama4_text": Peer("llama4_text", _llama4, counts_slots=True),
+    "qwen3_next": Peer(
+        "qwen3_next",
+        lambda s: {
+            **_moe(s),
+            "intermediate_size": 8,
+            "shared_expert_intermediate_size": s.hyperparameters.shared_expert_intermediate_size,
+            "linear_conv_kernel_dim": s.constants["conv_kernel"],
+            "linear_num_key_heads": s.constants["key_heads"],
+            "linear_num_value_heads": s.constants["value_heads"],
+            "linear_key_head_dim": s.constants["key_dim"],
+            "linear_value_head_dim": s.constants["value_dim"],
+        },
+        states=True,
+    ),
+    "lfm2": Peer(
+        "lfm2",
+        lambda s: {
+            **_layer_norm(s),
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "conv_L_cache": s.constants["conv_kernel"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+        },
+        states=True,
+    ),
     "deepseek_v3": Peer(
         "deepseek_v3", _deepseek, lambda p: p.replace("mlp.e_score", "mlp.gate.e_score")
     ),

@@ -115,13 +115,13 @@ def test_no_more_than_the_bound_is_kept(name: str) -> None:
         with torch.no_grad():
             torch_model(torch.from_numpy(ids), cache=kept_by_torch)
         want = kept(graph, seen)
-        assert [k.shape[2] for k, _ in past_reference] == want
-        assert [past_onnx[s.past_value].shape[2] for s in flat.slots] == want
+        assert [x.shape[2] for x in past_reference] == want
+        assert [past_onnx[s.past].shape[2] for s in flat.slots] == want
         assert kept_by_torch.tokens == seen
         for i, slot in enumerate(flat.slots):
-            k, v = kept_by_torch.slots[2 * i : 2 * i + 2]
+            k = kept_by_torch.slots[i]
             tokens = k.shape[2] if slot.keep is not None else seen
-            assert tokens == want[i] and k.shape == v.shape
+            assert tokens == want[i]
             rows = k.untyped_storage().nbytes() // (k[:, :, :1].numel() * k.element_size())
             assert slot.keep is None or rows <= slot.keep + 1, "a view of more than is kept"
 
@@ -146,7 +146,7 @@ def test_one_token_less_is_missed(name: str) -> None:
 
 def test_three_of_four_layers_of_scout_keep_a_chunk() -> None:
     slots = flatten(bound_caches(build(Registry().load("llama/4/scout")))).slots
-    assert [slot.keep for slot in slots] == [8191, 8191, 8191, None] * 12
+    assert [slot.keep for slot in slots][::2] == [8191, 8191, 8191, None] * 12
 
 
 def test_a_model_that_reads_everything_is_refused() -> None:

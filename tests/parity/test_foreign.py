@@ -54,7 +54,9 @@ def test_reference_equals_transformers_in_float64(name: str) -> None:
     for scenario, reference in zip(cases(model_of(name)), reference_of(name), strict=True):
         if PEERS[name].counts_slots and not scenario.plain:
             continue
-        assert difference(scenario.logits(peer), reference).max_over_std < 1e-12, scenario.name
+        cases_ = scenario.alone() if PEERS[name].states and scenario.has_holes else (scenario,)
+        found = np.concatenate([case.logits(peer) for case in cases_])
+        assert difference(found, reference).max_over_std < 1e-12, scenario.name
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -112,6 +114,9 @@ MISTAKES = [
     ("deepseek_v3", "scores + float32(e_score_correction_bias)", "scores - float32(e_score_correction_bias)"),
     ("gpt_oss_attention", "sinks=sinks", "sinks=sinks * 1.00001"),
     ("mpt", "alibi=true", "alibi=false"),
+    ("qwen3_next", "sum(square(h)) + 0.000001", "sum(square(h)) + 0.0000011"),
+    ("qwen3_next", "unit(q), unit(k), v", "unit(k), unit(q), v"),
+    ("lfm2", "return out_proj(c * conv(b * u, attention_mask))", "return out_proj(b * conv(c * u, attention_mask))"),
 ]  # fmt: skip
 
 

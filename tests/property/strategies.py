@@ -28,6 +28,9 @@ class SpecText(str):
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "tanh")
 KINDS = ("full", "sliding", "chunked", "nope", "local", "tempered")
 """Attention of a layer: a sliding window, chunks, no rotation, the other rotary base, a temperature."""
+STATES = {"conv": "ShortConv", "recurrent": "Recurrence"}
+"""What a layer may have in its place, and its block."""
+MIXERS = (*KINDS, *STATES)
 
 
 def number(value: float) -> str:
@@ -126,6 +129,8 @@ def drafts(draw: DrawFn, head_dims: tuple[int, ...], kinds: tuple[str, ...]) -> 
     )
     draft = Draft(sizes, norm)
     draft.kinds = tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)))
+    if STATES.keys() & set(draft.kinds):  # some layer has an attention
+        draft.kinds = ("full", *draft.kinds)
     draft.feeds = tuple(draw(st.lists(st.sampled_from(("dense", "moe")), min_size=1, max_size=2)))
     h = draft.hyper
     h["vocab_size"], h["hidden_size"] = str(sizes.vocab), str(sizes.hidden)
@@ -185,7 +190,10 @@ def decoder(draw: DrawFn, draft: Draft) -> str:
 def decoder_layer(draw: DrawFn, draft: Draft) -> str:
     norm = draft.norm_of("hidden_size")
     feed = "Experts if feed == 'moe' else FeedForward"
-    parts = {"norm_1": norm, "self_attn": "Attention(kind=kind)", "norm_2": norm, "mlp": feed}
+    mixer = "Attention(kind=kind)"
+    for kind in STATES.keys() & set(draft.kinds):
+        mixer = f"{STATES[kind]} if kind == '{kind}' else {mixer}"
+    parts = {"norm_1": norm, "self_attn": mixer, "norm_2": norm, "mlp": feed}
     a, m = "self_attn(norm_1(x))", "mlp(norm_2(h))"
     match pick(draw, "pre", "post", "sandwich", "parallel", "parallel with two norms"):
         case "post":
@@ -279,6 +287,47 @@ def attention(draw: DrawFn, draft: Draft) -> str:
     return block("Attention", parts, lines, "options: {kind: full}")
 
 
+def short_conv(draw: DrawFn) -> str:
+    kernel, bias = draw(st.integers(2, 5)), pick(draw, "true", "false")
+    parts = {
+        "in_proj": "linear(hidden_size, 2 * hidden_size)",
+        "conv": f"conv1d(hidden_size, kernel={kernel}, bias={bias})",
+        "out_proj": "linear(hidden_size, hidden_size)",
+    }
+    mixed = pick(draw, "conv(u, attention_mask)", "silu(conv(u, attention_mask))")
+    lines = [
+        "gate, u = split(in_proj(x), [hidden_size, hidden_size])",
+        f"return out_proj(gate * {mixed})",
+    ]
+    return block("ShortConv", parts, lines)
+
+
+def recurrence(draw: DrawFn) -> str:
+    rule = pick(draw, "linear", "gated", "delta", "gated_delta")
+    q, k, v = "num_heads * head_dim", "num_kv_heads * head_dim", "num_kv_heads * 5"
+    parts = {
+        f"{n}_proj": f"linear(hidden_size, {width})"
+        for n, width in zip("qkv", (q, k, v), strict=True)
+    }
+    parts["o_proj"] = "linear(num_heads * 5, hidden_size)"
+    lines = [
+        "q = split_heads(q_proj(x), num_heads)",
+        "k = rms_normalize(split_heads(k_proj(x), num_kv_heads), 0.01) / head_dim",
+    ]
+    operands = "q, k, split_heads(v_proj(x), num_kv_heads), attention_mask"
+    if "gated" in rule:
+        parts["decay"] = f"linear(hidden_size, {pick(draw, 'num_kv_heads', k)})"
+        lines.append("g = -softplus(float32(split_heads(decay(x), num_kv_heads)))")
+        operands += ", g"
+    if "delta" in rule:
+        parts["beta"] = "linear(hidden_size, num_kv_heads)"
+        operands += ", sigmoid(split_heads(beta(x), num_kv_heads))"
+    scale = pick(draw, "", ", scale=0.5")
+    lines.append(f"y = linear_attention({operands}, rule='{rule}'{scale})")
+    lines.append("return o_proj(merge_heads(y))")
+    return block("Recurrence", parts, lines)
+
+
 def feed_forward(draw: DrawFn) -> str:
     bias = "bias=mlp_bias"
     parts = {"down_proj": f"linear(intermediate_size, hidden_size, {bias})"}
@@ -344,6 +393,10 @@ def specs(
     if "moe" not in feeds:
         blocks.pop()
         blocks[2] = blocks[2].replace("Experts if feed == 'moe' else FeedForward", "FeedForward")
+    if "conv" in kinds:
+        blocks.append(short_conv(draw))
+    if "recurrent" in kinds:
+        blocks.append(recurrence(draw))
     lines = [
         "spec: 1",
         "id: drawn/decoder",

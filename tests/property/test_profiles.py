@@ -17,7 +17,7 @@ from llamagen.verify.scenarios import Scenario
 from llamagen.verify.witnesses import OnnxWitness
 from tests.codes import INT4, OF_EXPERTS, on_codes
 from tests.parity.models import RandomModel
-from tests.property.strategies import KINDS, SpecText, inputs, specs
+from tests.property.strategies import KINDS, STATES, SpecText, inputs, specs
 from tests.property.test_witnesses import MARGIN, agree, examples, least_margin
 
 FUSED_HEADS = (16, 32, 8, 24, 20)
@@ -63,7 +63,7 @@ def compare(
 
 @examples(40)
 @given(
-    text=specs((16, 8), ("full", "nope", "sliding")),
+    text=specs((16, 8), ("full", "nope", "sliding", *STATES)),
     profile=st.sampled_from(("portable", "ort-cpu")),
     width=st.sampled_from((16, 48, 32, 7, None)),
     data=st.data(),

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llamagen.ir.flatten import CacheSlot, FlatGraph, flatten, known_ids
+from llamagen.ir.flatten import FlatGraph, flatten, known_ids
 from llamagen.ir.graph import Graph
-from llamagen.ops.dims import Dim
+from llamagen.ops.dims import S
 from llamagen.ops.op import Role, TensorType
 
 _FED: Mapping[str, str] = {
@@ -66,13 +66,17 @@ def contract_of(graph: Graph) -> Contract:
     elif graph.output_names != ("logits",):
         others = ", ".join(f"`{name}`" for name in graph.output_names if name != "logits")
         reasons.append(f"returns {others} beside `logits`")
-    if not flat.slots:
+    caches = [slot for slot in flat.slots if slot.of_tokens]
+    if not caches:
         reasons.append("keeps no keys and values between steps")
-    shapes = {shape for slot in flat.slots for shape in _cache_shapes(slot)}
+    if len(caches) < len(flat.slots):
+        count = len(flat.slots) - len(caches)
+        reasons.append(f"keeps {count} other states than keys and values between steps")
+    shapes = {(_fixed(slot.found, axis=1), _fixed(slot.found, axis=3)) for slot in caches}
     if len(shapes) > 1:
         several = " and ".join(f"[{heads}, {size}]" for heads, size in sorted(shapes))
         reasons.append(f"keeps caches of [heads, head size] {several}; clients know one shape")
-    if any(slot.key.shape[2] != Dim.of("S") for slot in flat.slots):
+    if any(slot.left.shape[2] != slot.found.shape[2] + S for slot in caches):
         reasons.append("does not keep one entry for every new token")
     bounds = [slot.keep for slot in flat.slots if slot.keep is not None]
     if bounds:
@@ -85,22 +89,15 @@ def contract_of(graph: Graph) -> Contract:
     if reasons:
         return Unfit(tuple(reasons), plain, inputs, vocab_size)
     ((kv_heads, head_dim),) = shapes
-    return Decoder(inputs, len(flat.slots), _heads(flat), kv_heads, head_dim, vocab_size)
+    return Decoder(inputs, len(caches) // 2, _heads(flat), kv_heads, head_dim, vocab_size)
 
 
 def bounds_text(flat: FlatGraph) -> str:
     """``at most 8,191 tokens in 36 of 48 caches``"""
-    bounds = sorted({slot.keep for slot in flat.slots if slot.keep is not None})
-    count = sum(slot.keep is not None for slot in flat.slots)
-    most = " or ".join(f"{keep:,}" for keep in bounds)
-    return f"at most {most} tokens in {count} of {len(flat.slots)} caches"
-
-
-def _cache_shapes(slot: CacheSlot) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (
-        (_fixed(slot.key, axis=1), _fixed(slot.key, axis=3)),
-        (_fixed(slot.value, axis=1), _fixed(slot.value, axis=3)),
-    )
+    keeps = [slot.keep for slot in flat.slots if slot.of_tokens][::2]
+    bounded = [keep for keep in keeps if keep is not None]
+    most = " or ".join(f"{keep:,}" for keep in sorted(set(bounded)))
+    return f"at most {most} tokens in {len(bounded)} of {len(keeps)} caches"
 
 
 def _heads(flat: FlatGraph) -> int:

@@ -88,6 +88,7 @@ class Site:
     ``parameters`` maps the local name (``weight``) to its initializer.
 
     ``operands`` are the types of the operands that are there; ``given`` has None for an absent one between others.
+    ``states`` are what the call finds of what the op carries, in the dtype outside.
     """
 
     attrs: Attrs
@@ -95,6 +96,7 @@ class Site:
     results: tuple[TensorType, ...]
     parameters: Mapping[str, ir.Value]
     given: tuple[ir.Value | None, ...]
+    states: tuple[ir.Value, ...] = ()
 
     def dims(self, operand: int = 0) -> tuple[Dim, ...]:
         return self.operands[operand].shape

@@ -37,10 +37,10 @@ from llamagen.emit.onnx.profile import (
 )
 from llamagen.emit.options import DEFAULTS, ExportOptions, one_of
 from llamagen.emit.written import llamagen_version
-from llamagen.ir.flatten import CacheSlot, FlatGraph, FlatNode, flatten, known_ids
+from llamagen.ir.flatten import FlatGraph, FlatNode, Slot, flatten, known_ids
 from llamagen.ir.graph import Graph
-from llamagen.ops.attention import CHUNKS, CODES, append_to_cache
-from llamagen.ops.dims import Dim, P
+from llamagen.ops.attention import CHUNKS, CODES
+from llamagen.ops.dims import Dim
 from llamagen.ops.op import Role, State, TensorType
 
 INPUT_NAMES: Mapping[str, str] = {"positions": "position_ids"}
@@ -209,7 +209,7 @@ class _Emitter:
         self.parameters: dict[str, ir.Value] = {}
         self.named: set[int] = set()
         self.presents: dict[str, ir.Value] = {}
-        self.slots: list[CacheSlot] = list(self.flat.slots)
+        self.slots: list[Slot] = list(self.flat.slots)
         self.written: list[ir.Value] = []
         self.own_slots = tuple(n for n in self.flat.nodes if n.row.state is State.OWN_SLOT)
         self.fused = {r for n in self.own_slots for r in n.results}
@@ -219,7 +219,7 @@ class _Emitter:
     def require_codes(self) -> None:
         if self.cache_dtype is None or not self.slots:
             return
-        apart = [slot.path for slot in self.slots if slot.present_key not in self.fused]
+        apart = [slot.path for slot in self.slots if slot.present not in self.fused]
         help = f"leave out --cache-dtype {self.cache_dtype}"
         if self.b.profile.name != "ort-cpu":
             why = f"operators of {self.b.profile.name} have no such cache"
@@ -298,7 +298,7 @@ class _Emitter:
 
     def in_place(self) -> bool:
         """Whether every cache may be one buffer for past and present."""
-        return bool(self.slots) and all(slot.present_key in self.fused for slot in self.slots)
+        return bool(self.slots) and all(slot.present in self.fused for slot in self.slots)
 
     def one_row(self) -> bool:
         """Whether a call of several tokens with a past may have one row only."""
@@ -401,16 +401,13 @@ class _Emitter:
             inputs.append(self.input(name, of))
             self.values[id] = self.b.inside(inputs[-1], of.dtype)
         for slot in self.slots:
-            for name, new in ((slot.past_key, slot.key), (slot.past_value, slot.value)):
-                shape = (*new.shape[:2], slot.past, new.shape[3])
-                self.values[name] = self.past(name, TensorType(new.dtype, shape))
-                if slot.present_key in self.fused:
-                    self.values[name].shape = _buffer(shape, "past_buffer")
-                    inputs.append(self.values[name])
-                    continue
-                self.values[name].doc_string = _past_words(slot)
-                inputs.append(self.values[name])
-                dims.append((self.values[name], shape))
+            past = self.values[slot.past] = self.past(slot.past, slot.found)
+            inputs.append(past)
+            if slot.present in self.fused:
+                past.shape = _buffer(slot.found.shape, "past_buffer")
+                continue
+            past.doc_string = _past_words(slot)
+            dims.append((past, slot.found.shape))
         self.sizes(dims)
         return inputs
 
@@ -431,7 +428,8 @@ class _Emitter:
     def sizes(self, dims: Sequence[tuple[ir.Value, Sequence[Dim]]]) -> None:
         """B, S, T, I, bounded pasts (and P where no input has T) read off the inputs' shapes."""
         b, known = self.b, dict[str, ir.Value]()
-        read = {"B", "S", "P", "P + S", "I"} | {str(slot.past) for slot in self.slots}
+        read = {"B", "S", "P", "P + S", "I"}
+        read |= {str(slot.found.shape[2]) for slot in self.slots if slot.of_tokens}
         b.scope = "/shapes"
         for value, shape in dims:
             for axis, dim in enumerate(shape):
@@ -450,9 +448,8 @@ class _Emitter:
         # The prelude has no path; what it computes is named for its first result.
         b.scope = _scope(node.path or node.results[0])
         operands = tuple(self.values[o] for o in node.operands if o)
-        if state is State.SLOT:
-            results = self.cache(node, operands)
-        elif state is State.WRITTEN:
+        slots = self.rewritten.slots.get(node.results[0], ())
+        if state is State.WRITTEN:
             self.written += operands
             results = operands
         else:
@@ -463,9 +460,16 @@ class _Emitter:
                 tuple(types[r] for r in node.results),
                 {local: self.parameters[path] for local, path in node.parameters.items()},
                 tuple(self.values[o] if o else None for o in node.operands),
+                tuple(self.values[slot.past] for slot in slots),
             )
             assert node.row.onnx is not None, node.op
             results = node.row.onnx(b, site, operands)
+        results, left = results[: len(node.results)], results[len(node.results) :]
+        for slot, value in zip(slots, left, strict=True):
+            kept = onnx_shape(slot.left.shape)
+            if slot.keep is not None:
+                kept = _buffer(slot.left.shape, f"present_sequence_{slot.keep}")
+            self.present(slot.present, value, kept)
         for name, value in zip(node.results, results, strict=True):
             self.values[name] = value
             if state is State.OWN_SLOT and name != node.results[0]:
@@ -483,21 +487,6 @@ class _Emitter:
             place = _scope(node.path) if node.parameters else f"{_scope(node.path)}/{node.op}"
         value.name = self.b.name(place)
         value.shape = onnx_shape(self.flat.types[name].shape)
-
-    def cache(self, node: FlatNode, operands: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
-        slot = self.rewritten.slots[node.results[0]]
-        results: list[ir.Value] = []
-        for new, of, past, present in (
-            (operands[0], slot.key, slot.past_key, slot.present_key),
-            (operands[1], slot.value, slot.past_value, slot.present_value),
-        ):
-            outside, inside = append_to_cache(self.b, new, self.values[past], slot.keep)
-            kept = onnx_shape((*of.shape[:2], of.shape[2] + P, of.shape[3]))
-            if slot.keep is not None:
-                kept = _buffer(of.shape, f"present_sequence_{slot.keep}")
-            self.present(present, outside, kept)
-            results.append(inside)
-        return tuple(results)
 
     def mark_layers(self) -> None:
         """Say in the model which values are the residual stream, so that ``verify`` can look at them."""
@@ -517,8 +506,7 @@ class _Emitter:
     def outputs(self) -> list[ir.Value]:
         b = self.b
         b.scope = ""
-        names = [n for s in self.slots for n in (s.present_key, s.present_value)]
-        presents = [self.presents[name] for name in names]
+        presents = [self.presents[slot.present] for slot in self.slots]
         taken = {id(v) for v in presents}
         results: list[ir.Value] = []
         outputs = [
@@ -545,11 +533,11 @@ def _buffer(shape: Sequence[Dim], name: str) -> ir.Shape:
     return ir.Shape([*fixed[:2], name, fixed[3]])
 
 
-def _past_words(slot: CacheSlot) -> str | None:
+def _past_words(slot: Slot) -> str | None:
     """What a runtime must hand over; a slot that keeps everything needs no words."""
     if slot.keep is None:
         return None
-    present = slot.present_key.rpartition(".")[0]
+    present = slot.present.rpartition(".")[0]
     return (
         f"what the call before returned as {present}: at most the last {slot.keep} tokens, all that a later one can "
         "read here. attention_mask covers every token nevertheless."

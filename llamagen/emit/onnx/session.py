@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU, is_older, needed
+from llamagen.ir.flatten import PAST, PRESENT
 from llamagen.ops.op import TensorType
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ PLUGINS: Mapping[str, str] = {WEBGPU: "onnxruntime_ep_webgpu"}
 BFLOAT16 = 16
 """onnx.TensorProto.BFLOAT16; numpy has no such type of its own."""
 
-_LARGEST = 1 << 20
-"""Heads or features of a cache."""
+_LARGEST, _MOST = 1 << 20, 1 << 28
+"""Heads or features of a state, and values of one token or of a state of fixed size."""
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -209,8 +210,8 @@ def require_interface(
         name = value.name
         if value.type not in _TYPES:
             raise refused(f"{quoted(name)} is {value.type}")
-        if name.startswith("past_key_values."):
-            present = gives.get(name.replace("past_key_values.", "present.", 1))
+        if name.startswith(f"{PAST}."):
+            present = gives.get(name.replace(PAST, PRESENT, 1))
             if present is None or present.type != value.type:
                 raise refused(f"what {quoted(name)} reads is not written")
         elif name not in inputs:
@@ -268,21 +269,23 @@ def computing(what: str, options: OpenOptions) -> Iterator[None]:
 
 
 def empty_cache(session: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.generic]]:
-    """Input name -> keys or values of no token, [batch, K, 0, H]. Raises LG713 for a cache of another form."""
+    """Input name -> states before the first call: zeros, keys and values of no token [batch, K, 0, H].
+
+    Raises LG713 for a state of another form.
+    """
+    empty: dict[str, NDArray[np.generic]] = {}
     for value in session.get_inputs():
-        known = value.type in _TYPES and len(value.shape) == 4 and _sizes(value.shape[1::2])
-        if value.name.startswith("past_key_values.") and not known:
-            message = f"`{value.name}` is no cache of keys or values: {value.type} {value.shape}"
+        if not value.name.startswith(f"{PAST}."):
+            continue
+        sizes = [dim for dim in value.shape[1:] if isinstance(dim, int)]
+        tokens = len(value.shape) - 1 - len(sizes)
+        known = value.type in _TYPES and len(value.shape) in (3, 4) and tokens <= 1
+        if not (known and all(0 < size <= _LARGEST for size in sizes) and prod(sizes) <= _MOST):
+            message = f"`{value.name}` is no state that is known: {value.type} {value.shape}"
             raise LlamagenError.of("LG713", message, help="export the model again")
-    return {
-        value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _TYPES[value.type])
-        for value in session.get_inputs()
-        if value.name.startswith("past_key_values.")
-    }
-
-
-def _sizes(dims: Iterable[object]) -> bool:
-    return all(isinstance(dim, int) and 0 < dim <= _LARGEST for dim in dims)
+        shape = [dim if isinstance(dim, int) else 0 for dim in value.shape[1:]]
+        empty[value.name] = np.zeros((batch, *shape), _TYPES[value.type])
+    return empty
 
 
 def as_input(value: NDArray[np.generic], kind: str) -> NDArray[np.generic]:
@@ -323,11 +326,11 @@ def computed(
 
 
 def as_past(outputs: Mapping[str, V]) -> dict[str, V]:
-    """The caches among the outputs of a step, under the names of the next step's inputs."""
+    """The states among the outputs of a step, under the names of the next step's inputs."""
     return {
-        name.replace("present.", "past_key_values.", 1): value
+        name.replace(PRESENT, PAST, 1): value
         for name, value in outputs.items()
-        if name.startswith("present.")
+        if name.startswith(f"{PRESENT}.")
     }
 
 

@@ -257,7 +257,8 @@ class Body:
         if len(node.results) == 1:
             (result,) = node.results
             value = self.block.values[result]
-            if self.left[result] == 1 and not value.named:
+            # states are in the order of the nodes, whatever Python evaluates first in an expression
+            if self.left[result] == 1 and not value.named and node.row.state is not State.FIXED:
                 self.codes[result] = code
                 return
             self.codes[result] = Text(self.name(value, "y"))

@@ -23,6 +23,9 @@ TIED: dict[str, str] = {}
 # Whether a model reads images, gets something of them beside each token, and has layers that attend to them.
 IMAGES = BESIDE = CROSS = True
 
+# Whether it keeps keys and values of every token, and states of a fixed size.
+KEYS = STATES = True
+
 # Nobody states it for this model: the default of transformers.
 INITIALIZER_RANGE = 0.02
 
@@ -55,6 +58,9 @@ class KVCache:
         if CROSS:
             # Of images, for each layer that attends to them.
             self.cross: dict[nn.Module, KeyValue] = {}
+        if STATES:
+            # What the call now running leaves in the place of other slots.
+            self.left: dict[int, Tensor] = {}
 
     def start(self, S: int) -> int:
         """How many tokens there are before the S of a call that begins."""
@@ -64,27 +70,45 @@ class KVCache:
     def finish(self) -> None:
         """The call went well: its tokens count. One that failed can be made again."""
         self.tokens = self.total
+        if STATES:
+            for i, state in self.left.items():
+                self.slots[i] = state
 
-    def append(self, k_BKSH: Tensor, v_BKSH: Tensor, keep: int | None = None) -> KeyValue:
-        """The keys and values of all tokens, [B, K, T, H]."""
-        return self.write(k_BKSH, keep=keep), self.write(v_BKSH, keep=keep)
+    if STATES:
 
-    def write(self, x_BKSH: Tensor, keep: int | None = None) -> Tensor:
-        B, K, S, H = x_BKSH.shape
-        T, i = self.total, self.next
-        self.next += 1
-        if keep is not None:  # the next call gets the last `keep` of them
-            present = torch.cat((self.slots[i], x_BKSH), dim=2) if T > S else x_BKSH
-            kept = present[:, :, max(present.shape[2] - keep, 0) :]
-            # A view would hold all of a long prompt in memory.
-            self.slots[i : i + 1] = [kept.clone() if S > 1 else kept]
-            return present
-        if i == len(self.slots):
-            self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
-        elif self.slots[i].shape[2] < T:
-            self.slots[i] = F.pad(self.slots[i], (0, 0, 0, T))
-        self.slots[i][:, :, T - S : T] = x_BKSH
-        return self.slots[i][:, :, :T]
+        def find(self, first: Tensor) -> Tensor:
+            """The next state as the call before left it, `first` if there was none."""
+            if self.next == len(self.slots):
+                self.slots.append(first)
+            return self.slots[self.next]
+
+        def leave(self, state: Tensor) -> None:
+            """What the next call finds in the place of what `find` gave."""
+            self.left[self.next] = state
+            self.next += 1
+
+    if KEYS:
+
+        def append(self, k_BKSH: Tensor, v_BKSH: Tensor, keep: int | None = None) -> KeyValue:
+            """The keys and values of all tokens, [B, K, T, H]."""
+            return self.write(k_BKSH, keep=keep), self.write(v_BKSH, keep=keep)
+
+        def write(self, x_BKSH: Tensor, keep: int | None = None) -> Tensor:
+            B, K, S, H = x_BKSH.shape
+            T, i = self.total, self.next
+            self.next += 1
+            if keep is not None:  # the next call gets the last `keep` of them
+                present = torch.cat((self.slots[i], x_BKSH), dim=2) if T > S else x_BKSH
+                kept = present[:, :, max(present.shape[2] - keep, 0) :]
+                # A view would hold all of a long prompt in memory.
+                self.slots[i : i + 1] = [kept.clone() if S > 1 else kept]
+                return present
+            if i == len(self.slots):
+                self.slots.append(x_BKSH.new_empty(B, K, max(T, self.capacity), H))
+            elif self.slots[i].shape[2] < T:
+                self.slots[i] = F.pad(self.slots[i], (0, 0, 0, T))
+            self.slots[i][:, :, T - S : T] = x_BKSH
+            return self.slots[i][:, :, :T]
 
 
 def rope_table(
@@ -407,6 +431,43 @@ def full_attention(
     return F.scaled_dot_product_attention(q_BNSH, k_BKTH, v_BKTH, scale=scale, enable_gqa=grouped)
 
 
+def linear_attention(
+    q_BNSH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSV: Tensor,
+    attention_mask: Tensor,
+    cache: KVCache | None,
+    scale: float,
+    decay: Tensor | None = None,
+    beta: Tensor | None = None,
+) -> Tensor:
+    """What each token reads of its heads' states, [B, N, S, V], token by token, in float32.
+
+    A token writes its value under its key into a state [H, V]. Padding is passed over.
+    """
+    S, K = k_BKSH.shape[2], k_BKSH.shape[1]
+    padding = attention_mask[:, None, -S:, None] == 0
+    q = q_BNSH.float().unflatten(1, (K, -1)) * scale
+    k, v = k_BKSH.float().masked_fill(padding, 0.0), v_BKSV.float()
+    state = k.new_zeros(k.shape[0], K, k.shape[3], v.shape[3])
+    if cache is not None:
+        state = cache.find(state)
+    if decay is not None:
+        kept = decay.float().masked_fill(padding, 0.0).exp()
+    read: list[Tensor] = []
+    for t in range(S):
+        new = v[:, :, t, None]
+        if decay is not None:
+            state = state * kept[:, :, t, :, None]
+        if beta is not None:
+            new = (new - k[:, :, t, None] @ state) * beta[:, :, t, :, None].float()
+        state = state + k[:, :, t, :, None] * new
+        read.append(q[:, :, :, t] @ state)
+    if cache is not None:
+        cache.leave(state)
+    return torch.stack(read, dim=3).flatten(1, 2).to(q_BNSH.dtype)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, normalised in float32."""
 
@@ -433,6 +494,39 @@ class RMSNorm(nn.Module):
         if self.offset:
             return (self.offset + self.weight) * y.to(x.dtype)
         return self.weight * y.to(x.dtype)
+
+
+class CausalConv1d(nn.Module):
+    """Each feature's last K inputs, this token's among them, times its K weights, [B, S, D].
+
+    Padding is passed over.
+    """
+
+    def __init__(self, features: int, kernel: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(features, 1, kernel))
+        self.bias = nn.Parameter(torch.empty(features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INITIALIZER_RANGE)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x_BSD: Tensor, attention_mask: Tensor, cache: KVCache | None) -> Tensor:
+        B, S, D = x_BSD.shape
+        K = self.weight.shape[2]
+        real_BS = attention_mask[:, -S:] != 0
+        order_BS1 = (~real_BS).int().argsort(dim=1, stable=True)[:, :, None]  # real tokens first
+        past_BKD = x_BSD.new_zeros(B, K - 1, D)
+        if cache is not None:
+            past_BKD = cache.find(past_BKD.mT).mT
+        seen = torch.cat((past_BKD, x_BSD.take_along_dim(order_BS1, 1)), dim=1)
+        if cache is not None:
+            last = real_BS.sum(1, keepdim=True) + torch.arange(K - 1, device=x_BSD.device)
+            cache.leave(seen.take_along_dim(last[:, :, None], 1).mT)
+        y_BSD = F.conv1d(seen.mT, self.weight, self.bias, groups=D).mT
+        return y_BSD.take_along_dim(order_BS1.argsort(1), 1)
 
 
 class Experts(nn.Module):

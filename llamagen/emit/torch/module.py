@@ -13,7 +13,7 @@ from llamagen.emit.torch.blocks import Body, class_text, init_lines, start_lines
 from llamagen.emit.torch.check import check_source
 from llamagen.emit.torch.names import docstring_text, part_name
 from llamagen.emit.torch.place import library
-from llamagen.emit.torch.plan import Plan, make_plan
+from llamagen.emit.torch.plan import CACHED, Plan, make_plan
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import Graph
 from llamagen.ir.joined import Joined
@@ -184,7 +184,7 @@ class _Model:
             raise LlamagenError.of("LG741", message, block.span)
         self.name = plan.names[block.name]
         self.ties = ties_of(plan.graph)
-        self.caches = plan.has(State.SLOT)
+        self.caches = any(map(plan.has, CACHED))
         self.reads_cross = plan.has(State.READ)
         self.writes_cross = plan.has(State.WRITTEN) and plan.whole is None
         self.reads_mask = "attention_mask" in plan.arguments[block.name]

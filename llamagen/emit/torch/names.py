@@ -31,7 +31,7 @@ _OF_EXPERTS = re.compile(r"Experts[0-9]*")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "**")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
 
-_STAND_INS = frozenset({"BESIDE", "CROSS", "IMAGES", "Model"})
+_STAND_INS = frozenset({"BESIDE", "CROSS", "IMAGES", "KEYS", "Model", "STATES"})
 """Names of the library that a file does not have."""
 HELPER_NAMES = frozenset(
     {

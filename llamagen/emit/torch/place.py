@@ -168,7 +168,7 @@ class _Placing:
                         *span,
                         indent("".join(f"{n}\n" for n in known.lines), " " * statement.col_offset),
                     )
-                case ast.Expr(ast.Constant(str())):
+                case ast.Expr(ast.Constant(str())) if statement in getattr(self.node, "body", ()):
                     text = self.library.text[slice(*span)]
                     for word, other in self.words.items():
                         assert word in text, word

@@ -16,7 +16,10 @@ from llamagen.ops.activations import ACTIVATIONS
 from llamagen.ops.code import Fixed, Shared, Stay, Template, Text, flat
 from llamagen.ops.dims import S
 from llamagen.ops.op import Attrs, Role, State, a_float, a_str, keep_of, no_flops
+from llamagen.ops.states import gates_of
 
+CACHED = frozenset({State.SLOT, State.FIXED})
+"""What a `KVCache` holds."""
 _ARGUMENTS = ("rope", "grid", "mask", "temperature", "tiles")
 _EXTRAS: Mapping[str, Callable[[Node], bool]] = {
     "scale": lambda n: n.attrs["scale"] is not None,
@@ -231,14 +234,29 @@ def _variants(plan: Plan) -> None:
     """Which variants of the library's functions this model has."""
     bounded = plan.bounded
     keep = Stay.PRESENT if bounded else None
+    if plan.has(State.FIXED):
+        keys = "Keys and values of every attention"
+        states = f"{keys} and other states" if plan.has(State.SLOT) else "States"
+        plan.words["KVCache"] = {keys: states}
     plan.fixed = {
         "KVCache": {
             "keep": Stay.KEPT if bounded else None,
             "CROSS": plan.whole is not None and plan.has(State.WRITTEN),
+            "KEYS": plan.has(State.SLOT),
+            "STATES": plan.has(State.FIXED),
         },
         "causal_mask": {"bounded": bounded},
         "sliding_causal_mask": {"keep": keep},
         "chunked_causal_mask": {"keep": keep},
+    }
+    recurrences = [
+        n for b in plan.graph.blocks.values() for n in b.nodes if n.row.role is Role.RECURRENCE
+    ]
+    gates = ("decay", "beta")
+    users = {gate: [gate in gates_of(n.attrs) for n in recurrences] for gate in gates}
+    plan.fixed["linear_attention"] = {
+        gate: Stay.KEPT if any(has) and not all(has) else Stay.PRESENT if any(has) else None
+        for gate, has in users.items()
     }
     parts = [p for b in plan.graph.blocks.values() for p in b.parts.values()]
     biased = any(
@@ -287,7 +305,7 @@ def _arguments(plan: Plan) -> dict[str, tuple[str, ...]]:
         states = {n.row.state for n in block.nodes}
         own = {plan.variables[c] for c in block.context}
         crossing = bool(states & {State.READ, State.WRITTEN})
-        own |= {"cache"} if State.SLOT in states or (crossing and plan.whole) else set()
+        own |= {"cache"} if states & CACHED or (crossing and plan.whole) else set()
         own |= {"cross"} if crossing and not plan.whole else set()
         needs[block.name] = own.union(*(needs[name] for name in block.below))
     for block in blocks:

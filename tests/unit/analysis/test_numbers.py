@@ -57,7 +57,8 @@ def test_folded_sums_equal_the_unrolled_graph(source: str) -> None:
     graph = models.graph(source)
     flat = flatten(graph)
     assert count_parameters({MAIN: graph}).total == sum(p.count for p in graph.parameters.values())
-    slots = [(s.path, s.key.shape[1].value, s.key.shape[3].value) for s in flat.slots]
+    keys = [s for s in flat.slots if s.of_tokens][::2]
+    slots = [(s.path, s.found.shape[1].value, s.found.shape[3].value) for s in keys]
     assert [(c.path, c.kv_heads, c.key_dim) for c in cache_of(graph).layers] == slots
     sizes = {"B": 3, "S": 5, "P": 7}
     total = sum(

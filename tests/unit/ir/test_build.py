@@ -98,7 +98,7 @@ def test_canonical_text_round_trips(graph: Graph) -> None:
 
 def test_flat_form(graph: Graph) -> None:
     flat = flatten(graph)
-    assert [s.path for s in flat.slots] == [f"model.layers.{i}.self_attn" for i in range(4)]
+    assert [s.path for s in flat.slots[::2]] == [f"model.layers.{i}.self_attn" for i in range(4)]
     assert str(flat.types[flat.outputs[0]]) == "model[B, S, 96]"
     assert algorithms.unused(flat) == set()
     assert algorithms.definition_cycle(graph) == []

@@ -34,6 +34,8 @@ X = model("B", "S", 12)
 HEADS = model("B", 4, "S", 6)
 TABLE = float32("B", "S", 3)
 ONE_TABLE = float32(1, "S", 3)
+TEXT = int64("B", "P + S")
+QUERIES, VALUES, ONE = model("B", 8, "S", 6), model("B", 4, "S", 5), float32("B", 4, "S", 1)
 CACHED = model("B", 2, "P + S", 6)
 MASK = boolean("B", 1, "S", "P + S")
 
@@ -115,6 +117,14 @@ CASES = (
     Case("concat", (X, X, model("B", "S", 5)), {"axis": -1}),
     Case("concat", (X, model("B", "P", 12)), {"axis": 1}),
     Case("embedding", (int64("B", "S"),), {"rows": 9, "features": 12}),
+    Case("cache", (HEADS, HEADS)),
+    Case("conv1d", (X, TEXT), {"channels": 12, "kernel": 3}),
+    Case("conv1d", (X, TEXT), {"channels": 12, "kernel": 2, "bias": True}),
+    Case("conv1d", (X, TEXT), {"channels": 12, "kernel": 6, "bias": True}),
+    Case("linear_attention", (QUERIES, HEADS, VALUES, TEXT), {"rule": "linear"}),
+    Case("linear_attention", (QUERIES, HEADS, VALUES, TEXT, ONE), {"rule": "gated", "scale": 0.3}),
+    Case("linear_attention", (QUERIES, HEADS, VALUES, TEXT, ONE), {"rule": "delta"}),
+    Case("linear_attention", (QUERIES, HEADS, VALUES, TEXT, HEADS, ONE), {"rule": "gated_delta"}),
     Case("linear", (X,), {"in_features": 12, "out_features": 10, "bias": True}),
     Case("linear", (X,), {"in_features": 12, "out_features": 10, "bias": False}),
     Case("linear", (model("B", 12),), {"in_features": 12, "out_features": 10, "bias": True}),
@@ -226,7 +236,10 @@ def operands_of(case: Case) -> list[Array]:
                 mask = np.ones(shape, np.int64)
                 mask[1, : P + 1] = 0  # the first new token of row 1 is padding: it sees nothing
                 arrays.append(mask)
-            case "first_token" | "last_token" | "mean_tokens", DType.INT64:
+            case (
+                "first_token" | "last_token" | "mean_tokens" | "conv1d" | "linear_attention",
+                DType.INT64,
+            ):
                 mask = np.ones(shape, np.int64)
                 mask[0, -1] = mask[1, P] = 0  # the last token of this call is padding, or the first
                 arrays.append(mask)
@@ -240,6 +253,10 @@ def operands_of(case: Case) -> list[Array]:
                 angles = rng.uniform(-4, 4, shape)
                 table = np.cos(angles) if i == 1 else np.sin(angles)
                 arrays.append(table.astype(np.float32).astype(np.float64))
+            case "linear_attention", DType.FLOAT32:
+                arrays.append(-np.abs(normal(t)))
+            case "linear_attention", DType.MODEL if i in (1, 4):
+                arrays.append(0.4 * normal(t, 3 + i) - 0.5 * (i == 4))
             case "sqrt", _:
                 arrays.append(np.abs(normal(t)))
             case "div", _ if i == 1:

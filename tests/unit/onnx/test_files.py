@@ -57,8 +57,7 @@ def logits(model: Path | bytes) -> Array:
         "position_ids": np.arange(3)[None],
     }
     for slot in flatten(GRAPH).slots:
-        empty = np.zeros((1, slot.key.shape[1].value, 0, slot.key.shape[3].value))
-        arrays |= {slot.past_key: empty, slot.past_value: empty}
+        arrays[slot.past] = np.zeros([d.evaluate({"B": 1, "P": 0}) for d in slot.found.shape])
     found: Array = running.run(["logits"], feed(running.get_inputs(), arrays))[0]
     return found
 

@@ -27,7 +27,7 @@ from .specs import SPECS
 MAX, RMS = 1e-5, 1.5e-6
 """docs/proof.md: float32, over the standard deviation of the reference logits."""
 
-Cache = list[tuple[Array, Array]]
+Cache = list[Array]
 
 
 @cache
@@ -45,23 +45,19 @@ class Pair:
 
     def onnx(self, ids: Array, mask: Array, past: Cache | None = None) -> tuple[Array, Cache]:
         inputs = self.running.get_inputs()
-        length = 0 if past is None else past[0][0].shape[2]
+        length = 0 if past is None else past[0].shape[2]
         arrays = {
             "input_ids": ids,
             "attention_mask": mask,
             "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, length:],
         }
         for i, slot in enumerate(self.flat.slots):
-            for j, (name, new) in enumerate(
-                ((slot.past_key, slot.key), (slot.past_value, slot.value))
-            ):
-                empty = np.zeros((len(ids), new.shape[1].value, 0, new.shape[3].value))
-                arrays[name] = empty if past is None else past[i][j]
+            shape = [d.evaluate({"B": len(ids), "P": 0}) for d in slot.found.shape]
+            arrays[slot.past] = np.zeros(shape) if past is None else past[i]
         outputs = self.running.run(None, feed(inputs, arrays))
         names = [o.name for o in self.running.get_outputs()]
         found = dict(zip(names, outputs, strict=True))
-        slots = [(found[s.present_key], found[s.present_value]) for s in self.flat.slots]
-        return found["logits"], slots
+        return found["logits"], [found[slot.present] for slot in self.flat.slots]
 
     def reference(self, ids: Array, mask: Array, past: Cache | None = None) -> tuple[Array, Cache]:
         result = evaluate(self.flat, self.weights, ids, mask, past=past)
@@ -112,9 +108,8 @@ def test_decode_step_by_step(name: str) -> None:
         start = end
     assert past is not None
     wanted = both.reference(IDS, FULL)[1]
-    for got_slot, want_slot in zip(past, wanted, strict=True):
-        for got, want in zip(got_slot, want_slot, strict=True):
-            agree(got, want)
+    for got, want in zip(past, wanted, strict=True):
+        agree(got, want)
 
 
 @pytest.mark.parametrize("name", NAMES)

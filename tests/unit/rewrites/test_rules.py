@@ -97,7 +97,7 @@ def test_the_flat_graph_stays_one(folder: Path) -> None:
     """Every operand is made before it is read, every value once, and every result has a type."""
     for row in (rule.row for rule in RULES.values()):
         flat = rewrite(case_of(row.case.fires, folder).flat, Export("ort-cpu", "float32")).flat
-        known = {*flat.inputs, *(n for s in flat.slots for n in (s.past_key, s.past_value))}
+        known = {*flat.inputs, *(slot.past for slot in flat.slots)}
         for node in flat.nodes:
             assert set(filter(None, node.operands)) <= known, node
             assert not set(node.results) & known, node

@@ -249,7 +249,7 @@ def test_experts(act: str, choice: dict[str, Any]) -> None:
 
 def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
     made, expected = (
-        placed("KVCache", {"keep": Stay.KEPT, "CROSS": False}, globals=CACHE),
+        placed("KVCache", {"keep": Stay.KEPT, "CROSS": False, **KEYS_ALONE}, globals=CACHE),
         library.KVCache,
     )
     k, v = tensor(1, 2, 5, 4), tensor(1, 2, 5, 4, seed=1)
@@ -263,8 +263,12 @@ def test_a_bounded_cache_hands_on_the_last_tokens() -> None:
     assert "keep" not in source().place("KVCache", {"keep": None})
     for cross in (True, False):
         assert ("self.cross" in source().place("KVCache", {"CROSS": cross})) == cross
+    for keys in (True, False):
+        text = source().place("KVCache", {"KEYS": keys, "STATES": not keys})
+        assert ("def append" in text) == ("def find" not in text) == keys
 
 
+KEYS_ALONE: dict[str, Fixed] = {"KEYS": True, "STATES": False}
 CACHE = "KeyValue = tuple[Tensor, Tensor]\n"
 
 

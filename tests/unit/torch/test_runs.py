@@ -437,9 +437,10 @@ def test_generation_is_refused_after_padding_on_the_right() -> None:
 
 
 @torch.no_grad()
-def test_a_call_that_failed_can_be_made_again() -> None:
+@pytest.mark.parametrize("name", ["foreign/_decoder", "foreign/lfm2"])
+def test_a_call_that_failed_can_be_made_again(name: str) -> None:
     """Its tokens do not count: the cache is that of before."""
-    model = model_of("foreign/_decoder")
+    model = model_of(name)
     cache, expected = cache_of(model), cache_of(model)
     for one in (cache, expected):
         model(ids(2, 5), cache=one)
