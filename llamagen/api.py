@@ -8,7 +8,7 @@ params.json, or a folder with one. Every function raises ``LlamagenError`` for i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -25,7 +25,6 @@ from llamagen.spec.families import EVERY_FAMILY, FAMILY
 
 if TYPE_CHECKING:
     from llamagen.analysis.check import CheckReport
-    from llamagen.analysis.check import check as check
     from llamagen.analysis.cost import CostReport
     from llamagen.analysis.diff.compat import CompatReport
     from llamagen.analysis.diff.judge import Diff
@@ -67,7 +66,6 @@ if TYPE_CHECKING:
     from llamagen.verify.report import write_verify_report as write_verify_report
 else:
     _HOMES = {
-        "analysis.check": ("check",),
         "analysis.pictures": ("png",),
         "analysis.records": ("list_models", "numbers_text", "save_numbers"),
         "emit.checkpoints": ("convert", "random_checkpoint"),
@@ -275,6 +273,25 @@ def measure_quality(
     from llamagen.verify.quality import measure_quality
 
     return measure_quality(Path(folder), checkpoint, text, ids_of, progress or silent)
+
+
+def check(
+    targets: Sequence[str | Path] = (), roots: Sequence[Path] = (), *, notes: bool = False
+) -> CheckReport:
+    """Every finding about ids, YAML files and folders, and of those that are named what PyTorch cannot express.
+
+    Without targets about all shipped specs, and those of ``roots``. Notes (hints that are no findings) are left out
+    unless asked for. Raises LlamagenError LG201 for a target that does not exist.
+    """
+    from llamagen.analysis.check import check
+    from llamagen.emit.torch.module import source_of
+    from llamagen.ir.graph import MAIN
+    from llamagen.ir.joined import joined
+
+    def written(graphs: Mapping[str, Graph]) -> str:
+        return source_of(joined(graphs) or graphs[MAIN])
+
+    return check(targets, roots, notes=notes, backend=written if targets else None)
 
 
 def check_checkpoint(folder: str | Path, target: str | Path) -> CheckReport:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
@@ -23,10 +23,11 @@ from llamagen.analysis.sources import known_sources, matches, source_of, uncerta
 from llamagen.analysis.tables import fill, holds, hyperparameter_scope, load_table
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.files import is_folder
-from llamagen.ir.elaborate import build_all
+from llamagen.ir.elaborate import LETTERS, build_all
 from llamagen.ir.graph import MAIN, Block, Graph, Node, OpPart, places
 from llamagen.ir.pipeline import pipeline_of
 from llamagen.ir.shard import plan
+from llamagen.ir.verify import all_used
 from llamagen.ops.op import Role, State, a_int
 from llamagen.spec.expr import Static
 from llamagen.spec.registry import Registry
@@ -51,20 +52,28 @@ class CheckReport:
         return all(one.severity == "note" for one in self.findings)
 
 
+Backend: TypeAlias = Callable[[Mapping[str, Graph]], object]
+"""Raises LlamagenError for graphs that it cannot express."""
+
+
 def check(
-    targets: Sequence[str | Path] = (), roots: Sequence[Path] = (), *, notes: bool = False
+    targets: Sequence[str | Path] = (),
+    roots: Sequence[Path] = (),
+    *,
+    notes: bool = False,
+    backend: Backend | None = None,
 ) -> CheckReport:
     """Every finding about ids, YAML files and folders; without targets about all shipped specs, and those of ``roots``.
 
-    Notes (hints that are no findings) are left out unless asked for. Raises LlamagenError LG201 for a target that
-    does not exist; faults of specs are in the report.
+    Notes (hints that are no findings) are left out unless asked for. What ``backend`` refuses is a finding too. Raises
+    LlamagenError LG201 for a target that does not exist; faults of specs are in the report.
     """
     registry = Registry(roots)
     paths = _paths(registry, [str(target) for target in targets])
     findings: dict[Diagnostic, None] = {}
     graphs: dict[str, Graph | None] = {}
     for path in paths:
-        findings.update(dict.fromkeys(_findings(partial(registry.load, path), graphs)))
+        findings.update(dict.fromkeys(_findings(partial(registry.load, path), graphs, backend)))
     kept = (one for one in findings if notes or one.severity != "note")
     return CheckReport(len(paths), tuple(kept))
 
@@ -76,7 +85,9 @@ def check_text(text: str, name: str) -> CheckReport:
 
 
 def _findings(
-    load: Callable[[], ResolvedSpec], graphs: dict[str, Graph | None]
+    load: Callable[[], ResolvedSpec],
+    graphs: dict[str, Graph | None],
+    backend: Backend | None = None,
 ) -> Iterator[Diagnostic]:
     """``graphs`` has those of the wirings that were looked at, by their digest."""
     try:
@@ -89,6 +100,10 @@ def _findings(
             concrete = not resolved.spec.abstract and resolved.spec.root is not None
             several = build_all(resolved) if concrete else {}
             pipeline_of(several)
+            if several and backend is not None:
+                for message, span in all_used(several[MAIN]):
+                    raise LlamagenError.of("LG420", message, span)
+                backend(several)
             graphs[resolved.digest] = several.get(MAIN)
         yield from _lint(resolved, graphs[resolved.digest], wiring=first)
     except LlamagenError as error:
@@ -263,6 +278,7 @@ class _Subjects:
         doubts = uncertain(self.resolved)
         wiring = (leaf for path, leaf in self.resolved.leaves if not path.startswith(_RECORD))
         words = {word for leaf in wiring for word in _NAME.findall(str(to_plain(leaf.node)))}
+        words |= {name for letter, name in LETTERS.items() if letter in words}
         for path, leaf in self.resolved.leaves:
             section = path.split(".", 1)[0]
             if section in _SOURCED:
@@ -316,6 +332,9 @@ class _Subjects:
         producers = {r: n for n in block.nodes for r in n.results}
         rows = {n: [producers[v].row for v in back[n] if v in producers] for n in "qkv"}
         rotated = {n: any(row.role is Role.ROTATION for row in rows[n]) for n in "qk"}
+        # keys of another layer are what they are there: cached, and rotated as these queries are
+        handed = not any(row.role is Role.LINEAR or row.state is State.SLOT for row in rows["k"])
+        handed = handed and any(one.id in back["k"] for one in block.inputs)
         mask = graph.mask_of(node)
         return {
             **self.base,
@@ -325,9 +344,9 @@ class _Subjects:
             "key_dim": k.shape[3].value,
             "value_dim": v.shape[3].value,
             "masked": len(node.operands) > 3 and (mask is None or "padding" not in mask.attrs),
-            "cached": any(row.state is State.SLOT for row in rows["k"]),
-            "rotated": rotated["q"] and rotated["k"],
-            "rotated_query_only": rotated["q"] and not rotated["k"],
+            "cached": handed or any(row.state is State.SLOT for row in rows["k"]),
+            "rotated": rotated["q"] and (rotated["k"] or handed),
+            "rotated_query_only": rotated["q"] and not (rotated["k"] or handed),
             "reach": min((n for n in graph.limits(node) if n is not None), default=None),
         }
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from llamagen.ir.elaborate import AMBIENT, GRAPH_INPUTS, SIZES, SPELLINGS
+from llamagen.ir.elaborate import AMBIENT, GRAPH_INPUTS, LETTERS, SPELLINGS
+from llamagen.ops.dims import RUN_TIME
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.ops.table import OPS
 from llamagen.spec.expr import FUNCTIONS, SIGNATURES
@@ -30,13 +31,13 @@ from llamagen.spec.schema import (
 WIDTH = 110
 
 OPERATORS = """\
-a if test else b      either of two, both may be ops
-or  and  not          of truth values
-==  !=  <  <=  >  >=  in  not in
+a if test else b      either of two, both may be ops; where(test, a, b) picks by place
+or  and  not          of truth values, of tensors too
+==  !=  <  <=  >  >=  of tensors too, by place; in  not in
 +  -                  of tensors too, with broadcasting
-*  /                  of tensors too; // and % of numbers
+*  /  @               of tensors too, @ is the product of matrices; // and % of numbers
 -x                    of tensors too
-**
+**                    of tensors too
 f(x, key=value)  a.b  a[i]  [a, b]  1  2.5  1.0e-5  'text'  true  false  none\
 """
 """Loosest first."""
@@ -73,7 +74,8 @@ def _page() -> Iterator[str]:
         "Expressions, in equations, parts, invariants and `config`; loosest first", _code(OPERATORS)
     )
     yield from _section(
-        "Functions of numbers, texts and lists", (f"  {SIGNATURES[name]}" for name in FUNCTIONS)
+        "Functions of numbers, texts and lists; many are ops of tensors too",
+        (f"  {SIGNATURES[name]}" for name in FUNCTIONS),
     )
     yield from _section(
         "Ops; `llamagen explain NAME` has operands, attributes and the formula", _ops()
@@ -138,8 +140,9 @@ def _equations() -> Iterator[str]:
         "Names in scope: the block's `inputs` and `options`; its parts, which are called; tensors of earlier "
         f"equations; hyperparameters, constants and patterns; {ambient}; and the inputs that the graph declares. "
         f"The root's inputs are {inputs}. Sizes that are known at run time have names in shapes, "
-        f"`reshape(x, shape=[B, S, num_heads, head_dim])`: {', '.join(SIZES)} stand for batch, new tokens, all "
-        "tokens, images."
+        f"`reshape(x, shape=[B, S, num_heads, head_dim])`: {', '.join(RUN_TIME)} stand for batch, new tokens, all "
+        f"tokens, images. {', '.join(f'{k} is `{n}`' for k, n in LETTERS.items())} there. An axis may be named by its "
+        "size, `softmax(x, axis=T)`, where one axis has it; `einsum` names all."
     )
     yield from _words(names, "  ")
     whole = "What is known without a tensor is computed when the graph is built, and may choose parts and shapes."

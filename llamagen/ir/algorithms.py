@@ -33,28 +33,12 @@ def definition_cycle(graph: Graph) -> list[str]:
         return []
 
 
-def dataflow(flat: FlatGraph) -> nx.DiGraph[str]:
-    """Values of the unrolled graph; an edge from each operand to each result of its op."""
-    import networkx as nx
-
-    result: nx.DiGraph[str] = nx.DiGraph()
-    result.add_nodes_from(flat.types)
-    for node in flat.nodes:
-        result.add_edges_from((o, r) for o in node.operands for r in node.results)
-    return result
-
-
 def unused(flat: FlatGraph) -> set[str]:
-    """Values that no output depends on."""
-    import networkx as nx
-
-    graph = dataflow(flat)
+    """Values that no output depends on. Nodes stand after what they read, so one walk back sees all."""
     kept = set(flat.outputs)
-    for name in flat.outputs:
-        kept |= nx.ancestors(graph, name)
-    for slot_node in flat.nodes:
-        if slot_node.row.state in (State.SLOT, State.FIXED, State.WRITTEN):
-            kept.update(slot_node.results)
-            for operand in slot_node.operands:
-                kept |= {operand} | nx.ancestors(graph, operand)
-    return set(graph) - kept
+    for node in reversed(flat.nodes):
+        if node.row.state in (State.SLOT, State.FIXED, State.WRITTEN):
+            kept.update(node.results)
+        if not kept.isdisjoint(node.results):
+            kept.update(node.operands)
+    return set(flat.types) - kept

@@ -27,7 +27,7 @@ from llamagen.ir.graph import (
 )
 from llamagen.ir.verify import verify
 from llamagen.ops.activations import ACTIVATIONS
-from llamagen.ops.dims import IMAGES, B, Dim, S, T
+from llamagen.ops.dims import RUN_TIME, B, Dim, S, T
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
@@ -84,8 +84,16 @@ GRAPH_INPUTS: Mapping[str, TensorType] = {
 AMBIENT = ("positions", "attention_mask")
 """Graph-level tensors that every equation may name, beside the inputs that a graph declares."""
 
-SIZES: Mapping[str, Dim] = {"B": B, "S": S, "T": T, "I": IMAGES}
-"""Names of sizes that are known at run time only, in shapes."""
+LETTERS: Mapping[str, str] = {
+    "D": "hidden_size",
+    "N": "num_heads",
+    "K": "num_kv_heads",
+    "H": "head_dim",
+    "F": "intermediate_size",
+    "E": "num_experts",
+    "V": "vocab_size",
+}
+"""Names of sizes that are hyperparameters, in shapes and as axes."""
 
 
 def build(resolved: ResolvedSpec) -> Graph:
@@ -247,6 +255,8 @@ class _Model:
         self.scope = _Scope({**_taken_away(resolved), **scope_of(resolved.spec)}, set())
         self.findings: dict[Diagnostic, None] = {}
         self.done: dict[object, _Specialised | None] = {}
+        self.unused: dict[str, dict[str, Diagnostic | None]] = {}
+        """Block -> name, part or input -> what to say of it, unless some specialisation uses it."""
         self.blocks: dict[str, Block] = {}
         self.open: list[str] = []
         self.prelude: dict[object, Node] = {}
@@ -281,6 +291,11 @@ class _Model:
             place = self.resolved.place("blocks", name, "inputs")
             raise LlamagenError.of("LG402", message, span=place, help=help)
         root = self.specialise(name, {}, [self.inputs[i] for i in inputs])
+        if not self.findings:
+            idle = [one for unused in self.unused.values() for one in unused.values() if one]
+            computed = [one for one in idle if "is computed but never used" in one.message]
+            for one in computed or idle:  # parts are often idle because names are
+                self.report(one)
         if self.findings:
             raise LlamagenError(*self.findings)
         assert root is not None, "a block that fails leaves a finding"
@@ -330,10 +345,18 @@ class _Model:
         return Dim.of(value)
 
     def specialise(
-        self, name: str, options: Attrs, operands: Sequence[TensorType]
+        self,
+        name: str,
+        options: Attrs,
+        operands: Sequence[TensorType],
+        inputs: tuple[str, ...] | None = None,
     ) -> _Specialised | None:
-        """Build block ``name`` once for these options and operand types; None when it has findings."""
-        key = (name, tuple(sorted(options.items())), tuple(operands))
+        """Build block ``name`` once for these options and operand types; None when it has findings.
+
+        ``inputs`` name the operands where they are more than its own: those of other layers of a stack.
+        """
+        inputs = self.spec.blocks[name].inputs if inputs is None else inputs
+        key = (name, tuple(sorted(options.items())), tuple(operands), inputs)
         place = self.resolved.place("blocks", name)
         if name in self.open or len(self.open) >= MAX_BLOCK_DEPTH:
             path = " -> ".join([*self.open, name])
@@ -349,7 +372,7 @@ class _Model:
         self.done[key] = None
         number = len(self.done)
         before = len(self.findings)
-        body = _Body(self, name, options)
+        body = _Body(self, name, options, inputs)
         body.run(operands)
         self.open.pop()
         if len(self.findings) > before or not body.outputs:
@@ -359,7 +382,7 @@ class _Model:
             name=f"#{number}",
             definition=name,
             options=dict(options),
-            inputs=tuple(body.values[i] for i in definition.inputs),
+            inputs=tuple(body.values[i] for i in inputs),
             parts=body.parts,
             values=body.values,
             nodes=tuple(body.nodes),
@@ -500,8 +523,9 @@ def _camel(text: str) -> str:
 class _Body:
     """The body of one block: what its names stand for, and what its equations have made so far."""
 
-    def __init__(self, model: _Model, block: str, options: Attrs) -> None:
+    def __init__(self, model: _Model, block: str, options: Attrs, inputs: tuple[str, ...]) -> None:
         self.model = model
+        self.inputs = inputs
         self.block = block
         self.definition = model.spec.blocks[block]
         self.text = model.resolved.scalar("blocks", block, "forward")
@@ -622,7 +646,7 @@ class _Body:
     # equations
 
     def run(self, types: Sequence[TensorType]) -> None:
-        inputs = self.definition.inputs
+        inputs = self.inputs
         try:
             statements = parse_statements(self.definition.forward)
             if len(statements) > MAX_EQUATIONS:
@@ -649,21 +673,51 @@ class _Body:
             self.find_unused()
 
     def find_unused(self) -> None:
+        """What this specialisation does not use; it is a finding if no other one does."""
+        unused = self.model.unused.setdefault(self.block, {})
+        idle: dict[str, Diagnostic] = {}
         for name, extent in self.assigned.items():
             if name not in self.read and name != "_":  # `_`: a result nobody wants
-                self.report(ExpressionError(f"`{name}` is computed but never used", extent))
-        if self.model.findings:
-            return
+                error = ExpressionError(f"`{name}` is computed but never used", extent)
+                idle[f"name {name}"] = self.finding(error)
+        dead = bool(idle)
         for name in self.declared:
             if name not in self.parts:
                 node = self.model.resolved.scalar("blocks", self.block, "parts", name)
                 error = ExpressionError(f"part `{name}` is never called in `forward`", (0, 1))
-                self.model.report(expression_error("LG413", node, error, {}))
+                idle[f"part {name}"] = expression_error("LG413", node, error, {})
         for name in self.definition.inputs:
             if name not in self.read:
-                self.report(ExpressionError(f"input `{name}` is never used", (0, 1)))
+                error = ExpressionError(f"input `{name}` is never used", (0, 1))
+                idle[f"input {name}"] = self.finding(error)
+        here = [f"name {n}" for n in self.assigned]
+        here += [*(f"part {n}" for n in self.declared), *(f"input {n}" for n in self.inputs)]
+        for name in here:
+            unused[name] = unused.get(name, idle.get(name)) and idle.get(name)
+        if dead:
+            self.prune()
+
+    def prune(self) -> None:
+        """Leave out what only other specialisations of the block read, and the parts that it calls."""
+        needed, kept = {*self.outputs}, list[Node]()
+        for node in reversed(self.nodes):
+            if (
+                node.row.control
+                or node.row.state is not None
+                or not needed.isdisjoint(node.results)
+            ):
+                needed.update(node.operands)
+                kept.insert(0, node)
+        called = {node.part for node in kept}
+        dropped = {r for node in self.nodes if node not in kept for r in node.results}
+        self.nodes = kept
+        self.values = {id: v for id, v in self.values.items() if id not in dropped}
+        self.parts = {n: p for n, p in self.parts.items() if n in called}
 
     def report(self, error: ExpressionError) -> None:
+        self.model.report(self.finding(error))
+
+    def finding(self, error: ExpressionError) -> Diagnostic:
         """LG411, or LG412 for an unknown name. An equation is often inherited and right; what broke it is a part or a
         number of the spec that is built, so those are noted where another file wrote them.
         """
@@ -683,7 +737,7 @@ class _Body:
                 notes.append((f"found while building `{self.model.spec.id}`", place))
             related = (*finding.related, *(Related(*note) for note in notes))
             finding = replace(finding, related=related)
-        self.model.report(finding)
+        return finding
 
     def statement(self, statement: Assign | Return) -> None:
         if isinstance(statement, Return):
@@ -762,23 +816,54 @@ class _Body:
                 return self.name(expr)
             case Call(function=Name()):
                 return self.call(expr)
-            case Binary(op=("+" | "-" | "*" | "/") as op, left=left, right=right):
+            case Binary(op=op, left=left, right=right) if op in _PAIRS and not self.known(expr):
                 return self.arithmetic(op, self.term(left), self.term(right), expr)
-            case Unary(op="-", operand=operand):
-                term = self.term(operand)
-                if isinstance(term, Tensor):
-                    return self.apply(OPS["neg"], [term], {}, expr.extent)
-                return Constant(evaluate(expr, self.scope))
+            case Unary(op=op, operand=operand) if not self.known(expr):
+                row = OPS["neg" if op == "-" else "logical_not"]
+                return self.apply(row, [self.tensor(operand)], {}, expr.extent)
             case Conditional(then=then, test=test, otherwise=otherwise):
                 return self.term(then if is_true(self.static(test), test) else otherwise)
             case ListExpr(items=items):
-                return Constant(tuple(_size(i, self.static, self.scope) for i in items))
+                return Constant(tuple(_size(i, self.sized, self.scope) for i in items))
             case _:
                 return Constant(self.static(expr))
 
-    def static(self, expr: Expr) -> Static:
+    def known(self, expr: Expr) -> bool:
+        """Whether every name of ``expr`` stands for something known now, functions of the language included."""
+        return all(
+            isinstance(self.names[n.id], Constant)
+            if n.id in self.names
+            else n.id in self.scope or n.id in FUNCTIONS
+            for n in names_in(expr)
+        )
+
+    def sized(self, expr: Expr) -> Static:
+        """As ``static``, for one size of a shape: N is the number of heads."""
+        letters = {k: self.scope[n] for k, n in LETTERS.items() if n in self.scope}
+        free = {k: v for k, v in letters.items() if k not in self.names and k not in self.scope}
+        return self.static(expr, free)
+
+    def axis(self, expr: Expr, operand: Tensor) -> Static:
+        """The number of an axis, which a name such as ``S`` or ``H`` stands for by its size."""
+        if isinstance(expr, ListExpr):
+            return tuple(self.axis(item, operand) for item in expr.items)
+        name = expr.id if isinstance(expr, Name) else ""
+        if name in self.names or name in self.scope or name not in {**RUN_TIME, **LETTERS}:
+            return self.given(self.term(expr), expr)[0]
+        size = RUN_TIME.get(name) or Dim.of(cast("int", self.sized(expr)))
+        shape = operand.type.shape
+        places = [i for i, one in enumerate(shape) if one == size]
+        if len(places) != 1:
+            what = f"axes {', '.join(map(str, places))} are" if places else "no axis is"
+            message = f"{what} as large as {name} ({size}) in {operand.type}"
+            help = f"write its number, 0 to {len(shape) - 1}"
+            raise ExpressionError(message, expr.extent, help)
+        return places[0]
+
+    def static(self, expr: Expr, more: Mapping[str, Static] | None = None) -> Static:
         """The value of what must be known now: names of equations count if they stand for numbers."""
         local = {n: t.value for n, t in self.names.items() if isinstance(t, Constant)}
+        local |= more or {}
         self.read |= local.keys()
         try:
             return evaluate(expr, self.scope.with_names(local) if local else self.scope)
@@ -789,7 +874,8 @@ class _Body:
                 message = (
                     f"`{error.name}` is a tensor; only numbers known in advance can stand here"
                 )
-                raise ExpressionError(message, error.extent) from None
+                help = "`where(condition, a, b)` chooses by the values of tensors"
+                raise ExpressionError(message, error.extent, help) from None
             raise
 
     def name(self, expr: Name) -> Term:
@@ -822,14 +908,16 @@ class _Body:
         function = expr.function.id
         if function in self.declared:
             return self.call_part(self.declared[function], expr)
+        if function in FUNCTIONS and self.known(expr):
+            return Constant(self.static(expr))
         if function in _SUGAR:
             return _SUGAR[function](self, expr)
         if function in OPS:
             return self.call_op(OPS[function], expr)
         if function in FUNCTIONS:
             return Constant(self.static(expr))
-        known = [*self.declared, *(o for o in OPS if not OPS[o].internal), *_SUGAR]
-        help = did_you_mean(function, known, "functions are the ops of `llamagen explain ops`")
+        known = [*self.declared, *(o for o in OPS if not OPS[o].internal), *_SUGAR, *FUNCTIONS]
+        help = did_you_mean(function, known, "`llamagen explain ops` lists the ops")
         raise ExpressionError(f"there is no part or op `{function}`", expr.function.extent, help)
 
     def call_part(self, part: _Declared, expr: Call) -> Term:
@@ -845,23 +933,28 @@ class _Body:
             return self.call_op_part(part.op, operands, expr.extent)
         types = [o.type for o in operands]
         blocks: list[_Specialised] = []
+        # a stack is called with what its widest layers take; each takes what its block names
+        inputs = max((self.model.spec.blocks[n].inputs for n, _ in part.blocks), key=len)
+        count = 1
         for name, options in part.blocks:
-            inputs = self.model.spec.blocks[name].inputs
+            if not {*self.model.spec.blocks[name].inputs} <= {*inputs}:
+                inputs = self.model.spec.blocks[name].inputs
             if len(types) != len(inputs):
                 message = f"block `{name}` takes {len(inputs)} tensors ({', '.join(inputs)})"
                 raise ExpressionError(f"{message}, here are {len(types)}", expr.extent)
-            block = self.model.specialise(name, options, types)
+            block = self.model.specialise(name, options, types, inputs)
             if (
                 block is None
             ):  # most keep their type, so that the equations after it are still checked
                 if not operands or operands[0].type.dtype is not DType.MODEL:
                     raise _Broken
                 return operands[0]
-            if part.stack and block.outputs != tuple(types[:1]):
+            count = count if blocks else len(block.outputs)
+            if part.stack and block.outputs != tuple(types[:count]):
                 results = ", ".join(map(str, block.outputs))
-                carried = str(types[0]) if types else "nothing"
+                carried = ", ".join(map(str, types[:count])) or "nothing"
                 message = f"layer {len(blocks)} of `{part.name}` turns {carried} into {results}"
-                raise ExpressionError(f"{message}: a stack must keep its type", expr.extent)
+                raise ExpressionError(f"{message}: a stack must keep its types", expr.extent)
             blocks.append(block)
             self.context |= block.context
         keys = tuple(block.key for block in blocks)
@@ -870,7 +963,10 @@ class _Body:
             return self.emit("call", operands, blocks[0].outputs, {}, expr.extent, part.name)
         self.add_part(StackPart(part.name, keys, part.span, part.count_source), expr.extent)
         if part.collect is None:
-            return self.emit("stack", operands, types[:1], {}, expr.extent, part.name)
+            return self.emit("stack", operands, types[:count], {}, expr.extent, part.name)
+        if count > 1:
+            message = f"`collect` is for a stack that carries one tensor, this one carries {count}"
+            raise ExpressionError(message, expr.extent)
         results_ = types[:1] * (1 + len(part.collect))
         attrs = {"collect": part.collect}
         term = self.emit("stack", operands, results_, attrs, expr.extent, part.name)
@@ -901,10 +997,16 @@ class _Body:
                 break
             terms.pop(0)
         positional = [self.given(term, a) for term, a in terms]
-        named = {k: self.given(self.term(a), a) for k, a in expr.keywords}
+        named = {k: self.argument(k, a, operands) for k, a in expr.keywords}
         attrs, sources = _bind(op, positional, named, expr.extent)
         self.check_operands(op, operands, expr.extent, op.name)
         return self.apply(op, operands, attrs, expr.extent, sources)
+
+    def argument(self, name: str, expr: Expr, operands: Sequence[Tensor]) -> _Given:
+        """A static argument by its name: axes may be named too."""
+        if name in ("axis", "axes") and operands:
+            return self.axis(expr, operands[0]), expr
+        return self.given(self.term(expr), expr)
 
     def given(self, term: Term, expr: Expr) -> _Given:
         if not isinstance(term, Constant):
@@ -986,12 +1088,13 @@ class _Body:
         attrs: Attrs,
         names: tuple[str, ...],
         extent: Extent,
+        use: str = "",
     ) -> tuple[Tensor, ...]:
-        """The op on graph-level values, computed once for the whole model in its prelude."""
+        """The op on graph-level values, computed once for the whole model and each ``use`` in its prelude."""
         results = self.shape(op, operands, attrs, extent)
         model = self.model
         ids = tuple(o.id for o in operands)
-        key = (op.name, ids, tuple(sorted(attrs.items())))
+        key = (op.name, ids, tuple(sorted(attrs.items())), use)
         if key not in model.prelude:
             taken = {*model.inputs, *model.computed}
             suffix, n = "", 1
@@ -1036,7 +1139,7 @@ class _Body:
         if not positions.id.startswith("@"):
             raise ExpressionError("the second argument is `positions`", second.extent)
         names = (f"cos{suffix}", f"sin{suffix}")
-        tables = self.hoist(table, [positions], attrs, names, expr.extent)
+        tables = self.hoist(table, [positions], attrs, names, expr.extent, layout)
         return self.apply(OPS["rotate"], [x, *tables], {"layout": layout}, expr.extent)
 
     def grid_rope(self, expr: Call) -> Term:
@@ -1112,43 +1215,122 @@ class _Body:
             raise ExpressionError(message, expr.arguments[1].extent)
         return self.apply(OPS[known.op or known.name], [x], known.attrs, expr.extent)
 
+    def where(self, expr: Call) -> Term:
+        """``where(condition, a, b)``: either of the two may be a number."""
+        if len(expr.arguments) != 3 or expr.keywords:
+            raise ExpressionError("write `where(condition, a, b)`", expr.extent)
+        condition = self.tensor(expr.arguments[0])
+        operands, attrs = [condition], dict[str, AttrValue]()
+        for name, argument in zip(("then", "otherwise"), expr.arguments[1:], strict=True):
+            term = self.term(argument)
+            attrs[name] = _number(term.value, argument) if isinstance(term, Constant) else None
+            operands += [term] if isinstance(term, Tensor) else []
+        return self.apply(OPS["where"], operands, attrs, expr.extent)
+
+    def power(self, expr: Call) -> Term:
+        """``pow(a, b)`` is ``a ** b``."""
+        if len(expr.arguments) != 2 or expr.keywords:
+            raise ExpressionError("write `pow(a, b)`", expr.extent)
+        left, right = expr.arguments
+        power = Binary("**", left, right, extent=expr.extent)
+        return self.arithmetic("**", self.term(left), self.term(right), power)
+
+    def extreme(self, expr: Call) -> Term:
+        """``max(x, axis=...)`` along an axis; ``max(a, b)`` by place, of tensors and numbers."""
+        assert isinstance(expr.function, Name)
+        name = expr.function.id
+        if len(expr.arguments) == 1:
+            return self.call_op(OPS[name], expr)
+        terms = [self.term(a) for a in expr.arguments]
+        tensors = [t for t in terms if isinstance(t, Tensor)]
+        if len(terms) != 2 or expr.keywords or not tensors:
+            message = f"write `{name}(x, axis=...)` along an axis, or `{name}(a, b)` of two values"
+            raise ExpressionError(message, expr.extent)
+        if len(tensors) == 2:
+            row = OPS["maximum" if name == "max" else "minimum"]
+            return self.apply(row, tensors, {}, expr.extent)
+        (bound,) = (a for t, a in zip(terms, expr.arguments, strict=True) if t not in tensors)
+        side = "low" if name == "max" else "high"
+        attrs, sources = _bind(
+            OPS["clamp"], [], {side: self.given(self.term(bound), bound)}, expr.extent
+        )
+        return self.apply(OPS["clamp"], tensors, attrs, expr.extent, sources)
+
     def arithmetic(self, op: str, left: Term, right: Term, expr: Binary) -> Term:
         match left, right:
-            case Constant(), Constant():
-                return Constant(self.static(expr))
             case Tensor(), Tensor():
-                row = OPS[{"+": "add", "-": "sub", "*": "mul", "/": "div"}[op]]
-                return self.apply(row, [left, right], {}, expr.extent)
+                return self.apply(OPS[_PAIRS[op]], [left, right], {}, expr.extent)
+            case (Tensor(), Constant()) | (Constant(), Tensor()) if op not in _SCALARS:
+                raise ExpressionError(f"`{op}` needs a tensor on either side", expr.extent)
             case Tensor(), Constant(value=value):
                 number = _number(value, expr.right)
                 if op == "/" and number == 0:
                     raise ExpressionError("division by zero", expr.right.extent)
-                row = OPS[{"*": "mul_scalar", "/": "div_scalar"}.get(op, "add_scalar")]
                 attrs = {"value": -number if op == "-" else number}
                 sources = {} if op == "-" else {"value": expr.right}
-                return self.apply(row, [left], attrs, expr.extent, sources)
+                return self.apply(OPS[_SCALARS[op]], [left], attrs, expr.extent, sources)
             case Constant(value=value), Tensor():
                 number = _number(value, expr.left)
-                if op == "/":
-                    message = "a number divided by a tensor is not an op"
-                    raise ExpressionError(message, expr.extent)
                 operand: Term = right
-                if op == "-":
-                    operand = self.apply(OPS["neg"], [right], {}, expr.extent)
+                if op == "**":
+                    help = f"write `exp(x * log({number:g}))`" if number > 0 else None
+                    message = "a number to the power of a tensor is not an op"
+                    raise ExpressionError(message, expr.extent, help)
+                if op in ("-", "/"):
+                    inverse = OPS["neg" if op == "-" else "reciprocal"]
+                    operand = self.apply(inverse, [right], {}, expr.extent)
+                    op = "+" if op == "-" else "*"
+                    if op == "*" and number == 1:
+                        return operand
                 assert isinstance(operand, Tensor)
-                row = OPS["mul_scalar" if op == "*" else "add_scalar"]
                 sources = {"value": expr.left}
+                row = OPS[_SCALARS[_MIRRORED.get(op, op)]]
                 return self.apply(row, [operand], {"value": number}, expr.extent, sources)
             case _:
                 message = "an op with several results: name them first"
                 raise ExpressionError(message, expr.extent)
 
 
+_COMPARISONS = {
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+    "==": "equal",
+    "!=": "not_equal",
+}
+_PAIRS: Mapping[str, str] = {
+    "+": "add",
+    "-": "sub",
+    "*": "mul",
+    "/": "div",
+    "**": "pow",
+    "@": "matmul",
+    "and": "logical_and",
+    "or": "logical_or",
+    **_COMPARISONS,
+}
+"""Operators between two tensors, and their ops."""
+_SCALARS: Mapping[str, str] = {
+    "+": "add_scalar",
+    "-": "add_scalar",
+    "*": "mul_scalar",
+    "/": "div_scalar",
+    "**": "pow_scalar",
+    **{sign: f"{op}_scalar" for sign, op in _COMPARISONS.items()},
+}
+"""Operators between a tensor and a number."""
+_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
 _SUGAR: Mapping[str, Callable[[_Body, Call], Term]] = {
     "rope": _Body.rope,
     "grid_rope": _Body.grid_rope,
     "attention": _Body.attention,
     "activation": _Body.activation,
+    "where": _Body.where,
+    "pow": _Body.power,
+    "max": _Body.extreme,
+    "min": _Body.extreme,
 }
 
 
@@ -1177,11 +1359,11 @@ def _head(expr: Expr) -> tuple[str, Call]:
 
 def _size(expr: Expr, static: Callable[[Expr], Static], shadowed: Container[str] = ()) -> Static:
     """One size of a shape: a value known now, or the text of a Dim such as ``4100*I``. Raises ExpressionError."""
-    if not any(n.id in SIZES and n.id not in shadowed for n in names_in(expr)):
+    if not any(n.id in RUN_TIME and n.id not in shadowed for n in names_in(expr)):
         return static(expr)
     match expr:
         case Name(id=id):
-            return str(SIZES[id])
+            return str(RUN_TIME[id])
         case Binary(op="+" | "*" as op, left=left, right=right):
             a, b = (_dim(_size(e, static, shadowed), e) for e in (left, right))
             return str(a + b if op == "+" else a * b)
@@ -1327,6 +1509,8 @@ SPELLINGS: Mapping[str, Spelling] = {
         "stack(count, Block(option=...), collect=none)",
         "A part: `count` layers named 0, 1, ... run one after the other. The second argument is evaluated once a layer "
         "with `layer` as its index, so `Block(kind=kinds[layer])` reads a pattern and `A() if test else B()` chooses. "
+        "What a layer returns goes into the next one, several values too (`x, k, v = layers(x, k, v)`); further "
+        "operands are the same for all, and a layer whose block does not name one goes without. "
         "With `collect=[3, 7]` a call has a second result, the list of the states before layers 3 and 7 (`count`: the "
         "end), for `concat`.",
     ),
@@ -1341,6 +1525,14 @@ SPELLINGS: Mapping[str, Spelling] = {
         "those in the same block of c true positions; with a tensor `mask=m` a query sees the keys where m is true; "
         "`sinks=t` adds one logit a head, t [heads], to the softmax. "
         "The other arguments are those of the op.",
+    ),
+    "where": Spelling(
+        "where(condition, a, b)",
+        "`a` where the condition holds, `b` where it does not, by place; either may be a number.",
+    ),
+    "max": Spelling(
+        "max(x, axis=-1)",
+        "The largest value along an axis; `max(a, b)` the larger of two by place, tensors or numbers. `min` likewise.",
     ),
     "activation": Spelling(
         "activation(x, hidden_act)",

@@ -168,12 +168,13 @@ class _Flattener:
             case BlockPart(name=name, block=below):
                 return self.block(self.graph.blocks[below], join(path, name), operands)
             case StackPart(name=name, blocks=names):
-                states = [operands[0]]
+                count = carried(node)
+                states = [operands[:count]]
                 for i, below in enumerate(names):
-                    here, inner = join(join(path, name), str(i)), (states[-1], *operands[1:])
-                    states += self.block(self.graph.blocks[below], here, inner)
-                    self.layers.append(LayerOutput(here, states[-1]))
-                return (states[-1], *(states[i] for i in collected(node)))
+                    here, inner = join(join(path, name), str(i)), (*states[-1], *operands[count:])
+                    states.append(self.block(self.graph.blocks[below], here, inner))
+                    self.layers.append(LayerOutput(here, states[-1][0]))
+                return (*states[-1], *(states[i][0] for i in collected(node)))
             case OpPart(name=name):
                 here = join(path, name)
                 return self.leaf(block, path, here, node, operands, _role_paths(here, part))
@@ -234,6 +235,11 @@ def collected(node: Node) -> tuple[int, ...]:
     places = node.attrs.get("collect", ())
     assert isinstance(places, tuple)
     return tuple(int(i) for i in places)
+
+
+def carried(node: Node) -> int:
+    """How many values a stack hands from layer to layer: its first operands, and its first results."""
+    return len(node.results) - len(collected(node))
 
 
 def _role_paths(here: str, part: OpPart) -> dict[str, str]:

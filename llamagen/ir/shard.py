@@ -22,6 +22,7 @@ from math import gcd
 from typing import TypeAlias
 
 from llamagen.diagnostics import Span
+from llamagen.ir.flatten import carried
 from llamagen.ir.graph import Block, BlockPart, Graph, Node, OpPart, StackPart, join
 from llamagen.ops.dims import S
 from llamagen.ops.op import (
@@ -439,12 +440,13 @@ class _Body:
 
     def layers(self, node: Node, blocks: Iterable[str], states: Sequence[_State]) -> None:
         """What layers hand on is whole, and so is what all of them read."""
+        count = carried(node)
         for below in dict.fromkeys(blocks):
             results, met = self.call(below, states)
             if _keys([*states, *results]):
                 raise _Again("is carried from layer to layer", _keys([*states, *results]))
             for i, keys in met.items():
-                if i == 0:
+                if i < count:
                     raise _Again("meets the whole value that layers carry", keys)
                 self.meets(node, i, keys)
 

@@ -150,7 +150,8 @@ def _acyclic(graph: Graph) -> Iterator[Finding]:
         yield f"blocks contain each other: {' -> '.join(cycle)}", graph.blocks[cycle[0]].span
 
 
-def _all_used(graph: Graph) -> Iterator[Finding]:
+def all_used(graph: Graph) -> Iterator[Finding]:
+    """What no output depends on: `generate` refuses it, and `check` of a spec that is named says so."""
     from llamagen.ir.algorithms import unused
     from llamagen.ir.flatten import flatten
 
@@ -178,7 +179,7 @@ MEANING: tuple[tuple[str, Invariant], ...] = (
 
 THOROUGH: tuple[tuple[str, Invariant], ...] = (
     ("blocks do not contain each other", _acyclic),
-    ("every value reaches an output", _all_used),
+    ("every value reaches an output", all_used),
 )
 """Checked by ``generate``, not by commands that only read: they need networkx."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from llamagen.ops.code import (
     Binary,
@@ -14,7 +15,7 @@ from llamagen.ops.code import (
     method,
 )
 from llamagen.ops.dims import Dim
-from llamagen.ops.lazy import np
+from llamagen.ops.lazy import ir, np
 from llamagen.ops.op import (
     Attrs,
     AttrSpec,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder, Site
     from llamagen.emit.torch.site import TorchSite
     from llamagen.ops.op import Array, Real, Values
+
+
+Given = TypeVar("Given")
 
 
 def _pair(
@@ -110,6 +114,156 @@ def _scalar(
     )
 
 
+def _compared(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    """Truth values of one operand and a number, or of two operands."""
+    value = attrs.get("value", 0.0)
+    for t in types:
+        numbers = t.dtype is not DType.BOOL
+        need(numbers, "only numbers are compared, not {}: write `and`, `or` and `not` of truth", t)
+        whole = t.dtype is not DType.INT64 or float(value).is_integer()  # type: ignore[arg-type]
+        need(whole, "{} is compared with {}, which is no whole number", t, value)
+    kinds = {t.dtype is DType.INT64 for t in types}
+    need(len(kinds) == 1, "whole numbers and others are not compared: {} and {}", *types[:2])
+    shape = types[0].shape if len(types) == 1 else broadcast(*types)
+    return (TensorType(DType.BOOL, shape),)
+
+
+def _comparison(
+    name: str,
+    symbol: str,
+    numpy: Callable[[Array, Array | float], Array],
+    kind: str,
+    negated: bool = False,
+) -> tuple[Op, Op]:
+    """Two rows: of two tensors, and of a tensor and a number. ``negated``: the result is what ``kind`` denies."""
+
+    def denied(b: Builder, x: ir.Value) -> ir.Value:
+        return b.op("Not", x) if negated else x
+
+    def of_two(b: Builder, site: Site, x: Values) -> Values:
+        wide = DType.FLOAT32 in {t.dtype for t in site.operands}
+        both = [b.to(v, b.FLOAT) for v in x] if wide else x
+        return (denied(b, b.op(kind, *both, dtype=b.BOOL)),)
+
+    def of_number(b: Builder, site: Site, x: Values) -> Values:
+        value = a_float(site.attrs, "value")
+        if site.operands[0].dtype is DType.INT64:
+            return (denied(b, b.op(kind, x[0], b.whole(int(value)), dtype=b.BOOL)),)
+        # a number that the dtype lacks would be another one
+        wide = b.to(x[0], b.FLOAT)
+        return (denied(b, b.op(kind, wide, b.number(value, b.FLOAT), dtype=b.BOOL)),)
+
+    pair = Op(
+        name,
+        "Truth values by place, with broadcasting; written as an operator in equations.",
+        f"a {symbol} b",
+        ("a", "b"),
+        _compared,
+        Precision.EXACT,
+        Tokens.ALONE,
+        internal=True,
+        elementwise=True,
+        symbol=symbol,
+        numpy=lambda o: (numpy(o.tensors[0], o.tensors[1]),),
+        torch=lambda at, x: Binary(symbol, x[0], x[1]),
+        onnx=of_two,
+    )
+    return pair, replace(
+        pair,
+        name=f"{name}_scalar",
+        doc="Truth values by place of a comparison with a number; written as an operator in equations.",
+        formula=f"x {symbol} c",
+        operands=("x",),
+        attrs=(AttrSpec("value", "float", "the number", required=True),),
+        numpy=lambda o: (numpy(o.tensors[0], o.number("value")),),
+        torch=lambda at, x: Binary(symbol, x[0], at.number("value")),
+        onnx=of_number,
+    )
+
+
+def _truths(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    for t in types:
+        need(t.dtype is DType.BOOL, "needs truth values, such as `x > 0`, it is {}", t)
+    shape = types[0].shape if len(types) == 1 else broadcast(*types)
+    return (TensorType(DType.BOOL, shape),)
+
+
+def _logical(name: str, symbol: str, written: str, numpy: Callable[..., Array], kind: str) -> Op:
+    return Op(
+        name,
+        "Of truth values, with broadcasting; written as an operator in equations.",
+        f"a {symbol} b",
+        ("a", "b"),
+        _truths,
+        Precision.EXACT,
+        Tokens.ALONE,
+        internal=True,
+        elementwise=True,
+        symbol=symbol,
+        numpy=lambda o: (numpy(o.tensors[0], o.tensors[1]),),
+        torch=lambda at, x: Binary(written, x[0], x[1]),
+        onnx=lambda b, site, x: (b.op(kind, *x),),
+    )
+
+
+def _either(attrs: Attrs, tensors: Sequence[Given]) -> list[Given | float]:
+    """What ``where`` picks from: numbers in the attributes, the operands in the places that are left."""
+    rest = iter(tensors)
+    numbers = (attrs.get("then"), attrs.get("otherwise"))
+    return [next(rest) if n is None else a_float({"n": n}, "n") for n in numbers]
+
+
+def _where_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    condition, *given = types
+    need(condition.dtype is DType.BOOL, "the first operand is truth values, not {}", condition)
+    numbers = sum(attrs.get(name) is not None for name in ("then", "otherwise"))
+    need(len(given) + numbers == 2, "where(condition, a, b) picks from two values")
+    shape = TensorType(DType.MODEL, condition.shape)
+    for t in given:
+        shape = TensorType(DType.MODEL, broadcast(shape, t))
+    dtype = result_dtype(*given) if given else DType.MODEL
+    return (TensorType(dtype, shape.shape),)
+
+
+def _where_torch(at: TorchSite, x: Sequence[Code]) -> Code:
+    a, b = (literal(v) if isinstance(v, float) else v for v in _either(at.attrs, x[1:]))
+    chosen = call("torch.where", x[0], a, b)
+    return chosen if len(x) > 1 else method(chosen, "to", at.model_dtype())
+
+
+def _where_onnx(b: Builder, site: Site, x: Values) -> Values:
+    dtype = b.element(site.results[0].dtype)
+    values = _either(site.attrs, x[1:])
+    both = [b.number(v, dtype) if isinstance(v, float) else b.to(v, dtype) for v in values]
+    return (b.op("Where", x[0], *both, dtype=dtype),)
+
+
+def _where_numpy(o: Operands) -> tuple[Array, ...]:
+    a, b = _either(o.attrs, o.tensors[1:])
+    wide = np.float32 if o.single else np.float64
+    picked: Real = np.where(o.tensors[0], a, b).astype(wide)
+    return (picked,)
+
+
+def _one_hot_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (index,) = types
+    need(index.dtype is DType.INT64, "one_hot is of whole numbers, not of {}", index)
+    size = a_int(attrs, "size")
+    need(size > 0, f"one_hot needs one place or more, not {size}")
+    return (TensorType(DType.MODEL, (*index.shape, Dim.of(size))),)
+
+
+def _one_hot_numpy(o: Operands) -> tuple[Array, ...]:
+    hits = o.ints()[..., None] == np.arange(o.whole("size"))
+    return (hits.astype(np.float32 if o.single else np.float64),)
+
+
+def _one_hot_onnx(b: Builder, site: Site, x: Values) -> Values:
+    places = b.ints(range(a_int(site.attrs, "size")))
+    hits = b.op("Equal", b.op("Unsqueeze", x[0], b.ints([-1])), places, dtype=b.BOOL)
+    return (b.to(hits, b.model),)
+
+
 def _cast(
     name: str, doc: str, formula: str, dtype: DType, precision: Precision, torch: TorchText
 ) -> Op:
@@ -141,7 +295,12 @@ def _reduced_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 
 def _reduced(
-    name: str, doc: str, numpy: Callable[[Real, int], Real], kind: str, positive: Positive | None
+    name: str,
+    doc: str,
+    numpy: Callable[[Real, int], Real],
+    kind: str,
+    positive: Positive | None,
+    torch: str = "",
 ) -> Op:
     return Op(
         name,
@@ -156,7 +315,7 @@ def _reduced(
         positive=positive,
         numpy=lambda o: (numpy(o.real(), o.whole("axis")),),
         torch=lambda at, x: method(
-            x[0], name, literal(a_int(at.attrs, "axis")), keepdim=literal(True)
+            x[0], torch or name, literal(a_int(at.attrs, "axis")), keepdim=literal(True)
         ),
         onnx=lambda b, site, x: (b.op(kind, x[0], b.ints([site.axis()]), keepdims=1),),
     )
@@ -218,6 +377,78 @@ ARITHMETIC_OPS: tuple[Op, ...] = (
     _scalar("add_scalar", "+", lambda x, c: x + c, "Add", positive=None),
     _scalar("mul_scalar", "*", lambda x, c: x * c, "Mul"),
     _scalar("div_scalar", "/", lambda x, c: x / c, "Div"),
+    _pair("pow", "**", lambda a, b: a**b, "Pow", positive=Positive.KEPT),
+    _scalar("pow_scalar", "**", lambda x, c: x**c, "Pow", positive=Positive.KEPT),
+    replace(
+        _pair("maximum", "max", lambda a, b: np.maximum(a, b), "Max"),
+        doc="The larger of two values by place; written ``max(a, b)``.",
+        formula="max(a, b)",
+        symbol="",
+        torch=lambda at, x: call("torch.maximum", *x),
+    ),
+    replace(
+        _pair("minimum", "min", lambda a, b: np.minimum(a, b), "Min"),
+        doc="The smaller of two values by place; written ``min(a, b)``.",
+        formula="min(a, b)",
+        symbol="",
+        torch=lambda at, x: call("torch.minimum", *x),
+    ),
+    *_comparison("less", "<", lambda a, b: a < b, "Less"),
+    *_comparison("less_equal", "<=", lambda a, b: a <= b, "LessOrEqual"),
+    *_comparison("greater", ">", lambda a, b: a > b, "Greater"),
+    *_comparison("greater_equal", ">=", lambda a, b: a >= b, "GreaterOrEqual"),
+    *_comparison("equal", "==", lambda a, b: a == b, "Equal"),
+    *_comparison("not_equal", "!=", lambda a, b: a != b, "Equal", negated=True),
+    _logical("logical_and", "and", "&", lambda a, b: a & b, "And"),
+    _logical("logical_or", "or", "|", lambda a, b: a | b, "Or"),
+    Op(
+        "logical_not",
+        "What is not true; written ``not x``.",
+        "not x",
+        ("x",),
+        _truths,
+        Precision.EXACT,
+        Tokens.ALONE,
+        internal=True,
+        elementwise=True,
+        symbol="not",
+        numpy=lambda o: (np.logical_not(o.tensors[0]),),
+        torch=lambda at, x: method(x[0], "logical_not"),
+        onnx=lambda b, site, x: (b.op("Not", x[0]),),
+    ),
+    Op(
+        "where",
+        "The first value where the condition holds, the second where it does not; either may be a number.",
+        "a if condition else b, by place",
+        ("condition",),
+        _where_shape,
+        Precision.EXACT,
+        Tokens.ALONE,
+        attrs=(
+            AttrSpec("then", "float", "the first value, if it is a number", optional=True),
+            AttrSpec("otherwise", "float", "the second value, if it is a number", optional=True),
+        ),
+        optional_operands=("a", "b"),
+        elementwise=True,
+        numpy=_where_numpy,
+        torch=_where_torch,
+        onnx=_where_onnx,
+    ),
+    Op(
+        "one_hot",
+        "1 at the place that a whole number names, 0 at the other ones: [...] -> [..., size].",
+        "y[..., j] = 1 if index[...] == j else 0",
+        ("index",),
+        _one_hot_shape,
+        Precision.EXACT,
+        Tokens.ALONE,
+        attrs=(int_attr("size", "how many places"),),
+        numpy=_one_hot_numpy,
+        torch=lambda at, x: method(
+            call("F.one_hot", x[0], at.number("size")), "to", at.model_dtype()
+        ),
+        onnx=_one_hot_onnx,
+    ),
     Op(
         "neg",
         "Negation; written ``-x``.",
@@ -305,5 +536,23 @@ ARITHMETIC_OPS: tuple[Op, ...] = (
         lambda x, axis: x.mean(axis=axis, keepdims=True),
         "ReduceMean",
         None,
+    ),
+    _reduced(
+        "max",
+        "The largest value along an axis, which stays with size 1; of two tensors, or a tensor and a number, the "
+        "larger one by place.",
+        lambda x, axis: x.max(axis=axis, keepdims=True),
+        "ReduceMax",
+        Positive.KEPT,
+        "amax",
+    ),
+    _reduced(
+        "min",
+        "The smallest value along an axis, which stays with size 1; of two tensors, or a tensor and a number, the "
+        "smaller one by place.",
+        lambda x, axis: x.min(axis=axis, keepdims=True),
+        "ReduceMin",
+        Positive.KEPT,
+        "amin",
     ),
 )

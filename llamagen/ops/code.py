@@ -13,7 +13,10 @@ from typing import Literal, TypeAlias, assert_never
 WIDTH = 100
 INDENT = "    "
 
-_RANK = {"+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "**": 8}
+_RANK = {
+    **dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 1),
+    "|": 2, "&": 3, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "@": 6, "**": 8,
+}  # fmt: skip
 _NEGATION = 7
 _ATOM = 9
 
@@ -120,7 +123,8 @@ def flat(code: Code, outer: int = 0) -> str:
             return f"({text})" if outer > _RANK["**"] else text
         case Binary(op=op, left=left, right=right):
             rank = _RANK[op]
-            text = f"{flat(left, rank)} {op} {flat(right, rank + 1)}"
+            chained = rank == 1  # Python's comparisons are
+            text = f"{flat(left, rank + chained)} {op} {flat(right, rank + 1)}"
             return f"({text})" if outer > rank else text
         case Tuple(items=(single,)):
             return f"({flat(single)},)"

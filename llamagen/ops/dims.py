@@ -117,6 +117,9 @@ P = Dim.of("P")
 T = P + S
 IMAGES = Dim.of("I")
 
+RUN_TIME: Mapping[str, Dim] = {"B": B, "S": S, "T": T, "I": IMAGES}
+"""Names of sizes that are known at run time only, in equations."""
+
 
 def past_of(keep: int | None) -> Dim:
     """Past tokens of a cache slot that keeps the last ``keep``; none keeps all."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from llamagen.ops.code import (
     Binary,
@@ -15,8 +17,8 @@ from llamagen.ops.code import (
     literal,
     method,
 )
-from llamagen.ops.dims import Dim
-from llamagen.ops.lazy import np
+from llamagen.ops.dims import RUN_TIME, Dim
+from llamagen.ops.lazy import ir, np
 from llamagen.ops.op import (
     INIT_KINDS,
     Attrs,
@@ -34,6 +36,7 @@ from llamagen.ops.op import (
     a_int,
     a_ints,
     a_str,
+    broadcast,
     elements,
     int_attr,
     need,
@@ -41,6 +44,7 @@ from llamagen.ops.op import (
     need_real,
     parameter,
     part_text,
+    result_dtype,
 )
 
 if TYPE_CHECKING:
@@ -141,6 +145,108 @@ def _fused_matmul_onnx(b: Builder, site: Site, x: Values) -> Values:
     return (b.op("FusedMatMul", b.to(x[0], b.model), site.parameters["weight"], transB=1),)
 
 
+def _matmul_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    a, b = types
+    dtype = result_dtype(a, b)
+    need(min(len(a.shape), len(b.shape)) >= 2, "`@` takes matrices, not {} and {}", a, b)
+    fits = a.shape[-1] == b.shape[-2]
+    need(
+        fits,
+        "`@` of {} and {}: the rows of the first are not as long as the columns of the second",
+        a,
+        b,
+    )
+    beside = broadcast(*(TensorType(dtype, t.shape[:-2]) for t in types))
+    return (TensorType(dtype, (*beside, a.shape[-2], b.shape[-1])),)
+
+
+def _matmul_onnx(b: Builder, site: Site, x: Values) -> Values:
+    dtype = b.element(site.results[0].dtype)
+    return (b.op("MatMul", *(b.to(v, dtype) for v in x)),)
+
+
+Axes: TypeAlias = tuple[str, ...]
+
+
+def _einsum_axes(attrs: Attrs) -> tuple[Axes, Axes, Axes]:
+    """Names of the axes of both operands and of the result. Raises ShapeError."""
+    text = a_str(attrs, "equation")
+    operands, arrow, result = text.partition("->")
+    left, comma, right = operands.partition(",")
+    axes = (tuple(left.split()), tuple(right.split()), tuple(result.split()))
+    form = "an equation is 'B N S H, B N T H -> B N S T', names of axes with spaces between them"
+    named = all(re.fullmatch(r"[A-Za-z]\w*", name) for names in axes for name in names)
+    need(bool(arrow and comma and named and all(axes)), "{}, not '{}'", form, text)
+    for names in axes:
+        need(len(set(names)) == len(names), "'{}' names an axis twice", " ".join(names))
+    for name in axes[2]:
+        need(
+            name in axes[0] or name in axes[1], "axis {} of the result is in neither operand", name
+        )
+    for name in {*axes[0], *axes[1]} - {*axes[2]}:
+        both = name in axes[0] and name in axes[1]
+        need(
+            both,
+            "axis {} is in one operand alone and not in the result: take the `sum` first",
+            name,
+        )
+    return axes
+
+
+def _einsum_sizes(types: Types, attrs: Attrs) -> dict[str, Dim]:
+    """Sizes by name. Raises ShapeError for an axis with two, and for B, S, T and I that are no such ones."""
+    sizes: dict[str, Dim] = {}
+    for names, t in zip(_einsum_axes(attrs), types, strict=False):
+        need(len(names) == len(t.shape), "'{}' are not the axes of {}", " ".join(names), t)
+        for name, size in zip(names, t.shape, strict=True):
+            known = sizes.setdefault(name, RUN_TIME.get(name, size))
+            need(known == size, "axis {} is {} and {}", name, known, size)
+    return sizes
+
+
+def _einsum_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    dtype, sizes = result_dtype(*types), _einsum_sizes(types, attrs)
+    return (TensorType(dtype, tuple(sizes[name] for name in _einsum_axes(attrs)[2])),)
+
+
+def _einsum_letters(attrs: Attrs) -> str:
+    """The equation with a letter for each axis, its own where it has one."""
+    axes = _einsum_axes(attrs)
+    every = dict.fromkeys(name for names in axes for name in names)
+    free = (c for c in string.ascii_letters if c not in every)
+    letters = {name: name if len(name) == 1 else next(free) for name in every}
+    left, right, result = ("".join(letters[name] for name in names) for names in axes)
+    return f"{left},{right}->{result}"
+
+
+def _einsum_onnx(b: Builder, site: Site, x: Values) -> Values:
+    """One MatMul: axes of both in front, then those of one operand as one, and those that are summed as one."""
+    left, right, result = _einsum_axes(site.attrs)
+    sizes = _einsum_sizes(site.operands, site.attrs)
+    dtype = b.element(site.results[0].dtype)
+    batch = [n for n in result if n in left and n in right]
+    summed = [n for n in left if n in right and n not in result]
+    rows, columns = ([n for n in names if n not in (*batch, *summed)] for names in (left, right))
+
+    def ordered(value: ir.Value, have: Sequence[str], want: Sequence[str]) -> ir.Value:
+        order = [list(have).index(n) for n in want]
+        return value if order == sorted(order) else b.op("Transpose", value, perm=order)
+
+    def matrices(value: ir.Value, have: Sequence[str], *groups: Sequence[str]) -> ir.Value:
+        want = [*batch, *groups[0], *groups[1]]
+        flat = (*(sizes[n] for n in batch), *(elements([sizes[n] for n in g]) for g in groups))
+        value = ordered(b.to(value, dtype), have, want)
+        return b.reshape(value, [sizes[n] for n in want], flat)
+
+    product = b.op(
+        "MatMul", matrices(x[0], left, rows, summed), matrices(x[1], right, summed, columns)
+    )
+    flat = (*(sizes[n] for n in batch), *(elements([sizes[n] for n in g]) for g in (rows, columns)))
+    order = [*batch, *rows, *columns]
+    product = b.reshape(product, flat, [sizes[n] for n in order])
+    return (ordered(product, order, result),)
+
+
 LINEAR_OPS: tuple[Op, ...] = (
     Op(
         "embedding",
@@ -214,6 +320,41 @@ LINEAR_OPS: tuple[Op, ...] = (
         torch_module=_parameter_module,
         torch_start=_parameter_start,
         onnx=lambda b, site, x: (site.parameters[""],),
+    ),
+    Op(
+        "matmul",
+        "Product of two tensors of matrices, [..., n, k] and [..., k, m]; written ``a @ b``.",
+        "y = a @ b",
+        ("a", "b"),
+        _matmul_shape,
+        Precision.MODEL,
+        Tokens.MIXED,
+        internal=True,
+        symbol="@",
+        flops=lambda operands, results, attrs: (
+            elements(results[0].shape) * 2 * operands[0].shape[-1]
+        ),
+        numpy=lambda o: (o.real(0) @ o.real(1),),
+        torch=lambda at, x: Binary("@", x[0], x[1]),
+        onnx=_matmul_onnx,
+    ),
+    Op(
+        "einsum",
+        "Sum of products of two tensors over the axes that the result has not, by names: "
+        "``einsum(q, k, 'B N S H, B N T H -> B N S T')``. B, S, T and I are what they are in shapes; other names are "
+        "the author's.",
+        "y[result] = sum a[...] b[...]",
+        ("a", "b"),
+        _einsum_shape,
+        Precision.MODEL,
+        Tokens.MIXED,
+        attrs=(AttrSpec("equation", "str", "names of the axes", required=True),),
+        flops=lambda operands, results, attrs: (
+            elements(list(_einsum_sizes(operands, attrs).values())) * 2
+        ),
+        numpy=lambda o: (np.einsum(_einsum_letters(o.attrs), o.real(0), o.real(1)),),
+        torch=lambda at, x: call("torch.einsum", literal(_einsum_letters(at.attrs)), *x),
+        onnx=_einsum_onnx,
     ),
     Op(
         "FusedMatMul",

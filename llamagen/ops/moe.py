@@ -6,6 +6,7 @@ experts, top 2, one token: 0.23 ms; gathering the chosen weights 0.54 ms, evalua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from llamagen.ops.activations import ACTIVATIONS
 from llamagen.ops.code import (
     Call,
+    Code,
     call,
 )
 from llamagen.ops.dims import Dim
@@ -29,6 +31,7 @@ from llamagen.ops.op import (
     TensorType,
     Tokens,
     Types,
+    a_float,
     a_int,
     a_str,
     elements,
@@ -43,8 +46,54 @@ from llamagen.ops.op import (
 if TYPE_CHECKING:
     from llamagen.emit.onnx.builder import Builder, Quantized, Site
     from llamagen.emit.onnx.initializers import Encoding
-    from llamagen.emit.torch.site import ModuleSite
+    from llamagen.emit.torch.site import ModuleSite, TorchSite
     from llamagen.ops.op import Array, Values
+
+
+def _limit_groups_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (scores,) = types
+    need_real(scores, "the scores of experts")
+    groups, kept, best = (a_int(attrs, name) for name in ("groups", "kept", "best"))
+    last = scores.shape[-1]
+    need(last.is_static, "scores end in the experts, they are {}", scores)
+    need(groups > 0 and last.value % groups == 0, f"{last} experts are not {groups} equal groups")
+    need(0 < kept <= groups, f"{kept} of {groups} groups cannot be kept")
+    need(0 < best <= last.value // groups, f"a group of {last.value // groups} has no {best} best")
+    return (scores,)
+
+
+def _limit_groups_numpy(o: Operands) -> tuple[Array, ...]:
+    scores, fill = o.real(), o.number_or_none("fill")
+    grouped = scores.reshape(*scores.shape[:-1], o.whole("groups"), -1)
+    of_groups = np.sort(grouped, axis=-1)[..., -o.whole("best") :].sum(axis=-1)
+    order = np.argsort(-of_groups, axis=-1, kind="stable")
+    allowed = np.argsort(order, axis=-1)[..., None] < o.whole("kept")
+    kept = np.where(allowed, grouped, -np.inf if fill is None else fill)
+    return (kept.reshape(scores.shape).astype(scores.dtype),)
+
+
+def _limit_groups_torch(at: TorchSite, x: Sequence[Code]) -> Code:
+    numbers = [at.number(name) for name in ("groups", "kept", "best")]
+    fill = {} if at.attrs["fill"] is None else {"fill": at.number("fill")}
+    return call("limit_groups", x[0], *numbers, **fill)
+
+
+def _limit_groups_onnx(b: Builder, site: Site, x: Values) -> Values:
+    groups, kept, best = (a_int(site.attrs, name) for name in ("groups", "kept", "best"))
+    dims, fill = site.dims(), site.attrs["fill"]
+    apart = (*dims[:-1], Dim.of(groups), Dim.of(dims[-1].value // groups))
+    dtype = b.element(site.operands[0].dtype)
+    grouped = b.reshape(x[0], dims, apart)
+    largest, _ = b.ops("TopK", grouped, b.ints([best]), dtypes=(dtype, b.INT64), axis=-1)
+    of_groups = b.op("ReduceSum", largest, b.ints([-1]), keepdims=0)
+    _, chosen = b.ops("TopK", of_groups, b.ints([kept]), dtypes=(dtype, b.INT64), axis=-1)
+    places = b.op("Unsqueeze", chosen, b.ints([-1]))
+    hits = b.op("Equal", places, b.ints(range(groups)), dtype=b.BOOL)
+    hit = b.op("ReduceMax", b.to(hits, b.FLOAT), b.ints([-2]), keepdims=0)
+    allowed = b.op("Greater", hit, b.number(0.5, b.FLOAT), dtype=b.BOOL)
+    value = b.number(-math.inf if fill is None else a_float({"fill": fill}, "fill"), dtype)
+    limited = b.op("Where", b.op("Unsqueeze", allowed, b.ints([-1])), grouped, value, dtype=dtype)
+    return (b.reshape(limited, apart, dims),)
 
 
 def _experts_shape(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -383,6 +432,26 @@ EXPERT_OPS: tuple[Op, ...] = (
         torch=lambda at, x: at.routed(x),
         torch_module=_experts_module,
         onnx=_experts_onnx,
+    ),
+    Op(
+        "limit_groups",
+        "Scores of experts outside of the best groups become -inf, or ``fill``: for a ``topk`` within them. A group is "
+        "as good as its ``best`` largest scores together (DeepSeek-V3: 2; V2: 1).",
+        "s_e if the group of e is among the `kept` with the largest sum of `best` scores, else fill",
+        ("scores",),
+        _limit_groups_shape,
+        Precision.EXACT,
+        Tokens.ALONE,
+        attrs=(
+            int_attr("groups", "how many groups of equal size the experts are in"),
+            int_attr("kept", "how many of them may be chosen from"),
+            AttrSpec("best", "int", "scores of a group that count", default=2),
+            AttrSpec("fill", "float", "what other scores become; none is -inf", optional=True),
+        ),
+        cite="arXiv 2412.19437, section 2.1.2",
+        numpy=_limit_groups_numpy,
+        torch=_limit_groups_torch,
+        onnx=_limit_groups_onnx,
     ),
     Op(
         "MoE",

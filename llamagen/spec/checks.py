@@ -33,7 +33,7 @@ from llamagen.spec.schema import (
     Pattern,
     Spec,
 )
-from llamagen.spec.source import Plain, Scalar, Seq, SourceMap
+from llamagen.spec.source import Plain, Scalar, Seq, SourceMap, resolve_plain
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -83,8 +83,8 @@ def expand(pattern: Pattern, layers: int) -> tuple[Static, ...]:
             return values
         case EveryPattern(every=every, value=value, otherwise=otherwise):
             return tuple(value if (i + 1) % every == 0 else otherwise for i in range(layers))
-        case AtPattern(default=default, at=at):
-            where = {i: value for value, indices in at.items() for i in indices}
+        case AtPattern(default=default):
+            where = {i: value for value, indices in pattern.others for i in indices}
             return tuple(where.get(i, default) for i in range(layers))
 
 
@@ -96,7 +96,10 @@ def expression_error(
     help = error.help
     if isinstance(error, UnknownName):
         elsewhere = "set it under `hyperparameters` or `constants`"
-        help = did_you_mean(error.name, [*scope, *FUNCTIONS], elsewhere)
+        known = [*FUNCTIONS] if error.function else [*scope, *FUNCTIONS]
+        if error.function:
+            elsewhere = f"functions: {', '.join(FUNCTIONS)}"
+        help = did_you_mean(error.name, known, elsewhere)
     return Diagnostic(code, "error", error.message, span, (), help)
 
 
@@ -176,16 +179,20 @@ def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic
     layers = spec.hyperparameters.num_layers
     for name, pattern in spec.patterns.items():
         place = resolved.place("patterns", name)
-        if isinstance(pattern, AtPattern) and not isinstance(pattern.default, str | None):
-            default = unparse_static(pattern.default)
-            for value in pattern.at:
+        written = resolved.find("patterns", name, "at")
+        if isinstance(written, Branch) and isinstance(pattern, AtPattern):
+            default = pattern.default
+            for value, key in written.keys.items():
+                if isinstance(default, str | None) or value not in written.entries:
+                    continue
                 message = (
-                    f"`patterns.{name}`: `default` is {default}, and `{value}` below `at` is text"
+                    f"`patterns.{name}`: `default` is {unparse_static(default)}, "
+                    f"and `{value}` below `at` is text"
                 )
-                help = "write {list: [...]}, {cycle: [...]} or {every: 2, value: a, otherwise: b}"
-                branch = resolved.find("patterns", name, "at")
-                at = branch.keys[value].span if isinstance(branch, Branch) else place
-                yield Diagnostic("LG103", "error", message, at, (), help)
+                having = unparse_static(dict(pattern.others)[value])
+                shown = "true" if isinstance(resolve_plain(value), str) else value
+                help = f"write what is no text as `at: [{{layers: {having}, value: {shown}}}]`"
+                yield Diagnostic("LG103", "error", message, key.span, (), help)
         if layers is None:
             if not spec.abstract:
                 message = f"pattern `{name}` needs `hyperparameters.num_layers`"
@@ -194,18 +201,19 @@ def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic
             message = f"pattern `{name}` has {len(pattern.list)} values for {layers} layers"
             yield Diagnostic("LG303", "error", message, place)
         elif isinstance(pattern, AtPattern):
-            seen: dict[int, str] = {}
-            for value, indices in pattern.at.items():
+            seen: dict[int, Static] = {}
+            for other, indices in pattern.others:
                 for i in indices:
                     if i >= layers or i in seen:
                         reason = (
                             f"there are {layers} layers"
                             if i >= layers
-                            else f"it is `{seen[i]}` too"
+                            else f"it is `{unparse_static(seen[i])}` too"
                         )
-                        message = f"pattern `{name}`: layer {i} cannot be `{value}`, {reason}"
+                        shown = unparse_static(other)
+                        message = f"pattern `{name}`: layer {i} cannot be `{shown}`, {reason}"
                         yield Diagnostic("LG303", "error", message, place)
-                    seen[i] = value
+                    seen[i] = other
 
 
 # the schema
@@ -238,6 +246,8 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
         message = f"`{dotted}` lacks `kind`"
         yield Diagnostic("LG102", "error", message, span, (), _choices(error))
     elif kind == "union_tag_invalid":
+        stated = node.entries.get("kind") if isinstance(node, Branch) else None
+        span = stated.node.span if isinstance(stated, Leaf) else span
         message = f"`{dotted}` has an unknown kind"
         yield Diagnostic("LG104", "error", message, span, (), _choices(error))
     else:
@@ -254,11 +264,14 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
 
 def _type_help(kind: str, node: Tree) -> str | None:
     """The next step after a value of the wrong type."""
+    if kind == "string_type" and isinstance(node, Branch):
+        return "a mapping of equations replaces those of a base, and no base has this block"
     if not isinstance(node, Leaf) or not isinstance(node.node, Scalar):
         return None
     scalar = node.node
     if kind in ("int_type", "float_type") and scalar.style in ("single", "double"):
-        return f"remove the quotes: `{scalar.text}`"
+        number = type(resolve_plain(scalar.text)) in (int, float)
+        return f"remove the quotes: `{scalar.text}`" if number else "write a number"
     if kind == "bool_type":
         return "write `true` or `false`"
     if kind == "string_type":

@@ -454,6 +454,13 @@ class _Reader:
                 return Return((self.node(value),), extent=extent)
             case ast.Return():
                 raise ExpressionError("`return` needs a value", extent)
+            case ast.Expr():
+                shown = self.text[slice(*extent)]
+                help = (
+                    f"write `return {shown[:40]}` if it is the last line, or `name = {shown[:40]}`"
+                )
+                message = "an equation is `name = ...`, and the last one `return ...`"
+                raise ExpressionError(message, extent, help)
             case _:
                 message = "an equation is `name = ...`, and the last one `return ...`"
                 raise ExpressionError(message, extent)
@@ -542,6 +549,14 @@ def _range(*bounds: int) -> tuple[int, ...]:
     return tuple(span)
 
 
+def power(a: int | float, b: int | float) -> Static:
+    """``a ** b``. Raises ValueError for one that would take long or be huge."""
+    if abs(b) > 128 or abs(a) > 1e9:
+        raise ValueError("a power this large is refused")
+    value: int | float = operator.pow(a, b)
+    return value
+
+
 FUNCTIONS: Mapping[str, Callable[..., Static]] = {
     "abs": abs,
     "all": lambda items: all(items),
@@ -549,19 +564,26 @@ FUNCTIONS: Mapping[str, Callable[..., Static]] = {
     "ceil": lambda x: math.ceil(x),
     "ceil_to": ceil_to,
     "contains": lambda text, part: part in text,
+    "cos": math.cos,
     "count": lambda items, value: sum(1 for i in items if i == value),
+    "exp": math.exp,
     "floor": lambda x: math.floor(x),
     "int": _int,
     "layers_of": lambda kinds, kind: tuple(i for i, found in enumerate(kinds) if found == kind),
     "len": len,
+    "log": lambda x: math.log(x),
     "log2": math.log2,
     "max": max,
     "min": min,
+    "pow": power,
     "range": _range,
     "round": lambda x, digits=0: round(x, digits),
+    "sin": math.sin,
     "sqrt": math.sqrt,
+    "square": lambda x: x * x,
     "startswith": lambda text, part: text.startswith(part),
     "sum": lambda items: sum(items),
+    "tanh": math.tanh,
 }
 """Functions of the language that need no tensors. Each is total over its types or raises ExpressionError."""
 
@@ -572,19 +594,26 @@ SIGNATURES: Mapping[str, str] = {
     "ceil": "ceil(x)",
     "ceil_to": "ceil_to(x, multiple): the least multiple that is not below x",
     "contains": "contains(text, part)",
+    "cos": "cos(x)",
     "count": "count(list, value): how often it is there",
+    "exp": "exp(x)",
     "floor": "floor(x)",
     "int": "int(x): without what is behind the point",
     "layers_of": "layers_of(pattern, value): the layers that have it",
     "len": "len(list)",
+    "log": "log(x): natural",
     "log2": "log2(x)",
     "max": "max(list) or max(a, b)",
     "min": "min(list) or min(a, b)",
+    "pow": "pow(a, b): a ** b",
     "range": "range(stop) or range(start, stop)",
     "round": "round(x, digits)",
+    "sin": "sin(x)",
     "sqrt": "sqrt(x)",
+    "square": "square(x)",
     "startswith": "startswith(text, part)",
     "sum": "sum(list)",
+    "tanh": "tanh(x)",
 }
 """How each is written, for `llamagen explain language`."""
 
@@ -595,7 +624,7 @@ _ARITHMETIC: Mapping[str, Callable[..., Static]] = {
     "/": operator.truediv,
     "//": operator.floordiv,
     "%": operator.mod,
-    "**": operator.pow,
+    "**": power,
 }
 _COMPARE: Mapping[str, Callable[..., bool]] = {
     "==": operator.eq,
@@ -608,11 +637,15 @@ _COMPARE: Mapping[str, Callable[..., bool]] = {
 
 
 class UnknownName(ExpressionError):
-    """A name that the scope does not have; the caller knows what could have been meant."""
+    """A name that the scope does not have, or no function; the caller knows what could have been meant."""
 
-    def __init__(self, name: str, extent: tuple[int, int]) -> None:
-        super().__init__(f"`{name}` is not known here", extent)
+    def __init__(self, name: str, extent: tuple[int, int], *, function: bool = False) -> None:
+        message = (
+            f"there is no function `{name}` here" if function else f"`{name}` is not known here"
+        )
+        super().__init__(message, extent)
         self.name = name
+        self.function = function
 
 
 def evaluate(
@@ -641,7 +674,7 @@ def evaluate(
             return _apply(operator.neg, [_number(operand, scope, functions)], "-", extent)
         case Call(function=Name(id=name), arguments=arguments, keywords=(), extent=extent):
             if name not in functions:
-                raise UnknownName(name, extent)
+                raise UnknownName(name, (extent[0], extent[0] + len(name)), function=True)
             values = [evaluate(a, scope, functions) for a in arguments]
             return _apply(functions[name], values, f"{name}()", extent)
         case Call(extent=extent):
@@ -713,8 +746,6 @@ def _check(value: Static, expr: Expr) -> int | float:
 
 
 def _arithmetic(op: str, a: int | float, b: int | float, extent: tuple[int, int]) -> Static:
-    if op == "**" and (abs(b) > 128 or abs(a) > 1e9):
-        raise ExpressionError("a power this large is refused", extent)
     return _apply(_ARITHMETIC[op], [a, b], op, extent)
 
 

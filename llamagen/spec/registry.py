@@ -123,7 +123,8 @@ class Registry:
         return [source for _, source in reversed(chain)]
 
     def _base(self, base: Scalar, child: Path, source: SourceMap) -> Path:
-        """By path beside the child; by id in the roots, or in the folder that the child's own id counts from."""
+        """By path beside the child; by id in the roots, in the folder that the child's own id counts from, or below any
+        folder that the child is in, the nearest first, if the file there has that id."""
         if base.text.endswith((".yaml", ".yml")):
             path = child.parent / base.text
             if _is_file(path):
@@ -140,8 +141,14 @@ class Registry:
             and _inside(path, root)
         ):
             return path
+        for folder in child.resolve().parents:
+            path = folder / f"{base.text}.yaml"
+            if _is_file(path) and _inside(path, folder):
+                node = self.source(path).root.get("id")
+                if isinstance(node, Scalar) and node.text == base.text:
+                    return path
         message = f"`extends` names `{base.text}`, which is not known"
-        beside = "name an id, or a file beside this one: `extends: base.yaml`"
+        beside = "name an id, or a file beside this one: `extends: base.yaml`; ids are found in folders above, too"
         help = did_you_mean(base.text, self.ids(), beside)
         raise LlamagenError.of("LG202", message, span=base.span, help=help)
 

@@ -10,8 +10,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from llamagen.diagnostics import Diagnostic, Related, Span
+from llamagen.spec.expr import (
+    ExpressionError,
+    Return,
+    Statement,
+    names,
+    parse_statements,
+)
 from llamagen.spec.schema import Spec
-from llamagen.spec.source import Key, Map, Node, Plain, Scalar, Seq, SourceMap, to_plain
+from llamagen.spec.source import Key, Map, Node, Plain, Scalar, Seq, SourceMap, Woven, to_plain
 
 if TYPE_CHECKING:
     from llamagen.ir.graph import Graph
@@ -204,7 +211,12 @@ class _Merger:
                 return self.branch(base, node, spec_id, path)
             case Branch(), Scalar(value=None):
                 return Leaf(node, (Origin(spec_id, node.span, _text(node)),))
+            case Leaf(node=Scalar() as was, origins=origins), Map() if _is_forward(path):
+                woven = self.woven(was, node, origins[-1], path)
+                return Leaf(woven, (*origins, Origin(spec_id, node.span, woven.text)))
             case Leaf(), Map():
+                return self.tree(node, spec_id, path)
+            case Branch(), Seq() if path[0] == "patterns" and path[2:] == ("at",):
                 return self.tree(node, spec_id, path)
             case Leaf(node=Seq() as items, origins=origins), Seq() if path[0] in APPENDED:
                 joined = Seq((*items.items, *node.items), node.span, node.flow)
@@ -227,11 +239,119 @@ class _Merger:
             case _:
                 raise AssertionError((base, node))
 
+    def woven(self, was: Scalar, node: Map, origin: Origin, path: tuple[str, ...]) -> Scalar:
+        """The equations of a base with those of ``node`` in place of theirs, by the names that they give.
+
+        A name that the base does not give is a new equation, before the first that reads it; null takes one away.
+        """
+        try:
+            statements = parse_statements(was.text)
+        except ExpressionError:  # is found where the base is checked
+            return was
+        edits: list[_Edit] = []
+        reads = {s.extent[0]: _read(s) for s in statements}
+        known = {*map(_given, statements)}
+        # those of the base first, then new ones from the last to the first: each before what reads it
+        entries = [e for e in node.entries if e[0].text in known]
+        entries += [e for e in reversed(node.entries) if e[0].text not in known]
+        for key, value in entries:
+            try:
+                edit = _edit(was.text, statements, reads, key.text, value)
+            except ExpressionError as error:
+                span = value.slice_span(*error.extent) if isinstance(value, Scalar) else value.span
+                span = span if error.extent != NOWHERE else key.span
+                related = (Related(f"the equations of {origin.spec_id}", origin.span),)
+                message = f"`{'.'.join(path)}`: {error.message}"
+                self.findings.append(
+                    Diagnostic("LG206", "error", message, span, related, error.help)
+                )
+                continue
+            edits.insert(0, edit)
+            if edit[2] and edit[2] == was.text[edit[0] : edit[1]]:
+                self.redundant(key, origin, (*path, key.text))
+        text, at = "", 0
+        pieces: list[tuple[int, Scalar, int]] = []
+        for start, end, new, source, offset in sorted(edits, key=lambda edit: edit[0]):
+            pieces += [(len(text), was, at)]
+            text += was.text[at:start]
+            pieces += [(len(text), source, offset)] if new else []
+            text, at = text + new, end
+        pieces.append((len(text), was, at))
+        text += was.text[at:]
+        return Woven(text, text, was.style, node.span, was.lines, tuple(pieces))
+
     def redundant(self, key: Key, origin: Origin, path: tuple[str, ...]) -> None:
         message = f"`{'.'.join(path)}` repeats the value that is inherited"
         related = (Related(f"inherited from {origin.spec_id}", origin.span),)
         help = "remove it: a spec states only what it changes"
         self.findings.append(Diagnostic("LG501", "note", message, key.span, related, help))
+
+
+def _is_forward(path: tuple[str, ...]) -> bool:
+    return len(path) == 3 and path[0] == "blocks" and path[2] == "forward"
+
+
+NOWHERE = (-1, -1)
+"""Extent of a fault that is in the key."""
+
+
+_Edit: TypeAlias = tuple[int, int, str, Scalar, int]
+"""What is put in place of ``text[start:end]``, and where that was written."""
+
+
+def _given(statement: Statement) -> str:
+    """The names that an equation gives, as an override of it writes them."""
+    if isinstance(statement, Return):
+        return "return"
+    return ", ".join(target.id for target in statement.targets)
+
+
+def _read(statement: Statement) -> set[str]:
+    values = statement.values if isinstance(statement, Return) else (statement.value,)
+    return {n.id for value in values for n in names(value)}
+
+
+def _edit(
+    text: str, statements: Sequence[Statement], reads: dict[int, set[str]], name: str, value: Node
+) -> _Edit:
+    """The override of the equation ``name``; ``reads`` has the names that are read from each place on, and is renewed.
+
+    Raises ExpressionError, at the value or NOWHERE.
+    """
+    found = [s for s in statements if _given(s) == name]
+    if len(found) > 1:
+        help = "write the whole `forward`"
+        raise ExpressionError(f"`{name}` is given {len(found)} times", NOWHERE, help)
+    if not isinstance(value, Scalar) or not isinstance(value.value, str | None):
+        raise ExpressionError("an equation is a text", NOWHERE, "quote it")
+    if value.value is None:
+        if not found or name == "return":
+            known = ", ".join(map(_given, statements[:-1]))
+            raise ExpressionError(f"there is no equation `{name}` to take away: {known}", NOWHERE)
+        start, end = found[0].extent
+        reads[start] = set()
+        return start, end, "", value, 0
+    new = value.text.strip()
+    offset = value.text.index(new)
+    lead = "return " if name == "return" else f"{name} = "
+    try:
+        first, *more = parse_statements(lead + new + ("" if name == "return" else "\nreturn _"))
+    except ExpressionError as error:
+        begin, end = (max(place - len(lead), 0) + offset for place in error.extent)
+        raise ExpressionError(error.message, (begin, end), error.help) from None
+    if len(more) > (name != "return"):
+        raise ExpressionError("one equation for each name", (offset, offset + len(new)))
+    if found:
+        start, end = found[0].extent
+        reads[start] = _read(first)
+        head = len("return") if name == "return" else text.index("=", start) + 1 - start
+        start += head + len(text[start + head : end]) - len(text[start + head : end].lstrip())
+        return start, end, new, value, offset
+    words = set(name.split(", "))
+    before = min((at for at, read in reads.items() if words & read), default=max(reads))
+    reads[before] = reads[before] | _read(first)
+    indent = text[text.rfind("\n", 0, before) + 1 : before]
+    return before, before, f"{lead}{new}\n{indent}", value, offset - len(lead)
 
 
 def _text(node: Scalar | Seq) -> str:

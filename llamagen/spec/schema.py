@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -259,14 +260,45 @@ class EveryPattern(Closed):
     otherwise: Literal_
 
 
+Layers: TypeAlias = tuple[Annotated[int, Field(ge=0, lt=MAX_LAYERS)], ...]
+
+
+class LayersValue(Closed):
+    """A value and the layers that have it."""
+
+    layers: Layers
+    value: Literal_
+
+
 class AtPattern(Closed):
-    """`default`, but other values at listed layers (0-based)."""
+    """`default`, but other values at listed layers (0-based); a value that is no text as `at: [{layers: [3], value:
+    false}]`."""
 
     default: Literal_
-    at: dict[str, tuple[Annotated[int, Field(ge=0, lt=MAX_LAYERS)], ...]]
+    at: dict[str, Layers] | tuple[LayersValue, ...]
+
+    @property
+    def others(self) -> tuple[tuple[Literal_, Layers], ...]:
+        """Values and the layers that have them, in either form of `at`."""
+        if isinstance(self.at, dict):
+            return tuple(self.at.items())
+        return tuple((one.value, one.layers) for one in self.at)
 
 
 Pattern: TypeAlias = CyclePattern | ListPattern | EveryPattern | AtPattern
+
+
+Equations: TypeAlias = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+            ]
+        }
+    ),
+]
 
 
 class BlockDefinition(Closed):
@@ -286,7 +318,11 @@ class BlockDefinition(Closed):
         default={},
         description="Part name -> `linear(...)`, a block's name, or `stack(n, Block(...))`; `none` removes it.",
     )
-    forward: str = Field(description="Equations, one a line; the last is `return ...`.")
+    forward: Equations = Field(
+        description="Equations, one a line; the last is `return ...`. Where a base has the block, a mapping replaces "
+        "single ones by the names that they give: `{q: ...}`, `{'k, v': ...}`, `{return: ...}`. A new name goes before "
+        "what reads it, `null` takes an equation away."
+    )
 
 
 def _no_name_twice(names: tuple[str, ...]) -> tuple[str, ...]:

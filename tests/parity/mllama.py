@@ -72,7 +72,7 @@ def whole_peer(model: RandomModel) -> torch.nn.Module:
     )
     unknown = ("head_dim", "bos_token_id", "eos_token_id")
     given = {k: v for k, v in common(spec).items() if k not in unknown}
-    text = MllamaTextConfig(**given, cross_attention_layers=list(kinds.at["cross"]))
+    text = MllamaTextConfig(**given, cross_attention_layers=list(dict(kinds.others)["cross"]))
     config = MllamaConfig(vision_config=vision, text_config=text)
     config._attn_implementation = "eager"
     peer = MllamaForConditionalGeneration(config)

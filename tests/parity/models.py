@@ -32,6 +32,8 @@ SPECS = Path(__file__).parents[1] / "specs"
 FOREIGN = tuple(
     sorted(p.stem for p in (SPECS / "foreign").glob("*.yaml") if not p.stem.startswith("_"))
 )
+NOT_CODE = ("diffllama",)
+"""Has two attentions a layer: no code for transformers says so."""
 
 
 @dataclass(frozen=True)

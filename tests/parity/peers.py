@@ -76,16 +76,22 @@ def layer_types(spec: Spec) -> list[str]:
     """Full or sliding, as the peers whose layers differ call it."""
     h = spec.hyperparameters
     assert h.num_layers is not None
-    every = {"olmo3": 4, "cohere2": 4, "gemma2": 2, "gemma3": 2, "gpt_oss_attention": 2}[
-        spec.id.rsplit("/", 1)[-1]
-    ]
+    every = {
+        "olmo3": 4,
+        "cohere2": 4,
+        "gemma2": 2,
+        "gemma3": 2,
+        "gpt_oss_attention": 2,
+        "gpt_oss": 2,
+    }[spec.id.rsplit("/", 1)[-1]]
     kinds = ["sliding_attention"] * (every - 1) + ["full_attention"]
     return [kinds[i % every] for i in range(h.num_layers)]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """``extra`` are configuration values beyond ``common``; ``rename`` maps a role path to the peer's name."""
+    """``extra`` are configuration values beyond ``common`` (``...``: not this one); ``rename`` maps a role path to the
+    peer's name."""
 
     model_type: str
     extra: Callable[[Spec], dict[str, object]] = lambda spec: {}
@@ -96,8 +102,12 @@ class Peer:
     """Takes left padding for tokens (facts 4.8): a padded batch cannot be compared with it."""
     states: bool = False
     """Padding behind a token gets into its states: rows with such padding are compared one by one, without it."""
+    skips_gaps: bool = False
+    """Its distances do not count padding between tokens, those of the op `attention` with `alibi` do."""
     zeroed: tuple[str, ...] = ()
     """Names of the peer with this in them are not in the spec and set to zero."""
+    kept: tuple[str, ...] = ()
+    """Ends of the names of what the peer stores and the spec states as numbers."""
 
 
 def _gemma(spec: Spec) -> dict[str, object]:
@@ -308,6 +318,60 @@ PEERS: Mapping[str, Peer] = {
         },
         zeroed=(".mlp.", "post_attention_layernorm"),
     ),
+    "persimmon": Peer(
+        "persimmon", lambda s: {**_layer_norm(s), "qk_layernorm": True, "hidden_act": "relu2"}
+    ),
+    "falcon": Peer(
+        "falcon",
+        lambda s: {
+            "layer_norm_epsilon": s.hyperparameters.norm_eps,
+            "num_kv_heads": s.hyperparameters.num_kv_heads,
+            "ffn_hidden_size": s.hyperparameters.intermediate_size,
+            "new_decoder_architecture": True,
+            "parallel_attn": True,
+            "bias": False,
+            "alibi": False,
+            "head_dim": ...,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "exaone4": Peer("exaone4", lambda s: {**_window(s), "sliding_window_pattern": 4}),
+    "diffllama": Peer("diffllama"),
+    "apertus": Peer("apertus", kept=("act_fn.beta", "act_fn.eps")),
+    "glm4_moe": Peer(
+        "glm4_moe",
+        lambda s: {
+            **_moe(s),
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "routed_scaling_factor": s.constants["routed_scale"],
+            "n_group": s.constants["expert_groups"],
+            "topk_group": s.constants["kept_groups"],
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+        lambda p: p.replace("mlp.e_score", "mlp.gate.e_score"),
+    ),
+    "bloom": Peer(
+        "bloom",
+        lambda s: {
+            "n_layer": s.hyperparameters.num_layers,
+            "n_head": s.hyperparameters.num_heads,
+            "layer_norm_epsilon": s.hyperparameters.norm_eps,
+            "tie_word_embeddings": True,
+        },
+        skips_gaps=True,
+    ),
+    "gpt_oss": Peer(
+        "gpt_oss",
+        lambda s: {
+            **_window(s),
+            **_moe(s),
+            "attention_bias": True,
+            "layer_types": layer_types(s),
+            "intermediate_size": s.hyperparameters.expert_intermediate_size,
+        },
+    ),
     "llama4_text": Peer("llama4_text", _llama4, counts_slots=True),
     "qwen3_next": Peer(
         "qwen3_next",
@@ -347,7 +411,8 @@ def peer_model(
 
     Call it inside ``everything_float64``."""
     peer = Peer(name) if name else PEERS[spec.id.rsplit("/", 1)[-1]]
-    values = {**common(spec), **peer.extra(spec)}
+    stated = {**common(spec), **peer.extra(spec)}
+    values = {key: value for key, value in stated.items() if value is not ...}
     config = AutoConfig.for_model(peer.model_type, **values)
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float64
@@ -359,6 +424,8 @@ def peer_model(
     for name, tensor in model.state_dict().items():
         if any(part in name for part in peer.zeroed):
             state[name] = torch.zeros_like(tensor)
+        if name.endswith(peer.kept or ("?",)):
+            state[name] = tensor
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     assert not unexpected, unexpected

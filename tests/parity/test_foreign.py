@@ -54,6 +54,8 @@ def test_reference_equals_transformers_in_float64(name: str) -> None:
     for scenario, reference in zip(cases(model_of(name)), reference_of(name), strict=True):
         if PEERS[name].counts_slots and not scenario.plain:
             continue
+        if PEERS[name].skips_gaps and (np.diff(scenario.mask) < 0).any():
+            continue
         cases_ = scenario.alone() if PEERS[name].states and scenario.has_holes else (scenario,)
         found = np.concatenate([case.logits(peer) for case in cases_])
         assert difference(found, reference).max_over_std < 1e-12, scenario.name

@@ -328,11 +328,38 @@ def recurrence(draw: DrawFn) -> str:
     return block("Recurrence", parts, lines)
 
 
+MIXES = (
+    "where({a} > {b}, {a}, {b})",
+    "where({a} < 0.5 and not ({b} >= 0.25), 0.5, max({a}, 0.5))",
+    "where({a} <= {b} or {a} == {b}, {b} - {a}, 0)",
+    "max({a}, {b}) * min({b}, 1.5)",
+    "{a} * exp(-abs({b})) + {b} / (1 + square({a}))",
+    "{a} * (1 + square({b})) ** 0.25 - log(1 + abs({b})) * sin({a})",
+    "{a} * (1 / (1.5 + cos({b}))) + max({b}, axis=F) - min({a})",
+    "(2 + tanh({a})) ** tanh({b})",
+    "einsum({a}, mixing, 'B S F, F G -> B S G') * {b}",
+    "reshape(reshape({a}, shape=[B, S, F, 1]) @ mixed, shape=[B, S, F]) + {b}",
+    "{a} + {b} * sum(one_hot(positions, 32), axis=2)",
+)
+"""Of the gate ``a`` and of ``b``: no comparison decides between values that are far apart."""
+
+
 def feed_forward(draw: DrawFn) -> str:
     bias = "bias=mlp_bias"
     parts = {"down_proj": f"linear(intermediate_size, hidden_size, {bias})"}
     up = f"linear(hidden_size, intermediate_size, {bias})"
-    match pick(draw, "gated", "fused", "plain"):
+    match pick(draw, "gated", "fused", "plain", "mixed"):
+        case "mixed":
+            parts |= {"gate_proj": up, "up_proj": up}
+            mix = str(pick(draw, *MIXES))
+            lines = ["g = gate_proj(x)", "u = up_proj(x)"]
+            for name, shape in (
+                ("mixing", "intermediate_size, intermediate_size"),
+                ("mixed", "1, 1"),
+            ):
+                if name in mix:
+                    parts[name] = f"parameter({shape}, kind='matrix')"
+            lines.append(f"return down_proj({mix.format(a='g', b='u')})")
         case "gated":
             parts |= {"gate_proj": up, "up_proj": up}
             lines = ["return down_proj(activation(gate_proj(x), hidden_act) * up_proj(x))"]
@@ -357,6 +384,8 @@ def experts(draw: DrawFn) -> str:
     }
     lines = ["scores = float32(router(x))"]
     top = "num_experts_per_token"
+    if maybe(draw):
+        lines += ["scores = limit_groups(scores, num_experts, num_experts_per_token, best=1)"]
     match pick(draw, "softmax", "renormalised", "softmax of chosen", "sigmoid", "corrected"):
         case "softmax":
             lines += [f"w, chosen = topk(softmax(scores), {top})"]

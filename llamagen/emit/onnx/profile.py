@@ -71,7 +71,22 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 WEBGPU = "WebGpuExecutionProvider"
 
-CUDA_WITHOUT_BFLOAT16 = frozenset({"Clip", "Pad", "ReduceMean", "Softplus", "TopK"})
+CUDA_WITHOUT_BFLOAT16 = frozenset(
+    {
+        *(
+            "Ceil",
+            "Clip",
+            "Equal",
+            "Floor",
+            "Greater",
+            "GreaterOrEqual",
+            "Less",
+            "LessOrEqual",
+            "Log",
+        ),
+        *("Pad", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "Round", "Softplus", "TopK"),
+    }
+)
 """Neither the CUDA provider nor the CPU has a kernel for them in bfloat16: a graph with one is not loaded."""
 
 

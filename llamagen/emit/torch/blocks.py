@@ -12,7 +12,7 @@ from llamagen.diagnostics import LlamagenError
 from llamagen.emit.torch.names import docstring_text, local, part_name
 from llamagen.emit.torch.plan import Plan, last_nodes, taken_from
 from llamagen.emit.torch.site import ModuleSite, TorchSite
-from llamagen.ir.flatten import collected
+from llamagen.ir.flatten import carried, collected
 from llamagen.ir.graph import Block, BlockPart, Node, OpPart, Part, StackPart, Value
 from llamagen.ops.code import (
     INDENT,
@@ -156,30 +156,43 @@ class Body:
         return [*self.put(f"{name} = ", head, name), *self.put(prefix, tail, name)]
 
     def stack(self, node: Node) -> None:
-        """``for layer in self.layers: x = layer(x, ...)``; the carried variable keeps its name."""
+        """``for layer in self.layers: x = layer(x, ...)``; the carried variables keep their names."""
         part = self.part(node)
         assert isinstance(part, StackPart)
-        first = self.read(node.operands[0])
-        others = [self.read(o) for o in node.operands[1:]]
-        result = self.block.values[node.results[0]]
-        start = flat(first)
-        if result.named:
-            carried = self.name(result)
-        elif start in self.variables.values() and self.free(start):
-            carried = self.variables[result.id] = start
-        else:
-            carried = self.variables[result.id] = self.name(None)
-        if start != carried:
-            self.lines.append(statement(f"{carried} = ", first, 2))
-        step = call("layer", Text(carried), *others, *self.plan.taken_by(part.blocks[0]))
-        self.codes[node.results[0]] = Text(carried)
-        if len(node.results) > 1:
-            self.collect(node, part, carried, step)
+        count = carried(node)
+        given = [self.read(o) for o in node.operands]
+
+        def words(codes: Sequence[Code]) -> set[str]:
+            return {word for code in codes for word in re.findall(r"\w+", flat(code))}
+
+        for i, code in enumerate(given[count:], count):  # once, of what is carried into the loop
+            if not isinstance(code, Text):
+                given[i] = Text(self.name(None, "y", words(given)))
+                self.lines += self.put(f"{flat(given[i])} = ", code)
+        variables: list[str] = []
+        for i in reversed(range(count)):  # the first last: others are often computed from it
+            id = node.results[i]
+            result, start = self.block.values[id], flat(given[i])
+            later = {*words([*given[:i], *given[count:]]), *variables}
+            if result.named and not id.startswith("_"):
+                variable = self.name(result, "x", later)
+            elif start in self.variables.values() and start not in later and self.free(start):
+                variable = self.variables[result.id] = start
+            else:
+                variable = self.variables[result.id] = self.name(None, "x", later)
+            if start != variable:
+                self.lines.append(statement(f"{variable} = ", given[i], 2))
+            self.codes[id] = Text(variable)
+            variables.insert(0, variable)
+        taken = self.plan.taken_by(part.blocks[0])
+        step = call("layer", *map(Text, variables), *given[count:], *taken)
+        if len(node.results) > count:
+            self.collect(node, part, variables[0], step)
             return
         self.lines.append(f"        for layer in self.{part.name}:")
-        self.lines.append(statement(f"{carried} = ", step, 3))
+        self.lines.append(statement(f"{', '.join(variables)} = ", step, 3))
 
-    def collect(self, node: Node, part: StackPart, carried: str, step: Code) -> None:
+    def collect(self, node: Node, part: StackPart, variable: str, step: Code) -> None:
         """The loop, with a list of the states before some layers in the order of the layers."""
         layers, states = collected(node), node.results[1:]
         name = self.name(self.block.values[states[0]], "states")
@@ -194,10 +207,10 @@ class Body:
         self.lines.append(f"        for i, layer in enumerate(self.{part.name}):")
         if before.items:
             self.lines.append(f"            if i in {flat(before, 1)}:")
-            self.lines.append(f"                {name}.append({carried})")
-        self.lines.append(statement(f"{carried} = ", step, 3))
+            self.lines.append(f"                {name}.append({variable})")
+        self.lines.append(statement(f"{variable} = ", step, 3))
         if len(part.blocks) in ranks:
-            self.lines.append(f"        {name}.append({carried})")
+            self.lines.append(f"        {name}.append({variable})")
 
     def write(self, node: Node) -> None:
         """``cross.append((k, v))``; its results are its operands."""

@@ -8,7 +8,7 @@ D hidden, V vocab; x_BNSH is a tensor of shape [B, N, S, H].
 """
 
 import json
-import math  # noqa: F401 (kinds of rope name it)
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence  # noqa: F401 (blocks name it)
 from pathlib import Path
 from typing import Self
@@ -332,6 +332,16 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
 def softcap(x: Tensor, cap: float) -> Tensor:
     """Bounds x to (-cap, cap)."""
     return torch.tanh(x / cap) * cap
+
+
+def limit_groups(
+    scores: Tensor, groups: int, kept: int, best: int, fill: float = -math.inf
+) -> Tensor:
+    """Scores outside of the `kept` groups, by the sum of their `best` scores, become `fill`."""
+    grouped = scores.unflatten(-1, (groups, -1))
+    of_groups = grouped.topk(best).values.sum(-1)
+    allowed = torch.zeros_like(of_groups).scatter(-1, of_groups.topk(kept).indices, 1.0) > 0
+    return grouped.masked_fill(~allowed[..., None], fill).flatten(-2)
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING
 
-from llamagen.diagnostics import LlamagenError, Span
+from llamagen.diagnostics import Span
 from llamagen.emit.torch.names import identifier
 from llamagen.emit.torch.place import statements_of
 from llamagen.ir.graph import Block, Node, OpPart
@@ -268,12 +268,10 @@ class PreludeSite:
         return partial
 
     def layout(self) -> str:
-        """How a table is used: its form differs by layout, so two layouts of one table are refused."""
-        layouts = {a_str(node.attrs, "layout") for _, node in self._rotations()}
-        if len(layouts) > 1:
-            message = "one rope table is used in two layouts"
-            raise LlamagenError.of("LG741", message, help="give each layout a rope hyperparameter")
-        return layouts.pop() if layouts else "half"
+        """How a table is used: its form differs by layout, so the builder makes one for each."""
+        layouts = {a_str(node.attrs, "layout") for _, node in self._rotations()} or {"half"}
+        (layout,) = layouts
+        return layout
 
     def _rotations(self) -> list[tuple[Block, Node]]:
         table = f"@{self.node.results[0]}"

@@ -55,6 +55,55 @@ def test_learned_and_biased_positions_are_positions(name: str) -> None:
     assert [one.code for one in report.findings] == []
 
 
+SHARED = """
+spec: 1
+id: t/shared
+extends: foreign/_decoder
+blocks:
+  Decoder:
+    parts:
+      layers: none
+      first: First
+      second: Second
+    forward: |
+      x, k, v = first(embed_tokens(input_ids))
+      return norm(second(x, k, v))
+  First:
+    parts: {self_attn: Attention}
+    forward: |
+      h, k, v = self_attn(x)
+      return x + h, k, v
+  Second:
+    inputs: [x, k, v]
+    parts: {self_attn: Sharing}
+    forward: return x + self_attn(x, k, v)
+  Attention:
+    forward: |
+      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
+      k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
+      k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
+      return o_proj(merge_heads(attention(q, k, v, mask='causal'))), k, v
+  Sharing:
+    inputs: [x, k, v]
+    parts:
+      q_proj: linear(hidden_size, num_heads * head_dim)
+      o_proj: linear(num_heads * head_dim, hidden_size)
+    forward: |
+      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
+      return o_proj(merge_heads(attention(q, k, v, mask='causal')))
+"""
+
+
+def test_keys_of_another_layer_are_keys(tmp_path: Path) -> None:
+    """No false LG530 and LG533 where keys come in from elsewhere."""
+    path = tmp_path / "shared.yaml"
+    path.write_text(SHARED, encoding="utf-8")
+    report = api.check([path], [SPECS])
+    assert [one.code for one in report.findings] == []
+    path.write_text(SHARED.replace("second(x, k, v))", "second(x, x_keys, v))"), encoding="utf-8")
+    assert [one.code for one in api.check([path], [SPECS]).findings] == ["LG412"]
+
+
 def test_an_encoder_is_no_decoder_that_was_written_wrongly() -> None:
     """No false LG530 and LG531: it gives no logits, and is run on whole texts."""
     report = api.check([SPECS / "outputs"])

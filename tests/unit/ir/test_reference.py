@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,38 @@ def test_activations(op: str, x: float, y: float) -> None:
         ("sub", ([5.0], [3.0]), {}, [2.0]),
         ("div", ([5.0], [4.0]), {}, [1.25]),
         ("square", ([-3.0],), {}, [9.0]),
+        ("log2", ([8.0],), {}, [3.0]),
+        ("abs", ([-3.0, 2.0],), {}, [3.0, 2.0]),
+        ("reciprocal", ([4.0],), {}, [0.25]),
+        ("floor", ([-1.5, 1.5],), {}, [-2.0, 1.0]),
+        ("ceil", ([-1.5, 1.5],), {}, [-1.0, 2.0]),
+        ("round", ([0.5, 1.5, -1.2],), {}, [0.0, 2.0, -1.0]),
+        ("pow", ([2.0], [3.0]), {}, [8.0]),
+        ("pow_scalar", ([9.0],), {"value": 0.5}, [3.0]),
+        ("maximum", ([1.0, 5.0], [2.0, 3.0]), {}, [2.0, 5.0]),
+        ("minimum", ([1.0, 5.0], [2.0, 3.0]), {}, [1.0, 3.0]),
+        ("max", ([1.0, 5.0, 2.0],), {"axis": -1}, [5.0]),
+        ("min", ([1.0, 5.0, 2.0],), {"axis": -1}, [1.0]),
+        ("matmul", ([[1.0, 2.0]], [[3.0], [4.0]]), {}, [[11.0]]),
+        ("einsum", ([1.0, 2.0], [3.0, 4.0]), {"equation": "A, B -> B A"}, [[3.0, 6.0], [4.0, 8.0]]),
+        (
+            "limit_groups",
+            ([5.0, -9.0, 1.0, 2.0, 0.0, 4.0],),
+            {"groups": 3, "kept": 2, "fill": 7.0},
+            [7.0, 7.0, 1.0, 2.0, 0.0, 4.0],
+        ),
+        (
+            "limit_groups",
+            ([5.0, -9.0, 1.0, 2.0],),
+            {"groups": 2, "kept": 1, "best": 1},
+            [5.0, -9.0, -math.inf, -math.inf],
+        ),
+        ("less", ([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]), {}, [True, False, False]),
+        ("less_equal", ([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]), {}, [True, True, False]),
+        ("greater_scalar", ([1.0, 2.0, 3.0],), {"value": 2.0}, [False, False, True]),
+        ("greater_equal_scalar", ([1.0, 2.0, 3.0],), {"value": 2.0}, [False, True, True]),
+        ("equal_scalar", ([1.0, 2.0],), {"value": 2.0}, [False, True]),
+        ("not_equal", ([1.0, 2.0], [2.0, 2.0]), {}, [True, False]),
         ("sqrt", ([9.0],), {}, [3.0]),
         ("concat", ([1.0], [2.0], [3.0]), {"axis": -1}, [1.0, 2.0, 3.0]),
         ("clamp", ([-2.0, 0.5, 2.0],), {"low": -1.0, "high": 1.0}, [-1.0, 0.5, 1.0]),
@@ -71,7 +104,7 @@ def test_activations(op: str, x: float, y: float) -> None:
     ],
 )
 def test_arithmetic(
-    op: str, operands: tuple[list[float], ...], attrs: Mapping[str, AttrValue], y: list[float]
+    op: str, operands: tuple[list[Any], ...], attrs: Mapping[str, AttrValue], y: list[Any]
 ) -> None:
     assert run(op, *operands, **attrs).tolist() == y
 

@@ -94,10 +94,34 @@ def test_a_pattern_does_not_mix_text_and_others(default: str, key: str) -> None:
     pattern = f"  rotated: {{default: {default}, at: {{{key}: [1]}}}}\n"
     text = edited("", "rotated[layer]", ROTATION).replace("patterns:\n", f"patterns:\n{pattern}")
     found = next(one for one in findings(text) if one.code == "LG103")
-    assert "below `at` is text" in found.message and "{list: [...]}" in (found.help or "")
+    assert "below `at` is text" in found.message and "at: [{layers: [1], value: " in (
+        found.help or ""
+    )
     assert found.span is not None
     line = text.split("\n")[found.span.line - 1]
     assert line[found.span.col - 1 :].startswith(key)
+
+
+@pytest.mark.parametrize("value", ["false", "1", "null"])
+def test_at_takes_values_that_are_no_text(value: str) -> None:
+    at = f"[{{layers: [1, 2], value: {value}}}]"
+    text = edited("", "rotated[layer]", USES["conditional"])
+    text = text.replace("patterns:\n", f"patterns:\n  rotated: {{default: true, at: {at}}}\n")
+    graph = api.Model(Registry().load_text(text), Registry()).graph
+    layers = [
+        one.block.options["rotated"]
+        for one in graph.instances
+        if one.path.rpartition(".")[2].isdecimal()
+    ]
+    given = {"false": False, "1": 1, "null": None}[value]
+    assert layers == [True, given, given, True]
+
+
+def test_a_layer_has_one_value() -> None:
+    at = "[{layers: [1], value: false}, {layers: [1, 9], value: null}]"
+    text = LLAMA.replace("patterns:\n", f"patterns:\n  rotated: {{default: true, at: {at}}}\n")
+    messages = [one.message for one in findings(text) if one.code == "LG303"]
+    assert len(messages) == 2 and "it is `false` too" in messages[0], messages
 
 
 @pytest.mark.parametrize("word", ["true", "false"])
@@ -105,7 +129,7 @@ def test_the_help_for_a_key_that_is_no_text_suggests_no_text(word: str) -> None:
     pattern = f"patterns:\n  rotated: {{default: true, at: {{{word}: [1]}}}}\n"
     (found,) = findings(LLAMA.replace("patterns:\n", pattern))
     assert found.code == "LG020"
-    assert f"'{word}'" not in (found.help or "") and "{list: [...]}" in (found.help or "")
+    assert f"'{word}'" not in (found.help or "") and "at: [{layers: " in (found.help or "")
 
 
 @pytest.mark.parametrize("value", ["'false'", "'true'", "'8'", "'1.0'", "''"])

@@ -36,6 +36,7 @@ TABLE = float32("B", "S", 3)
 ONE_TABLE = float32(1, "S", 3)
 TEXT = int64("B", "P + S")
 QUERIES, VALUES, ONE = model("B", 8, "S", 6), model("B", 4, "S", 5), float32("B", 4, "S", 1)
+CACHED4 = model("B", 4, "P + S", 6)
 CACHED = model("B", 2, "P + S", 6)
 MASK = boolean("B", 1, "S", "P + S")
 
@@ -77,6 +78,43 @@ CASES = (
     unary("softplus"),
     unary("exp"),
     unary("square"),
+    *map(unary, ("log", "log2", "abs", "sin", "cos", "reciprocal", "floor", "ceil", "round")),
+    unary("pow_scalar", value=1.5),
+    *(
+        unary(f"{op}_scalar", value=0.25)
+        for op in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+    ),
+    *(
+        Case(op, operands)
+        for op in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+        for operands in ((X, model("B", "S", 1)), (int64("B", "S"), int64("B", "S")))
+    ),
+    Case("equal_scalar", (int64("B", "S"),), {"value": 9.0}),
+    Case("not_equal_scalar", (int64("B", "S"),), {"value": 9.0}),
+    Case("logical_and", (MASK, boolean("B", 1, "S", 1))),
+    Case("logical_or", (MASK, boolean("B", 1, "S", 1))),
+    Case("logical_not", (MASK,)),
+    Case("where", (MASK, model("B", 3, "S", 1), model("P + S"))),
+    Case("where", (MASK, float32("B", 3, "S", "P + S"), model(1))),
+    Case("where", (MASK, model("P + S")), {"then": -0.75}),
+    Case("where", (MASK, model("P + S")), {"otherwise": 2.5}),
+    Case("where", (MASK,), {"then": 1.5, "otherwise": 0.0}),
+    Case("one_hot", (int64("B", "S"),), {"size": 11}),
+    Case("maximum", (X, model("B", "S", 1))),
+    Case("minimum", (X, model("B", "S", 1))),
+    unary("max"),
+    unary("max", axis=1),
+    unary("min"),
+    Case("pow", (X, X)),
+    Case("matmul", (HEADS, model("B", 1, 6, 5))),
+    Case("matmul", (X, float32("B", 12, "S"))),
+    Case("einsum", (HEADS, CACHED4), {"equation": "B N S H, B N T H -> B N S T"}),
+    Case("einsum", (HEADS, HEADS), {"equation": "B N S H, B M S H -> M B S N"}),
+    Case("einsum", (X, model(3, 12, 5)), {"equation": "B S D, E D F -> B S E F"}),
+    Case("einsum", (model("B", "S"), model(4)), {"equation": "B S, N -> B N S"}),
+    Case("einsum", (HEADS, model(4, 6)), {"equation": "B N S H, N H -> B S"}),
+    Case("limit_groups", (X,), {"groups": 4, "kept": 2}),
+    Case("limit_groups", (X,), {"groups": 3, "kept": 1, "best": 1, "fill": 0.0}),
     unary("neg"),
     unary("softcap", cap=1.7),
     unary("clamp", low=-0.5, high=0.75),
@@ -243,6 +281,8 @@ def operands_of(case: Case) -> list[Array]:
                 mask = np.ones(shape, np.int64)
                 mask[0, -1] = mask[1, P] = 0  # the last token of this call is padding, or the first
                 arrays.append(mask)
+            case "less" | "less_equal" | "greater" | "greater_equal" | "equal", DType.INT64 if i:
+                arrays.append(np.full(shape, P + 1))
             case _, DType.INT64:
                 arrays.append(np.arange(P, P + S) + np.array([[0], [7]]))
             case _, DType.BOOL:
@@ -257,8 +297,12 @@ def operands_of(case: Case) -> list[Array]:
                 arrays.append(-np.abs(normal(t)))
             case "linear_attention", DType.MODEL if i in (1, 4):
                 arrays.append(0.4 * normal(t, 3 + i) - 0.5 * (i == 4))
-            case "sqrt", _:
+            case "sqrt" | "log" | "log2" | "pow_scalar", _:
                 arrays.append(np.abs(normal(t)))
+            case "pow", _ if i == 0:
+                arrays.append(0.1 + np.abs(normal(t)))
+            case "reciprocal", _:
+                arrays.append(np.sign(normal(t, 5)) * (0.5 + np.abs(normal(t, 5))))
             case "div", _ if i == 1:
                 arrays.append(np.sign(normal(t, 5)) * (0.5 + np.abs(normal(t, 5))))
             case _:

@@ -37,7 +37,8 @@ SMALL = "foreign/mixtral", "foreign/gpt_neox", "reduced/llama-3.2-1b", "reduced/
 @cache
 def table() -> Mapping[str, frozenset[str]]:
     stored = yaml.safe_load(KERNELS.read_text())
-    return {op: frozenset(kinds) for part in stored.values() for op, kinds in part.items()}
+    cuda, cpu = stored["cuda"], stored["cpu"]
+    return {op: frozenset([*cuda.get(op, ()), *cpu.get(op, ())]) for op in (*cuda, *cpu)}
 
 
 def nodes(

@@ -150,7 +150,7 @@ def test_the_width_rule_of_llama() -> None:
         ("1_000", "not a number"),
         ("'a", "a string ends"),
         ("'a\\'", "a string ends"),
-        ("__import__('os')", "not known"),
+        ("__import__('os')", "no function"),
         ("a.b.c()", "only functions"),
         ("(" * 60 + "1" + ")" * 60, "nested deeper"),
         ("-" * 200 + "a", "128 operators"),

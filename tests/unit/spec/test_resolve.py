@@ -164,3 +164,123 @@ def test_the_digest_is_of_the_architecture_alone(root: Path) -> None:
 def test_a_file_finds_its_base_in_the_folder_its_id_counts_from(root: Path) -> None:
     resolved = Registry().load(root / "my" / "child.yaml")
     assert resolved.chain == ("my/base", "my/child")
+
+
+GATED = """\
+spec: 1
+id: my/base
+abstract: true
+hyperparameters: {hidden_size: 64}
+blocks:
+  Block:
+    parts: {up: "linear(hidden_size, hidden_size)", gate: "linear(hidden_size, hidden_size)"}
+    forward: |
+      h = up(x)  # wide
+      a, b = split(h, [8, 56])
+      return concat(a,
+        b), gate(x)
+"""
+
+
+def overridden(root: Path, equations: str) -> ResolvedSpec:
+    (root / "my/base.yaml").write_text(GATED)
+    text = "spec: 1\nid: my/child\nextends: my/base\nblocks:\n  Block:\n    forward:\n"
+    text += "".join(f"      {line}\n" for line in equations.splitlines())
+    (root / "my/child.yaml").write_text(text)
+    return load(root)
+
+
+@pytest.mark.parametrize(
+    ("equations", "lines"),
+    [
+        ("h: silu(up(x))", ["h = silu(up(x))  # wide", "a, b = split(h, [8, 56])"]),
+        ("a, b: split(h, [9, 55])", ["h = up(x)  # wide", "a, b = split(h, [9, 55])"]),
+        ("g: gate(x)\nh: up(x) * g", ["g = gate(x)", "h = up(x) * g  # wide", "a, b = split(h, [8, 56])"]),
+        ("c: square(b)", ["h = up(x)  # wide", "a, b = split(h, [8, 56])", "c = square(b)"]),
+        ("a, b: null\nreturn: h, h", ["h = up(x)  # wide", "", "return h, h"]),
+    ],
+)  # fmt: skip
+def test_single_equations_are_replaced(root: Path, equations: str, lines: list[str]) -> None:
+    forward = overridden(root, equations).spec.blocks["Block"].forward.splitlines()
+    assert forward[: len(lines)] == lines
+    rest = [] if lines[-1].startswith("return") else ["return concat(a,", "  b), gate(x)"]
+    assert forward[len(lines) :] == rest
+
+
+def test_a_replaced_equation_stands_where_it_was_written(root: Path) -> None:
+    resolved = overridden(root, "h: silu(up(x))\nc: square(b)")
+    node = resolved.scalar("blocks", "Block", "forward")
+    assert node is not None
+
+    def place(words: str) -> tuple[str, int, int]:
+        start = node.text.index(words)
+        span = node.slice_span(start, start + len(words))
+        return Path(span.file).name, span.line, span.end_col - span.col
+
+    assert place("silu(up(x))") == ("child.yaml", 7, 11)
+    assert place("square(b)") == ("child.yaml", 8, 9)
+    assert place("split(h") == ("base.yaml", 10, 7)
+    assert place("b), gate(x)") == ("base.yaml", 12, 11)
+
+
+def test_an_equation_replaced_by_itself_is_a_lint(root: Path) -> None:
+    (note,) = overridden(root, "h: up(x)").warnings
+    assert (note.code, note.severity) == ("LG501", "note") and "forward.h" in note.message
+
+
+@pytest.mark.parametrize(
+    ("equations", "message"),
+    [
+        ("h: up(x", "never closed"),
+        ("h: 'up(x), x'", "several values"),
+        ("z: null", "no equation `z`"),
+        ("return: null", "no equation `return`"),
+        ("h: 3", "is a text"),
+        ("h: [up(x)]", "is a text"),
+        ("h: |\n  up(x)\n  y = x", "one equation for each name"),
+    ],
+)
+def test_an_equation_that_is_none_is_refused(root: Path, equations: str, message: str) -> None:
+    with pytest.raises(LlamagenError) as caught:
+        overridden(root, equations)
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "LG206" and message in finding.message, finding
+    assert finding.span is not None and Path(finding.span.file).name == "child.yaml"
+
+
+def test_a_name_given_twice_is_not_one_equation(root: Path) -> None:
+    (root / "my/base.yaml").write_text(GATED)
+    text = "spec: 1\nid: my/child\nextends: my/base\nblocks:\n  Block:\n    forward: {{{}}}\n"
+    twice = "'a, b': 'split(h, [9, 55])', h: up(x)"
+    (root / "my/child.yaml").write_text(text.format(twice))
+    assert load(root).spec.blocks["Block"].forward.count("h = up(x)") == 1
+    (root / "my/base.yaml").write_text(GATED.replace("a, b =", "h = square(h)\n      a, b ="))
+    with pytest.raises(LlamagenError, match="given 2 times"):
+        load(root)
+
+
+def test_equations_need_a_base(root: Path) -> None:
+    (root / "my/child.yaml").write_text(CHILD.replace("  Block:", "  Other:").replace(
+        "forward: |\n      return norm(x) * gain", "forward: {return: x}"
+    ))  # fmt: skip
+    (finding, *_) = refused(root)
+    assert "no base has this block" in (finding.help or "")
+
+
+def test_a_base_is_found_by_its_id_below_a_folder_above(tmp_path: Path) -> None:
+    folder = tmp_path / "work" / "trials" / "today"
+    folder.mkdir(parents=True)
+    (tmp_path / "work" / "my").mkdir()
+    (tmp_path / "work" / "my" / "base.yaml").write_text(BASE)
+    path = folder / "first.yaml"
+    path.write_text(CHILD.replace("id: my/child", "id: trial"))
+    assert Registry().load(path).chain == ("my/base", "trial")
+    (folder / "my").mkdir()
+    other = BASE.replace("gain: 2.0", "gain: 3.0")
+    (folder / "my" / "base.yaml").write_text(other.replace("id: my/base", "id: base"))
+    assert Registry().load(path).spec.constants["gain"] == 2.0, "another id is another spec"
+    (folder / "my" / "base.yaml").write_text(other)
+    assert Registry().load(path).spec.constants["gain"] == 3.0, "the nearest counts"
+    path.write_text(CHILD.replace("my/base", "my/bass").replace("id: my/child", "id: trial"))
+    with pytest.raises(LlamagenError, match="LG202"):
+        Registry().load(path)

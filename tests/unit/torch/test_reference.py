@@ -103,6 +103,44 @@ FORMS = {
     "softplus": "softplus(gate_proj(x)) * up_proj(x)",
     "relu": "relu(gate_proj(x)) * up_proj(x)",
     "mean": "gate_proj(x) * mean(up_proj(x))",
+    "max": "gate_proj(x) * max(up_proj(x))",
+    "min": "gate_proj(x) * min(up_proj(x), axis=F)",
+    "maximum": "max(gate_proj(x), up_proj(x))",
+    "minimum": "min(gate_proj(x), up_proj(x))",
+    "log": "gate_proj(x) * log(1 + square(up_proj(x)))",
+    "log2": "gate_proj(x) * log2(1 + square(up_proj(x)))",
+    "abs": "gate_proj(x) * abs(up_proj(x))",
+    "sin": "gate_proj(x) * sin(up_proj(x))",
+    "cos": "gate_proj(x) * cos(up_proj(x))",
+    "reciprocal": "gate_proj(x) * (2 / (1 + square(up_proj(x))))",
+    "floor": "gate_proj(x) + floor(3 * tanh(up_proj(x)))",
+    "ceil": "gate_proj(x) + ceil(3 * tanh(up_proj(x)))",
+    "round": "gate_proj(x) + round(3 * tanh(up_proj(x)))",
+    "pow": "(1 + abs(gate_proj(x))) ** tanh(up_proj(x))",
+    "pow_scalar": "gate_proj(x) * (1 + square(up_proj(x))) ** 0.25",
+    **{
+        op: f"where(gate_proj(x) {sign} up_proj(x), gate_proj(x), up_proj(x) * 0.25)"
+        for op, sign in (("less", "<"), ("less_equal", "<="), ("greater", ">"))
+    },
+    "greater_equal": "where(gate_proj(x) >= up_proj(x), gate_proj(x), 0.5)",
+    "less_scalar": "where(gate_proj(x) < 0.1, 2, up_proj(x))",
+    "less_equal_scalar": "gate_proj(x) * where(up_proj(x) <= 0.1, 0.5, 2)",
+    "greater_scalar": "where(0.1 < gate_proj(x), gate_proj(x), up_proj(x))",
+    "greater_equal_scalar": "where(gate_proj(x) >= 0.1, gate_proj(x), up_proj(x))",
+    "equal": "gate_proj(x) * where(relu(up_proj(x)) == abs(up_proj(x)), 1, 0.5)",
+    "not_equal": "gate_proj(x) * where(relu(up_proj(x)) != abs(up_proj(x)), 1, 0.5)",
+    "equal_scalar": "gate_proj(x) * where(relu(up_proj(x)) == 0, 1, 0.5)",
+    "not_equal_scalar": "gate_proj(x) * where(relu(up_proj(x)) != 0, 1, 0.5)",
+    "logical_and": "gate_proj(x) * where(up_proj(x) > 0 and gate_proj(x) < 1, 1, 0.5)",
+    "logical_or": "gate_proj(x) * where(up_proj(x) > 1 or gate_proj(x) < 0, 1, 0.5)",
+    "logical_not": "gate_proj(x) * where(not (up_proj(x) > 0), 1, 0.5)",
+    "where": "where(gate_proj(x) > up_proj(x), gate_proj(x), up_proj(x))",
+    "one_hot": "gate_proj(x) * sum(one_hot(positions, intermediate_size) * up_proj(x))",
+    "matmul": "reshape(reshape(gate_proj(x), shape=[B, S, F, 1]) @ reshape(up_proj(x), shape=[B, S, 1, F]) @ "
+    "reshape(up_proj(x), shape=[B, S, F, 1]), shape=[B, S, F])",
+    "einsum": "einsum(gate_proj(x), einsum(gate_proj(x), up_proj(x), 'B S F, B S G -> B S F G'), "
+    "'B S F, B S F G -> B S G')",
+    "limit_groups": "gate_proj(x) * limit_groups(up_proj(x), groups=4, kept=2, fill=0.0)",
     **{
         op: f"gate_proj(x) * reshape({op}(up_proj(x), attention_mask), shape=[B, 1, intermediate_size])"
         for op in ("first_token", "last_token", "mean_tokens")

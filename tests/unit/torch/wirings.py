@@ -106,7 +106,73 @@ SOFT = """
       return down_proj(model_dtype(w * softplus(g)) * relu2(up_proj(x)))
 """
 
+STREAMS = """
+  Decoder:
+    parts: {spread: 'linear(hidden_size, hidden_size)'}
+    forward: |
+      x = embed_tokens(input_ids)
+      x, y = layers(x, spread(x))
+      return norm(x + 0.5 * y)
+  DecoderLayer:
+    inputs: [x, y]
+    forward: |
+      h = x + self_attn(input_layernorm(y))
+      return y - 0.25 * h, h + mlp(post_attention_layernorm(h))
+"""
+SHARED_KEYS = """
+  Decoder:
+    parts:
+      first: DecoderLayer
+      layers: "stack(num_layers, DecoderLayer() if own[layer] else Late())"
+    forward: |
+      x, k, v = first(embed_tokens(input_ids))
+      x, _, _ = layers(x, k, v)
+      return norm(x)
+  DecoderLayer:
+    forward: |
+      h, k, v = self_attn(input_layernorm(x))
+      h = x + h
+      return h + mlp(post_attention_layernorm(h)), k, v
+  Attention:
+    forward: {return: "o_proj(merge_heads(attention(q, k, v, mask='causal'))), k, v"}
+  Late:
+    inputs: [x, k, v]
+    parts: {norm: 'rms_norm(hidden_size, eps=norm_eps)', attn: Sharing}
+    forward: |
+      return x + attn(norm(x), k, v), k, v
+  Sharing:
+    inputs: [x, k, v]
+    parts:
+      q_proj: linear(hidden_size, num_heads * head_dim)
+      o_proj: linear(num_heads * head_dim, hidden_size)
+    forward: |
+      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
+      return o_proj(merge_heads(attention(q, k, v, mask='causal')))
+"""
+OWN_WORK = """
+  Decoder:
+    parts: {layers: 'stack(num_layers, DecoderLayer(wide=layer == 1))'}
+    forward: |
+      x = embed_tokens(input_ids)
+      return norm(layers(x, tanh(x), x))
+  DecoderLayer:
+    inputs: [x, e, f]
+    options: {wide: false}
+    parts: {extra: 'linear(hidden_size, hidden_size)'}
+    forward: |
+      more = extra(e) * f
+      h = x + self_attn(input_layernorm(x))
+      h = h + more if wide else h
+      return h + mlp(post_attention_layernorm(h))
+"""
 WIRINGS = {
+    "two values from layer to layer": ("num_layers: 3", STREAMS, ""),
+    "keys of an earlier layer": (
+        "num_layers: 4",
+        SHARED_KEYS,
+        "patterns: {own: {list: [false, true, false, false]}}",
+    ),
+    "what one kind of layer reads": ("num_layers: 3", OWN_WORK, ""),
     "two results": ("", TWO_RESULTS, ""),
     "an extra operand": ("", EXTRA_OPERAND, ""),
     "no stack": ("num_layers: null", NO_STACK, ""),
