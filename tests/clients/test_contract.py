@@ -25,8 +25,8 @@ from tests.parity.models import FOREIGN, SPECS
 
 PROMPT = [5, 17, 2, 9, 33]
 STEPS = 6
-OUTSIDE = {"deepseek_v3"}
-"""Its keys are wider than its values, and the runtime knows one head size."""
+OUTSIDE = {"deepseek_v3", "lfm2", "qwen3_next"}
+"""Keys wider than values, where the runtime knows one head size, or states beside them."""
 
 
 @pytest.mark.parametrize("profile", ["portable", "ort-cpu"])

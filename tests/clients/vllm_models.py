@@ -26,6 +26,11 @@ _MORE = {
     "deepseek_v3": f"num_kv_heads: 4, {_DENSE}, {_EXPERTS}, shared_expert_intermediate_size: 64",
     "llama4_text": f"{_EXPERTS}, shared_expert_intermediate_size: 64, dense_intermediate_size: 256",
     "phi": f"{_DENSE}, rope: {{partial: 0.5}}",
+    "glm4_moe": f"{_DENSE}, num_experts: 8, expert_intermediate_size: 64, rope: {{partial: 0.5}}",
+    "persimmon": f"num_kv_heads: 4, {_DENSE}, rope: {{partial: 0.5}}",
+    "bloom": f"num_kv_heads: 4, {_DENSE}",
+    "gpt_oss": f"{_EXPERTS}, sliding_window: 8",
+    "exaone4": f"{_DENSE}, sliding_window: 8",
 }
 """What further hyperparameters are in a spec of its size."""
 _CONSTANTS = {"deepseek_v3": "{nope_dim: 20, rope_dim: 12, v_dim: 32}"}

@@ -32,8 +32,8 @@ SPECS = Path(__file__).parents[1] / "specs"
 FOREIGN = tuple(
     sorted(p.stem for p in (SPECS / "foreign").glob("*.yaml") if not p.stem.startswith("_"))
 )
-NOT_CODE = ("diffllama",)
-"""Has two attentions a layer: no code for transformers says so."""
+NOT_CODE = ("diffllama", "lfm2", "qwen3_next")
+"""Two attentions a layer, or states beside keys and values: no code for transformers says so."""
 
 
 @dataclass(frozen=True)

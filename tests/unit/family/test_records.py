@@ -21,8 +21,11 @@ STATUS = {
 PARENTS = {
     "llama-3.2-1b": ("llama/3.1/8b", "llama/3.1/70b"),
     "llama-3.2-3b": ("llama/3.1/8b", "llama/3.1/70b"),
+    "llama-4-maverick-17b-128e": ("llama/4/behemoth",),
+    "llama-4-scout-17b-16e": ("llama/4/behemoth",),
+    "llama-guard-3-1b-pruned": ("llama/guard/3-1b", "llama/guard/3-8b"),
 }
-"""Where the table has prose in place of a name."""
+"""Where the table has prose in place of a name, or leaves out a teacher that the announcement or the card names."""
 
 DOUBTFUL_INFILLING = "codellama-70b-instruct"
 """The table says yes, but neither of the two documents it quotes names this model; the spec says nothing."""
@@ -99,7 +102,7 @@ def test_cutoff_and_compute(name: str) -> None:
 def test_lineage(name: str) -> None:
     lineage = spec_of(name).spec.lineage
     said = records()[name].get("derived_from")
-    if said is None:
+    if said is None and name not in PARENTS:
         assert lineage is None
         return
     parents = PARENTS.get(name) or (records()[said.split(" ")[0]]["id"],)

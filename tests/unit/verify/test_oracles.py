@@ -269,7 +269,7 @@ def test_a_graph_that_rounds_activations_itself_is_not_compared_with_its_reader(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`verify` runs products of w8a8 without that."""
-    options = ExportOptions(quantize=QuantizeOptions("w8a8"))
+    options = ExportOptions(quantize=QuantizeOptions("w8a8", sensitive="w8a8"))
     load(home / "my.yaml").export(tmp_path / "portable", options, random_weights=1)
     reader = tmp_path / "reader.py"
     reader.write_text(FAKE)
