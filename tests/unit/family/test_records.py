@@ -105,7 +105,7 @@ def test_lineage(name: str) -> None:
     if said is None and name not in PARENTS:
         assert lineage is None
         return
-    parents = PARENTS.get(name) or (records()[said.split(" ")[0]]["id"],)
+    parents = PARENTS.get(name) or (records()[str(said).split(" ")[0]]["id"],)
     assert lineage is not None
     assert lineage.derived_from == parents
     assert all(REGISTRY.load(parent) for parent in parents)
