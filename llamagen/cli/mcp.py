@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from llamagen import api
 from llamagen.analysis.cost import json_text as cost_text
 from llamagen.analysis.diff.document import DiffDocument, document
+from llamagen.analysis.explain import explanation_text
 from llamagen.analysis.queries import Answer as Rows
 from llamagen.analysis.releases import json_text as releases_text
 from llamagen.analysis.sources import known_sources
@@ -123,12 +124,13 @@ def explain(subject: str, path: str | None = None) -> Text:
 
     With a path (`rope.theta`, `training.tokens`) subject is an id; alone it is an op, or a diagnostic code (LG404).
     """
-    text = api.explain(subject, path)
     if path is None:
-        return Text(text=text)
+        return Text(text=api.explain(subject))
     value = api.explanation(subject, path)
     cited = [value.source, *(source for one in value.disputes for _, source in one.claims)]
-    return Text(text=text, sources=_sources([key for key in cited if key is not None]))
+    return Text(
+        text=explanation_text(value), sources=_sources([key for key in cited if key is not None])
+    )
 
 
 def diff(before: str, after: str, everything: bool = False) -> DiffDocument:

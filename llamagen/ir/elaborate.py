@@ -7,9 +7,9 @@ one; calling a part that is a block elaborates that block first, for the options
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
 from llamagen.ir.flatten import crossing
@@ -255,7 +255,7 @@ class _Model:
         self.scope = _Scope({**_taken_away(resolved), **scope_of(resolved.spec)}, set())
         self.findings: dict[Diagnostic, None] = {}
         self.done: dict[object, _Specialised | None] = {}
-        self.unused: dict[str, dict[str, Diagnostic | None]] = {}
+        self.unused: dict[str, dict[_Idle, Diagnostic | None]] = {}
         """Block -> name, part or input -> what to say of it, unless some specialisation uses it."""
         self.blocks: dict[str, Block] = {}
         self.open: list[str] = []
@@ -292,9 +292,12 @@ class _Model:
             raise LlamagenError.of("LG402", message, span=place, help=help)
         root = self.specialise(name, {}, [self.inputs[i] for i in inputs])
         if not self.findings:
-            idle = [one for unused in self.unused.values() for one in unused.values() if one]
-            computed = [one for one in idle if "is computed but never used" in one.message]
-            for one in computed or idle:  # parts are often idle because names are
+            idle = [
+                entry for unused in self.unused.values() for entry in unused.items() if entry[1]
+            ]
+            computed = [entry for entry in idle if entry[0][0] == "name"]
+            for _, one in computed or idle:  # parts are often idle because names are
+                assert one is not None
                 self.report(one)
         if self.findings:
             raise LlamagenError(*self.findings)
@@ -515,6 +518,11 @@ def _word(option: str, value: AttrValue) -> str:
             return _camel(option)
 
 
+_Kind: TypeAlias = Literal["name", "part", "input"]
+_Idle: TypeAlias = tuple[_Kind, str]
+"""What equations may leave unused: a name that they give, a part, an input of the block."""
+
+
 def _camel(text: str) -> str:
     ascii_words = "".join(c if c.isascii() and c.isalnum() else " " for c in text).split()
     return "".join(w[0].upper() + w[1:] for w in ascii_words)
@@ -675,25 +683,28 @@ class _Body:
     def find_unused(self) -> None:
         """What this specialisation does not use; it is a finding if no other one does."""
         unused = self.model.unused.setdefault(self.block, {})
-        idle: dict[str, Diagnostic] = {}
+        idle: dict[_Idle, Diagnostic] = {}
         for name, extent in self.assigned.items():
             if name not in self.read and name != "_":  # `_`: a result nobody wants
                 error = ExpressionError(f"`{name}` is computed but never used", extent)
-                idle[f"name {name}"] = self.finding(error)
+                idle["name", name] = self.finding(error)
         dead = bool(idle)
         for name in self.declared:
             if name not in self.parts:
                 node = self.model.resolved.scalar("blocks", self.block, "parts", name)
                 error = ExpressionError(f"part `{name}` is never called in `forward`", (0, 1))
-                idle[f"part {name}"] = expression_error("LG413", node, error, {})
+                idle["part", name] = expression_error("LG413", node, error, {})
         for name in self.definition.inputs:
             if name not in self.read:
                 error = ExpressionError(f"input `{name}` is never used", (0, 1))
-                idle[f"input {name}"] = self.finding(error)
-        here = [f"name {n}" for n in self.assigned]
-        here += [*(f"part {n}" for n in self.declared), *(f"input {n}" for n in self.inputs)]
-        for name in here:
-            unused[name] = unused.get(name, idle.get(name)) and idle.get(name)
+                idle["input", name] = self.finding(error)
+        kinds: Mapping[_Kind, Iterable[str]] = {
+            "name": self.assigned,
+            "part": self.declared,
+            "input": self.inputs,
+        }
+        for one in ((kind, name) for kind, names in kinds.items() for name in names):
+            unused[one] = unused.get(one, idle.get(one)) and idle.get(one)
         if dead:
             self.prune()
 

@@ -96,7 +96,7 @@ def _conv1d_torch(at: TorchSite, x: Sequence[Code]) -> Code:
 
 
 def _conv1d_onnx(b: Builder, site: Site, x: Values) -> Values:
-    """A product for each weight of the kernel, in float32: a depthwise Conv wants cuDNN on CUDA, and is slow on a CPU.
+    """A product for each weight of the kernel, in float32: a depthwise Conv wants cuDNN on CUDA.
 
     Real tokens of a row come first meanwhile; behind the last inputs of the calls before each sees its own.
     """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from types import SimpleNamespace
+from io import BytesIO
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 import llamagen
 from llamagen.analysis.diff.equations import equations
@@ -169,16 +171,12 @@ def test_a_png_without_what_draws_it_says_what_to_install(
     assert "llamagen[png]" in said.err
 
 
-def test_a_png_is_the_svg_drawn(
-    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    drawn: list[str] = []
-
-    def svg_to_bytes(*, svg_string: str, zoom: float, background: str) -> bytes:
-        drawn.append(svg_string)
-        return b"\x89PNG"
-
-    monkeypatch.setitem(sys.modules, "resvg_py", SimpleNamespace(svg_to_bytes=svg_to_bytes))
+def test_a_png_is_the_svg_drawn(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Twice as many pixels as the SVG has units, in several colours."""
     assert main(["plot", "llama/3.2/1b", "--format", "png"]) == 0
-    assert capfdbinary.readouterr().out == b"\x89PNG"
-    assert drawn == [llamagen.plot(["llama/3.2/1b"])]
+    drawn = Image.open(BytesIO(capfdbinary.readouterr().out))
+    svg = llamagen.plot(["llama/3.2/1b"])
+    size = re.search(r'<svg [^>]*viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert size is not None and drawn.format == "PNG"
+    assert all(abs(a - 2 * float(b)) < 1 for a, b in zip(drawn.size, size.groups(), strict=True))
+    assert len(drawn.convert("RGB").getcolors(1 << 20) or ()) > 20

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 from llamagen.diagnostics import LlamagenError
 from llamagen.ir.elaborate import build
 from llamagen.ir.flatten import flatten
+from llamagen.ir.reference import evaluate as evaluate_reference
 from llamagen.spec.expr import evaluate, parse
 from llamagen.spec.registry import Registry
-from tests.parity.models import SPECS
+from llamagen.verify.scenarios import FloatArray
+from tests.parity.models import SPECS, RandomModel
 
 G, U = "gate_proj(x)", "up_proj(x)"
 
 
-def feed(expression: str, hyperparameters: str = "{}") -> list[tuple[str, dict[str, object]]]:
-    """Ops of a feed-forward in the first layer that returns this, with their attributes."""
+def feed_forward(expression: str, hyperparameters: str = "{}") -> str:
+    """A model whose feed-forwards return this of two projections, a and b."""
     text = "spec: 1\nid: test/expressions\nextends: foreign/_decoder\n"
     text += f"hyperparameters: {hyperparameters}\nblocks:\n  FeedForward:\n    forward: |\n"
-    text += f"      a = {G}\n      b = {U}\n      return down_proj({expression})\n"
+    return f"{text}      a = {G}\n      b = {U}\n      return down_proj({expression})\n"
+
+
+def feed(expression: str, hyperparameters: str = "{}") -> list[tuple[str, dict[str, object]]]:
+    """Ops of such a feed-forward in the first layer, with their attributes."""
+    text = feed_forward(expression, hyperparameters)
     nodes = flatten(build(Registry((SPECS,)).load_text(text))).nodes
     return [(n.op, dict(n.attrs)) for n in nodes if n.path == "model.layers.0.mlp"]
 
@@ -38,6 +48,34 @@ def feed(expression: str, hyperparameters: str = "{}") -> list[tuple[str, dict[s
 def test_one_function_for_numbers_and_tensors(expression: str, ops: list[str] | None) -> None:
     found = [op for op, _ in feed(expression)]
     assert ops is None or found == ops
+
+
+@pytest.mark.parametrize(
+    ("expression", "formula"),
+    [
+        ("max(a, 0.25) * b", lambda a, b: np.maximum(a, 0.25) * b),
+        ("min(0.25, a) * b", lambda a, b: np.minimum(a, 0.25) * b),
+        ("3 / a + b", lambda a, b: 3 / a + b),
+        ("1 / a + b", lambda a, b: 1 / a + b),
+        ("2 - a + (b - 2)", lambda a, b: 2 - a + (b - 2)),
+        ("a / 4 - b * 3 ** 2", lambda a, b: a / 4 - b * 9),
+        ("square(a) ** 1.5 + b", lambda a, b: np.abs(a) ** 3 + b),
+        ("where(0.1 < a, b, a)", lambda a, b: np.where(a > 0.1, b, a)),
+        ("where(a >= b and not (0 != min(a, 0)), a, 7) + b", lambda a, b: np.where((a >= b) & (a >= 0), a, 7) + b),
+    ],
+)  # fmt: skip
+def test_what_operators_compute(
+    expression: str, formula: Callable[[FloatArray, FloatArray], FloatArray]
+) -> None:
+    """By numpy's own operators, in float64: what every backend is compared with was built from these."""
+    model = RandomModel.of_text(feed_forward(expression))
+    ids = np.arange(6)[None]
+    found = evaluate_reference(model.flat, model.weight, ids, keep_values=True).values
+    here = "model.layers.0.mlp"
+    (result,) = (n.operands[0] for n in model.flat.nodes if n.path == f"{here}.down_proj")
+    a, b = (np.asarray(found[f"{here}/{name}"], np.float64) for name in "ab")
+    want = formula(a, b)
+    assert np.allclose(found[result], want, rtol=1e-12, atol=0)
 
 
 def test_a_number_on_the_left_turns_the_comparison() -> None:
