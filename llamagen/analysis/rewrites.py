@@ -27,7 +27,7 @@ from llamagen.spec.schema import Closed
 
 # the table
 
-RewrittenProfile: TypeAlias = Literal["ort-cpu", "ort-cuda"]
+RewrittenProfile: TypeAlias = Literal["ort-cpu", "ort-cuda", "ort-webgpu"]
 """The profiles that rewrite; ``portable`` has no rules."""
 
 REWRITTEN_PROFILES: tuple[RewrittenProfile, ...] = get_args(RewrittenProfile)
@@ -668,6 +668,7 @@ def _at(flat: FlatGraph, output: int, op: str, packed: bool) -> FlatGraph:
 _SHOWN: Mapping[RewrittenProfile, tuple[str, ...]] = {
     "ort-cpu": ("float32", "float16"),
     "ort-cuda": ("float16", "float32"),
+    "ort-webgpu": ("float16",),
 }
 """Dtypes whose rewrites differ; bfloat16 is rewritten like float16 on CUDA, and without skip-norm on the CPU."""
 

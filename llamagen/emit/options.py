@@ -70,11 +70,11 @@ class QuantizeOptions:
     accuracy_level: Annotated[
         int | None,
         Shown(
-            "Products of int4, int8: 1 in float32, 4 with int8 activations; 4, or 1 for packed files and with --web.",
+            "Products of int4, int8: 1 in float32, 4 with int8 activations; 4, or 1 for packed files, WebGPU and --web.",
             "INTEGER",
         ),
     ] = None
-    """None: 4, and 1 for weights that stay as a packed file has them, and for a browser."""
+    """None: 4, and 1 for weights that stay as a packed file has them, for WebGPU, and for a browser."""
     head: Annotated[
         str | None,
         Shown("Like the projections by default, int8 with int4.", "TEXT", "--quantize-head"),
@@ -135,7 +135,7 @@ class ExportOptions:
     """Names as they are typed; each is checked where it is used."""
 
     profile: Annotated[
-        str, Shown("The operators to use: portable (ONNX alone), ort-cpu or ort-cuda.")
+        str, Shown("The operators to use: portable (ONNX alone), ort-cpu, ort-cuda or ort-webgpu.")
     ] = "portable"
     dtype: Annotated[str, Shown("float32, float16 or bfloat16.")] = "float32"
     cache: Annotated[
@@ -164,7 +164,7 @@ class ExportOptions:
     max_context: Annotated[
         int | None,
         Shown(
-            "Tokens that position tables of ort-cpu and ort-cuda cover; the model's own, at most 131072.",
+            "Tokens that position tables of fused attention cover; the model's own, at most 131072.",
             "N",
         ),
     ] = None

@@ -12,6 +12,15 @@ env.allowLocalModels = true;
 env.useBrowserCache = false; // files of one's own server; a copy would outlive them
 env.backends.onnx.wasm.wasmPaths = new URL("./", import.meta.url).href;
 
+// With subgroups ONNX Runtime's attention passes over keys on some GPUs (llamagen explain LG727), without it does on none.
+if (globalThis.GPUAdapter) {
+  const { get } = Object.getOwnPropertyDescriptor(GPUAdapter.prototype, "features");
+  const features = function () {
+    return new Set([...get.call(this)].filter((name) => !name.startsWith("subgroup")));
+  };
+  Object.defineProperty(GPUAdapter.prototype, "features", { get: features });
+}
+
 const stopping = new InterruptableStoppingCriteria();
 let settings, tokenizer, model;
 

@@ -190,12 +190,14 @@ def test_snippets_are_python_of_this_version(folder: Folder) -> None:
         ast.parse(folder.snippets[client], feature_version=sys.version_info[:2])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_folder_for_a_gpu_says_what_was_not_run(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cuda", "float16"), ("cuda", "bfloat16"), ("webgpu", "float16")]
+)
+def test_a_folder_for_a_gpu_says_what_was_not_run(device: str, dtype: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = TextModel("llama/3.2/1b")
     api.load(made.spec(tmp_path)).export(
-        out, ExportOptions(profile="ort-cuda", dtype=dtype), random_weights=3
+        out, ExportOptions(profile=f"ort-{device}", dtype=dtype), random_weights=3
     )
     text = (out / "README.md").read_text()
     assert "No GPU ran this folder before it was written." in text
@@ -203,10 +205,10 @@ def test_a_folder_for_a_gpu_says_what_was_not_run(dtype: str, tmp_path: Path) ->
     assert ("onnxruntime" in runs) == (dtype == "float16")
     assert runs - {"onnxruntime"} == {"llamagen", "onnxruntime-genai"}
     commands = snippets(out)["llamagen"].splitlines()
-    assert all(command.endswith(" --provider cuda") for command in commands)
+    assert all(command.endswith(f" --provider {device}") for command in commands)
     assert "threads" not in snippets(out)["onnxruntime-genai"]
     session = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]
-    assert session["session_options"]["provider_options"] == [{"cuda": {}}]
+    assert session["session_options"]["provider_options"] == [{device: {}}]
 
 
 def test_bounded_caches_are_refused_to_clients_and_run_by_hand(

@@ -36,7 +36,7 @@ CODES = {
 @dataclass(frozen=True, slots=True)
 class Folder:
     model: str
-    profile: Literal["portable", "ort-cpu", "ort-cuda"]
+    profile: Literal["portable", "ort-cpu", "ort-cuda", "ort-webgpu"]
     dtype: OnnxDType
     codes: str = "none"
 

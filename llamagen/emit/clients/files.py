@@ -16,7 +16,7 @@ from llamagen.emit.manifest import Source
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.layout import FLAT, Layout
-from llamagen.emit.onnx.profile import CPU, CUDA
+from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU
 from llamagen.emit.onnx.stages import Stage
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import MAIN, Graph
@@ -37,6 +37,7 @@ NAMED = frozenset({"llama"})
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
     CPU: (),
     CUDA: ("cuda",),
+    WEBGPU: ("webgpu",),
 }
 """Execution provider -> what this runtime calls it beyond the CPU, which it always has."""
 

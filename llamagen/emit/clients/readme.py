@@ -17,7 +17,7 @@ from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializers import Encoding, Initializer
 from llamagen.emit.onnx.layout import Layout
-from llamagen.emit.onnx.profile import CPU
+from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU
 from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -149,12 +149,16 @@ class Page:
     """The text model."""
     layout: Layout
     provider: str
+    device: Literal["", "cuda", "webgpu"]
+    """What it is made for: `--provider`; empty for the CPU."""
     session: Mapping[str, str]
-    gpu: bool
     page: bool
     """There is an index.html."""
     browser: bool
     """ONNX Runtime's WebAssembly build, as transformers.js brings it, has no bfloat16; float16 was not tested."""
+
+
+_DEVICES: Mapping[str, Literal["", "cuda", "webgpu"]] = {CPU: "", CUDA: "cuda", WEBGPU: "webgpu"}
 
 
 def page_of(exported: Exported) -> Page:
@@ -194,8 +198,8 @@ def page_of(exported: Exported) -> Page:
         file=exported.layout.file(MAIN),
         layout=exported.layout,
         provider=model.profile.provider,
+        device=_DEVICES[model.profile.provider],
         session=model.session_settings,
-        gpu=model.profile.provider != CPU,
         page=PAGE_FILE in exported.names,
         browser=model.dtype == "float32" and all(map(_in_browser, model.initializers)),
     )

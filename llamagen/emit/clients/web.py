@@ -30,7 +30,7 @@ from llamagen.emit.clients.readme import (
 from llamagen.emit.config.table import CONFIG_FILE, config_files
 from llamagen.emit.onnx.data import byte_count
 from llamagen.emit.onnx.emit import OnnxModel
-from llamagen.emit.onnx.profile import PORTABLE
+from llamagen.emit.onnx.profile import ORT_WEBGPU, PORTABLE
 from llamagen.emit.options import ExportOptions
 from llamagen.emit.supply import Supply
 from llamagen.emit.written import write_text
@@ -94,7 +94,7 @@ def require_runnable(
     size = sum(map(byte_count, model.initializers))
     problems = (
         (
-            model.profile is not PORTABLE,
+            model.profile not in (PORTABLE, ORT_WEBGPU),
             f"has operators of {model.profile.name}",
             "--profile portable",
         ),

@@ -255,7 +255,7 @@ class Builder:
 
     def has_input(self, operator: str, name: str) -> bool:
         """Whether the operators of ``runtime`` have this input."""
-        return has_input(self.runtime, operator, name)
+        return has_input(self.runtime, self.profile.provider, operator, name)
 
     @property
     def constants(self) -> tuple[ir.Value, ...]:

@@ -2,8 +2,8 @@
 
 ``portable`` uses ai.onnx operators only; docs/providers.md tells where it was run. Measured with ONNX Runtime 1.32:
 opset 24 is the newest whose Attention the CPU runs natively (opset 25 inlines its function body), and
-no arithmetic operator of the CPU provider takes bfloat16. ``ort-cpu`` and ``ort-cuda`` are rewritten by the rules of
-spec/rules/rewrites.yaml for operators that only ONNX Runtime has.
+no arithmetic operator of the CPU provider takes bfloat16. ``ort-cpu``, ``ort-cuda`` and ``ort-webgpu`` are rewritten by
+the rules of spec/rules/rewrites.yaml for operators that only ONNX Runtime has.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Profile:
     caches outside the graph.
     """
 
-    name: Literal["portable", "ort-cpu", "ort-cuda"]
+    name: Literal["portable", "ort-cpu", "ort-cuda", "ort-webgpu"]
     opset: int
     ir_version: int
     widened: frozenset[OnnxDType]
@@ -138,8 +138,11 @@ ORT_CUDA = Profile(
     without_bfloat16=CUDA_WITHOUT_BFLOAT16,
 )
 
+ORT_WEBGPU = replace(PORTABLE, name="ort-webgpu", provider=WEBGPU, logits="last")
+"""The provider has no kernel in bfloat16 either."""
+
 PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {p.name: p for p in (PORTABLE, ORT_CPU, ORT_CUDA)}
+    {p.name: p for p in (PORTABLE, ORT_CPU, ORT_CUDA, ORT_WEBGPU)}
 )
 
 
@@ -162,10 +165,11 @@ Version: TypeAlias = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
 
 
 class LaterInput(Closed):
-    """An input that an operator did not always have."""
+    """An input that an operator did not always have, and that other providers do not heed."""
 
     place: int = Field(ge=0, description="Counted from 0.")
     since: Version
+    heeded: tuple[str, ...] = Field(description="By these providers.")
 
 
 class RuntimeVersions(Closed):
@@ -201,9 +205,10 @@ def runtime_named(name: str | None, provider: str) -> Version:
     return name
 
 
-def has_input(runtime: Version, operator: str, name: str) -> bool:
-    """Whether ``operator`` has the input ``name`` in ``runtime``; one of the table."""
-    return not is_older(runtime, runtime_versions().inputs[operator][name].since)
+def has_input(runtime: Version, provider: str, operator: str, name: str) -> bool:
+    """Whether ``operator`` has the input ``name``, one of the table, in ``runtime``, and ``provider`` heeds it."""
+    one = runtime_versions().inputs[operator][name]
+    return provider in one.heeded and not is_older(runtime, one.since)
 
 
 def needed(model: onnx.ModelProto) -> Iterator[tuple[Version, str]]:

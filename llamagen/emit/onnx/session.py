@@ -38,6 +38,11 @@ _LARGEST, _MOST = 1 << 20, 1 << 28
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
+_RECORD_PLACES = "session.record_ep_graph_assignment_info"
+_FUSED = "GroupQueryAttention"
+_ATTENTION_BOUND = 1e-3
+"""Of values around 1: kernels that are right differ by 1e-6 here, those that pass over keys by 0.1."""
+
 _TYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -78,7 +83,7 @@ def open_session(
     float32 is float32 on a GPU too: without the 10 bits of TF32.
 
     Raises LG711 when the provider is not in this installation or does not start, LG712 when it lacks an operator of the
-    model, LG713 when the model cannot be loaded.
+    model, LG713 when the model cannot be loaded, LG727 when a plugin computes attention of the model wrong.
     """
     import onnxruntime as ort
 
@@ -110,6 +115,7 @@ def open_session(
         for name, value in options.settings.items():
             chosen.add_session_config_entry(name, value)
         if plugged is not None:
+            chosen.add_session_config_entry(_RECORD_PLACES, "1")
             chosen.add_provider_for_devices([plugged], {})
             session = ort.InferenceSession(source, chosen)
         else:
@@ -122,7 +128,58 @@ def open_session(
             f"{provider} does not start on this machine",
             help="are a GPU and the CUDA and cuDNN libraries of this onnxruntime here? Or use the CPU",
         )
+    if plugged is not None:
+        parts = session.get_provider_graph_assignment_info()
+        nodes = (n for part in parts if part.ep_name == provider for n in part.get_nodes())
+        if any(node.op_type == _FUSED for node in nodes):
+            _require_attention(plugged)
     return session
+
+
+def _require_attention(plugged: ort.OrtEpDevice) -> None:
+    """A plugin's attention over a text of several tiles, beside its definition. Raises LG727.
+
+    The kernel of WebGPU (plugin 0.4.0) that goes over keys by subgroups is wrong for prompts of 32 tokens and more on all
+    drivers that were tried, of 4 to 16 lanes; those that it takes for Apple, NVIDIA and without subgroups are right.
+    """
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    tokens, size, where = 160, 64, {"domain": "com.microsoft", "num_heads": 1, "kv_num_heads": 1}
+    kinds = {
+        **dict.fromkeys(("q", "k", "v", "y"), (TensorProto.FLOAT, [1, tokens, size])),
+        **dict.fromkeys(("past_k", "past_v"), (TensorProto.FLOAT, [1, 1, 0, size])),
+        **dict.fromkeys(("kept_k", "kept_v"), (TensorProto.FLOAT, [1, 1, tokens, size])),
+        "last": (TensorProto.INT32, [1]),
+        "total": (TensorProto.INT32, []),
+    }
+    given, found = ["q", "k", "v", "past_k", "past_v", "last", "total"], ["y", "kept_k", "kept_v"]
+    named = {name: helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()}
+    graph = helper.make_graph(
+        [helper.make_node(_FUSED, given, found, **where)],
+        "attention",
+        [named[name] for name in given],
+        [named[name] for name in found],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_provider_for_devices([plugged], {})
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, tokens, size), np.float32)
+    nothing = np.zeros((1, 1, 0, size), np.float32)
+    numbers = {"last": np.array([tokens - 1], np.int32), "total": np.array(tokens, np.int32)}
+    feeds = {"q": q, "k": k, "v": v, "past_k": nothing, "past_v": nothing, **numbers}
+    y = ort.InferenceSession(model.SerializeToString(), options).run(["y"], feeds)[0]
+    scores = np.where(np.tri(tokens) > 0, q[0] @ k[0].T / size**0.5, -np.inf)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    error = float(np.abs(y[0] - weights @ v[0] / weights.sum(axis=1, keepdims=True)).max())
+    if not error < _ATTENTION_BOUND:
+        raise LlamagenError.of(
+            "LG727",
+            f"{plugged.ep_name} computes {_FUSED} of a text of {tokens} tokens wrong on this device, by {error:.2g}",
+            help="export with --profile portable, or use the CPU",
+        )
 
 
 def _plugged(provider: str) -> ort.OrtEpDevice:

@@ -148,16 +148,18 @@ def one_row_with_holes(vocab_size: int) -> tuple[Scenario, ...]:
         ("ort-cpu", "bfloat16", None),
         ("ort-cuda", "float16", None),
         ("ort-cuda", "float16", "1.32"),
+        ("ort-webgpu", "float16", None),
+        ("ort-webgpu", "float16", "1.32"),
     ],
 )
 def test_low_precisions_agree(
     name: str,
-    profile: Literal["ort-cpu", "ort-cuda"],
+    profile: Literal["ort-cpu", "ort-cuda", "ort-webgpu"],
     dtype: Literal["float16", "bfloat16"],
     runtime: str | None,
     folder: Path,
 ) -> None:
-    """The float16 graph for CUDA runs on the CPU's kernels of the same operators."""
+    """The float16 graphs for GPUs run on the CPU's kernels of the same operators."""
     model = model_of(name, folder)
     kind = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
 
@@ -170,7 +172,7 @@ def test_low_precisions_agree(
         model.weight,
         ExportOptions(profile, dtype, logits="all", max_context=CONTEXT, runtime=runtime),
     )
-    chunks = profile == "ort-cpu" or runtime == "1.32"
+    chunks = profile == "ort-cpu" or (profile, runtime) == ("ort-cuda", "1.32")
     for scenario in scenarios(model.vocab_size, 6, 3):
         if not scenario.shift and (chunks or not scenario.in_chunks):
             expected = tokens_alone(scenario, ReferenceWitness(model.flat, read))

@@ -89,7 +89,7 @@ def test_the_document_tells_everything(report: VerifyReport) -> None:
     assert packages == {"llamagen", "onnxruntime", "onnx", "torch", "numpy"}
 
 
-@pytest.mark.parametrize("profile", ["ort-cpu", "ort-cuda"])
+@pytest.mark.parametrize("profile", ["ort-cpu", "ort-cuda", "ort-webgpu"])
 def test_layers_of_rewritten_models_are_those_of_the_reference(
     profile: str, tmp_path: Path
 ) -> None:

@@ -154,7 +154,7 @@ def test_a_wrong_router_is_caught(
         assert exactly == {f"{case}{EXACTLY}" for case in texts}
 
 
-@pytest.mark.parametrize("profile", ["portable", "ort-cpu", "ort-cuda"])
+@pytest.mark.parametrize("profile", ["portable", "ort-cpu", "ort-cuda", "ort-webgpu"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_asking_for_the_choices_changes_no_bit(profile: str, dtype: str, tmp_path: Path) -> None:
     if (profile, dtype) == ("ort-cuda", "bfloat16"):
