@@ -53,7 +53,10 @@ from llamagen.verify import oracles
 from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import in_eight_bits, open_graph
 from llamagen.verify.limits import (
+    ADAPTED,
+    CODED,
     EXACT,
+    WHOLE,
     BoundRule,
     Difference,
     Tolerance,
@@ -96,7 +99,7 @@ from llamagen.verify.scenarios import (
     image_scenarios,
     scenarios,
 )
-from llamagen.verify.stored import StoredWeights, graph_of, stored_weights
+from llamagen.verify.stored import StoredWeights, graph_of, in_three_products, stored_weights
 from llamagen.verify.witnesses import (
     COUNTS_PADDING,
     COUNTS_PLACES,
@@ -683,6 +686,13 @@ class Comparison:
             name: ReferenceWitness.of_graph(graph, read, rounding, float32_angles)
             for name, graph in self.graphs.items()
         }
+        adapted = self.subject.stored.adapted
+        if adapted and rounding is not None:
+            flat = in_three_products(flatten(self.graphs[MAIN]), adapted)
+            read = self.subject.stored.read_apart
+            graphs[MAIN] = ReferenceWitness(
+                flat, read, rounding, "reference", self.graphs[MAIN].output_names, float32_angles
+            )
         return self.model("reference", graphs)
 
     def witness(self, name: WitnessName) -> AnyWitness:
@@ -1139,15 +1149,17 @@ class Comparison:
 
     def bound(self, case: Scenario, output: Output) -> tuple[Tolerance, Difference | None]:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
+        parts = CODED if self.subject.stored.coded else WHOLE
+        parts = ADAPTED if self.subject.adapter else parts
         if self.subject.too_large:
-            return unmeasured_tolerance(self.dtype, self.subject.stored.coded), None
+            return unmeasured_tolerance(self.dtype, parts), None
         name = FAR_ROUNDED if case.shift or case.before else ROUNDED
         rounded, exact = self.logits(name, case), self.logits("reference", case)
         rounding = self.away(output, case, rounded, exact, self.by_reference)
         if self.routed:
             scores = self.scores["reference", case.name], self.scores[name, case.name]
             self.reach[case.name] = measured_reach(*scores)
-        return measured_tolerance(self.dtype, rounding, self.subject.stored.coded), rounding
+        return measured_tolerance(self.dtype, rounding, parts), rounding
 
     def choices(self, name: WitnessName, cases: Sequence[Scenario]) -> Row:
         """Whether the experts are those that the witness would have chosen, seen by torch or by the reference.

@@ -27,7 +27,9 @@ from llamagen.emit.manifest import graph_path
 from llamagen.emit.onnx.adapters import inputs_of
 from llamagen.emit.onnx.data import ENCODING, SOURCES
 from llamagen.emit.onnx.initializers import EncodingRecord
+from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ir.graph import MAIN
+from llamagen.ops.dims import Dim
 from llamagen.ops.op import Parameter
 from llamagen.verify.limits import RunDType
 
@@ -180,6 +182,35 @@ class AdaptedPlace:
         return self.base.read().astype(np.float64) + product.T
 
 
+_FACTOR = " factor "
+
+
+def in_three_products(flat: FlatGraph, adapted: Mapping[str, AdaptedPlace]) -> FlatGraph:
+    """``flat`` as a folder computes it: x W + (x A) B. What x A is rounded by goes into every result alike, so that
+    attention may gather it: rounding the sum of the weights tells less."""
+    nodes: list[FlatNode] = []
+    types = dict(flat.types)
+    for node in flat.nodes:
+        path = node.parameters.get("weight", "")
+        if path not in adapted:
+            nodes.append(node)
+            continue
+        (result,), rank = node.results, adapted[path].down.shape[1]
+        base, low, up = (f"{result} {what}" for what in ("base", "down", "up"))
+        types |= {base: types[result], up: types[result]}
+        types[low] = replace(types[result], shape=(*types[result].shape[:-1], Dim.of(rank)))
+        plain = {**node.attrs, "bias": False}
+        down, widen = {**plain, "out_features": rank}, {**plain, "in_features": rank}
+        factors = ({"weight": f"{path}{_FACTOR}{name}"} for name in "AB")
+        nodes += (
+            replace(node, results=(base,)),
+            replace(node, results=(low,), attrs=down, parameters=next(factors)),
+            replace(node, operands=(low,), results=(up,), attrs=widen, parameters=next(factors)),
+            FlatNode("add", node.path, (base, up), (result,), {}, {}, node.span),
+        )
+    return replace(flat, nodes=tuple(nodes), types=types)
+
+
 def numbers_of(stored: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
     """One number an element: of each byte first the low half, then the high one, where there are 4 bits."""
     plain = np.asarray(stored, np.uint8)
@@ -221,6 +252,14 @@ class StoredWeights:
     def read(self, path: str) -> NDArray[np.generic]:
         """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
         return (self.adapted if path in self.adapted else self.places)[path].read()
+
+    def read_apart(self, path: str) -> NDArray[np.generic]:
+        """As ``in_three_products`` names them: a weight itself, and the factors of what is added to it."""
+        whole, _, factor = path.partition(_FACTOR)
+        if factor:
+            place = self.adapted[whole]
+            return (place.down if factor == "A" else place.up).T
+        return self.places[path].read()
 
     def with_adapter(self, given: Mapping[str, NDArray[np.float32]]) -> StoredWeights:
         """With what an adapter gives the inputs A [in, r] and B [r, out] beside weights. Raises LG773 for others."""

@@ -229,6 +229,32 @@ def test_verify_looks_at_each(place: Path, tmp_path: Path) -> None:
             assert compared == {"torch", "reference", "spec"}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "seed", "config"),
+    [
+        ("float32", 4, {"r": 2, "lora_alpha": 16, "target_modules": [*EVERY[:2], *EVERY[5:]]}),
+        ("bfloat16", 12, {"r": 8, "lora_alpha": 16, "target_modules": EVERY[:5] + EVERY[6:]}),
+    ],
+    ids=["float32", "bfloat16"],
+)
+def test_rounding_of_a_strong_adapter_is_no_mistake(
+    dtype: str, seed: int, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """What its first product is rounded by every result gets alike, and attention gathers it."""
+    llama(attention_bias=True).save_pretrained(tmp_path / "base")
+    model = get_peft_model(llama(attention_bias=True), LoraConfig(**config))
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora" in name:
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) / 4)
+    model.save_pretrained(str(tmp_path / "lora"))
+    adapter = {"strong": tmp_path / "lora"}
+    options = ExportOptions(profile="ort-cpu", dtype=dtype)
+    out = exported(tmp_path / "base", tmp_path / "out", options, adapter=adapter)
+    rows = verify_folder(out, steps=8).rows
+    assert not [row.cells() for row in rows if row.verdict == "different"]
+
+
 def wrong(out: Path, kind: str) -> None:
     """The last sum with an adapter is another operator."""
     model = onnx.load(out / "model.onnx", load_external_data=False)
