@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from llamagen.emit.generate import generate as generate
     from llamagen.emit.generate import generate_check as generate_check
     from llamagen.emit.manifest import QualityRecord
+    from llamagen.emit.supply import AdapterChoice
     from llamagen.ir.bounded import CacheKind
     from llamagen.ir.graph import Graph
     from llamagen.ops.op import Parameter
@@ -192,28 +193,36 @@ class Model:
         random_weights: int | None = None,
         overwrite: bool = False,
         ignore_config: bool = False,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Mapping[str, str | Path] | None = None,
         progress: Progress = silent,
     ) -> Written:
         """Write a folder with the weights of a checkpoint, or random ones of a seed; whole or not at all.
 
         For ONNX Runtime, or with the format ``transformers`` of the options for that and engines that build on it. A
         checkpoint's own config.json must make the spec's graph, unless ``ignore_config``: then the spec counts, and the
-        folder gets its config.json. ``adapter`` is a LoRA's folder, merged into the weights.
+        folder gets its config.json. ``adapter`` is a LoRA's folder, merged into the weights, or a mapping of names to
+        such folders, which stay apart: files beside the model that are switched at run time.
         """
         from llamagen.emit.export import ExportJob, export_checkpoint, export_random
 
         reads = self.registry.files
         job = ExportJob(self.resolved, options, Path(out), overwrite, progress, reads, ids_of)
-        lora = None if adapter is None else Path(adapter)
+        lora = _adapters(adapter)
         if (checkpoint is None) == (random_weights is None):
             raise LlamagenError.of("LG901", "give either checkpoint or random_weights")
+        if lora and checkpoint is None:
+            raise LlamagenError.of("LG901", "an adapter changes the weights of a checkpoint")
         if options.custom_code and options.format != "transformers":
             message = "--custom-code makes a folder for transformers, and --format onnx another"
             raise LlamagenError.of("LG744", message, help="add --format transformers")
         if options.format == "transformers":
             from llamagen.emit.hub import export_hub
 
+            if isinstance(lora, Mapping):
+                message = (
+                    "adapters are kept apart for ONNX Runtime: transformers loads those of PEFT"
+                )
+                raise LlamagenError.of("LG657", message, help="leave them out, or merge one")
             stored = None if checkpoint is None else Path(checkpoint)
             return export_hub(job, stored, random_weights, self.registry, ignore_config, lora)
         if checkpoint is not None:
@@ -246,16 +255,25 @@ def located(checkpoint: str) -> Path:
     return located(checkpoint, COMPANIONS)
 
 
-def imported(checkpoint: str | Path, adapter: str | Path | None = None) -> Model:
+def imported(
+    checkpoint: str | Path, adapter: str | Path | Mapping[str, str | Path] | None = None
+) -> Model:
     """The model that a checkpoint says it is: a Hub or Meta folder, or a GGUF file; see ``import_config``.
 
-    Its folder may be that of ``adapter`` too.
+    Its folder may be that of an ``adapter`` too.
     """
     from llamagen.emit.config.checkpoint import import_path
+    from llamagen.emit.supply import beside_weights
     from llamagen.spec.registry import Registry
 
-    lora = None if adapter is None else Path(adapter)
+    lora = beside_weights(Path(checkpoint), _adapters(adapter))
     return Model(import_path(Path(checkpoint), adapter=lora).resolved, Registry())
+
+
+def _adapters(given: str | Path | Mapping[str, str | Path] | None) -> AdapterChoice:
+    if isinstance(given, Mapping):
+        return {name: Path(place) for name, place in given.items()}
+    return None if given is None else Path(given)
 
 
 def measure_quality(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,11 +49,12 @@ def export(
         ),
     ] = None,
     adapter: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--adapter",
-            metavar="DIR",
-            help="A LoRA of PEFT to merge into the checkpoint's weights.",
+            metavar="[NAME=]DIR",
+            help="A LoRA of PEFT to merge into the checkpoint's weights; with a name it stays apart, to be switched at "
+            "run time: repeat it for more.",
         ),
     ] = None,
     random_weights: Annotated[
@@ -71,7 +73,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a folder with weights, for ONNX Runtime or for transformers, whole or not at all."""
-    lora = None if adapter is None else api.located(adapter)
+    lora = _adapters(adapter or [])
     stored = None if checkpoint is None else api.located(checkpoint)
     elsewhere = spec.startswith("hf:") or "://" in spec
     says_itself = elsewhere or spec.endswith((".gguf", *WEIGHTS_FILES)) or is_folder(Path(spec))
@@ -98,6 +100,19 @@ def export(
         )
     console.files(written.folder, written.files, written.seconds)
     console.diagnostics(written.notes)
+
+
+def _adapters(texts: Sequence[str]) -> Path | dict[str, Path] | None:
+    """One to merge, or those that stay apart by name."""
+    named = [re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", text) for text in texts]
+    apart = {match[1]: match[2] for match in named if match}
+    if not apart and len(texts) < 2:
+        return api.located(texts[0]) if texts else None
+    if len(apart) < len(texts):
+        raise typer.BadParameter(
+            "--adapter DIR merges one; more stay apart, each --adapter NAME=DIR"
+        )
+    return {name: api.located(place) for name, place in apart.items()}
 
 
 def convert(
@@ -221,6 +236,10 @@ def run(
         float, typer.Option(min=0.0, max=1.0, help="Sample among the likeliest with this mass.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One of the adapters that lie beside the model."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="0 lets ONNX Runtime choose.")] = 0,
     provider: Annotated[
         str,
@@ -256,7 +275,7 @@ def run(
         asked = [api.messages_of(_text(messages), _place(messages))]
     else:
         asked = [prompt if prompt is not None else _ids(ids or "")]
-    runner = api.Runner(folder, threads=threads, provider=provider)
+    runner = api.Runner(folder, threads=threads, provider=provider, adapter=adapter)
     how: dict[str, Any] = {
         "chat": chat,
         "system": system,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from llamagen.emit.clients.web import fetched, require_runnable, write_page
 from llamagen.emit.config.checkpoint import fit
 from llamagen.emit.config.table import config_files
 from llamagen.emit.manifest import (
+    ADAPTER_NAME,
     EXPORT,
     MANIFEST,
     SPEC_FILE,
@@ -35,9 +36,11 @@ from llamagen.emit.manifest import (
     RandomSource,
     SpecRecord,
     WeightsRecord,
+    adapter_file,
     all_files,
     images_record,
 )
+from llamagen.emit.onnx.adapters import write_adapter
 from llamagen.emit.onnx.data import byte_count, together_initializers, write_graphs, write_models
 from llamagen.emit.onnx.emit import (
     AS_EXPORTED,
@@ -53,7 +56,17 @@ from llamagen.emit.onnx.layout import FLAT, Layout, layout_of
 from llamagen.emit.onnx.profile import OnnxDType, dtype_named
 from llamagen.emit.onnx.stages import Stage, write_stages
 from llamagen.emit.options import NOT_QUANTIZED, ExportOptions, one_of
-from llamagen.emit.supply import STORED, CheckpointSupply, RandomSupply, Supply, place_companion
+from llamagen.emit.supply import (
+    NO_ADAPTERS,
+    STORED,
+    AdapterChoice,
+    CheckpointSupply,
+    KeptAdapter,
+    RandomSupply,
+    Supply,
+    beside_weights,
+    place_companion,
+)
 from llamagen.emit.written import (
     ByteCounter,
     Progress,
@@ -113,11 +126,13 @@ class ExportJob:
         stored: Mapping[str, OnnxDType] = AS_EXPORTED,
         packed: Mapping[str, str] = UNPACKED,
         ranges: Mapping[str, Floats] = NO_RANGES,
+        adapters: Mapping[str, KeptAdapter] = NO_ADAPTERS,
     ) -> dict[str, OnnxModel]:
         """The text model, and a model of each further graph of the spec, by name.
 
-        Raises LG701 to LG709, LG717, LG725, LG726.
+        Raises LG657, LG701 to LG709, LG717, LG725, LG726.
         """
+        adapted = {path for adapter in adapters.values() for path in adapter.products}
         main = set(self.graphs[MAIN].parameters)
         exact = replace(self.options, quantize=NOT_QUANTIZED)
         return {
@@ -128,6 +143,7 @@ class ExportJob:
                 stored,
                 packed,
                 ranges,
+                adapted if name == MAIN else (),
             )
             for name, graph in self.graphs.items()
         }
@@ -151,6 +167,10 @@ class ExportJob:
             staging = stack.enter_context(staged_folder(self.out, EXPORT, self.overwrite, reads))
             known: dict[str, FileRecord] = {}
             yield staging, known
+            main, adapters = emitted[MAIN], supply.adapters
+            for name, adapter in adapters.items():
+                file = staging / adapter_file(name)
+                write_adapter(file, main.adapted, main.dtype, adapter.products)
             supply.require_unchanged()
             write_text(staging / SPEC_FILE, resolved_text(self.resolved))
             for name, text in config_files(self.resolved).items():
@@ -162,11 +182,12 @@ class ExportJob:
             if packages is not None:
                 write_page(staging, self.resolved, emitted[MAIN], packages)
             stages = self.cut(staging)
-            write_client_files(
-                staging, self.resolved, self.graphs, emitted[MAIN], weights.source, stages, layout
-            )
+            records = {name: adapter.record for name, adapter in adapters.items()}
+            about = self.resolved, self.graphs, main, weights.source, stages, layout, records
+            write_client_files(staging, *about)
             files = all_files(staging, known)
             manifest = self.manifest(emitted, weights, cache, files, stages, layout)
+            manifest = manifest.model_copy(update={"adapters": records})
             write_text(staging / MANIFEST, manifest.text())
 
     def cut(self, folder: Path) -> tuple[Stage, ...]:
@@ -226,11 +247,12 @@ def export_checkpoint(
     checkpoint: Path,
     registry: Registry,
     ignore_config: bool,
-    adapter: Path | None = None,
+    adapter: AdapterChoice = None,
 ) -> Written:
     """A checkpoint as an ONNX folder, in the sizes of the checkpoint where these alone are others than the spec's.
 
-    The LoRA of ``adapter`` is merged into its weights (LG625 if it cannot be).
+    The LoRA of ``adapter`` is merged into its weights (LG625 if it cannot be), or those that it names lie beside them
+    (LG657 where they cannot).
 
     Raises LG60x and LG61x for a checkpoint that does not fit (all findings before anything is written; LG618 alone if
     it is that of another model of ``registry``; LG607 for a config.json of another graph, unless ``ignore_config``),
@@ -239,6 +261,8 @@ def export_checkpoint(
     """
     started = time.monotonic()
     copies = job.options.mode == "copy"
+    if not isinstance(adapter, Path | None):
+        _require_apart(job.options, adapter)
     # Comparing stored copies of a tied table reads both: that is for exports that read the weights anyway.
     compare_values = copies or job.options.scan
     fitted = fit(
@@ -247,13 +271,48 @@ def export_checkpoint(
         registry,
         compare_values=compare_values,
         ignore_config=ignore_config,
-        adapter=adapter,
+        adapter=beside_weights(checkpoint, adapter),
     ).require()
     supply = CheckpointSupply.of(fitted, ignore_config=ignore_config, adapter=adapter)
     reads = (*job.reads, checkpoint, *supply.stamps)
     job = replace(job, resolved=fitted.resolved, reads=reads)
     notes = _copied(job, supply, named(checkpoint)) if copies else _referenced(job, supply)
     return Written(job.out, sizes_of(job.out), time.monotonic() - started, (*supply.notes, *notes))
+
+
+def _require_apart(options: ExportOptions, names: Collection[str]) -> None:
+    """Raises LG657 for names and options that do not go with adapters kept apart."""
+    strange = [name for name in names if not ADAPTER_NAME.fullmatch(name)]
+    counts = Counter(name.lower() for name in names)
+    twice = [name for name in names if counts[name.lower()] > 1]
+    problems = (
+        (
+            strange,
+            "{} cannot be the name of a file",
+            "names have letters, digits, `_`, `-` and `.`",
+        ),
+        (twice, "{} is there twice on a system that takes A for a", "give each another name"),
+        (options.stages is not None, "stages have no inputs for them", "leave out --stages"),
+        (options.web, "its page cannot switch them", "leave out --web"),
+        (
+            options.cache_dtype is not None,
+            "scales of keys and values are chosen without them",
+            "leave out --cache-dtype",
+        ),
+    )
+    found = [
+        Diagnostic(
+            "LG657",
+            "error",
+            "adapters cannot be kept apart: "
+            + what.format(quoted(is_so[0]) if isinstance(is_so, list) else ""),
+            help=help,
+        )
+        for is_so, what, help in problems
+        if is_so
+    ]
+    if found:
+        raise LlamagenError(found)
 
 
 def export_random(job: ExportJob, seed: int) -> Written:
@@ -279,7 +338,8 @@ def _copied(job: ExportJob, supply: Supply, source: str) -> tuple[Diagnostic, ..
     target = job.stored_as
     observed = _observed(job, supply)
     ranges = NO_RANGES if observed is None else observed.activations.ranges
-    emitted = job.emitted(packed=_kept(job, supply, source), ranges=ranges)
+    packed = _kept(job, supply, source)
+    emitted = job.emitted(packed=packed, ranges=ranges, adapters=supply.adapters)
     if job.options.web:
         require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply)
     entries = together_initializers(emitted.values())
@@ -470,7 +530,8 @@ def _referenced(job: ExportJob, supply: CheckpointSupply) -> tuple[Diagnostic, .
     target, scanned = job.stored_as, job.options.scan
     observed = _observed(job, supply)
     ranges = NO_RANGES if observed is None else observed.activations.ranges
-    emitted = job.emitted(_readable(entries, target, scanned), ranges=ranges)
+    readable = _readable(entries, target, scanned)
+    emitted = job.emitted(readable, ranges=ranges, adapters=supply.adapters)
     layout_of(job.options, emitted[MAIN])
     if job.options.web:
         require_runnable(job.options, job.resolved, job.graphs, emitted[MAIN], supply)

@@ -43,6 +43,12 @@ DTypeName: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 _CHUNK = 1 << 20
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def adapter_file(name: str) -> str:
+    """Where an adapter lies in a folder, in the format of ONNX Runtime."""
+    return f"adapters/{name}.onnx_adapter"
 
 
 class TensorRecord(Closed):
@@ -96,7 +102,7 @@ class GraphRecord(Closed):
 
 
 class AdapterRecord(Closed):
-    """A LoRA that was merged into the weights."""
+    """A LoRA, merged into the weights or beside them."""
 
     name: str = Field(description="Of its folder.")
     base: str | None = Field(description="What it was trained on, as its configuration says.")
@@ -300,6 +306,11 @@ class Manifest(Closed):
     graphs: dict[str, GraphRecord] = Field(
         description="By role; `model` is the text model, others hand it embeddings."
     )
+    adapters: dict[str, AdapterRecord] = Field(
+        default={},
+        description="By name, those that stay apart: adapters/NAME.onnx_adapter gives values to inputs of the text "
+        "model, which are of rank 0 without.",
+    )
     stages: tuple[str, ...] = Field(
         default=(), description="The text model again, as graphs of some layers each, in order."
     )
@@ -323,6 +334,9 @@ class Manifest(Closed):
                 raise ValueError(f"the graph {name!r} is not in {graph.file!r}")
         if lacking := [name for name in self.stages if f"{name}.onnx" not in self.files]:
             raise ValueError(f"the stage {lacking[0]!r} is no file of the folder")
+        for name in self.adapters:
+            if not ADAPTER_NAME.fullmatch(name) or adapter_file(name) not in self.files:
+                raise ValueError(f"the adapter {name!r} is no file of the folder")
         images = self.images
         run = (*images.once, *images.steps) if images else ()
         if images:

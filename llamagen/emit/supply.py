@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from llamagen.files import COMPANION, checked, exists, is_folder, open_file, rea
 from llamagen.ops.op import Parameter
 from llamagen.spec.schema import Spec
 from llamagen.weights import sentencepiece_reader
-from llamagen.weights.adapter import Adapter
+from llamagen.weights.adapter import Adapter, LowRank
 from llamagen.weights.byte_bpe import of_ranks
 from llamagen.weights.checkpoint import Stamp, require_unchanged
 from llamagen.weights.names import Binding
@@ -75,8 +75,35 @@ COMPANIONS = (
 CONFIGS = ("config.json", "generation_config.json")
 
 
+AdapterChoice: TypeAlias = Path | Mapping[str, Path] | None
+"""The folder of a LoRA that is merged into the weights, or several by name that stay apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAdapter:
+    """A LoRA that stays beside the weights: what it adds to them, by role path."""
+
+    record: AdapterRecord
+    products: Mapping[str, LowRank]
+
+
+NO_ADAPTERS: Mapping[str, KeptAdapter] = MappingProxyType({})
+
+
+def beside_weights(checkpoint: Path, adapter: AdapterChoice) -> Path | None:
+    """The adapter that may lie in the folder of the weights."""
+    if isinstance(adapter, Path | None):
+        return adapter
+    return next((one for one in adapter.values() if one.resolve() == checkpoint.resolve()), None)
+
+
 class Supply(Protocol):
     """Every parameter of a model, by role path; as a base, one with nothing beside them."""
+
+    @property
+    def adapters(self) -> Mapping[str, KeptAdapter]:
+        """Those that stay apart, by name."""
+        return {}
 
     @property
     def source(self) -> CheckpointSource | RandomSource: ...
@@ -195,10 +222,11 @@ class CheckpointSupply:
     texts: Mapping[str, str]
     """Small files that the checkpoint has in itself."""
     packed: Mapping[str, str]
+    adapters: Mapping[str, KeptAdapter]
 
     @staticmethod
     def of(
-        fitted: Fit, *, ignore_config: bool = False, adapter: Path | None = None
+        fitted: Fit, *, ignore_config: bool = False, adapter: AdapterChoice = None
     ) -> CheckpointSupply:
         """A checkpoint that fits; its own config.json is not copied if the spec's counts. Raises LG601, LG625."""
         stored, resolution = fitted.stored, fitted.resolution
@@ -232,17 +260,20 @@ class CheckpointSupply:
             help = "activations, which its kernels round to float8 as well, are not rounded here"
             notes.append(Diagnostic("LG645", "note", message, help=help))
         stamps, source = stored.stamps, CheckpointSource(layout=resolution.layout)
-        if adapter is not None:
+        apart: dict[str, KeptAdapter] = {}
+        if isinstance(adapter, Path):
             opened = Adapter.open(adapter)
             bindings, note = opened.merged_into(bindings, stored.path)
             packed = {p: how for p, how in packed.items() if bindings[p].tensor.packed is not None}
             stamps = {**stamps, **opened.stamps}
             notes.append(note)
-            digest = hashed(opened.file).sha256
-            assert digest is not None
-            name = opened.folder.absolute().name
-            merged = AdapterRecord(name=name, base=opened.base, rank=opened.rank, sha256=digest)
-            source = CheckpointSource(layout=resolution.layout, adapter=merged)
+            source = CheckpointSource(layout=resolution.layout, adapter=_record(opened))
+        for name, place in (adapter or {}).items() if not isinstance(adapter, Path) else ():
+            opened = Adapter.open(place)
+            products, note = opened.apart_from(bindings, stored.path)
+            stamps = {**stamps, **opened.stamps}
+            notes.append(note)
+            apart[name] = KeptAdapter(_record(opened), products)
         return CheckpointSupply(
             bindings,
             source,
@@ -251,6 +282,7 @@ class CheckpointSupply:
             companions,
             texts,
             packed,
+            apart,
         )
 
     @property
@@ -273,6 +305,13 @@ class CheckpointSupply:
 
     def require_unchanged(self) -> None:
         require_unchanged(self.stamps)
+
+
+def _record(adapter: Adapter) -> AdapterRecord:
+    digest = hashed(adapter.file).sha256
+    assert digest is not None
+    name = adapter.folder.absolute().name
+    return AdapterRecord(name=name, base=adapter.base, rank=adapter.rank, sha256=digest)
 
 
 @dataclass(frozen=True)

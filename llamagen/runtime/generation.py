@@ -16,7 +16,7 @@ from llamagen import files
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.config.settings import Settings
 from llamagen.emit.manifest import MANIFEST, ImagesRecord, read_manifest
-from llamagen.emit.onnx.session import OpenOptions, provider_of
+from llamagen.emit.onnx.session import OpenOptions, provider_of, read_adapter
 from llamagen.images.decode import read_image
 from llamagen.images.prepare import Prompt, Values, prompt_of
 from llamagen.images.recipe import Recipe
@@ -215,8 +215,19 @@ class Generation:
 class Runner:
     """An exported folder that answers prompts one after the other; ONNX Runtime opens it for the first."""
 
-    def __init__(self, folder: str | Path, *, threads: int = 0, provider: str = "cpu") -> None:
-        """Raises LG623 (the folder holds an adapter), LG711 (no such ``provider``), LG762 (a broken tokenizer)."""
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int = 0,
+        provider: str = "cpu",
+        adapter: str | None = None,
+    ) -> None:
+        """With one of the adapters that lie beside the model, or none.
+
+        Raises LG623 (the folder holds an adapter), LG658 (no such ``adapter``), LG711 (no such ``provider``), LG713 (a
+        broken adapter), LG762 (a broken tokenizer).
+        """
         self.folder = Path(folder)
         execution = provider_of(provider)
         if self.folder.is_dir():
@@ -228,6 +239,8 @@ class Runner:
         if self.manifest is not None:
             of_folder = self.manifest.session, self.manifest.made_for
             self.options = OpenOptions(threads, execution, *of_folder)
+        known = self.manifest.adapters if self.manifest is not None else {}
+        self.adapter = {} if adapter is None else read_adapter(self.folder, adapter, known)
         self.session: Session | None = None
 
     def run(
@@ -265,7 +278,7 @@ class Runner:
         record, prepared = _prepared(folder, known, ids, pictures, encoded=words is not None)
         started = time.perf_counter()
         if self.session is None or self.session.record != record:
-            self.session = Session(folder, self.options, record)
+            self.session = Session(folder, self.options, record, self.adapter)
         self.session.reset()
         opened = time.perf_counter() - started
         settings = Settings.of_folder(folder)
@@ -381,6 +394,7 @@ def run(
     seed: int = 0,
     threads: int = 0,
     provider: str = "cpu",
+    adapter: str | None = None,
 ) -> Generation:
     """Generate from an exported folder: iterate the result for tokens and text; nothing is computed before.
 
@@ -388,14 +402,14 @@ def run(
     the first message of one; the folder's chat template writes it, behind the message ``system`` if there is one.
     ``images`` are files, one for each ``<|image|>`` of the prompt; without any there, all stand in front.
     The text ends before the first of the strings ``stop``. ``provider`` is ``cpu``, ``cuda``, ``webgpu`` or
-    the path of a library that ONNX Runtime can load as one.
+    the path of a library that ONNX Runtime can load as one; ``adapter`` names one of those beside the model.
 
-    Raises LG623 (the folder holds an adapter), LG711 (ONNX Runtime has no such ``provider``), LG760 (not an
-    exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764 (a prompt longer than the
-    context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places differ in number),
-    LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
+    Raises LG623 (the folder holds an adapter), LG658 (no such ``adapter``), LG711 (ONNX Runtime has no such
+    ``provider``), LG760 (not an exported folder), LG761 (text without a tokenizer), LG762 (a broken tokenizer), LG764
+    (a prompt longer than the context), LG780 and LG781 (an image that cannot be read), LG782 (images and their places
+    differ in number), LG783 (a model that reads no images), LG784 (no chat template, or one that fails).
     """
-    return Runner(folder, threads=threads, provider=provider).run(
+    return Runner(folder, threads=threads, provider=provider, adapter=adapter).run(
         prompt,
         images=images,
         chat=chat,

@@ -14,6 +14,7 @@ from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.manifest import HandOver, ImagesRecord, graph_path
 from llamagen.emit.onnx.session import (
     AS_IT_IS,
+    NO_ADAPTER,
     OpenOptions,
     array_of,
     as_input,
@@ -22,6 +23,7 @@ from llamagen.emit.onnx.session import (
     device_of,
     empty_cache,
     open_session,
+    require_inputs,
     require_interface,
     table_context,
     value_of,
@@ -161,15 +163,17 @@ class Graph:
         self.options = options
         self.session = open_session(file, options)
         self.inputs = {i.name: i.type for i in self.session.get_inputs()}
+        self.adapter: Mapping[str, OrtValue] = NO_ADAPTER
 
     def feeds(self, arrays: Values, made: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
-        """What the graph reads of ``arrays``, in the types it wants, and of what other graphs made."""
+        """What the graph reads of ``arrays``, in the types it wants, and of what other graphs made, and its adapter."""
         given = {
             name: value_of(as_input(array, self.inputs[name]))
             for name, array in arrays.items()
             if name in self.inputs
         }
-        return {**given, **{name: v for name, v in made.items() if name in self.inputs}}
+        handed = {name: v for name, v in made.items() if name in self.inputs}
+        return {**given, **handed, **self.adapter}
 
     def run(self, feeds: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
         """Outputs by name, of a graph without a cache."""
@@ -186,9 +190,16 @@ class Session:
     """
 
     def __init__(
-        self, folder: Path, options: OpenOptions = AS_IT_IS, record: ImagesRecord | None = None
+        self,
+        folder: Path,
+        options: OpenOptions = AS_IT_IS,
+        record: ImagesRecord | None = None,
+        adapter: Mapping[str, OrtValue] = NO_ADAPTER,
     ) -> None:
-        """Open ``folder``. Raises LG760 if it was not exported, LG711 to LG713 if ONNX Runtime refuses it."""
+        """Open ``folder``, with the values that an adapter gives.
+
+        Raises LG760 if it was not exported, LG711 to LG713 if ONNX Runtime refuses it.
+        """
         self.folder = folder
         self.options = options
         self.record = record
@@ -196,6 +207,8 @@ class Session:
         *self.before, self.last = (Graph(graph_path(folder, name), options) for name in names)
         self.require_graphs()
         session = self.last.session
+        require_inputs(session, self.last.file, adapter)
+        self.last.adapter = adapter
         self.width: int = next(o.shape[-1] for o in session.get_outputs() if o.name == "logits")
         metadata = session.get_modelmeta().custom_metadata_map
         self.vocab_size = vocabulary_of(metadata, self.last.file) or self.width

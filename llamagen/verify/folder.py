@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,11 @@ from llamagen.emit.manifest import MANIFEST, SPEC_FILE, RandomSource, graph_path
 from llamagen.emit.onnx.emit import INPUT_NAMES, LARGEST_CODE
 from llamagen.emit.onnx.session import (
     OpenOptions,
+    array_of,
     open_session,
     provider_of,
+    read_adapter,
+    require_inputs,
     require_interface,
     table_context,
 )
@@ -50,7 +53,10 @@ from llamagen.verify import oracles
 from llamagen.verify.exact import ExactGraph, exact_model, read_back
 from llamagen.verify.graph_copies import in_eight_bits, open_graph
 from llamagen.verify.limits import (
+    ADAPTED,
+    CODED,
     EXACT,
+    WHOLE,
     BoundRule,
     Difference,
     Tolerance,
@@ -93,7 +99,7 @@ from llamagen.verify.scenarios import (
     image_scenarios,
     scenarios,
 )
-from llamagen.verify.stored import StoredWeights, graph_of, stored_weights
+from llamagen.verify.stored import StoredWeights, graph_of, in_three_products, stored_weights
 from llamagen.verify.witnesses import (
     COUNTS_PADDING,
     COUNTS_PLACES,
@@ -109,6 +115,9 @@ from llamagen.verify.witnesses import (
     with_experts,
 )
 from llamagen.weights.checkpoint import require_unchanged, stamps_of
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
 
 PROMPT_TOKENS = 12
 
@@ -136,6 +145,10 @@ WINDOWS_COUNT_TOKENS = (
 
 LAYER_CASES = ("prefill", "left padding", "images decode")
 """Those whose layers are looked at: without a cache, with all that can go wrong with it, with images."""
+
+ADAPTED_CASES = ("prefill", "decode")
+_OF_WEIGHTS = ("torch", "reference", "transformers")
+"""Witnesses that are given the weights of the folder, and so those with an adapter."""
 
 CODED_CASE = "decode"
 """It has no padding, behind which a cache holds anything."""
@@ -194,6 +207,20 @@ class Subject:
     """Of sessions, as the folder asks for."""
     stages: tuple[str, ...] = ()
     """Graphs that are the text model in turn."""
+    adapters: tuple[str, ...] = ()
+    """Those that lie beside the model."""
+    adapter: Mapping[str, OrtValue] = field(default_factory=dict)
+    """What one of them gives the text model, whose weights are then with it."""
+
+    def with_adapter(self, name: str) -> Subject:
+        """Raises LG713, LG773 for one that is broken."""
+        own = replace(self, adapter=read_adapter(self.folder, name, self.adapters))
+        return replace(own, stored=self.stored.with_adapter(own.given))
+
+    @property
+    def given(self) -> dict[str, NDArray[np.float32]]:
+        """The numbers of ``adapter``; float32 holds each."""
+        return {name: array_of(value).astype(np.float32) for name, value in self.adapter.items()}
 
     @property
     def size(self) -> int:
@@ -244,7 +271,8 @@ def subject_of(folder: Path, provider: str) -> Subject:
         stored.require_dtype()
     settings = {NO_SPINNING: "0", **manifest.session}
     options = OpenOptions(provider=provider, settings=settings, made_for=manifest.made_for)
-    return Subject(folder, graphs, pipeline_of(graphs), stored, options, manifest.stages)
+    adapters = tuple(manifest.adapters)
+    return Subject(folder, graphs, pipeline_of(graphs), stored, options, manifest.stages, adapters)
 
 
 def no_ids(_: str, __: str) -> Sequence[int]:
@@ -300,10 +328,12 @@ def verify_folder(
     before = stamps_of(folder)
     subject = subject_of(folder, provider_of(provider))
     plans = list(plans_of(subject, prompt_tokens, steps, seed, leave_out))
+    plans += [plans[0].with_adapter(name) for name in subject.adapters]
     every = "reference" in names
     exactly = [cases_exactly(subject, plan.cases, every) for plan in plans]
     outputs = len(subject.graphs[MAIN].output_names)
-    compared_cases = len(names) * sum(len(plan.cases) for plan in plans)
+    asking = [[n for n in names if not plan.adapter or n in _OF_WEIGHTS] for plan in plans]
+    compared_cases = sum(len(ours) * len(p.cases) for ours, p in zip(asking, plans, strict=True))
     done, total = 0, sum(len(plan.cases) for plan in plans)
     total += outputs * (compared_cases + sum(len(cases) for cases in exactly))
 
@@ -315,12 +345,14 @@ def verify_folder(
     rows: list[Row] = []
     read = True  # the tables, and each row is the spec's
     layer_rows: list[LayerRow] = []
-    for plan, again in zip(plans, exactly, strict=True):
-        comparison = Comparison(subject, plan, step, asked)
+    for plan, again, ours in zip(plans, exactly, asking, strict=True):
+        adapted = subject.with_adapter(plan.adapter) if plan.adapter else subject
+        comparison = Comparison(adapted, plan, step, asked)
         tables = list(comparison.constants())
         read = read and all(row.verdict == "equal" for row in tables)
-        rows += (*tables, *comparison.in_codes(encode), *comparison.staged())
-        for name in names:
+        if not plan.adapter:  # beside an adapter they are the same
+            rows += (*tables, *comparison.in_codes(encode), *comparison.staged())
+        for name in ours:
             for row in comparison.rows(name):
                 rows.append(row)
                 step(f"{name}, {row.case}")
@@ -405,6 +437,16 @@ class Plan:
     skipped: str = ""
     missing: bool = False
     """Graphs that nobody said to leave out have no case."""
+    adapter: str = ""
+    """With one that lies beside the model."""
+
+    def with_adapter(self, name: str) -> Plan:
+        """A prompt and what follows it: the rest is said of the graph, which is the same."""
+        cases = [case for case in self.cases if case.name in ADAPTED_CASES]
+        called = tuple(
+            replace(case, name=f"{case.name} with {name}", same_as=None) for case in cases
+        )
+        return replace(self, cases=called, adapter=name)
 
 
 def plans_of(
@@ -606,10 +648,12 @@ class Comparison:
             reads = {*(INPUT_NAMES.get(v.id, v.id) for v in graph.inputs), *crossing(graph, "read")}
             writes = (*graph.output_names, *crossing(graph, "write"))
             require_interface(one.session, file, reads, writes, dict(graph.outputs))
-            sessions[name] = one
+            adapter = subject.adapter if name == MAIN else {}
+            require_inputs(one.session, file, adapter)
+            sessions[name] = replace(one, adapter=adapter)
             if long and 0 < in_eight_bits(file) <= MAX_DECODED:
                 again = open_graph(file, subject.options, routers=self.routed, decoded=True)
-                decoded[name] = again[0]
+                decoded[name] = replace(again[0], adapter=adapter)
         for case in self.cases.values():
             if not self.refused(case):
                 many = len(case.splits) > FEW_CALLS
@@ -642,6 +686,13 @@ class Comparison:
             name: ReferenceWitness.of_graph(graph, read, rounding, float32_angles)
             for name, graph in self.graphs.items()
         }
+        adapted = self.subject.stored.adapted
+        if adapted and rounding is not None:
+            flat = in_three_products(flatten(self.graphs[MAIN]), adapted)
+            read = self.subject.stored.read_apart
+            graphs[MAIN] = ReferenceWitness(
+                flat, read, rounding, "reference", self.graphs[MAIN].output_names, float32_angles
+            )
         return self.model("reference", graphs)
 
     def witness(self, name: WitnessName) -> AnyWitness:
@@ -826,7 +877,10 @@ class Comparison:
         graphs: dict[str, OneGraph] = {}
         for name, graph in self.graphs.items():
             file = graph_path(self.subject.folder, name)
-            exact = ExactGraph.of_model(*exact_model(file), str(file))
+            model, weights = exact_model(file)
+            if name == MAIN:
+                weights = {**weights, **self.subject.given}
+            exact = ExactGraph.of_model(model, weights, str(file))
             graphs[name] = exact
             for table in read_back(exact, flatten(graph), self.dtype):
                 away = Difference(table.farthest, table.farthest, 1.0, table.count, 0.0)
@@ -1095,15 +1149,17 @@ class Comparison:
 
     def bound(self, case: Scenario, output: Output) -> tuple[Tolerance, Difference | None]:
         """For all its tokens: measured, and with what, where the reference is at hand, from the table otherwise."""
+        parts = CODED if self.subject.stored.coded else WHOLE
+        parts = ADAPTED if self.subject.adapter else parts
         if self.subject.too_large:
-            return unmeasured_tolerance(self.dtype, self.subject.stored.coded), None
+            return unmeasured_tolerance(self.dtype, parts), None
         name = FAR_ROUNDED if case.shift or case.before else ROUNDED
         rounded, exact = self.logits(name, case), self.logits("reference", case)
         rounding = self.away(output, case, rounded, exact, self.by_reference)
         if self.routed:
             scores = self.scores["reference", case.name], self.scores[name, case.name]
             self.reach[case.name] = measured_reach(*scores)
-        return measured_tolerance(self.dtype, rounding, self.subject.stored.coded), rounding
+        return measured_tolerance(self.dtype, rounding, parts), rounding
 
     def choices(self, name: WitnessName, cases: Sequence[Scenario]) -> Row:
         """Whether the experts are those that the witness would have chosen, seen by torch or by the reference.

@@ -114,9 +114,12 @@ def mutate(
 ) -> Mutation:
     """Try the mutants of the text graph of ``folder``. Raises as ``verify_folder`` does."""
     subject = subject_of(folder, provider_of("cpu"))
+    for name in subject.adapters[:1]:  # without one nothing shows what is beside weights
+        subject = subject.with_adapter(name)
     graph = subject.graphs[MAIN]
     flat, dtype = flatten(graph), subject.stored.dtype
-    model, weights = exact_model(graph_path(folder))
+    model, stored = exact_model(graph_path(folder))
+    weights = {**stored, **subject.given}
     text = next(plans_of(subject, PROMPT_TOKENS, 4, seed)).cases
     cases = _chosen(text, subject.says("positions") or "")
     reference = ReferenceWitness.of_graph(graph, subject.stored.read)

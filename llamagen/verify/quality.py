@@ -42,7 +42,7 @@ from llamagen.spec.registry import Registry
 from llamagen.units import bytes_text
 from llamagen.verify.folder import CaseProgress, silent, spec_text
 from llamagen.verify.limits import DAMAGED
-from llamagen.verify.scenarios import FloatArray, IntArray, Witness
+from llamagen.verify.scenarios import FloatArray, IntArray, Session, Witness
 from llamagen.verify.stored import CodedPlace, Place, stored_weights
 from llamagen.verify.witnesses import OnnxWitness, TorchWitness
 from llamagen.weights.checkpoint import require_unchanged, stamps_of
@@ -55,8 +55,9 @@ Encode: TypeAlias = Callable[[str, str], Sequence[int]]
 
 WINDOW = 256
 """Tokens of a text that see one another."""
-ROWS, CALL = 8, 32
-"""Windows that a model reads side by side, a token a call; or tokens a call where it tells the logits of all."""
+ROWS, POSITIONS = 8, 64
+"""Windows that are read side by side where the folder tells the logits of the last token alone, and so reads a token a
+call; and tokens of all of them whose logits are compared at a time, which the float32 model reads in one call."""
 PROMPTS, PROMPT, STEPS = 8, 16, 32
 """Places of the text, tokens from there on, and greedy ones that follow."""
 SEED = 0
@@ -255,20 +256,24 @@ def _measured(
     file = graph_path(folder)
     own = OnnxWitness(open_session(file, options), file=str(file), made_for=manifest.made_for)
     exact = TorchWitness.of_graph(graph, read)
-    size, call = (1, CALL) if manifest.logits == "all" else (ROWS, 1)
+    every = manifest.logits == "all"
+    size = 1 if every else ROWS
     last = inputs.rows.shape[1] - 1
     done, in_all = 0, last * len(inputs.rows) + 2 * PROMPTS * STEPS
     distances = Distances()
     for rows in np.split(inputs.rows, range(size, len(inputs.rows), size)):
-        sessions = own.start(), exact.start()
-        for start in range(0, last, call):
-            stop = min(start + call, last)
-            fed = (
-                rows[:, start:stop],
-                np.ones((len(rows), stop), np.int64),
-                _places(rows, start, stop),
-            )
-            found, expected = (session.step(*fed) for session in sessions)
+
+        def read_on(session: Session, start: int, stop: int, rows: IntArray = rows) -> FloatArray:
+            mask = np.ones((len(rows), stop), np.int64)
+            return session.step(rows[:, start:stop], mask, _places(rows, start, stop))
+
+        folder_session, exact_session = own.start(), exact.start()
+        span = POSITIONS // size
+        for start in range(0, last, span):
+            stop = min(start + span, last)
+            calls = [(start, stop)] if every else [(i, i + 1) for i in range(start, stop)]
+            found = np.concatenate([read_on(folder_session, *call) for call in calls], axis=1)
+            expected = read_on(exact_session, start, stop)
             distances.add(found, expected, rows[:, start + 1 : stop + 1])
             done += len(rows) * (stop - start)
             progress(done, in_all, f"{distances}")

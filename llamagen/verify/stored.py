@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -24,9 +24,12 @@ from pydantic import TypeAdapter
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.manifest import graph_path
+from llamagen.emit.onnx.adapters import inputs_of
 from llamagen.emit.onnx.data import ENCODING, SOURCES
 from llamagen.emit.onnx.initializers import EncodingRecord
+from llamagen.ir.flatten import FlatGraph, FlatNode
 from llamagen.ir.graph import MAIN
+from llamagen.ops.dims import Dim
 from llamagen.ops.op import Parameter
 from llamagen.verify.limits import RunDType
 
@@ -159,6 +162,55 @@ class CodedPlace:
         return found.swapaxes(-1, -2) if self.record.transposed else found
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptedPlace:
+    """A parameter with what an adapter of the folder adds to it."""
+
+    base: Place | CodedPlace
+    down: NDArray[np.float32]
+    """[in, r]"""
+    up: NDArray[np.float32]
+    """[r, out]"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self) -> NDArray[np.float64]:
+        """W + (A B)^T, rounded nowhere."""
+        product = self.down.astype(np.float64) @ self.up.astype(np.float64)
+        return self.base.read().astype(np.float64) + product.T
+
+
+_FACTOR = " factor "
+
+
+def in_three_products(flat: FlatGraph, adapted: Mapping[str, AdaptedPlace]) -> FlatGraph:
+    """``flat`` as a folder computes it: x W + (x A) B. What x A is rounded by goes into every result alike, so that
+    attention may gather it: rounding the sum of the weights tells less."""
+    nodes: list[FlatNode] = []
+    types = dict(flat.types)
+    for node in flat.nodes:
+        path = node.parameters.get("weight", "")
+        if path not in adapted:
+            nodes.append(node)
+            continue
+        (result,), rank = node.results, adapted[path].down.shape[1]
+        base, low, up = (f"{result} {what}" for what in ("base", "down", "up"))
+        types |= {base: types[result], up: types[result]}
+        types[low] = replace(types[result], shape=(*types[result].shape[:-1], Dim.of(rank)))
+        plain = {**node.attrs, "bias": False}
+        down, widen = {**plain, "out_features": rank}, {**plain, "in_features": rank}
+        factors = ({"weight": f"{path}{_FACTOR}{name}"} for name in "AB")
+        nodes += (
+            replace(node, results=(base,)),
+            replace(node, results=(low,), attrs=down, parameters=next(factors)),
+            replace(node, operands=(low,), results=(up,), attrs=widen, parameters=next(factors)),
+            FlatNode("add", node.path, (base, up), (result,), {}, {}, node.span),
+        )
+    return replace(flat, nodes=tuple(nodes), types=types)
+
+
 def numbers_of(stored: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:
     """One number an element: of each byte first the low half, then the high one, where there are 4 bits."""
     plain = np.asarray(stored, np.uint8)
@@ -173,6 +225,10 @@ class StoredWeights:
 
     places: Mapping[str, Place | CodedPlace]
     metadata: Mapping[str, str]
+    held: Mapping[str, tuple[str, ...]]
+    """By the name that it has in the graph, the parameters that a weight holds."""
+    adapted: Mapping[str, AdaptedPlace] = field(default_factory=dict)
+    """Those of ``places`` that an adapter changes."""
 
     @property
     def dtype(self) -> RunDType:
@@ -195,7 +251,39 @@ class StoredWeights:
 
     def read(self, path: str) -> NDArray[np.generic]:
         """The tensor of a role path, as stored; of a quantised one, what it stands for. Raises KeyError."""
+        return (self.adapted if path in self.adapted else self.places)[path].read()
+
+    def read_apart(self, path: str) -> NDArray[np.generic]:
+        """As ``in_three_products`` names them: a weight itself, and the factors of what is added to it."""
+        whole, _, factor = path.partition(_FACTOR)
+        if factor:
+            place = self.adapted[whole]
+            return (place.down if factor == "A" else place.up).T
         return self.places[path].read()
+
+    def with_adapter(self, given: Mapping[str, NDArray[np.float32]]) -> StoredWeights:
+        """With what an adapter gives the inputs A [in, r] and B [r, out] beside weights. Raises LG773 for others."""
+        adapted: dict[str, AdaptedPlace] = {}
+        rest = dict(given)
+        for name, paths in self.held.items():
+            first, second = inputs_of(name)
+            if first not in rest or second not in rest:
+                continue
+            down, up, end = rest.pop(first), rest.pop(second), 0
+            places = [self.places[path] for path in paths]
+            rows, width = sum(place.shape[0] for place in places), places[0].shape[1]
+            if down.shape[:1] != (width,) or up.shape != (down.shape[-1], rows):
+                message = (
+                    f"an adapter's `{first}` {list(down.shape)} and {list(up.shape)} fit no weight"
+                )
+                raise LlamagenError.of("LG773", message, help=_AGAIN)
+            for path, place in zip(paths, places, strict=True):
+                start, end = end, end + place.shape[0]
+                adapted[path] = AdaptedPlace(place, down, up[:, start:end])
+        if rest:
+            message = f"an adapter's `{min(rest)}` is beside no weight of the model"
+            raise LlamagenError.of("LG773", message, help=_AGAIN)
+        return replace(self, adapted=adapted)
 
     def require_dtype(self) -> None:
         """Raises LG773 where the graph says a dtype that none of its weights has: it chooses the tolerances."""
@@ -232,15 +320,18 @@ def stored_weights(folder: Path, name: str = MAIN) -> StoredWeights:
     model = graph_of(file)
     plain = external_places(file.parent, model)
     places: dict[str, Place | CodedPlace] = {}
+    held: dict[str, tuple[str, ...]] = {}
     for tensor in model.graph.initializer:
         if tensor.name not in plain:
             continue
         about = {p.key: p.value for p in tensor.metadata_props}
         if ENCODING in about:
-            places |= _coded(tensor.name, about, plain)
+            found: Mapping[str, Place | CodedPlace] = _coded(tensor.name, about, plain)
         else:
-            places |= _places(tensor.name, plain[tensor.name], about.get(SOURCES))
-    return StoredWeights(places, {p.key: p.value for p in model.metadata_props})
+            found = _places(tensor.name, plain[tensor.name], about.get(SOURCES))
+        places |= found
+        held[tensor.name.removesuffix("_codes")] = tuple(found)
+    return StoredWeights(places, {p.key: p.value for p in model.metadata_props}, held)
 
 
 def graph_of(file: Path) -> onnx.ModelProto:

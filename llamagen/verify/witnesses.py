@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -48,6 +48,7 @@ from llamagen.verify.scenarios import NOTHING, FloatArray, IntArray, N, Session,
 if TYPE_CHECKING:
     import onnxruntime as ort
     import torch
+    from onnxruntime import OrtValue
 
 CROSS = "cross_key_values"
 """What the generated module takes keys and values of another graph as, and how their names begin outside."""
@@ -273,6 +274,8 @@ class OnnxWitness(OneGraph):
     made_for: str = ""
     told: Told | None = None
     """Gets the routers' choices as well, where the session is of a copy that has them."""
+    adapter: Mapping[str, OrtValue] = field(default_factory=dict)
+    """What is given to inputs beside weights."""
 
     @staticmethod
     def of_graph(
@@ -330,7 +333,7 @@ class OpenOnnx:
         named |= self.past or empty_cache(witness.session, batch)
         feeds = {n: as_input(named[n], kind) for n, kind in self.inputs.items() if n in named}
         with computing(witness.file, OpenOptions(made_for=witness.made_for)):
-            results = computed(witness.session, feeds)
+            results = computed(witness.session, feeds, witness.adapter)
         logits = results.get("logits")
         if logits is not None and (logits.ndim != 3 or len(logits) != batch):
             message = f"{witness.file} gives logits of the shape {list(logits.shape)}"

@@ -1,4 +1,5 @@
-"""LoRA adapters of PEFT, merged into the weights that they were trained beside: W + factor * B A, in float32.
+"""LoRA adapters of PEFT, for the weights that they were trained beside: W + factor * B A, merged in float32 or kept
+apart.
 
 A folder has adapter_config.json and adapter_model.safetensors or .bin with, for a module of the Hub's names,
 `base_model.model.MODULE.lora_A.weight` [r, in] and `lora_B.weight` [out, r] (peft, tuners/lora/layer.py:
@@ -50,6 +51,17 @@ _TRAINING = (
 """Keys that say how an adapter was made, or which modules it has, which its tensors say themselves."""
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """`init_lora_weights` that leave the base as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a weight [out, in]: factor * up @ down."""
+
+    up: Binding
+    """[out, r]"""
+    down: Binding
+    """[r, in]"""
+    factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +117,48 @@ class Adapter:
             match = _TENSOR.fullmatch(name)
             if match is not None:
                 base = self.base_of(f"{match[1]}.weight", bases)
-                changed[base.name] = self.added(base, match[1], embedding="embedding" in match[2])
+                added = self.product(base, match[1], embedding="embedding" in match[2])
+                up, down = ((one.tensor, one.dtype) for one in (added.up, added.down))
+                merged = low_rank((base.tensor, base.dtype), up, down, added.factor)
+                names = (*base.sources, *added.up.sources, *added.down.sources)
+                changed[base.name] = replace(base, dtype="F32", tensor=merged, sources=names)
         if not changed:
             raise _refused(self.folder, "has no tensors", "is the download complete?")
-        on = self.config.get("base_model_name_or_path")
         message = f"{len(changed)} weights have {quoted(named(self.folder))} merged into them"
-        help = f"it was trained on {quoted(str(on))}: is that what {quoted(named(checkpoint))} is?"
-        return {**bindings, **changed}, Diagnostic("LG626", "note", message, help=help)
+        return {**bindings, **changed}, self.noted(message, checkpoint)
+
+    def apart_from(
+        self, bindings: Mapping[str, Binding], checkpoint: Path
+    ) -> tuple[dict[str, LowRank], Diagnostic]:
+        """What it adds to weights, by role path, and the note LG626. Raises LG625 for another base, LG657 for what no
+        product beside a projection is.
+        """
+        self.require_base(checkpoint)
+        products: dict[str, LowRank] = {}
+        for name in self.tensors:
+            match = _TENSOR.fullmatch(name)
+            if match is None or "embedding" in match[2]:
+                raise LlamagenError.of(
+                    "LG657",
+                    f"the adapter {quoted(str(self.folder))} has {quoted(name)}, which is no LoRA of a projection",
+                    help=f"merge it: --adapter {named(self.folder)}",
+                )
+            base = self.base_of(f"{match[1]}.weight", bindings)
+            products[base.name] = self.product(base, match[1], embedding=False)
+        if not products:
+            raise _refused(self.folder, "has no tensors", "is the download complete?")
+        message = f"{quoted(named(self.folder))} stays beside {len(products)} weights"
+        return products, self.noted(message, checkpoint)
+
+    def noted(self, message: str, checkpoint: Path) -> Diagnostic:
+        on = self.config.get("base_model_name_or_path")
+        known = (
+            "it does not say on what it was trained"
+            if not on
+            else f"it was trained on {quoted(str(on))}"
+        )
+        help = f"{known}: is that what {quoted(named(checkpoint))} is?"
+        return Diagnostic("LG626", "note", message, help=help)
 
     def require_base(self, checkpoint: Path) -> None:
         """The Hub's names of both, where both are known, are one."""
@@ -153,7 +200,7 @@ class Adapter:
             whole[base.name] = Binding(base.name, dtype, stored(tensor.entries[0]), (name,))
         return whole
 
-    def added(self, base: Binding, module: str, embedding: bool) -> Binding:
+    def product(self, base: Binding, module: str, embedding: bool) -> LowRank:
         names = (
             (f"{module}.lora_embedding_A", f"{module}.lora_embedding_B")
             if embedding
@@ -181,10 +228,7 @@ class Adapter:
                 f"was trained on another base: {has}",
                 "give the model that it was trained on",
             )
-        merged = low_rank(
-            (base.tensor, base.dtype), (up.tensor, up.dtype), (down.tensor, down.dtype), factor
-        )
-        return replace(base, dtype="F32", tensor=merged, sources=(*base.sources, *names))
+        return LowRank(up, down, factor)
 
     @property
     def base(self) -> str | None:

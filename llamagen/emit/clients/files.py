@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 from llamagen.emit.clients.contract import Decoder, Unfit, contract_of
 from llamagen.emit.clients.readme import Exported, readme_text
 from llamagen.emit.config.settings import Settings, SpecialTokens, special_tokens
 from llamagen.emit.config.table import CONFIG_FILE
-from llamagen.emit.manifest import Source
+from llamagen.emit.manifest import AdapterRecord, Source
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.layout import FLAT, Layout
@@ -134,6 +135,7 @@ def write_client_files(
     source: Source,
     stages: Sequence[Stage] = (),
     layout: Layout = FLAT,
+    adapters: Mapping[str, AdapterRecord] = MappingProxyType({}),
 ) -> None:
     """Write what clients read, last of all: the files of the checkpoint in ``folder`` decide.
 
@@ -179,6 +181,16 @@ def write_client_files(
     paths = (path for path in folder.rglob("*") if path.is_file())
     names = frozenset(path.relative_to(folder).as_posix() for path in paths)
     exported = Exported(
-        resolved, graphs, model, source, contract, tokens, settings, names, context, layout
+        resolved,
+        graphs,
+        model,
+        source,
+        contract,
+        tokens,
+        settings,
+        names,
+        context,
+        layout,
+        adapters,
     )
     write_text(folder / README_FILE, readme_text(exported))

@@ -12,7 +12,7 @@ from typing import Literal
 from llamagen.diagnostics.markdown import cell, code
 from llamagen.emit.clients.contract import Contract, Unfit, bounds_text
 from llamagen.emit.config.settings import Settings, SpecialTokens
-from llamagen.emit.manifest import RandomSource, Source
+from llamagen.emit.manifest import AdapterRecord, RandomSource, Source, adapter_file
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializers import Encoding, Initializer
@@ -102,6 +102,7 @@ class Exported:
     context: int | None
     """Tokens that the model can read."""
     layout: Layout
+    adapters: Mapping[str, AdapterRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,9 @@ class Page:
     session: Mapping[str, str]
     page: bool
     """There is an index.html."""
+    adapter: str | None
+    """One of the adapters beside the weights, and its file."""
+    adapter_file: str
     browser: bool
     """ONNX Runtime's WebAssembly build, as transformers.js brings it, has no bfloat16; float16 was not tested."""
 
@@ -175,6 +179,7 @@ def page_of(exported: Exported) -> Page:
     first = () if tokens.bos is None else (tokens.bos,)
     words = WORDS if max(WORDS) < contract.vocab_size else (1, 2, 3)
     model = exported.model
+    adapter = next(iter(exported.adapters), None)
     return Page(
         title=cell(exported.resolved.spec.title or exported.resolved.spec.id),
         id=exported.resolved.spec.id,
@@ -201,6 +206,8 @@ def page_of(exported: Exported) -> Page:
         device=_DEVICES[model.profile.provider],
         session=model.session_settings,
         page=PAGE_FILE in exported.names,
+        adapter=adapter,
+        adapter_file="" if adapter is None else adapter_file(adapter),
         browser=model.dtype == "float32" and all(map(_in_browser, model.initializers)),
     )
 
@@ -251,11 +258,11 @@ def _facts(exported: Exported) -> Iterator[Row]:
     count = sum(p.count for p in all_parameters(dict(exported.graphs)).values())
     yield Row("parameters", count_text(count))
     yield Row("weights", "; ".join(_stored(model)))
-    adapter = None if isinstance(exported.source, RandomSource) else exported.source.adapter
-    if adapter is not None:
-        on = "" if adapter.base is None else f", trained on {code(adapter.base)}"
-        merged = f"{code(adapter.name)}, a LoRA of rank {adapter.rank}{on}"
-        yield Row("merged into them", f"{merged}; sha256 `{adapter.sha256[:16]}`")
+    merged = None if isinstance(exported.source, RandomSource) else exported.source.adapter
+    if merged is not None:
+        yield Row("merged into them", f"{code(merged.name)}, {_of_adapter(merged)}")
+    for called, adapter in exported.adapters.items():
+        yield Row("beside them", f"adapter {code(called)}, {_of_adapter(adapter)}")
     yield Row("computation", model.dtype)
     profile = model.profile
     since = f"; needs onnxruntime {model.runtime} or later" if model.fused_attention else ""
@@ -283,6 +290,11 @@ def _facts(exported: Exported) -> Iterator[Row]:
     if release is not None and release.licence is not None:
         yield Row("licence of the weights", cell(release.licence))
     yield Row("written by", f"llamagen {llamagen_version()}")
+
+
+def _of_adapter(adapter: AdapterRecord) -> str:
+    on = "" if adapter.base is None else f", trained on {code(adapter.base)}"
+    return f"a LoRA of rank {adapter.rank}{on}; sha256 `{adapter.sha256[:16]}`"
 
 
 def _context(tokens: int, of_model: int | None) -> str:
@@ -323,6 +335,8 @@ def _files(exported: Exported) -> Iterator[Row]:
         yield Row(code(name), "some of its layers, for a device of their own")
     for name in sorted(n for n in exported.names if _is_data(n)):
         yield Row(code(name), "weights")
+    for name in exported.adapters:
+        yield Row(code(adapter_file(name)), "what the adapter adds to them")
     for name, purpose in PURPOSES:
         if name in exported.names:
             yield Row(code(name), purpose)

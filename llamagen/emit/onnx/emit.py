@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llamagen.analysis.rewrites import Export, Logits, rewrite
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import QuantizationRecord
+from llamagen.emit.onnx.adapters import inputs_beside
 from llamagen.emit.onnx.builder import ELEMENTS, Builder, Quantized, Site, onnx_shape
 from llamagen.emit.onnx.initializers import (
     Initializer,
@@ -82,6 +83,8 @@ class OnnxModel:
     quantization: QuantizationRecord
     runtime: Version
     """Of ONNX Runtime: it and later ones have every operator of the model."""
+    adapted: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    """Weights beside which adapters are inputs, and the parameters that each holds."""
 
     @property
     def opsets(self) -> Mapping[str, int]:
@@ -134,15 +137,16 @@ def emit_onnx(
     stored: Mapping[str, OnnxDType] = AS_EXPORTED,
     packed: Mapping[str, str] = UNPACKED,
     ranges: Mapping[str, NDArray[np.float32]] = NO_RANGES,
+    adapted: Collection[str] = (),
 ) -> OnnxModel:
     """The ONNX model of ``graph``. Deterministic; needs no weights and takes well under a second.
 
     ``stored`` gives the dtype of parameters (by role path) whose bytes stay as a checkpoint has them: they are cast
     in the graph. ``packed`` gives the types of GGUF in which parameters stay. ``ranges`` [K, H], by the names of pasts,
-    are the largest keys and values that a cache in codes must hold. Raises LG701 to LG709, LG717 and LG726 for options
-    that are not possible.
+    are the largest keys and values that a cache in codes must hold. Adapters of the parameters ``adapted`` are inputs.
+    Raises LG701 to LG709, LG717 and LG726 for options that are not possible, LG657 for adapters that are not.
     """
-    return _Emitter(graph, options, stored, packed, ranges).run()
+    return _Emitter(graph, options, stored, packed, ranges, adapted).run()
 
 
 def require_codes(graph: Graph, options: ExportOptions) -> None:
@@ -169,6 +173,7 @@ class _Emitter:
         stored: Mapping[str, OnnxDType],
         packed: Mapping[str, str],
         ranges: Mapping[str, NDArray[np.float32]],
+        adapted: Collection[str] = (),
     ) -> None:
         profile = profile_named(options.profile)
         self.cache_dtype: CacheDType | None = None
@@ -207,6 +212,9 @@ class _Emitter:
         self.b = Builder(profile, dtype, None, self.max_context, self.runtime)
         self.values: dict[str, ir.Value] = {}
         self.parameters: dict[str, ir.Value] = {}
+        self.adapted = frozenset(adapted)
+        self.adapters: dict[str, tuple[ir.Value, ...]] = {}
+        """By the name of a weight."""
         self.named: set[int] = set()
         self.presents: dict[str, ir.Value] = {}
         self.slots: list[Slot] = list(self.flat.slots)
@@ -241,6 +249,8 @@ class _Emitter:
         taken = {value.name for value in inputs}
         context = self.context()
         table, weights = self.place_weights()
+        beside = self.place_adapters(table)
+        adapters = tuple(value for values in self.adapters.values() for value in values)
         self.named |= {id(v) for v in (*inputs, *weights, *self.parameters.values())}
         for node in self.flat.nodes:
             self.lower(node)
@@ -252,10 +262,10 @@ class _Emitter:
         if any(node.domain for node in nodes):
             opsets[CONTRIB_DOMAIN] = 1
         graph = ir.Graph(
-            inputs,
+            [*inputs, *adapters],
             outputs,
             nodes=nodes,
-            initializers=(*weights, *constants),
+            initializers=(*weights, *constants, *adapters),
             opset_imports=opsets,
             name=self.graph.spec_id,
         )
@@ -284,7 +294,15 @@ class _Emitter:
             },
         )
         return OnnxModel(
-            model, table, b.profile, dtype, self.logits, context, self.quantization, self.runtime
+            model,
+            table,
+            b.profile,
+            dtype,
+            self.logits,
+            context,
+            self.quantization,
+            self.runtime,
+            beside,
         )
 
     def vocabulary(self) -> dict[str, str]:
@@ -382,6 +400,37 @@ class _Emitter:
             self.parameters[name] = b.quantized(name, quantized)
         return tuple(table), tuple(values)
 
+    def place_adapters(self, table: Sequence[Initializer]) -> Mapping[str, tuple[Source, ...]]:
+        """Inputs beside the weights of projections that adapters change. Raises LG657 where there is no such weight."""
+        held = {one.part.weight if one.part else one.name: one.sources for one in table}
+        wanted = {
+            name: held[name]
+            for name in (
+                n.parameters["weight"] for n in self.flat.nodes if n.row.role is Role.LINEAR
+            )
+            if any(source.path in self.adapted for source in held[name])
+        }
+        missing = self.adapted - {source.path for sources in wanted.values() for source in sources}
+        if missing:
+            what = (
+                f"`{min(missing)}` is no projection of its own in the profile {self.b.profile.name}"
+            )
+            message = f"no adapter can be kept beside it: {what}"
+            raise LlamagenError.of("LG657", message, help="merge the adapter: --adapter DIR")
+        for name, sources in wanted.items():
+            shape = (sum(source.shape[0] for source in sources), sources[0].shape[1])
+            self.adapters[name] = inputs_beside(name, shape, self.b.model)
+        return wanted
+
+    def with_adapter(self, node: FlatNode, x: ir.Value, product: ir.Value) -> ir.Value:
+        """``product`` with what an adapter of its weight adds: x A B."""
+        if node.parameters["weight"] not in self.adapters:
+            return product
+        value = self.b.to(x, self.b.model)
+        for factor in self.adapters[node.parameters["weight"]]:
+            value = self.b.op("MatMul", value, factor)
+        return self.b.op("Add", product, value)
+
     def inputs(self) -> list[ir.Value]:
         named: dict[str, ir.Value] = {}
         dims: list[tuple[ir.Value, Sequence[Dim]]] = []
@@ -464,6 +513,8 @@ class _Emitter:
             )
             assert node.row.onnx is not None, node.op
             results = node.row.onnx(b, site, operands)
+            if node.row.role is Role.LINEAR:
+                results = (self.with_adapter(node, operands[0], results[0]),)
         results, left = results[: len(node.results)], results[len(node.results) :]
         for slot, value in zip(slots, left, strict=True):
             kept = onnx_shape(slot.left.shape)

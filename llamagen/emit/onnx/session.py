@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamagen import files
-from llamagen.diagnostics import LlamagenError, quoted
+from llamagen.diagnostics import LlamagenError, did_you_mean, quoted
+from llamagen.emit.manifest import adapter_file
 from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU, is_older, needed
 from llamagen.ir.flatten import PAST, PRESENT
 from llamagen.ops.op import TensorType
@@ -54,6 +55,7 @@ _BETWEEN: Mapping[str, type[np.generic]] = {"tensor(int32)": np.int32, "tensor(b
 """Types that one stage of a model may hand to the next."""
 
 NO_TYPES: Mapping[str, TensorType] = {}
+NO_ADAPTER: Mapping[str, OrtValue] = {}
 
 V = TypeVar("V")
 
@@ -372,12 +374,48 @@ def array_of(value: OrtValue) -> NDArray[np.generic]:
     return array
 
 
+def read_adapter(folder: Path, name: str, known: Collection[str]) -> dict[str, OrtValue]:
+    """What an adapter of ``folder``, one of the ``known``, gives inputs of the graph.
+
+    Raises LG658 for a name that is none, LG601 or LG713 for a file that is none of ONNX Runtime.
+    """
+    from onnxruntime import AdapterFormat
+
+    if name not in known:
+        have = f"it has {', '.join(known)}" if known else "it has none"
+        message = f"{quoted(str(folder))} has no adapter {quoted(name)}; {have}"
+        help = did_you_mean(name, known, "`export --adapter NAME=DIR` writes one")
+        raise LlamagenError.of("LG658", message, help=help)
+    file = files.checked(folder / adapter_file(name), files.DATA, within=folder)
+    try:
+        values: dict[str, OrtValue] = AdapterFormat.read_adapter(str(file)).get_parameters()
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        message = f"{quoted(str(file))} is no adapter of ONNX Runtime: {_short(str(error))}"
+        help = "`llamagen verify DIR --integrity` tells what changed"
+        raise LlamagenError.of("LG713", message, help=help) from error
+    return values
+
+
+def require_inputs(
+    session: ort.InferenceSession, file: Path, adapter: Mapping[str, OrtValue]
+) -> None:
+    """What an adapter gives are inputs of the graph, of their types. Raises LG713."""
+    types = {one.name: one.type for one in session.get_overridable_initializers()}
+    for name, value in adapter.items():
+        if types.get(name) != value.data_type():
+            message = f"an adapter gives {quoted(name)}, which {file} does not take"
+            help = "it belongs to another folder, or was changed; export both again"
+            raise LlamagenError.of("LG713", message, help=help)
+
+
 def computed(
-    session: ort.InferenceSession, feeds: Mapping[str, NDArray[np.generic]]
+    session: ort.InferenceSession,
+    feeds: Mapping[str, NDArray[np.generic]],
+    adapter: Mapping[str, OrtValue] = NO_ADAPTER,
 ) -> dict[str, NDArray[np.generic]]:
     """All outputs by name, bfloat16 as float32."""
     names = [output.name for output in session.get_outputs()]
-    values = {name: value_of(array) for name, array in feeds.items()}
+    values = {**{name: value_of(array) for name, array in feeds.items()}, **adapter}
     results = session.run_with_ort_values(names, values)
     return {name: array_of(value) for name, value in zip(names, results, strict=True)}
 

@@ -54,6 +54,7 @@ def _lines(emitted: OnnxModel) -> Iterator[str]:
 def _sections(emitted: OnnxModel) -> Iterator[Iterable[str]]:
     graph = emitted.model.graph
     weights = emitted.values
+    beside = {*weights, *(v.name for v in graph.inputs)}
     yield (
         f"onnx {graph.name} {emitted.profile.name} {emitted.dtype} opset {emitted.profile.opset}",
         f"digest {emitted.model.metadata_props['llamagen.spec_digest']}",
@@ -63,7 +64,7 @@ def _sections(emitted: OnnxModel) -> Iterator[Iterable[str]]:
     yield (
         f"constant {_typed(value)}{_data(value)}"
         for name, value in graph.initializers.items()
-        if name not in weights
+        if name not in beside
     )
     yield (line for node in graph for line in _node(node, ""))
     yield (f"output {_typed(v)}" for v in graph.outputs)

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from llamagen.emit.options import DEFAULTS, ExportOptions, QuantizeOptions
 from llamagen.resources import data_text
 from llamagen.verify import quality
 from llamagen.verify.stored import CodedPlace, stored_weights
+from llamagen.verify.witnesses import OpenOnnx, TextSession
 from tests.clients.models import TextModel
 from tests.parity.models import SPECS
 
@@ -84,6 +86,34 @@ def test_fewer_bits_cost_more(tmp_path: Path) -> None:
     assert none.kl_max < 1e-9 and none.top1_agreement == 1.0
     assert 1e-6 < int8.kl_mean < 1e-3 and int8.top1_agreement > 0.9
     assert 10 * int8.kl_mean < int4.kl_mean < 0.1 and int4.top1_agreement < int8.top1_agreement
+
+
+def test_the_float32_model_reads_several_tokens_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder reads one, and what is compared is the same: a call costs it a reading of all weights."""
+    options = ExportOptions(logits="last")
+    load(DENSE).export(tmp_path / "out", options, random_weights=1)
+    calls: list[int] = []
+    step = TextSession.step
+
+    def counted(self: TextSession, ids: Any, *rest: Any) -> Any:
+        if not isinstance(self.graph, OpenOnnx):
+            calls.append(ids.shape[1])
+        return step(self, ids, *rest)
+
+    monkeypatch.setattr(TextSession, "step", counted)
+    found = {}
+    for positions in (quality.ROWS, quality.POSITIONS):
+        calls.clear()
+        monkeypatch.setattr(quality, "POSITIONS", positions)
+        one = api.measure_quality(tmp_path / "out")
+        assert max(calls[: -quality.STEPS]) == positions // quality.ROWS
+        assert one.positions == quality.PROMPTS * (quality.PROMPT + quality.STEPS - 1)
+        found[positions] = one
+    few, many = found[quality.ROWS], found[64]
+    assert many.kl_mean == pytest.approx(few.kl_mean, abs=1e-8)
+    assert many.top1_agreement == few.top1_agreement
 
 
 def test_against_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,5 @@
+from broken import whole
+from loras import loras
+
+whole()
+loras()
