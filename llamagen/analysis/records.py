@@ -299,6 +299,12 @@ def _pattern_values(record: Record) -> Static:
     return {name: expand(pattern, layers) for name, pattern in spec.patterns.items()}
 
 
+def _benchmark_scores(record: Record) -> Static:
+    training = record.resolved.spec.training
+    stated = training.benchmarks if training is not None else None
+    return None if stated is None else {one.name: one.score for one in stated}
+
+
 def _total(name: str, doc: str) -> Column:
     def value(record: Record) -> Static:
         return record.architecture.totals[name] if record.architecture is not None else None
@@ -314,7 +320,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "title": Column("the model's name", "title"),
     "extends": Column("the spec it extends", "extends"),
-    "status": Column("released, announced or unreleased", "release.status"),
+    "status": Column("released, served, announced or unreleased", "release.status"),
     "released": Column("date of first publication, YYYY-MM-DD", "release.date"),
     "licence": Column("licence of the weights", "release.licence"),
     "repo": Column("repository on the Hugging Face Hub", "release.repo"),
@@ -330,7 +336,20 @@ COLUMNS: Mapping[str, Column] = {
     "cutoff": Column("knowledge cutoff, YYYY-MM", "training.knowledge_cutoff"),
     "gpu_hours": Column("GPU hours of training", "training.gpu_hours"),
     "gpu": Column("GPU that those hours count", "training.gpu"),
+    "co2_tonnes": Column(
+        "emissions of training, location-based, tonnes of CO2eq", "training.co2_tonnes"
+    ),
+    "learning_rate": Column("peak learning rate of pretraining", "training.learning_rate"),
+    "batch_tokens": Column("tokens of one step of pretraining", "training.batch_tokens"),
+    "benchmarks": Column(
+        "scores its publisher states, by name: benchmarks['MMLU']", _benchmark_scores
+    ),
+    "paper": Column("the paper about it, arXiv id", "release.paper"),
     "variants": Column("forms the weights were published in", "training.weight_variants"),
+    "quantised": Column(
+        "whether it is another release in fewer bits",
+        lambda r: bool(_at(r.resolved.spec, "release.quantised")),
+    ),
     "tokenizer": Column("sentencepiece, tiktoken or bpe", "tokenizer.kind"),
     "bos_id": Column("beginning of a sequence", "tokenizer.bos_id"),
     "derived_from": Column(
@@ -410,7 +429,7 @@ class Row:
     """One model of `list`. Counts are exact and come from the graph; None is not known or not published."""
 
     id: str
-    released: str | None
+    released: date | None
     status: str | None
     parameters: int | None
     active: int | None
@@ -425,8 +444,8 @@ class Row:
     """Paths of this row's values that rest on inference, separated by commas."""
 
     def cells(self) -> tuple[Cell, ...]:
-        """For programs: numbers as numbers."""
-        return astuple(self)
+        """For programs: numbers as numbers, dates as ISO 8601 has them."""
+        return tuple(one.isoformat() if isinstance(one, date) else one for one in astuple(self))
 
     def shown(self) -> tuple[Cell, ...]:
         """For people: without the last column, but with a question mark at each value that it names."""
@@ -499,7 +518,7 @@ def _row(record: Record) -> Row:
             attention += f", chunk {values.attention_chunk_size}"
     return Row(
         id=spec.id,
-        released=str(release.date) if release is not None and release.date else None,
+        released=release.date if release is not None else None,
         status=release.status if release is not None else None,
         parameters=built.totals["params"] if built is not None else None,
         active=built.totals["active_params"] if built is not None else None,

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 from llamagen.analysis.cost import Counts, devices, workload
@@ -85,7 +86,10 @@ def write_site(
 
 
 def _write(path: Path, call: str, *values: object) -> None:
-    texts = (json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in values)
+    texts = (
+        json.dumps(v, ensure_ascii=False, separators=(",", ":"), default=date.isoformat)
+        for v in values
+    )
     # a text that ends a script element must not be read as its end
     safe = ",".join(texts).replace("</", "<\\/").replace("\u2028", "\\u2028")
     path.write_text(f"{call}({safe});\n", encoding="utf-8", newline="\n")

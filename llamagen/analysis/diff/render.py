@@ -35,8 +35,14 @@ def where(change: Change) -> str:
     return f"{change.path} ×{change.times}"
 
 
+_LONG = 160
+
+
 def shown(side: Side) -> str:
-    return "none" if side.text is None else side.text
+    """Of a long text, such as the results that a publisher states, the start: `--format json` has the whole."""
+    if side.text is None:
+        return "none"
+    return side.text if len(side.text) <= _LONG else f"{side.text[:_LONG]}..."
 
 
 def arrow(change: Change) -> str:

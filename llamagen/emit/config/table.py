@@ -175,9 +175,13 @@ class ConfigTable:
 
 
 def known_tables(registry: Registry) -> list[ConfigTable]:
-    """Of all models, older and surer ones first: of two equal ones the first is extended."""
+    """Of all models, older and surer ones first: of two equal ones the first is extended.
+
+    A release in fewer bits is left out: its config.json says how, which no table does.
+    """
     specs = (registry.load(spec_id) for spec_id in registry.ids(abstract=False))
-    tables = (table_of(resolved) for resolved in specs if resolved.spec.config is not None)
+    whole = (one for one in specs if not (one.spec.release and one.spec.release.quantised))
+    tables = (table_of(resolved) for resolved in whole if resolved.spec.config is not None)
     return sorted((one for one in tables if one is not None), key=_age)
 
 
