@@ -33,11 +33,12 @@ from llamagen.analysis.numbers import (
     encoder_flops,
     flops_of,
     rotates,
+    slices_used,
 )
 from llamagen.analysis.sources import conflicts, matches, uncertain
 from llamagen.analysis.tables import chosen
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, all_parameters, places
+from llamagen.ir.graph import MAIN, Block, OpPart, all_parameters, places
 from llamagen.ops.op import Role
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.resources import data_folder, data_text
@@ -100,7 +101,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         "flops_per_token": count_flops(flops_of(text), 1, 1, 0).total,
         "local_layers": cache.local_layers,
         "nope_layers": sum(1 for a in places(text, Role.ATTENTION) if not rotates(a.block)),
-        "moe_layers": sum(1 for _ in places(text, Role.EXPERTS)),
+        "moe_layers": sum(1 for here in text.instances if _has_experts(here.block)),
         "biases": sum(1 for p in text.parameters.values() if p.kind == "bias"),
         "vision_params": count_parameters(graphs).of(Component.VISION),
         "image_flops": encoder_flops(graphs),
@@ -120,6 +121,11 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         cache,
         tuple(folded),
     )
+
+
+def _has_experts(block: Block) -> bool:
+    parts = [part for part in block.parts.values() if isinstance(part, OpPart)]
+    return any(part.row.role is Role.EXPERTS or slices_used(part) for part in parts)
 
 
 _known: dict[str, Architecture] = {}
@@ -283,7 +289,14 @@ def _attention(record: Record) -> Static:
     heads, kv_heads = record["num_heads"], record["num_kv_heads"]
     if not isinstance(heads, int) or not (kv_heads is None or isinstance(kv_heads, int)):
         return None
-    return attention_kind(heads, kv_heads)
+    return "MLA" if _latent(record) else attention_kind(heads, kv_heads)
+
+
+def _latent(record: Record) -> bool:
+    """Whether one vector a token, and a rotated key beside it, is all that its heads share (latent attention)."""
+    built = record.architecture
+    slots = built.cache.layers if built is not None else ()
+    return any(slot.kv_heads == 1 and slot.key_dim != slot.value_dim for slot in slots)
 
 
 def attention_kind(heads: int, kv_heads: int | None) -> Literal["MHA", "MQA", "GQA"]:
@@ -382,7 +395,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "rope_factor": Column("factor of the frequency scaling", "hyperparameters.rope.factor"),
     "patterns": Column("per-layer values by pattern name", _pattern_values),
-    "attention": Column("MHA, GQA or MQA", _attention),
+    "attention": Column("MHA, GQA, MQA or MLA", _attention),
     "params": _total("params", "parameters, each weight once"),
     "active_params": _total("active_params", "parameters one token of text uses"),
     "kv_bytes_per_token": _total(
@@ -510,7 +523,7 @@ def _row(record: Record) -> Row:
     heads, kv_heads = values.num_heads, values.num_kv_heads
     attention = None
     if heads is not None:
-        kind = attention_kind(heads, kv_heads)
+        kind = "MLA" if _latent(record) else attention_kind(heads, kv_heads)
         attention = f"{kind} {heads}:{kv_heads}" if kind == "GQA" else f"{kind} {heads}"
         if values.sliding_window is not None:
             attention += f", window {values.sliding_window}"

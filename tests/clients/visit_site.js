@@ -5,6 +5,7 @@ function faults() {
   const text = document.getElementById("main").textContent;
   // findings speak of NaN themselves
   const words = location.hash.startsWith("#/rule") ? ["undefined", "[object"] : ["undefined", "NaN", "[object", "Infinity"];
+  if (!location.hash.startsWith("#/rule") && text.includes("`")) found.push("says a backtick");
   for (const word of words) if (text.includes(word)) found.push(`says ${word}`);
   if (document.querySelectorAll("h1").length !== 1) found.push("not one h1");
   const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
@@ -19,7 +20,7 @@ async function visit() {
   for (const route of ROUTES) {
     location.hash = route;
     await wait(120);
-    said.pages[route] = { faults: faults(), title: document.title, text: document.getElementById("main").innerText.slice(0, 4000),
+    said.pages[route] = { faults: faults(), title: document.title, text: document.getElementById("main").innerText.slice(0, 9000),
       wide: document.documentElement.scrollWidth > innerWidth };
   }
   said.network = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !n.startsWith("file:"));

@@ -15,7 +15,7 @@ from llamagen.analysis.cost import Counts, Workload
 from llamagen.analysis.diff.align import ROOT, Pair, layer_text
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.match import Matching
-from llamagen.analysis.layers import Facts, Settings, layers_of, with_images
+from llamagen.analysis.layers import Facts, Heads, Settings, layers_of, with_images
 from llamagen.analysis.numbers import Component, count_parameters, encoder_flops
 from llamagen.analysis.records import attention_kind
 from llamagen.analysis.tables import hyperparameter_scope
@@ -185,6 +185,9 @@ def _attention_said(both: _Both) -> Iterator[str]:
         if x is None or y is None:
             yield f"{'no ' * (y is None)}attention{where}"
             continue
+        if x.latent != y.latent:
+            yield _latent_said(x, y, where)
+            continue
         kinds = [attention_kind(h.query, h.key_value) for h in (x, y)]
         named = f" ({kinds[0]} → {kinds[1]})" if kinds[0] != kinds[1] else ""
         if x.query != y.query:
@@ -203,6 +206,21 @@ def _attention_said(both: _Both) -> Iterator[str]:
             yield f"queries and keys are no longer normalised{where}"
         else:
             yield f"queries and keys are normalised ({second}{f' for {first}' * bool(first)}){where}"
+
+
+def _latent_said(x: Heads, y: Heads, where: str) -> str:
+    def named(h: Heads) -> str:
+        if h.latent is None:
+            return f"{h.query} heads ({h.key_value} for keys and values)"
+        rotated = h.dim - h.latent
+        return f"{h.query} heads over one vector of {h.latent} and a rotated key of {rotated}"
+
+    kinds = [
+        "MLA" if h.latent is not None else attention_kind(h.query, h.key_value) for h in (x, y)
+    ]
+    change = f" ({' → '.join(kinds)})" if kinds[0] != kinds[1] else ""
+    lead = "latent attention: " if x.latent is None else ""
+    return f"{lead}{named(x)} → {named(y)}{change}{where}"
 
 
 def _limit_said(what: str, a: int | None, b: int | None, where: str) -> str:

@@ -144,12 +144,20 @@ def _leaves(config: Mapping[str, Json], groups: Iterable[str]) -> Iterator[tuple
             yield key, value
 
 
+_ROTATED = {"full_attention", "sliding_attention"}
+"""Kinds of layers that transformers 5 gives a rotation each (Gemma 3); `rope_local_base_freq` was the older word."""
+
+
 def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
     """One key of the file as keys of the tables: transformers 5 joins `rope_theta` and `rope_scaling`."""
     group, dot, name = path.rpartition(".")
     lead = group + dot
     if name == "dtype":
         yield f"{lead}torch_dtype", value
+    elif name == "rope_parameters" and isinstance(value, Mapping) and value.keys() == _ROTATED:
+        yield from _spelled(path, value["full_attention"])
+        for key, one in _spelled(path, value["sliding_attention"]):
+            yield key.replace("rope_", "rope_local_").replace("_theta", "_base_freq"), one
     elif name == "rope_parameters" and isinstance(value, Mapping):
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]

@@ -504,6 +504,19 @@ def _read_layers(value: Json, kind: Static) -> Json:
     return {"at": {str(kind): value}}
 
 
+def _write_first(kinds: Static, kind: Static) -> Static:
+    """How many layers at the start are of the kind; no layer behind them is."""
+    assert isinstance(kinds, tuple)
+    count = kinds.count(kind)
+    return count if all(one == kind for one in kinds[:count]) else None
+
+
+def _read_first(value: Json, kind: Static) -> Json:
+    if type(value) is not int or value < 0:
+        raise CodecError("is not a whole number")
+    return {"at": {str(kind): list(range(value))}}
+
+
 def _write_flags(kinds: Static, without: Static, usual_every: Static) -> Static:
     """An empty list stands for every ``usual_every``-th layer without positions."""
     assert isinstance(kinds, tuple)
@@ -574,6 +587,7 @@ def _read_inverse_square(value: Json) -> Json:
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
         "cycle": Codec(_write_cycle, _read_cycle),
+        "first_layers": Codec(_write_first, _read_first),
         "given": Codec(
             lambda value, default: default if value is None else value,
             lambda value, default: None if value == default else value,

@@ -45,7 +45,9 @@ def test_query_filters_sorts_and_cuts(family: list[Record]) -> None:
 def test_models_without_the_value_do_not_match(family: list[Record]) -> None:
     ids = [row[0] for row in query(family, "num_experts > 16", select=["id"]).rows]
     assert ids == ["llama/4/maverick", "llama/4/maverick-instruct", "llama/4/maverick-instruct-fp8"]
-    factors = query(family, "rope.factor == 32.0 and not quantised", select=["id", "rope.factor"]).rows
+    factors = query(
+        family, "rope.factor == 32.0 and not quantised", select=["id", "rope.factor"]
+    ).rows
     assert {row[0] for row in factors} == {
         f"llama/3.2/{n}" for n in ("1b", "1b-instruct", "3b", "3b-instruct")
     }
