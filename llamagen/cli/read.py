@@ -53,6 +53,15 @@ Id = Annotated[
 ]
 
 
+def known_generations(incomplete: str) -> list[str]:
+    """Those of LLaMA that a shell completes."""
+    from llamagen.spec.registry import Registry
+
+    ours = (one for one in Registry().ids(abstract=False) if family_of(one) == FAMILY)
+    known = dict.fromkeys(one.split("/")[1] for one in ours)
+    return [one for one in known if one.startswith(incomplete)]
+
+
 def known_families(incomplete: str) -> list[str]:
     """Those that a shell completes."""
     from llamagen.spec.registry import Registry
@@ -112,7 +121,10 @@ def check(
 def list_models(
     family: Family = FAMILY,
     generation: Annotated[
-        str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
+        str | None,
+        typer.Option(
+            metavar="GEN", help="Only this generation, e.g. 3.2.", autocompletion=known_generations
+        ),
     ] = None,
     status: Annotated[
         Literal["released", "served", "announced", "unreleased", "sketch"] | None,

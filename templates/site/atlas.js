@@ -117,9 +117,13 @@ function claimed(key) {
     h("p", { class: "note" }, h("code", {}, one.see)));
 }
 
-const state = { search: "", generation: "", kind: "", sort: "released", down: false };
+// of the list; a permalink has it
+const state = {};
 
-function models() {
+function models(rest) {
+  const asked = new URLSearchParams((rest || "").split("?")[1] || "");
+  Object.assign(state, { search: "", generation: "", kind: "", sort: "released", down: false }, Object.fromEntries(asked));
+  state.down = state.down === true || state.down === "true";
   const columns = [
     ["id", "model", (m) => link(m.id)], ["released", "released", (m) => m.released || "–"],
     ["params", "parameters", (m) => short(m.params)], ["active_params", "a token uses", (m) => short(m.active_params)],
@@ -147,6 +151,9 @@ function models() {
       return order * (numeric.has(state.sort) ? a - b : String(a).localeCompare(String(b)));
     });
     body.replaceChildren(...rows.map((m) => h("tr", {}, columns.map(([key, , cell]) => h("td", { class: numeric.has(key) ? "num" : null }, cell(m))))));
+    const kept = Object.entries(state).filter(([key, value]) => value && !(key === "sort" && value === "released"));
+    const query = kept.length ? `/?${new URLSearchParams(kept)}` : "";
+    history.replaceState(null, "", `#/models${query}`);
     for (const th of head) {
       const by = th.dataset.key === state.sort ? (state.down ? "descending" : "ascending") : "none";
       th.setAttribute("aria-sort", by);

@@ -109,6 +109,8 @@ def test_questions_of_a_newcomer_are_answered(said: Any) -> None:
 
 def test_controls_do_what_they_say(said: Any) -> None:
     assert said["search"] == ["llama/4/scout"]
+    assert said["permalink"] == "#/models/?search=scout"
+    assert said["linked"] == ["llama/4/scout", "llama/4/behemoth"]
     assert said["sorted"][0] == "llama/3.1/405b"
     assert said["sorted"][-2:] == ["llama/4/behemoth", "llama/guard/prompt-2-86m"]
     assert sorted(said["themes"]) == ["dark", "light"]

@@ -28,7 +28,10 @@ async function visit() {
   const search = document.querySelector("#main input[type=search]");
   search.value = "scout"; search.dispatchEvent(new Event("input")); await wait(50);
   said.search = [...document.querySelectorAll("#main tbody tr")].map((r) => r.cells[0].textContent);
-  search.value = ""; search.dispatchEvent(new Event("input"));
+  said.permalink = location.hash;
+  location.hash = "#/models/?generation=4&sort=params&down=true"; await wait(80);
+  said.linked = [...document.querySelectorAll("#main tbody tr")].map((r) => r.cells[0].textContent);
+  location.hash = "#/models"; await wait(80);
   document.querySelectorAll("#main th button")[2].click(); await wait(50);
   said.sorted = [...document.querySelectorAll("#main tbody tr")].map((r) => r.cells[0].textContent);
   const before = document.documentElement.dataset.theme;

@@ -55,7 +55,8 @@ def model_of(kind: str, changes: dict[str, Any]) -> Any:
         values = torch.randn(weight.shape, generator=generator)
         if weight.ndim > 1 and "embed" not in name:
             values /= weight.shape[-1] ** 0.5
-        weight.copy_(values / 10 if weight.ndim == 1 else values)
+        gain = "norm" in name and kind != "gemma3_text"  # which stores it less one
+        weight.copy_(gain + values / 10 if weight.ndim == 1 else values)
     model.tie_weights()
     return model.eval()
 

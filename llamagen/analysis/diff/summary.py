@@ -301,7 +301,7 @@ def _rope_said(rope: Settings) -> str:
 
 def _plain(value: AttrValue) -> str:
     """``500,000``: whole numbers without a fraction, others with six digits."""
-    if isinstance(value, int | float) and value == int(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
         return f"{int(value):,}"
     return f"{value:.6g}" if isinstance(value, float) else unparse_static(value)
 
@@ -433,6 +433,13 @@ def _lineage_said(before: Model, after: Model) -> Iterator[str]:
     lineage = after.resolved.spec.lineage
     if lineage is not None and before.resolved.spec.id in lineage.derived_from:
         yield f"made from it{f': {lineage.how}' if lineage.how else ''}"
+    elif lineage is not None and _quantised(after) and not _quantised(before):
+        yield f"in fewer bits: {lineage.how}"
+
+
+def _quantised(model: Model) -> bool:
+    release = model.resolved.spec.release
+    return release is not None and bool(release.quantised)
 
 
 def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator[str]:
@@ -441,6 +448,13 @@ def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator
         yield f"released {a.date} → {b.date}"
     if a is not None and b is not None and a.licence != b.licence:
         yield f"licence: {a.licence} → {b.licence}"
+    promised = [
+        m.resolved.spec.training and m.resolved.spec.training.advertised_context
+        for m in (before, after)
+    ]
+    positions = [m.resolved.spec.hyperparameters.max_positions for m in (before, after)]
+    if all(promised) and promised[0] != promised[1] and positions[0] == positions[1]:
+        yield f"promised context {promised[0]:,} → {promised[1]:,}"
     for pair in pairs:
         if pair.kind is Kind.TOKENIZER:
             ends = [end.text if end is not None else "none" for end in (pair.before, pair.after)]

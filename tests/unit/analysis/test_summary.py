@@ -140,6 +140,15 @@ EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
         "no rotary positions (NoPE)",
         "images: a vision tower of",
     ),
+    ("llama/3.2/3b", "llama/3.2/3b-instruct-qlora"): (
+        "the same architecture",
+        "in fewer bits: quantisation-aware training with LoRA adapters (QLoRA)",
+        "promised context 131,072 → 8,192",
+    ),
+    ("deepseek/3/671b", "gpt-oss/1/120b"): (
+        "(MLA → GQA)",
+        "RoPE theta 10,000 → 150,000, factor 40 → 32, truncate true → false, attention_factor 1 → 1.34657",
+    ),
     ("llama/3.1/405b", "deepseek/3/671b"): (
         "126 layers → 61",
         "mixture of experts in 58 layers (3-60): 256 experts of 2,048, a token uses 8 beside a shared one of 2,048",
