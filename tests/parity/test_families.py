@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.parity.published import SIZES, exported, require_equal
@@ -66,3 +67,19 @@ def test_a_small_one_is_what_transformers_computes(spec_id: str, tmp_path: Path)
     model = model_of(*SMALL[spec_id])
     model.save_pretrained(tmp_path / "checkpoint")
     require_equal(exported(tmp_path / "checkpoint", tmp_path / "folder"), model)
+
+
+def test_the_text_part_of_a_model_with_images_is_read(tmp_path: Path) -> None:
+    """Gemma 3 4B as the Hub has it: its decoder below `language_model.`, beside an encoder of images."""
+    model = model_of(*SMALL["gemma/3/4b-it"])
+    whole = tmp_path / "checkpoint"
+    model.save_pretrained(whole)
+    stored = {
+        f"language_model.{name}": t for name, t in load_file(whole / "model.safetensors").items()
+    }
+    encoder = {
+        "vision_tower.vision_model.post_layernorm.weight": torch.ones(8),
+        "multi_modal_projector.mm_input_projection_weight": torch.ones(8, 64),
+    }
+    save_file({**stored, **encoder}, whole / "model.safetensors", {"format": "pt"})
+    require_equal(exported(whole, tmp_path / "folder"), model)
