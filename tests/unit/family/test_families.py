@@ -368,3 +368,24 @@ def test_each_kind_of_layer_of_gemma_3_has_a_base_of_its_own() -> None:
         "rope_type": "linear", "factor": 2.0, "rope_theta": 1e4
     }  # fmt: skip
     assert "rope_parameters" in refused(newer)
+
+
+def test_the_text_part_of_a_model_with_images_is_imported() -> None:
+    """Gemma 3 4B as the Hub has it; what is beside the text is named as passed over."""
+    config: dict[str, Json] = {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+        "mm_tokens_per_image": 256, "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+    }  # fmt: skip
+    found = read(config)
+    assert found.alike == ("gemma/3/4b-it",) and not found.nearest.differences
+    assert {"vision_config", "mm_tokens_per_image"} <= found.ignored.keys()
+    assert found.notes == ("only the text part of the `gemma3` is read",)
+    text = config["text_config"]
+    assert isinstance(text, Mapping)
+    assert "`text_config.nonsense`" in refused({**config, "text_config": {**text, "nonsense": 1}})
+    capped = {**config, "text_config": {**text, "attn_logit_softcapping": 50.0}}
+    assert "`text_config.attn_logit_softcapping`" in refused(capped)
