@@ -89,7 +89,7 @@ else:
 
 
 CODE = re.compile(r"[Ll][Gg][0-9]{3}")
-MAINLINE = "status == 'released' and generation not in ['code', 'guard']"
+MAINLINE = "status == 'released' and generation not in ['code', 'guard'] and not quantised"
 """The main releases: without Code Llama and the guard models, which reuse older architectures later."""
 
 

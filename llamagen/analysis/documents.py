@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date as Date
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
@@ -62,7 +63,7 @@ class Held(Closed):
 
 
 class Step(Closed):
-    date: str = Field(description="YYYY-MM-DD of a release that changed it.")
+    date: Date = Field(description="Of a release that changed it.")
     held: tuple[Held, ...]
 
 
@@ -91,7 +92,7 @@ class Claim(Closed):
 class ReleaseRow(Closed):
     family: str
     generation: str
-    date: str = Field(description="YYYY-MM-DD, or `no date`.")
+    date: Date | None
     ids: tuple[str, ...]
     sizes: tuple[str, ...]
     architecture: str

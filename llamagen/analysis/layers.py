@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llamagen.analysis.numbers import expert_choice
+from llamagen.analysis.numbers import expert_choice, slices_used
 from llamagen.ir.graph import MAIN, Block, BlockPart, Graph, Node, OpPart, StackPart, join
 from llamagen.ir.pipeline import pipeline_of
-from llamagen.ops.op import AttrValue, Role, a_int
+from llamagen.ops.op import AttrValue, Role, a_int, a_ints
 from llamagen.ops.rope import ROPE_KINDS
 
 Settings: TypeAlias = Mapping[str, AttrValue]
@@ -20,6 +20,8 @@ class Heads:
     query: int
     key_value: int
     dim: int
+    latent: int | None = None
+    """Width of the vector that is keys, with a rotated part beside it, and values of every head (DeepSeek's MLA)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ def _facts(graph: Graph, layer: Block) -> Facts:
         if node.row.role is Role.ATTENTION:
             scored = list(_after_projections(graph, attending[0], node.operands[:2]))
             query, key = (t.shape for t in graph.operand_types(attending[0], node)[:2])
-            heads = Heads(query[1].value, key[1].value, query[3].value)
+            latent = _latent(graph, attending[0], node)
+            heads = Heads(query[1].value, key[1].value, query[3].value, latent)
             limits = graph.limits(node)
             usual = heads.dim**-0.5
             settings = {n: v for n, v in node.attrs.items() if (n, v) != ("scale", usual)}
@@ -141,8 +144,10 @@ def _facts(graph: Graph, layer: Block) -> Facts:
         attention=settings,
         layout=str(turned.attrs["layout"]) if turned is not None else None,
         temperature=dict(warm.attrs) if warm is not None else None,
-        qk_norm=_names(n.op for n in scored if n.row.role in (Role.NORM, Role.BARE_NORM)),
-        experts=_experts(graph, *experts) if experts is not None else None,
+        qk_norm=None
+        if heads is not None and heads.latent is not None
+        else _names(n.op for n in scored if n.row.role in (Role.NORM, Role.BARE_NORM)),
+        experts=_experts(graph, *experts) if experts is not None else _spelled(parts),
         width=dense[0][1] if dense else None,
         activation=_names(
             n.op for block, _ in dense for n in block.nodes if _activates(graph, block, n)
@@ -209,6 +214,24 @@ def turned_share(graph: Graph, block: Block, rotation: Node) -> float:
     """Of a head's width that which is turned: a table has an angle for every two of its values."""
     head, table = (t.shape[-1].value for t in graph.operand_types(block, rotation)[:2])
     return 2 * table / head
+
+
+def _latent(graph: Graph, block: Block, attention: Node) -> int | None:
+    """Width of the values, where these are a part of the keys."""
+    _, key, value = attention.operands[:3]
+    made = next((n for n in block.nodes if key in n.results), None)
+    if made is None or made.part is not None or value not in made.operands:
+        return None
+    return graph.operand_types(block, attention)[2].shape[-1].value
+
+
+def _spelled(parts: Sequence[tuple[Block, OpPart]]) -> Experts | None:
+    """Experts that equations spell out over tensors with a slice an expert: the last is [E, F, D]."""
+    found = [p for _, p in parts if slices_used(p) and len(a_ints(p.attrs, "shape")) == 3]
+    if not found:
+        return None
+    count, width, _ = a_ints(found[-1].attrs, "shape")
+    return Experts(count, slices_used(found[-1]), width)
 
 
 def _experts(graph: Graph, block: Block, part: OpPart) -> Experts:

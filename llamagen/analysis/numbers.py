@@ -35,6 +35,7 @@ from llamagen.ops.op import (
     State,
     TensorType,
     a_int,
+    a_ints,
     elements,
     keep_of,
 )
@@ -175,11 +176,18 @@ def count_parameters(graphs: Mapping[str, Graph]) -> ParameterReport:
         if part.row.role is Role.EXPERTS:
             experts, used = expert_choice(graphs[name], block, part)
             active = count // experts * min(used, experts)
+        elif slices_used(part):
+            active = count // a_ints(part.attrs, "shape")[0] * slices_used(part)
         both = counts.setdefault(component, [0, 0])
         both[0] += count
         both[1] += active if name == MAIN and component is not Component.VISION else 0
     rows = tuple(ComponentCount(c, *counts[c]) for c in Component if c in counts)
     return ParameterReport(rows, bool(text.ties))
+
+
+def slices_used(part: OpPart) -> int:
+    """Of a tensor with a slice an expert, how many slices a token uses; 0 of any other part."""
+    return a_int(part.attrs, "used") if part.row.role is Role.PARAMETER else 0
 
 
 def each_weight(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str, Block, OpPart]]:
@@ -210,6 +218,8 @@ class Uses:
             case Role.EMBEDDING:
                 return Component.EMBEDDING
             case Role.EXPERTS:
+                return Component.EXPERTS
+            case Role.PARAMETER if slices_used(part):
                 return Component.EXPERTS
             case Role.NORM:
                 return Component.NORM

@@ -6,8 +6,10 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from fractions import Fraction
-from typing import get_args
+from functools import cache
+from typing import TypeAlias, get_args
 
 from llamagen.analysis.records import COLUMNS, Record
 from llamagen.analysis.tables import error_text, static_text
@@ -21,6 +23,7 @@ from llamagen.spec.expr import (
     names,
     parse,
 )
+from llamagen.spec.registry import Registry
 from llamagen.spec.schema import Hyperparameters, Rope, Spec, Vision
 
 FIELDS = frozenset(
@@ -33,15 +36,18 @@ FIELDS = frozenset(
 
 DEFAULT_SELECT = ("id", "released", "params")
 
+Value: TypeAlias = "Static | date"
+"""What an answer has: a column that is `released` itself has dates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Rows of values, one column an expression of ``columns``."""
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Static, ...], ...]
+    rows: tuple[tuple[Value, ...], ...]
 
-    def to_dicts(self) -> list[dict[str, Static]]:
+    def to_dicts(self) -> list[dict[str, Value]]:
         """One mapping a row, as tables of data frames are made of."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
@@ -86,8 +92,13 @@ def query(
     records = [record for record in family if holds(record, where)]
     if sort is not None:
         records = _sorted(records, sort)
-    rows = tuple(tuple(value(record, text) for text in select) for record in records[:first])
+    rows = tuple(tuple(_dated_value(record, text) for text in select) for record in records[:first])
     return Answer(tuple(select), rows)
+
+
+def _dated_value(record: Record, text: str) -> Value:
+    found = value(record, text)
+    return date.fromisoformat(found) if text == "released" and isinstance(found, str) else found
 
 
 def share(family: Sequence[Record], path: str, where: str = "true") -> tuple[Share, ...]:
@@ -134,15 +145,26 @@ def value(record: Record, text: str) -> Static:
 def _help(name: str) -> str:
     if name in Spec.model_fields:
         return "values stand without their section: `rope.theta`, not `hyperparameters.rope.theta`"
-    return did_you_mean(name, (*COLUMNS, *FIELDS), "`llamagen query --columns` lists the names")
+    known = (*COLUMNS, *FIELDS, *sorted(_benchmarks()))
+    return did_you_mean(name, known, "`llamagen query --columns` lists the names")
 
 
 def _lacks(record: Record, text: str, field: str | None = None) -> bool:
     """Whether some name of the expression is none for this model, or a record without the asked ``field``."""
     used = [n.id for n in names(parse(text)) if n.id in COLUMNS]
     if field is not None and field not in FIELDS and "patterns" not in used:
-        return False
+        return "benchmarks" in used and field in _benchmarks()
     return any(record[name] is None or isinstance(record[name], Mapping) for name in used)
+
+
+@cache
+def _benchmarks() -> frozenset[str]:
+    """Names of results that some shipped model has."""
+    registry = Registry()
+    every = (registry.load(spec_id).spec.training for spec_id in registry.ids(abstract=False))
+    return frozenset(
+        one.name for training in every if training is not None for one in training.benchmarks or ()
+    )
 
 
 def _sorted(records: list[Record], sort: str) -> list[Record]:
@@ -176,7 +198,7 @@ class Held:
 class Step:
     """A release date on which the values differ from those of the date before."""
 
-    date: str
+    date: date
     held: tuple[Held, ...]
 
 
@@ -194,7 +216,7 @@ class Timeline:
     def constant(self) -> bool:
         return len({repr(h.value) for s in self.steps for h in s.held}) <= 1
 
-    def firsts(self) -> tuple[tuple[str, Held], ...]:
+    def firsts(self) -> tuple[tuple[date, Held], ...]:
         """(date, value) of every first appearance."""
         return tuple((s.date, h) for s in self.steps for h in s.held if h.first)
 
@@ -226,16 +248,16 @@ def _timeline(records: list[Record], left_out: tuple[str, ...], path: str, where
             n in COLUMNS and COLUMNS[n].from_graph for n in used
         ):
             continue
-        date = static_text(record["released"])
-        by_date.setdefault(date, {}).setdefault(repr(here), (here, []))[1].append(record.id)
+        released = static_text(record["released"])
+        by_date.setdefault(released, {}).setdefault(repr(here), (here, []))[1].append(record.id)
     steps: list[Step] = []
     seen: set[str] = set()
     before: frozenset[str] = frozenset()
-    for date in sorted(by_date):
-        values = by_date[date]
+    for released in sorted(by_date):
+        values = by_date[released]
         if frozenset(values) != before:
             held = tuple(Held(v, tuple(ids), key not in seen) for key, (v, ids) in values.items())
-            steps.append(Step(date, held))
+            steps.append(Step(date.fromisoformat(released), held))
         before = frozenset(values)
         seen |= before
     return Timeline(path, tuple(steps), len(by_date), where, left_out)
@@ -268,11 +290,11 @@ def _lines(history: Timeline) -> Iterator[str]:
     yield f"{history.path}: {len(history.steps)} of {history.releases} release dates changed it"
     for step in history.steps:
         for i, held in enumerate(step.held):
-            date = step.date if i == 0 else " " * len(step.date)
+            day = step.date.isoformat() if i == 0 else " " * len("YYYY-MM-DD")
             mark = "first  " if held.first else "       "
             ids = ", ".join(held.ids[:4])
             more = f" and {len(held.ids) - 4} more" if len(held.ids) > 4 else ""
-            yield f"  {date}  {mark} {static_text(held.value)}  {ids}{more}"
+            yield f"  {day}  {mark} {static_text(held.value)}  {ids}{more}"
 
 
 def history_text(timelines: Sequence[Timeline]) -> str:
@@ -281,7 +303,7 @@ def history_text(timelines: Sequence[Timeline]) -> str:
     for one in timelines:
         if not one.constant:
             firsts = "; ".join(
-                f"{date} {static_text(held.value)} ({held.ids[0]})" for date, held in one.firsts()
+                f"{day} {static_text(held.value)} ({held.ids[0]})" for day, held in one.firsts()
             )
             lines.append(f"{one.path}: {firsts}")
     still = [f"{t.path} = {static_text(t.steps[0].held[0].value)}" for t in timelines if t.constant]

@@ -33,11 +33,12 @@ from llamagen.analysis.numbers import (
     encoder_flops,
     flops_of,
     rotates,
+    slices_used,
 )
 from llamagen.analysis.sources import conflicts, matches, uncertain
 from llamagen.analysis.tables import chosen
 from llamagen.ir.elaborate import build_all
-from llamagen.ir.graph import MAIN, all_parameters, places
+from llamagen.ir.graph import MAIN, Block, OpPart, all_parameters, places
 from llamagen.ops.op import Role
 from llamagen.ops.rope import ROPE_KINDS
 from llamagen.resources import data_folder, data_text
@@ -100,7 +101,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         "flops_per_token": count_flops(flops_of(text), 1, 1, 0).total,
         "local_layers": cache.local_layers,
         "nope_layers": sum(1 for a in places(text, Role.ATTENTION) if not rotates(a.block)),
-        "moe_layers": sum(1 for _ in places(text, Role.EXPERTS)),
+        "moe_layers": sum(1 for here in text.instances if _has_experts(here.block)),
         "biases": sum(1 for p in text.parameters.values() if p.kind == "bias"),
         "vision_params": count_parameters(graphs).of(Component.VISION),
         "image_flops": encoder_flops(graphs),
@@ -120,6 +121,11 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         cache,
         tuple(folded),
     )
+
+
+def _has_experts(block: Block) -> bool:
+    parts = [part for part in block.parts.values() if isinstance(part, OpPart)]
+    return any(part.row.role is Role.EXPERTS or slices_used(part) for part in parts)
 
 
 _known: dict[str, Architecture] = {}
@@ -283,7 +289,14 @@ def _attention(record: Record) -> Static:
     heads, kv_heads = record["num_heads"], record["num_kv_heads"]
     if not isinstance(heads, int) or not (kv_heads is None or isinstance(kv_heads, int)):
         return None
-    return attention_kind(heads, kv_heads)
+    return "MLA" if _latent(record) else attention_kind(heads, kv_heads)
+
+
+def _latent(record: Record) -> bool:
+    """Whether one vector a token, and a rotated key beside it, is all that its heads share (latent attention)."""
+    built = record.architecture
+    slots = built.cache.layers if built is not None else ()
+    return any(slot.kv_heads == 1 and slot.key_dim != slot.value_dim for slot in slots)
 
 
 def attention_kind(heads: int, kv_heads: int | None) -> Literal["MHA", "MQA", "GQA"]:
@@ -297,6 +310,12 @@ def _pattern_values(record: Record) -> Static:
     spec = record.resolved.spec
     layers = spec.hyperparameters.num_layers or 0
     return {name: expand(pattern, layers) for name, pattern in spec.patterns.items()}
+
+
+def _benchmark_scores(record: Record) -> Static:
+    training = record.resolved.spec.training
+    stated = training.benchmarks if training is not None else None
+    return None if stated is None else {one.name: one.score for one in stated}
 
 
 def _total(name: str, doc: str) -> Column:
@@ -314,7 +333,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "title": Column("the model's name", "title"),
     "extends": Column("the spec it extends", "extends"),
-    "status": Column("released, announced or unreleased", "release.status"),
+    "status": Column("released, served, announced or unreleased", "release.status"),
     "released": Column("date of first publication, YYYY-MM-DD", "release.date"),
     "licence": Column("licence of the weights", "release.licence"),
     "repo": Column("repository on the Hugging Face Hub", "release.repo"),
@@ -330,7 +349,20 @@ COLUMNS: Mapping[str, Column] = {
     "cutoff": Column("knowledge cutoff, YYYY-MM", "training.knowledge_cutoff"),
     "gpu_hours": Column("GPU hours of training", "training.gpu_hours"),
     "gpu": Column("GPU that those hours count", "training.gpu"),
+    "co2_tonnes": Column(
+        "emissions of training, location-based, tonnes of CO2eq", "training.co2_tonnes"
+    ),
+    "learning_rate": Column("peak learning rate of pretraining", "training.learning_rate"),
+    "batch_tokens": Column("tokens of one step of pretraining", "training.batch_tokens"),
+    "benchmarks": Column(
+        "scores its publisher states, by name: benchmarks['MMLU']", _benchmark_scores
+    ),
+    "paper": Column("the paper about it, arXiv id", "release.paper"),
     "variants": Column("forms the weights were published in", "training.weight_variants"),
+    "quantised": Column(
+        "whether it is another release in fewer bits",
+        lambda r: bool(_at(r.resolved.spec, "release.quantised")),
+    ),
     "tokenizer": Column("sentencepiece, tiktoken or bpe", "tokenizer.kind"),
     "bos_id": Column("beginning of a sequence", "tokenizer.bos_id"),
     "derived_from": Column(
@@ -363,7 +395,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "rope_factor": Column("factor of the frequency scaling", "hyperparameters.rope.factor"),
     "patterns": Column("per-layer values by pattern name", _pattern_values),
-    "attention": Column("MHA, GQA or MQA", _attention),
+    "attention": Column("MHA, GQA, MQA or MLA", _attention),
     "params": _total("params", "parameters, each weight once"),
     "active_params": _total("active_params", "parameters one token of text uses"),
     "kv_bytes_per_token": _total(
@@ -410,7 +442,7 @@ class Row:
     """One model of `list`. Counts are exact and come from the graph; None is not known or not published."""
 
     id: str
-    released: str | None
+    released: date | None
     status: str | None
     parameters: int | None
     active: int | None
@@ -425,8 +457,8 @@ class Row:
     """Paths of this row's values that rest on inference, separated by commas."""
 
     def cells(self) -> tuple[Cell, ...]:
-        """For programs: numbers as numbers."""
-        return astuple(self)
+        """For programs: numbers as numbers, dates as ISO 8601 has them."""
+        return tuple(one.isoformat() if isinstance(one, date) else one for one in astuple(self))
 
     def shown(self) -> tuple[Cell, ...]:
         """For people: without the last column, but with a question mark at each value that it names."""
@@ -491,7 +523,7 @@ def _row(record: Record) -> Row:
     heads, kv_heads = values.num_heads, values.num_kv_heads
     attention = None
     if heads is not None:
-        kind = attention_kind(heads, kv_heads)
+        kind = "MLA" if _latent(record) else attention_kind(heads, kv_heads)
         attention = f"{kind} {heads}:{kv_heads}" if kind == "GQA" else f"{kind} {heads}"
         if values.sliding_window is not None:
             attention += f", window {values.sliding_window}"
@@ -499,7 +531,7 @@ def _row(record: Record) -> Row:
             attention += f", chunk {values.attention_chunk_size}"
     return Row(
         id=spec.id,
-        released=str(release.date) if release is not None and release.date else None,
+        released=release.date if release is not None else None,
         status=release.status if release is not None else None,
         parameters=built.totals["params"] if built is not None else None,
         active=built.totals["active_params"] if built is not None else None,

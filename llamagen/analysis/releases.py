@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Literal
 
 from llamagen.analysis.records import Record
@@ -24,7 +25,7 @@ class Release:
 
     family: str
     generation: str
-    date: str
+    date: date | None
     ids: tuple[str, ...]
     sizes: tuple[str, ...]
     """Parameters, and those a token uses where that is not all."""
@@ -59,7 +60,7 @@ def releases(family: Sequence[Record]) -> tuple[Release, ...]:
             Release(
                 name,
                 generation,
-                min(static_text(r["released"]) if r["released"] else "no date" for r in records),
+                min((day for r in records if (day := _day(r)) is not None), default=None),
                 tuple(r.id for r in records),
                 tuple(dict.fromkeys(map(_size, records))),
                 ", ".join(dict.fromkeys(map(_kind, records))),
@@ -69,6 +70,11 @@ def releases(family: Sequence[Record]) -> tuple[Release, ...]:
             )
         )
     return tuple(every)
+
+
+def _day(record: Record) -> date | None:
+    release = record.resolved.spec.release
+    return release.date if release is not None else None
 
 
 def _count(record: Record) -> int:
@@ -126,7 +132,7 @@ def text(releases: Sequence[Release]) -> str:
 
 def _lines(one: Release, said: set[int]) -> Iterator[str]:
     yield ""
-    yield f"{one.family} {one.generation}  {one.date}"
+    yield f"{one.family} {one.generation}  {one.date or 'no date'}"
     yield f"  sizes         {', '.join(one.sizes)}"
     yield f"  architecture  {one.architecture}"
     yield f"  context       {one.context} tokens"
@@ -145,4 +151,5 @@ def json_text(releases: Sequence[Release]) -> str:
         asdict(one) | {"claims": [{"number": n} | c.model_dump() for n, c in one.claims]}
         for one in releases
     ]
-    return json.dumps({"version": 1, "releases": documents}, indent=2, ensure_ascii=False) + "\n"
+    whole = {"version": 1, "releases": documents}
+    return json.dumps(whole, indent=2, ensure_ascii=False, default=date.isoformat) + "\n"

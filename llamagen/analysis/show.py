@@ -14,10 +14,17 @@ from llamagen.ir.graph import MAIN, Graph
 from llamagen.resources import templates
 from llamagen.spec.registry import is_sketch
 from llamagen.spec.resolve import ResolvedSpec
+from llamagen.spec.schema import Benchmark
 from llamagen.units import bytes_text, count_text
 
-SOURCED: Final = frozenset({"release", "training", "tokenizer", "lineage", "hyperparameters"})
-"""Sections whose rows are leaves of the spec with a source."""
+SOURCED: Final = frozenset(
+    {"release", "training", "benchmarks", "tokenizer", "lineage", "hyperparameters"}
+)
+"""Sections whose rows are values of the spec with a source."""
+
+
+BENCHMARKS: Final = "training.benchmarks"
+"""The list of results, which have a section of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,8 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
         rows = tuple(_leaves(resolved, name))
         if rows:
             yield Section(name, rows)
+    if spec.training is not None and spec.training.benchmarks is not None:
+        yield Section("benchmarks", tuple(map(_result, spec.training.benchmarks)))
     if spec.root is not None and not spec.abstract:
         graphs = build_all(resolved)
         mark = "  (assumed)" if is_sketch(spec.id) else ""
@@ -65,12 +74,17 @@ def sections(resolved: ResolvedSpec) -> Iterator[Section]:
         yield Section("conflicts", disputed)
 
 
+def _result(one: Benchmark) -> tuple[str, str]:
+    shots = f"{one.shots}-shot" if one.shots is not None else None
+    return one.name, ", ".join(filter(None, (f"{one.score:g}", shots, one.metric)))
+
+
 def _leaves(resolved: ResolvedSpec, section: str) -> Iterator[tuple[str, str]]:
     doubtful = [u.path for u in uncertain(resolved)]
     for path, leaf in resolved.leaves:
         head, _, rest = path.partition(".")
         text = " ".join(leaf.origins[-1].text.split())
-        if head != section or text == "null":
+        if head != section or text == "null" or path == BENCHMARKS:
             continue
         mark = "  (uncertain)" if any(matches(glob, path) for glob in doubtful) else ""
         yield rest or head, text + mark
@@ -95,6 +109,11 @@ def _size(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, str]]:
         yield "kept of it in bfloat16", bytes_text(images.kept_bytes)
 
 
+def _path(section: Section, name: str) -> str:
+    """Of a row of a section with sources."""
+    return BENCHMARKS if section.title == "benchmarks" else f"{section.title}.{name.strip()}"
+
+
 def card_text(resolved: ResolvedSpec) -> str:
     """The card as Markdown, every text escaped for its table. Deterministic."""
     spec = resolved.spec
@@ -106,7 +125,7 @@ def card_text(resolved: ResolvedSpec) -> str:
                 (
                     cell(name.strip()),
                     cell(value),
-                    cell(source_of(resolved, f"{section.title}.{name.strip()}") or ""),
+                    cell(source_of(resolved, _path(section, name)) or ""),
                 )
                 for name, value in section.rows
             ],

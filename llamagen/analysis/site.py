@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 from llamagen.analysis.cost import Counts, devices, workload
@@ -22,6 +23,7 @@ from llamagen.analysis.numbers import STORAGE, cache_of, weight_bytes
 from llamagen.analysis.pictures import tower_svg, towers
 from llamagen.analysis.records import Record, architecture_of
 from llamagen.analysis.releases import releases
+from llamagen.analysis.show import BENCHMARKS
 from llamagen.analysis.sources import claims, conflicts, known_sources, source_of, uncertain
 from llamagen.analysis.targets import Model, built
 from llamagen.diagnostics.codes import load_codes
@@ -85,7 +87,10 @@ def write_site(
 
 
 def _write(path: Path, call: str, *values: object) -> None:
-    texts = (json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in values)
+    texts = (
+        json.dumps(v, ensure_ascii=False, separators=(",", ":"), default=date.isoformat)
+        for v in values
+    )
     # a text that ends a script element must not be read as its end
     safe = ",".join(texts).replace("</", "<\\/").replace("\u2028", "\\u2028")
     path.write_text(f"{call}({safe});\n", encoding="utf-8", newline="\n")
@@ -110,25 +115,30 @@ def _interned(said: Mapping[str, tuple[str, ...]]) -> Data:
 
 def _model(record: Record, model: Model) -> Data:
     resolved = record.resolved
-    lineage = resolved.spec.lineage
+    lineage, training = resolved.spec.lineage, resolved.spec.training
+    results = training.benchmarks if training is not None else None
     return {
         "id": record.id,
         **{
             name: record[name]
             for name in (
-                "generation", "title", "status", "released", "licence", "repo", "tokens", "context", "cutoff",
+                "generation", "title", "status", "released", "licence", "repo", "published_parameters", "tokens",
+                "context", "cutoff",
                 "params", "active_params", "num_layers", "hidden_size", "num_heads", "num_kv_heads", "attention",
                 "vocab_size", "max_positions", "languages", "modalities_in", "kv_bytes_per_token", "moe_layers",
             )
         },
         "wiring": resolved.digest[:16] if model.graphs else None,
+        "doc": " ".join(resolved.spec.doc.split()) if resolved.spec.doc is not None else None,
+        "benchmarks": [one.model_dump() for one in results or ()],
+        "benchmarks_source": source_of(resolved, BENCHMARKS),
         "extends": resolved.spec.extends,
         "derived_from": list(lineage.derived_from) if lineage is not None else [],
         "derived_how": lineage.how if lineage is not None else None,
         "values": [
             [path, " ".join(leaf.origins[-1].text.split()), source_of(resolved, path)]
             for path, leaf in resolved.leaves
-            if path.split(".", 1)[0] in SHOWN and leaf.origins[-1].text not in ("null", "~")
+            if path.split(".", 1)[0] in SHOWN and path != BENCHMARKS and leaf.origins[-1].text not in ("null", "~")
         ],
         "disputes": [one.model_dump() for one in conflicts(resolved)],
         "uncertain": [one.model_dump() for one in uncertain(resolved)],

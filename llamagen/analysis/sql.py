@@ -139,6 +139,13 @@ def _variants(family: Sequence[Record]) -> Iterator[Row]:
             yield (record.id, variant)
 
 
+def _benchmarks(family: Sequence[Record]) -> Iterator[Row]:
+    for record in family:
+        training = record.resolved.spec.training
+        for one in (training.benchmarks or ()) if training is not None else ():
+            yield (record.id, one.name, one.score, one.shots, one.metric)
+
+
 def _devices(_: Sequence[Record]) -> Iterator[Row]:
     for name, one in devices().items():
         yield (name, one.title, one.memory_bytes)
@@ -182,6 +189,11 @@ TABLES: Final[Mapping[str, Table]] = {
     ),
     "lineage": Table(
         ("model", "base", "how"), "one row a model that another was made from", _lineage
+    ),
+    "benchmarks": Table(
+        ("model", "name", "score", "shots", "metric"),
+        "one row a result that a model's publisher states",
+        _benchmarks,
     ),
     "variants": Table(("model", "variant"), "one row a form of published weights", _variants),
     "devices": Table(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -103,7 +104,12 @@ def hyperparameter_scope(resolved: ResolvedSpec) -> dict[str, Static]:
     return scope
 
 
-def static_text(value: Static) -> str:
+def jsonable(value: Mapping[str, object] | date) -> object:
+    """What JSON has no type for, as the ``default`` of `json.dumps`: a date as ISO 8601 has it."""
+    return value.isoformat() if isinstance(value, date) else dict(value)
+
+
+def static_text(value: Static | date) -> str:
     """A value as people read it: thousands separated, lists bracketed, a nested record in one line."""
     match value:
         case None:

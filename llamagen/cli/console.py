@@ -103,8 +103,10 @@ def table(
 
 def records(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table for programs: JSON, every value in its own type."""
+    from llamagen.analysis.tables import jsonable
+
     objects = [dict(zip(columns, row, strict=True)) for row in rows]
-    out(json.dumps(objects, indent=2, ensure_ascii=False) + "\n")
+    out(json.dumps(objects, indent=2, ensure_ascii=False, default=jsonable) + "\n")
 
 
 def _shown(value: Cell) -> str:

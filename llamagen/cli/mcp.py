@@ -17,9 +17,9 @@ from llamagen.analysis.explain import explanation_text
 from llamagen.analysis.queries import Answer as Rows
 from llamagen.analysis.releases import json_text as releases_text
 from llamagen.analysis.sources import known_sources
+from llamagen.analysis.tables import jsonable
 from llamagen.diagnostics import Diagnostic, LlamagenError
 from llamagen.diagnostics.render import render
-from llamagen.spec.expr import Static
 from llamagen.spec.families import FAMILY
 
 P = ParamSpec("P")
@@ -195,7 +195,7 @@ def timeline(expression: str, family: str = FAMILY) -> Document:
     family: the first word of an id (`qwen`), or `all`.
     """
     history = api.timeline(expression, family=family)
-    return Document(content=asdict(history))
+    return Document(content=json.loads(json.dumps(asdict(history), default=jsonable)))
 
 
 def releases(family: str = FAMILY) -> Document:
@@ -208,7 +208,7 @@ def releases(family: str = FAMILY) -> Document:
 
 
 def sql(statement: str, family: str = FAMILY) -> Table:
-    """One SELECT over models, layers, parameters, changes, sources, conflicts, uncertain, lineage, variants, devices.
+    """One SELECT over models, layers, parameters, changes, sources, conflicts, uncertain, lineage, benchmarks ...
 
     `SELECT * FROM sources WHERE model = 'llama/3/8b'` has each value with its source. family: whose models the tables
     have, the first word of an id (`qwen`), or `all`.
@@ -230,8 +230,8 @@ def _finding(one: Diagnostic) -> Finding:
     )
 
 
-def _table(columns: list[str], rows: Iterable[Iterable[Static]]) -> Table:
-    plain = [[json.loads(json.dumps(v, default=dict)) for v in row] for row in rows]
+def _table(columns: list[str], rows: Iterable[Iterable[object]]) -> Table:
+    plain = [[json.loads(json.dumps(v, default=jsonable)) for v in row] for row in rows]
     return Table(columns=columns, rows=plain, sources=_sources(plain))
 
 

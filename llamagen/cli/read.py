@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,8 +20,8 @@ from llamagen.cli.exit_codes import FINDINGS
 from llamagen.spec.families import EVERY_FAMILY, FAMILY, family_of
 
 if TYPE_CHECKING:
+    from llamagen.analysis.queries import Value
     from llamagen.emit.config.importing import Imported
-    from llamagen.spec.expr import Static
 
 Targets = Annotated[
     list[str] | None,
@@ -50,6 +51,15 @@ Id = Annotated[
         autocompletion=known_ids,
     ),
 ]
+
+
+def known_generations(incomplete: str) -> list[str]:
+    """Those of LLaMA that a shell completes."""
+    from llamagen.spec.registry import Registry
+
+    ours = (one for one in Registry().ids(abstract=False) if family_of(one) == FAMILY)
+    known = dict.fromkeys(one.split("/")[1] for one in ours)
+    return [one for one in known if one.startswith(incomplete)]
 
 
 def known_families(incomplete: str) -> list[str]:
@@ -111,10 +121,13 @@ def check(
 def list_models(
     family: Family = FAMILY,
     generation: Annotated[
-        str | None, typer.Option(metavar="GEN", help="Only this generation, e.g. 3.2.")
+        str | None,
+        typer.Option(
+            metavar="GEN", help="Only this generation, e.g. 3.2.", autocompletion=known_generations
+        ),
     ] = None,
     status: Annotated[
-        Literal["released", "announced", "unreleased", "sketch"] | None,
+        Literal["released", "served", "announced", "unreleased", "sketch"] | None,
         typer.Option(help="Only this status."),
     ] = None,
     modality: Annotated[
@@ -404,18 +417,18 @@ def _expressions(select: str) -> list[str]:
     return [text.strip() for text in texts]
 
 
-def _answer(columns: Sequence[str], rows: Sequence[Sequence[Static]], format: TableFormat) -> None:
+def _answer(columns: Sequence[str], rows: Sequence[Sequence[Value]], format: TableFormat) -> None:
     if format == "json":
         console.records(columns, rows)
     else:
         console.table(columns, [tuple(map(_cell, row)) for row in rows], format)
 
 
-def _cell(value: Static) -> Cell:
+def _cell(value: Value) -> Cell:
     from llamagen.analysis.tables import static_text
 
     match value:
-        case bool() | float() | tuple() | Mapping():
+        case bool() | float() | tuple() | Mapping() | date():
             return static_text(value)
         case _:
             return value
@@ -452,8 +465,9 @@ def timeline(
             else (api.timeline(path, where, family=family),)
         )
         from llamagen.analysis.documents import TimelineDocument
+        from llamagen.analysis.tables import jsonable
 
-        plain = json.dumps({"timelines": [asdict(one) for one in histories]}, default=dict)
+        plain = json.dumps({"timelines": [asdict(one) for one in histories]}, default=jsonable)
         console.out(TimelineDocument.model_validate_json(plain).json_text())
     elif path is None:
         console.out(history_text(api.history(where, family=family)))

@@ -309,6 +309,12 @@ LINEAR_OPS: tuple[Op, ...] = (
                 default="gate",
                 choices=tuple(INIT_KINDS),
             ),
+            AttrSpec(
+                "used",
+                "int",
+                "of experts that equations spell out: how many of its first dimension a token's result rests on",
+                default=0,
+            ),
         ),
         parameters=lambda attrs: (
             parameter("", a_ints(attrs, "shape"), INIT_KINDS[a_str(attrs, "kind")]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import date as Date
 from functools import reduce
 from operator import or_
@@ -380,10 +381,14 @@ class Amount(Closed):
         return f"{lead}{self.value:,}{sign}"
 
 
+ArxivId: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}\.[0-9]{4,5}$")]
+
+
 class Release(Closed):
-    status: Literal["released", "announced", "unreleased", "sketch"] = Field(
-        description="released: weights are out; announced: promised in public; unreleased: trained, kept back; "
-        "sketch: assumed, no model's record (below `sketch/`)."
+    status: Literal["released", "served", "announced", "unreleased", "sketch"] = Field(
+        description="released: weights are out; served: its publisher runs it for others and keeps the weights; "
+        "announced: promised in public; unreleased: trained, kept back; sketch: assumed, no model's record (below "
+        "`sketch/`)."
     )
     date: Date | None = Field(
         default=None, description="First publication of the weights, or of the announcement."
@@ -394,7 +399,30 @@ class Release(Closed):
         default=None,
         description="The count as its publisher writes it; the exact one comes from the graph.",
     )
+    paper: ArxivId | None = Field(default=None, description="The paper about it, by its arXiv id.")
+    quantised: bool | None = Field(
+        default=None,
+        description="Another release in fewer bits, with its wiring; left out of timelines by default.",
+    )
     note: str | None = None
+
+
+class Benchmark(Closed):
+    """A result of a model as its publisher states it; nothing is measured here."""
+
+    name: str = Field(description="As published.")
+    score: float
+    shots: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Examples in the prompt, where one number of them is stated."
+    )
+    metric: str | None = Field(default=None, description="What the score is, as published.")
+
+
+def _named_once(results: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
+    for name, count in Counter(one.name for one in results).items():
+        if count > 1:
+            raise ValueError(f"`{name}` is there {count} times; say in its name what differs")
+    return results
 
 
 class Training(Closed):
@@ -419,6 +447,16 @@ class Training(Closed):
     gpu_hours: Annotated[int, Field(gt=0)] | None = None
     gpu_hours_note: str | None = None
     gpu: str | None = None
+    co2_tonnes: Positive | None = Field(
+        default=None, description="Emissions of training, location-based, tonnes of CO2eq."
+    )
+    learning_rate: Positive | None = Field(default=None, description="Peak, of pretraining.")
+    batch_tokens: Size | None = Field(
+        default=None, description="Tokens of one optimiser step of pretraining."
+    )
+    benchmarks: Annotated[tuple[Benchmark, ...], AfterValidator(_named_once)] | None = Field(
+        default=None, min_length=1, description="Results that its publisher states of it."
+    )
     weight_variants: tuple[str, ...] | None = Field(
         default=None, description="Forms the weights were published in."
     )

@@ -56,8 +56,8 @@ const link = (id, text) => h("a", { href: `#/model/${id}` }, text || id);
 const table = (head, rows, kind) => h("div", { class: "scroll" }, h("table", { class: kind }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
 const select = (label, options, value, change) => h("label", {}, label, h("select", { onchange: (e) => change(e.target.value) },
   options.map(([key, text]) => h("option", { value: key, selected: key === value }, text))));
-// what stands between backticks, as code
-const words = (text) => text.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
+// what stands between backticks, one or two, as code
+const words = (text) => text.replaceAll("``", "`").split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
 const source = (key) => {
   if (!key) return h("span", { class: "note" }, "no source named");
   return h("abbr", { title: ATLAS.data.sources[key.split("#")[0]] || key }, key);
@@ -117,14 +117,18 @@ function claimed(key) {
     h("p", { class: "note" }, h("code", {}, one.see)));
 }
 
-const state = { search: "", generation: "", kind: "", sort: "released", down: false };
+// of the list; a permalink has it
+const state = {};
 
-function models() {
+function models(rest) {
+  const asked = new URLSearchParams((rest || "").split("?")[1] || "");
+  Object.assign(state, { search: "", generation: "", kind: "", sort: "released", down: false }, Object.fromEntries(asked));
+  state.down = state.down === true || state.down === "true";
   const columns = [
     ["id", "model", (m) => link(m.id)], ["released", "released", (m) => m.released || "–"],
     ["params", "parameters", (m) => short(m.params)], ["active_params", "a token uses", (m) => short(m.active_params)],
     ["num_layers", "layers", (m) => number(m.num_layers)], ["hidden_size", "hidden", (m) => number(m.hidden_size)],
-    ["attention", "attention", (m) => (m.num_heads ? `${m.attention} ${m.num_heads}:${m.num_kv_heads || m.num_heads}` : "–")],
+    ["attention", "attention", (m) => (m.num_heads ? `${m.attention} ${m.num_heads}${m.attention === "GQA" ? `:${m.num_kv_heads}` : ""}` : "–")],
     ["vocab_size", "vocabulary", (m) => number(m.vocab_size)], ["context", "context", (m) => tokens(m.context)],
     ["status", "status", (m) => m.status || "–"],
   ];
@@ -147,9 +151,16 @@ function models() {
       return order * (numeric.has(state.sort) ? a - b : String(a).localeCompare(String(b)));
     });
     body.replaceChildren(...rows.map((m) => h("tr", {}, columns.map(([key, , cell]) => h("td", { class: numeric.has(key) ? "num" : null }, cell(m))))));
+    const kept = Object.entries(state).filter(([key, value]) => value && !(key === "sort" && value === "released"));
+    const query = kept.length ? `/?${new URLSearchParams(kept)}` : "";
+    history.replaceState(null, "", `#/models${query}`);
+    for (const th of head) {
+      const by = th.dataset.key === state.sort ? (state.down ? "descending" : "ascending") : "none";
+      th.setAttribute("aria-sort", by);
+    }
     count.textContent = `${rows.length} of ${ATLAS.data.models.length} models`;
   };
-  const head = columns.map(([key, title]) => h("th", { class: numeric.has(key) ? "num" : null, scope: "col" }, h("button", {
+  const head = columns.map(([key, title]) => h("th", { class: numeric.has(key) ? "num" : null, scope: "col", "data-key": key }, h("button", {
     type: "button",
     onclick: () => { state.down = state.sort === key ? !state.down : numeric.has(key); state.sort = key; shown(); },
   }, title)));
@@ -171,7 +182,7 @@ function model(id) {
   const m = by(id);
   if (!m) return missing(id);
   const w = ATLAS.data.wirings[m.wiring];
-  const base = m.derived_from[0] || nearest(m);
+  const base = m.derived_from.find((id) => by(id) && by(id).wiring) || nearest(m);
   const sections = {};
   for (const [path, value, key] of m.values) {
     const [section] = path.split(".");
@@ -183,14 +194,17 @@ function model(id) {
     h("h1", {}, m.title || m.id),
     h("p", { class: "lead" }, h("code", {}, m.id), m.released ? ` · ${m.status} ${m.released}` : "", m.licence ? ` · ${m.licence}` : ""),
     h("div", { class: "grid" }, [
-      ["parameters", short(m.params), m.params], ["a token uses", short(m.active_params), m.active_params],
+      ["parameters", m.params === null ? m.published_parameters || "–" : short(m.params), m.params], ["a token uses", short(m.active_params), m.active_params],
       ["context", tokens(m.context), m.context], ["cache a token, 16 bit", m.kv_bytes_per_token ? bytes(m.kv_bytes_per_token) : "–", m.kv_bytes_per_token],
     ].map(([name, text, exact]) => h("div", { class: "card" }, h("p", {}, name), h("p", { class: "big", title: number(exact) }, text)))),
     h("p", {}, base ? [h("a", { href: `#/compare/${base}..${m.id}` }, `What changed since ${base}`), " · "] : "", w ? h("a", { href: `#/cost/${m.id}` }, "What it costs to run") : ""),
+    m.doc ? h("p", {}, words(m.doc)) : null,
     m.derived_how ? h("p", { class: "note" }, `From ${m.derived_from.join(", ")}: ${m.derived_how}`) : null,
-    w ? [h("h2", {}, "Where the parameters are"), treemap(w), h("h2", {}, "The model as boxes"), tower(m.wiring, m.id)] : h("p", { class: "note" }, "Its wiring is not published."),
+    w ? [h("h2", {}, "Where the parameters are"), treemap(w), h("h2", {}, "The model as boxes"), tower(m.wiring, m.id)] : h("p", { class: "note" }, "No wiring is recorded of it."),
+    m.benchmarks.length ? [h("h2", {}, "Results, as its publisher states them"), h("p", { class: "note" }, "Nothing of this was measured here: ", source(m.benchmarks_source)),
+      results(m.benchmarks)] : null,
     h("h2", {}, "Facts and their sources"),
-    Object.entries(sections).map(([section, rows]) => h("details", { open: section === "hyperparameters" }, h("summary", {}, `${section} (${rows.length})`),
+    Object.entries(sections).map(([section, rows]) => h("details", { open: section === "hyperparameters" || !sections.hyperparameters }, h("summary", {}, `${section} (${rows.length})`),
       table(["value", "", "source"].map((t) => h("th", { scope: "col" }, t)), rows.map(([path, value, key]) => {
         const whole = `${section}.${path}`;
         const dispute = disputed.get(whole);
@@ -200,6 +214,12 @@ function model(id) {
         ), h("td", {}, source(key)));
       }), "values"))),
   ];
+}
+
+function results(list) {
+  const columns = [["name", "benchmark"], ["score", "score", "num"], ["shots", "shots", "num"], ["metric", "metric"]].filter(([key]) => list.some((b) => b[key] !== null));
+  return table(columns.map(([, title, kind]) => h("th", { scope: "col", class: kind }, title)),
+    list.map((b) => h("tr", {}, columns.map(([key, , kind]) => h("td", { class: kind }, b[key] === null ? "–" : String(b[key]))))), "results");
 }
 
 function nearest(m) {
@@ -293,7 +313,7 @@ function compare(rest) {
   return [
     h("h1", {}, "Compare two models"),
     h("div", { class: "tools" }, select("from", ids, a.id, (v) => go(v, b.id)), h("button", { type: "button", onclick: () => go(b.id, a.id), "aria-label": "exchange both" }, "⇄"), select("to", ids, b.id, (v) => go(a.id, v))),
-    h("section", { class: "card", "aria-label": "summary" }, h("h2", { style: "margin-top:0" }, `${a.id} → ${b.id}`), said.length ? h("ul", { class: "said" }, said.map((s) => h("li", {}, words(s)))) : h("p", {}, "The wiring of one is not published.")),
+    h("section", { class: "card", "aria-label": "summary" }, h("h2", { style: "margin-top:0" }, `${a.id} → ${b.id}`), said.length ? h("ul", { class: "said" }, said.map((s) => h("li", {}, words(s)))) : h("p", {}, "No wiring is recorded of one of them.")),
     h("p", { class: "note" }, "In a terminal: ", h("code", {}, `llamagen diff ${a.id} ${b.id} --full`)),
     h("h2", {}, `Values that differ (${changed.length} of ${paths.length})`),
     values(changed.filter(wiring)),
@@ -340,7 +360,7 @@ function costs(rest) {
       whole("devices", "count", 1),
     ),
     beyond ? h("p", { class: "warn" }, `${number(load.context)} tokens are beyond the context of this model, ${number(m.context)}.`) : null,
-    h("div", { class: "grid", id: "numbers" },
+    h("div", { class: "grid three", id: "numbers" },
       card("weights", bytes(c.weights), number(c.weights)), card("cache", bytes(c.cache), number(c.cache)),
       card("together, with activations", bytes(c.resident), number(c.resident)),
       card("a prompt of that length", flop(c.prefill), number(c.prefill)), card("one more token", flop(c.decode), number(c.decode)),
@@ -397,7 +417,7 @@ function lineage() {
   return [
     h("h1", {}, "What was made from what"),
     h("p", { class: "lead" }, "A model stands below the one that it was trained from. Where the sources do not say how, nothing is said."),
-    [...generations].map(([generation, list]) => h("section", {}, h("h2", {}, generation), h("div", { class: "tree" }, branch(list)))),
+    [...generations].map(([generation, list]) => h("section", {}, h("h2", {}, /^[0-9]/.test(generation) ? `LLaMA ${generation}` : generation), h("div", { class: "tree" }, branch(list)))),
   ];
 }
 
@@ -422,7 +442,7 @@ function ops() {
   return [
     h("h1", {}, "The ops"),
     h("p", { class: "lead" }, "A model is equations over these. Each has one meaning in PyTorch, ONNX and float64."),
-    table(["op", "what it does", "formula"].map((t) => h("th", { scope: "col" }, t)), ATLAS.data.ops.map((o) => h("tr", {}, h("td", {}, h("a", { href: `#/op/${o.name}` }, h("code", {}, o.name))), h("td", {}, o.doc.split("\n")[0]), h("td", {}, h("code", {}, o.formula))))),
+    table(["op", "what it does", "formula"].map((t) => h("th", { scope: "col" }, t)), ATLAS.data.ops.map((o) => h("tr", {}, h("td", {}, h("a", { href: `#/op/${o.name}` }, h("code", {}, o.name))), h("td", {}, words(o.doc.split("\n")[0])), h("td", {}, h("code", {}, o.formula.replaceAll("`", "")))))),
   ];
 }
 
@@ -430,8 +450,8 @@ function op(name) {
   const o = ATLAS.data.ops.find((one) => one.name === name);
   if (!o) return missing(name);
   return [
-    h("h1", {}, h("code", {}, `${o.name}(${o.operands.join(", ")})`)), h("p", { class: "lead" }, o.doc),
-    h("dl", { class: "facts" }, h("dt", {}, "formula"), h("dd", {}, h("code", {}, o.formula)), h("dt", {}, "precision"), h("dd", {}, o.precision), h("dt", {}, "use"), h("dd", {}, o.part ? "declared under `parts`: it has weights" : "called in an equation"), o.cite ? [h("dt", {}, "source"), h("dd", {}, o.cite)] : null),
+    h("h1", {}, h("code", {}, `${o.name}(${o.operands.join(", ")})`)), h("p", { class: "lead" }, words(o.doc)),
+    h("dl", { class: "facts" }, h("dt", {}, "formula"), h("dd", {}, h("code", {}, o.formula.replaceAll("`", ""))), h("dt", {}, "precision"), h("dd", {}, o.precision), h("dt", {}, "use"), h("dd", {}, o.part ? words("declared under `parts`: it has weights") : "called in an equation"), o.cite ? [h("dt", {}, "source"), h("dd", {}, o.cite)] : null),
   ];
 }
 
@@ -449,7 +469,7 @@ function rules() {
 function rule(code) {
   const c = ATLAS.data.codes.find((one) => one.code === code);
   if (!c) return missing(code);
-  return [h("h1", {}, `${c.code}: ${c.title}`), h("p", { class: "lead" }, c.explanation), h("h2", {}, "For example"), h("pre", {}, c.bad), h("h2", {}, "Put right"), h("pre", {}, c.good)];
+  return [h("h1", {}, `${c.code}: ${c.title}`), h("p", { class: "lead" }, words(c.explanation)), h("h2", {}, "For example"), h("pre", {}, c.bad), h("h2", {}, "Put right"), h("pre", {}, c.good)];
 }
 
 function missing(name) {

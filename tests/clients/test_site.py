@@ -23,6 +23,7 @@ MODELS = (
     "llama/3.2/11b-vision",
     "llama/4/scout",
     "llama/4/behemoth",
+    "llama/guard/prompt-2-86m",
 )
 
 # Errors are listened for before the atlas' own scripts run; the results become the page.
@@ -96,15 +97,22 @@ def test_questions_of_a_newcomer_are_answered(said: Any) -> None:
     assert "756 GiB" in cost
     assert "fits" in cost
     assert "RoPE theta 10,000 → 500,000" in text["#/compare/llama/2/7b..llama/3/8b"]
-    assert "The wiring of one is not published." in text["#/compare/llama/3/8b..llama/4/behemoth"]
+    assert "No wiring is recorded of one of them." in text["#/compare/llama/3/8b..llama/4/behemoth"]
     assert "Nothing here" in text["#/nowhere"]
+    assert re.search(r"MMLU\s+85.2\s+5\s+macro_avg/acc_char", text["#/model/llama/3.1/405b"])
+    guard = text["#/model/llama/guard/prompt-2-86m"]
+    assert (
+        "86M backbone" in guard and "mDeBERTa-v3-base" in guard and "No wiring is recorded" in guard
+    )
     assert said["pages"]["#/model/llama/4/scout"]["title"].startswith("Llama 4 Scout")
 
 
 def test_controls_do_what_they_say(said: Any) -> None:
     assert said["search"] == ["llama/4/scout"]
+    assert said["permalink"] == "#/models/?search=scout"
+    assert said["linked"] == ["llama/4/scout", "llama/4/behemoth"]
     assert said["sorted"][0] == "llama/3.1/405b"
-    assert said["sorted"][-1] == "llama/4/behemoth"
+    assert said["sorted"][-2:] == ["llama/4/behemoth", "llama/guard/prompt-2-86m"]
     assert sorted(said["themes"]) == ["dark", "light"]
 
 

@@ -5,6 +5,7 @@ function faults() {
   const text = document.getElementById("main").textContent;
   // findings speak of NaN themselves
   const words = location.hash.startsWith("#/rule") ? ["undefined", "[object"] : ["undefined", "NaN", "[object", "Infinity"];
+  if (!location.hash.startsWith("#/rule") && text.includes("`")) found.push("says a backtick");
   for (const word of words) if (text.includes(word)) found.push(`says ${word}`);
   if (document.querySelectorAll("h1").length !== 1) found.push("not one h1");
   const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
@@ -19,7 +20,7 @@ async function visit() {
   for (const route of ROUTES) {
     location.hash = route;
     await wait(120);
-    said.pages[route] = { faults: faults(), title: document.title, text: document.getElementById("main").innerText.slice(0, 4000),
+    said.pages[route] = { faults: faults(), title: document.title, text: document.getElementById("main").innerText.slice(0, 9000),
       wide: document.documentElement.scrollWidth > innerWidth };
   }
   said.network = performance.getEntriesByType("resource").map((e) => e.name).filter((n) => !n.startsWith("file:"));
@@ -27,7 +28,10 @@ async function visit() {
   const search = document.querySelector("#main input[type=search]");
   search.value = "scout"; search.dispatchEvent(new Event("input")); await wait(50);
   said.search = [...document.querySelectorAll("#main tbody tr")].map((r) => r.cells[0].textContent);
-  search.value = ""; search.dispatchEvent(new Event("input"));
+  said.permalink = location.hash;
+  location.hash = "#/models/?generation=4&sort=params&down=true"; await wait(80);
+  said.linked = [...document.querySelectorAll("#main tbody tr")].map((r) => r.cells[0].textContent);
+  location.hash = "#/models"; await wait(80);
   document.querySelectorAll("#main th button")[2].click(); await wait(50);
   said.sorted = [...document.querySelectorAll("#main tbody tr")].map((r) => r.cells[0].textContent);
   const before = document.documentElement.dataset.theme;

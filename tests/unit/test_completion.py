@@ -28,9 +28,10 @@ def completed(line: str, shell: str) -> list[str]:
     ("line", "first"),
     [
         ("llamagen sho", "show"),
-        ("llamagen show llama/3.3/", "llama/3.3/70b-instruct"),
-        ("llamagen diff llama/3/8b llama/3.3", "llama/3.3/70b-instruct"),
-        ("llamagen export llama/3.3", "llama/3.3/70b-instruct"),
+        ("llamagen show llama/3.3/7", "llama/3.3/70b-instruct"),
+        ("llamagen diff llama/3/8b llama/3.3/7", "llama/3.3/70b-instruct"),
+        ("llamagen export llama/3.3/7", "llama/3.3/70b-instruct"),
+        ("llamagen list --generation gu", "guard"),
         ("llamagen diff llama/3/8b llama/3/70b --surf", "--surface"),
     ],
 )

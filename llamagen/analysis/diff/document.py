@@ -27,7 +27,7 @@ class DiffDocument(Closed):
     before: str
     after: str
     unwired: str | None = Field(
-        description="Id of the one model whose wiring is not published: only what is published is compared."
+        description="Models whose wiring is not published: only what is published is compared."
     )
     summary: tuple[str, ...] = Field(description="What an expert would say, in at most ten lines.")
     workload: WorkloadDocument

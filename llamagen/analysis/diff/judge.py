@@ -172,7 +172,7 @@ class Diff:
     ignored: int = 0
     """Changes that were left out because a reviewer said so."""
     unwired: str | None = None
-    """Id of the one model whose wiring is not published; then weights, interface and numbers are not compared."""
+    """Models whose wiring is not published; then weights, interface and numbers are not compared."""
 
     def verdict(self, surface: Surface) -> Verdict:
         """The worst verdict of any change on ``surface``."""
@@ -209,8 +209,7 @@ def diff(
     judge = _Judge(before, after, pairs, device[1] if device is not None else None)
     changes = tuple(judge.change(pair) for pair in pairs)
     name = device[0] if device is not None else None
-    alone = [m.id for m in (before, after) if not m.graphs]
-    unwired = alone[0] if len(alone) == 1 else None
+    unwired = " and ".join(m.id for m in (before, after) if not m.graphs) or None
     said = summary(before, after, same, pairs, load)
     return Diff(before.id, after.id, load, _with_derived(changes), name, said, unwired=unwired)
 

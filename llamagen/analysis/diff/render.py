@@ -15,12 +15,14 @@ from llamagen.units import bytes_short, count_short
 
 def headline(result: Diff) -> str:
     load = result.workload
+    unwired = result.unwired or ""
+    verb = "have" if " and " in unwired else "has"
     return (
         f"at {load.context} tokens, batch {load.batch}, weights in {load.weights.name}, "
         f"cache and activations in {8 * load.cache_bytes} bit"
         f"{f', on {result.device}' if result.device is not None else ''}"
         f"{f'; {result.ignored} changes ignored' if result.ignored else ''}"
-        f"{f'; {result.unwired} has no published wiring: only what is published is compared' if result.unwired else ''}"
+        f"{f'; {unwired} {verb} no wiring recorded: only what is published is compared' if unwired else ''}"
     )
 
 
@@ -35,8 +37,14 @@ def where(change: Change) -> str:
     return f"{change.path} ×{change.times}"
 
 
+_LONG = 160
+
+
 def shown(side: Side) -> str:
-    return "none" if side.text is None else side.text
+    """Of a long text, such as the results that a publisher states, the start: `--format json` has the whole."""
+    if side.text is None:
+        return "none"
+    return side.text if len(side.text) <= _LONG else f"{side.text[:_LONG]}..."
 
 
 def arrow(change: Change) -> str:

@@ -15,7 +15,7 @@ from llamagen.analysis.cost import Counts, Workload
 from llamagen.analysis.diff.align import ROOT, Pair, layer_text
 from llamagen.analysis.diff.features import Kind
 from llamagen.analysis.diff.match import Matching
-from llamagen.analysis.layers import Facts, Settings, layers_of, with_images
+from llamagen.analysis.layers import Facts, Heads, Settings, layers_of, with_images
 from llamagen.analysis.numbers import Component, count_parameters, encoder_flops
 from llamagen.analysis.records import attention_kind
 from llamagen.analysis.tables import hyperparameter_scope
@@ -185,6 +185,9 @@ def _attention_said(both: _Both) -> Iterator[str]:
         if x is None or y is None:
             yield f"{'no ' * (y is None)}attention{where}"
             continue
+        if x.latent != y.latent:
+            yield _latent_said(x, y, where)
+            continue
         kinds = [attention_kind(h.query, h.key_value) for h in (x, y)]
         named = f" ({kinds[0]} → {kinds[1]})" if kinds[0] != kinds[1] else ""
         if x.query != y.query:
@@ -203,6 +206,21 @@ def _attention_said(both: _Both) -> Iterator[str]:
             yield f"queries and keys are no longer normalised{where}"
         else:
             yield f"queries and keys are normalised ({second}{f' for {first}' * bool(first)}){where}"
+
+
+def _latent_said(x: Heads, y: Heads, where: str) -> str:
+    def named(h: Heads) -> str:
+        if h.latent is None:
+            return f"{h.query} heads ({h.key_value} for keys and values)"
+        rotated = h.dim - h.latent
+        return f"{h.query} heads over one vector of {h.latent} and a rotated key of {rotated}"
+
+    kinds = [
+        "MLA" if h.latent is not None else attention_kind(h.query, h.key_value) for h in (x, y)
+    ]
+    change = f" ({' → '.join(kinds)})" if kinds[0] != kinds[1] else ""
+    lead = "latent attention: " if x.latent is None else ""
+    return f"{lead}{named(x)} → {named(y)}{change}{where}"
 
 
 def _limit_said(what: str, a: int | None, b: int | None, where: str) -> str:
@@ -283,7 +301,7 @@ def _rope_said(rope: Settings) -> str:
 
 def _plain(value: AttrValue) -> str:
     """``500,000``: whole numbers without a fraction, others with six digits."""
-    if isinstance(value, int | float) and value == int(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
         return f"{int(value):,}"
     return f"{value:.6g}" if isinstance(value, float) else unparse_static(value)
 
@@ -415,6 +433,13 @@ def _lineage_said(before: Model, after: Model) -> Iterator[str]:
     lineage = after.resolved.spec.lineage
     if lineage is not None and before.resolved.spec.id in lineage.derived_from:
         yield f"made from it{f': {lineage.how}' if lineage.how else ''}"
+    elif lineage is not None and _quantised(after) and not _quantised(before):
+        yield f"in fewer bits: {lineage.how}"
+
+
+def _quantised(model: Model) -> bool:
+    release = model.resolved.spec.release
+    return release is not None and bool(release.quantised)
 
 
 def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator[str]:
@@ -423,6 +448,13 @@ def _record_said(before: Model, after: Model, pairs: Sequence[Pair]) -> Iterator
         yield f"released {a.date} → {b.date}"
     if a is not None and b is not None and a.licence != b.licence:
         yield f"licence: {a.licence} → {b.licence}"
+    promised = [
+        m.resolved.spec.training and m.resolved.spec.training.advertised_context
+        for m in (before, after)
+    ]
+    positions = [m.resolved.spec.hyperparameters.max_positions for m in (before, after)]
+    if all(promised) and promised[0] != promised[1] and positions[0] == positions[1]:
+        yield f"promised context {promised[0]:,} → {promised[1]:,}"
     for pair in pairs:
         if pair.kind is Kind.TOKENIZER:
             ends = [end.text if end is not None else "none" for end in (pair.before, pair.after)]

@@ -87,6 +87,11 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
         raise LlamagenError.of(
             "LG102", f"`{source.file}` lacks `model_type`", source.place(""), help
         )
+    text = source.value.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    if kind not in kinds and inner in kinds:
+        assert isinstance(text, Mapping)
+        return _text_part(source, str(inner), text)
     if kind not in kinds:
         help = did_you_mean(str(kind), kinds, f"known are {', '.join(kinds)}")
         message = f"no spec describes the model type `{str(kind)[:60]}`"
@@ -107,6 +112,27 @@ def read_config(source: JsonSource, kinds: list[str]) -> Foreign:
     _state_original_context(values)
     ignored = _undo_filling(values, source)
     return Foreign(source, str(kind), values, written, ignored)
+
+
+_OF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _text_part(source: JsonSource, kind: str, text: Mapping[str, Json]) -> Foreign:
+    """Of a model whose other parts no spec describes, that which is a model of text."""
+    values: dict[str, Json] = {}
+    written: dict[str, str] = {}
+    beside = {
+        key: one for key, one in source.value.items() if key in _OF_TOKENS and key not in text
+    }
+    for lead, tree in (("text_config.", text), ("", beside)):
+        for path, value in tree.items():
+            for key, one in () if path == "model_type" else _spelled(path, value):
+                values[key], written[key] = one, f"{lead}{path}"
+    _state_original_context(values)
+    others = source.value.keys() - {"text_config", "model_type", *beside}
+    ignored = dict.fromkeys(sorted(others), "of the parts beside the text, which are not read")
+    note = f"only the text part of the `{source.value['model_type']}` is read"
+    return Foreign(source, kind, values, written, ignored, (note,))
 
 
 def usual_leaves(config: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
@@ -144,12 +170,20 @@ def _leaves(config: Mapping[str, Json], groups: Iterable[str]) -> Iterator[tuple
             yield key, value
 
 
+_ROTATED = {"full_attention", "sliding_attention"}
+"""Kinds of layers that transformers 5 gives a rotation each (Gemma 3); `rope_local_base_freq` was the older word."""
+
+
 def _spelled(path: str, value: Json) -> Iterator[tuple[str, Json]]:
     """One key of the file as keys of the tables: transformers 5 joins `rope_theta` and `rope_scaling`."""
     group, dot, name = path.rpartition(".")
     lead = group + dot
     if name == "dtype":
         yield f"{lead}torch_dtype", value
+    elif name == "rope_parameters" and isinstance(value, Mapping) and value.keys() == _ROTATED:
+        yield from _spelled(path, value["full_attention"])
+        for key, one in _spelled(path, value["sliding_attention"]):
+            yield key.replace("rope_", "rope_local_").replace("_theta", "_base_freq"), one
     elif name == "rope_parameters" and isinstance(value, Mapping):
         if "rope_theta" in value:
             yield f"{lead}rope_theta", value["rope_theta"]

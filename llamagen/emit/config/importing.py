@@ -280,7 +280,8 @@ class _Writer:
     def tied(self, spec: Spec) -> Iterator[tuple[str, str, Json]]:
         """(section, name, value) of names that no longer fulfil a requirement ``name == value``.
 
-        Some numbers have no key of their own in a foreign file, because its reader derives them from others.
+        Some numbers have no key of their own in a foreign file, because its reader derives them from others; a later
+        requirement may rest on a number of an earlier one.
         """
         scope = config_scope(spec)
         for text in self.base.mapping.requires.values():
@@ -289,6 +290,7 @@ class _Writer:
                 value = evaluate(expr.right, scope, CONFIG_FUNCTIONS)
                 if evaluate(expr.left, scope) != value:
                     section, name = leaf_of(expr.left, spec)
+                    scope[name] = value
                     yield section, name, plain(value)
 
     def load(self, draft: Tree) -> ResolvedSpec:

@@ -175,9 +175,13 @@ class ConfigTable:
 
 
 def known_tables(registry: Registry) -> list[ConfigTable]:
-    """Of all models, older and surer ones first: of two equal ones the first is extended."""
+    """Of all models, older and surer ones first: of two equal ones the first is extended.
+
+    A release in fewer bits is left out: its config.json says how, which no table does.
+    """
     specs = (registry.load(spec_id) for spec_id in registry.ids(abstract=False))
-    tables = (table_of(resolved) for resolved in specs if resolved.spec.config is not None)
+    whole = (one for one in specs if not (one.spec.release and one.spec.release.quantised))
+    tables = (table_of(resolved) for resolved in whole if resolved.spec.config is not None)
     return sorted((one for one in tables if one is not None), key=_age)
 
 
@@ -500,6 +504,19 @@ def _read_layers(value: Json, kind: Static) -> Json:
     return {"at": {str(kind): value}}
 
 
+def _write_first(kinds: Static, kind: Static) -> Static:
+    """How many layers at the start are of the kind; no layer behind them is."""
+    assert isinstance(kinds, tuple)
+    count = kinds.count(kind)
+    return count if all(one == kind for one in kinds[:count]) else None
+
+
+def _read_first(value: Json, kind: Static) -> Json:
+    if type(value) is not int or value < 0:
+        raise CodecError("is not a whole number")
+    return {"at": {str(kind): list(range(value))}}
+
+
 def _write_flags(kinds: Static, without: Static, usual_every: Static) -> Static:
     """An empty list stands for every ``usual_every``-th layer without positions."""
     assert isinstance(kinds, tuple)
@@ -570,6 +587,7 @@ def _read_inverse_square(value: Json) -> Json:
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
         "cycle": Codec(_write_cycle, _read_cycle),
+        "first_layers": Codec(_write_first, _read_first),
         "given": Codec(
             lambda value, default: default if value is None else value,
             lambda value, default: None if value == default else value,

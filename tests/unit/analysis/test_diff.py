@@ -187,7 +187,7 @@ def test_what_is_not_published_is_not_another_value() -> None:
     assert not record.compared(Surface.WEIGHTS)
     shown = render_diff.text(record, full=True)
     assert "weights    not compared" in shown
-    assert "llama/4/behemoth has no published wiring" in shown
+    assert "llama/4/behemoth has no wiring recorded" in shown
     assert json.loads(json_text(record))["surfaces"] == {"record": "compatible"}
     same = diff(models.model_of("llama/2/7b"), models.model_of("llama/2/7b-chat"))
     assert same.compared(Surface.WEIGHTS)

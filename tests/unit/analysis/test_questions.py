@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,7 +27,13 @@ def family() -> list[Record]:
 
 
 def test_query_filters_sorts_and_cuts(family: list[Record]) -> None:
-    answer = query(family, "generation == '3.1'", select=["id", "params"], sort="-params", first=3)
+    answer = query(
+        family,
+        "generation == '3.1' and not quantised",
+        select=["id", "params"],
+        sort="-params",
+        first=3,
+    )
     assert answer.columns == ("id", "params")
     assert answer.rows == (
         ("llama/3.1/405b", 405_853_388_800),
@@ -37,8 +44,10 @@ def test_query_filters_sorts_and_cuts(family: list[Record]) -> None:
 
 def test_models_without_the_value_do_not_match(family: list[Record]) -> None:
     ids = [row[0] for row in query(family, "num_experts > 16", select=["id"]).rows]
-    assert ids == ["llama/4/maverick", "llama/4/maverick-instruct"]
-    factors = query(family, "rope.factor == 32.0", select=["id", "rope.factor"]).rows
+    assert ids == ["llama/4/maverick", "llama/4/maverick-instruct", "llama/4/maverick-instruct-fp8"]
+    factors = query(
+        family, "rope.factor == 32.0 and not quantised", select=["id", "rope.factor"]
+    ).rows
     assert {row[0] for row in factors} == {
         f"llama/3.2/{n}" for n in ("1b", "1b-instruct", "3b", "3b-instruct")
     }
@@ -116,16 +125,50 @@ def test_timelines_of_what_cannot_be(family: list[Record], text: str) -> None:
 
 def test_timelines(family: list[Record]) -> None:
     theta = timeline(family, "rope_theta", MAINLINE)
-    assert [(date, h.value) for date, h in theta.firsts()] == [
-        ("2023-02-24", 10000.0),
-        ("2024-04-18", 500000.0),
+    assert [(day, h.value) for day, h in theta.firsts()] == [
+        (date(2023, 2, 24), 10000.0),
+        (date(2024, 4, 18), 500000.0),
     ]
     gqa = timeline(family, "attention", MAINLINE)
-    assert [d for d, h in gqa.firsts() if h.value == "GQA"] == ["2023-07-18"]
+    assert [d for d, h in gqa.firsts() if h.value == "GQA"] == [date(2023, 7, 18)]
     assert "never changed" in timeline_text(timeline(family, "biases", MAINLINE))
     assert timeline(family, "hidden_size > 0", MAINLINE).constant
-    assert "llama/code 12" in timeline_text(theta), "a default filter is not silent"
+    assert "llama/code 16" in timeline_text(theta), "a default filter is not silent"
     assert "left out" not in timeline_text(timeline(family, "rope_theta", "true"))
+
+
+def test_a_release_in_fewer_bits_changes_no_timeline(family: list[Record]) -> None:
+    """The quantised 3.2 came on a day of their own."""
+    day = date(2024, 10, 24)
+    assert day not in {step.date for step in timeline(family, "hidden_size", MAINLINE).steps}
+    assert day in {step.date for step in timeline(family, "context", "true").steps}
+
+
+def test_results_are_asked_for_by_name(family: list[Record]) -> None:
+    mmlu = query(family, "benchmarks['MMLU'] > 85", select=["id", "benchmarks['MMLU']"])
+    assert mmlu.rows == (
+        ("llama/3.1/405b", 85.2), ("llama/3.1/405b-instruct", 87.3), ("llama/4/maverick", 85.5)
+    )  # fmt: skip
+    with pytest.raises(LlamagenError) as caught:
+        query(family, "benchmarks['MMLUU'] > 85")
+    assert caught.value.diagnostics[0].help == "did you mean `MMLU`?"
+    best = (
+        "SELECT model, score, shots FROM benchmarks WHERE name = 'MMLU' ORDER BY score DESC LIMIT 1"
+    )
+    assert sql(family, best).rows == (("llama/3.1/405b-instruct", 87.3, 5),)
+
+
+def test_emissions_rates_batches_and_papers_are_columns(family: list[Record]) -> None:
+    select = ["co2_tonnes", "learning_rate", "batch_tokens", "paper"]
+    (row,) = query(family, "id == 'llama/2/70b'", select=select).rows
+    assert row == (291.42, 1.5e-4, 4_000_000, "2307.09288")
+    (guard,) = query(family, "id == 'llama/guard/3-8b'", select=[*select, "benchmarks"]).rows
+    assert guard == (None,) * 5, "what its base cost is not what it cost"
+
+
+def test_dates_are_dates(family: list[Record]) -> None:
+    answer = query(family, "id == 'llama/3.1/8b'", select=["released", "released < '2025'"])
+    assert answer.rows == ((date(2024, 7, 23), True),)
 
 
 def test_sql_over_every_table(family: list[Record]) -> None:

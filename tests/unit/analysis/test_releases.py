@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 
 import pytest
 
@@ -32,9 +33,9 @@ def test_the_seven_releases_with_what_each_brought() -> None:
 
 def test_dates_and_contexts_are_those_of_the_facts() -> None:
     found = {one.generation: (one.date, one.context) for one in api.releases()}
-    assert found["1"] == ("2023-02-24", "2,048")
-    assert found["3.2"] == ("2024-09-25", "131,072")
-    assert found["4"] == ("2025-04-05", "1,048,576 to 10,485,760")
+    assert found["1"] == (date(2023, 2, 24), "2,048")
+    assert found["3.2"] == (date(2024, 9, 25), "131,072")
+    assert found["4"] == (date(2025, 4, 5), "1,048,576 to 10,485,760")
 
 
 def test_a_claim_stands_once_in_the_text_and_with_each_release_in_json() -> None:

@@ -140,6 +140,31 @@ EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
         "no rotary positions (NoPE)",
         "images: a vision tower of",
     ),
+    ("llama/3.2/3b", "llama/3.2/3b-instruct-qlora"): (
+        "the same architecture",
+        "in fewer bits: quantisation-aware training with LoRA adapters (QLoRA)",
+        "promised context 131,072 → 8,192",
+    ),
+    ("deepseek/3/671b", "gpt-oss/1/120b"): (
+        "(MLA → GQA)",
+        "RoPE theta 10,000 → 150,000, factor 40 → 32, truncate true → false, attention_factor 1 → 1.34657",
+    ),
+    ("llama/3.1/405b", "deepseek/3/671b"): (
+        "126 layers → 61",
+        "mixture of experts in 58 layers (3-60): 256 experts of 2,048, a token uses 8 beside a shared one of 2,048",
+        "latent attention: 128 heads (8 for keys and values) → 128 heads over one vector of 512 and a rotated key of",
+        "405.85 B → 671.03 B (37.55 B active) parameters; cache 504 KiB → 68.6 KiB a token",
+    ),
+    ("llama/4/maverick", "gpt-oss/1/120b"): (
+        "128 experts of 8,192, 1 a token → 128 experts of 2,880, 4 a token, no shared one any more in 18 layers",
+        "attention within a window of 128 in 18 layers (0,2,...,34)",
+        "401.58 B (17.18 B active) → 116.83 B (5.71 B active) parameters; cache 192 KiB → 72 KiB a token",
+    ),
+    ("gemma/2/9b", "gemma/3/4b-it"): (
+        "attention within a window of 1,024 instead of 4,096 in 17 layers (0,2,...,32)",
+        "RoPE unscaled (theta 10,000) → linear (theta 1,000,000, factor 8) in 5 layers (5,11,...,29)",
+        "attention's softcap 50 → none",
+    ),
     ("gemma/2/9b", "gemma/2/27b"): (
         "42 layers → 46",
         "attention's scale 1/√head_dim → 0.0833333",

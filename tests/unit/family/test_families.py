@@ -27,8 +27,13 @@ from tests.unit.family.facts import REGISTRY
 from tests.unit.family.importing import KINDS, MODELS
 
 IDS = (
+    "deepseek/3/671b",
     "gemma/2/27b",
     "gemma/2/9b",
+    "gemma/3/1b-it",
+    "gemma/3/4b-it",
+    "gpt-oss/1/120b",
+    "gpt-oss/1/20b",
     "mistral/0.1/7b",
     "mistral/small-3/24b",
     "mixtral/0.1/8x7b",
@@ -43,6 +48,11 @@ IDS = (
 )
 OWN = {one: family_of(one) for one in IDS}
 TOTALS = {
+    "deepseek/3/671b": 671_026_419_200,
+    "gemma/3/1b-it": 999_885_952,
+    "gemma/3/4b-it": 3_880_263_168,
+    "gpt-oss/1/120b": 116_829_156_672,
+    "gpt-oss/1/20b": 20_914_757_184,
     "gemma/2/27b": 27_227_128_320,
     "gemma/2/9b": 9_241_705_984,
     "mistral/0.1/7b": 7_241_732_096,
@@ -97,17 +107,38 @@ def test_its_configuration_comes_back(spec_id: str) -> None:
     assert filled.resolved.digest == REGISTRY.load(spec_id).digest
 
 
+def _counted_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Trained without a gradient: DeepSeek-V3 moves the biases of its router by how often experts were chosen."""
+    return {name: b for name, b in model.named_buffers() if name.endswith("correction_bias")}
+
+
+def _ours(name: str) -> str:
+    """Latent attention multiplies by the matrix itself, and the bias belongs to the block that chooses."""
+    name = name.replace("self_attn.kv_b_proj.weight", "self_attn.kv_b_proj")
+    return name.replace("mlp.gate.e_score", "mlp.e_score")
+
+
 @pytest.mark.parametrize("spec_id", IDS)
 def test_parameters_are_those_of_transformers(spec_id: str) -> None:
     """Names, shapes, and their sum."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(theirs(config_of(spec_id)))
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    theirs_by_name = {**dict(model.named_parameters()), **_counted_buffers(model)}
+    wanted = {_ours(name): tuple(p.shape) for name, p in theirs_by_name.items()}
     graph = build(REGISTRY.load(spec_id))
     assert {name: tuple(p.shape) for name, p in graph.parameters.items()} == wanted
-    assert sum(p.numel() for p in model.parameters()) == TOTALS[spec_id]
+    assert sum(map(math.prod, wanted.values())) == TOTALS[spec_id]
     counted = architecture_of(REGISTRY.load(spec_id))
     assert counted is not None and counted.totals["params"] == TOTALS[spec_id]
+
+
+NAMED_TWICE = ("num_experts", "num_local_experts", "num_experts_per_tok", "qk_rope_head_dim")
+"""Keys that the meaning of another one's absence rests on."""
+ONLY_IN_FILES = (
+    *("experts_per_token", "sliding_window_pattern"),
+    *("scoring_func", "topk_method", "moe_layer_freq"),
+)
+"""Keys of released files that the classes of transformers do not keep, or fix."""
 
 
 @pytest.mark.parametrize("spec_id", IDS)
@@ -116,14 +147,14 @@ def test_what_absence_means_is_what_transformers_takes(spec_id: str) -> None:
     beside = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 5}
     made = AutoConfig.for_model(table.kind, **beside)
     rope = made.rope_parameters
+    ropes = {"rope_theta": rope.get("full_attention", rope).get("rope_theta")}
+    ropes["rope_local_base_freq"] = rope.get("sliding_attention", rope).get("rope_theta")
     for key, text in flat(table.mapping.absent).items():
-        if key in ("architectures", "rope_scaling"):
+        if key in ("architectures", "rope_scaling", *ONLY_IN_FILES):
             continue
-        experts = {
-            n: v for n in ("num_experts", "num_local_experts") if (v := getattr(made, n, None))
-        }
+        experts = {n: v for n in NAMED_TWICE if (v := getattr(made, n, None))}
         value = plain(value_of(text, {**experts, **beside}))
-        taken = rope["rope_theta"] if key == "rope_theta" else getattr(made, key, None)
+        taken = ropes[key] if key in ropes else getattr(made, key, None)
         if key == "head_dim" and taken is None:  # its modelling code divides
             taken = made.hidden_size // made.num_attention_heads
         if key == "layer_types" and taken is None:
@@ -176,6 +207,8 @@ def test_where_the_class_says_otherwise_a_conflict_is_recorded(spec_id: str) -> 
     assert differs == recorded
 
 
+OTHER_SIZES = ("gemma/2/27b", "deepseek/3/671b")
+"""A scale that does not follow from the width; heads of two parts (tests/parity/test_families.py has a small one)."""
 SMALL: dict[str, Json] = {
     "vocab_size": 64,
     "hidden_size": 24,
@@ -191,7 +224,7 @@ SMALL: dict[str, Json] = {
 }
 
 
-@pytest.mark.parametrize("spec_id", [i for i in IDS if i != "gemma/2/27b"])
+@pytest.mark.parametrize("spec_id", [i for i in IDS if i not in OTHER_SIZES])
 def test_a_folder_that_transformers_saved_is_read_without_a_spec(
     spec_id: str, tmp_path: Path
 ) -> None:
@@ -303,3 +336,56 @@ def test_a_release_of_another_family_has_what_was_new_in_it_and_no_claims_about_
     assert "biases" in found["qwen", "2"].techniques
     assert not found["qwen", "2"].claims
     assert found[FAMILY, "2"].claims
+
+
+@pytest.mark.parametrize(
+    ("spec_id", "billions"),
+    [("deepseek/3/671b", 36.63), ("gpt-oss/1/120b", 5.13), ("gpt-oss/1/20b", 3.61)],
+)
+def test_what_a_token_uses_is_what_its_publisher_says(spec_id: str, billions: float) -> None:
+    """Without the row lookup of the embedding, as the cards count."""
+    counted = llamagen.cost(spec_id).parameters
+    assert round(counted.active_without_embedding / 1e9, 2) == billions
+
+
+def test_latent_attention_keeps_one_vector_a_token() -> None:
+    """arXiv 2412.19437: 512 numbers and a rotated key of 64 a layer."""
+    (row,) = llamagen.query(
+        "attention == 'MLA'", family=EVERY_FAMILY, select=["id", "kv_bytes_per_token"]
+    ).rows
+    assert row == ("deepseek/3/671b", 61 * (512 + 64) * 2)
+
+
+def test_each_kind_of_layer_of_gemma_3_has_a_base_of_its_own() -> None:
+    """In both spellings of transformers; a scaled rotation of the local layers is refused."""
+    config = {**config_of("gemma/3/1b-it"), "rope_local_base_freq": 2e4}
+    local = read(config).resolved.spec.hyperparameters.rope_local
+    assert local is not None and local.theta == 2e4
+    newer = theirs(config).to_dict()
+    assert "rope_local_base_freq" not in newer and "rope_scaling" not in newer
+    assert read(newer).resolved.digest == read(config).resolved.digest
+    newer["rope_parameters"]["sliding_attention"] = {
+        "rope_type": "linear", "factor": 2.0, "rope_theta": 1e4
+    }  # fmt: skip
+    assert "rope_parameters" in refused(newer)
+
+
+def test_the_text_part_of_a_model_with_images_is_imported() -> None:
+    """Gemma 3 4B as the Hub has it; what is beside the text is named as passed over."""
+    config: dict[str, Json] = {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+        "mm_tokens_per_image": 256, "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+    }  # fmt: skip
+    found = read(config)
+    assert found.alike == ("gemma/3/4b-it",) and not found.nearest.differences
+    assert {"vision_config", "mm_tokens_per_image"} <= found.ignored.keys()
+    assert found.notes == ("only the text part of the `gemma3` is read",)
+    text = config["text_config"]
+    assert isinstance(text, Mapping)
+    assert "`text_config.nonsense`" in refused({**config, "text_config": {**text, "nonsense": 1}})
+    capped = {**config, "text_config": {**text, "attn_logit_softcapping": 50.0}}
+    assert "`text_config.attn_logit_softcapping`" in refused(capped)

@@ -36,6 +36,7 @@ DOUBTS = {
     "config reconstructed from Llama-3-8B": "hyperparameters.*",
     "config reconstructed from Llama-3.2-11B-Vision": "hyperparameters.*",
     "derived_from": "lineage.derived_from",
+    "everything of the architecture: that of Code Llama": "hyperparameters.*",
     "everything except announced figures": "release.published_parameters",
     "max_position_embeddings": "hyperparameters.max_positions",
     "no_rope_layers": "patterns.layer_kinds",
@@ -71,7 +72,7 @@ def values(resolved: ResolvedSpec, sections: tuple[str, ...]) -> Iterator[str]:
 def test_every_value_has_a_known_source(name: str) -> None:
     resolved = spec_of(name)
     found = {path: source_of(resolved, path) for path in values(resolved, SOURCED)}
-    assert len(found) > 8
+    assert len(found) > 5
     missing = [path for path, source in found.items() if source is None]
     assert missing == []
     assert {key(source) for source in found.values() if source} <= set(sources())

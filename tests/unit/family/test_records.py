@@ -43,7 +43,7 @@ def test_every_record_is_a_spec_and_every_spec_a_record() -> None:
     family = (one for one in REGISTRY.ids() if one.startswith("llama/"))
     concrete = {one for one in family if not REGISTRY.load(one).spec.abstract}
     assert concrete == {record["id"] for record in records().values()}
-    assert len(concrete) == 54
+    assert len(concrete) == 70
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +96,27 @@ def test_cutoff_and_compute(name: str) -> None:
         hours, note = None, f"{hours}; {note}"
     assert training.gpu_hours == hours
     assert training.gpu_hours_note == note
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "learning_rate" in records()[name]])
+def test_rates_and_batches_are_those_of_the_facts(name: str) -> None:
+    _, _, training, known = history(name)
+    assert training.learning_rate == known["learning_rate"]
+    assert training.batch_tokens == {"4M": 4_000_000}[known["batch"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_measured_of_a_model_is_not_said_of_its_heirs(name: str) -> None:
+    """Results are stated by the file of the model itself, emissions and rates by nobody for a fine-tuned classifier."""
+    resolved, (_, _, training, _) = spec_of(name), history(name)
+    results = resolved.leaf("training", "benchmarks")
+    assert (
+        results is None
+        or results.origins[-1].spec_id == resolved.spec.id
+        or not training.benchmarks
+    )
+    if resolved.spec.id.startswith("llama/guard/"):
+        assert (training.co2_tonnes, training.learning_rate, training.batch_tokens) == (None,) * 3
 
 
 @pytest.mark.parametrize("name", NAMES)
