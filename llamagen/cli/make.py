@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from llamagen.diagnostics.render import to_json
 from llamagen.emit.options import Target
 from llamagen.resources import data_text
 from llamagen.spec.families import FAMILY
+from llamagen.writing import require_kin, write_changed
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 
@@ -115,6 +117,42 @@ def generate(
             continue
         words = f"{len(outcome.written)} written, {len(outcome.unchanged)} unchanged"
         console.line(f"{outcome.id}: {words} in {outcome.folder}")
+
+
+def new(
+    like: Annotated[
+        str,
+        typer.Option(
+            "--like",
+            metavar="ID|FILE",
+            help="An id, a config.json or params.json, or a checkpoint folder.",
+            autocompletion=known_ids,
+        ),
+    ],
+    id: Annotated[
+        str | None,
+        typer.Option(
+            "--id", metavar="ID", help="Of the spec; made from what it is like by default."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Write the spec here instead of stdout."),
+    ] = None,
+) -> None:
+    """Begin a spec of your own: what differs from a known model, or the nearest wiring and what is left to write."""
+    if to is not None:
+        require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
+    begun = api.new(like, id)
+    for line in (f"extends {begun.base}", *begun.todo):
+        console.note(line)
+    if to is None:
+        console.out(begun.text)
+    else:
+        source = Path(like)
+        reads = list(source.iterdir()) if source.is_dir() else [source]
+        written, _ = write_changed(to.parent, {to.name: begun.text}, reads)
+        console.line(f"{'wrote' if written else 'unchanged'} {to}")
 
 
 def site(
