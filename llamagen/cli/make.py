@@ -28,10 +28,16 @@ def fmt(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not canonical.")
     ] = False,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade", help="Put right first what `check` refuses and names one fix for."
+        ),
+    ] = False,
     form: Form = "text",
 ) -> None:
     """Write specs in canonical form, comments kept."""
-    report = api.fmt(files, write=not check)
+    report = api.fmt(files, write=not check, upgrade=upgrade)
     if form == "json":
         from llamagen.analysis.documents import FmtDocument
 
@@ -40,6 +46,8 @@ def fmt(
         document = json.dumps({**found, "changed": changed, "written": not check})
         console.out(FmtDocument.model_validate_json(document).json_text())
     else:
+        for one in report.upgrades:
+            console.line(f"{one.place}: `{one.before}` is `{one.after}` [{one.code}]")
         for path in report.changed:
             console.line(f"{'would change' if check else 'changed'} {path}")
         console.diagnostics(report.findings)
