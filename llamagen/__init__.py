@@ -36,6 +36,7 @@ __all__ = [
     "imported",
     "list_models",
     "load",
+    "new",
     "overlay",
     "parallel",
     "plot",

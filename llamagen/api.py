@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llamagen.analysis.targets import Model as Built
     from llamagen.emit.checkpoints import convert as convert
     from llamagen.emit.checkpoints import random_checkpoint as random_checkpoint
+    from llamagen.emit.config.drafting import Draft
     from llamagen.emit.config.importing import Imported
     from llamagen.emit.generate import generate as generate
     from llamagen.emit.generate import generate_check as generate_check
@@ -630,6 +631,28 @@ def import_config(source: str | Path, spec_id: str | None = None) -> Imported:
     from llamagen.emit.config.checkpoint import import_path
 
     return import_path(Path(source), spec_id)
+
+
+def new(like: str, spec_id: str | None = None) -> Draft:
+    """A spec of one's own, begun: of ``like`` an id, a config.json or params.json, or a checkpoint folder.
+
+    Of an id or what a known model describes it is what differs, else the nearest wiring with what is left to write.
+    Raises LG201 for an unknown id, and as ``import_config`` does; LG109 only for a params.json.
+    """
+    from llamagen.emit.config.drafting import draft, heir
+    from llamagen.spec.registry import Registry
+
+    path = Path(like)
+    registry = Registry()
+    if registry.path_of(like) is not None or not path.exists():
+        return heir(like, spec_id or f"my/{like.rpartition('/')[2]}", registry)
+    try:
+        known = import_config(path, spec_id)
+        return Draft(known.text, known.nearest.id, ())
+    except LlamagenError as error:
+        if any(one.code != "LG109" for one in error.diagnostics):
+            raise
+        return draft(path, spec_id, registry)
 
 
 def graph_text(target: str, graph: str | None = None) -> str:

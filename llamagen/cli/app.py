@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "site": ("make.site", "Write the family as a site of static files."),
     "mcp": ("mcp.serve", "Serve the readers to a program that speaks MCP."),
     "lsp": ("lsp.serve", "Serve an editor: findings, completion, hovers, definitions."),
+    "new": ("make.new", "Begin a spec like a model, a config.json or a checkpoint."),
     "import": ("read.import_config", "Turn a config.json or params.json into a spec."),
     "fmt": ("make.fmt", "Write specs in canonical form."),
     "schema": ("make.schema", "Print the JSON schema of spec files."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from llamagen.diagnostics.render import to_json
 from llamagen.emit.options import Target
 from llamagen.resources import data_text
 from llamagen.spec.families import FAMILY
+from llamagen.writing import require_kin, write_changed
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files or folders of them.")]
 
@@ -26,10 +28,16 @@ def fmt(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not canonical.")
     ] = False,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade", help="Put right first what `check` refuses and names one fix for."
+        ),
+    ] = False,
     form: Form = "text",
 ) -> None:
     """Write specs in canonical form, comments kept."""
-    report = api.fmt(files, write=not check)
+    report = api.fmt(files, write=not check, upgrade=upgrade)
     if form == "json":
         from llamagen.analysis.documents import FmtDocument
 
@@ -38,6 +46,8 @@ def fmt(
         document = json.dumps({**found, "changed": changed, "written": not check})
         console.out(FmtDocument.model_validate_json(document).json_text())
     else:
+        for one in report.upgrades:
+            console.line(f"{one.place}: `{one.before}` is `{one.after}` [{one.code}]")
         for path in report.changed:
             console.line(f"{'would change' if check else 'changed'} {path}")
         console.diagnostics(report.findings)
@@ -115,6 +125,42 @@ def generate(
             continue
         words = f"{len(outcome.written)} written, {len(outcome.unchanged)} unchanged"
         console.line(f"{outcome.id}: {words} in {outcome.folder}")
+
+
+def new(
+    like: Annotated[
+        str,
+        typer.Option(
+            "--like",
+            metavar="ID|FILE",
+            help="An id, a config.json or params.json, or a checkpoint folder.",
+            autocompletion=known_ids,
+        ),
+    ],
+    id: Annotated[
+        str | None,
+        typer.Option(
+            "--id", metavar="ID", help="Of the spec; made from what it is like by default."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FILE", help="Write the spec here instead of stdout."),
+    ] = None,
+) -> None:
+    """Begin a spec of your own: what differs from a known model, or the nearest wiring and what is left to write."""
+    if to is not None:
+        require_kin(to, lambda text: re.search(r"^spec: \d", text, re.M) is not None, "a spec")
+    begun = api.new(like, id)
+    for line in (f"extends {begun.base}", *begun.todo):
+        console.note(line)
+    if to is None:
+        console.out(begun.text)
+    else:
+        source = Path(like)
+        reads = list(source.iterdir()) if source.is_dir() else [source]
+        written, _ = write_changed(to.parent, {to.name: begun.text}, reads)
+        console.line(f"{'wrote' if written else 'unchanged'} {to}")
 
 
 def site(

@@ -16,6 +16,7 @@ from llamagen.diagnostics.names import NAME_ALIASES, did_you_mean, nearest, quot
 __all__ = [
     "NAME_ALIASES",
     "Diagnostic",
+    "Fix",
     "LlamagenError",
     "Related",
     "Severity",
@@ -60,6 +61,14 @@ class Related:
 
 
 @dataclass(frozen=True, slots=True)
+class Fix:
+    """What stands at a place of a file, written otherwise: `llamagen fmt --upgrade` does it."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One finding. `code` is a row of spec/rules/diagnostics.yaml, `message` one sentence."""
 
@@ -69,6 +78,8 @@ class Diagnostic:
     span: Span | None = None
     related: tuple[Related, ...] = ()
     help: str | None = None
+    fixes: tuple[Fix, ...] = ()
+    """The one next step, where there is one that needs no judgement."""
 
     def __str__(self) -> str:
         place = f"{self.span}: " if self.span is not None else ""

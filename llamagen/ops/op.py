@@ -442,7 +442,12 @@ def broadcast(a: TensorType, b: TensorType) -> tuple[Dim, ...]:
     shape: list[Dim] = []
     for x, y in zip(left, right, strict=True):
         fits = x == y or x == one or y == one
-        need(fits, "shapes {} and {} do not fit together ({} and {})", a, b, x, y)
+        why = "shapes {} and {} do not fit together ({} and {})"
+        if len(a.shape) != len(b.shape) and one in (*a.shape, *b.shape):
+            why += (
+                "; a sum, mean, max or min keeps its axis with size 1, and `reshape` takes it away"
+            )
+        need(fits, why, a, b, x, y)
         shape.append(y if x == one else x)
     return tuple(shape)
 

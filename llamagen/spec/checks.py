@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span, did_you_mean
+from llamagen.diagnostics import (
+    NAME_ALIASES,
+    Diagnostic,
+    Fix,
+    LlamagenError,
+    Related,
+    Span,
+    did_you_mean,
+)
 from llamagen.spec.expr import (
     FUNCTIONS,
     Expr,
@@ -33,7 +41,7 @@ from llamagen.spec.schema import (
     Pattern,
     Spec,
 )
-from llamagen.spec.source import Plain, Scalar, Seq, SourceMap, resolve_plain
+from llamagen.spec.source import Plain, Refusal, Scalar, Seq, SourceMap, resolve_plain
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -192,7 +200,8 @@ def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic
                 having = unparse_static(dict(pattern.others)[value])
                 shown = "true" if isinstance(resolve_plain(value), str) else value
                 help = f"write what is no text as `at: [{{layers: {having}, value: {shown}}}]`"
-                yield Diagnostic("LG103", "error", message, key.span, (), help)
+                fixes = _listed(written) if value == next(iter(written.keys)) else ()
+                yield Diagnostic("LG103", "error", message, key.span, (), help, fixes)
         if layers is None:
             if not spec.abstract:
                 message = f"pattern `{name}` needs `hyperparameters.num_layers`"
@@ -216,6 +225,27 @@ def _check_patterns(resolved: ResolvedSpec, scope: Scope) -> Iterator[Diagnostic
                     seen[i] = other
 
 
+def _listed(at: Branch) -> tuple[Fix, ...]:
+    """The mapping of a pattern as a list of `{layers: ..., value: ...}`; none where a key can only be text, where it is
+    in several files, or where comments may stand between layers."""
+    rows: list[Fix] = []
+    for value, below in at.entries.items():
+        key = at.keys[value].span
+        if isinstance(below, Branch) or isinstance(resolve_plain(value), str | Refusal):
+            return ()
+        layers = below.node.span
+        if layers.file != at.span.file or key.line != layers.end_line:
+            return ()
+        assert isinstance(below.node, Seq)
+        numbers = ", ".join(one.text for one in below.node.items if isinstance(one, Scalar))
+        place = Span(key.file, key.line, key.col, layers.end_line, layers.end_col)
+        rows.append(Fix(place, f"{{layers: [{numbers}], value: {value}}}"))
+    first = rows[0].span
+    if (at.span.line, at.span.col) == (first.line, first.col):  # a block
+        return tuple(Fix(one.span, f"- {one.text}") for one in rows)
+    return (Fix(at.span, f"[{', '.join(one.text for one in rows)}]"),)
+
+
 # the schema
 
 
@@ -237,7 +267,11 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
         span = _key_span(tree, path) or span
         message = f"`{path[-1]}` is not a key of {_owner(owner)}"
         help = did_you_mean(path[-1], _fields_at(owner), _known_keys(owner))
-        yield Diagnostic("LG101", "error", message, span, (), help)
+        name = NAME_ALIASES.get(path[-1], "")
+        known = _key_span(tree, (*owner, name))
+        here = known is not None and known.file == span.file
+        fixes = (Fix(span, name),) if name in _fields_at(owner) and not here else ()
+        yield Diagnostic("LG101", "error", message, span, (), help, fixes)
     elif kind == "missing":
         missing = str(error["loc"][-1])
         message = f"{_owner(path)} lacks `{missing}`"
@@ -259,7 +293,8 @@ def _finding(error: ErrorDetails, tree: Branch) -> Iterator[Diagnostic]:
                 "write {list: [...]}, {cycle: [...]}, {every: 2, value: a, otherwise: b} "
                 "or {default: a, at: {b: [3]}}"
             )
-        yield Diagnostic("LG103", "error", f"`{dotted}`: {reason}{shown}", span, (), help)
+        fixes = (Fix(span, fix),) if (fix := _unquoted(kind, node)) is not None else ()
+        yield Diagnostic("LG103", "error", f"`{dotted}`: {reason}{shown}", span, (), help, fixes)
 
 
 def _type_help(kind: str, node: Tree) -> str | None:
@@ -277,6 +312,21 @@ def _type_help(kind: str, node: Tree) -> str | None:
     if kind == "string_type":
         return f"quote it: `'{scalar.text}'`"
     return None
+
+
+def _unquoted(kind: str, node: Tree) -> str | None:
+    """A value of the wrong type as its text is without quotes, or with them, where it then has the right one."""
+    if not isinstance(node, Leaf) or not isinstance(node.node, Scalar):
+        return None
+    text, quoted = node.node.text, node.node.style in ("single", "double")
+    means: dict[str, tuple[type, ...]] = {
+        "int_type": (int,),
+        "float_type": (int, float),
+        "bool_type": (bool,),
+    }
+    if quoted and kind in means and type(resolve_plain(text)) in means[kind]:
+        return text
+    return f"'{text}'" if kind == "string_type" and node.node.style == "plain" else None
 
 
 def _key_span(tree: Tree, path: Sequence[str]) -> Span | None:

@@ -13,11 +13,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
 from llamagen.diagnostics import Diagnostic, LlamagenError, Span
 from llamagen.files import is_folder
+from llamagen.spec.registry import Registry
 from llamagen.spec.resolve import Branch, Origin, ResolvedSpec
 from llamagen.spec.schema import Spec
 from llamagen.spec.source import (
@@ -31,6 +33,7 @@ from llamagen.spec.source import (
     SourceMap,
     load_source,
     resolve_plain,
+    source_text,
 )
 from llamagen.writing import write_changed
 
@@ -42,11 +45,22 @@ INDENT = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Upgrade:
+    """What a finding with a named fix became: the place in the file as it was, and the code of the finding."""
+
+    place: str
+    before: str
+    after: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class FormatReport:
     """``changed`` files differ (or differed) from their canonical form; ``findings`` say where, or what is broken."""
 
     changed: tuple[Path, ...]
     findings: tuple[Diagnostic, ...]
+    upgrades: tuple[Upgrade, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -54,25 +68,65 @@ class FormatReport:
         return any(finding.severity == "error" for finding in self.findings)
 
 
-def fmt(files: Sequence[Path], *, write: bool = True) -> FormatReport:
-    """Bring YAML files (and those below folders) into canonical form; without ``write`` only say which are not."""
+def fmt(files: Sequence[Path], *, write: bool = True, upgrade: bool = False) -> FormatReport:
+    """Bring YAML files (and those below folders) into canonical form; without ``write`` only say which are not.
+
+    With ``upgrade`` findings that name one fix are put right first.
+    """
     key_order = tuple(Spec.model_fields)
     changed: list[Path] = []
     findings: list[Diagnostic] = []
+    upgrades: list[Upgrade] = []
     for path in _files(files):
         try:
-            source = load_source(path, path.as_posix())
+            text = source_text(path, path.as_posix())
+            done: tuple[Upgrade, ...] = ()
+            if upgrade:
+                text, done = upgraded(text, path)
+                upgrades += done
+            source = load_source(text, path.as_posix())
             finding = check_format(source, key_order)
-            if finding is None:
+            if finding is None and not done:
                 continue
             changed.append(path)
             if write:
                 write_changed(path.parent, {path.name: format_source(source, key_order)})
-            else:
+            elif finding is not None:
                 findings.append(finding)
         except LlamagenError as error:
             findings.extend(error.diagnostics)
-    return FormatReport(tuple(changed), tuple(findings))
+    return FormatReport(tuple(changed), tuple(findings), tuple(upgrades))
+
+
+def upgraded(text: str, path: Path) -> tuple[str, tuple[Upgrade, ...]]:
+    """The text of a spec with every finding put right that has fixes; again, until none has: one may hide another."""
+    name = path.as_posix()
+    done: list[Upgrade] = []
+    while True:
+        try:
+            source = load_source(text, name)
+            if source.root.get("spec") is not None:
+                Registry().load_text(text, name)
+            return text, tuple(done)
+        except LlamagenError as error:
+            fixes = {
+                (fix.span.line, fix.span.col): (fix, one.code)
+                for one in error.diagnostics
+                for fix in one.fixes
+                if fix.span.file == name
+            }
+            if not fixes:
+                return text, tuple(done)  # what is left is for people: `check` says it
+        rows = text.split("\n")
+        starts = [0, *accumulate(len(row) + 1 for row in rows)]
+        now = list[Upgrade]()
+        for fix, code in sorted(fixes.values(), key=lambda one: one[0].span, reverse=True):
+            span = fix.span
+            start = starts[span.line - 1] + span.col - 1
+            stop = starts[span.end_line - 1] + span.end_col - 1
+            now.append(Upgrade(str(span), text[start:stop], fix.text, code))
+            text = text[:start] + fix.text + text[stop:]
+        done += reversed(now)
 
 
 def _files(targets: Iterable[Path]) -> list[Path]:

@@ -31,7 +31,7 @@ from yaml import (
 )
 
 from llamagen import files
-from llamagen.diagnostics import Diagnostic, LlamagenError, Related, Span
+from llamagen.diagnostics import Diagnostic, Fix, LlamagenError, Related, Span
 
 MAX_BYTES: Final = 1 << 20
 MAX_LINE: Final = 4096
@@ -192,6 +192,11 @@ def load_source(source: Path | str | bytes, file_name: str | None = None) -> Sou
     if findings:
         raise LlamagenError(_limited(findings))
     return SourceMap(name, text, _Reader(name, text, lines).document())
+
+
+def source_text(path: Path, name: str) -> str:
+    """The text of a file that may be no YAML. Raises LG001 to LG003."""
+    return _decode(files.read_bytes(path, files.SPEC, name=name), name)
 
 
 # text
@@ -419,7 +424,7 @@ class _Reader:
                 if not cut:
                     if span.line > len(self.lines):  # a missing value at the end of the file
                         span = _clamped(self.file, span.line - 1, span.col - 1, self.lines)
-                    self.error(resolved.code, resolved.message, span, resolved.help)
+                    self.error(resolved.code, resolved.message, span, resolved.help, resolved.fix)
             else:
                 value = resolved
         elif style == "double":
@@ -460,12 +465,13 @@ class _Reader:
                         "LG019", "a key is missing here", key, "write `key: value`"
                     )
                 message = f"as a key, {resolved.message}"
-                return self.refused_key(resolved.code, message, key, f"quote the key: `'{text}'`")
+                advice = f"quote the key: `'{text}'`"
+                return self.refused_key(resolved.code, message, key, advice, f"'{text}'")
             if resolved is None or isinstance(resolved, bool):
                 code = "LG022" if resolved is None else "LG020"
                 message = f"as a key, `{text}` is not text for YAML readers"
                 advice = f"rename it; layers have a value that is no text by `at: [{{layers: [0], value: {text}}}]`"
-                return self.refused_key(code, message, key, advice)
+                return self.refused_key(code, message, key, advice, f"'{text}'")
         if not _KEY.fullmatch(text):
             odd = next((char for char in text if not char.isascii()), None)
             why = f"has a character outside ASCII ({_describe(odd)})" if odd is not None else ""
@@ -487,8 +493,10 @@ class _Reader:
             self.findings.append(Diagnostic(code, "error", message, span, related, advice))
         return key
 
-    def refused_key(self, code: str, message: str, key: Key, advice: str) -> Key:
-        self.error(code, message, key.span, advice)
+    def refused_key(
+        self, code: str, message: str, key: Key, advice: str, fix: str | None = None
+    ) -> Key:
+        self.error(code, message, key.span, advice, fix)
         return key
 
     def is_cut(self, item: Scalar) -> bool:
@@ -524,8 +532,11 @@ class _Reader:
                 advice = "remove it, or quote text that starts with `!`"
                 self.error("LG012", message, self.start(event), advice)
 
-    def error(self, code: str, message: str, span: Span, advice: str) -> None:
-        self.findings.append(Diagnostic(code, "error", message, span, help=advice))
+    def error(
+        self, code: str, message: str, span: Span, advice: str, fix: str | None = None
+    ) -> None:
+        fixes = (Fix(span, fix),) if fix is not None else ()
+        self.findings.append(Diagnostic(code, "error", message, span, (), advice, fixes))
 
     def stop(self, code: str, message: str, event: Event, advice: str) -> NoReturn:
         """A limit was exceeded: nothing after this place is looked at."""
@@ -674,6 +685,8 @@ class Refusal:
     code: str
     message: str
     help: str
+    fix: str | None = None
+    """What to write, where only one thing can be meant but the text itself."""
 
 
 def resolve_plain(text: str) -> ScalarValue | Refusal:
@@ -699,13 +712,13 @@ def _refuse_word(text: str) -> Refusal | None:
             why = f"`{text}` is one of several spellings of `{value}`, this format has one"
         else:
             why = f"`{text}` is `{value}` for YAML 1.1 readers and text for YAML 1.2 readers"
-        return Refusal("LG020", why, f"write `{value}`, or `'{text}'` if you mean the text")
+        return Refusal("LG020", why, f"write `{value}`, or `'{text}'` if you mean the text", value)
     if folded in ("null", "~"):
         why = f"`{text}` is one of several spellings of `null`, this format has one"
-        return Refusal("LG022", why, f"write `null`, or `'{text}'` if you mean the text")
+        return Refusal("LG022", why, f"write `null`, or `'{text}'` if you mean the text", "null")
     if text == "=":
         why = "`=` is a special value for YAML 1.1 readers and text for YAML 1.2 readers"
-        return Refusal("LG020", why, "write `'='` if you mean the text")
+        return Refusal("LG020", why, "write `'='` if you mean the text", "'='")
     return None
 
 
@@ -736,7 +749,7 @@ def _refuse_number(text: str) -> Refusal | None:
     why = next((why for spelling, why in _SPELLINGS if spelling.fullmatch(text)), None)
     if why is None:
         return None
-    shown, options = _shortened(text), ["a finite number in decimal"]
+    shown, options, fix = _shortened(text), ["a finite number in decimal"], None
     digits = text.lstrip("+-").replace("_", "").lower()
     mantissa, *exponent = digits.split("e")
     whole, dot, fraction = mantissa.partition(".")
@@ -751,9 +764,10 @@ def _refuse_number(text: str) -> Refusal | None:
             numbers = [*([str(int(digits, 8))] if octal else []), str(int(digits))]
         sign = "-" if text.startswith("-") else ""
         options = [f"`{sign}{number}`" for number in dict.fromkeys(numbers)]
+        fix = f"{sign}{numbers[0]}" if len(options) == 1 else None
     text_of = f"`'{text}'`" if shown == text else "it in quotes"
     help = f"write {' or '.join(options)}, or {text_of} if you mean the text"
-    return Refusal("LG021", f"`{shown}` {why}", help)
+    return Refusal("LG021", f"`{shown}` {why}", help, fix)
 
 
 def _shortened(text: str) -> str:

@@ -95,6 +95,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("verify/oracles.py", "new.open"): OURS,
     ("verify/oracles.py", "zipfile.ZipFile"): HANDLE,
     ("emit/config/checkpoint.py", "Checkpoint.open"): NO_FILE,
+    ("emit/config/drafting.py", "Checkpoint.open"): NO_FILE,
     ("emit/supply.py", "Adapter.open"): NO_FILE,
     ("weights/adapter.py", "Checkpoint.open"): NO_FILE,
     ("verify/witnesses.py", "graphs[name].open"): NO_FILE,

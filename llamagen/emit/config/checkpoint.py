@@ -26,6 +26,7 @@ from llamagen.emit.config.table import (
     CONFIG_FUNCTIONS,
     ConfigTable,
     config_scope,
+    flat,
     known_tables,
     knows,
     plain,
@@ -196,6 +197,21 @@ class _Beside:
             if key not in stated and any(n.id in self.reads for n in names(parse(expression)))
         ]
 
+    def unknown(self) -> list[str]:
+        """Keys of the file that the table says nothing of, as the file calls them; none for a table that is shipped:
+        it has all keys that count, and tools write more into files than anybody lists."""
+        table, foreign = self.table, self.foreign
+        kind = table.resolved.leaf("config", "kind")
+        if kind is None or self.registry.path_of(kind.origins[-1].spec_id) is not None:
+            return []
+        known = {*table.expressions, *table.fixed, *table.literals, *flat(table.mapping.absent)}
+        known |= {key.replace("rope_parameters.rope_theta", "rope_theta") for key in known}
+        return [
+            foreign.named(key)
+            for key, value in foreign.values.items()
+            if key not in known and table.passed_over(key, value) is None
+        ]
+
     def namesakes(self) -> tuple[str, ...]:
         """Ids of the models whose graph the file makes."""
         return tuple(one.spec.id for one in self.tables if not any(self.clashes(one)))
@@ -240,14 +256,19 @@ def disagreements(
     ]
     if unseen := beside.unseen():
         findings.append(_not_compared(f"{Path(config.file).name} does not state", unseen))
+    if unknown := beside.unknown():
+        says = f"the `config` table of `{resolved.spec.id}` does not have"
+        findings.append(_not_compared(says, unknown))
     return tuple(findings)
 
 
-_USUAL: Mapping[str, str] = {
+USUAL_KEYS: Mapping[str, str] = {
     **NAME_ALIASES,
     "hidden_act": "hidden_act",
     "hidden_activation": "hidden_act",
+    "activation_function": "hidden_act",
     "moe_intermediate_size": "expert_intermediate_size",
+    "attention_multiplier": "attention_scale",
     "attn_logit_softcapping": "attention_softcap",
     "final_logit_softcapping": "logit_softcap",
     "rope_scaling": "rope_scaling(rope)",
@@ -281,7 +302,7 @@ def _by_usual_names(resolved: ResolvedSpec, source: JsonSource) -> tuple[Diagnos
         name = key.rpartition(".")[2]
         if name in ("model_type", "architectures") or table.passed_over(key, value) is not None:
             continue
-        text = _USUAL.get(name, name)
+        text = USUAL_KEYS.get(name, name)
         meant = name.isidentifier() and all(n.id in known_names for n in names(parse(text)))
         expression = text if meant else "none"
         known = plain(value_of(expression, scope))
@@ -303,7 +324,9 @@ def _by_usual_names(resolved: ResolvedSpec, source: JsonSource) -> tuple[Diagnos
 
 
 def _not_compared(why: str, keys: Sequence[str]) -> Diagnostic:
-    message = f"not everything was compared; {why} {listed(keys)}"
+    shown = ", ".join(f"`{key}`" for key in keys[:_SHOWN])
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    message = f"not everything was compared; {why} {shown}{more}"
     help = "see to it that they say what the spec does"
     return Diagnostic("LG648", "warning", message, None, (), help)
 
@@ -390,7 +413,7 @@ def import_path(path: Path, spec_id: str | None = None, adapter: Path | None = N
     tables = known_tables(registry)
     foreign = foreign_of(read_json(file, within=folder), (one.kind for one in tables))
     imported = import_foreign(foreign, spec_id or id_of(file), tables, registry)
-    has = weights or (folder is not None and _has_weights(folder))
+    has = weights or (folder is not None and has_weights(folder))
     if not has or imported.resolved.spec.root is None:
         return imported
     return _checked(imported, path, registry, adapter)
@@ -419,7 +442,7 @@ def _by_shapes(path: Path, spec_id: str, registry: Registry) -> Imported:
     """Weights alone: the known models that have exactly these names and shapes."""
     folder = path if files.is_folder(path) else path.parent
     missing = f"the folder `{folder}` has neither config.json nor params.json"
-    if path == folder and not _has_weights(folder):
+    if path == folder and not has_weights(folder):
         raise LlamagenError.of("LG106", missing, help="give the configuration file itself")
     fit = best_fit(Checkpoint.open(path), registry)
     if fit is None or not fit.exact:
@@ -434,6 +457,6 @@ def _by_shapes(path: Path, spec_id: str, registry: Registry) -> Imported:
     return Imported(text, resolved, Match(base, (), ()), alike=fit.ids, notes=(note,))
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
     names = files.names_in(folder, files.CONFIG)
     return any(n.endswith((".safetensors", ".pth")) or n.startswith("pytorch_model") for n in names)

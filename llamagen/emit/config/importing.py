@@ -139,7 +139,7 @@ def import_foreign(
         findings.append(foreign.refusal("LG108", message, one.key, help))
     if findings:
         raise LlamagenError(findings)
-    imported = _Writer(foreign, base, ranked[0], spec_id, registry, licence).run(
+    imported = SpecWriter(foreign, base, ranked[0], spec_id, registry, licence).run(
         {key: value for key, value in values.items() if key in keys}
     )
     reasons = {key: base.passed_over(key, value) for key, value in foreign.values.items()}
@@ -185,7 +185,7 @@ def _blank(release: Release | None) -> Tree:
     return {} if release is None else dict.fromkeys(release.model_dump(exclude_none=True))
 
 
-class _Writer:
+class SpecWriter:
     """The spec file: only what differs from the model that it extends, in canonical form."""
 
     def __init__(
@@ -207,6 +207,15 @@ class _Writer:
         """Path of the spec -> key of the file that sets it."""
 
     def run(self, fields: Mapping[str, Json]) -> Imported:
+        body, resolved, dropped = self.laid()
+        self.check(resolved, fields)
+        text = format_source(
+            load_source(_text(self.draft(body, dropped)), _DRAFT), tuple(Spec.model_fields)
+        )
+        return Imported(text, resolved, self.match, dropped=dropped, notes=self.foreign.notes)
+
+    def laid(self) -> tuple[Tree, ResolvedSpec, tuple[str, ...]]:
+        """The sections that differ from the base's, the spec with them, and invariants of the base that fail in it."""
         formulas = self.base.spec.invariants
         body = self.body()
         spec = self.load(self.draft(body, formulas)).spec
@@ -219,11 +228,7 @@ class _Writer:
         dropped = tuple(
             name for name, text in formulas.items() if not _true(text, spec, scope_of(spec))
         )
-        draft = self.draft(body, dropped)
-        resolved = self.load(draft)
-        self.check(resolved, fields)
-        text = format_source(load_source(_text(draft), _DRAFT), tuple(Spec.model_fields))
-        return Imported(text, resolved, self.match, dropped=dropped, notes=self.foreign.notes)
+        return body, self.load(self.draft(body, dropped)), dropped
 
     def body(self) -> Tree:
         """The sections that differ from the base's."""
@@ -258,7 +263,7 @@ class _Writer:
         if findings:
             raise LlamagenError(findings)
         body = _changed(new, old)
-        if marks := {m.key: m.here for m in self.match.marks if _is_literal(m.here)}:
+        if marks := {m.key: m.here for m in self.match.marks if is_literal(m.here)}:
             body["config"] = {"literals": nested(marks)}
         return body
 
@@ -380,7 +385,7 @@ def _changed(new: Mapping[str, Json], old: Mapping[str, Json]) -> Tree:
     return changed
 
 
-def _is_literal(value: Json) -> bool:
+def is_literal(value: Json) -> bool:
     """Whether `config.literals` can hold a value."""
     return all(
         isinstance(one, bool | int | float | str)

@@ -131,6 +131,7 @@ def test_every_node_points_to_its_equation(graph: Graph) -> None:
         (("merge_heads(attention(q, k, v, mask='causal', window=window))", "q"), "LG411", "o_proj(q)", "must end in"),
         (("h = x + self_attn", "h = x + self_atn"), "LG411", "self_atn", "self_attn"),
         (("silu(gate_proj(x))", "sliu(gate_proj(x))"), "LG411", "sliu", "silu"),
+        (("silu(gate_proj(x))", "reshape(gate_proj(x), shape=[B, S, 1, intermediate_size])"), "LG411", "reshape(gate", "keeps its axis with size 1"),
         (("silu(gate_proj(x))", "silu(gate_proj(y))"), "LG412", "gate_proj(y)", "y"),
         (("mlp: SwiGLU", "mlp: SwiGlu"), "LG410", "mlp: SwiGlu", "SwiGLU"),
         (("mlp: SwiGLU", "mlp: SwiGLU\n      extra: SwiGLU"), "LG413", "extra: SwiGLU", "never called"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from llamagen.diagnostics import LlamagenError, Span
 from llamagen.spec import fmt
 from llamagen.spec.fmt import check_format, format_source
+from llamagen.spec.registry import Registry
 from llamagen.spec.source import Plain, load_source, to_plain
 
 ORDER = ("spec", "id", "extends", "hyperparameters", "blocks")
@@ -295,3 +297,77 @@ def test_random_documents(text: str) -> None:
     assert to_plain(again.root) == to_plain(source.root)
     assert sorted(re.findall(r"#c\d+\.", once)) == sorted(re.findall(r"#c\d+\.", text))
     assert format_source(again, ORDER) == once
+
+
+# --upgrade
+
+OLD = """\
+spec: 1
+id: mine/old
+extends: llama/3.2/1b
+title: null
+release: null
+training: null
+lineage: null
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hyperparameters: {tie_embeddings: Yes}", "hyperparameters: {tie_embeddings: true}"),
+        ("hyperparameters: {tie_embeddings: 'false'}", "hyperparameters: {tie_embeddings: false}"),
+        ("hyperparameters: {num_layers: '8'}", "hyperparameters: {num_layers: 8}"),
+        ("hyperparameters: {norm_eps: 1e-6}", "hyperparameters: {norm_eps: 1.0e-6}"),
+        ("doc: ~", "doc: null"),
+        ("doc: 7", 'doc: "7"'),
+        (
+            "hyperparameters:\n  n_layers: 8  # of Meta\n",
+            "hyperparameters:\n  num_layers: 8  # of Meta",
+        ),
+        (
+            "patterns: {f: {default: true, at: {false: [1], }}}",
+            "patterns: {f: {default: true, at: [{layers: [1], value: false}]}}",
+        ),
+        (
+            "patterns:\n  f:\n    default: 0\n    at:\n      1: [1]  # one\n      2: [2, 3]  # two\n",
+            "    at:\n      - {layers: [1], value: 1}  # one\n      - {layers: [2, 3], value: 2}  # two",
+        ),
+    ],
+)
+def test_an_upgrade_writes_the_fix_that_is_named(old: str, new: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(OLD + old, encoding="utf-8")
+    report = fmt.fmt([file], upgrade=True)
+    assert report.upgrades
+    text = file.read_text(encoding="utf-8")
+    assert new in text
+    assert fmt.fmt([file], upgrade=True) == fmt.FormatReport((), ()), "once is enough"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "hyperparameters: {num_layers: 010}",  # octal for some
+        "hyperparameters: {num_layers: 8, n_layers: 9}",  # which one?
+        "patterns: {f: {default: true, at: {false: [1], local: [2]}}}",  # text beside a truth
+    ],
+)
+def test_what_could_mean_two_things_is_left_to_people(left: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(OLD + left, encoding="utf-8")
+    report = fmt.fmt([file], upgrade=True)
+    assert not any(one.code in ("LG101", "LG021") or "at" in one.before for one in report.upgrades)
+    with pytest.raises(LlamagenError):
+        Registry().load(file)
+
+
+def test_a_base_in_another_file_is_not_written(tmp_path: Path) -> None:
+    base, heir = tmp_path / "base.yaml", tmp_path / "heir.yaml"
+    base.write_text(
+        OLD.replace("mine/old", "mine/base") + "hyperparameters: {num_layers: '8'}\n",
+        encoding="utf-8",
+    )
+    heir.write_text("spec: 1\nid: mine/heir\nextends: ./base.yaml\n", encoding="utf-8")
+    assert not fmt.fmt([heir], upgrade=True).upgrades
+    assert "'8'" in base.read_text(encoding="utf-8")
