@@ -210,7 +210,7 @@ def explain(
         str,
         typer.Argument(
             metavar="SUBJECT",
-            help="An id, a diagnostic code, an op's name, `language`, `ops`, or a profile (ort-cpu, ort-cuda, ort-webgpu).",
+            help="An id, a diagnostic code, an op's name, `language`, `ops`, or a profile (ort-cpu ...).",
         ),
     ],
     path: Annotated[

@@ -70,7 +70,7 @@ class QuantizeOptions:
     accuracy_level: Annotated[
         int | None,
         Shown(
-            "Products of int4, int8: 1 in float32, 4 with int8 activations; 4, or 1 for packed files, WebGPU and --web.",
+            "Products of int4, int8: 1 in float32, 4 with int8 activations; 4; 1 for packed files, WebGPU and --web.",
             "INTEGER",
         ),
     ] = None

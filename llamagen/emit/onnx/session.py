@@ -141,13 +141,13 @@ def open_session(
 def _require_attention(plugged: ort.OrtEpDevice) -> None:
     """A plugin's attention over a text of several tiles, beside its definition. Raises LG727.
 
-    The kernel of WebGPU (plugin 0.4.0) that goes over keys by subgroups is wrong for prompts of 32 tokens and more on all
-    drivers that were tried, of 4 to 16 lanes; those that it takes for Apple, NVIDIA and without subgroups are right.
+    The kernel of WebGPU (plugin 0.4.0) that goes over keys by subgroups is wrong for prompts of 32 tokens and more on
+    all drivers that were tried, of 4 to 16 lanes; the one that it takes for Apple, NVIDIA and without them is right.
     """
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
-    tokens, size, where = 160, 64, {"domain": "com.microsoft", "num_heads": 1, "kv_num_heads": 1}
+    tokens, size = 160, 64
     kinds = {
         **dict.fromkeys(("q", "k", "v", "y"), (TensorProto.FLOAT, [1, tokens, size])),
         **dict.fromkeys(("past_k", "past_v"), (TensorProto.FLOAT, [1, 1, 0, size])),
@@ -157,8 +157,11 @@ def _require_attention(plugged: ort.OrtEpDevice) -> None:
     }
     given, found = ["q", "k", "v", "past_k", "past_v", "last", "total"], ["y", "kept_k", "kept_v"]
     named = {name: helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()}
+    node = helper.make_node(
+        _FUSED, given, found, domain="com.microsoft", num_heads=1, kv_num_heads=1
+    )
     graph = helper.make_graph(
-        [helper.make_node(_FUSED, given, found, **where)],
+        [node],
         "attention",
         [named[name] for name in given],
         [named[name] for name in found],

@@ -103,7 +103,9 @@ def of_the_future(file: Path, monkeypatch: pytest.MonkeyPatch, since: str) -> No
             node.input.append(node.input[0])
     onnx.save(model, file)
     table = runtime_versions()
-    inputs = {ATTENTION: {**table.inputs[ATTENTION], "more": LaterInput(place=17, since=since)}}
+    inputs = {
+        ATTENTION: {**table.inputs[ATTENTION], "more": LaterInput(place=17, since=since, heeded=())}
+    }
     later = table.model_copy(update={"inputs": inputs})
     monkeypatch.setattr(profiles, "runtime_versions", lambda: later)
 

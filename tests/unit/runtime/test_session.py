@@ -14,7 +14,7 @@ import pytest
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.emit.onnx.session import OpenOptions
+from llamagen.emit.onnx.session import OpenOptions, _require_attention
 from llamagen.emit.options import ExportOptions, QuantizeOptions
 from llamagen.runtime.session import BufferCache, Session
 
@@ -224,3 +224,20 @@ def test_the_vocabulary_is_of_the_embedding_whatever_the_logits_are(
         one.token for one in api.run(out, IDS, max_new_tokens=30, temperature=90.0, threads=1)
     ]
     assert len(tokens) == 30 and all(token is not None and token < 96 for token in tokens)
+
+
+def test_a_device_that_passes_over_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's kernel is right; one that sees the first tile of keys alone is not."""
+    cpu = next(d for d in onnxruntime.get_ep_devices() if d.ep_name == "CPUExecutionProvider")
+    _require_attention(cpu)
+
+    run = onnxruntime.InferenceSession.run
+
+    def first_tile(session: Any, names: Any, feeds: Any) -> Any:
+        seen = np.where(np.arange(feeds["v"].shape[1])[:, None] < 16, feeds["v"], 0)
+        return run(session, names, {**feeds, "v": seen})
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", first_tile)
+    with pytest.raises(LlamagenError) as caught:
+        _require_attention(cpu)
+    assert caught.value.diagnostics[0].code == "LG727"
