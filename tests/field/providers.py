@@ -58,13 +58,26 @@ class Provider:
 
 CPU = ("--provider", "cpu", "--against", "torch")
 DENSE, IMAGES, EXPERTS = "llama-3.2-1b", "llama-3.2-11b-vision", "llama-4-scout"
-RESIZED = "mixtral", "llama4_text", "mpt"
-"""Of others, in sizes that kernels of experts take; the last has scores added to those of attention, and no experts."""
+RESIZED = "mixtral", "llama4_text", "mpt", "mistral", "gpt_oss"
+"""Of others, in sizes that kernels of experts and of fused attention take."""
 FUSED = (
     *(Folder(DENSE, "ort-cpu", "float32", codes) for codes in CODES),
     *(Folder(DENSE, "portable", dtype) for dtype in ("float32", "float16", "bfloat16")),
     *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS, "mpt")),
 )
+
+
+def without_subgroups(settings: Mapping[str, str], place: Path) -> dict[str, str]:
+    """The driver of ``settings`` without subgroups, built in ``place``; Apple and NVIDIA are attended on without them."""
+    driver = Path(settings["VK_ICD_FILENAMES"])
+    library, described = place / "libvulkan_hiding.so", place / "hiding.json"
+    source = Path(__file__).with_name("vulkan.c")
+    command = ["gcc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True, capture_output=True)
+    hiding = {"library_path": str(library), "api_version": "1.1.0"}
+    described.write_text(json.dumps({"file_format_version": "1.0.0", "ICD": hiding}))
+    named = driver.parent / json.loads(driver.read_text())["ICD"]["library_path"]
+    return {**settings, "VK_ICD_FILENAMES": str(described), "DRIVER": str(named)}
 
 
 def software_vulkan() -> dict[str, str]:
@@ -106,6 +119,11 @@ PROVIDERS: Mapping[str, Provider] = {
             *(Folder(DENSE, "ort-cuda", "float32", codes) for codes in CODES),
             *(Folder(model, "portable", "float32") for model in (IMAGES, EXPERTS)),
             *(Folder(model, "ort-cuda", "float32") for model in RESIZED[:2]),
+            *(Folder(DENSE, "ort-webgpu", "float32", codes) for codes in CODES),
+            *(
+                Folder(model, "ort-webgpu", "float32")
+                for model in ("mistral", "gpt_oss", "mixtral")
+            ),
         ),
         software_vulkan(),
     ),
@@ -142,10 +160,14 @@ def compared(name: str, folder: Folder) -> dict[str, Any]:
         if folder.model in RESIZED:
             spec = spec_of(folder.model, Path(place))
         api.load(spec).export(out, options, random_weights=3)
-        words = ("verify", str(out), *provider.asked)
+        words = ["verify", str(out), *provider.asked]
+        settings = provider.settings
+        if folder.profile == "ort-webgpu":
+            settings = without_subgroups(settings, Path(place))
+            words += ["--prompt-tokens", "50"]  # its kernel for prompts begins at 32
         done = subprocess.run(
             [environment(name), "-m", "llamagen", *words, "--report", str(report)],
-            env={**os.environ, **provider.settings, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
