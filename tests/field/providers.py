@@ -68,7 +68,7 @@ FUSED = (
 
 
 def without_subgroups(settings: Mapping[str, str], place: Path) -> dict[str, str]:
-    """The driver of ``settings`` without subgroups, built in ``place``; Apple and NVIDIA are attended on without them."""
+    """The driver of ``settings`` without subgroups, as Apple and NVIDIA are attended on; built in ``place``."""
     driver = Path(settings["VK_ICD_FILENAMES"])
     library, described = place / "libvulkan_hiding.so", place / "hiding.json"
     source = Path(__file__).with_name("vulkan.c")
