@@ -48,6 +48,16 @@ blocks:
       k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
       return o_proj(merge_heads(attention(q, k, v, mask='causal', window=3, softcap=2.0, scale=0.3, sinks=sinks)))
 """,
+    "window, sinks": """
+blocks:
+  Attention:
+    parts: {sinks: "parameter(num_heads, kind='bias')"}
+    forward: |
+      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
+      k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
+      k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
+      return o_proj(merge_heads(attention(q, k, v, mask='causal', window=3, scale=0.3, sinks=sinks)))
+""",
     "interleaved, scaled": "hyperparameters: {rope: {kind: yarn, factor: 4.0, attention_factor: 1.2,"
     " theta: 50.0, original_max_positions: 64, layout: interleaved}}",
     "biases": "blocks: {Attention: {parts: {q_proj: 'linear(hidden_size, num_heads * head_dim, bias=true)',"
@@ -166,7 +176,11 @@ def test_low_precisions_agree(
     def read(path: str) -> npt.NDArray[np.generic]:
         return model.weight(path).astype(kind)
 
-    assert rewrite(model.flat, Export(profile, dtype)).fired["pack-rows"] == 1
+    fused = rewrite(model.flat, Export(profile, dtype)).fired.get("pack-rows")
+    if profile == "ort-webgpu" and "cap" in name:
+        assert not fused
+        return
+    assert fused == 1
     witness = OnnxWitness.of_graph(
         model.graph,
         model.weight,
