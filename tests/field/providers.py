@@ -164,7 +164,7 @@ def compared(name: str, folder: Folder) -> dict[str, Any]:
         settings = provider.settings
         if folder.profile == "ort-webgpu":
             settings = without_subgroups(settings, Path(place))
-            words += ["--prompt-tokens", "50"]  # its kernel for prompts begins at 32
+            words += ["--prompt-tokens", "40"]  # its kernel for prompts begins at 32
         done = subprocess.run(
             [environment(name), "-m", "llamagen", *words, "--report", str(report)],
             env={**os.environ, **settings, "PYTHONPATH": str(ROOT)},

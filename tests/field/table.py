@@ -21,7 +21,7 @@ without a GPU. Models are reduced in size and random in weights; wirings, operat
 rounding sets for this model; the last column is the largest part of that bound that was taken.
 
 The CPU provider of onnxruntime 1.32 is what all tests run. WebGPU is computed by SwiftShader, software that has no
-float16; the operator of experts (MoE) is the CPU's there. Folders of `ort-webgpu` are computed with prompts of 50
+float16; the operator of experts (MoE) is the CPU's there. Folders of `ort-webgpu` are computed with prompts of 40
 tokens and over a driver that hides its subgroups ([vulkan.c](../tests/field/vulkan.c)), as on Apple's and NVIDIA's
 devices: with them the kernel of attention is wrong, which `run` and `verify` refuse (LG727). By hand, on 2026-12-01:
 llama-3.2-1b in float16, plain and int4, equal on lavapipe of Mesa 25. `openvino` is `verify --against openvino`, two
@@ -33,11 +33,11 @@ llama.cpp: [verify.md](verify.md).
 BROWSER = """\
 ## In a browser: Chromium {chromium}, transformers.js {@huggingface/transformers}, {date}
 
-The page of `export --web` (float32) in headless Chromium, without a network, with onnxruntime-web
+The page of `export --web` (profile portable, float32) in headless Chromium, without a network, with onnxruntime-web
 {onnxruntime-web}: *equal* are all tokens that it writes to those of `llamagen run`.
 
-| model | on | profile | codes | result | tokens |
-|---|---|---|---|---|---|
+| model | on | codes | result | tokens |
+|---|---|---|---|---|
 """
 
 CUDA = """\
