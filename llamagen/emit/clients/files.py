@@ -17,7 +17,7 @@ from llamagen.emit.manifest import AdapterRecord, Source
 from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.layout import FLAT, Layout
-from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU
+from llamagen.emit.onnx.session import DEVICES
 from llamagen.emit.onnx.stages import Stage
 from llamagen.emit.written import write_text
 from llamagen.ir.graph import MAIN, Graph
@@ -33,14 +33,6 @@ GENERIC = "decoder"
 PIPELINE = "decoder-pipeline"
 NAMED = frozenset({"llama"})
 """Names of transformers that the runtime knows too; every other decoder is the generic one."""
-
-
-PROVIDERS: Mapping[str, tuple[str, ...]] = {
-    CPU: (),
-    CUDA: ("cuda",),
-    WEBGPU: ("webgpu",),
-}
-"""Execution provider -> what this runtime calls it beyond the CPU, which it always has."""
 
 
 def genai_config(
@@ -59,7 +51,7 @@ def genai_config(
     Threads are left to ONNX Runtime, because a folder does not know the machine it runs on. Without a padding token
     of its own a model pads with the one that ends a text: the runtime takes padding at the end of a row only.
     """
-    kind = settings.model_type
+    kind, device = settings.model_type, DEVICES[emitted.profile.provider]
     pad = tokens.pad if tokens.pad is not None else next(iter(tokens.eos), None)
     pipeline: list[Json] = [
         {one.name: {"filename": one.file, "inputs": [*one.inputs], "outputs": [*one.outputs]}}
@@ -77,7 +69,7 @@ def genai_config(
             "session_options": {
                 "log_id": "onnxruntime-genai",
                 **emitted.session_settings,
-                "provider_options": [{name: {}} for name in PROVIDERS[emitted.profile.provider]],
+                "provider_options": [] if device == "cpu" else [{device: {}}],
             },
             "head_size": decoder.head_dim,
             "hidden_size": hidden_size,

@@ -17,7 +17,8 @@ from llamagen.emit.onnx.data import DATA_SUFFIX
 from llamagen.emit.onnx.emit import OnnxModel
 from llamagen.emit.onnx.initializers import Encoding, Initializer
 from llamagen.emit.onnx.layout import Layout
-from llamagen.emit.onnx.profile import CPU, CUDA, WEBGPU
+from llamagen.emit.onnx.profile import CPU
+from llamagen.emit.onnx.session import DEVICES
 from llamagen.emit.written import llamagen_version
 from llamagen.ir.flatten import flatten
 from llamagen.ir.graph import MAIN, Graph, all_parameters
@@ -150,8 +151,8 @@ class Page:
     """The text model."""
     layout: Layout
     provider: str
-    device: Literal["", "cuda", "webgpu"]
-    """What it is made for: `--provider`; empty for the CPU."""
+    device: str
+    """What it is made for, as `--provider` takes it."""
     session: Mapping[str, str]
     page: bool
     """There is an index.html."""
@@ -160,9 +161,6 @@ class Page:
     adapter_file: str
     browser: bool
     """ONNX Runtime's WebAssembly build, as transformers.js brings it, has no bfloat16; float16 was not tested."""
-
-
-_DEVICES: Mapping[str, Literal["", "cuda", "webgpu"]] = {CPU: "", CUDA: "cuda", WEBGPU: "webgpu"}
 
 
 def page_of(exported: Exported) -> Page:
@@ -203,7 +201,7 @@ def page_of(exported: Exported) -> Page:
         file=exported.layout.file(MAIN),
         layout=exported.layout,
         provider=model.profile.provider,
-        device=_DEVICES[model.profile.provider],
+        device=DEVICES[model.profile.provider],
         session=model.session_settings,
         page=PAGE_FILE in exported.names,
         adapter=adapter,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROVIDERS: Mapping[str, str] = {"cpu": CPU, "cuda": CUDA, "webgpu": WEBGPU}
 """What a user calls an execution provider, and its name."""
+DEVICES: Mapping[str, str] = {provider: word for word, provider in PROVIDERS.items()}
 PLUGINS: Mapping[str, str] = {WEBGPU: "onnxruntime_ep_webgpu"}
 """Providers that are packages of their own, which any onnxruntime from 1.30 on loads."""
 BFLOAT16 = 16
@@ -134,7 +135,8 @@ def open_session(
         parts = session.get_provider_graph_assignment_info()
         nodes = (n for part in parts if part.ep_name == provider for n in part.get_nodes())
         if any(node.op_type == _FUSED for node in nodes):
-            _require_attention(plugged)
+            with computing(f"attention of {provider}", options):
+                _require_attention(plugged)
     return session
 
 

@@ -37,8 +37,7 @@ BASE = text(
     "t/base", vocab=32, hidden=32, layers=2, heads=4, kv=2, head_dim=16, ffn=48, positions=512,
     rope="{kind: default, theta: 100.0}",
 )  # fmt: skip
-EXTRAS = {
-    "window, sinks, cap": """
+CAPPED = """
 blocks:
   Attention:
     parts: {sinks: "parameter(num_heads, kind='bias')"}
@@ -47,17 +46,10 @@ blocks:
       k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
       k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
       return o_proj(merge_heads(attention(q, k, v, mask='causal', window=3, softcap=2.0, scale=0.3, sinks=sinks)))
-""",
-    "window, sinks": """
-blocks:
-  Attention:
-    parts: {sinks: "parameter(num_heads, kind='bias')"}
-    forward: |
-      q = rope(split_heads(q_proj(x), num_heads), positions, rope)
-      k = rope(split_heads(k_proj(x), num_kv_heads), positions, rope)
-      k, v = cache(k, split_heads(v_proj(x), num_kv_heads))
-      return o_proj(merge_heads(attention(q, k, v, mask='causal', window=3, scale=0.3, sinks=sinks)))
-""",
+"""
+EXTRAS = {
+    "window, sinks, cap": CAPPED,
+    "window, sinks": CAPPED.replace("softcap=2.0, ", ""),
     "interleaved, scaled": "hyperparameters: {rope: {kind: yarn, factor: 4.0, attention_factor: 1.2,"
     " theta: 50.0, original_max_positions: 64, layout: interleaved}}",
     "biases": "blocks: {Attention: {parts: {q_proj: 'linear(hidden_size, num_heads * head_dim, bias=true)',"
