@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,49 @@ def test_rows_of_a_gguf_are_in_the_order_of_the_adapter(place: Path, tmp_path: P
     assert np.abs(found - expected).max() <= 2e-5 * expected.std()
 
 
-def greedy(place: Path, name: str | None, state: Mapping[str, torch.Tensor], new: int) -> list[int]:
-    model, ids = theirs(place, name, state), list(IDS)
+def greedy(
+    place: Path,
+    name: str | None,
+    state: Mapping[str, torch.Tensor],
+    new: int,
+    prompt: Sequence[int] = IDS,
+) -> list[int]:
+    model, ids = theirs(place, name, state), list(prompt)
     with torch.no_grad():
         for _ in range(new):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(IDS) :]
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("client", ["onnxruntime", "onnxruntime-genai"])
+def test_the_readme_of_the_folder_switches_an_adapter(
+    client: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines about the adapter, put where it says that they go."""
+    out = apart(place, tmp_path / "out", ExportOptions())
+    monkeypatch.chdir(out)
+    section = Path("README.md").read_text().partition(f"## {client}\n")[2].partition("\n## ")[0]
+    whole, switch = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    if client == "onnxruntime":
+        call = "session.run(outputs, feeds | past"
+        assert f"`{call}, with_adapter)`" in section and f"{call})" in whole
+        code = f"import onnxruntime as ort\n{switch}{whole.replace(call, f'{call}, with_adapter')}"
+    else:
+        made = "generator = og.Generator(model, params)\n"
+        assert made in switch and made in whole
+        code = whole.replace(made, switch)
+    texts = {}
+    for about, lines in (("with", code), ("without", whole)):
+        names: dict[str, Any] = {}
+        exec(compile(lines, "README.md", "exec"), names)
+        texts[about] = list(names["answer"])
+    prompt = [int(token) for token in names["prompt"]]
+    (name,) = re.findall(r"adapters/(\w+)\.onnx_adapter", switch)
+    for about, asked in (("with", name), ("without", None)):
+        expected = greedy(place, asked, state_of(out), 16, prompt)
+        ended = expected.index(2) if 2 in expected else 16
+        assert texts[about][:ended] == expected[:ended] and ended
+    assert texts["with"] != texts["without"]
 
 
 @pytest.mark.parametrize("form", ["portable", "fused", "int4"])
