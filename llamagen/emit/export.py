@@ -28,6 +28,7 @@ from llamagen.emit.manifest import (
     EXPORT,
     MANIFEST,
     SPEC_FILE,
+    AdapterRecord,
     CodedCacheRecord,
     FileRecord,
     GraphRecord,
@@ -183,11 +184,18 @@ class ExportJob:
                 write_page(staging, self.resolved, emitted[MAIN], packages)
             stages = self.cut(staging)
             records = {name: adapter.record for name, adapter in adapters.items()}
-            about = self.resolved, self.graphs, main, weights.source, stages, layout, records
-            write_client_files(staging, *about)
+            write_client_files(
+                staging,
+                self.resolved,
+                self.graphs,
+                main,
+                weights.source,
+                stages,
+                layout,
+                records,
+            )
             files = all_files(staging, known)
-            manifest = self.manifest(emitted, weights, cache, files, stages, layout)
-            manifest = manifest.model_copy(update={"adapters": records})
+            manifest = self.manifest(emitted, weights, cache, files, stages, layout, records)
             write_text(staging / MANIFEST, manifest.text())
 
     def cut(self, folder: Path) -> tuple[Stage, ...]:
@@ -207,6 +215,7 @@ class ExportJob:
         files: dict[str, FileRecord],
         stages: Sequence[Stage],
         layout: Layout,
+        adapters: Mapping[str, AdapterRecord],
     ) -> Manifest:
         main = emitted[MAIN]
         return Manifest(
@@ -236,6 +245,7 @@ class ExportJob:
                 )
                 for name, one in emitted.items()
             },
+            adapters=dict(adapters),
             stages=tuple(stage.name for stage in stages),
             images=images_record(self.resolved),
             files=files,

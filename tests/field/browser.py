@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llamagen.emit.clients.web import PACKAGES
 from llamagen.emit.options import ExportOptions, QuantizeOptions
@@ -20,7 +21,13 @@ from tests.clients.test_page import INT4, answered, exported, of_run
 MODEL = TextModel("llama/3.2/1b")
 DEVICES = {"wasm": (), "webgpu": SOFTWARE_GPU}
 CODES = {"none": QuantizeOptions(), "int4": INT4}
-ROWS = tuple(f"{MODEL.id} {device} {codes}" for device in DEVICES for codes in CODES)
+PROFILES: tuple[Literal["portable", "ort-webgpu"], ...] = ("portable", "ort-webgpu")
+ROWS = tuple(
+    f"{MODEL.id} {device} {profile} {codes}"
+    for device in DEVICES
+    for profile in PROFILES
+    for codes in CODES
+)
 
 
 def missing() -> str:
@@ -41,15 +48,16 @@ def rows() -> dict[str, Any]:
         place = Path(name)
         checkpoint = MODEL.checkpoint(place)
         found: dict[str, Any] = {}
-        for codes, quantize in CODES.items():
-            out = exported(checkpoint, place / codes, ExportOptions(web=True, quantize=quantize))
+        for (codes, quantize), profile in product(CODES.items(), PROFILES):
+            options = ExportOptions(profile, web=True, quantize=quantize)
+            out = exported(checkpoint, place / f"{profile}-{codes}", options)
             for device, flags in DEVICES.items():
                 with page_of(out, flags) as page:
                     said = answered(page, f"?device={device}", some=4)
                     shown = page.value("document.getElementById('device').textContent")
                 there = ("WebGPU" in shown) == (device == "webgpu")
                 same = bool(said) and said == of_run(out, len(said))
-                row = f"{MODEL.id} {device} {codes}"
+                row = f"{MODEL.id} {device} {profile} {codes}"
                 result = "equal" if same and there else "different"
                 found[row] = {"result": result, "tokens": len(said)}
                 print(f"browser, {row}: {result}", flush=True)

@@ -33,11 +33,11 @@ llama.cpp: [verify.md](verify.md).
 BROWSER = """\
 ## In a browser: Chromium {chromium}, transformers.js {@huggingface/transformers}, {date}
 
-The page of `export --web` (profile portable, float32) in headless Chromium, without a network, with onnxruntime-web
+The page of `export --web` (float32) in headless Chromium, without a network, with onnxruntime-web
 {onnxruntime-web}: *equal* are all tokens that it writes to those of `llamagen run`.
 
-| model | on | codes | result | tokens |
-|---|---|---|---|---|
+| model | on | profile | codes | result | tokens |
+|---|---|---|---|---|---|
 """
 
 CUDA = """\
