@@ -12,6 +12,7 @@ import numpy.typing as npt
 from llamagen import files
 from llamagen.diagnostics import LlamagenError, quoted
 from llamagen.emit.manifest import HandOver, ImagesRecord, graph_path
+from llamagen.emit.onnx.profile import CPU, CUDA
 from llamagen.emit.onnx.session import (
     AS_IT_IS,
     NO_ADAPTER,
@@ -57,10 +58,15 @@ class Cache(Protocol):
 
 
 def cache_of(session: ort.InferenceSession, rows: int = 1) -> Cache:
-    """In place where the model can append to a buffer that numpy can hold, else one that grows."""
+    """In place where the model can append to a buffer that numpy can hold, else one that grows.
+
+    A plugin computes on copies of what lies on the host: what its kernel appends to has none of the tokens before.
+    """
     in_place = session.get_modelmeta().custom_metadata_map.get("llamagen.in_place") == "true"
     held = all("bfloat16" not in i.type for i in session.get_inputs())
-    return BufferCache(session, rows) if in_place and held else GrowingCache(session, rows)
+    shared = session.get_providers()[0] in (CPU, CUDA)
+    fits = in_place and held and shared
+    return BufferCache(session, rows) if fits else GrowingCache(session, rows)
 
 
 class GrowingCache:

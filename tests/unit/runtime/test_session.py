@@ -14,9 +14,9 @@ import pytest
 from llamagen import api
 from llamagen.diagnostics import LlamagenError
 from llamagen.emit.manifest import read_manifest
-from llamagen.emit.onnx.session import OpenOptions, _require_attention
+from llamagen.emit.onnx.session import OpenOptions, _require_attention, open_session
 from llamagen.emit.options import ExportOptions, QuantizeOptions
-from llamagen.runtime.session import BufferCache, Session
+from llamagen.runtime.session import BufferCache, GrowingCache, Session, cache_of
 
 TINY = Path(__file__).resolve().parents[2] / "cases/common/tiny.yaml"
 IDS = (5, 17, 2, 80, 33, 9, 61)
@@ -55,6 +55,14 @@ def test_a_cache_in_place_grows_and_forgets(fused: Path) -> None:
     expected = whole.step(IDS)
     assert np.abs(found - expected).max() <= 2e-5 * expected.std()
     assert session.cache.capacity < 4 * len(IDS)
+
+
+def test_a_plugin_gets_no_buffer_to_append_to(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel would write behind tokens that its copy of the buffer has not."""
+    session = open_session(fused / "model.onnx")
+    assert isinstance(cache_of(session), BufferCache)
+    monkeypatch.setattr(session, "get_providers", lambda: ["WebGpuExecutionProvider"])
+    assert isinstance(cache_of(session), GrowingCache)
 
 
 def test_decode_moves_nothing(fused: Path) -> None:
