@@ -81,6 +81,8 @@ class Architecture:
     """Of the layers."""
     norms_at: str | None
     """Where these stand: before attention and feed-forward, behind them, on the sum of both, or some of it."""
+    latent: bool
+    """Attention of the text model is over one vector a token that all heads share (`Heads.latent`)."""
     cache: CacheReport
     """Of the text model."""
     weights: tuple[Weight, ...]
@@ -118,6 +120,7 @@ def measure(resolved: ResolvedSpec) -> Architecture:
         next((one.activation for one in layers if one.activation), None),
         next((one.norms[1] for one in layers if one.norms[1]), None),
         next((one.normed for one in layers if one.normed), None),
+        any(one.heads is not None and one.heads.latent is not None for one in layers),
         cache,
         tuple(folded),
     )
@@ -165,6 +168,7 @@ def _read(saved: Mapping[str, Any]) -> Architecture:
         saved["activation"],
         saved["norm"],
         saved["norms_at"],
+        saved["latent"],
         CacheReport(tuple(CacheLayer(*row) for row in saved["layers"])),
         tuple(Weight(path, times, tuple(shape)) for path, times, shape in saved["weights"]),
     )
@@ -191,6 +195,7 @@ def numbers_text() -> str:
                 "activation": built.activation,
                 "norm": built.norm,
                 "norms_at": built.norms_at,
+                "latent": built.latent,
                 "layers": [astuple(layer)[:-1] for layer in built.cache.layers],
                 "weights": [astuple(weight) for weight in built.weights],
             }
@@ -289,18 +294,16 @@ def _attention(record: Record) -> Static:
     heads, kv_heads = record["num_heads"], record["num_kv_heads"]
     if not isinstance(heads, int) or not (kv_heads is None or isinstance(kv_heads, int)):
         return None
-    return "MLA" if _latent(record) else attention_kind(heads, kv_heads)
-
-
-def _latent(record: Record) -> bool:
-    """Whether one vector a token, and a rotated key beside it, is all that its heads share (latent attention)."""
     built = record.architecture
-    slots = built.cache.layers if built is not None else ()
-    return any(slot.kv_heads == 1 and slot.key_dim != slot.value_dim for slot in slots)
+    return attention_kind(heads, kv_heads, latent=built is not None and built.latent)
 
 
-def attention_kind(heads: int, kv_heads: int | None) -> Literal["MHA", "MQA", "GQA"]:
-    """Multi-head, multi-query or grouped-query. Without ``kv_heads`` every head has its own keys and values."""
+def attention_kind(
+    heads: int, kv_heads: int | None, *, latent: bool
+) -> Literal["MHA", "MQA", "GQA", "MLA"]:
+    """Multi-head, multi-query, grouped-query or latent. Without ``kv_heads`` every head has its own keys and values."""
+    if latent:
+        return "MLA"
     if kv_heads is None or kv_heads == heads:
         return "MHA"
     return "MQA" if kv_heads == 1 else "GQA"
@@ -523,7 +526,7 @@ def _row(record: Record) -> Row:
     heads, kv_heads = values.num_heads, values.num_kv_heads
     attention = None
     if heads is not None:
-        kind = "MLA" if _latent(record) else attention_kind(heads, kv_heads)
+        kind = attention_kind(heads, kv_heads, latent=built is not None and built.latent)
         attention = f"{kind} {heads}:{kv_heads}" if kind == "GQA" else f"{kind} {heads}"
         if values.sliding_window is not None:
             attention += f", window {values.sliding_window}"

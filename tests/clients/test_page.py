@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -103,8 +104,11 @@ def test_the_page_says_which_file_is_not_there(checkpoint: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("profile", ["portable", "ort-webgpu"])
 @pytest.mark.parametrize("quantize", ["kept", "float32", "int4"])
-def test_a_trained_model_answers_on_its_page(tmp_path: Path, quantize: str) -> None:
+def test_a_trained_model_answers_on_its_page(
+    profile: Literal["portable", "ort-webgpu"], tmp_path: Path, quantize: str
+) -> None:
     """As it is packed, decoded, and quantised by us."""
     options = {
         "kept": QuantizeOptions(),
@@ -113,7 +117,7 @@ def test_a_trained_model_answers_on_its_page(tmp_path: Path, quantize: str) -> N
     }
     out = tmp_path / "out"
     api.imported(smollm2()).export(
-        out, ExportOptions(web=True, quantize=options[quantize]), checkpoint=smollm2()
+        out, ExportOptions(profile, web=True, quantize=options[quantize]), checkpoint=smollm2()
     )
     with page_of(out) as page:
         said = answered(page, "?device=wasm")

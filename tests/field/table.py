@@ -18,7 +18,8 @@ Written by `python -m tests.field.table` from [field.json](../generated/reports/
 `python -m tests.field NAME ...` makes: each build as it is published, in an environment of its own, on a machine
 without a GPU. Models are reduced in size and random in weights; wirings, operators and dtypes are the released ones.
 *Equal* is `verify --provider`: prompts, batches, padding, decoding, cut anywhere, each within the bound that float32
-rounding sets for this model; the last column is the largest part of that bound that was taken.
+rounding sets for this model; the last column is the largest part of that bound that was taken. Of folders in float32
+`run --provider` writes the tokens that it writes on the CPU, too.
 
 The CPU provider of onnxruntime 1.32 is what all tests run. WebGPU is computed by SwiftShader, software that has no
 float16; the operator of experts (MoE) is the CPU's there. Folders of `ort-webgpu` are computed with prompts of 40

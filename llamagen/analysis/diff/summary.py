@@ -188,7 +188,7 @@ def _attention_said(both: _Both) -> Iterator[str]:
         if x.latent != y.latent:
             yield _latent_said(x, y, where)
             continue
-        kinds = [attention_kind(h.query, h.key_value) for h in (x, y)]
+        kinds = _kinds(x, y)
         named = f" ({kinds[0]} → {kinds[1]})" if kinds[0] != kinds[1] else ""
         if x.query != y.query:
             ends = [f"{h.query} heads ({h.key_value} for keys and values)" for h in (x, y)]
@@ -208,6 +208,10 @@ def _attention_said(both: _Both) -> Iterator[str]:
             yield f"queries and keys are normalised ({second}{f' for {first}' * bool(first)}){where}"
 
 
+def _kinds(*both: Heads) -> list[str]:
+    return [attention_kind(h.query, h.key_value, latent=h.latent is not None) for h in both]
+
+
 def _latent_said(x: Heads, y: Heads, where: str) -> str:
     def named(h: Heads) -> str:
         if h.latent is None:
@@ -215,9 +219,7 @@ def _latent_said(x: Heads, y: Heads, where: str) -> str:
         rotated = h.dim - h.latent
         return f"{h.query} heads over one vector of {h.latent} and a rotated key of {rotated}"
 
-    kinds = [
-        "MLA" if h.latent is not None else attention_kind(h.query, h.key_value) for h in (x, y)
-    ]
+    kinds = _kinds(x, y)
     change = f" ({' → '.join(kinds)})" if kinds[0] != kinds[1] else ""
     lead = "latent attention: " if x.latent is None else ""
     return f"{lead}{named(x)} → {named(y)}{change}{where}"

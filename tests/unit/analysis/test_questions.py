@@ -288,5 +288,6 @@ def test_unknown_runtime_and_dtype(runtime: str, dtype: str) -> None:
 
 def test_kinds_of_attention() -> None:
     """Without its own number of key heads a model has as many as heads."""
-    kinds = [attention_kind(8, kv_heads) for kv_heads in (None, 8, 1, 2)]
+    kinds = [attention_kind(8, kv_heads, latent=False) for kv_heads in (None, 8, 1, 2)]
     assert kinds == ["MHA", "MHA", "MQA", "GQA"]
+    assert attention_kind(8, 1, latent=True) == "MLA"
